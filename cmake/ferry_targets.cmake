@@ -1,0 +1,31 @@
+# Helpers that keep the CMakeLists of a room to a list of files.
+
+add_library(ferry_flags INTERFACE)
+target_compile_options(ferry_flags INTERFACE -Wall -Wextra -Wshadow -Wnon-virtual-dtor
+                                             $<$<BOOL:${FERRY_WERROR}>:-Werror>)
+# Sums have one order everywhere (docs/design.md, numerics): the compiler must not contract a
+# product and a sum into an FMA on its own, nor reassociate.
+target_compile_options(ferry_flags INTERFACE -ffp-contract=off)
+target_include_directories(ferry_flags INTERFACE ${PROJECT_SOURCE_DIR})
+if(FERRY_SANITIZE)
+  target_compile_options(ferry_flags INTERFACE -fsanitize=${FERRY_SANITIZE} -fno-omit-frame-pointer
+                                               -fno-sanitize-recover=all)
+  target_link_options(ferry_flags INTERFACE -fsanitize=${FERRY_SANITIZE})
+  target_compile_definitions(ferry_flags INTERFACE FERRY_SANITIZE="${FERRY_SANITIZE}")
+endif()
+
+# ferry_room(name SOURCES ... LINKS ... PRIVATE_LINKS ...): one room = one static library ferry_<name>.
+function(ferry_room name)
+  cmake_parse_arguments(ROOM "" "" "SOURCES;LINKS;PRIVATE_LINKS" ${ARGN})
+  add_library(ferry_${name} STATIC ${ROOM_SOURCES})
+  target_link_libraries(ferry_${name} PUBLIC ferry_flags ${ROOM_LINKS} PRIVATE ${ROOM_PRIVATE_LINKS})
+endfunction()
+
+# ferry_test(room file... LINKS ...): one test binary a room, each TEST a ctest entry.
+function(ferry_test room)
+  cmake_parse_arguments(T "" "" "SOURCES;LINKS;LABELS;DEPS" ${ARGN})
+  add_executable(${room}_test ${T_SOURCES})
+  target_link_libraries(${room}_test PRIVATE ${T_LINKS} ferry_test_support GTest::gtest)
+  gtest_discover_tests(${room}_test NO_PRETTY_VALUES DISCOVERY_TIMEOUT 60
+                       PROPERTIES LABELS "${T_LABELS}" TIMEOUT 300)
+endfunction()

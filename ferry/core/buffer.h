@@ -1,0 +1,48 @@
+// Page-aligned memory that costs nothing until it is touched.
+#pragma once
+
+#include <cstddef>
+#include <utility>
+
+namespace ferry {
+
+/// Zeroed anonymous memory, aligned to a page, reserved but not committed: pages that are never
+/// touched cost nothing. Asks for huge pages from 32 MiB on, where they were measured to pay
+/// (docs/performance.md). Movable, not copyable; frees in the destructor. Throws Error when the
+/// address space or memory limit refuses.
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(std::size_t bytes);
+  ~Buffer();
+
+  Buffer(Buffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  std::byte* data() const { return data_; }
+
+  std::size_t size() const { return bytes_; }
+
+  template <class T>
+  T* as() const {
+    return reinterpret_cast<T*>(data_);
+  }
+
+ private:
+  std::byte* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+/// Advises huge pages for [data, data + bytes) when large enough for them to pay.
+void advise_huge_pages(void* data, std::size_t bytes) noexcept;
+
+}  // namespace ferry

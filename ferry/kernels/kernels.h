@@ -1,0 +1,161 @@
+// The arithmetic: one table of functions for each instruction set, chosen once at start.
+//
+// Numerics contract (docs/numerics.md): a row's result depends on that row and the weights alone,
+// and for every function here all instruction sets give the same bytes. The scalar table is the
+// definition. Orders of summation:
+//   gemm, bf16 weights: TDPBF16PS's. For each 32 k: a chain of fused multiply-adds over the even k
+//     from 0, one over the odd k from 0, the two added, then added to the accumulator.
+//   gemm, f32 weights: one chain of fused multiply-adds over k from 0.
+//   every other reduction over a row (dot, sum of squares, sum of exponentials): "lane16": lane j
+//     takes elements j, j+16, j+32, ... by fused multiply-add (or addition) from 0; then lanes are
+//     folded 16 -> 8 -> 4 -> 2 -> 1 as lane[j] += lane[j + half].
+// All functions are noexcept, allocate nothing, and expect the thread to flush denormals
+// (FlushDenormals in core/threads.h; ThreadPool does it).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "ferry/core/types.h"
+
+namespace ferry {
+
+enum class Isa : std::uint8_t { scalar, avx2, avx512, amx };
+
+inline constexpr int kPanelColumns = 16;  // columns of a weight panel
+inline constexpr int kBf16KBlock = 32;    // bf16 panels are padded to this many k
+
+/// A weight matrix [k, n] (out = in * W) packed once at load into panels of 16 columns, panel after
+/// panel, columns beyond n and k beyond the padded end zero. Borrowed memory, 64-byte aligned.
+///   bf16 panel: [k_padded / 2][16 columns][2]: pairs of consecutive k side by side, as AMX and
+///     VDPBF16PS want them; k_padded = k rounded up to 32.
+///   f32 panel: [k][16 columns].
+struct PackedMatrix {
+  DType dtype = DType::f32;  ///< f32 or bf16
+  std::int64_t k = 0;
+  std::int64_t n = 0;
+  const std::byte* data = nullptr;
+
+  std::int64_t panels() const { return ceil_div(n, kPanelColumns); }
+
+  std::size_t panel_bytes() const { return packed_panel_bytes(dtype, k); }
+
+  static std::size_t packed_panel_bytes(DType dtype, std::int64_t k) {
+    return dtype == DType::bf16
+               ? static_cast<std::size_t>(round_up(k, kBf16KBlock) * kPanelColumns * 2)
+               : static_cast<std::size_t>(k * kPanelColumns * 4);
+  }
+};
+
+enum class Epilogue : std::uint8_t {
+  store,       ///< out[:, n] = acc (+ bias)
+  gated_silu,  ///< panels alternate gate, up: out[:, n] = silu(gate) * up; half as many columns
+};
+
+/// out = in * W for `rows` rows and the panels [first_panel, last_panel).
+struct GemmArgs {
+  RowsView in;  ///< rows of k elements of the weights' type; any alignment of 2 or 4 bytes
+  std::int64_t rows = 0;
+  const PackedMatrix* weights = nullptr;
+  std::int64_t first_panel = 0;
+  std::int64_t last_panel = 0;  ///< gated_silu: both even
+  const float* bias = nullptr;  ///< [n] or null; store only
+  Epilogue epilogue = Epilogue::store;
+  MutableRowsView out;           ///< rows of n (gated_silu: n / 2) elements; whole rows: column c
+                                 ///< of W lands at element c
+  DType out_type = DType::f32;   ///< f32 or bf16 (rounded to nearest even)
+  std::span<std::byte> scratch;  ///< at least gemm_scratch_bytes(k); the calling thread's own
+};
+
+/// One query head over the keys and values of positions [0, length): softmax(q.K * scale) V.
+/// Scores in lane16 order over a head's elements; the sum over positions is lane16 over absolute
+/// positions for the denominators and one fused chain in order of position for the values.
+struct AttendArgs {
+  const float* query = nullptr;  ///< [head_dim]
+  RowsView keys;                 ///< row p: this head's key at position p, [head_dim] of kv_type
+  RowsView values;
+  DType kv_type = DType::f32;
+  std::int64_t length = 0;
+  std::int64_t head_dim = 0;
+  float scale = 1.0F;
+  float* scores = nullptr;  ///< scratch [length]
+  float* out = nullptr;     ///< [head_dim]
+};
+
+/// The weighted sum of combine: out = sum over k in order of weights[k] * rows[k], a chain of fused
+/// multiply-adds in f32 from 0; accumulate adds the chain's result to what `out` holds.
+struct WeightedSumArgs {
+  const std::byte* const* rows = nullptr;  ///< k pointers to rows of n elements of `in_type`
+  const float* weights = nullptr;          ///< [k]
+  std::int64_t k = 0;
+  std::int64_t n = 0;
+  DType in_type = DType::f32;
+  std::byte* out = nullptr;
+  DType out_type = DType::f32;
+  bool accumulate = false;
+};
+
+struct Kernels {
+  Isa isa;
+  std::string_view name;
+
+  /// Scratch that one thread's gemm calls need for inputs of k elements.
+  std::size_t (*gemm_scratch_bytes)(DType weights, std::int64_t k);
+  void (*gemm)(const GemmArgs& args);
+
+  void (*attend)(const AttendArgs& args);
+  void (*weighted_sum)(const WeightedSumArgs& args);
+
+  /// out = x / sqrt(mean(x^2) + eps) * weight, all in f32, rounded to `type` once at the end.
+  /// x and out: [n] of `type`; may be the same row.
+  void (*rms_norm)(const std::byte* x,
+                   DType type,
+                   const float* weight,
+                   float eps,
+                   std::byte* out,
+                   std::int64_t n);
+  /// Rotates pairs (x[i], x[i + n/2]) by angle i: x0*cos - x1*sin, x1*cos + x0*sin (Hugging Face's
+  /// half-split form); each as fma(x0, cos, -(x1 * sin)) and fma(x1, cos, x0 * sin).
+  void (*rope)(float* x, const float* cos, const float* sin, std::int64_t n);
+  /// p = softmax(x) in place, f32.
+  void (*softmax)(float* x, std::int64_t n);
+  /// out[i] = 1 / (1 + exp(-x[i])).
+  void (*sigmoid)(const float* x, float* out, std::int64_t n);
+  /// out[i] = x[i] * factor, out of f32.
+  void (*scale)(const float* x, float factor, float* out, std::int64_t n);
+  /// x[i] = round(x[i] + y[i]): adds an f32 row to a row of `type` (the residual stream).
+  void (*add)(std::byte* x, DType type, const float* y, std::int64_t n);
+  /// Converts a row between f32, bf16 and f16; to bf16 and f16 rounds to nearest even.
+  void (*convert)(
+      const std::byte* in, DType in_type, std::byte* out, DType out_type, std::int64_t n);
+  float (*dot)(const float* x, const float* y, std::int64_t n);
+};
+
+/// The table for this machine: the best it has, or what FERRY_ISA=scalar|avx2|avx512|amx names.
+/// Chosen at the first call. Throws ConfigError when the machine lacks the one named.
+const Kernels& kernels();
+
+/// A table by name; throws ConfigError when this machine cannot run it. For tests and `doctor`.
+const Kernels& kernels_for(Isa isa);
+
+bool isa_supported(Isa isa);
+std::string_view isa_name(Isa isa);
+
+/// Packs a matrix [n, k] as checkpoints store it into panels: column c of W is source row c. Pads
+/// with zeros.
+struct PackArgs {
+  DType dtype = DType::f32;           ///< type of the packed weights
+  const std::byte* source = nullptr;  ///< [n, k] row-major of source_type
+  DType source_type = DType::f32;
+  std::int64_t k = 0;
+  std::int64_t n = 0;
+  std::byte* out = nullptr;  ///< ceil(n / 16) panels
+  /// Distance between the panels written, in panels: 2 interleaves gate and up.
+  std::int64_t panel_step = 1;
+};
+
+void pack_matrix(const PackArgs& args);
+
+}  // namespace ferry

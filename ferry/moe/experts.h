@@ -1,0 +1,74 @@
+// Experts: the grouped gated FFN over the slots that this rank holds.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "ferry/core/buffer.h"
+#include "ferry/core/threads.h"
+#include "ferry/core/types.h"
+#include "ferry/kernels/kernels.h"
+
+namespace ferry {
+
+/// How the rows of the local slots lie in what the dispatcher hands over. Row i of slot l is row
+/// offsets[l] + i in every one of them.
+enum class DispatchFormat : std::uint8_t {
+  padded,        ///< [L, cap, H]: offsets[l] = l * cap
+  ragged,        ///< expert-major, slots packed one behind the other (aligned)
+  row_pointers,  ///< nothing copied: a pointer per row, into peers' memory
+};
+
+/// The one argument of every expert computation: rows in, rows out. Borrowed for the call.
+struct ExpertRows {
+  DispatchFormat format = DispatchFormat::padded;
+  std::span<const std::int32_t> counts;   ///< [L] rows of each local slot
+  std::span<const std::int64_t> offsets;  ///< [L] row index of each slot's first row
+  RowsView in;                            ///< [.., hidden] of in_type
+  DType in_type = DType::f32;
+  MutableRowsView out;  ///< [.., hidden] of out_type, same row indices
+  DType out_type = DType::f32;
+  int hidden = 0;
+};
+
+/// One gated FFN: y = down(silu(gate(x)) * up(x)). Gate and up are packed into one matrix of
+/// 2 * inter columns, panels alternating gate, up.
+struct GatedFfnWeights {
+  PackedMatrix gate_up;
+  PackedMatrix down;
+};
+
+/// Grouped gated FFN. Threads: one call at a time; uses the rank's pool. Owns its scratch, sized at
+/// construction for `max_rows` rows over all slots; more are done in turns. Weights are borrowed.
+class Experts {
+ public:
+  struct Options {
+    int hidden = 0;
+    int inter = 0;
+    DType dtype = DType::f32;  ///< of weights and of the rows between the two projections
+    std::int64_t max_rows = 0;
+  };
+
+  Experts(const Options& options, ThreadPool& pool);
+
+  /// REQUIRES: rows.in_type is the weights' type; weights[l].gate_up.data is not null for every
+  /// slot l with rows.
+  void run(const ExpertRows& rows, std::span<const GatedFfnWeights> weights);
+
+ private:
+  struct Segment;
+  void run_turn(const ExpertRows& rows,
+                std::span<const GatedFfnWeights> weights,
+                std::span<const Segment> segments);
+
+  Options options_;
+  ThreadPool& pool_;
+  Buffer between_;               // [max_rows, inter] of dtype: silu(gate) * up
+  std::vector<Buffer> scratch_;  // one a thread, for the gemm kernels
+  std::vector<Segment> segments_;
+};
+
+}  // namespace ferry

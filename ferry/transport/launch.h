@@ -1,0 +1,42 @@
+// Starting ranks on this machine and running the same function on each.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ferry/transport/transport.h"
+
+namespace ferry {
+
+/// A row of the table of transports that this build knows.
+struct TransportInfo {
+  std::string_view name;
+  bool available = false;
+  std::string_view reason;  ///< why not, or what it is
+};
+
+/// All known transports, best first. The only table; `ferry doctor`, --transport and the
+/// conformance suite read it.
+std::vector<TransportInfo> list_transports();
+
+struct LaunchOptions {
+  std::string transport = "inproc";
+  int ranks = 1;
+  /// How long a rank that waits in a barrier or for peers' memory may take at start-up.
+  std::chrono::nanoseconds start_timeout = std::chrono::seconds(30);
+};
+
+/// Runs `body(transport)` as `options.ranks` ranks and returns the largest exit status.
+///
+/// inproc: ranks are threads of this process; shm: ranks are child processes, forked before
+/// anything else here starts a thread (REQUIRES: no other thread runs). An exception from a body
+/// aborts the group. inproc throws the first cause again; with processes each rank prints its one
+/// line to stderr, and a rank ended by a signal is named by the launcher.
+/// Throws ConfigError for an unknown or unavailable transport or a number of ranks the machine
+/// cannot hold.
+int run_ranks(const LaunchOptions& options, const std::function<int(Transport&)>& body);
+
+}  // namespace ferry
