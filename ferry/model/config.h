@@ -1,0 +1,76 @@
+// What a checkpoint's config.json says, as plain data. The engine reads only this and never asks
+// which model it is; what differs between families lies in family.h and families/.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ferry/core/types.h"
+
+namespace ferry {
+
+/// Rotary embedding: position p turns pair (i, i + head_dim/2) by p * theta^(-2i/head_dim).
+struct RopeOptions {
+  double theta = 10000.0;
+};
+
+/// The mixture-of-experts block that all sparse layers of a model share.
+struct MoeConfig {
+  int experts = 0;           ///< E
+  int topk = 0;              ///< K <= E
+  int inter = 0;             ///< width of one expert
+  bool renormalize = false;  ///< the K weights are divided by their sum
+  int shared_inter = 0;      ///< width of the shared expert; 0 = none
+  bool shared_gate = false;  ///< its result is multiplied by sigmoid(hidden . gate)
+};
+
+enum class LayerKind : std::uint8_t { dense, sparse };
+
+/// Invariants (checked by load_config): all sizes positive, heads % kv_heads == 0, head_dim even,
+/// layer_kinds.size() == layers, 1 <= topk <= experts where any layer is sparse.
+struct ModelConfig {
+  std::string architecture;  ///< "Qwen3MoeForCausalLM"; key of the table in family.h
+  std::string model_type;    ///< "qwen3_moe"
+
+  int hidden = 0;  ///< H
+  int layers = 0;
+  int heads = 0;
+  int kv_heads = 0;
+  int head_dim = 0;  ///< even; heads * head_dim need not be hidden
+  int vocab = 0;
+  int max_positions = 0;
+  int dense_inter = 0;  ///< width of the feed-forward block of dense layers
+  float rms_eps = 1e-6F;
+  RopeOptions rope;
+  bool attention_bias = false;   ///< q, k and v projections have a bias
+  bool output_bias = false;      ///< so has the output projection
+  bool qk_norm = false;          ///< RMS norm over each head of q and k, before the rotation
+  bool tied_embeddings = false;  ///< logits use the embedding matrix; there is no lm_head
+
+  std::vector<LayerKind> layer_kinds;  ///< [layers]
+  MoeConfig moe;
+
+  /// Type the checkpoint says its weights have; absent when config.json is silent. Single tensors
+  /// may differ. Checkpoint::weight_type() always knows.
+  std::optional<DType> dtype;
+  std::vector<std::int32_t> eos_ids;  ///< generation ends on any of these; may be empty
+
+  bool sparse(int layer) const {
+    return layer_kinds[static_cast<std::size_t>(layer)] == LayerKind::sparse;
+  }
+
+  int sparse_layers() const;
+};
+
+/// Reads <directory>/config.json and, where it exists, the eos_token_id of generation_config.json.
+/// Throws ModelError naming file, field, what was expected and what was found.
+ModelConfig load_config(const std::filesystem::path& directory);
+
+/// The same from text; `file` is what errors call it.
+ModelConfig parse_config(std::string_view text, const std::string& file);
+
+}  // namespace ferry

@@ -1,0 +1,82 @@
+// Model families: what differs between checkpoints, as a table. A new family is one file in
+// families/ and one line in family.cpp. Tensor names are patterns, so that the loader, the writer
+// of random models and `ferry inspect` share one list.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ferry/model/config.h"
+
+namespace ferry {
+
+class ConfigReader;
+
+/// Patterns; "{layer}" and "{expert}" stand for numbers (tensor_name() fills them in). Matrices lie
+/// as [out, in], as PyTorch's Linear keeps them.
+struct TensorNames {
+  std::string_view embedding;   ///< [vocab, H]
+  std::string_view final_norm;  ///< [H]
+  std::string_view lm_head;     ///< [vocab, H], absent when tied
+
+  std::string_view attention_norm;                    ///< [H], before attention
+  std::string_view ffn_norm;                          ///< [H], before the feed-forward block
+  std::string_view q_weight, k_weight, v_weight;      ///< [heads|kv_heads * head_dim, H]
+  std::string_view q_bias, k_bias, v_bias;            ///< [heads|kv_heads * head_dim]
+  std::string_view o_weight, o_bias;                  ///< [H, heads * head_dim], [H]
+  std::string_view q_norm, k_norm;                    ///< [head_dim]
+  std::string_view dense_gate, dense_up, dense_down;  ///< [dense_inter, H] x2, [H, dense_inter]
+  std::string_view router;                            ///< [E, H]
+  std::string_view expert_gate, expert_up;            ///< [inter, H]
+  std::string_view expert_down;                       ///< [H, inter]
+  std::string_view shared_gate, shared_up;            ///< [shared_inter, H]
+  std::string_view shared_down;                       ///< [H, shared_inter]
+  std::string_view shared_scale;                      ///< [1, H], the sigmoid gate
+};
+
+/// The names that the Hugging Face Qwen lineage shares.
+extern const TensorNames kQwenTensorNames;
+
+struct ModelFamily {
+  std::string_view architecture;  ///< as in config.json's "architectures"
+  std::string_view model_type;    ///< as in config.json's "model_type"
+  TensorNames names;
+  /// Fills in what the family decides; the shared fields are already read and checked.
+  void (*read)(const ConfigReader& fields, ModelConfig& config);
+  /// The inverse for writers: adds the family's own fields to a config.json.
+  void (*write)(const ModelConfig& config, nlohmann::json& fields);
+};
+
+/// All families, in the order they are listed to the user.
+std::span<const ModelFamily> model_families();
+
+/// By architecture or model_type; null when there is none.
+const ModelFamily* find_family(std::string_view name);
+
+/// The family of a config that load_config made.
+const ModelFamily& family_of(const ModelConfig& config);
+
+/// Fills in a pattern.
+std::string tensor_name(std::string_view pattern, int layer = -1, int expert = -1);
+
+enum class TensorRole : std::uint8_t { embedding, norm, matrix, bias, router, expert };
+
+/// One tensor a model of this config must have.
+struct TensorSpec {
+  std::string name;
+  std::vector<std::int64_t> shape;
+  TensorRole role = TensorRole::matrix;
+  int layer = -1;   ///< -1: outside the layers
+  int expert = -1;  ///< -1: not of a routed expert
+
+  std::int64_t elements() const;
+};
+
+/// Every tensor of the model, layer by layer, in the order a loader wants them.
+std::vector<TensorSpec> expected_tensors(const ModelConfig& config);
+
+}  // namespace ferry
