@@ -1,0 +1,64 @@
+// The decoder: token ids in, logits out. Attention and dense layers run on the rank that owns the
+// tokens; every MoE layer is one exchange over all ranks.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "ferry/core/threads.h"
+#include "ferry/model/checkpoint.h"
+#include "ferry/model/config.h"
+#include "ferry/model/kv_cache.h"
+#include "ferry/model/weights.h"
+#include "ferry/moe/moe_layer.h"
+#include "ferry/transport/transport.h"
+
+namespace ferry {
+
+/// The tokens of one sequence in one step, behind the ones its cache holds.
+struct SequenceStep {
+  enum class Logits : std::uint8_t { none, last, all };
+
+  KvCache* cache = nullptr;              ///< grows by tokens.size()
+  std::span<const std::int32_t> tokens;  ///< ids, checked against the vocabulary by the caller
+  Logits logits = Logits::last;          ///< for which of these tokens logits are wanted
+};
+
+struct DecoderOptions {
+  int max_tokens = 512;  ///< of this rank in one step, over all its sequences
+  MoeA2ABackend backend = MoeA2ABackend::pplx;
+  std::optional<DType> dispatch_wire;  ///< default: the model's activation type
+  std::optional<DType> combine_wire;
+  std::chrono::nanoseconds timeout = std::chrono::seconds(30);
+};
+
+/// One rank's decoder. Construction is collective. Threads: one at a time.
+/// A token's logits are the same bits whatever else is in the step, however the prompt is cut into
+/// steps, for any number of ranks and threads (per-expert-combine backends; docs/numerics.md).
+class Decoder {
+ public:
+  /// `dense`: shared by the thread ranks of one process, hence the shared_ptr.
+  Decoder(const ModelConfig& config,
+          std::shared_ptr<const DenseWeights> dense,
+          ExpertWeights experts,
+          const DecoderOptions& options,
+          Transport& transport,
+          ThreadPool& pool);
+  ~Decoder();
+
+  /// Collective: all ranks call it the same number of times; a rank without tokens passes an empty
+  /// batch. Returns the wanted logits, f32 [wanted tokens, vocab] in order of the batch; valid
+  /// until the next call. REQUIRES: at most max_tokens tokens, room in each cache.
+  std::span<const float> forward(std::span<const SequenceStep> batch);
+
+  const ModelConfig& config() const;
+  const ExchangeStats& exchange_stats() const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace ferry
