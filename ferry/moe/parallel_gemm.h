@@ -1,0 +1,34 @@
+// One matrix product on all threads of a rank.
+#pragma once
+
+#include <vector>
+
+#include "ferry/core/buffer.h"
+#include "ferry/core/threads.h"
+#include "ferry/kernels/kernels.h"
+
+namespace ferry {
+
+/// The scratch of the gemm kernels, one piece a thread, for inputs of up to `max_k` elements.
+class GemmScratch {
+ public:
+  GemmScratch(int threads, DType dtype, std::int64_t max_k);
+
+  std::span<std::byte> of(int worker) const {
+    const Buffer& b = buffers_[static_cast<std::size_t>(worker)];
+    return {b.data(), b.size()};
+  }
+
+ private:
+  std::vector<Buffer> buffers_;
+};
+
+/// Panels that one thread should take at a time: whole gate, up pairs, small enough that all
+/// threads stay busy and large enough that a row block is packed few times.
+std::int64_t panel_grain(std::int64_t panels, int threads, Epilogue epilogue);
+
+/// kernels().gemm over all panels of args.weights, split by columns over the pool; fills in
+/// first_panel, last_panel and scratch. The split never changes a bit.
+void parallel_gemm(ThreadPool& pool, const GemmScratch& scratch, const GemmArgs& args);
+
+}  // namespace ferry
