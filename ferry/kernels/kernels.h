@@ -40,6 +40,9 @@ struct PackedMatrix {
 
   std::int64_t panels() const { return ceil_div(n, kPanelColumns); }
 
+  /// Panels of a gate, up matrix: n = 2 * inter columns, but each half is padded by itself.
+  std::int64_t gated_panels() const { return 2 * ceil_div(n / 2, kPanelColumns); }
+
   std::size_t panel_bytes() const { return packed_panel_bytes(dtype, k); }
 
   static std::size_t packed_panel_bytes(DType dtype, std::int64_t k) {

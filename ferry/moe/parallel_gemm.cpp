@@ -5,7 +5,8 @@
 namespace ferry {
 
 GemmScratch::GemmScratch(int threads, DType dtype, std::int64_t max_k) {
-  for (int t = 0; t < threads; ++t) buffers_.emplace_back(kernels().gemm_scratch_bytes(dtype, max_k));
+  for (int t = 0; t < threads; ++t)
+    buffers_.emplace_back(kernels().gemm_scratch_bytes(dtype, max_k));
 }
 
 std::int64_t panel_grain(std::int64_t panels, int threads, Epilogue epilogue) {
@@ -15,7 +16,8 @@ std::int64_t panel_grain(std::int64_t panels, int threads, Epilogue epilogue) {
 
 void parallel_gemm(ThreadPool& pool, const GemmScratch& scratch, const GemmArgs& args) {
   if (args.rows == 0) return;
-  const std::int64_t panels = args.weights->panels();
+  const std::int64_t panels =
+      args.epilogue == Epilogue::gated_silu ? args.weights->gated_panels() : args.weights->panels();
   pool.parallel_for(panels,
                     panel_grain(panels, pool.size(), args.epilogue),
                     [&](std::int64_t begin, std::int64_t end, int worker) {
