@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <nlohmann/json_fwd.hpp>
 #include <span>
 #include <string>
@@ -76,7 +77,9 @@ struct TensorSpec {
   std::int64_t elements() const;
 };
 
-/// Every tensor of the model, layer by layer, in the order a loader wants them.
-std::vector<TensorSpec> expected_tensors(const ModelConfig& config);
+/// Calls visit for every tensor a model of this config must have, layer by layer, in the order a
+/// loader wants them. Visits instead of listing: a lying config may ask for billions.
+void for_each_tensor(const ModelConfig& config,
+                     const std::function<void(const TensorSpec&)>& visit);
 
 }  // namespace ferry

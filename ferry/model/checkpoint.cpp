@@ -1,0 +1,145 @@
+#include "ferry/model/checkpoint.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "ferry/core/error.h"
+#include "ferry/model/json_file.h"
+
+namespace ferry {
+
+using nlohmann::json;
+
+namespace {
+
+constexpr const char* kSingleFile = "model.safetensors";
+constexpr const char* kIndexFile = "model.safetensors.index.json";
+
+/// tensor -> shard file of an index. File names must stay inside the directory.
+std::map<std::string, std::string> read_weight_map(const std::filesystem::path& index) {
+  const std::string file = index.string();
+  const json root = parse_json(read_text_file(index), file);
+  const auto it = root.is_object() ? root.find("weight_map") : root.end();
+  if (it == root.end() || !it->is_object()) {
+    fail<ModelError>("{}: expected an object weight_map, found none", file);
+  }
+  std::map<std::string, std::string> result;
+  for (const auto& [tensor, shard] : it->items()) {
+    const std::string name = shard.is_string() ? shard.get<std::string>() : "";
+    if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos ||
+        name.find('\0') != std::string::npos) {
+      fail<ModelError>("{}: tensor {}: expected the name of a file beside the index, found {}",
+                       file,
+                       tensor,
+                       describe(shard));
+    }
+    result.emplace(tensor, name);
+  }
+  return result;
+}
+
+}  // namespace
+
+Checkpoint Checkpoint::open(const std::filesystem::path& directory) {
+  std::error_code code;
+  if (!std::filesystem::is_directory(directory, code)) {
+    fail<ModelError>("{}: expected a checkpoint directory, found {}",
+                     directory.string(),
+                     std::filesystem::exists(directory, code) ? "a file" : "nothing");
+  }
+  Checkpoint checkpoint;
+  checkpoint.directory_ = directory.string();
+  checkpoint.config_ = load_config(directory);
+  checkpoint.open_files(directory);
+  checkpoint.check();
+  return checkpoint;
+}
+
+void Checkpoint::open_files(const std::filesystem::path& directory) {
+  std::error_code code;
+  if (std::filesystem::exists(directory / kIndexFile, code)) {
+    open_shards(directory / kIndexFile);
+    return;
+  }
+  if (!std::filesystem::exists(directory / kSingleFile, code)) {
+    fail<ModelError>(
+        "{}: expected {} or {}, found neither", directory.string(), kSingleFile, kIndexFile);
+  }
+  files_.emplace_back(directory / kSingleFile);
+  for (const auto& entry : files_[0].entries()) tensors_.emplace(entry.name, Place{0, &entry});
+}
+
+void Checkpoint::open_shards(const std::filesystem::path& index) {
+  const auto weight_map = read_weight_map(index);
+  std::map<std::string, std::size_t> shards;
+  for (const auto& [tensor, shard] : weight_map) shards.emplace(shard, 0);
+  files_.reserve(shards.size());
+  for (auto& [shard, at] : shards) {
+    at = files_.size();
+    files_.emplace_back(index.parent_path() / shard);
+  }
+  for (const auto& [tensor, shard] : weight_map) {
+    const std::size_t at = shards.at(shard);
+    const auto* entry = files_[at].find(tensor);
+    if (entry == nullptr) {
+      fail<ModelError>("{}: expected tensor {} in {}, found none there",
+                       index.string(),
+                       tensor,
+                       files_[at].path());
+    }
+    tensors_.emplace(entry->name, Place{at, entry});
+  }
+}
+
+void Checkpoint::check() const {
+  for_each_tensor(config_, [&](const TensorSpec& spec) { tensor(spec); });
+}
+
+const Checkpoint::Place* Checkpoint::find(std::string_view name) const {
+  const auto it = tensors_.find(name);
+  return it == tensors_.end() ? nullptr : &it->second;
+}
+
+DType Checkpoint::weight_type() const {
+  if (config_.dtype) return *config_.dtype;
+  return *find(names().embedding)->entry->dtype;  // check() made sure of both
+}
+
+TensorView Checkpoint::tensor(std::string_view name, std::span<const std::int64_t> shape) const {
+  const Place* place = find(name);
+  if (place == nullptr) {
+    fail<ModelError>("{}: tensor {}: expected [{}], found no such tensor",
+                     files_.size() == 1 ? files_[0].path() : directory_,
+                     name,
+                     fmt::join(shape, ", "));
+  }
+  const SafetensorsFile& file = files_[place->file];
+  if (!std::ranges::equal(place->entry->shape, shape)) {
+    fail<ModelError>("{}: tensor {}: expected [{}] as config.json says, found [{}]",
+                     file.path(),
+                     name,
+                     fmt::join(shape, ", "),
+                     fmt::join(place->entry->shape, ", "));
+  }
+  return file.view(*place->entry);
+}
+
+std::vector<const SafetensorsFile::Entry*> Checkpoint::entries() const {
+  std::vector<const SafetensorsFile::Entry*> result;
+  for (const SafetensorsFile& file : files_) {
+    for (const auto& entry : file.entries()) result.push_back(&entry);
+  }
+  return result;
+}
+
+std::vector<std::string> Checkpoint::unused() const {
+  std::set<std::string> names;
+  for (const auto* entry : entries()) names.insert(entry->name);
+  for_each_tensor(config_, [&](const TensorSpec& spec) { names.erase(spec.name); });
+  return {names.begin(), names.end()};
+}
+
+}  // namespace ferry

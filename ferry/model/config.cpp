@@ -1,0 +1,193 @@
+#include "ferry/model/config.h"
+
+#include <algorithm>
+
+#include "ferry/core/error.h"
+#include "ferry/model/config_reader.h"
+#include "ferry/model/family.h"
+
+namespace ferry {
+
+using nlohmann::json;
+
+namespace {
+
+// As kMaxWidth: limits that only a damaged file passes.
+constexpr int kMaxHeads = 1 << 14;
+constexpr int kMaxHeadDim = 1 << 12;
+constexpr int kMaxLayers = 1 << 12;
+constexpr int kMaxExperts = 1 << 16;
+constexpr int kMaxPositions = 1 << 28;
+
+const ModelFamily& choose_family(const ConfigReader& in) {
+  std::string name = in.text_or("model_type", "");
+  if (in.has("architectures")) {
+    const json& list = in.value("architectures");
+    if (!list.is_array() || list.empty() || !list[0].is_string()) {
+      in.refuse("architectures", "a list of names");
+    }
+    name = list[0].get<std::string>();
+  }
+  const ModelFamily* family = find_family(name);
+  if (family != nullptr) return *family;
+  std::string known;
+  for (const ModelFamily& f : model_families()) {
+    known += known.empty() ? "" : ", ";
+    known += f.architecture;
+  }
+  in.refuse(in.has("architectures") ? "architectures" : "model_type", "one of " + known);
+}
+
+std::optional<DType> read_dtype(const ConfigReader& in) {
+  const char* key = in.has("dtype") ? "dtype" : "torch_dtype";
+  const std::string name = in.text_or(key, "");
+  if (name.empty()) return std::nullopt;
+  if (name == "float32") return DType::f32;
+  if (name == "bfloat16") return DType::bf16;
+  if (name == "float16") return DType::f16;
+  in.refuse(key, "float32, bfloat16 or float16");
+}
+
+void require_default_rope(const ConfigReader& rope) {
+  for (const char* key : {"rope_type", "type"}) {
+    if (rope.has(key) && rope.text_or(key, "") != "default") {
+      rope.refuse(key, "\"default\" (scaled rotary embeddings are not supported)");
+    }
+  }
+}
+
+RopeOptions read_rope(const ConfigReader& in) {
+  RopeOptions rope;
+  rope.theta = in.positive_or("rope_theta", rope.theta);
+  if (in.has("rope_parameters")) {
+    const ConfigReader parameters = in.object("rope_parameters");
+    require_default_rope(parameters);
+    rope.theta = parameters.positive_or("rope_theta", rope.theta);
+    // Some writers put partial rotation here: the rest of the head would stay unturned.
+    if (parameters.positive_or("partial_rotary_factor", 1.0) != 1.0) {
+      parameters.refuse("partial_rotary_factor", "1 (partial rotation is not supported)");
+    }
+  }
+  if (in.has("rope_scaling")) require_default_rope(in.object("rope_scaling"));
+  return rope;
+}
+
+void read_attention(const ConfigReader& in, ModelConfig& config) {
+  config.heads = in.size("num_attention_heads", kMaxHeads);
+  config.kv_heads = in.size_or("num_key_value_heads", kMaxHeads, config.heads);
+  if (config.heads % config.kv_heads != 0) {
+    in.refuse("num_key_value_heads", fmt::format("a divisor of {} heads", config.heads));
+  }
+  if (!in.has("head_dim") && config.hidden % config.heads != 0) {
+    in.refuse("num_attention_heads",
+              fmt::format("a divisor of hidden_size {}, as head_dim is absent", config.hidden));
+  }
+  config.head_dim = in.size_or("head_dim", kMaxHeadDim, config.hidden / config.heads);
+  if (config.head_dim % 2 != 0) {
+    fail<ModelError>("{}: field head_dim: expected an even number, found {}{}",
+                     in.file(),
+                     config.head_dim,
+                     in.has("head_dim") ? "" : " (hidden_size / num_attention_heads)");
+  }
+  if (in.flag_or("use_sliding_window", false)) {
+    in.refuse("use_sliding_window", "false (sliding windows are not supported)");
+  }
+  if (in.has("layer_types")) {
+    const json& types = in.value("layer_types");
+    const bool full =
+        types.is_array() && std::all_of(types.begin(), types.end(), [](const json& t) {
+          return t.is_string() && t.get_ref<const std::string&>() == "full_attention";
+        });
+    if (!full) in.refuse("layer_types", "\"full_attention\" for every layer");
+  }
+}
+
+void read_layers(const ConfigReader& in, ModelConfig& config) {
+  config.layers = in.size("num_hidden_layers", kMaxLayers);
+  const int step = in.size_or("decoder_sparse_step", kMaxLayers, 1);
+  const auto dense = in.integers("mlp_only_layers", 0, config.layers - 1);
+  config.layer_kinds.resize(static_cast<std::size_t>(config.layers));
+  for (int i = 0; i < config.layers; ++i) {
+    const bool sparse =
+        (i + 1) % step == 0 && std::find(dense.begin(), dense.end(), i) == dense.end();
+    config.layer_kinds[static_cast<std::size_t>(i)] = sparse ? LayerKind::sparse : LayerKind::dense;
+  }
+  if (config.sparse_layers() < config.layers) {
+    config.dense_inter = in.size("intermediate_size", kMaxWidth);
+  } else {
+    config.dense_inter = in.size_or("intermediate_size", kMaxWidth, 0);
+  }
+}
+
+void read_moe(const ConfigReader& in, MoeConfig& moe) {
+  // transformers 5 may write num_local_experts where num_experts stood before.
+  const char* key = in.has("num_experts") ? "num_experts" : "num_local_experts";
+  if (!in.has(key)) key = "num_experts";
+  moe.experts = in.size(key, kMaxExperts);
+  moe.topk = in.size("num_experts_per_tok", kMaxExperts);
+  if (moe.topk > moe.experts) {
+    in.refuse("num_experts_per_tok", fmt::format("at most {} = {}", key, moe.experts));
+  }
+  moe.inter = in.size("moe_intermediate_size", kMaxWidth);
+  moe.renormalize = in.flag_or("norm_topk_prob", false);
+}
+
+std::vector<std::int32_t> read_eos(const ConfigReader& in, int vocab) {
+  return in.integers("eos_token_id", 0, vocab - 1);
+}
+
+}  // namespace
+
+int ModelConfig::sparse_layers() const {
+  return static_cast<int>(std::count(layer_kinds.begin(), layer_kinds.end(), LayerKind::sparse));
+}
+
+ModelConfig parse_config(std::string_view text, const std::string& file) {
+  const json fields = parse_json(text, file);
+  if (!fields.is_object()) {
+    fail<ModelError>("{}: expected a JSON object, found {}", file, describe(fields));
+  }
+  const ConfigReader in(fields, file);
+  const ModelFamily& family = choose_family(in);
+
+  ModelConfig config;
+  config.architecture = family.architecture;
+  config.model_type = family.model_type;
+  if (in.text_or("hidden_act", "silu") != "silu") in.refuse("hidden_act", "\"silu\"");
+  if (in.has("quantization_config")) {
+    in.refuse("quantization_config", "none (quantised checkpoints are not supported)");
+  }
+  config.hidden = in.size("hidden_size", kMaxWidth);
+  config.vocab = in.size("vocab_size", kMaxWidth);
+  config.max_positions = in.size("max_position_embeddings", kMaxPositions);
+  config.rms_eps = static_cast<float>(in.positive_or("rms_norm_eps", 1e-6));
+  config.rope = read_rope(in);
+  read_attention(in, config);
+  read_layers(in, config);
+  read_moe(in, config.moe);
+  config.tied_embeddings = in.flag_or("tie_word_embeddings", false);
+  config.dtype = read_dtype(in);
+  config.eos_ids = read_eos(in, config.vocab);
+  family.read(in, config);
+  return config;
+}
+
+ModelConfig load_config(const std::filesystem::path& directory) {
+  const auto path = directory / "config.json";
+  ModelConfig config = parse_config(read_text_file(path), path.string());
+
+  const auto generation = directory / "generation_config.json";
+  std::error_code code;
+  if (std::filesystem::exists(generation, code)) {
+    const json fields = parse_json(read_text_file(generation), generation.string());
+    if (!fields.is_object()) {
+      fail<ModelError>(
+          "{}: expected a JSON object, found {}", generation.string(), describe(fields));
+    }
+    const ConfigReader in(fields, generation.string());
+    if (in.has("eos_token_id")) config.eos_ids = read_eos(in, config.vocab);
+  }
+  return config;
+}
+
+}  // namespace ferry
