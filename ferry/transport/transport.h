@@ -22,8 +22,10 @@ using Deadline = std::chrono::steady_clock::time_point;
 /// Waits for as long as the peers live.
 inline constexpr Deadline kNoDeadline = Deadline::max();
 
+/// Now plus `timeout`; a timeout too long to be counted means kNoDeadline.
 inline Deadline deadline_in(std::chrono::nanoseconds timeout) {
-  return std::chrono::steady_clock::now() + timeout;
+  const Deadline now = std::chrono::steady_clock::now();
+  return timeout < kNoDeadline - now ? now + timeout : kNoDeadline;
 }
 
 /// What a transport can do; a caller asks instead of finding out.
@@ -35,9 +37,17 @@ struct Capabilities {
 
 enum class [[nodiscard]] WaitResult{reached, timed_out};
 
+// Limits that every transport keeps: a region, a signal and an addend must fit together into the
+// 32 bits of immediate data that a network carries beside a put.
+inline constexpr std::size_t kInlineBytes = 64;  ///< puts up to here are copied when they start
+inline constexpr int kMaxSignals = 1 << 16;      ///< of one region
+inline constexpr int kMaxRegions = 1 << 8;       ///< alive at a time in one transport
+inline constexpr std::uint32_t kMaxAdd = 255;    ///< of one put
+
 /// This rank's part of a symmetric allocation: memory that peers may write, and counted signals.
 /// Owned by the caller; must be destroyed before its transport. After a rank destroys its part,
-/// peers must not put into it.
+/// peers must not put into it; what they read through peer_window() stays until they destroy
+/// theirs.
 class Region {
  public:
   virtual ~Region() = default;
@@ -57,22 +67,27 @@ class Region {
 };
 
 /// One put. After the peer sees `signal` grow by `add`, it also sees `source` at `offset` of its
-/// part of `region`.
+/// part of `region`. Two puts may arrive in any order.
 struct Put {
   Region* region = nullptr;
-  Rank peer = 0;                      ///< may be this rank
-  std::size_t offset = 0;             ///< bytes into the peer's part
-  std::span<const std::byte> source;  ///< may be empty: then only the signal travels.
-                                      ///< REQUIRES: lies in some region of this transport, or is
-                                      ///< at most kInlineBytes long (networks need registration)
+  Rank peer = 0;           ///< may be this rank
+  std::size_t offset = 0;  ///< bytes into the peer's part
+
+  /// May be empty: then only the signal travels. Up to kInlineBytes it may lie anywhere and is
+  /// copied by put(). A longer one must lie in the own part of a region of this transport (networks
+  /// need registered memory), must not overlap its target, and must stay as it is until the peer is
+  /// known to have it: until a signal has arrived that the peer put after it saw this one.
+  std::span<const std::byte> source;
+
   int signal = 0;
-  std::uint32_t add = 1;
+  std::uint32_t add = 1;  ///< 1..kMaxAdd
 };
 
-inline constexpr std::size_t kInlineBytes = 64;
-
-/// One rank's end. Threads: one thread of the rank at a time, except abort(), which any may call.
+/// One rank's end. Destroying it means to leave the group in good order; ranks that still wait for
+/// this one get an error that says so. While an exception unwinds the stack, it means abort().
+/// Threads: one thread of the rank at a time, except abort(), which any may call.
 /// Errors: TransportError; after one the object may only be asked to abort() and destroyed.
+/// BrokenContract for arguments outside their range.
 class Transport {
  public:
   virtual ~Transport() = default;
@@ -82,32 +97,39 @@ class Transport {
   virtual std::string_view name() const = 0;
   virtual Capabilities capabilities() const = 0;
 
-  /// Collective: every rank calls it with the same arguments in the same order. Memory is zeroed,
-  /// page aligned, and costs nothing until touched; signals start at 0.
+  /// Collective: every rank calls it with the same arguments in the same order, else it throws on
+  /// every rank. Memory is zeroed, page aligned, and costs nothing until touched; signals start
+  /// at 0.
   virtual std::unique_ptr<Region> allocate_region(std::size_t bytes, int num_signals) = 0;
 
-  /// Starts a put. `source` may be reused at once: the transport has taken the bytes. Throws when
-  /// the peer is known to be dead or the range lies outside its part.
+  /// Starts a put; never blocks for long. It may need progress() or waits of both sides to arrive
+  /// (see Put for when `source` is free again). Throws when a rank has aborted, when the peer is
+  /// known to be dead, or when the range lies outside its part.
   virtual void put(const Put& put) = 0;
 
   /// Waits until `signal` of the own part is at least `count`. Throws TransportError when a rank
-  /// aborted (its reason in the message) or died.
+  /// has aborted (its reason in the message) or died; when a rank has left, at the deadline, or
+  /// soon where there is none. A deadline in the past makes this a test.
   virtual WaitResult wait(Region& region, int signal, std::uint64_t count, Deadline deadline) = 0;
 
   /// Current value of a signal of the own part; never blocks.
   virtual std::uint64_t signal_value(Region& region, int signal) = 0;
 
-  /// Moves whatever the transport has in flight; never blocks. Waiting does it too.
+  /// Moves whatever the transport has in flight; never blocks. Waiting does it too. Throws when a
+  /// rank has aborted, so loops that poll signal_value() must call it.
   virtual void progress() = 0;
 
-  /// Collective: returns when all ranks have called it.
+  /// Collective: returns when all ranks have called it. Says nothing about puts. After timed_out
+  /// the ranks are out of step: abort().
   virtual WaitResult barrier(Deadline deadline) = 0;
 
-  /// Tells all ranks that this one gives up, and why; their waits throw. Idempotent.
+  /// Tells all ranks that this one gives up, and why; their waits, and its own, throw. The first
+  /// rank to abort is the one that all name.
   virtual void abort(std::string_view reason) noexcept = 0;
 
   /// A peer's part as memory of this process; empty where capabilities().load_store is false.
-  /// Written bytes are visible to the peer once a signal put afterwards is.
+  /// Written bytes are visible to the peer once a signal put afterwards is (after a store fence, if
+  /// they were written with non-temporal stores).
   virtual std::span<std::byte> peer_window(Region& region, Rank peer) = 0;
 };
 
