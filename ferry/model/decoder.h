@@ -54,6 +54,8 @@ class Decoder {
   std::span<const float> forward(std::span<const SequenceStep> batch);
 
   const ModelConfig& config() const;
+  /// Of hidden states and caches: the type of the dense weights.
+  DType activation_type() const;
   const ExchangeStats& exchange_stats() const;
 
  private:
