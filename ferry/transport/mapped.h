@@ -1,0 +1,113 @@
+// What inproc and shm share: ranks that map the same memory. A put is memcpy + atomic add, a wait
+// polls and then sleeps on a doorbell. inproc.cpp and shm.cpp add where the memory comes from and
+// how a dead rank shows.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "ferry/transport/transport.h"
+
+namespace ferry {
+
+inline constexpr int kMaxMappedRanks = 256;
+
+/// What one rank tells the others. Lines of its own: peers poll it.
+struct alignas(64) RankBlock {
+  std::atomic<std::uint64_t> arrived{0};   // barriers entered so far
+  std::atomic<std::uint32_t> doorbell{0};  // futex; rung when something this rank may await changed
+  std::atomic<std::uint32_t> sleepers{
+      0};                              // 1 while the rank sleeps on its doorbell, or is about to
+  std::atomic<std::uint32_t> left{0};  // 1 once it has left in good order
+  std::atomic<std::int32_t> process_id{0};  // shm only; 0 until known
+  std::uint64_t region_bytes = 0;           // arguments of the allocate_region it is in
+  std::uint64_t region_signals = 0;
+};
+
+/// What the ranks of a group share beside regions. Lies in memory that all map; valid when zeroed.
+struct ControlBlock {
+  enum class AbortState : std::uint32_t { none, being_written, set };
+  static constexpr std::size_t kReasonBytes = 500;
+
+  std::atomic<AbortState> abort_state{AbortState::none};
+  std::int32_t abort_rank = 0;  // these two are fixed once abort_state is set
+  char abort_reason[kReasonBytes] = {};
+  RankBlock ranks[kMaxMappedRanks];
+};
+
+/// The memory of one region, all ranks' parts in a row. Owned by every rank that has it mapped.
+class RegionMemory {
+ public:
+  virtual ~RegionMemory() = default;
+  virtual std::byte* base() const = 0;
+};
+
+class MappedTransport : public Transport {
+ public:
+  struct Options {
+    std::string_view name;                  // static storage
+    std::shared_ptr<ControlBlock> control;  // owned by the ends that this process has
+    Rank rank = 0;
+    int size = 1;
+    bool shared = false;                       // ranks are processes
+    std::chrono::nanoseconds start_timeout{};  // how long allocate_region waits for the others
+  };
+
+  ~MappedTransport() override;
+
+  Rank rank() const override { return rank_; }
+
+  int size() const override { return size_; }
+
+  std::string_view name() const override { return name_; }
+
+  Capabilities capabilities() const override { return {.load_store = true}; }
+
+  std::unique_ptr<Region> allocate_region(std::size_t bytes, int num_signals) override;
+  void put(const Put& put) override;
+  WaitResult wait(Region& region, int signal, std::uint64_t count, Deadline deadline) override;
+  std::uint64_t signal_value(Region& region, int signal) override;
+  void progress() override;
+  WaitResult barrier(Deadline deadline) override;
+  void abort(std::string_view reason) noexcept override;
+  std::span<std::byte> peer_window(Region& region, Rank peer) override;
+
+ protected:
+  explicit MappedTransport(Options options);
+
+  ControlBlock& control() const { return *control_; }
+
+  /// Called by rank 0 alone, before the others attach to what it made.
+  virtual std::shared_ptr<RegionMemory> create_memory(std::size_t bytes) = 0;
+  virtual std::shared_ptr<RegionMemory> attach_memory(std::size_t bytes) = 0;
+  /// Whether `peer` is known to be gone, in good order or not. Called now and then by idle waits.
+  virtual bool has_ended(Rank peer) = 0;
+
+ private:
+  template <class Reached, class Missing>
+  WaitResult wait_until(const char* call, Deadline deadline, Reached reached, Missing missing);
+  template <class Reached>
+  void doze(Reached reached, std::chrono::nanoseconds at_most);
+  template <class Missing>
+  void find_gone(Missing missing, Rank& died, Rank& left);
+  void ring(Rank peer) noexcept;
+  void throw_if_aborted(const char* call);
+  void enter_together(const char* call);
+  void check_requests(std::size_t bytes, int num_signals);
+
+  const std::string_view name_;
+  const std::shared_ptr<ControlBlock> control_;
+  const Rank rank_;
+  const int size_;
+  const bool shared_;
+  const std::chrono::nanoseconds start_timeout_;
+  const int unwinding_;         // exceptions in flight when this was made
+  std::uint64_t barriers_ = 0;  // entered so far
+};
+
+}  // namespace ferry
