@@ -1,0 +1,165 @@
+// gemm by fused multiply-adds, one source for every instruction set. Weights are read once per
+// block of rows that fits the L2 cache: panels are the outer loop, rows the inner one.
+// Included after epilogue.inl, inside an anonymous namespace that has defined `struct Tiling`:
+//   kFewPanels: panels at once for one row (read streams: four reach the memory bandwidth)
+//   kRows, kPanels: the block of sums held in registers for several rows
+// Neither is above kGroupPanels.
+
+constexpr std::int64_t kGroupPanels = 4;
+constexpr std::int64_t kRowsBytes = 512 * 1024;  // rows (as f32) that stay in L2 meanwhile
+constexpr std::int64_t kMinRows = 8;
+constexpr std::int64_t kMaxRows = 128;
+
+inline std::int64_t round_up_to(std::int64_t n, std::int64_t unit) {
+  return (n + unit - 1) / unit * unit;
+}
+
+/// The sums of R rows and P panels. a: R rows of f32. Sums of row r, panel p go to
+/// sums + (r * kGroupPanels + p) * 16.
+struct F32Sums {
+  template <int R, int P>
+  static void run(
+      const float* const* a, std::int64_t k, const std::byte* w, std::int64_t w_step, float* sums) {
+    F32x16 sum[R][P];
+    for (int r = 0; r < R; ++r)
+      for (int p = 0; p < P; ++p) sum[r][p] = splat(0.0F);
+    for (std::int64_t i = 0; i < k; ++i) {
+      F32x16 x[R];
+      for (int r = 0; r < R; ++r) x[r] = splat(a[r][i]);
+      for (int p = 0; p < P; ++p) {
+        const F32x16 y = load(reinterpret_cast<const float*>(w + p * w_step) + i * kPanelColumns);
+        for (int r = 0; r < R; ++r) sum[r][p] = fma(x[r], y, sum[r][p]);
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int p = 0; p < P; ++p) store(sums + (r * kGroupPanels + p) * kPanelColumns, sum[r][p]);
+  }
+};
+
+/// The same for bf16 panels in TDPBF16PS's order; a: f32 rows padded with zeros to whole blocks.
+struct Bf16Sums {
+  template <int R, int P>
+  static void run(
+      const float* const* a, std::int64_t k, const std::byte* w, std::int64_t w_step, float* sums) {
+    F32x16 sum[R][P];
+    for (int r = 0; r < R; ++r)
+      for (int p = 0; p < P; ++p) sum[r][p] = splat(0.0F);
+    for (std::int64_t block = 0; block < k; block += kBf16KBlock) {
+      F32x16 even[R][P];
+      F32x16 odd[R][P];
+      for (int r = 0; r < R; ++r)
+        for (int p = 0; p < P; ++p) even[r][p] = odd[r][p] = splat(0.0F);
+      for (std::int64_t i = block; i < block + kBf16KBlock; i += 2) {
+        for (int p = 0; p < P; ++p) {
+          const Pairs y = load_bf16_pairs(w + p * w_step + i * (kPanelColumns * 2));
+          for (int r = 0; r < R; ++r) {
+            even[r][p] = fma(splat(a[r][i]), y.even, even[r][p]);
+            odd[r][p] = fma(splat(a[r][i + 1]), y.odd, odd[r][p]);
+          }
+        }
+      }
+      for (int r = 0; r < R; ++r)
+        for (int p = 0; p < P; ++p) sum[r][p] = add(sum[r][p], add(even[r][p], odd[r][p]));
+    }
+    for (int r = 0; r < R; ++r)
+      for (int p = 0; p < P; ++p) store(sums + (r * kGroupPanels + p) * kPanelColumns, sum[r][p]);
+  }
+};
+
+/// Rows of f32 as the sums read them: RowsView without its inline members.
+struct F32Rows {
+  const std::byte* base;
+  std::int64_t stride;
+  const std::byte* const* pointers;
+
+  const float* row(std::int64_t i) const {
+    return reinterpret_cast<const float*>(pointers != nullptr ? pointers[i] : base + i * stride);
+  }
+};
+
+/// R rows from block.first_row on and the block's panels.
+template <class Sums, int R, int P>
+void some_rows(const GemmArgs& args, const F32Rows& in, std::int64_t k, SumBlock block) {
+  const std::int64_t w_step = k * kPanelColumns * (args.weights->dtype == DType::f32 ? 4 : 2);
+  const std::byte* w = args.weights->data + block.first_panel * w_step;
+  const float* a[R];
+  for (int r = 0; r < R; ++r) a[r] = in.row(block.first_row + r);
+  alignas(64) float sums[R * kGroupPanels * kPanelColumns];
+  std::int64_t p = 0;
+  for (; p + P <= block.panels; p += P)
+    Sums::template run<R, P>(a, k, w + p * w_step, w_step, sums + p * kPanelColumns);
+  for (; p < block.panels; ++p)
+    Sums::template run<R, 1>(a, k, w + p * w_step, w_step, sums + p * kPanelColumns);
+  block.sums = sums;
+  block.rows = R;
+  finish(args, block);
+}
+
+/// All rows and panels of `args`; k counts the padding.
+template <class Sums>
+void all_panels(const GemmArgs& args, const F32Rows& in, std::int64_t k) {
+  for (std::int64_t panel = args.first_panel; panel < args.last_panel; panel += kGroupPanels) {
+    const std::int64_t left = args.last_panel - panel;
+    SumBlock block{.sums = nullptr,
+                   .row_step = kGroupPanels * kPanelColumns,
+                   .panel_step = kPanelColumns,
+                   .first_row = 0,
+                   .rows = 0,
+                   .first_panel = panel,
+                   .panels = left < kGroupPanels ? left : kGroupPanels};
+    for (; block.first_row + Tiling::kRows <= args.rows; block.first_row += Tiling::kRows)
+      some_rows<Sums, Tiling::kRows, Tiling::kPanels>(args, in, k, block);
+    for (; block.first_row < args.rows; ++block.first_row)
+      some_rows<Sums, 1, Tiling::kFewPanels>(args, in, k, block);
+  }
+}
+
+/// Rows that are multiplied with all panels before the next ones are looked at.
+inline std::int64_t rows_at_once(std::int64_t k) {
+  const std::int64_t fitting = k > 0 ? kRowsBytes / (k * 4) : kMaxRows;
+  const std::int64_t rows = fitting < kMaxRows ? fitting : kMaxRows;
+  return rows < kMinRows ? kMinRows : rows;
+}
+
+inline std::size_t gemm_scratch_bytes(DType weights, std::int64_t k) {
+  if (weights == DType::f32) return 0;
+  const std::int64_t k_padded = round_up_to(k, kBf16KBlock);
+  return static_cast<std::size_t>(rows_at_once(k_padded) * k_padded * 4 + 64);
+}
+
+/// bf16 rows widened to f32, padded with zeros to k_padded elements.
+inline void widen_rows(const GemmArgs& args, std::int64_t k_padded, float* out) {
+  const std::int64_t k = args.weights->k;
+  for (std::int64_t r = 0; r < args.rows; ++r) {
+    const std::byte* row = row_of(args.in, r);
+    float* to = out + r * k_padded;
+    for_sixteens(k, [&](std::int64_t i, int count) {
+      store(to + i, Bf16Row::load_at(row, i, count));  // a part is filled up with zeros
+    });
+    for (std::int64_t i = round_up_to(k, 16); i < k_padded; i += 16) store(to + i, splat(0.0F));
+  }
+}
+
+inline void gemm(const GemmArgs& args) {
+  const PackedMatrix& w = *args.weights;
+  const bool wide = w.dtype == DType::f32;
+  const std::int64_t k = wide ? w.k : round_up_to(w.k, kBf16KBlock);
+  const std::int64_t step = rows_at_once(k);
+  for (std::int64_t first = 0; first < args.rows; first += step) {
+    GemmArgs part = args;
+    part.rows = args.rows - first < step ? args.rows - first : step;
+    part.out.base += first * args.out.stride;
+    if (args.in.pointers != nullptr)
+      part.in.pointers += first;
+    else
+      part.in.base += first * args.in.stride;
+    if (wide) {
+      all_panels<F32Sums>(part, {part.in.base, part.in.stride, part.in.pointers}, k);
+    } else {
+      auto* rows =
+          reinterpret_cast<float*>(aligned_scratch(args, gemm_scratch_bytes(w.dtype, w.k)));
+      widen_rows(part, k, rows);
+      all_panels<Bf16Sums>(part, {bytes_of(rows), k * 4, nullptr}, k);
+    }
+  }
+}

@@ -1,0 +1,131 @@
+// The row operations of the kernel table, one source for every instruction set.
+// Included after math.inl, inside an anonymous namespace.
+
+inline float dot(const float* x, const float* y, std::int64_t n) {
+  F32x16 sum = splat(0.0F);
+  for_sixteens(n, [&](std::int64_t i, int count) {
+    sum = fma(F32Row::load_at(bytes_of(x), i, count), F32Row::load_at(bytes_of(y), i, count), sum);
+  });
+  return fold_add(sum);
+}
+
+inline void scale(const float* x, float factor, float* out, std::int64_t n) {
+  const F32x16 f = splat(factor);
+  for_sixteens(n, [&](std::int64_t i, int count) {
+    F32Row::store_at(bytes_of(out), i, mul(F32Row::load_at(bytes_of(x), i, count), f), count);
+  });
+}
+
+inline void sigmoid_row(const float* x, float* out, std::int64_t n) {
+  for_sixteens(n, [&](std::int64_t i, int count) {
+    F32Row::store_at(bytes_of(out), i, sigmoid(F32Row::load_at(bytes_of(x), i, count)), count);
+  });
+}
+
+inline void add_row(std::byte* x, DType type, const float* y, std::int64_t n) {
+  with_row_type(type, [&]<class Row>(Row) {
+    for_sixteens(n, [&](std::int64_t i, int count) {
+      const F32x16 sum = add(Row::load_at(x, i, count), F32Row::load_at(bytes_of(y), i, count));
+      Row::store_at(x, i, sum, count);
+    });
+  });
+}
+
+inline void convert(
+    const std::byte* in, DType in_type, std::byte* out, DType out_type, std::int64_t n) {
+  if (in_type == out_type) {
+    std::memmove(out, in, static_cast<std::size_t>(n) * (in_type == DType::f32 ? 4 : 2));
+    return;
+  }
+  with_row_type(in_type, [&]<class In>(In) {
+    with_row_type(out_type, [&]<class Out>(Out) {
+      for_sixteens(n, [&](std::int64_t i, int count) {
+        Out::store_at(out, i, In::load_at(in, i, count), count);
+      });
+    });
+  });
+}
+
+inline void rms_norm(const std::byte* x,
+                     DType type,
+                     const float* weight,
+                     float eps,
+                     std::byte* out,
+                     std::int64_t n) {
+  with_row_type(type, [&]<class Row>(Row) {
+    F32x16 squares = splat(0.0F);
+    for_sixteens(n, [&](std::int64_t i, int count) {
+      const F32x16 v = Row::load_at(x, i, count);
+      squares = fma(v, v, squares);
+    });
+    const F32x16 mean = div(splat(fold_add(squares)), splat(static_cast<float>(n)));
+    const F32x16 inverse = div(splat(1.0F), square_root(add(mean, splat(eps))));
+    for_sixteens(n, [&](std::int64_t i, int count) {
+      const F32x16 normed = mul(Row::load_at(x, i, count), inverse);
+      Row::store_at(out, i, mul(normed, F32Row::load_at(bytes_of(weight), i, count)), count);
+    });
+  });
+}
+
+inline void rope(float* x, const float* cos, const float* sin, std::int64_t n) {
+  std::byte* low = bytes_of(x);
+  std::byte* high = bytes_of(x + n / 2);
+  for_sixteens(n / 2, [&](std::int64_t i, int count) {
+    const F32x16 c = F32Row::load_at(bytes_of(cos), i, count);
+    const F32x16 s = F32Row::load_at(bytes_of(sin), i, count);
+    const F32x16 x0 = F32Row::load_at(low, i, count);
+    const F32x16 x1 = F32Row::load_at(high, i, count);
+    F32Row::store_at(low, i, fms(x0, c, mul(x1, s)), count);
+    F32Row::store_at(high, i, fma(x1, c, mul(x0, s)), count);
+  });
+}
+
+inline void softmax(float* x, std::int64_t n) {
+  if (n <= 0) return;
+  std::byte* row = bytes_of(x);
+  F32x16 peak = splat(x[0]);
+  for_sixteens(n, [&](std::int64_t i, int count) {
+    peak = max(first_lanes(count, F32Row::load_at(row, i, count), peak), peak);
+  });
+  peak = splat(fold_max(peak));
+  F32x16 sum = splat(0.0F);
+  for_sixteens(n, [&](std::int64_t i, int count) {
+    const F32x16 e = exp(sub(F32Row::load_at(row, i, count), peak));
+    sum = add(sum, first_lanes(count, e, splat(0.0F)));
+    F32Row::store_at(row, i, e, count);
+  });
+  sum = splat(fold_add(sum));
+  for_sixteens(n, [&](std::int64_t i, int count) {
+    F32Row::store_at(row, i, div(F32Row::load_at(row, i, count), sum), count);
+  });
+}
+
+/// Elements [first, first + 16 * V) of the weighted sum; `last` of them in the last sixteen.
+template <class In, class Out, int V>
+void weighted_sum_part(const WeightedSumArgs& args, std::int64_t first, int last) {
+  F32x16 sum[V];
+  for (int v = 0; v < V; ++v) sum[v] = splat(0.0F);
+  for (std::int64_t k = 0; k < args.k; ++k) {
+    const F32x16 weight = splat(args.weights[k]);
+    for (int v = 0; v < V; ++v)
+      sum[v] =
+          fma(weight, In::load_at(args.rows[k], first + 16 * v, v + 1 < V ? 16 : last), sum[v]);
+  }
+  for (int v = 0; v < V; ++v) {
+    const int count = v + 1 < V ? 16 : last;
+    const std::int64_t i = first + 16 * v;
+    if (args.accumulate) sum[v] = add(Out::load_at(args.out, i, count), sum[v]);
+    Out::store_at(args.out, i, sum[v], count);
+  }
+}
+
+inline void weighted_sum(const WeightedSumArgs& args) {
+  with_row_type(args.in_type, [&]<class In>(In) {
+    with_row_type(args.out_type, [&]<class Out>(Out) {
+      std::int64_t i = 0;
+      for (; i + 64 <= args.n; i += 64) weighted_sum_part<In, Out, 4>(args, i, 16);
+      for (; i + 16 <= args.n; i += 16) weighted_sum_part<In, Out, 1>(args, i, 16);
+      if (i < args.n) weighted_sum_part<In, Out, 1>(args, i, static_cast<int>(args.n - i));
+    });
+  });
+}

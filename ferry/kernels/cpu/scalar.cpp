@@ -1,0 +1,46 @@
+// The scalar kernels: plain C++ for any machine, and the definition that the others equal.
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "ferry/kernels/cpu/tables.h"
+
+namespace ferry::cpu {
+
+namespace {
+
+struct Tiling {
+  static constexpr int kFewPanels = 1;
+  static constexpr int kRows = 1;
+  static constexpr int kPanels = 1;
+};
+
+// Each builds on those before it.
+// clang-format off
+#include "ferry/kernels/cpu/vec_scalar.inl"
+#include "ferry/kernels/cpu/math.inl"
+#include "ferry/kernels/cpu/row_ops.inl"
+#include "ferry/kernels/cpu/attend.inl"
+#include "ferry/kernels/cpu/epilogue.inl"
+#include "ferry/kernels/cpu/gemm_fma.inl"
+// clang-format on
+
+}  // namespace
+
+constinit const Kernels kScalar{.isa = Isa::scalar,
+                                .name = "scalar",
+                                .gemm_scratch_bytes = gemm_scratch_bytes,
+                                .gemm = gemm,
+                                .attend = attend,
+                                .weighted_sum = weighted_sum,
+                                .rms_norm = rms_norm,
+                                .rope = rope,
+                                .softmax = softmax,
+                                .sigmoid = sigmoid_row,
+                                .scale = scale,
+                                .add = add_row,
+                                .convert = convert,
+                                .dot = dot};
+
+}  // namespace ferry::cpu

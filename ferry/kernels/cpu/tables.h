@@ -1,0 +1,23 @@
+// What the instruction-set files share with the registry. Included by files compiled with -m flags,
+// so it declares and never defines: an inline function here would be linked once, perhaps in its
+// AVX-512 copy, and called by everybody.
+#pragma once
+
+#include <cstddef>
+
+#include "ferry/kernels/kernels.h"
+
+namespace ferry::cpu {
+
+extern const Kernels kScalar;
+#if defined(__x86_64__)
+extern const Kernels kAvx2;
+extern const Kernels kAvx512;
+extern const Kernels kAmx;
+#endif
+
+/// Start of the call's scratch, rounded up to a cache line (gemm_scratch_bytes counts that in).
+/// Asserts that `needed` bytes follow.
+std::byte* aligned_scratch(const GemmArgs& args, std::size_t needed) noexcept;
+
+}  // namespace ferry::cpu

@@ -1,0 +1,172 @@
+// Which kernel tables this machine can run, and which one it uses.
+#include <cassert>
+#include <cstdint>
+#include <cstdlib>
+#include <string>
+#include <string_view>
+
+#include "ferry/core/error.h"
+#include "ferry/kernels/cpu/tables.h"
+#include "ferry/kernels/kernels.h"
+
+#if defined(FERRY_X86_TABLES)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace ferry {
+
+namespace {
+
+constexpr Isa kAllIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx};
+
+struct Supported {
+  bool avx2 = false;
+  bool avx512 = false;
+  bool amx = false;
+};
+
+#if defined(FERRY_X86_TABLES)
+
+struct CpuidLeaf {
+  unsigned eax = 0;
+  unsigned ebx = 0;
+  unsigned ecx = 0;
+  unsigned edx = 0;
+
+  explicit CpuidLeaf(unsigned leaf) { __get_cpuid_count(leaf, 0, &eax, &ebx, &ecx, &edx); }
+};
+
+constexpr bool has(std::uint64_t word, std::uint64_t bits) { return (word & bits) == bits; }
+
+/// XCR0: the register states that the operating system saves. REQUIRES: OSXSAVE.
+std::uint64_t saved_states() {
+  std::uint32_t low = 0;
+  std::uint32_t high = 0;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<std::uint64_t>(high) << 32) | low;
+}
+
+/// Linux hands out tile state to processes that ask; the answer holds for all threads to come.
+bool tiles_permitted() {
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+Supported detect() {
+  const CpuidLeaf basic(1);
+  const CpuidLeaf extended(7);
+  constexpr unsigned kOsxsaveAvxFmaF16c = 1U << 27 | 1U << 28 | 1U << 12 | 1U << 29;
+  constexpr unsigned kAvx2 = 1U << 5;
+  constexpr unsigned kAvx512FDqBwVl = 1U << 16 | 1U << 17 | 1U << 30 | 1U << 31;
+  constexpr unsigned kAmxBf16Tile = 1U << 22 | 1U << 24;
+  constexpr std::uint64_t kYmmState = 0x6;
+  constexpr std::uint64_t kZmmState = 0xe6;
+  constexpr std::uint64_t kTileState = 0x60000;
+
+  Supported have;
+  if (!has(basic.ecx, kOsxsaveAvxFmaF16c)) return have;
+  const std::uint64_t states = saved_states();
+  have.avx2 = has(extended.ebx, kAvx2) && has(states, kYmmState);
+  have.avx512 = have.avx2 && has(extended.ebx, kAvx512FDqBwVl) && has(states, kZmmState);
+  have.amx = have.avx512 && has(extended.edx, kAmxBf16Tile) && has(states, kTileState) &&
+             tiles_permitted();
+  return have;
+}
+
+#else
+
+Supported detect() { return {}; }
+
+#endif
+
+const Supported& supported() {
+  static const Supported have = detect();
+  return have;
+}
+
+std::string names_of_supported() {
+  std::string names;
+  for (const Isa isa : kAllIsas) {
+    if (!isa_supported(isa)) continue;
+    if (!names.empty()) names += ", ";
+    names += isa_name(isa);
+  }
+  return names;
+}
+
+const Kernels& choose() {
+  const char* wanted = std::getenv("FERRY_ISA");
+  if (wanted != nullptr && *wanted != '\0') {
+    for (const Isa isa : kAllIsas)
+      if (isa_name(isa) == wanted) return kernels_for(isa);
+    fail<ConfigError>(
+        "FERRY_ISA={}: no such instruction set; this machine has {}", wanted, names_of_supported());
+  }
+  Isa best = Isa::scalar;
+  for (const Isa isa : kAllIsas)
+    if (isa_supported(isa)) best = isa;
+  return kernels_for(best);
+}
+
+}  // namespace
+
+bool isa_supported(Isa isa) {
+  switch (isa) {
+    case Isa::scalar:
+      return true;
+    case Isa::avx2:
+      return supported().avx2;
+    case Isa::avx512:
+      return supported().avx512;
+    case Isa::amx:
+      return supported().amx;
+  }
+  return false;
+}
+
+std::string_view isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::scalar:
+      return "scalar";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512:
+      return "avx512";
+    case Isa::amx:
+      return "amx";
+  }
+  return "?";
+}
+
+const Kernels& kernels_for(Isa isa) {
+  if (!isa_supported(isa)) {
+    fail<ConfigError>("this machine has no {} kernels; it has {}: choose one with FERRY_ISA",
+                      isa_name(isa),
+                      names_of_supported());
+  }
+#if defined(FERRY_X86_TABLES)
+  if (isa == Isa::avx2) return cpu::kAvx2;
+  if (isa == Isa::avx512) return cpu::kAvx512;
+  if (isa == Isa::amx) return cpu::kAmx;
+#endif
+  return cpu::kScalar;
+}
+
+const Kernels& kernels() {
+  static const Kernels& chosen = choose();
+  return chosen;
+}
+
+std::byte* cpu::aligned_scratch(const GemmArgs& args,
+                                [[maybe_unused]] std::size_t needed) noexcept {
+  assert(args.scratch.size() >= needed);
+  constexpr std::uintptr_t kLine = 64;
+  const auto address = reinterpret_cast<std::uintptr_t>(args.scratch.data());
+  return args.scratch.data() +
+         (round_up(static_cast<std::int64_t>(address), kLine) - static_cast<std::int64_t>(address));
+}
+
+}  // namespace ferry
