@@ -1,0 +1,35 @@
+#include "ferry/engine/request.h"
+
+#include "ferry/core/error.h"
+
+namespace ferry {
+
+void check_request(const Request& request, int vocab, int max_context) {
+  if (request.prompt.empty()) fail<ConfigError>("the prompt is empty; give at least one token");
+  if (request.prompt.size() > static_cast<std::size_t>(max_context)) {
+    fail<ConfigError>(
+        "the prompt has {} tokens but the context holds {}; shorten the prompt or, where the model "
+        "allows, raise --context-length",
+        request.prompt.size(),
+        max_context);
+  }
+  for (std::size_t i = 0; i < request.prompt.size(); ++i) {
+    if (request.prompt[i] < 0 || request.prompt[i] >= vocab) {
+      fail<ConfigError>("token id {} (number {} of the prompt) is outside the vocabulary 0..{}",
+                        request.prompt[i],
+                        i + 1,
+                        vocab - 1);
+    }
+  }
+  if (request.max_new_tokens < 1) {
+    fail<ConfigError>("{} new tokens asked for; ask for at least 1 (--max-new-tokens)",
+                      request.max_new_tokens);
+  }
+  if (request.stop_ids.size() > kMaxStopIds) {
+    fail<ConfigError>(
+        "{} stop ids given; at most {} are possible", request.stop_ids.size(), kMaxStopIds);
+  }
+  check_sampling(request.sampling);
+}
+
+}  // namespace ferry

@@ -1,0 +1,35 @@
+// What a caller asks of the engine, and what it hears back.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "ferry/engine/sampler.h"
+
+namespace ferry {
+
+/// One prompt to continue. Generation ends with the first of: a stop id (kept as last token),
+/// max_new_tokens, or a full context: the prompt and all tokens but the last have to fit into it.
+struct Request {
+  std::vector<std::int32_t> prompt;  ///< at least one id, all inside the vocabulary
+  int max_new_tokens = 64;           ///< at least 1
+  SamplingOptions sampling;
+  std::vector<std::int32_t> stop_ids;  ///< at most kMaxStopIds
+};
+
+inline constexpr std::size_t kMaxStopIds = 256;
+
+/// What rank 0 hears about a request, in order of its tokens.
+struct TokenEvent {
+  std::uint64_t request = 0;  ///< number that submit() gave
+  std::int32_t token = 0;
+  bool last = false;
+  std::string logits_sha256;  ///< with the last token, when hashing was asked for
+};
+
+/// Throws ConfigError when the prompt is empty, has ids outside the vocabulary or is longer than
+/// the context, or when an option is out of range.
+void check_request(const Request& request, int vocab, int max_context);
+
+}  // namespace ferry

@@ -1,0 +1,82 @@
+#include "ferry/engine/sequences.h"
+
+#include <algorithm>
+#include <span>
+#include <utility>
+
+#include "ferry/core/error.h"
+
+namespace ferry {
+
+Sequences::Sequences(Decoder& decoder, int max_context, bool hash_logits)
+    : decoder_(decoder), max_context_(max_context), hash_logits_(hash_logits) {}
+
+void Sequences::admit(Admission admission) {
+  // The last token is never run, so it needs no place.
+  const auto wanted = static_cast<std::int64_t>(admission.request.prompt.size()) +
+                      admission.request.max_new_tokens - 1;
+  const int capacity = static_cast<int>(std::min<std::int64_t>(wanted, max_context_));
+  Sequence sequence{.request = std::move(admission.request),
+                    .ids = {},
+                    .cache = KvCache(decoder_.config(), decoder_.activation_type(), capacity),
+                    .hash = {}};
+  sequence.ids = sequence.request.prompt;
+  if (hash_logits_) sequence.hash.emplace();
+  sequences_.emplace(admission.id, std::move(sequence));
+}
+
+bool Sequences::finished(const Sequence& sequence) const {
+  const auto& stop_ids = sequence.request.stop_ids;
+  return sequence.generated() >= static_cast<std::size_t>(sequence.request.max_new_tokens) ||
+         sequence.ids.size() > static_cast<std::size_t>(max_context_) ||
+         std::find(stop_ids.begin(), stop_ids.end(), sequence.ids.back()) != stop_ids.end();
+}
+
+TokenResult Sequences::choose_token(std::uint64_t id,
+                                    Sequence& sequence,
+                                    std::span<const float> logits) {
+  if (sequence.hash) sequence.hash->add(logits);
+  TokenResult result{.id = id};
+  result.token = sampler_.sample(logits, sequence.request.sampling, sequence.generated());
+  sequence.ids.push_back(result.token);
+  result.last = finished(sequence);
+  if (result.last && sequence.hash) result.logits_sha256 = sequence.hash->finish();
+  return result;
+}
+
+StepResult Sequences::run_step(StepRecord record) {
+  for (Admission& admission : record.admissions) admit(std::move(admission));
+
+  batch_.clear();
+  for (const SequenceRun& run : record.runs) {
+    Sequence& sequence = sequences_.at(run.id);
+    const auto first = static_cast<std::size_t>(sequence.cache.length());
+    const auto tokens = static_cast<std::size_t>(run.tokens);
+    FERRY_CHECK(first + tokens <= sequence.ids.size(),
+                "request {} was to run {} tokens behind {}, but has {}",
+                run.id,
+                tokens,
+                first,
+                sequence.ids.size());
+    const bool to_the_end = first + tokens == sequence.ids.size();
+    batch_.push_back(
+        {.cache = &sequence.cache,
+         .tokens = std::span<const std::int32_t>(sequence.ids).subspan(first, tokens),
+         .logits = to_the_end ? SequenceStep::Logits::last : SequenceStep::Logits::none});
+  }
+  std::span<const float> logits = decoder_.forward(batch_);
+
+  StepResult result{.step = record.step, .tokens = {}};
+  const auto vocab = static_cast<std::size_t>(decoder_.config().vocab);
+  for (std::size_t i = 0; i < batch_.size(); ++i) {
+    if (batch_[i].logits == SequenceStep::Logits::none) continue;
+    const std::uint64_t id = record.runs[i].id;
+    const auto sequence = sequences_.find(id);
+    result.tokens.push_back(choose_token(id, sequence->second, logits.first(vocab)));
+    logits = logits.subspan(vocab);
+    if (result.tokens.back().last) sequences_.erase(sequence);
+  }
+  return result;
+}
+
+}  // namespace ferry

@@ -1,0 +1,49 @@
+// The sequences that one rank runs: their ids, caches and samplers. Turns a step's record into one
+// call of the decoder and its logits into tokens.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "ferry/engine/logits_hash.h"
+#include "ferry/engine/request.h"
+#include "ferry/engine/step_record.h"
+#include "ferry/model/decoder.h"
+#include "ferry/model/kv_cache.h"
+
+namespace ferry {
+
+/// Threads: one at a time. The decoder is borrowed.
+class Sequences {
+ public:
+  Sequences(Decoder& decoder, int max_context, bool hash_logits);
+
+  /// Collective, as Decoder::forward is. Takes in the record's admissions, runs its tokens and
+  /// samples where a sequence has come to its end; finished sequences leave.
+  StepResult run_step(StepRecord record);
+
+ private:
+  struct Sequence {
+    Request request;
+    std::vector<std::int32_t> ids;  ///< prompt, then what was generated
+    KvCache cache;
+    std::optional<LogitsHash> hash;
+
+    std::size_t generated() const { return ids.size() - request.prompt.size(); }
+  };
+
+  void admit(Admission admission);
+  TokenResult choose_token(std::uint64_t id, Sequence& sequence, std::span<const float> logits);
+  bool finished(const Sequence& sequence) const;
+
+  Decoder& decoder_;
+  int max_context_;
+  bool hash_logits_;
+  Sampler sampler_;
+  std::unordered_map<std::uint64_t, Sequence> sequences_;
+  std::vector<SequenceStep> batch_;
+};
+
+}  // namespace ferry

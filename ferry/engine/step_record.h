@@ -1,0 +1,71 @@
+// What travels between rank 0 and the others around each step: the record (what to run) before it
+// and the result (the tokens it gave) after it. Plain data and its bytes; step_link.h moves them.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "ferry/engine/request.h"
+
+namespace ferry {
+
+/// A request that starts on the rank that reads this.
+struct Admission {
+  std::uint64_t id = 0;
+  Request request;
+};
+
+/// The next `tokens` tokens of a sequence run in this step.
+struct SequenceRun {
+  std::uint64_t id = 0;
+  std::int32_t tokens = 0;
+};
+
+/// One rank's orders for one step.
+struct StepRecord {
+  std::uint64_t step = 0;
+  bool stop = false;  ///< nothing is left to do: the loop ends, no step is run
+  std::vector<Admission> admissions;
+  std::vector<SequenceRun> runs;  ///< in this order in the batch
+};
+
+using Sha256 = std::array<std::byte, 32>;
+
+struct TokenResult {
+  std::uint64_t id = 0;
+  std::int32_t token = 0;
+  bool last = false;
+  Sha256 logits_sha256{};  ///< with the last token, when hashing was asked for
+};
+
+/// The tokens that one rank's sequences gave in one step; a sequence in the middle of its prompt
+/// gives none.
+struct StepResult {
+  std::uint64_t step = 0;
+  std::vector<TokenResult> tokens;
+};
+
+/// Bytes that an admission takes in a record.
+std::size_t encoded_bytes(const Admission& admission);
+
+/// Bytes that suffice for a record with `sequences` runs and one admission with a prompt as long as
+/// the context; several shorter prompts share that space.
+std::size_t record_capacity(int max_context, int sequences);
+std::size_t result_capacity(int sequences);
+
+/// Bytes of a record with `sequences` runs and no admission.
+std::size_t record_bytes_without_admissions(int sequences);
+
+/// Write to the front of `out` and return the bytes written. REQUIRES: `out` is large enough.
+std::size_t encode(const StepRecord& record, std::span<std::byte> out);
+std::size_t encode(const StepResult& result, std::span<std::byte> out);
+
+/// Throw TransportError (kind io) when the bytes are not what encode() writes; nothing outside
+/// `bytes` is ever read.
+StepRecord decode_step_record(std::span<const std::byte> bytes);
+StepResult decode_step_result(std::span<const std::byte> bytes);
+
+}  // namespace ferry

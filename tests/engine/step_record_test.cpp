@@ -1,0 +1,121 @@
+#include "ferry/engine/step_record.h"
+
+#include <gtest/gtest.h>
+
+#include "ferry/core/error.h"
+
+namespace ferry {
+namespace {
+
+StepRecord sample_record() {
+  StepRecord record{.step = 0x123456789a, .stop = false, .admissions = {}, .runs = {}};
+  record.admissions.push_back(
+      {.id = 7,
+       .request = {.prompt = {1, 2, 3, 400000},
+                   .max_new_tokens = 5,
+                   .sampling = {.temperature = 0.7, .top_k = 3, .top_p = 0.5, .seed = ~0ULL},
+                   .stop_ids = {9, 10}}});
+  record.admissions.push_back(
+      {.id = 8, .request = {.prompt = {5}, .max_new_tokens = 1, .sampling = {}, .stop_ids = {}}});
+  record.runs = {{.id = 3, .tokens = 1}, {.id = 7, .tokens = 4}};
+  return record;
+}
+
+std::vector<std::byte> bytes_of(const StepRecord& record) {
+  std::vector<std::byte> bytes(4096);
+  bytes.resize(encode(record, bytes));
+  return bytes;
+}
+
+TEST(StepRecord, ComesBackAsItWentOut) {
+  const StepRecord out = sample_record();
+  const StepRecord in = decode_step_record(bytes_of(out));
+  EXPECT_EQ(in.step, out.step);
+  EXPECT_FALSE(in.stop);
+  ASSERT_EQ(in.admissions.size(), 2U);
+  const Request& request = in.admissions[0].request;
+  EXPECT_EQ(in.admissions[0].id, 7U);
+  EXPECT_EQ(request.prompt, out.admissions[0].request.prompt);
+  EXPECT_EQ(request.max_new_tokens, 5);
+  EXPECT_EQ(request.sampling.temperature, 0.7);
+  EXPECT_EQ(request.sampling.top_k, 3);
+  EXPECT_EQ(request.sampling.top_p, 0.5);
+  EXPECT_EQ(request.sampling.seed, ~0ULL);
+  EXPECT_EQ(request.stop_ids, (std::vector<std::int32_t>{9, 10}));
+  ASSERT_EQ(in.runs.size(), 2U);
+  EXPECT_EQ(in.runs[1].id, 7U);
+  EXPECT_EQ(in.runs[1].tokens, 4);
+}
+
+TEST(StepRecord, StopSurvives) {
+  EXPECT_TRUE(
+      decode_step_record(bytes_of({.step = 1, .stop = true, .admissions = {}, .runs = {}})).stop);
+}
+
+TEST(StepRecord, SizesAreAsAnnounced) {
+  StepRecord record = sample_record();
+  std::size_t expected = record_bytes_without_admissions(static_cast<int>(record.runs.size()));
+  for (const Admission& admission : record.admissions) expected += encoded_bytes(admission);
+  EXPECT_EQ(bytes_of(record).size(), expected);
+
+  // The greatest request that check_request lets through.
+  Request largest{.prompt = std::vector<std::int32_t>(100), .sampling = {}, .stop_ids = {}};
+  largest.stop_ids.resize(kMaxStopIds);
+  record.admissions.clear();
+  record.admissions.push_back({.id = 1, .request = largest});
+  record.runs.assign(16, {.id = 1, .tokens = 1});
+  EXPECT_EQ(bytes_of(record).size(), record_capacity(100, 16));
+}
+
+TEST(StepRecord, WhatDoesNotFitIsNotWritten) {
+  std::vector<std::byte> small(40);
+  EXPECT_THROW(static_cast<void>(encode(sample_record(), small)), BrokenContract);
+}
+
+TEST(StepRecord, EveryCutIsNoticed) {
+  const std::vector<std::byte> bytes = bytes_of(sample_record());
+  for (std::size_t n = 0; n < bytes.size(); ++n) {
+    // A copy of exact size, so that the address sanitizer sees a read beyond the end.
+    const std::vector<std::byte> cut(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(n));
+    EXPECT_THROW(decode_step_record(cut), TransportError) << n;
+  }
+}
+
+TEST(StepRecord, DamagedCountsNeitherCrashNorReserve) {
+  const std::vector<std::byte> bytes = bytes_of(sample_record());
+  for (std::size_t i = 0; i + 4 <= bytes.size(); ++i) {
+    std::vector<std::byte> damaged = bytes;
+    for (std::size_t j = 0; j < 4; ++j) damaged[i + j] = std::byte{0xff};
+    try {
+      static_cast<void>(decode_step_record(damaged));
+    } catch (const TransportError&) {
+    }
+  }
+}
+
+TEST(StepResult, ComesBackAsItWentOut) {
+  StepResult out{.step = 12, .tokens = {{.id = 1, .token = 77, .last = false}}};
+  out.tokens.push_back({.id = 2, .token = 78, .last = true});
+  out.tokens.back().logits_sha256.fill(std::byte{0xab});
+  std::vector<std::byte> bytes(result_capacity(2));
+  ASSERT_EQ(encode(out, bytes), bytes.size());
+  const StepResult in = decode_step_result(bytes);
+  EXPECT_EQ(in.step, 12U);
+  ASSERT_EQ(in.tokens.size(), 2U);
+  EXPECT_EQ(in.tokens[0].token, 77);
+  EXPECT_FALSE(in.tokens[0].last);
+  EXPECT_EQ(in.tokens[1].id, 2U);
+  EXPECT_TRUE(in.tokens[1].last);
+  EXPECT_EQ(in.tokens[1].logits_sha256, out.tokens[1].logits_sha256);
+  for (std::size_t n = 0; n < bytes.size(); ++n)
+    EXPECT_THROW(decode_step_result(std::span(bytes).first(n)), TransportError);
+}
+
+TEST(StepResult, IsNotTakenForARecord) {
+  std::vector<std::byte> bytes(result_capacity(1));
+  static_cast<void>(encode(StepResult{.step = 1, .tokens = {}}, bytes));
+  EXPECT_THROW(decode_step_record(bytes), TransportError);
+}
+
+}  // namespace
+}  // namespace ferry
