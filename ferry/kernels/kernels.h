@@ -70,10 +70,10 @@ struct GemmArgs {
   std::int64_t last_panel = 0;  ///< gated_silu: both even
   const float* bias = nullptr;  ///< [n] or null; store only
   Epilogue epilogue = Epilogue::store;
-  MutableRowsView out;           ///< rows of n (gated_silu: n / 2) elements; whole rows: column c
-                                 ///< of W lands at element c
-  DType out_type = DType::f32;   ///< f32 or bf16 (rounded to nearest even)
-  std::span<std::byte> scratch;  ///< at least gemm_scratch_bytes(k); the calling thread's own
+  MutableRowsView out;          ///< rows of n (gated_silu: n / 2) elements; whole rows: column c
+                                ///< of W lands at element c
+  DType out_type = DType::f32;  ///< f32 or bf16 (rounded to nearest even)
+  std::span<std::byte> scratch = {};  ///< at least gemm_scratch_bytes(k); the calling thread's own
 };
 
 /// One query head over the keys and values of positions [0, length): softmax(q.K * scale) V.

@@ -2,8 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
-#include <memory>
 #include <span>
 #include <vector>
 
@@ -11,6 +9,7 @@
 #include "ferry/core/threads.h"
 #include "ferry/core/types.h"
 #include "ferry/kernels/kernels.h"
+#include "ferry/moe/parallel_gemm.h"
 
 namespace ferry {
 
@@ -25,9 +24,9 @@ enum class DispatchFormat : std::uint8_t {
 /// The one argument of every expert computation: rows in, rows out. Borrowed for the call.
 struct ExpertRows {
   DispatchFormat format = DispatchFormat::padded;
-  std::span<const std::int32_t> counts;   ///< [L] rows of each local slot
-  std::span<const std::int64_t> offsets;  ///< [L] row index of each slot's first row
-  RowsView in;                            ///< [.., hidden] of in_type
+  std::span<const std::int32_t> counts = {};   ///< [L] rows of each local slot
+  std::span<const std::int64_t> offsets = {};  ///< [L] row index of each slot's first row
+  RowsView in;                                 ///< [.., hidden] of in_type
   DType in_type = DType::f32;
   MutableRowsView out;  ///< [.., hidden] of out_type, same row indices
   DType out_type = DType::f32;
@@ -59,16 +58,23 @@ class Experts {
   void run(const ExpertRows& rows, std::span<const GatedFfnWeights> weights);
 
  private:
-  struct Segment;
-  void run_turn(const ExpertRows& rows,
-                std::span<const GatedFfnWeights> weights,
-                std::span<const Segment> segments);
+  /// Rows of one slot that are done in one turn.
+  struct Segment {
+    std::size_t slot = 0;
+    std::int64_t first_row = 0;  // of ExpertRows
+    std::int64_t count = 0;
+    std::int64_t between = 0;  // first row in between_
+  };
+
+  void run_turn(const ExpertRows& rows, std::span<const GatedFfnWeights> weights);
+  template <class ArgsOf>
+  void project(ArgsOf args_of);
 
   Options options_;
   ThreadPool& pool_;
-  Buffer between_;               // [max_rows, inter] of dtype: silu(gate) * up
-  std::vector<Buffer> scratch_;  // one a thread, for the gemm kernels
-  std::vector<Segment> segments_;
+  Buffer between_;  // [max_rows, inter] of dtype: silu(gate) * up
+  GemmScratch scratch_;
+  std::vector<Segment> segments_;  // of the turn
 };
 
 }  // namespace ferry

@@ -14,6 +14,11 @@ std::int64_t panel_grain(std::int64_t panels, int threads, Epilogue epilogue) {
   return std::max(unit, round_up(ceil_div(panels, threads), unit));
 }
 
+std::int64_t gemm_panels(const GemmArgs& args) {
+  return args.epilogue == Epilogue::gated_silu ? args.weights->gated_panels()
+                                               : args.weights->panels();
+}
+
 void parallel_gemm(ThreadPool& pool, const GemmScratch& scratch, const GemmArgs& args) {
   if (args.rows == 0) return;
   const std::int64_t panels =

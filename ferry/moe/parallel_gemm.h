@@ -27,6 +27,9 @@ class GemmScratch {
 /// threads stay busy and large enough that a row block is packed few times.
 std::int64_t panel_grain(std::int64_t panels, int threads, Epilogue epilogue);
 
+/// All panels that a product runs over.
+std::int64_t gemm_panels(const GemmArgs& args);
+
 /// kernels().gemm over all panels of args.weights, split by columns over the pool; fills in
 /// first_panel, last_panel and scratch. The split never changes a bit.
 void parallel_gemm(ThreadPool& pool, const GemmScratch& scratch, const GemmArgs& args);

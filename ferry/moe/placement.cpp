@@ -24,7 +24,10 @@ std::uint32_t mix(std::uint32_t token, std::uint32_t k) {
 
 Placement Placement::identity(int experts, int ranks, int redundant) {
   FERRY_CHECK(experts >= 1 && ranks >= 1 && redundant >= 0,
-              "{} experts, {} ranks, {} redundant", experts, ranks, redundant);
+              "{} experts, {} ranks, {} redundant",
+              experts,
+              ranks,
+              redundant);
   const int filled = experts + redundant;
   std::vector<ExpertId> map(static_cast<std::size_t>(round_up(filled, ranks)), -1);
   for (int slot = 0; slot < filled; ++slot) map[static_cast<std::size_t>(slot)] = slot % experts;

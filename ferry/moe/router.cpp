@@ -10,20 +10,21 @@ namespace ferry {
 
 namespace {
 
-/// The best expert not yet taken: greatest score, lowest id among equals. Scores that are NaN lose
-/// to every number.
-ExpertId best_untaken(std::span<const float> scores, std::span<const ExpertId> taken) {
-  ExpertId best = -1;
+/// Puts the K greatest scores and their experts into ids and best, in falling order; ties go to the
+/// lowest id, and NaN loses to every number.
+void top_k(std::span<const float> scores, std::span<ExpertId> ids, std::span<float> best) {
+  std::size_t filled = 0;
   for (std::size_t e = 0; e < scores.size(); ++e) {
-    bool is_taken = false;
-    for (const ExpertId t : taken) is_taken |= static_cast<std::size_t>(t) == e;
-    if (is_taken) continue;
-    if (best < 0 || scores[e] > scores[static_cast<std::size_t>(best)] ||
-        (std::isnan(scores[static_cast<std::size_t>(best)]) && !std::isnan(scores[e]))) {
-      best = static_cast<ExpertId>(e);
+    const float score = std::isnan(scores[e]) ? -std::numeric_limits<float>::infinity() : scores[e];
+    if (filled == ids.size() && score <= best[filled - 1]) continue;
+    std::size_t at = filled < ids.size() ? filled++ : filled - 1;
+    for (; at > 0 && best[at - 1] < score; --at) {
+      best[at] = best[at - 1];
+      ids[at] = ids[at - 1];
     }
+    best[at] = score;
+    ids[at] = static_cast<ExpertId>(e);
   }
-  return best;
 }
 
 }  // namespace
@@ -37,20 +38,20 @@ void route(const RouterOptions& options,
   FERRY_CHECK(topk >= 1 && topk <= num_experts, "top-{} of {} experts", topk, num_experts);
   const std::size_t tokens = logits.size() / num_experts;
   FERRY_CHECK(experts.size() == tokens * topk && weights.size() == experts.size(),
-              "{} ids and {} weights for {} tokens", experts.size(), weights.size(), tokens);
+              "{} ids and {} weights for {} tokens",
+              experts.size(),
+              weights.size(),
+              tokens);
 
   for (std::size_t t = 0; t < tokens; ++t) {
     const std::span<float> scores = logits.subspan(t * num_experts, num_experts);
     kernels().softmax(scores.data(), options.experts);
-    const std::span<ExpertId> ids = experts.subspan(t * topk, topk);
-    float sum = 0;
-    for (std::size_t k = 0; k < topk; ++k) {
-      ids[k] = best_untaken(scores, ids.first(k));
-      weights[t * topk + k] = scores[static_cast<std::size_t>(ids[k])];
-      sum += weights[t * topk + k];
-    }
+    const std::span<float> best = weights.subspan(t * topk, topk);
+    top_k(scores, experts.subspan(t * topk, topk), best);
     if (options.renormalize) {
-      for (std::size_t k = 0; k < topk; ++k) weights[t * topk + k] /= sum;
+      float sum = 0;
+      for (const float w : best) sum += w;
+      for (float& w : best) w /= sum;
     }
   }
 }

@@ -1,0 +1,70 @@
+// What lies where in the region of one lane, and the messages that travel: docs/wire_format.md.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "ferry/core/types.h"
+
+namespace ferry {
+
+struct DispatcherOptions;
+
+/// Head of a dispatch message. Behind it: counts u32 [L] for the receiver's slots, the token of
+/// each record u32 [records], and, where ranks sum before home does, the reduce entries.
+struct DispatchHeader {
+  std::uint64_t epoch = 0;   // exchange number of the lane, for diagnosis and checking
+  std::uint32_t tokens = 0;  // of the sender
+  std::uint32_t chunks = 1;  // exchanges the sender still needs, this one included
+  std::uint32_t records = 0;
+  std::uint32_t payload_puts = 0;  // puts that carry rows; 0 where the receiver pulls
+  std::uint32_t reduce_entries = 0;
+  std::uint32_t reserved = 0;
+};
+
+/// One (token, k) of a home rank with a record here, in order of (token, k).
+struct ReduceEntry {
+  std::uint32_t token = 0;
+  std::uint32_t record = 0;
+  float weight = 0;
+};
+
+/// Head of a combine message. Behind it: u64 [L], the row of the receiver's first record in each
+/// slot of the sender.
+struct CombineHeader {
+  std::uint64_t epoch = 0;
+  std::uint32_t payload_puts = 0;
+  std::uint32_t reserved = 0;
+};
+
+/// Offsets into a rank's part of the lane's region; the same on all ranks. Everything starts at a
+/// multiple of 64 bytes, row areas at a page.
+struct ExchangeLayout {
+  ExchangeLayout(const DispatcherOptions& options, int ranks, bool load_store);
+
+  std::size_t dispatch_row_bytes = 0;
+  std::size_t expert_row_bytes = 0;
+  std::size_t combine_row_bytes = 0;
+  std::size_t dispatch_message_bytes = 0;  // room for one message
+  std::size_t combine_message_bytes = 0;
+  std::int64_t slot_capacity = 0;  // rows of a slot in the padded format: every token of all ranks
+  std::int64_t expert_rows = 0;    // rows that experts may receive and write
+  std::size_t combine_slab_rows = 0;  // rows that one peer may push: its records, or its sums
+
+  std::size_t dispatch_inbox = 0;   // [R] messages
+  std::size_t dispatch_outbox = 0;  // [R] messages
+  std::size_t combine_inbox = 0;    // [R] messages
+  std::size_t combine_outbox = 0;   // [R] messages
+  std::size_t stage = 0;            // [max_tokens] rows: this rank's tokens in wire type
+  std::size_t results = 0;          // [expert_rows] rows, or [R][max_tokens] sums per home rank
+  std::size_t dispatch_slab = 0;    // [R][max_tokens] rows: peers' stages, where rows are pushed
+  std::size_t combine_slab = 0;     // [R][combine_slab_rows] rows
+  std::size_t bytes = 0;            // of the whole part
+};
+
+/// Signals of a lane, one set per source rank.
+enum class ExchangeSignal : int { dispatch_message, dispatch_rows, combine_message, combine_rows };
+
+inline constexpr int kExchangeSignals = 4;
+
+}  // namespace ferry

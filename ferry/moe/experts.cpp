@@ -1,0 +1,106 @@
+#include "ferry/moe/experts.h"
+
+#include <algorithm>
+
+#include "ferry/core/error.h"
+#include "ferry/moe/parallel_gemm.h"
+
+namespace ferry {
+
+namespace {
+
+/// Fewest panels worth a task of their own: every task packs its input rows again, and 16 panels
+/// are 16 times the bytes of 16 rows.
+constexpr std::int64_t kLeastPanels = 16;
+
+std::int64_t panels_per_task(std::int64_t panels, int threads) {
+  if (threads == 1) return panels;
+  // Twice as many tasks as threads, so that one slow thread does not hold up the rest.
+  return std::min(panels, std::max(kLeastPanels, round_up(ceil_div(panels, 2 * threads), 2)));
+}
+
+}  // namespace
+
+Experts::Experts(const Options& options, ThreadPool& pool)
+    : options_(options),
+      pool_(pool),
+      between_(static_cast<std::size_t>(options.max_rows) *
+               static_cast<std::size_t>(options.inter) * dtype_bytes(options.dtype)),
+      scratch_(pool.size(), options.dtype, std::max(options.hidden, options.inter)) {
+  FERRY_CHECK(options.hidden >= 1 && options.inter >= 1 && options.max_rows >= 1,
+              "experts with H {}, inter {}, {} rows",
+              options.hidden,
+              options.inter,
+              options.max_rows);
+}
+
+void Experts::run(const ExpertRows& rows, std::span<const GatedFfnWeights> weights) {
+  FERRY_CHECK(rows.in_type == options_.dtype && rows.hidden == options_.hidden,
+              "experts of {} x {} were handed {} x {} rows",
+              dtype_name(options_.dtype),
+              options_.hidden,
+              dtype_name(rows.in_type),
+              rows.hidden);
+  std::int64_t in_turn = 0;
+  segments_.clear();
+  for (std::size_t slot = 0; slot < rows.counts.size(); ++slot) {
+    FERRY_CHECK(
+        rows.counts[slot] == 0 || weights[slot].down.data, "rows for the empty slot {}", slot);
+    for (std::int64_t done = 0; done < rows.counts[slot];) {
+      const std::int64_t count = std::min(rows.counts[slot] - done, options_.max_rows - in_turn);
+      segments_.push_back({slot, rows.offsets[slot] + done, count, in_turn});
+      done += count;
+      in_turn += count;
+      if (in_turn == options_.max_rows) {
+        run_turn(rows, weights);
+        segments_.clear();
+        in_turn = 0;
+      }
+    }
+  }
+  if (!segments_.empty()) run_turn(rows, weights);
+}
+
+/// Both projections of the segments, each one parallel region over (segment, columns).
+void Experts::run_turn(const ExpertRows& rows, std::span<const GatedFfnWeights> weights) {
+  const auto stride = static_cast<std::ptrdiff_t>(static_cast<std::size_t>(options_.inter) *
+                                                  dtype_bytes(options_.dtype));
+  const MutableRowsView between{between_.data(), stride};
+  const RowsView between_in{between_.data(), stride};
+  project([&](const Segment& s) {
+    return GemmArgs{.in = rows.in.from(s.first_row),
+                    .rows = s.count,
+                    .weights = &weights[s.slot].gate_up,
+                    .epilogue = Epilogue::gated_silu,
+                    .out = between.from(s.between),
+                    .out_type = options_.dtype};
+  });
+  project([&](const Segment& s) {
+    return GemmArgs{.in = between_in.from(s.between),
+                    .rows = s.count,
+                    .weights = &weights[s.slot].down,
+                    .out = rows.out.from(s.first_row),
+                    .out_type = rows.out_type};
+  });
+}
+
+template <class ArgsOf>
+void Experts::project(ArgsOf args_of) {
+  const std::int64_t panels = gemm_panels(args_of(segments_.front()));
+  const std::int64_t per_task = panels_per_task(panels, pool_.size());
+  const std::int64_t tasks_per_segment = ceil_div(panels, per_task);
+  const auto num_segments = static_cast<std::int64_t>(segments_.size());
+  pool_.parallel_for(
+      num_segments * tasks_per_segment, 1, [&](std::int64_t begin, std::int64_t end, int worker) {
+        for (std::int64_t task = begin; task < end; ++task) {
+          const auto segment = static_cast<std::size_t>(task / tasks_per_segment);
+          GemmArgs args = args_of(segments_[segment]);
+          args.first_panel = task % tasks_per_segment * per_task;
+          args.last_panel = std::min(panels, args.first_panel + per_task);
+          args.scratch = scratch_.of(worker);
+          kernels().gemm(args);
+        }
+      });
+}
+
+}  // namespace ferry
