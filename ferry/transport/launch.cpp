@@ -77,15 +77,19 @@ std::vector<TransportInfo> list_transports() {
   return infos;
 }
 
-int run_ranks(const LaunchOptions& options, const std::function<int(Transport&)>& body) {
-  const TransportEntry& entry = find_transport(options.transport);
+void check_launch(const LaunchOptions& options) {
+  static_cast<void>(find_transport(options.transport));
   if (options.ranks < 1 || options.ranks > max_ranks()) {
     fail<ConfigError>("{} ranks asked for; this machine with {} cores runs 1 to {} of them (--ep)",
                       options.ranks,
                       std::thread::hardware_concurrency(),
                       max_ranks());
   }
-  return entry.run(options, body);
+}
+
+int run_ranks(const LaunchOptions& options, const std::function<int(Transport&)>& body) {
+  check_launch(options);
+  return find_transport(options.transport).run(options, body);
 }
 
 }  // namespace ferry

@@ -29,14 +29,17 @@ struct LaunchOptions {
   std::chrono::nanoseconds start_timeout = std::chrono::seconds(30);
 };
 
+/// Throws ConfigError for an unknown or unavailable transport or a number of ranks the machine
+/// cannot hold; for callers with work to do before run_ranks, which checks it too.
+void check_launch(const LaunchOptions& options);
+
 /// Runs `body(transport)` as `options.ranks` ranks and returns the largest exit status.
 ///
 /// inproc: ranks are threads of this process; shm: ranks are child processes, forked before
 /// anything else here starts a thread (REQUIRES: no other thread runs). An exception from a body
 /// aborts the group. inproc throws the first cause again; with processes each rank prints its one
 /// line to stderr, and a rank ended by a signal is named by the launcher.
-/// Throws ConfigError for an unknown or unavailable transport or a number of ranks the machine
-/// cannot hold.
+/// Throws ConfigError as check_launch() does.
 int run_ranks(const LaunchOptions& options, const std::function<int(Transport&)>& body);
 
 }  // namespace ferry
