@@ -2,10 +2,11 @@
 // tokens; every MoE layer is one exchange over all ranks.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
-#include <string>
 
 #include "ferry/core/threads.h"
 #include "ferry/model/checkpoint.h"
@@ -26,8 +27,9 @@ struct SequenceStep {
   Logits logits = Logits::last;          ///< for which of these tokens logits are wanted
 };
 
+/// All ranks must have the same.
 struct DecoderOptions {
-  int max_tokens = 512;  ///< of this rank in one step, over all its sequences
+  int max_tokens = 512;  ///< of one rank in one step, over all its sequences
   MoeA2ABackend backend = MoeA2ABackend::pplx;
   std::optional<DType> dispatch_wire;  ///< default: the model's activation type
   std::optional<DType> combine_wire;
@@ -39,7 +41,8 @@ struct DecoderOptions {
 /// steps, for any number of ranks and threads (per-expert-combine backends; docs/numerics.md).
 class Decoder {
  public:
-  /// `dense`: shared by the thread ranks of one process, hence the shared_ptr.
+  /// `dense`: shared by the thread ranks of one process, hence the shared_ptr. `experts`: what
+  /// load_expert_weights gave this rank.
   Decoder(const ModelConfig& config,
           std::shared_ptr<const DenseWeights> dense,
           ExpertWeights experts,
@@ -50,7 +53,8 @@ class Decoder {
 
   /// Collective: all ranks call it the same number of times; a rank without tokens passes an empty
   /// batch. Returns the wanted logits, f32 [wanted tokens, vocab] in order of the batch; valid
-  /// until the next call. REQUIRES: at most max_tokens tokens, room in each cache.
+  /// until the next call. REQUIRES: at most max_tokens tokens; a cache of activation_type() for
+  /// each sequence, with room for its tokens, no further than the model's max_positions.
   std::span<const float> forward(std::span<const SequenceStep> batch);
 
   const ModelConfig& config() const;

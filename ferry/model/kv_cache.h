@@ -14,14 +14,18 @@ namespace ferry {
 /// apart, so that one head reads one stream. Threads: one at a time.
 class KvCache {
  public:
+  /// `type`: f32 or bf16.
   KvCache(const ModelConfig& config, DType type, int capacity);
 
+  /// Positions filled so far, which is also the position of the next token.
   int length() const { return length_; }
 
   int capacity() const { return capacity_; }
 
-  void advance(int tokens) { length_ += tokens; }
+  /// Counts tokens whose keys and values are written. REQUIRES: room for them.
+  void advance(int tokens);
 
+  /// Forgets the sequence; the memory is kept for the next one.
   void clear() { length_ = 0; }
 
   DType type() const { return type_; }

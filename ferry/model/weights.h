@@ -16,30 +16,34 @@
 
 namespace ferry {
 
-/// Owned memory of one packed matrix.
+/// One packed matrix and its memory.
 struct OwnedMatrix {
   Buffer memory;
   PackedMatrix view;
+};
+
+/// A gated feed-forward block and its memory; no data where a layer has none.
+struct OwnedFfn {
+  Buffer gate_up, down;
+  GatedFfnWeights view;
 };
 
 /// What every rank needs alike: all but the routed experts. One copy serves all thread ranks of a
 /// process. Immutable after load.
 struct DenseWeights {
   struct Layer {
-    std::vector<float> input_norm;      // [H]
-    std::vector<float> attention_norm;  // [H], before the MLP
+    std::vector<float> attention_norm;  // [H], before attention
     OwnedMatrix qkv;                    // [H, (heads + 2 kv_heads) * head_dim]
     std::vector<float> qkv_bias;        // empty = none
     OwnedMatrix output;                 // [heads * head_dim, H]
     std::vector<float> output_bias;     // empty = none
     std::vector<float> query_norm;      // [head_dim]; empty = none
     std::vector<float> key_norm;
-    // Dense layer:
-    OwnedMatrix mlp_gate_up, mlp_down;
-    // Sparse layer:
-    OwnedMatrix router;  // f32
-    OwnedMatrix shared_gate_up, shared_down;
-    OwnedMatrix shared_gate;  // f32 [H, 1]
+    std::vector<float> ffn_norm;  // [H], before the feed-forward block
+    OwnedFfn ffn;                 // dense layers
+    OwnedMatrix router;           // sparse layers: f32 [H, E]
+    OwnedFfn shared;              // shared expert of sparse layers
+    OwnedMatrix shared_gate;      // f32 [H, 1]
   };
 
   DType dtype = DType::f32;  // of weights and activations: f32 or bf16
@@ -49,28 +53,34 @@ struct DenseWeights {
   std::vector<Layer> layers;
 };
 
-/// The routed experts that one rank holds: for each sparse layer its slots.
+/// The routed experts that one rank holds.
 struct ExpertWeights {
-  struct Slot {
-    OwnedMatrix gate_up, down;  // empty memory = empty slot
+  struct Layer {
+    Placement placement;                 // a dense layer holds a trivial one
+    Buffer memory;                       // of all slots: large enough for huge pages
+    std::vector<GatedFfnWeights> slots;  // [slots_per_rank], views of memory, null in empty slots;
+                                         // none in dense layers
   };
 
-  std::vector<Placement> placements;     // [layers]; dense layers hold a trivial one
-  std::vector<std::vector<Slot>> slots;  // [layers][slots_per_rank], empty for dense layers
+  std::vector<Layer> layers;
 };
 
-/// Called with bytes done and bytes in all as loading goes on; from one thread at a time.
+/// Called with bytes of the checkpoint read and bytes to read in all; from the loading thread.
 using LoadProgress = std::function<void(std::uint64_t done, std::uint64_t total)>;
 
 /// The type weights are held in: what --weights says, else the checkpoint's (f16 is held as f32,
-/// which loses nothing).
-DType weight_dtype(const ModelConfig& config, std::optional<DType> wanted);
+/// which loses nothing). Throws ConfigError when f16 is wanted.
+DType weight_dtype(const Checkpoint& checkpoint, std::optional<DType> wanted);
 
-/// Throw ModelError naming file, tensor, expected and found shape.
+/// Packs all but the routed experts; f32 weights held as bf16 are rounded to nearest even.
+/// `progress` may be empty. Throws ModelError naming file, tensor, expected and found shape, before
+/// anything is packed.
 DenseWeights load_dense_weights(const Checkpoint& checkpoint,
                                 DType dtype,
                                 ThreadPool& pool,
                                 const LoadProgress& progress);
+
+/// Packs the routed experts that `rank` of `ranks` holds under Placement::identity. As above.
 ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
                                   DType dtype,
                                   Rank rank,

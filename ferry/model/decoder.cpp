@@ -1,0 +1,312 @@
+#include "ferry/model/decoder.h"
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "ferry/core/error.h"
+#include "ferry/kernels/kernels.h"
+#include "ferry/model/attention.h"
+#include "ferry/moe/parallel_gemm.h"
+
+namespace ferry {
+
+namespace {
+
+constexpr std::int64_t kRowGrain = 8;  // rows a thread takes at a time for work along rows
+
+/// Rows of one buffer, reserved once.
+class RowBuffer {
+ public:
+  RowBuffer(std::int64_t rows, std::int64_t width, DType type)
+      : stride_(width * static_cast<std::ptrdiff_t>(dtype_bytes(type))),
+        memory_(static_cast<std::size_t>(rows * stride_)) {}
+
+  RowsView rows() const { return {memory_.data(), stride_}; }
+
+  MutableRowsView mutable_rows() const { return {memory_.data(), stride_}; }
+
+  float* floats() const { return memory_.as<float>(); }
+
+ private:
+  std::ptrdiff_t stride_;
+  Buffer memory_;
+};
+
+std::int64_t widest_input(const ModelConfig& config) {
+  return std::max({std::int64_t{config.hidden},
+                   std::int64_t{config.heads} * config.head_dim,
+                   std::int64_t{config.dense_inter}});
+}
+
+MoeContext::Options moe_options(const ModelConfig& config,
+                                const DecoderOptions& options,
+                                DType type,
+                                int slots_per_rank) {
+  const MoeConfig& moe = config.moe;
+  return {.router = {.experts = moe.experts, .topk = moe.topk, .renormalize = moe.renormalize},
+          .dispatcher = {.exchange = exchange_options(options.backend),
+                         .slots_per_rank = slots_per_rank,
+                         .hidden = config.hidden,
+                         .topk = moe.topk,
+                         .max_tokens = options.max_tokens,
+                         .dispatch_wire = options.dispatch_wire.value_or(type),
+                         .combine_wire = options.combine_wire.value_or(type),
+                         .timeout = options.timeout},
+          .inter = moe.inter,
+          .shared_inter = moe.shared_inter,
+          .dtype = type};
+}
+
+}  // namespace
+
+class Decoder::Impl {
+ public:
+  Impl(const ModelConfig& config,
+       std::shared_ptr<const DenseWeights> dense,
+       ExpertWeights experts,
+       const DecoderOptions& options,
+       Transport& transport,
+       ThreadPool& pool);
+
+  std::span<const float> forward(std::span<const SequenceStep> batch);
+
+  const ModelConfig& config() const { return config_; }
+
+  DType activation_type() const { return type_; }
+
+  const ExchangeStats& exchange_stats() const {
+    return moe_ ? moe_->dispatcher().stats() : no_exchanges_;
+  }
+
+ private:
+  void make_moe_layers(Transport& transport);
+  void plan(std::span<const SequenceStep> batch);
+  void embed(std::span<const SequenceStep> batch);
+  void feed_forward(int layer);
+  void dense_ffn(const GatedFfnWeights& weights);
+  std::span<const float> logits();
+
+  /// normed_ = norm of the rows of the residual stream; row i is row `source[i]`, or i without one.
+  void norm(std::span<const std::int64_t> source, const std::vector<float>& weight, std::int64_t n);
+
+  std::int64_t num_tokens() const { return static_cast<std::int64_t>(places_.size()); }
+
+  const ModelConfig config_;
+  const DecoderOptions options_;
+  const std::shared_ptr<const DenseWeights> dense_;
+  const ExpertWeights experts_;
+  const DType type_;
+  ThreadPool& pool_;
+
+  // The tokens of the step.
+  std::vector<TokenPlace> places_;
+  std::vector<std::int64_t> wanted_;  // rows whose logits are wanted
+
+  // Scratch for max_tokens tokens.
+  GemmScratch gemm_scratch_;
+  RowBuffer residual_;   // [tokens, H]
+  RowBuffer normed_;     // [tokens, H]
+  RowBuffer between_;    // [tokens, dense_inter]: silu(gate) * up of dense layers
+  RowBuffer block_out_;  // f32 [tokens, H]
+  RowBuffer logits_;     // f32 [wanted, vocab]
+  Attention attention_;
+
+  std::optional<MoeContext> moe_;                    // none when no layer is sparse
+  std::vector<std::optional<MoeLayer>> moe_layers_;  // [layers], none where dense
+  ExchangeStats no_exchanges_;
+};
+
+Decoder::Impl::Impl(const ModelConfig& config,
+                    std::shared_ptr<const DenseWeights> dense,
+                    ExpertWeights experts,
+                    const DecoderOptions& options,
+                    Transport& transport,
+                    ThreadPool& pool)
+    : config_(config),
+      options_(options),
+      dense_(std::move(dense)),
+      experts_(std::move(experts)),
+      type_(dense_->dtype),
+      pool_(pool),
+      gemm_scratch_(pool.size(), type_, widest_input(config)),
+      residual_(options.max_tokens, config.hidden, type_),
+      normed_(options.max_tokens, config.hidden, type_),
+      between_(options.max_tokens, config.dense_inter, type_),
+      block_out_(options.max_tokens, config.hidden, DType::f32),
+      logits_(options.max_tokens, config.vocab, DType::f32),
+      attention_(config_, type_, options.max_tokens, pool, gemm_scratch_) {
+  const auto max_tokens = static_cast<std::size_t>(options.max_tokens);
+  places_.reserve(max_tokens);
+  wanted_.reserve(max_tokens);
+  make_moe_layers(transport);
+}
+
+void Decoder::Impl::make_moe_layers(Transport& transport) {
+  moe_layers_.resize(static_cast<std::size_t>(config_.layers));
+  for (int i = 0; i < config_.layers; ++i) {
+    if (!config_.sparse(i)) continue;
+    const DenseWeights::Layer& layer = dense_->layers[static_cast<std::size_t>(i)];
+    const ExpertWeights::Layer& local = experts_.layers[static_cast<std::size_t>(i)];
+    FERRY_CHECK(local.placement.ranks() == transport.size(),
+                "experts placed on {} ranks, {} take part",
+                local.placement.ranks(),
+                transport.size());
+    if (!moe_) {
+      const int slots_per_rank = local.placement.slots_per_rank();
+      moe_.emplace(moe_options(config_, options_, type_, slots_per_rank), transport, pool_);
+    }
+    MoeWeights weights{.router = layer.router.view,
+                       .local = local.slots,
+                       .shared = {},
+                       .shared_gate = layer.shared_gate.view};
+    if (config_.moe.shared_inter > 0) weights.shared = layer.shared.view;
+    moe_layers_[static_cast<std::size_t>(i)].emplace(*moe_, local.placement, std::move(weights), i);
+  }
+}
+
+std::span<const float> Decoder::Impl::forward(std::span<const SequenceStep> batch) {
+  plan(batch);
+  embed(batch);
+  attention_.begin_step(places_);
+  for (int layer = 0; layer < config_.layers; ++layer) {
+    const DenseWeights::Layer& weights = dense_->layers[static_cast<std::size_t>(layer)];
+    norm({}, weights.attention_norm, num_tokens());
+    attention_.forward(layer, weights, normed_.rows(), residual_.mutable_rows());
+    norm({}, weights.ffn_norm, num_tokens());
+    feed_forward(layer);
+  }
+  for (const SequenceStep& step : batch) step.cache->advance(static_cast<int>(step.tokens.size()));
+  return logits();
+}
+
+void Decoder::Impl::plan(std::span<const SequenceStep> batch) {
+  places_.clear();
+  wanted_.clear();
+  for (const SequenceStep& step : batch) {
+    const auto n = static_cast<std::int64_t>(step.tokens.size());
+    const int begin = step.cache->length();
+    const int room = std::min(step.cache->capacity(), config_.max_positions) - begin;
+    FERRY_CHECK(step.cache->type() == type_,
+                "a cache of {}, activations are {}",
+                dtype_name(step.cache->type()),
+                dtype_name(type_));
+    FERRY_CHECK(n <= room, "{} tokens for a sequence with room for {}", n, room);
+    FERRY_CHECK(n <= options_.max_tokens - num_tokens(),
+                "more than {} tokens in one step",
+                options_.max_tokens);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const bool wanted = step.logits == SequenceStep::Logits::all ||
+                          (step.logits == SequenceStep::Logits::last && i == n - 1);
+      if (wanted) wanted_.push_back(num_tokens());
+      places_.push_back({step.cache, begin + static_cast<std::int32_t>(i)});
+    }
+  }
+}
+
+void Decoder::Impl::embed(std::span<const SequenceStep> batch) {
+  const MutableRowsView residual = residual_.mutable_rows();
+  std::int64_t row = 0;
+  for (const SequenceStep& step : batch) {
+    for (const std::int32_t token : step.tokens) {
+      FERRY_CHECK(token >= 0 && token < config_.vocab,
+                  "token {} of a vocabulary of {}",
+                  token,
+                  config_.vocab);
+      std::memcpy(residual.row(row++),
+                  dense_->embedding.data() + token * residual.stride,
+                  static_cast<std::size_t>(residual.stride));
+    }
+  }
+}
+
+void Decoder::Impl::norm(std::span<const std::int64_t> source,
+                         const std::vector<float>& weight,
+                         std::int64_t n) {
+  pool_.parallel_for(n, kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t row = source.empty() ? i : source[static_cast<std::size_t>(i)];
+      kernels().rms_norm(residual_.rows().row(row),
+                         type_,
+                         weight.data(),
+                         config_.rms_eps,
+                         normed_.mutable_rows().row(i),
+                         config_.hidden);
+    }
+  });
+}
+
+void Decoder::Impl::feed_forward(int layer) {
+  if (auto& moe = moe_layers_[static_cast<std::size_t>(layer)]; moe) {
+    // An exchange of all ranks: also one without tokens takes part.
+    moe->forward(normed_.rows(), static_cast<int>(num_tokens()), block_out_.floats());
+  } else {
+    dense_ffn(dense_->layers[static_cast<std::size_t>(layer)].ffn.view);
+  }
+  const RowsView block_out = block_out_.rows();
+  pool_.parallel_for(num_tokens(), kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      kernels().add(residual_.mutable_rows().row(t),
+                    type_,
+                    reinterpret_cast<const float*>(block_out.row(t)),
+                    config_.hidden);
+    }
+  });
+}
+
+void Decoder::Impl::dense_ffn(const GatedFfnWeights& weights) {
+  parallel_gemm(pool_,
+                gemm_scratch_,
+                {.in = normed_.rows(),
+                 .rows = num_tokens(),
+                 .weights = &weights.gate_up,
+                 .epilogue = Epilogue::gated_silu,
+                 .out = between_.mutable_rows(),
+                 .out_type = type_});
+  parallel_gemm(pool_,
+                gemm_scratch_,
+                {.in = between_.rows(),
+                 .rows = num_tokens(),
+                 .weights = &weights.down,
+                 .out = block_out_.mutable_rows(),
+                 .out_type = DType::f32});
+}
+
+std::span<const float> Decoder::Impl::logits() {
+  const auto n = static_cast<std::int64_t>(wanted_.size());
+  if (n == 0) return {};
+  norm(wanted_, dense_->final_norm, n);
+  parallel_gemm(pool_,
+                gemm_scratch_,
+                {.in = normed_.rows(),
+                 .rows = n,
+                 .weights = &dense_->head.view,
+                 .out = logits_.mutable_rows(),
+                 .out_type = DType::f32});
+  return {logits_.floats(), static_cast<std::size_t>(n * config_.vocab)};
+}
+
+Decoder::Decoder(const ModelConfig& config,
+                 std::shared_ptr<const DenseWeights> dense,
+                 ExpertWeights experts,
+                 const DecoderOptions& options,
+                 Transport& transport,
+                 ThreadPool& pool)
+    : impl_(std::make_unique<Impl>(
+          config, std::move(dense), std::move(experts), options, transport, pool)) {}
+
+Decoder::~Decoder() = default;
+
+std::span<const float> Decoder::forward(std::span<const SequenceStep> batch) {
+  return impl_->forward(batch);
+}
+
+const ModelConfig& Decoder::config() const { return impl_->config(); }
+
+DType Decoder::activation_type() const { return impl_->activation_type(); }
+
+const ExchangeStats& Decoder::exchange_stats() const { return impl_->exchange_stats(); }
+
+}  // namespace ferry

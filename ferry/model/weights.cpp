@@ -1,0 +1,368 @@
+#include "ferry/model/weights.h"
+
+#include <algorithm>
+#include <initializer_list>
+#include <span>
+#include <string_view>
+#include <utility>
+
+#include "ferry/core/error.h"
+#include "ferry/model/family.h"
+
+namespace ferry {
+
+namespace {
+
+constexpr std::int64_t kPanelGrain = 8;
+constexpr std::int64_t kRowGrain = 64;
+
+std::int64_t panels_of(std::int64_t columns) { return ceil_div(columns, kPanelColumns); }
+
+std::size_t packed_bytes(DType dtype, std::int64_t k, std::int64_t panels) {
+  return PackedMatrix::packed_panel_bytes(dtype, k) * static_cast<std::size_t>(panels);
+}
+
+std::byte* as_bytes(float* x) { return reinterpret_cast<std::byte*>(x); }
+
+/// Names of the three matrices of a gated feed-forward block.
+struct FfnNames {
+  std::string_view gate, up, down;
+};
+
+/// What the memory of a packed block looks like: gate and up, then down.
+struct FfnLayout {
+  DType dtype = DType::f32;
+  std::int64_t hidden = 0;
+  std::int64_t inter = 0;
+
+  std::size_t gate_up_bytes() const { return packed_bytes(dtype, hidden, 2 * panels_of(inter)); }
+
+  std::size_t down_bytes() const { return packed_bytes(dtype, inter, panels_of(hidden)); }
+
+  GatedFfnWeights view(const std::byte* gate_up, const std::byte* down) const {
+    return {.gate_up = {.dtype = dtype, .k = hidden, .n = 2 * inter, .data = gate_up},
+            .down = {.dtype = dtype, .k = inter, .n = hidden, .data = down}};
+  }
+};
+
+/// A matrix [rows, k] of the checkpoint.
+struct Source {
+  TensorView tensor;
+  std::int64_t rows = 0;
+
+  const std::byte* row(std::int64_t i) const {
+    return tensor.data + i * (static_cast<std::ptrdiff_t>(tensor.bytes) / rows);
+  }
+};
+
+/// Where packed panels go.
+struct Target {
+  DType dtype = DType::f32;
+  std::byte* data = nullptr;
+  std::int64_t panel_step = 1;
+};
+
+/// Packs columns [begin, end) of the merged matrix whose columns are the rows of `sources` one
+/// behind the other, to the panel at `out`. A panel that two sources share is put together first.
+void pack_columns(std::span<const Source> sources,
+                  std::int64_t k,
+                  std::int64_t begin,
+                  std::int64_t end,
+                  PackArgs args) {
+  args.k = k;
+  args.n = end - begin;
+  while (begin >= sources.front().rows) {
+    begin -= sources.front().rows;
+    end -= sources.front().rows;
+    sources = sources.subspan(1);
+  }
+  if (end <= sources.front().rows) {
+    args.source = sources.front().row(begin);
+    args.source_type = sources.front().tensor.dtype;
+    pack_matrix(args);
+    return;
+  }
+  // As f32, which every type fits in, so that the sources' types may differ.
+  std::vector<float> merged(static_cast<std::size_t>((end - begin) * k));
+  std::byte* row = as_bytes(merged.data());
+  for (const Source& source : sources) {
+    for (; begin < std::min(end, source.rows); ++begin, row += k * std::ptrdiff_t{4})
+      kernels().convert(source.row(begin), source.tensor.dtype, row, DType::f32, k);
+    begin -= source.rows;
+    end -= source.rows;
+    if (end <= 0) break;
+  }
+  args.source = as_bytes(merged.data());
+  args.source_type = DType::f32;
+  pack_matrix(args);
+}
+
+/// Bytes of the checkpoint's tensors that are wanted.
+template <class Wanted>
+std::uint64_t tensor_bytes(const Checkpoint& checkpoint, const Wanted& wanted) {
+  std::uint64_t bytes = 0;
+  for_each_tensor(checkpoint.config(), [&](const TensorSpec& spec) {
+    if (wanted(spec)) bytes += checkpoint.tensor(spec).bytes;
+  });
+  return bytes;
+}
+
+/// Packs tensors of one checkpoint on all threads and counts the bytes read.
+class Packer {
+ public:
+  Packer(const Checkpoint& checkpoint,
+         DType dtype,
+         ThreadPool& pool,
+         const LoadProgress& progress,
+         std::uint64_t total)
+      : checkpoint_(checkpoint), dtype_(dtype), pool_(pool), progress_(progress), total_(total) {
+    FERRY_CHECK(dtype != DType::f16, "weights are held as f32 or bf16");
+    report(0);
+  }
+
+  /// The tensors that names stand for from now on.
+  void at(int layer, int expert = -1) {
+    layer_ = layer;
+    expert_ = expert;
+  }
+
+  /// Vectors as f32, one behind the other.
+  std::vector<float> vector(
+      std::initializer_list<std::pair<std::string_view, std::int64_t>> names_and_sizes) {
+    std::vector<float> out;
+    for (const auto& [name, n] : names_and_sizes) {
+      const TensorView tensor = find(name, {n});
+      out.resize(out.size() + static_cast<std::size_t>(n));
+      kernels().convert(
+          tensor.data, tensor.dtype, as_bytes(out.data() + out.size() - n), DType::f32, n);
+      report(tensor.bytes);
+    }
+    return out;
+  }
+
+  /// Matrices [n, k] packed as one of [k, n + n + ..].
+  OwnedMatrix matrix(
+      std::initializer_list<std::pair<std::string_view, std::int64_t>> names_and_rows,
+      std::int64_t k,
+      DType dtype) {
+    std::vector<Source> sources;
+    std::int64_t columns = 0;
+    for (const auto& [name, rows] : names_and_rows) {
+      sources.push_back({find(name, {rows, k}), rows});
+      columns += rows;
+    }
+    OwnedMatrix matrix;
+    matrix.memory = Buffer(packed_bytes(dtype, k, panels_of(columns)));
+    matrix.view = {.dtype = dtype, .k = k, .n = columns, .data = matrix.memory.data()};
+    pack(sources, k, {.dtype = dtype, .data = matrix.memory.data()});
+    return matrix;
+  }
+
+  /// A gated block into memory of this layout; gate's and up's panels alternate.
+  void ffn(const FfnNames& names, const FfnLayout& layout, std::byte* gate_up, std::byte* down) {
+    const std::size_t panel = PackedMatrix::packed_panel_bytes(layout.dtype, layout.hidden);
+    const Source gate{find(names.gate, {layout.inter, layout.hidden}), layout.inter};
+    const Source up{find(names.up, {layout.inter, layout.hidden}), layout.inter};
+    pack({&gate, 1}, layout.hidden, {layout.dtype, gate_up, 2});
+    pack({&up, 1}, layout.hidden, {layout.dtype, gate_up + panel, 2});
+    const Source source{find(names.down, {layout.hidden, layout.inter}), layout.hidden};
+    pack({&source, 1}, layout.inter, {layout.dtype, down, 1});
+  }
+
+  OwnedFfn ffn(const FfnNames& names, std::int64_t inter) {
+    const FfnLayout layout{dtype_, checkpoint_.config().hidden, inter};
+    OwnedFfn owned{Buffer(layout.gate_up_bytes()), Buffer(layout.down_bytes()), {}};
+    ffn(names, layout, owned.gate_up.data(), owned.down.data());
+    owned.view = layout.view(owned.gate_up.data(), owned.down.data());
+    return owned;
+  }
+
+  /// Rows as they are, in the type of the weights.
+  Buffer rows(std::string_view name, std::int64_t rows, std::int64_t width) {
+    const Source source{find(name, {rows, width}), rows};
+    const auto row_bytes = width * static_cast<std::ptrdiff_t>(dtype_bytes(dtype_));
+    Buffer out(static_cast<std::size_t>(rows * row_bytes));
+    pool_.parallel_for(rows, kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        kernels().convert(
+            source.row(i), source.tensor.dtype, out.data() + i * row_bytes, dtype_, width);
+      }
+    });
+    report(source.tensor.bytes);
+    return out;
+  }
+
+ private:
+  TensorView find(std::string_view name, std::initializer_list<std::int64_t> shape) const {
+    return checkpoint_.tensor(tensor_name(name, layer_, expert_), {shape.begin(), shape.size()});
+  }
+
+  void pack(std::span<const Source> sources, std::int64_t k, const Target& target) {
+    std::int64_t columns = 0;
+    for (const Source& source : sources) columns += source.rows;
+    const std::size_t panel_bytes = PackedMatrix::packed_panel_bytes(target.dtype, k);
+    pool_.parallel_for(
+        panels_of(columns), kPanelGrain, [&](std::int64_t begin, std::int64_t end, int) {
+          for (std::int64_t p = begin; p < end; ++p) {
+            std::byte* out =
+                target.data + static_cast<std::size_t>(p * target.panel_step) * panel_bytes;
+            pack_columns(sources,
+                         k,
+                         p * kPanelColumns,
+                         std::min(columns, (p + 1) * kPanelColumns),
+                         {.dtype = target.dtype, .out = out});
+          }
+        });
+    for (const Source& source : sources) report(source.tensor.bytes);
+  }
+
+  void report(std::size_t bytes) {
+    done_ += bytes;
+    if (progress_) progress_(done_, total_);
+  }
+
+  const Checkpoint& checkpoint_;
+  DType dtype_;
+  ThreadPool& pool_;
+  const LoadProgress& progress_;
+  int layer_ = -1;
+  int expert_ = -1;
+  std::uint64_t total_;
+  std::uint64_t done_ = 0;
+};
+
+DenseWeights::Layer load_layer(
+    Packer& packer, const ModelConfig& config, const TensorNames& names, DType dtype, bool sparse) {
+  const std::int64_t hidden = config.hidden;
+  const std::int64_t head_dim = config.head_dim;
+  const std::int64_t q = config.heads * head_dim;
+  const std::int64_t kv = config.kv_heads * head_dim;
+  DenseWeights::Layer layer;
+  layer.attention_norm = packer.vector({{names.attention_norm, hidden}});
+  layer.qkv = packer.matrix(
+      {{names.q_weight, q}, {names.k_weight, kv}, {names.v_weight, kv}}, hidden, dtype);
+  layer.output = packer.matrix({{names.o_weight, hidden}}, q, dtype);
+  if (config.attention_bias)
+    layer.qkv_bias = packer.vector({{names.q_bias, q}, {names.k_bias, kv}, {names.v_bias, kv}});
+  if (config.output_bias) layer.output_bias = packer.vector({{names.o_bias, hidden}});
+  if (config.qk_norm) {
+    layer.query_norm = packer.vector({{names.q_norm, head_dim}});
+    layer.key_norm = packer.vector({{names.k_norm, head_dim}});
+  }
+  layer.ffn_norm = packer.vector({{names.ffn_norm, hidden}});
+  if (!sparse) {
+    layer.ffn =
+        packer.ffn({names.dense_gate, names.dense_up, names.dense_down}, config.dense_inter);
+    return layer;
+  }
+  // Routing and its weights stay f32 whatever the experts are held in.
+  layer.router = packer.matrix({{names.router, config.moe.experts}}, hidden, DType::f32);
+  if (config.moe.shared_inter > 0) {
+    layer.shared = packer.ffn({names.shared_gate, names.shared_up, names.shared_down},
+                              config.moe.shared_inter);
+  }
+  if (config.moe.shared_gate)
+    layer.shared_gate = packer.matrix({{names.shared_scale, 1}}, hidden, DType::f32);
+  return layer;
+}
+
+/// Fills the slots of one sparse layer that hold an expert.
+void load_slots(Packer& packer,
+                const TensorNames& names,
+                const FfnLayout& layout,
+                Rank rank,
+                int layer_idx,
+                ExpertWeights::Layer& layer) {
+  const int slots = layer.placement.slots_per_rank();
+  const SlotId first = rank * slots;
+  layer.slots.assign(static_cast<std::size_t>(slots), layout.view(nullptr, nullptr));
+  const auto holds = [&](int slot) { return layer.placement.expert_of(first + slot) >= 0; };
+  std::size_t filled = 0;
+  for (int slot = 0; slot < slots; ++slot) filled += holds(slot) ? 1 : 0;
+  // Panels are multiples of 64 bytes, so every part is aligned as kernels want it.
+  layer.memory = Buffer(filled * (layout.gate_up_bytes() + layout.down_bytes()));
+  std::byte* next = layer.memory.data();
+  for (int slot = 0; slot < slots; ++slot) {
+    if (!holds(slot)) continue;
+    std::byte* gate_up = std::exchange(next, next + layout.gate_up_bytes());
+    std::byte* down = std::exchange(next, next + layout.down_bytes());
+    packer.at(layer_idx, layer.placement.expert_of(first + slot));
+    packer.ffn({names.expert_gate, names.expert_up, names.expert_down}, layout, gate_up, down);
+    layer.slots[static_cast<std::size_t>(slot)] = layout.view(gate_up, down);
+  }
+}
+
+}  // namespace
+
+DType weight_dtype(const Checkpoint& checkpoint, std::optional<DType> wanted) {
+  if (wanted == DType::f16)
+    fail<ConfigError>("--weights f16: weights are held as f32 or bf16; use one of these");
+  if (wanted) return *wanted;
+  return checkpoint.weight_type() == DType::bf16 ? DType::bf16 : DType::f32;
+}
+
+DenseWeights load_dense_weights(const Checkpoint& checkpoint,
+                                DType dtype,
+                                ThreadPool& pool,
+                                const LoadProgress& progress) {
+  const ModelConfig& config = checkpoint.config();
+  const TensorNames& names = checkpoint.names();
+  std::uint64_t total = tensor_bytes(
+      checkpoint, [](const TensorSpec& spec) { return spec.role != TensorRole::expert; });
+  if (config.tied_embeddings) {  // read twice: as rows and as the head
+    total += tensor_bytes(
+        checkpoint, [](const TensorSpec& spec) { return spec.role == TensorRole::embedding; });
+  }
+  Packer packer(checkpoint, dtype, pool, progress, total);
+
+  DenseWeights weights;
+  weights.dtype = dtype;
+  weights.embedding = packer.rows(names.embedding, config.vocab, config.hidden);
+  for (int layer = 0; layer < config.layers; ++layer) {
+    packer.at(layer);
+    weights.layers.push_back(load_layer(packer, config, names, dtype, config.sparse(layer)));
+  }
+  packer.at(-1);
+  weights.final_norm = packer.vector({{names.final_norm, config.hidden}});
+  weights.head =
+      packer.matrix({{config.tied_embeddings ? names.embedding : names.lm_head, config.vocab}},
+                    config.hidden,
+                    dtype);
+  return weights;
+}
+
+ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
+                                  DType dtype,
+                                  Rank rank,
+                                  int ranks,
+                                  ThreadPool& pool,
+                                  const LoadProgress& progress) {
+  const ModelConfig& config = checkpoint.config();
+  const FfnLayout layout{dtype, config.hidden, config.moe.inter};
+  ExpertWeights weights;
+  for (int layer = 0; layer < config.layers; ++layer) {
+    const int experts = config.sparse(layer) ? config.moe.experts : 1;
+    weights.layers.push_back({Placement::identity(experts, ranks), {}, {}});
+  }
+  const auto here = [&](const TensorSpec& spec) {
+    if (spec.role != TensorRole::expert) return false;
+    const Placement& placement = weights.layers[static_cast<std::size_t>(spec.layer)].placement;
+    const auto replicas = placement.replicas(spec.expert);
+    return std::ranges::any_of(replicas,
+                               [&](SlotId slot) { return placement.rank_of(slot) == rank; });
+  };
+  Packer packer(checkpoint, dtype, pool, progress, tensor_bytes(checkpoint, here));
+  for (int layer = 0; layer < config.layers; ++layer) {
+    if (config.sparse(layer)) {
+      load_slots(packer,
+                 checkpoint.names(),
+                 layout,
+                 rank,
+                 layer,
+                 weights.layers[static_cast<std::size_t>(layer)]);
+    }
+  }
+  return weights;
+}
+
+}  // namespace ferry
