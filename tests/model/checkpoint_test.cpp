@@ -1,0 +1,150 @@
+#include "ferry/model/checkpoint.h"
+
+#include <gmock/gmock.h>
+
+#include <array>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "ferry/core/error.h"
+#include "support/files.h"
+
+namespace ferry {
+namespace {
+
+using nlohmann::json;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+namespace fs = std::filesystem;
+
+class GoldenCheckpoint : public testing::TestWithParam<const char*> {};
+
+TEST_P(GoldenCheckpoint, HoldsExactlyTheTensorsItsConfigAsksFor) {
+  const Checkpoint checkpoint = Checkpoint::open(test::data_dir(GetParam()));
+  EXPECT_THAT(checkpoint.unused(), IsEmpty());
+  std::size_t expected = 0;
+  for_each_tensor(checkpoint.config(), [&](const TensorSpec& spec) {
+    ++expected;
+    const TensorView view = checkpoint.tensor(spec);
+    EXPECT_EQ(view.bytes, static_cast<std::size_t>(spec.elements()) * dtype_bytes(view.dtype));
+    advise_read_soon(view.span());
+    unsigned sum = 0;
+    for (const std::byte b : view.span()) sum |= std::to_integer<unsigned>(b);
+    EXPECT_NE(sum, 0U) << spec.name;
+    advise_read_done(view.span());
+  });
+  EXPECT_EQ(checkpoint.entries().size(), expected);
+}
+
+INSTANTIATE_TEST_SUITE_P(All,
+                         GoldenCheckpoint,
+                         testing::Values("qwen2_bf16_sparse_step",
+                                         "qwen2_new_config",
+                                         "qwen2_tied_sharded",
+                                         "qwen2_untied",
+                                         "qwen3_bf16",
+                                         "qwen3_f16_tied_sharded",
+                                         "qwen3_new_config_mixed",
+                                         "qwen3_untied"),
+                         [](const auto& param) { return std::string(param.param); });
+
+/// A copy of a golden checkpoint to spoil.
+class SpoiledCheckpoint : public testing::Test {
+ protected:
+  void copy(const char* name) {
+    fs::copy(test::data_dir(name), dir(), fs::copy_options::recursive);
+  }
+
+  fs::path dir() const { return temp_.path() / "model"; }
+
+  void change_config(const char* field, const json& value) {
+    json fields = json::parse(test::read_file(dir() / "config.json"));
+    fields[field] = value;
+    test::write_file(dir() / "config.json", fields.dump());
+  }
+
+  void change_index(const std::string& tensor, const json& shard) {
+    const fs::path index = dir() / "model.safetensors.index.json";
+    json fields = json::parse(test::read_file(index));
+    if (shard.is_null()) {
+      fields["weight_map"].erase(tensor);
+    } else {
+      fields["weight_map"][tensor] = shard;
+    }
+    test::write_file(index, fields.dump());
+  }
+
+  std::string error() {
+    return test::message_of<ModelError>([&] { Checkpoint::open(dir()); });
+  }
+
+  test::TempDir temp_;
+};
+
+TEST_F(SpoiledCheckpoint, DirectoryOrFilesMissing) {
+  EXPECT_THAT(error(), HasSubstr("expected a checkpoint directory, found nothing"));
+  fs::create_directory(dir());
+  EXPECT_THAT(error(), HasSubstr("config.json: expected a file, found none"));
+  copy("qwen2_untied");
+  fs::remove(dir() / "model.safetensors");
+  EXPECT_THAT(error(), HasSubstr("found neither"));
+}
+
+TEST_F(SpoiledCheckpoint, ConfigContradictsTheWeights) {
+  copy("qwen2_untied");
+  change_config("moe_intermediate_size", 23);
+  EXPECT_THAT(error(),
+              HasSubstr("model.safetensors: tensor model.layers.0.mlp.experts.0.gate_proj.weight: "
+                        "expected [23, 72] as config.json says, found [24, 72]"));
+  change_config("moe_intermediate_size", 24);
+  change_config("num_experts", 6);
+  EXPECT_THAT(error(), HasSubstr("mlp.gate.weight: expected [6, 72]"));
+  change_config("num_experts", 5);
+  change_config("num_hidden_layers", 4000);
+  EXPECT_THAT(error(), HasSubstr("model.layers.2.input_layernorm.weight: expected [72], found no"));
+}
+
+TEST_F(SpoiledCheckpoint, TensorsTheModelDoesNotNeedAreIgnoredAndListed) {
+  copy("qwen2_untied");
+  change_config("num_hidden_layers", 1);
+  const Checkpoint checkpoint = Checkpoint::open(dir());
+  EXPECT_THAT(checkpoint.unused(), testing::Contains("model.layers.1.mlp.gate.weight"));
+}
+
+TEST_F(SpoiledCheckpoint, TypeOfTheWeightsIsKnownWithoutTheConfig) {
+  copy("qwen3_bf16");
+  change_config("torch_dtype", nullptr);
+  EXPECT_EQ(Checkpoint::open(dir()).weight_type(), DType::bf16);
+}
+
+TEST_F(SpoiledCheckpoint, ShardTruncatedOrMissing) {
+  copy("qwen2_tied_sharded");
+  const fs::path shard = dir() / "model-00003-of-00007.safetensors";
+  fs::resize_file(shard, fs::file_size(shard) - 1);
+  EXPECT_THAT(error(), HasSubstr("model-00003-of-00007.safetensors"));
+  fs::remove(shard);
+  EXPECT_THAT(error(), HasSubstr("model-00003-of-00007.safetensors: cannot be opened"));
+}
+
+TEST_F(SpoiledCheckpoint, IndexMustNotLeadOutsideOrAstray) {
+  copy("qwen2_tied_sharded");
+  for (const json& shard : {json("../model.safetensors"),
+                            json("/etc/passwd"),
+                            json(".."),
+                            json(""),
+                            json(3),
+                            json(std::string("a\0b", 3))}) {
+    change_index("model.norm.weight", shard);
+    EXPECT_THAT(error(), HasSubstr("tensor model.norm.weight: expected the name of a file beside"));
+  }
+  change_index("model.norm.weight", "model-00001-of-00007.safetensors");
+  EXPECT_THAT(error(), HasSubstr("expected tensor model.norm.weight in"));
+  change_index("model.norm.weight", nullptr);
+  EXPECT_THAT(error(), HasSubstr("tensor model.norm.weight: expected [40], found no such tensor"));
+  test::write_file(dir() / "model.safetensors.index.json", "{}");
+  EXPECT_THAT(error(), HasSubstr("weight_map"));
+}
+
+}  // namespace
+}  // namespace ferry

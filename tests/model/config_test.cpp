@@ -1,0 +1,207 @@
+#include "ferry/model/config.h"
+
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <random>
+
+#include "ferry/core/error.h"
+#include "ferry/model/family.h"
+#include "support/files.h"
+
+namespace ferry {
+namespace {
+
+using nlohmann::json;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+json golden(const char* name) {
+  return json::parse(test::read_file(test::data_dir(name) / "config.json"));
+}
+
+/// The error of a good config with one field changed.
+std::string error_with(const char* name, const char* field, const json& value) {
+  json fields = golden(name);
+  fields[field] = value;
+  const std::string message =
+      test::message_of<ModelError>([&] { parse_config(fields.dump(), "config.json"); });
+  EXPECT_THAT(message, HasSubstr("config.json"));
+  EXPECT_THAT(message, HasSubstr(field));
+  return message;
+}
+
+ModelConfig with(const char* name, const char* field, const json& value) {
+  json fields = golden(name);
+  fields[field] = value;
+  return parse_config(fields.dump(), "config.json");
+}
+
+ModelConfig without(const char* name, const char* field) {
+  json fields = golden(name);
+  fields.erase(field);
+  return parse_config(fields.dump(), "config.json");
+}
+
+TEST(Config, ReadsQwen2Moe) {
+  const ModelConfig c = load_config(test::data_dir("qwen2_tied_sharded"));
+  EXPECT_EQ(c.architecture, "Qwen2MoeForCausalLM");
+  EXPECT_EQ(c.model_type, "qwen2_moe");
+  EXPECT_EQ(c.hidden, 40);
+  EXPECT_EQ(c.layers, 3);
+  EXPECT_EQ(c.heads, 4);
+  EXPECT_EQ(c.kv_heads, 2);
+  EXPECT_EQ(c.head_dim, 10);
+  EXPECT_EQ(c.vocab, 320);
+  EXPECT_EQ(c.max_positions, 512);
+  EXPECT_EQ(c.dense_inter, 52);
+  EXPECT_EQ(c.rms_eps, 1e-6F);
+  EXPECT_EQ(c.rope.theta, 50000.0);
+  EXPECT_TRUE(c.attention_bias);
+  EXPECT_FALSE(c.output_bias);
+  EXPECT_FALSE(c.qk_norm);
+  EXPECT_TRUE(c.tied_embeddings);
+  EXPECT_THAT(c.layer_kinds, ElementsAre(LayerKind::sparse, LayerKind::dense, LayerKind::sparse));
+  EXPECT_EQ(c.moe.experts, 7);
+  EXPECT_EQ(c.moe.topk, 4);
+  EXPECT_EQ(c.moe.inter, 24);
+  EXPECT_TRUE(c.moe.renormalize);
+  EXPECT_EQ(c.moe.shared_inter, 48);
+  EXPECT_TRUE(c.moe.shared_gate);
+  EXPECT_EQ(c.dtype, DType::f32);
+  EXPECT_TRUE(c.eos_ids.empty());
+}
+
+TEST(Config, ReadsQwen3MoeInTheNewForm) {
+  const ModelConfig c = load_config(test::data_dir("qwen3_new_config_mixed"));
+  EXPECT_EQ(c.model_type, "qwen3_moe");
+  EXPECT_EQ(c.head_dim, 16);
+  EXPECT_EQ(c.rope.theta, 75000.0);
+  EXPECT_EQ(c.moe.experts, 9);  // num_local_experts
+  EXPECT_EQ(c.dtype, DType::f32);
+  EXPECT_TRUE(c.attention_bias);
+  EXPECT_TRUE(c.output_bias);
+  EXPECT_TRUE(c.qk_norm);
+  EXPECT_EQ(c.moe.shared_inter, 0);
+  EXPECT_FALSE(c.moe.shared_gate);
+  // decoder_sparse_step 2 leaves layers 1 and 3, mlp_only_layers takes 3.
+  EXPECT_THAT(c.layer_kinds,
+              ElementsAre(LayerKind::dense, LayerKind::sparse, LayerKind::dense, LayerKind::dense));
+  EXPECT_EQ(c.sparse_layers(), 1);
+}
+
+TEST(Config, DefaultsAreThoseOfTransformers) {
+  EXPECT_TRUE(without("qwen2_new_config", "qkv_bias").attention_bias);
+  EXPECT_FALSE(with("qwen2_new_config", "qkv_bias", false).attention_bias);
+  EXPECT_FALSE(without("qwen2_untied", "norm_topk_prob").moe.renormalize);
+  EXPECT_FALSE(without("qwen3_untied", "attention_bias").attention_bias);
+  EXPECT_FALSE(without("qwen3_untied", "tie_word_embeddings").tied_embeddings);
+  EXPECT_EQ(without("qwen3_untied", "head_dim").head_dim, 12);
+  EXPECT_EQ(with("qwen2_untied", "head_dim", 32).head_dim, 32);
+  EXPECT_EQ(with("qwen2_untied", "mlp_only_layers", nullptr).sparse_layers(), 2);
+  EXPECT_EQ(without("qwen2_untied", "rope_theta").rope.theta, 10000.0);
+  EXPECT_FALSE(without("qwen2_untied", "torch_dtype").dtype.has_value());
+  EXPECT_EQ(without("qwen2_untied", "architectures").model_type, "qwen2_moe");
+}
+
+TEST(Config, EosIsANumberOrAListAndGenerationConfigWins) {
+  EXPECT_THAT(with("qwen3_untied", "eos_token_id", 7).eos_ids, ElementsAre(7));
+  EXPECT_THAT(with("qwen3_untied", "eos_token_id", {7, 9}).eos_ids, ElementsAre(7, 9));
+  error_with("qwen3_untied", "eos_token_id", 331);
+  error_with("qwen3_untied", "eos_token_id", "x");
+
+  const test::TempDir dir;
+  json fields = golden("qwen3_untied");
+  fields["eos_token_id"] = 3;
+  test::write_file(dir.path() / "config.json", fields.dump());
+  EXPECT_THAT(load_config(dir.path()).eos_ids, ElementsAre(3));
+  test::write_file(dir.path() / "generation_config.json", R"({"temperature": 0.7})");
+  EXPECT_THAT(load_config(dir.path()).eos_ids, ElementsAre(3));
+  test::write_file(dir.path() / "generation_config.json", R"({"eos_token_id": [5, 6]})");
+  EXPECT_THAT(load_config(dir.path()).eos_ids, ElementsAre(5, 6));
+  test::write_file(dir.path() / "generation_config.json", "[");
+  EXPECT_THAT(test::message_of<ModelError>([&] { load_config(dir.path()); }),
+              HasSubstr("generation_config.json"));
+}
+
+TEST(Config, RefusesWhatIsNotSupportedByName) {
+  EXPECT_THAT(error_with("qwen2_untied", "architectures", {"LlamaForCausalLM"}),
+              HasSubstr("one of Qwen2MoeForCausalLM, Qwen3MoeForCausalLM, found"));
+  error_with("qwen2_untied", "architectures", json::array());
+  EXPECT_THAT(error_with("qwen2_untied", "hidden_act", "gelu"),
+              HasSubstr("expected \"silu\", found \"gelu\""));
+  error_with("qwen2_untied", "use_sliding_window", true);
+  error_with("qwen2_untied", "rope_scaling", {{"rope_type", "yarn"}, {"factor", 4.0}});
+  error_with("qwen2_untied", "rope_scaling", {{"type", "linear"}, {"factor", 4.0}});
+  error_with("qwen2_new_config", "rope_parameters", {{"rope_type", "llama3"}});
+  error_with("qwen2_untied", "quantization_config", {{"quant_method", "fp8"}});
+  error_with("qwen2_new_config", "layer_types", {"sliding_attention", "full_attention"});
+  error_with("qwen2_untied", "torch_dtype", "float8_e4m3fn");
+}
+
+TEST(Config, RefusesImpossibleNumbers) {
+  for (const char* field : {"hidden_size",
+                            "num_hidden_layers",
+                            "num_attention_heads",
+                            "num_key_value_heads",
+                            "vocab_size",
+                            "max_position_embeddings",
+                            "num_experts",
+                            "num_experts_per_tok",
+                            "moe_intermediate_size",
+                            "decoder_sparse_step",
+                            "head_dim"}) {
+    for (const json& value : {json(0),
+                              json(-1),
+                              json(1.5),
+                              json("8"),
+                              json(true),
+                              json(std::uint64_t{1} << 40),
+                              json(18446744073709551615U),
+                              json::array()}) {
+      error_with("qwen3_untied", field, value);
+    }
+  }
+  for (const json& value : {json(0), json(-1e-6), json("x"), json(true)}) {
+    error_with("qwen3_untied", "rms_norm_eps", value);
+    error_with("qwen3_untied", "rope_theta", value);
+  }
+  error_with("qwen3_untied", "num_key_value_heads", 4);  // 6 heads
+  error_with("qwen3_untied", "head_dim", 21);
+  error_with("qwen3_untied", "num_experts_per_tok", 8);  // 7 experts
+  error_with("qwen3_untied", "mlp_only_layers", {2});    // 2 layers
+  error_with("qwen3_untied", "tie_word_embeddings", 1);
+  error_with("qwen2_untied", "shared_expert_intermediate_size", 0);
+  EXPECT_THAT(error_with("qwen2_untied", "num_attention_heads", 5), HasSubstr("divisor of"));
+}
+
+TEST(Config, RequiredFieldsAreNamedWhenMissing) {
+  for (const char* field : {"hidden_size", "vocab_size", "num_experts", "num_experts_per_tok"}) {
+    EXPECT_THAT(test::message_of<ModelError>([&] { without("qwen3_untied", field); }),
+                HasSubstr(fmt::format("field {}: expected an integer", field)));
+  }
+}
+
+TEST(Config, FlippedBytesLoadOrThrow) {
+  const std::string whole = test::read_file(test::data_dir("qwen3_untied") / "config.json");
+  std::mt19937 random(2);
+  for (int i = 0; i < 2000; ++i) {
+    std::string text = whole;
+    text[random() % text.size()] ^= static_cast<char>(1 + random() % 255);
+    try {
+      const ModelConfig config = parse_config(text, "config.json");
+      EXPECT_EQ(config.layer_kinds.size(), static_cast<std::size_t>(config.layers));
+    } catch (const ModelError&) {
+    }
+  }
+}
+
+TEST(Families, AreFoundByEitherName) {
+  EXPECT_EQ(find_family("qwen2_moe"), find_family("Qwen2MoeForCausalLM"));
+  EXPECT_EQ(find_family("gpt2"), nullptr);
+  EXPECT_EQ(tensor_name("a.{layer}.b.{expert}.c", 3, 12), "a.3.b.12.c");
+}
+
+}  // namespace
+}  // namespace ferry
