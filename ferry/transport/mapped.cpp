@@ -23,7 +23,7 @@ constexpr std::size_t kSignalBytes = 64;  // a cache line each: several ranks ra
 constexpr int kPollsPerClockRead = 16;
 /// Longest sleep, so that nobody can miss an abort or a death for long.
 constexpr std::chrono::milliseconds kSleepSlice{20};
-/// A wait without deadline lets a rank that left go unnoticed this long: another may still signal.
+/// A rank that has left goes unnoticed at least this long: another may be the one that signals.
 constexpr std::chrono::seconds kLeftGrace{1};
 
 /// Part of a rank in a region: data, then signals, each from a page boundary on.
@@ -161,10 +161,14 @@ WaitResult MappedTransport::wait_until(const char* call,
   while (!backoff.idle()) {
     if (reached()) return WaitResult::reached;
     throw_if_aborted(call);
-    if (polls++ % kPollsPerClockRead == 0 && Clock::now() >= deadline) break;
+    if (polls++ % kPollsPerClockRead == 0 && Clock::now() >= deadline) {
+      return reached() ? WaitResult::reached : WaitResult::timed_out;
+    }
     backoff.pause();
   }
-  const Deadline left_matters = deadline == kNoDeadline ? Clock::now() + kLeftGrace : deadline;
+  const Deadline grace_over = Clock::now() + kLeftGrace;
+  const Deadline left_matters =
+      deadline == kNoDeadline ? grace_over : std::max(deadline, grace_over);
   for (;;) {
     throw_if_aborted(call);
     const Deadline now = Clock::now();

@@ -107,9 +107,10 @@ class Transport {
   /// known to be dead, or when the range lies outside its part.
   virtual void put(const Put& put) = 0;
 
-  /// Waits until `signal` of the own part is at least `count`. Throws TransportError when a rank
-  /// has aborted (its reason in the message) or died; when a rank has left, at the deadline, or
-  /// soon where there is none. A deadline in the past makes this a test.
+  /// Waits until `signal` of the own part is at least `count`. A deadline in the past makes this a
+  /// test. Throws TransportError when a rank has aborted (its reason in the message) or, in waits
+  /// that last more than a millisecond, has died. A rank that has left is an error after a second,
+  /// at the deadline where there is one: another may be the one that signals.
   virtual WaitResult wait(Region& region, int signal, std::uint64_t count, Deadline deadline) = 0;
 
   /// Current value of a signal of the own part; never blocks.
