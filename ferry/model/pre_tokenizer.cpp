@@ -1,0 +1,157 @@
+#include "ferry/model/pre_tokenizer.h"
+
+#include <algorithm>
+#include <map>
+
+#include "ferry/core/error.h"
+#include "ferry/model/config_reader.h"
+
+namespace ferry {
+
+using nlohmann::json;
+
+namespace {
+
+// GPT-2's own split, which ByteLevel applies unless use_regex is false.
+constexpr std::string_view kByteLevelPattern =
+    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+// Matches nothing: a step that only adds the space.
+constexpr std::string_view kNoPattern = "(?!)";
+
+}  // namespace
+
+PreTokenizer::PreTokenizer(const json& description, const std::string& file) {
+  if (!description.is_object()) {
+    fail<ModelError>(
+        "{}: pre_tokenizer: expected ByteLevel, or a Sequence that ends with it, found {}",
+        file,
+        describe(description));
+  }
+  add(description, file);
+  if (!byte_level_) {
+    fail<ModelError>("{}: pre_tokenizer: expected ByteLevel at the end, found none", file);
+  }
+}
+
+void PreTokenizer::add(const json& description, const std::string& file) {
+  const std::string where = file + ": pre_tokenizer";
+  if (!description.is_object()) {
+    fail<ModelError>("{}: expected an object, found {}", where, describe(description));
+  }
+  if (byte_level_) {
+    fail<ModelError>("{}: expected ByteLevel to be the last step, found another behind it", where);
+  }
+  const ConfigReader in(description, where);
+  const std::string type = in.text_or("type", "");
+  if (type == "Sequence") {
+    if (!in.has("pretokenizers") || !in.value("pretokenizers").is_array()) {
+      in.refuse("pretokenizers", "a list");
+    }
+    for (const json& part : in.value("pretokenizers")) add(part, file);
+  } else if (type == "Split") {
+    add_split(description, where);
+  } else if (type == "Digits") {
+    const bool single = in.flag_or("individual_digits", false);
+    steps_.push_back({Regex("\\p{N}", where), single ? Behavior::isolated : Behavior::contiguous});
+  } else if (type == "ByteLevel") {
+    add_byte_level(description, where);
+  } else {
+    in.refuse("type", "Sequence, Split, Digits or ByteLevel");
+  }
+}
+
+void PreTokenizer::add_split(const json& description, const std::string& file) {
+  static const std::map<std::string, Behavior> behaviors = {
+      {"Isolated", Behavior::isolated},
+      {"Removed", Behavior::removed},
+      {"MergedWithPrevious", Behavior::merged_with_previous},
+      {"MergedWithNext", Behavior::merged_with_next},
+      {"Contiguous", Behavior::contiguous}};
+  const ConfigReader in(description, file);
+  const auto behavior = behaviors.find(in.text_or("behavior", ""));
+  if (behavior == behaviors.end()) {
+    in.refuse("behavior", "Isolated, Removed, MergedWithPrevious, MergedWithNext or Contiguous");
+  }
+  if (!in.has("pattern") || !in.value("pattern").is_object()) in.refuse("pattern", "an object");
+  const ConfigReader pattern = in.object("pattern");
+  const bool regex = pattern.has("Regex");
+  const std::string text = pattern.text_or(regex ? "Regex" : "String", "");
+  if (text.empty()) in.refuse("pattern", "a Regex or a String that is not empty");
+  steps_.push_back({regex ? Regex(text, file) : Regex::literal(text, file),
+                    behavior->second,
+                    in.flag_or("invert", false)});
+}
+
+void PreTokenizer::add_byte_level(const json& description, const std::string& file) {
+  const ConfigReader in(description, file);
+  const bool cut = in.flag_or("use_regex", true);
+  const bool prefix_space = in.flag_or("add_prefix_space", true);
+  if (cut || prefix_space) {
+    steps_.push_back({Regex(cut ? kByteLevelPattern : kNoPattern, file),
+                      Behavior::isolated,
+                      false,
+                      prefix_space});
+  }
+  byte_level_ = true;
+}
+
+void PreTokenizer::split(std::string_view text,
+                         const std::function<void(std::string_view)>& word) const {
+  if (!text.empty()) run(0, text, word);
+}
+
+void PreTokenizer::run(std::size_t step,
+                       std::string_view text,
+                       const std::function<void(std::string_view)>& word) const {
+  if (step == steps_.size()) {
+    word(text);
+    return;
+  }
+  std::string spaced;
+  if (steps_[step].prefix_space && text.front() != ' ') {
+    spaced = " ";
+    spaced += text;
+    text = spaced;
+  }
+  for (const Piece& piece : cut(steps_[step], text)) {
+    run(step + 1, text.substr(piece.begin, piece.end - piece.begin), word);
+  }
+}
+
+std::vector<PreTokenizer::Piece> PreTokenizer::cut(const Step& step, std::string_view text) {
+  std::vector<Piece> pieces;
+  std::size_t last = 0;
+  step.pattern.for_each_match(text, [&](std::size_t begin, std::size_t end) {
+    if (begin > last) pieces.push_back({last, begin, step.invert});
+    pieces.push_back({begin, end, !step.invert});
+    last = end;
+  });
+  if (last < text.size()) pieces.push_back({last, text.size(), step.invert});
+  return merge(std::move(pieces), step.behavior);
+}
+
+std::vector<PreTokenizer::Piece> PreTokenizer::merge(std::vector<Piece> pieces, Behavior behavior) {
+  if (behavior == Behavior::isolated) return pieces;
+  if (behavior == Behavior::removed) {
+    std::erase_if(pieces, [](const Piece& p) { return p.match; });
+    return pieces;
+  }
+  const bool backwards = behavior == Behavior::merged_with_next;
+  if (backwards) std::reverse(pieces.begin(), pieces.end());
+  std::vector<Piece> merged;
+  bool previous = false;
+  for (const Piece& piece : pieces) {
+    const bool join =
+        behavior == Behavior::contiguous ? piece.match == previous : piece.match && !previous;
+    if (join && !merged.empty()) {
+      (backwards ? merged.back().begin : merged.back().end) = backwards ? piece.begin : piece.end;
+    } else {
+      merged.push_back(piece);
+    }
+    previous = piece.match;
+  }
+  if (backwards) std::reverse(merged.begin(), merged.end());
+  return merged;
+}
+
+}  // namespace ferry

@@ -1,0 +1,277 @@
+// Builds a Tokenizer from tokenizer.json; refuses by name what it does not know.
+#include <array>
+
+#include "ferry/core/error.h"
+#include "ferry/model/config_reader.h"
+#include "ferry/model/tokenizer_parts.h"
+
+namespace ferry {
+
+using nlohmann::json;
+
+namespace {
+
+/// Fills TokenizerParts part by part. Every error starts with the file's name and the part.
+class Builder {
+ public:
+  Builder(const json& root, std::string file)
+      : in_(root, file), parts_(make_parts(in_, file)), file_(std::move(file)) {}
+
+  std::unique_ptr<const TokenizerParts> build() &&;
+
+ private:
+  static std::unique_ptr<TokenizerParts> make_parts(const ConfigReader& in,
+                                                    const std::string& file) {
+    static const json null;
+    const json& pre = in.has("pre_tokenizer") ? in.value("pre_tokenizer") : null;
+    return std::make_unique<TokenizerParts>(file, PreTokenizer(pre, file));
+  }
+
+  void read_vocab(const ConfigReader& model);
+  void read_merges(const ConfigReader& model);
+  Bpe::Merge read_merge(const json& merge) const;
+  void read_added_tokens();
+  void place(std::int32_t id, const std::string& token);
+  void read_normalizer(const ConfigReader& part);
+  void read_decoder();
+  void read_post_processor(const ConfigReader& part);
+  void read_template(const ConfigReader& part);
+  void append_template_token(const ConfigReader& part, const json& item, bool before);
+
+  ConfigReader in_;
+  std::unique_ptr<TokenizerParts> parts_;
+  std::string file_;
+};
+
+std::unique_ptr<const TokenizerParts> Builder::build() && {
+  if (!in_.has("model")) in_.refuse("model", "an object");
+  const ConfigReader model = in_.object("model");
+  if (model.text_or("type", "BPE") != "BPE") model.refuse("type", "BPE");
+  if (model.flag_or("byte_fallback", false)) model.refuse("byte_fallback", "false");
+  for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
+    if (!model.text_or(key, "").empty()) model.refuse(key, "none");
+  }
+  if (model.has("dropout") && model.value("dropout") != 0) model.refuse("dropout", "none");
+  // unk_token needs no care: every byte has a token, so nothing is ever unknown.
+  parts_->ignore_merges = model.flag_or("ignore_merges", false);
+  if (in_.has("normalizer")) read_normalizer(in_.object("normalizer"));
+  read_vocab(model);
+  read_merges(model);
+  read_added_tokens();
+  read_decoder();
+  if (in_.has("post_processor")) read_post_processor(in_.object("post_processor"));
+  return std::move(parts_);
+}
+
+void Builder::place(std::int32_t id, const std::string& token) {
+  const auto at = static_cast<std::size_t>(id);
+  if (at >= parts_->bytes.size()) {
+    parts_->bytes.resize(at + 1);
+    parts_->present.resize(at + 1);
+  }
+  const auto known = parts_->ids.find(token);
+  if (parts_->present[at] ? known == parts_->ids.end() || known->second != id
+                          : known != parts_->ids.end()) {
+    fail<ModelError>("{}: token {}: expected an id of its own, found {}", file_, token, id);
+  }
+  // A token with letters outside the byte alphabet stands for its own text.
+  parts_->bytes[at] = bytes_of_letters(token).value_or(token);
+  parts_->present[at] = true;
+  parts_->ids.emplace(token, id);
+}
+
+void Builder::read_vocab(const ConfigReader& model) {
+  if (!model.has("vocab") || !model.value("vocab").is_object()) model.refuse("vocab", "an object");
+  for (const auto& [token, id] : model.value("vocab").items()) {
+    if (!id.is_number_unsigned() || id.get<std::uint64_t>() >= kMaxWidth) {
+      fail<ModelError>("{}: model: vocab: token {}: expected an id from 0 to {}, found {}",
+                       file_,
+                       token,
+                       kMaxWidth - 1,
+                       describe(id));
+    }
+    place(id.get<std::int32_t>(), token);
+    if (!parts_->ignore_merges) continue;
+    if (auto bytes = bytes_of_letters(token)) parts_->words.emplace(*bytes, id.get<std::int32_t>());
+  }
+}
+
+Bpe::Merge Builder::read_merge(const json& merge) const {
+  std::string left;
+  std::string right;
+  if (merge.is_string()) {
+    const auto& text = merge.get_ref<const std::string&>();
+    const auto space = text.find(' ');
+    left = text.substr(0, space);
+    right = space == std::string::npos ? "" : text.substr(space + 1);
+  } else if (merge.is_array() && merge.size() == 2 && merge[0].is_string() &&
+             merge[1].is_string()) {
+    left = merge[0].get<std::string>();
+    right = merge[1].get<std::string>();
+  } else {
+    fail<ModelError>(
+        "{}: model: merges: expected pairs of tokens, found {}", file_, describe(merge));
+  }
+  const auto id_of = [&](const std::string& token) {
+    const auto it = parts_->ids.find(token);
+    if (it == parts_->ids.end()) {
+      fail<ModelError>("{}: model: merges: {}: expected tokens of the vocabulary, found {}",
+                       file_,
+                       describe(merge),
+                       describe(token));
+    }
+    return it->second;
+  };
+  return {id_of(left), id_of(right), id_of(left + right)};
+}
+
+void Builder::read_merges(const ConfigReader& model) {
+  std::array<std::int32_t, 256> byte_ids{};
+  for (unsigned b = 0; b < 256; ++b) {
+    const auto it = parts_->ids.find(letter_of_byte(static_cast<unsigned char>(b)));
+    if (it == parts_->ids.end()) {
+      fail<ModelError>(
+          "{}: model: vocab: expected a token for each byte, found none for 0x{:02x}", file_, b);
+    }
+    byte_ids[b] = it->second;
+  }
+  if (!model.has("merges") || !model.value("merges").is_array()) model.refuse("merges", "a list");
+  std::vector<Bpe::Merge> merges;
+  for (const json& merge : model.value("merges")) merges.push_back(read_merge(merge));
+  parts_->bpe = Bpe(byte_ids, merges);
+}
+
+void Builder::read_added_tokens() {
+  if (!in_.has("added_tokens")) return;
+  if (!in_.value("added_tokens").is_array()) in_.refuse("added_tokens", "a list");
+  for (const json& item : in_.value("added_tokens")) {
+    const std::string where = file_ + ": added_tokens";
+    if (!item.is_object()) {
+      fail<ModelError>("{}: expected objects, found {}", where, describe(item));
+    }
+    const ConfigReader part(item, where);
+    const auto id = part.integers("id", 0, kMaxWidth - 1);
+    AddedToken token{.id = id.size() == 1 ? id[0] : -1,
+                     .content = part.text_or("content", ""),
+                     .special = part.flag_or("special", false),
+                     .single_word = part.flag_or("single_word", false),
+                     .lstrip = part.flag_or("lstrip", false),
+                     .rstrip = part.flag_or("rstrip", false),
+                     .normalized = part.flag_or("normalized", true)};
+    if (token.id < 0) part.refuse("id", "an integer");
+    if (token.content.empty()) part.refuse("content", "a text");
+    place(token.id, token.content);
+    if (token.special) parts_->special.insert(token.id);
+    if (!token.normalized) {
+      parts_->raw_tokens.add(token, token.content);
+    } else {
+      parts_->normalized_tokens.add(token,
+                                    parts_->nfc ? normalize_nfc(token.content) : token.content);
+    }
+  }
+}
+
+void Builder::read_normalizer(const ConfigReader& part) {
+  const std::string type = part.text_or("type", "");
+  if (type == "NFC") {
+    parts_->nfc = true;
+  } else if (type == "Sequence" && part.has("normalizers") &&
+             part.value("normalizers").is_array()) {
+    for (const json& step : part.value("normalizers")) {
+      if (!step.is_object()) part.refuse("normalizers", "a list of objects");
+      read_normalizer(ConfigReader(step, part.file()));
+    }
+  } else {
+    part.refuse("type", "NFC, or a Sequence of it");
+  }
+}
+
+void Builder::read_decoder() {
+  if (!in_.has("decoder")) in_.refuse("decoder", "ByteLevel");
+  const ConfigReader part = in_.object("decoder");
+  if (part.text_or("type", "") == "ByteLevel") return;
+  const bool sequence = part.text_or("type", "") == "Sequence" && part.has("decoders") &&
+                        part.value("decoders").is_array();
+  if (!sequence) part.refuse("type", "ByteLevel, or a Sequence with it");
+  bool byte_level = false;
+  for (const json& step : part.value("decoders")) {
+    const std::string type =
+        step.is_object() ? ConfigReader(step, part.file()).text_or("type", "") : "";
+    // Fuse joins what ByteLevel has already joined.
+    if (type != "ByteLevel" && type != "Fuse") part.refuse("decoders", "ByteLevel and Fuse only");
+    byte_level = byte_level || type == "ByteLevel";
+  }
+  if (!byte_level) part.refuse("decoders", "ByteLevel among them");
+}
+
+void Builder::read_post_processor(const ConfigReader& part) {
+  const std::string type = part.text_or("type", "");
+  if (type == "ByteLevel") return;  // changes offsets only
+  if (type == "TemplateProcessing") {
+    read_template(part);
+  } else if (type == "Sequence" && part.has("processors") && part.value("processors").is_array()) {
+    for (const json& step : part.value("processors")) {
+      if (!step.is_object()) part.refuse("processors", "a list of objects");
+      read_post_processor(ConfigReader(step, part.file()));
+    }
+  } else {
+    part.refuse("type", "ByteLevel, TemplateProcessing, or a Sequence of them");
+  }
+}
+
+void Builder::read_template(const ConfigReader& part) {
+  if (!part.has("single") || !part.value("single").is_array()) part.refuse("single", "a list");
+  bool before = true;
+  for (const json& item : part.value("single")) {
+    if (item.is_object() && item.contains("Sequence")) {
+      if (!before) part.refuse("single", "the text once");
+      before = false;
+    } else if (item.is_object() && item.contains("SpecialToken")) {
+      append_template_token(part, item, before);
+    } else {
+      part.refuse("single", "SpecialToken and Sequence only");
+    }
+  }
+  if (before) part.refuse("single", "the text once");
+}
+
+void Builder::append_template_token(const ConfigReader& part, const json& item, bool before) {
+  const json& token = item["SpecialToken"];
+  const std::string name =
+      token.is_object() ? ConfigReader(token, part.file()).text_or("id", "") : "";
+  const bool table = part.has("special_tokens") && part.value("special_tokens").is_object();
+  const json* entry = nullptr;
+  if (table) {
+    const auto it = part.value("special_tokens").find(name);
+    if (it != part.value("special_tokens").end() && it->is_object()) entry = &*it;
+  }
+  if (entry == nullptr) part.refuse("special_tokens", fmt::format("an entry for \"{}\"", name));
+  for (const std::int32_t id :
+       ConfigReader(*entry, part.file()).integers("ids", 0, kMaxWidth - 1)) {
+    const auto at = static_cast<std::size_t>(id);
+    if (at >= parts_->present.size() || !parts_->present[at]) {
+      fail<ModelError>("{}: special token {}: expected an id of the vocabulary, found {}",
+                       part.file(),
+                       name,
+                       id);
+    }
+    (before ? parts_->prefix : parts_->suffix).push_back(id);
+  }
+}
+
+}  // namespace
+
+Tokenizer Tokenizer::parse(std::string_view text, const std::string& file) {
+  const json root = parse_json(text, file);
+  if (!root.is_object()) {
+    fail<ModelError>("{}: expected a JSON object, found {}", file, describe(root));
+  }
+  return Tokenizer(Builder(root, file).build());
+}
+
+Tokenizer Tokenizer::load(const std::filesystem::path& directory) {
+  const auto path = directory / "tokenizer.json";
+  return parse(read_text_file(path), path.string());
+}
+
+}  // namespace ferry
