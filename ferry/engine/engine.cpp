@@ -58,23 +58,22 @@ class Engine::Impl {
 
   bool leads() const { return transport_.rank() == 0; }
 
-  /// False when the record said that nothing is left to do.
+  /// False when the record said that nothing is left to do. That one is answered too: its buffer is
+  /// free only then.
   bool run_step(const std::function<void(const TokenEvent&)>& on_token) {
     const Clock::time_point begin = Clock::now();
     if (leads()) send_records();
     StepRecord record = link_.receive_record(step_);
-    if (record.stop) {
-      ++step_;
-      return false;
-    }
-    link_.send_result(sequences_.run_step(std::move(record)));
+    const bool stop = record.stop;
+    link_.send_result(stop ? StepResult{.step = step_, .tokens = {}}
+                           : sequences_.run_step(std::move(record)));
     if (leads()) {
       const std::vector<StepResult> results = receive_results();
-      count_step(Clock::now() - begin);
+      if (!stop) count_step(Clock::now() - begin);
       for (const StepResult& result : results) deliver(result, on_token);
     }
     ++step_;
-    return true;
+    return !stop;
   }
 
   void send_records() {
