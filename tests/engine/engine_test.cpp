@@ -1,0 +1,219 @@
+#include "ferry/engine/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <memory>
+
+#include "ferry/core/error.h"
+#include "support/golden_model.h"
+
+namespace ferry {
+namespace {
+
+struct Outcome {
+  std::vector<std::int32_t> tokens;
+  std::string logits_sha256;
+
+  bool operator==(const Outcome&) const = default;
+};
+
+struct EngineRun {
+  std::string transport = "inproc";
+  int ranks = 1;
+  int threads = 1;
+  int max_tokens = 64;
+  int max_sequences = 4;
+  int max_context = 0;
+  DType weights = DType::f32;
+};
+
+void PrintTo(const Outcome& outcome, std::ostream* out) {
+  *out << testing::PrintToString(outcome.tokens) << " " << outcome.logits_sha256;
+}
+
+/// Runs all requests in one engine. Rank 0 may be another process, so its events come back through
+/// a file.
+std::vector<Outcome> generate(const std::string& model,
+                              const std::vector<Request>& requests,
+                              const EngineRun& run) {
+  const Checkpoint checkpoint = Checkpoint::open(test::data_dir(model));
+  std::shared_ptr<const DenseWeights> dense;
+  {
+    ThreadPool loader(1);  // gone again before processes are forked
+    dense = std::make_shared<DenseWeights>(
+        load_dense_weights(checkpoint, run.weights, loader, /*progress=*/{}));
+  }
+  std::FILE* events = std::tmpfile();
+  const int status = run_ranks(
+      {.transport = run.transport, .ranks = run.ranks, .start_timeout = std::chrono::seconds(60)},
+      [&](Transport& transport) {
+        ThreadPool pool(run.threads);
+        Decoder decoder(
+            checkpoint.config(),
+            dense,
+            load_expert_weights(checkpoint, run.weights, transport.rank(), run.ranks, pool, {}),
+            {.max_tokens = run.max_tokens, .dispatch_wire = {}, .combine_wire = {}},
+            transport,
+            pool);
+        Engine engine({.max_sequences_per_rank = run.max_sequences,
+                       .max_tokens_per_step = run.max_tokens,
+                       .max_context = run.max_context,
+                       .hash_logits = true},
+                      decoder,
+                      transport);
+        if (transport.rank() == 0)
+          for (const Request& request : requests) static_cast<void>(engine.submit(request));
+        engine.run([&](const TokenEvent& event) {
+          std::fprintf(events,
+                       "%d %d %d %s\n",
+                       static_cast<int>(event.request),
+                       event.token,
+                       event.last ? 1 : 0,
+                       event.last ? event.logits_sha256.c_str() : "-");
+        });
+        std::fflush(events);
+        return 0;
+      });
+  EXPECT_EQ(status, 0);
+  std::rewind(events);
+  std::vector<Outcome> outcomes(requests.size());
+  int request = 0, token = 0, last = 0;
+  char hash[65] = {};
+  while (std::fscanf(events, "%d %d %d %64s", &request, &token, &last, hash) == 4) {
+    Outcome& outcome = outcomes.at(static_cast<std::size_t>(request));
+    EXPECT_TRUE(outcome.logits_sha256.empty()) << "a token behind the last one";
+    outcome.tokens.push_back(token);
+    if (last) outcome.logits_sha256 = hash;
+  }
+  std::fclose(events);
+  return outcomes;
+}
+
+std::vector<Request> golden_requests(const std::string& model) {
+  std::vector<Request> requests;
+  for (const test::GoldenPrompt& p : test::golden_prompts(model)) {
+    requests.push_back({.prompt = p.prompt,
+                        .max_new_tokens = static_cast<int>(p.greedy.size()),
+                        .sampling = {},
+                        .stop_ids = {}});
+  }
+  return requests;
+}
+
+/// Sampled requests besides the greedy ones, so that each rank has several and places run out.
+std::vector<Request> many_requests(const std::string& model) {
+  std::vector<Request> requests = golden_requests(model);
+  const std::size_t golden = requests.size();
+  for (std::size_t i = 0; i < 9; ++i) {
+    Request request = requests[i % golden];
+    request.max_new_tokens = 3 + static_cast<int>(i);
+    request.sampling = {.temperature = 0.8, .top_k = 50, .top_p = 0.95, .seed = i};
+    requests.push_back(request);
+  }
+  return requests;
+}
+
+class GoldenModel : public testing::TestWithParam<const char*> {};
+
+TEST_P(GoldenModel, GreedyContinuationIsThatOfTransformers) {
+  const std::vector<test::GoldenPrompt> prompts = test::golden_prompts(GetParam());
+  for (const int ranks : {1, 2, 3, 4}) {
+    const auto outcomes = generate(GetParam(), golden_requests(GetParam()), {.ranks = ranks});
+    for (std::size_t i = 0; i < prompts.size(); ++i)
+      EXPECT_EQ(outcomes[i].tokens, prompts[i].greedy) << "prompt " << i << ", ranks " << ranks;
+  }
+}
+
+TEST_P(GoldenModel, LogitsAreTheSameBitsHoweverARequestIsRun) {
+  for (const DType weights : {DType::f32, DType::bf16}) {
+    const std::vector<Request> requests = many_requests(GetParam());
+    std::vector<Outcome> alone;
+    for (const Request& request : requests)
+      alone.push_back(generate(GetParam(), {request}, {.weights = weights}).at(0));
+    for (const std::string transport : {"inproc", "shm"}) {
+      for (const int ranks : {2, 3, 4}) {
+        const EngineRun run{.transport = transport,
+                            .ranks = ranks,
+                            .threads = 1 + ranks % 2,
+                            .max_tokens = ranks == 3 ? 7 : 64,
+                            .weights = weights};
+        EXPECT_EQ(generate(GetParam(), requests, run), alone)
+            << transport << ", ranks " << ranks << ", " << dtype_name(weights);
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models,
+                         GoldenModel,
+                         testing::ValuesIn(test::kGoldenModels),
+                         [](const auto& model) { return std::string(model.param); });
+
+constexpr const char* kModel = "qwen2_untied";
+
+TEST(Engine, StopIdEndsARequestAndIsKept) {
+  Request request = golden_requests(kModel).at(0);
+  const std::vector<std::int32_t> greedy = test::golden_prompts(kModel).at(0).greedy;
+  request.stop_ids = {greedy[5]};
+  const auto first = std::find(greedy.begin(), greedy.end(), greedy[5]);
+  EXPECT_EQ(generate(kModel, {request}, {.ranks = 2}).at(0).tokens,
+            std::vector<std::int32_t>(greedy.begin(), first + 1));
+}
+
+TEST(Engine, FullContextEndsARequest) {
+  Request request = golden_requests(kModel).at(1);
+  const std::size_t prompt = request.prompt.size();
+  const auto tokens = [&](std::size_t context) {
+    return generate(kModel, {request}, {.max_context = static_cast<int>(context)})
+        .at(0)
+        .tokens.size();
+  };
+  EXPECT_EQ(tokens(prompt), 1U);
+  EXPECT_EQ(tokens(prompt + 4), 5U);
+}
+
+TEST(Engine, RunsAgainAfterItRanDry) {
+  const Checkpoint checkpoint = Checkpoint::open(test::data_dir(kModel));
+  const std::vector<test::GoldenPrompt> prompts = test::golden_prompts(kModel);
+  run_ranks({.transport = "inproc", .ranks = 2}, [&](Transport& transport) {
+    ThreadPool pool(1);
+    Decoder decoder(checkpoint.config(),
+                    std::make_shared<DenseWeights>(
+                        load_dense_weights(checkpoint, DType::f32, pool, /*progress=*/{})),
+                    load_expert_weights(checkpoint, DType::f32, transport.rank(), 2, pool, {}),
+                    {.max_tokens = 16, .dispatch_wire = {}, .combine_wire = {}},
+                    transport,
+                    pool);
+    Engine engine({.max_tokens_per_step = 16}, decoder, transport);
+    engine.run([](const TokenEvent&) { ADD_FAILURE() << "nothing was asked for"; });
+    for (const test::GoldenPrompt& p : prompts) {
+      std::vector<std::int32_t> tokens;
+      if (transport.rank() == 0) {
+        static_cast<void>(engine.submit(
+            {.prompt = p.prompt, .max_new_tokens = 8, .sampling = {}, .stop_ids = {}}));
+      }
+      engine.run([&](const TokenEvent& event) { tokens.push_back(event.token); });
+      if (transport.rank() == 0) {
+        EXPECT_EQ(tokens, std::vector(p.greedy.begin(), p.greedy.begin() + 8));
+      }
+    }
+    if (transport.rank() == 0) {
+      EXPECT_EQ(engine.stats().decode_tokens, 7 * prompts.size());
+      EXPECT_EQ(engine.stats().prefill_tokens, 1U + 17U + 40U);
+    }
+    return 0;
+  });
+}
+
+TEST(Engine, RefusesContextsThatTheModelHasNot) {
+  ModelConfig config;
+  config.max_positions = 512;
+  EXPECT_EQ(resolve_context(config, 0), 512);
+  EXPECT_EQ(resolve_context(config, 10), 10);
+  EXPECT_THROW(resolve_context(config, 513), ConfigError);
+  EXPECT_THROW(resolve_context(config, -1), ConfigError);
+}
+
+}  // namespace
+}  // namespace ferry
