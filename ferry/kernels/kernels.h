@@ -57,10 +57,6 @@ enum class Epilogue : std::uint8_t {
   gated_silu,  ///< panels alternate gate, up: out[:, n] = silu(gate) * up; half as many columns
 };
 
-/// Panels of a matrix of n = 2 * inter columns that interleaves gate and up: each half is padded to
-/// whole panels by itself, which may be one panel more than PackedMatrix::panels() says.
-constexpr std::int64_t gated_panels(std::int64_t n) { return 2 * ceil_div(n / 2, kPanelColumns); }
-
 /// out = in * W for `rows` rows and the panels [first_panel, last_panel).
 struct GemmArgs {
   RowsView in;  ///< rows of k elements of the weights' type; any alignment of 2 or 4 bytes
@@ -108,7 +104,7 @@ struct Kernels {
   Isa isa;
   std::string_view name;
 
-  /// Scratch that one thread's gemm calls need for inputs of k elements.
+  /// Scratch that one thread's gemm calls need for inputs of up to k elements.
   std::size_t (*gemm_scratch_bytes)(DType weights, std::int64_t k);
   void (*gemm)(const GemmArgs& args);
 

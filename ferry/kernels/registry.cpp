@@ -9,7 +9,7 @@
 #include "ferry/kernels/cpu/tables.h"
 #include "ferry/kernels/kernels.h"
 
-#if defined(FERRY_X86_TABLES)
+#if defined(__x86_64__)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -27,7 +27,7 @@ struct Supported {
   bool amx = false;
 };
 
-#if defined(FERRY_X86_TABLES)
+#if defined(__x86_64__)
 
 struct CpuidLeaf {
   unsigned eax = 0;
@@ -74,6 +74,18 @@ Supported detect() {
   have.amx = have.avx512 && has(extended.edx, kAmxBf16Tile) && has(states, kTileState) &&
              tiles_permitted();
   return have;
+}
+
+const Kernels& amx_table() {
+  static const Kernels table = [] {
+    Kernels t = cpu::kAvx512;
+    t.isa = Isa::amx;
+    t.name = "amx";
+    t.gemm = cpu::amx_gemm;
+    t.gemm_scratch_bytes = cpu::amx_gemm_scratch_bytes;
+    return t;
+  }();
+  return table;
 }
 
 #else
@@ -147,10 +159,10 @@ const Kernels& kernels_for(Isa isa) {
                       isa_name(isa),
                       names_of_supported());
   }
-#if defined(FERRY_X86_TABLES)
+#if defined(__x86_64__)
   if (isa == Isa::avx2) return cpu::kAvx2;
   if (isa == Isa::avx512) return cpu::kAvx512;
-  if (isa == Isa::amx) return cpu::kAmx;
+  if (isa == Isa::amx) return amx_table();
 #endif
   return cpu::kScalar;
 }

@@ -1,18 +1,12 @@
 // gemm by fused multiply-adds, one source for every instruction set. Weights are read once per
 // block of rows that fits the L2 cache: panels are the outer loop, rows the inner one.
-// Included after epilogue.inl, inside an anonymous namespace that has defined `struct Tiling`:
+// Included after gemm_common.inl, inside an anonymous namespace that has defined `struct Tiling`:
 //   kFewPanels: panels at once for one row (read streams: four reach the memory bandwidth)
 //   kRows, kPanels: the block of sums held in registers for several rows
 // Neither is above kGroupPanels.
 
 constexpr std::int64_t kGroupPanels = 4;
-constexpr std::int64_t kRowsBytes = 512 * 1024;  // rows (as f32) that stay in L2 meanwhile
-constexpr std::int64_t kMinRows = 8;
-constexpr std::int64_t kMaxRows = 128;
-
-inline std::int64_t round_up_to(std::int64_t n, std::int64_t unit) {
-  return (n + unit - 1) / unit * unit;
-}
+constexpr RowBudget kFmaRows{.bytes = 512 * 1024, .fewest = 8, .most = 128};
 
 /// The sums of R rows and P panels. a: R rows of f32. Sums of row r, panel p go to
 /// sums + (r * kGroupPanels + p) * 16.
@@ -114,17 +108,9 @@ void all_panels(const GemmArgs& args, const F32Rows& in, std::int64_t k) {
   }
 }
 
-/// Rows that are multiplied with all panels before the next ones are looked at.
-inline std::int64_t rows_at_once(std::int64_t k) {
-  const std::int64_t fitting = k > 0 ? kRowsBytes / (k * 4) : kMaxRows;
-  const std::int64_t rows = fitting < kMaxRows ? fitting : kMaxRows;
-  return rows < kMinRows ? kMinRows : rows;
-}
-
 inline std::size_t gemm_scratch_bytes(DType weights, std::int64_t k) {
   if (weights == DType::f32) return 0;
-  const std::int64_t k_padded = round_up_to(k, kBf16KBlock);
-  return static_cast<std::size_t>(rows_at_once(k_padded) * k_padded * 4 + 64);
+  return static_cast<std::size_t>(kFmaRows.most_bytes(round_up_to(k, kBf16KBlock) * 4) + 64);
 }
 
 /// bf16 rows widened to f32, padded with zeros to k_padded elements.
@@ -142,24 +128,20 @@ inline void widen_rows(const GemmArgs& args, std::int64_t k_padded, float* out) 
 
 inline void gemm(const GemmArgs& args) {
   const PackedMatrix& w = *args.weights;
-  const bool wide = w.dtype == DType::f32;
-  const std::int64_t k = wide ? w.k : round_up_to(w.k, kBf16KBlock);
-  const std::int64_t step = rows_at_once(k);
-  for (std::int64_t first = 0; first < args.rows; first += step) {
-    GemmArgs part = args;
-    part.rows = args.rows - first < step ? args.rows - first : step;
-    part.out.base += first * args.out.stride;
-    if (args.in.pointers != nullptr)
-      part.in.pointers += first;
-    else
-      part.in.base += first * args.in.stride;
-    if (wide) {
-      all_panels<F32Sums>(part, {part.in.base, part.in.stride, part.in.pointers}, k);
-    } else {
-      auto* rows =
-          reinterpret_cast<float*>(aligned_scratch(args, gemm_scratch_bytes(w.dtype, w.k)));
-      widen_rows(part, k, rows);
-      all_panels<Bf16Sums>(part, {bytes_of(rows), k * 4, nullptr}, k);
+  if (w.dtype == DType::f32) {
+    for (std::int64_t first = 0, rows; first < args.rows; first += rows) {
+      rows = kFmaRows.next(args.rows - first, w.k * 4);
+      const GemmArgs part = part_of(args, first, rows);
+      all_panels<F32Sums>(part, {part.in.base, part.in.stride, part.in.pointers}, w.k);
     }
+    return;
+  }
+  const std::int64_t k = round_up_to(w.k, kBf16KBlock);
+  auto* wide = reinterpret_cast<float*>(aligned_scratch(args, gemm_scratch_bytes(w.dtype, w.k)));
+  for (std::int64_t first = 0, rows; first < args.rows; first += rows) {
+    rows = kFmaRows.next(args.rows - first, k * 4);
+    const GemmArgs part = part_of(args, first, rows);
+    widen_rows(part, k, wide);
+    all_panels<Bf16Sums>(part, {bytes_of(wide), k * 4, nullptr}, k);
   }
 }

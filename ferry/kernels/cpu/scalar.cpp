@@ -22,7 +22,7 @@ struct Tiling {
 #include "ferry/kernels/cpu/math.inl"
 #include "ferry/kernels/cpu/row_ops.inl"
 #include "ferry/kernels/cpu/attend.inl"
-#include "ferry/kernels/cpu/epilogue.inl"
+#include "ferry/kernels/cpu/gemm_common.inl"
 #include "ferry/kernels/cpu/gemm_fma.inl"
 // clang-format on
 

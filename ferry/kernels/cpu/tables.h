@@ -13,7 +13,10 @@ extern const Kernels kScalar;
 #if defined(__x86_64__)
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
-extern const Kernels kAmx;
+
+/// The amx table is the AVX-512 one with these two. REQUIRES: the process may use tiles.
+void amx_gemm(const GemmArgs& args);
+std::size_t amx_gemm_scratch_bytes(DType weights, std::int64_t k);
 #endif
 
 /// Start of the call's scratch, rounded up to a cache line (gemm_scratch_bytes counts that in).

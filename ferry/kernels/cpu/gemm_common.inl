@@ -1,5 +1,46 @@
-// What happens to a gemm's sums on their way out, one source for every instruction set.
-// Included after math.inl, inside an anonymous namespace.
+// What every gemm shares: blocks of rows, and what happens to sums on their way out.
+// One source for every instruction set: included after math.inl, inside an anonymous namespace.
+
+inline std::int64_t round_up_to(std::int64_t n, std::int64_t unit) {
+  return (n + unit - 1) / unit * unit;
+}
+
+inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
+inline std::int64_t larger(std::int64_t a, std::int64_t b) { return a < b ? b : a; }
+
+/// How many rows are made ready at a time, so that they stay in the L2 cache while all panels pass
+/// by: `bytes` of them, but from `fewest` to `most` rows.
+struct RowBudget {
+  std::int64_t bytes;
+  std::int64_t fewest;
+  std::int64_t most;
+
+  /// Rows of the next block when `rows` are left: even blocks, in multiples of `fewest`.
+  std::int64_t next(std::int64_t rows, std::int64_t row_bytes) const {
+    const std::int64_t fitting = row_bytes > 0 ? bytes / row_bytes / fewest * fewest : most;
+    const std::int64_t limit = larger(fewest, smaller(most, fitting));
+    const std::int64_t blocks = (rows + limit - 1) / limit;
+    return smaller(rows, round_up_to((rows + blocks - 1) / blocks, fewest));
+  }
+
+  /// Bytes that next() never exceeds; not less for longer rows.
+  std::int64_t most_bytes(std::int64_t row_bytes) const {
+    return smaller(most * row_bytes, larger(bytes, fewest * row_bytes));
+  }
+};
+
+/// The same product for `rows` rows from `first` on.
+inline GemmArgs part_of(const GemmArgs& args, std::int64_t first, std::int64_t rows) {
+  GemmArgs part = args;
+  part.rows = rows;
+  part.out.base += first * args.out.stride;
+  if (args.in.pointers != nullptr)
+    part.in.pointers += first;
+  else
+    part.in.base += first * args.in.stride;
+  return part;
+}
 
 /// Sums of up to kPanelColumns columns of some panels for some rows: the sums of row r and panel p
 /// (counted from the block's first) start at sums + r * row_step + p * panel_step.

@@ -1,0 +1,47 @@
+// The AVX-512 kernels (F, BW, DQ, VL), compiled with their own -m flags.
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "ferry/kernels/cpu/tables.h"
+
+namespace ferry::cpu {
+
+namespace {
+
+struct Tiling {
+  static constexpr int kFewPanels = 4;
+  static constexpr int kRows = 4;
+  static constexpr int kPanels = 2;
+};
+
+// Each builds on those before it.
+// clang-format off
+#include "ferry/kernels/cpu/vec_avx512.inl"
+#include "ferry/kernels/cpu/math.inl"
+#include "ferry/kernels/cpu/row_ops.inl"
+#include "ferry/kernels/cpu/attend.inl"
+#include "ferry/kernels/cpu/gemm_common.inl"
+#include "ferry/kernels/cpu/gemm_fma.inl"
+// clang-format on
+
+}  // namespace
+
+constinit const Kernels kAvx512{.isa = Isa::avx512,
+                                .name = "avx512",
+                                .gemm_scratch_bytes = gemm_scratch_bytes,
+                                .gemm = gemm,
+                                .attend = attend,
+                                .weighted_sum = weighted_sum,
+                                .rms_norm = rms_norm,
+                                .rope = rope,
+                                .softmax = softmax,
+                                .sigmoid = sigmoid_row,
+                                .scale = scale,
+                                .add = add_row,
+                                .convert = convert,
+                                .dot = dot};
+
+}  // namespace ferry::cpu

@@ -1,0 +1,183 @@
+// Sixteen f32 lanes in two AVX registers; vec_scalar.inl says what each operation means.
+// Included inside an anonymous namespace.
+
+struct F32x16 {
+  __m256 low, high;
+};
+
+/// All ones in 32-bit lanes below `count`, counted from lane `first` on.
+inline __m256i first_mask(int count, int first) {
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count - first), lanes);
+}
+
+inline F32x16 splat(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+
+inline F32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+
+inline F32x16 load_part(const float* p, int count) {
+  return {_mm256_maskload_ps(p, first_mask(count, 0)),
+          _mm256_maskload_ps(p + 8, first_mask(count, 8))};
+}
+
+inline __m256 widen_bf16(__m128i x) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
+}
+
+inline __m128i load_eight(const std::byte* p) {
+  return _mm_loadu_si128(reinterpret_cast<const __m128i_u*>(p));
+}
+
+/// AVX2 cannot mask 16-bit lanes: the end of a row goes through this.
+struct Sixteen {
+  alignas(32) std::byte data[32];
+};
+
+inline Sixteen copy_part(const std::byte* p, int count) {
+  Sixteen part{};
+  std::memcpy(part.data, p, static_cast<std::size_t>(count) * 2);
+  return part;
+}
+
+inline F32x16 load_bf16(const std::byte* p) {
+  return {widen_bf16(load_eight(p)), widen_bf16(load_eight(p + 16))};
+}
+
+inline F32x16 load_bf16_part(const std::byte* p, int count) {
+  return load_bf16(copy_part(p, count).data);
+}
+
+inline F32x16 load_f16(const std::byte* p) {
+  return {_mm256_cvtph_ps(load_eight(p)), _mm256_cvtph_ps(load_eight(p + 16))};
+}
+
+inline F32x16 load_f16_part(const std::byte* p, int count) {
+  return load_f16(copy_part(p, count).data);
+}
+
+inline void store(float* p, F32x16 x) {
+  _mm256_storeu_ps(p, x.low);
+  _mm256_storeu_ps(p + 8, x.high);
+}
+
+inline void store_part(float* p, F32x16 x, int count) {
+  _mm256_maskstore_ps(p, first_mask(count, 0), x.low);
+  _mm256_maskstore_ps(p + 8, first_mask(count, 8), x.high);
+}
+
+/// Rounds to nearest even; the result lies in the lower half of each 32-bit lane.
+inline __m256i round_bf16(__m256 x) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256 nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
+  const __m256i chosen = _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(nan));
+  return _mm256_srli_epi32(chosen, 16);
+}
+
+inline void store_bf16(std::byte* p, F32x16 x) {
+  const __m256i packed = _mm256_packus_epi32(round_bf16(x.low), round_bf16(x.high));
+  _mm256_storeu_si256(reinterpret_cast<__m256i_u*>(p),
+                      _mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0)));
+}
+
+inline void store_bf16_part(std::byte* p, F32x16 x, int count) {
+  Sixteen part;
+  store_bf16(part.data, x);
+  std::memcpy(p, part.data, static_cast<std::size_t>(count) * 2);
+}
+
+inline void store_f16(std::byte* p, F32x16 x) {
+  auto* out = reinterpret_cast<__m128i_u*>(p);
+  _mm_storeu_si128(out, _mm256_cvtps_ph(x.low, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  _mm_storeu_si128(out + 1, _mm256_cvtps_ph(x.high, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+inline void store_f16_part(std::byte* p, F32x16 x, int count) {
+  Sixteen part;
+  store_f16(part.data, x);
+  std::memcpy(p, part.data, static_cast<std::size_t>(count) * 2);
+}
+
+struct Pairs {
+  F32x16 even, odd;
+};
+
+inline Pairs load_bf16_pairs(const std::byte* p) {
+  const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p));
+  const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p + 32));
+  const __m256i upper_half = _mm256_set1_epi32(static_cast<int>(0xffff0000U));
+  return {{_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)),
+           _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))},
+          {_mm256_castsi256_ps(_mm256_and_si256(low, upper_half)),
+           _mm256_castsi256_ps(_mm256_and_si256(high, upper_half))}};
+}
+
+inline F32x16 add(F32x16 a, F32x16 b) {
+  return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
+}
+
+inline F32x16 sub(F32x16 a, F32x16 b) {
+  return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)};
+}
+
+inline F32x16 mul(F32x16 a, F32x16 b) {
+  return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
+}
+
+inline F32x16 div(F32x16 a, F32x16 b) {
+  return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)};
+}
+
+inline F32x16 square_root(F32x16 a) { return {_mm256_sqrt_ps(a.low), _mm256_sqrt_ps(a.high)}; }
+
+inline F32x16 max(F32x16 a, F32x16 b) {
+  return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
+}
+
+inline F32x16 min(F32x16 a, F32x16 b) {
+  return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
+}
+
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+  return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+}
+
+inline F32x16 fms(F32x16 a, F32x16 b, F32x16 c) {
+  return {_mm256_fmsub_ps(a.low, b.low, c.low), _mm256_fmsub_ps(a.high, b.high, c.high)};
+}
+
+inline F32x16 bits_to_exponent(F32x16 a) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.low), 23)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.high), 23))};
+}
+
+inline F32x16 first_lanes(int count, F32x16 a, F32x16 b) {
+  return {_mm256_blendv_ps(b.low, a.low, _mm256_castsi256_ps(first_mask(count, 0))),
+          _mm256_blendv_ps(b.high, a.high, _mm256_castsi256_ps(first_mask(count, 8)))};
+}
+
+template <class Op8, class Op4, class Op1>
+inline float fold(F32x16 a, Op8 op8, Op4 op4, Op1 op1) {
+  const __m256 eight = op8(a.low, a.high);
+  const __m128 four = op4(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = op4(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(op1(two, _mm_movehdup_ps(two)));
+}
+
+inline float fold_add(F32x16 a) {
+  return fold(
+      a,
+      [](__m256 x, __m256 y) { return _mm256_add_ps(x, y); },
+      [](__m128 x, __m128 y) { return _mm_add_ps(x, y); },
+      [](__m128 x, __m128 y) { return _mm_add_ss(x, y); });
+}
+
+inline float fold_max(F32x16 a) {
+  return fold(
+      a,
+      [](__m256 x, __m256 y) { return _mm256_max_ps(x, y); },
+      [](__m128 x, __m128 y) { return _mm_max_ps(x, y); },
+      [](__m128 x, __m128 y) { return _mm_max_ss(x, y); });
+}

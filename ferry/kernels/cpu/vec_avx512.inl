@@ -1,0 +1,133 @@
+// Sixteen f32 lanes in one AVX-512 register; vec_scalar.inl says what each operation means.
+// Included inside an anonymous namespace.
+
+struct F32x16 {
+  __m512 v;
+};
+
+inline __mmask16 first_mask(int count) { return static_cast<__mmask16>((1U << count) - 1U); }
+
+inline F32x16 splat(float x) { return {_mm512_set1_ps(x)}; }
+
+inline F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+
+inline F32x16 load_part(const float* p, int count) {
+  return {_mm512_maskz_loadu_ps(first_mask(count), p)};
+}
+
+inline F32x16 widen_bf16(__m256i x) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))};
+}
+
+inline F32x16 load_bf16(const std::byte* p) {
+  return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p)));
+}
+
+inline F32x16 load_bf16_part(const std::byte* p, int count) {
+  return widen_bf16(_mm256_maskz_loadu_epi16(first_mask(count), p));
+}
+
+inline F32x16 load_f16(const std::byte* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p)))};
+}
+
+inline F32x16 load_f16_part(const std::byte* p, int count) {
+  return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_mask(count), p))};
+}
+
+inline void store(float* p, F32x16 x) { _mm512_storeu_ps(p, x.v); }
+
+inline void store_part(float* p, F32x16 x, int count) {
+  _mm512_mask_storeu_ps(p, first_mask(count), x.v);
+}
+
+/// Rounds to nearest even by integers; VCVTNEPS2BF16 would flush denormals and is not everywhere.
+inline __m256i round_bf16(F32x16 x) {
+  const __m512i bits = _mm512_castps_si512(x.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
+  const __m512i chosen = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16));
+}
+
+inline void store_bf16(std::byte* p, F32x16 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i_u*>(p), round_bf16(x));
+}
+
+inline void store_bf16_part(std::byte* p, F32x16 x, int count) {
+  _mm256_mask_storeu_epi16(p, first_mask(count), round_bf16(x));
+}
+
+inline __m256i round_f16(F32x16 x) {
+  return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+inline void store_f16(std::byte* p, F32x16 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i_u*>(p), round_f16(x));
+}
+
+inline void store_f16_part(std::byte* p, F32x16 x, int count) {
+  _mm256_mask_storeu_epi16(p, first_mask(count), round_f16(x));
+}
+
+struct Pairs {
+  F32x16 even, odd;
+};
+
+inline Pairs load_bf16_pairs(const std::byte* p) {
+  const __m512i pairs = _mm512_loadu_si512(p);
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000U));
+  return {{_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16))},
+          {_mm512_castsi512_ps(_mm512_and_si512(pairs, high))}};
+}
+
+inline F32x16 add(F32x16 a, F32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+
+inline F32x16 sub(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+
+inline F32x16 mul(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+
+inline F32x16 div(F32x16 a, F32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+
+inline F32x16 square_root(F32x16 a) { return {_mm512_sqrt_ps(a.v)}; }
+
+inline F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+
+inline F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+
+inline F32x16 fms(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmsub_ps(a.v, b.v, c.v)}; }
+
+inline F32x16 bits_to_exponent(F32x16 a) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a.v), 23))};
+}
+
+inline F32x16 first_lanes(int count, F32x16 a, F32x16 b) {
+  return {_mm512_mask_blend_ps(first_mask(count), b.v, a.v)};
+}
+
+template <class Op8, class Op4, class Op1>
+inline float fold(F32x16 a, Op8 op8, Op4 op4, Op1 op1) {
+  const __m256 eight = op8(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  const __m128 four = op4(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = op4(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(op1(two, _mm_movehdup_ps(two)));
+}
+
+inline float fold_add(F32x16 a) {
+  return fold(
+      a,
+      [](__m256 x, __m256 y) { return _mm256_add_ps(x, y); },
+      [](__m128 x, __m128 y) { return _mm_add_ps(x, y); },
+      [](__m128 x, __m128 y) { return _mm_add_ss(x, y); });
+}
+
+inline float fold_max(F32x16 a) {
+  return fold(
+      a,
+      [](__m256 x, __m256 y) { return _mm256_max_ps(x, y); },
+      [](__m128 x, __m128 y) { return _mm_max_ps(x, y); },
+      [](__m128 x, __m128 y) { return _mm_max_ss(x, y); });
+}

@@ -1,0 +1,334 @@
+// gemm: every instruction set gives the scalar one's bytes, and those are the right ones.
+#include <cmath>
+
+#include "kernels/kernel_testing.h"
+
+namespace ferry::testing {
+
+namespace {
+
+struct Case {
+  DType dtype = DType::f32;
+  std::int64_t rows = 0;
+  std::int64_t k = 0;
+  std::int64_t n = 0;
+  Epilogue epilogue = Epilogue::store;
+  DType out_type = DType::f32;
+  bool bias = false;
+  bool pointers = false;
+  Values values = Values::plain;
+
+  bool gated() const { return epilogue == Epilogue::gated_silu; }
+
+  std::int64_t columns() const { return gated() ? n / 2 : n; }
+};
+
+std::ostream& operator<<(std::ostream& out, const Case& c) {
+  return out << dtype_name(c.dtype) << " rows " << c.rows << " k " << c.k << " n " << c.n
+             << (c.gated() ? " gated" : "") << " out " << dtype_name(c.out_type)
+             << (c.bias ? " bias" : "") << (c.pointers ? " pointers" : "");
+}
+
+/// Inputs of one product, with rows off any alignment and apart from each other.
+class Problem {
+ public:
+  explicit Problem(const Case& c, std::uint32_t seed = 1)
+      : case_(c),
+        random_(seed),
+        weights_(random_, c.dtype, c.k, c.n, c.values, c.gated()),
+        bias_(random_.row(c.n, c.values)),
+        in_stride_((c.k + 3) * size_of(c.dtype)),
+        out_stride_((c.columns() + 1) * size_of(c.out_type)),
+        in_values_(random_.row((c.k + 3) * (c.rows + 1), c.values)),
+        in_(to_type(in_values_, c.dtype)) {
+    in_values_ = to_floats(in_.data(), c.dtype, static_cast<std::int64_t>(in_values_.size()));
+    for (std::int64_t r = c.rows; r-- > 0;) pointers_.push_back(row(r));
+  }
+
+  const Weights& weights() const { return weights_; }
+
+  std::int64_t panels() const {
+    return case_.gated() ? weights_.packed.gated_panels() : weights_.packed.panels();
+  }
+
+  /// Input element; rows given by pointers run backwards.
+  float in(std::int64_t r, std::int64_t i) const {
+    const std::int64_t at = case_.pointers ? case_.rows - 1 - r : r;
+    return in_values_[static_cast<std::size_t>(at * (case_.k + 3) + 1 + i)];
+  }
+
+  float weight(std::int64_t i, std::int64_t column) const {
+    return weights_.values[static_cast<std::size_t>(column * case_.k + i)];
+  }
+
+  float bias(std::int64_t column) const { return bias_[static_cast<std::size_t>(column)]; }
+
+  std::vector<std::byte> blank() const {
+    return std::vector<std::byte>(static_cast<std::size_t>(out_stride_ * case_.rows) + 64,
+                                  std::byte{0x3f});
+  }
+
+  /// Rows [first, first + rows) and panels [first_panel, last_panel) into `out` of blank()'s size.
+  void run(const Kernels& kernels,
+           std::vector<std::byte>& out,
+           std::int64_t first,
+           std::int64_t rows,
+           std::int64_t first_panel,
+           std::int64_t last_panel) const {
+    std::vector<std::byte> scratch(kernels.gemm_scratch_bytes(case_.dtype, case_.k));
+    GemmArgs args;
+    args.in =
+        case_.pointers ? RowsView{nullptr, 0, pointers_.data()} : RowsView{row(0), in_stride_};
+    args.in = args.in.from(first);
+    args.rows = rows;
+    args.weights = &weights_.packed;
+    args.first_panel = first_panel;
+    args.last_panel = last_panel;
+    args.bias = case_.bias ? bias_.data() : nullptr;
+    args.epilogue = case_.epilogue;
+    args.out = MutableRowsView{out.data(), out_stride_}.from(first);
+    args.out_type = case_.out_type;
+    args.scratch = scratch;
+    kernels.gemm(args);
+  }
+
+  std::vector<std::byte> run(const Kernels& kernels) const {
+    auto out = blank();
+    run(kernels, out, 0, case_.rows, 0, panels());
+    return out;
+  }
+
+  std::vector<float> out_row(const std::vector<std::byte>& out, std::int64_t r) const {
+    return to_floats(out.data() + r * out_stride_, case_.out_type, case_.columns());
+  }
+
+ private:
+  static std::int64_t size_of(DType type) { return static_cast<std::int64_t>(dtype_bytes(type)); }
+
+  const std::byte* row(std::int64_t r) const {
+    return in_.data() + r * in_stride_ + size_of(case_.dtype);
+  }
+
+  Case case_;
+  RandomValues random_;
+  Weights weights_;
+  std::vector<float> bias_;
+  std::int64_t in_stride_;
+  std::int64_t out_stride_;
+  std::vector<float> in_values_;
+  std::vector<std::byte> in_;
+  std::vector<const std::byte*> pointers_;
+};
+
+/// Varies what does not multiply the work: each combination comes up with many shapes.
+Case with_variant(Case c, std::uint32_t variant) {
+  if (variant % 2 == 1 && c.n % 2 == 0) c.epilogue = Epilogue::gated_silu;
+  c.out_type = variant / 2 % 2 == 0 ? DType::f32 : DType::bf16;
+  c.bias = !c.gated() && variant / 4 % 2 == 1;
+  c.pointers = variant / 8 % 2 == 1;
+  c.values = variant / 16 % 2 == 0 ? Values::mixed : Values::plain;
+  return c;
+}
+
+/// The same sums by plain loops, straight from the contract in kernels.h.
+float contract_sum(const Problem& problem, const Case& c, std::int64_t r, std::int64_t column) {
+  float sum = 0;
+  if (c.dtype == DType::f32) {
+    for (std::int64_t i = 0; i < c.k; ++i)
+      sum = std::fmaf(problem.in(r, i), problem.weight(i, column), sum);
+    return sum;
+  }
+  for (std::int64_t block = 0; block < c.k; block += 32) {
+    float chains[2] = {0, 0};
+    for (std::int64_t i = block; i < block + 32; ++i) {
+      const float x = i < c.k ? problem.in(r, i) : 0;
+      const float w = i < c.k ? problem.weight(i, column) : 0;
+      chains[i % 2] = std::fmaf(x, w, chains[i % 2]);
+    }
+    const float both = chains[0] + chains[1];
+    sum = sum + both;
+  }
+  return sum;
+}
+
+constexpr std::int64_t kRows[] = {0, 1, 2, 3, 15, 16, 17, 31, 33, 64, 100};
+constexpr std::int64_t kDepths[] = {1, 8, 31, 32, 33, 72, 128, 200};
+constexpr std::int64_t kColumns[] = {1, 15, 16, 17, 40, 64, 72};
+
+class GemmOfIsa : public PerIsa {};
+
+TEST_P(GemmOfIsa, EqualsScalarAsBytesOnRaggedShapes) {
+  std::uint32_t variant = 0;
+  for (const DType dtype : {DType::bf16, DType::f32}) {
+    for (const std::int64_t rows : kRows) {
+      for (const std::int64_t k : kDepths) {
+        for (const std::int64_t n : kColumns) {
+          variant = variant * 5 + 7;
+          const Case c = with_variant({.dtype = dtype, .rows = rows, .k = k, .n = n}, variant >> 8);
+          const Problem problem(c, variant);
+          ASSERT_TRUE(same_bytes(problem.run(fast()), problem.run(scalar()), c.out_type)) << c;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(GemmOfIsa, EqualsScalarOnLongSums) {
+  for (const DType dtype : {DType::bf16, DType::f32}) {
+    for (const std::int64_t rows : {1, 20}) {
+      const Case c{.dtype = dtype, .rows = rows, .k = 2080, .n = 48, .values = Values::mixed};
+      const Problem problem(c);
+      EXPECT_TRUE(same_bytes(problem.run(fast()), problem.run(scalar()), c.out_type)) << c;
+    }
+  }
+}
+
+TEST_P(GemmOfIsa, TakesMoreRowsThanItsScratchHolds) {
+  const Case c{.dtype = DType::bf16, .rows = 300, .k = 40, .n = 16};
+  const Problem problem(c);
+  EXPECT_TRUE(same_bytes(problem.run(fast()), problem.run(scalar()), c.out_type));
+}
+
+TEST_P(GemmOfIsa, SurvivesInfinitiesAndNan) {
+  for (const DType dtype : {DType::bf16, DType::f32}) {
+    for (const std::int64_t rows : {1, 20}) {
+      for (const Epilogue epilogue : {Epilogue::store, Epilogue::gated_silu}) {
+        const Case c{.dtype = dtype,
+                     .rows = rows,
+                     .k = 8,
+                     .n = 64,
+                     .epilogue = epilogue,
+                     .out_type = DType::bf16,
+                     .values = Values::special};
+        const Problem problem(c);
+        EXPECT_TRUE(same_bytes(problem.run(fast()), problem.run(scalar()), c.out_type)) << c;
+      }
+    }
+  }
+}
+
+TEST_P(GemmOfIsa, RowDependsOnNoOtherRow) {
+  for (const DType dtype : {DType::bf16, DType::f32}) {
+    const Case c{.dtype = dtype, .rows = 70, .k = 104, .n = 80, .values = Values::mixed};
+    const Problem problem(c);
+    auto alone = problem.blank();
+    for (std::int64_t r = 0; r < c.rows; ++r) problem.run(fast(), alone, r, 1, 0, problem.panels());
+    auto grouped = problem.blank();
+    for (std::int64_t r = 0; r < c.rows; r += 7)
+      problem.run(fast(), grouped, r, 7, 0, problem.panels());
+    const auto together = problem.run(fast());
+    EXPECT_TRUE(alone == together) << c;
+    EXPECT_TRUE(grouped == together) << c;
+  }
+}
+
+TEST_P(GemmOfIsa, SplitOfPanelsChangesNothing) {
+  for (const Epilogue epilogue : {Epilogue::store, Epilogue::gated_silu}) {
+    for (const std::int64_t rows : {1, 40}) {
+      const Case c{.dtype = DType::bf16, .rows = rows, .k = 72, .n = 176, .epilogue = epilogue};
+      const Problem problem(c);
+      const auto whole = problem.run(fast());
+      for (const std::int64_t step : {2, 4, 6}) {
+        auto pieces = problem.blank();
+        for (std::int64_t p = 0; p < problem.panels(); p += step)
+          problem.run(fast(), pieces, 0, rows, p, std::min(p + step, problem.panels()));
+        EXPECT_TRUE(pieces == whole) << c << " in steps of " << step;
+      }
+    }
+  }
+}
+
+TEST_P(GemmOfIsa, WritesOnlyItsPanels) {
+  const Case c{.dtype = DType::bf16, .rows = 20, .k = 32, .n = 64};
+  const Problem problem(c);
+  auto out = problem.blank();
+  problem.run(fast(), out, 0, c.rows, 1, 3);
+  const auto blank = problem.out_row(problem.blank(), 0);
+  const auto whole = problem.run(fast());
+  for (std::int64_t r = 0; r < c.rows; ++r) {
+    const auto row = problem.out_row(out, r);
+    const auto want = problem.out_row(whole, r);
+    for (std::size_t i = 0; i < row.size(); ++i)
+      ASSERT_EQ(row[i], i >= 16 && i < 48 ? want[i] : blank[i]) << "row " << r << " column " << i;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kernels,
+                         GemmOfIsa,
+                         ::testing::Values(Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx),
+                         isa_test_name);
+
+TEST(ScalarGemm, SumsInTheOrderOfTheContract) {
+  const FlushDenormals flush;
+  for (const DType dtype : {DType::bf16, DType::f32}) {
+    for (const std::int64_t k : {1, 31, 33, 200}) {
+      const Case c{.dtype = dtype, .rows = 5, .k = k, .n = 33, .values = Values::mixed};
+      const Problem problem(c);
+      const auto out = problem.run(kernels_for(Isa::scalar));
+      for (std::int64_t r = 0; r < c.rows; ++r) {
+        std::vector<float> want;
+        for (std::int64_t column = 0; column < c.n; ++column)
+          want.push_back(contract_sum(problem, c, r, column));
+        ASSERT_TRUE(same_floats(problem.out_row(out, r), want)) << c << " row " << r;
+      }
+    }
+  }
+}
+
+/// A sum in double, and the sum of magnitudes that bounds an f32 sum's error.
+struct Exact {
+  double sum = 0;
+  double magnitude = 0;
+};
+
+Exact exact_sum(const Problem& problem, const Case& c, std::int64_t r, std::int64_t column) {
+  Exact exact;
+  for (std::int64_t i = 0; i < c.k; ++i) {
+    const double product = static_cast<double>(problem.in(r, i)) * problem.weight(i, column);
+    exact.sum += product;
+    exact.magnitude += std::abs(product);
+  }
+  return exact;
+}
+
+TEST(ScalarGemm, AgreesWithDoublePrecision) {
+  const FlushDenormals flush;
+  for (const DType dtype : {DType::bf16, DType::f32}) {
+    for (const std::int64_t k : {1, 33, 200}) {
+      const Case c{.dtype = dtype, .rows = 7, .k = k, .n = 40, .bias = true, .pointers = true};
+      const Problem problem(c);
+      const auto out = problem.run(kernels_for(Isa::scalar));
+      for (std::int64_t r = 0; r < c.rows; ++r) {
+        const auto row = problem.out_row(out, r);
+        for (std::int64_t column = 0; column < c.n; ++column) {
+          const Exact exact = exact_sum(problem, c, r, column);
+          const double bias = problem.bias(column);
+          const double bound =
+              static_cast<double>(k + 2) * 0x1p-24 * (exact.magnitude + std::abs(bias));
+          ASSERT_NEAR(row[static_cast<std::size_t>(column)], exact.sum + bias, bound) << c;
+        }
+      }
+    }
+  }
+}
+
+TEST(ScalarGemm, GatedSiluAgreesWithDoublePrecision) {
+  const FlushDenormals flush;
+  const Case c{.dtype = DType::bf16, .rows = 7, .k = 40, .n = 80, .epilogue = Epilogue::gated_silu};
+  const Problem problem(c);
+  const auto out = problem.run(kernels_for(Isa::scalar));
+  for (std::int64_t r = 0; r < c.rows; ++r) {
+    const auto row = problem.out_row(out, r);
+    for (std::int64_t column = 0; column < c.columns(); ++column) {
+      const Exact gate = exact_sum(problem, c, r, column);
+      const Exact up = exact_sum(problem, c, r, column + c.columns());
+      const double want = gate.sum / (1 + std::exp(-gate.sum)) * up.sum;
+      const double bound = 50 * 0x1p-24 * (1 + gate.magnitude) * (1 + up.magnitude);
+      ASSERT_NEAR(row[static_cast<std::size_t>(column)], want, bound) << c;
+    }
+  }
+}
+
+}  // namespace
+
+}  // namespace ferry::testing

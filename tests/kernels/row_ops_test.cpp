@@ -1,0 +1,321 @@
+// The row operations: every instruction set gives the scalar one's bytes, and those are right.
+#include <cmath>
+
+#include "kernels/kernel_testing.h"
+
+namespace ferry::testing {
+
+namespace {
+
+constexpr std::int64_t kLengths[] = {1, 2, 7, 15, 16, 17, 31, 33, 40, 64, 72, 128, 200, 1000};
+constexpr DType kTypes[] = {DType::f32, DType::bf16, DType::f16};
+constexpr Values kValues[] = {Values::plain, Values::mixed, Values::special};
+
+class RowOpsOfIsa : public PerIsa {};
+
+TEST_P(RowOpsOfIsa, ConvertEqualsScalar) {
+  RandomValues random(2);
+  for (const DType from : kTypes) {
+    for (const DType to : kTypes) {
+      for (const std::int64_t n : kLengths) {
+        const auto in = to_type(random.row(n, Values::special), from);
+        std::vector<std::byte> got(static_cast<std::size_t>(n) * dtype_bytes(to));
+        std::vector<std::byte> want(got.size());
+        fast().convert(in.data(), from, got.data(), to, n);
+        scalar().convert(in.data(), from, want.data(), to, n);
+        ASSERT_TRUE(got == want) << dtype_name(from) << " to " << dtype_name(to) << " n " << n;
+      }
+    }
+  }
+}
+
+TEST_P(RowOpsOfIsa, ConvertsEverySixteenBitPatternAsScalar) {
+  std::vector<std::uint16_t> in(65536);
+  for (std::size_t i = 0; i < in.size(); ++i) in[i] = static_cast<std::uint16_t>(i);
+  const auto* bytes = reinterpret_cast<const std::byte*>(in.data());
+  for (const DType from : {DType::bf16, DType::f16}) {
+    for (const DType to : kTypes) {
+      std::vector<std::byte> got(in.size() * dtype_bytes(to));
+      std::vector<std::byte> want(got.size());
+      fast().convert(bytes, from, got.data(), to, 65536);
+      scalar().convert(bytes, from, want.data(), to, 65536);
+      ASSERT_TRUE(got == want) << dtype_name(from) << " to " << dtype_name(to);
+    }
+  }
+}
+
+TEST_P(RowOpsOfIsa, RoundsEveryKindOfFloatAsScalar) {
+  std::vector<float> in;
+  for (std::uint64_t bits = 0; bits < (1ULL << 32); bits += 9973)
+    in.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(bits)));
+  const auto n = static_cast<std::int64_t>(in.size());
+  for (const DType to : {DType::bf16, DType::f16}) {
+    std::vector<std::byte> got(in.size() * 2);
+    std::vector<std::byte> want(got.size());
+    fast().convert(as_bytes(in.data()), DType::f32, got.data(), to, n);
+    scalar().convert(as_bytes(in.data()), DType::f32, want.data(), to, n);
+    ASSERT_TRUE(got == want) << "to " << dtype_name(to);
+  }
+}
+
+TEST_P(RowOpsOfIsa, RmsNormEqualsScalar) {
+  RandomValues random(3);
+  for (const DType type : kTypes) {
+    for (const std::int64_t n : kLengths) {
+      for (const Values values : kValues) {
+        const auto x = to_type(random.row(n, values), type);
+        const auto weight = random.row(n, values);
+        auto got = x;  // in place
+        std::vector<std::byte> want(x.size());
+        fast().rms_norm(got.data(), type, weight.data(), 1e-6F, got.data(), n);
+        scalar().rms_norm(x.data(), type, weight.data(), 1e-6F, want.data(), n);
+        ASSERT_TRUE(same_bytes(got, want, type)) << dtype_name(type) << " n " << n;
+      }
+    }
+  }
+}
+
+TEST_P(RowOpsOfIsa, RopeEqualsScalar) {
+  RandomValues random(4);
+  for (const std::int64_t half : kLengths) {
+    for (const Values values : kValues) {
+      auto got = random.row(2 * half, values);
+      auto want = got;
+      const auto cos = random.row(half);
+      const auto sin = random.row(half);
+      fast().rope(got.data(), cos.data(), sin.data(), 2 * half);
+      scalar().rope(want.data(), cos.data(), sin.data(), 2 * half);
+      ASSERT_TRUE(same_floats(got, want)) << "half " << half;
+    }
+  }
+}
+
+TEST_P(RowOpsOfIsa, FloatRowsEqualScalar) {
+  RandomValues random(5);
+  for (const std::int64_t n : kLengths) {
+    for (const Values values : kValues) {
+      const auto x = random.row(n, values);
+      const auto y = random.row(n, values);
+      const auto both = [&](auto op) {
+        auto got = x;
+        auto want = x;
+        op(fast(), got);
+        op(scalar(), want);
+        return same_floats(got, want);
+      };
+      ASSERT_TRUE(both([&](const Kernels& k, auto& r) { k.softmax(r.data(), n); })) << n;
+      ASSERT_TRUE(both([&](const Kernels& k, auto& r) { k.sigmoid(x.data(), r.data(), n); })) << n;
+      ASSERT_TRUE(both([&](const Kernels& k, auto& r) { k.scale(x.data(), 0.3F, r.data(), n); }));
+      ASSERT_TRUE(both([&](const Kernels& k, auto& r) { r[0] = k.dot(x.data(), y.data(), n); }))
+          << n;
+    }
+  }
+}
+
+TEST_P(RowOpsOfIsa, AddEqualsScalar) {
+  RandomValues random(6);
+  for (const DType type : kTypes) {
+    for (const std::int64_t n : kLengths) {
+      auto got = to_type(random.row(n, Values::mixed), type);
+      auto want = got;
+      const auto y = random.row(n, Values::mixed);
+      fast().add(got.data(), type, y.data(), n);
+      scalar().add(want.data(), type, y.data(), n);
+      ASSERT_TRUE(same_bytes(got, want, type)) << dtype_name(type) << " n " << n;
+    }
+  }
+}
+
+/// Rows behind pointers, and what the weighted sum of them gives.
+class Sum {
+ public:
+  Sum(RandomValues& random, DType in_type, DType out_type, std::int64_t k, std::int64_t n)
+      : in_type_(in_type), out_type_(out_type), n_(n), weights_(random.row(k, Values::mixed)) {
+    for (std::int64_t i = 0; i < k; ++i)
+      rows_.push_back(to_type(random.row(n, Values::mixed), in_type));
+    for (const auto& row : rows_) pointers_.push_back(row.data());
+    before_ = to_type(random.row(n), out_type);
+  }
+
+  std::vector<std::byte> run(const Kernels& kernels, bool accumulate) const {
+    auto out = before_;
+    kernels.weighted_sum({.rows = pointers_.data(),
+                          .weights = weights_.data(),
+                          .k = static_cast<std::int64_t>(rows_.size()),
+                          .n = n_,
+                          .in_type = in_type_,
+                          .out = out.data(),
+                          .out_type = out_type_,
+                          .accumulate = accumulate});
+    return out;
+  }
+
+ private:
+  DType in_type_;
+  DType out_type_;
+  std::int64_t n_;
+  std::vector<float> weights_;
+  std::vector<std::vector<std::byte>> rows_;
+  std::vector<const std::byte*> pointers_;
+  std::vector<std::byte> before_;
+};
+
+TEST_P(RowOpsOfIsa, WeightedSumEqualsScalar) {
+  RandomValues random(7);
+  for (const DType in : kTypes) {
+    for (const DType out : kTypes) {
+      for (const std::int64_t n : kLengths) {
+        for (const std::int64_t k : {0, 1, 8}) {
+          const Sum sum(random, in, out, k, n);
+          for (const bool accumulate : {false, true}) {
+            const auto got = sum.run(fast(), accumulate);
+            ASSERT_TRUE(same_bytes(got, sum.run(scalar(), accumulate), out))
+                << dtype_name(in) << " to " << dtype_name(out) << " n " << n << " k " << k;
+          }
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kernels,
+                         RowOpsOfIsa,
+                         ::testing::Values(Isa::avx2, Isa::avx512, Isa::amx),
+                         isa_test_name);
+
+TEST(ScalarRowOps, RoundsToNearestEven) {
+  const auto bf16 = [](float x) {
+    return std::bit_cast<std::uint16_t>(
+        *reinterpret_cast<const std::array<std::byte, 2>*>(to_type({x}, DType::bf16).data()));
+  };
+  const auto f16 = [](float x) {
+    return std::bit_cast<std::uint16_t>(
+        *reinterpret_cast<const std::array<std::byte, 2>*>(to_type({x}, DType::f16).data()));
+  };
+  EXPECT_EQ(bf16(1.0F), 0x3f80);
+  EXPECT_EQ(bf16(0x1.01p0F), 0x3f80);        // half way, down to even
+  EXPECT_EQ(bf16(0x1.03p0F), 0x3f82);        // half way, up to even
+  EXPECT_EQ(bf16(0x1.010002p0F), 0x3f81);    // just above half
+  EXPECT_EQ(bf16(0x1.fffffep127F), 0x7f80);  // rounds to infinity
+  EXPECT_EQ(bf16(-0.0F), 0x8000);
+  EXPECT_EQ(f16(1.0F), 0x3c00);
+  EXPECT_EQ(f16(0x1.002p0F), 0x3c00);
+  EXPECT_EQ(f16(0x1.006p0F), 0x3c02);
+  EXPECT_EQ(f16(65519.0F), 0x7bff);
+  EXPECT_EQ(f16(65520.0F), 0x7c00);
+  EXPECT_EQ(f16(0x1p-24F), 0x0001);
+  EXPECT_EQ(f16(0x1p-25F), 0x0000);
+  EXPECT_EQ(f16(0x1.8p-25F), 0x0001);
+  EXPECT_EQ(f16(-0x1.8p-24F), 0x8002);
+}
+
+TEST(ScalarRowOps, EveryHalfPrecisionValueSurvivesF32) {
+  for (std::uint32_t bits = 0; bits < 65536; ++bits) {
+    const auto half = static_cast<std::uint16_t>(bits);
+    const auto wide = to_floats(reinterpret_cast<const std::byte*>(&half), DType::f16, 1);
+    if (wide[0] != wide[0]) continue;
+    const auto back = to_type(wide, DType::f16);
+    ASSERT_EQ(std::memcmp(back.data(), &half, 2), 0) << bits;
+  }
+  const std::uint16_t smallest = 1;
+  EXPECT_EQ(to_floats(reinterpret_cast<const std::byte*>(&smallest), DType::f16, 1)[0], 0x1p-24F);
+}
+
+TEST(ScalarRowOps, NormAgreesWithDoublePrecision) {
+  const FlushDenormals flush;
+  RandomValues random(8);
+  for (const std::int64_t n : kLengths) {
+    const auto x = random.row(n);
+    const auto weight = random.row(n);
+    std::vector<float> out(x.size());
+    kernels_for(Isa::scalar)
+        .rms_norm(as_bytes(x.data()), DType::f32, weight.data(), 1e-5F, as_bytes(out.data()), n);
+    double squares = 0;
+    for (const float v : x) squares += static_cast<double>(v) * v;
+    const double inverse = 1 / std::sqrt(squares / static_cast<double>(n) + 1e-5);
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      const double want = x[i] * inverse * weight[i];
+      ASSERT_NEAR(out[i], want, std::abs(want) * 1e-5) << "n " << n;
+    }
+  }
+}
+
+TEST(ScalarRowOps, RopeRotatesHalfSplitPairs) {
+  const FlushDenormals flush;
+  std::vector<float> x = {1, 2, 3, 4, 5, 6};
+  const std::vector<float> cos = {0.6F, 1, 0};
+  const std::vector<float> sin = {0.8F, 0, 1};
+  kernels_for(Isa::scalar).rope(x.data(), cos.data(), sin.data(), 6);
+  const std::vector<float> want = {1 * 0.6F - 4 * 0.8F, 2, -6, 4 * 0.6F + 1 * 0.8F, 5, 3};
+  for (std::size_t i = 0; i < x.size(); ++i) EXPECT_NEAR(x[i], want[i], 1e-6) << i;
+}
+
+TEST(ScalarRowOps, SoftmaxAgreesWithDoublePrecision) {
+  const FlushDenormals flush;
+  RandomValues random(9);
+  for (const std::int64_t n : kLengths) {
+    auto x = random.row(n);
+    for (float& v : x) v = v * 5 - 40;  // all negative: an empty lane must not be the maximum
+    double sum = 0;
+    std::vector<double> want;
+    for (const float v : x) want.push_back(std::exp(static_cast<double>(v)));
+    for (const double e : want) sum += e;
+    kernels_for(Isa::scalar).softmax(x.data(), n);
+    for (std::size_t i = 0; i < x.size(); ++i)
+      ASSERT_NEAR(x[i], want[i] / sum, 1e-5 * want[i] / sum) << "n " << n;
+  }
+}
+
+TEST(ScalarRowOps, SoftmaxMasksMinusInfinity) {
+  std::vector<float> x = {-std::numeric_limits<float>::infinity(), 1, 1};
+  kernels_for(Isa::scalar).softmax(x.data(), 3);
+  EXPECT_EQ(x[0], 0.0F);
+  EXPECT_EQ(x[1], 0.5F);
+  EXPECT_EQ(x[2], 0.5F);
+}
+
+TEST(ScalarRowOps, SigmoidAgreesWithDoublePrecision) {
+  const FlushDenormals flush;
+  for (float x = -80; x < 80; x += 0.37F) {
+    float got = 0;
+    kernels_for(Isa::scalar).sigmoid(&x, &got, 1);
+    const double want = 1 / (1 + std::exp(-static_cast<double>(x)));
+    ASSERT_NEAR(got, want, 4e-7 * want) << x;
+  }
+}
+
+TEST(ScalarRowOps, WeightedSumAddsInOrderAndAccumulatesLast) {
+  const FlushDenormals flush;
+  const float rows[3] = {0x1p24F, 1, -0x1p24F};
+  const std::byte* pointers[3] = {as_bytes(&rows[0]), as_bytes(&rows[1]), as_bytes(&rows[2])};
+  const float weights[3] = {1, 1, 1};
+  float out = 5;
+  WeightedSumArgs args{.rows = pointers, .weights = weights, .k = 3, .n = 1, .out = as_bytes(&out)};
+  kernels_for(Isa::scalar).weighted_sum(args);
+  EXPECT_EQ(out, 0.0F);  // 2^24 + 1 is not an f32
+  out = 5;
+  args.accumulate = true;
+  kernels_for(Isa::scalar).weighted_sum(args);
+  EXPECT_EQ(out, 5.0F);
+}
+
+TEST(ScalarRowOps, DotFoldsSixteenLanes) {
+  const FlushDenormals flush;
+  RandomValues random(10);
+  for (const std::int64_t n : kLengths) {
+    const auto x = random.row(n);
+    const auto y = random.row(n);
+    float lanes[16] = {};
+    for (std::int64_t i = 0; i < round_up(n, 16); ++i) {
+      const auto at = static_cast<std::size_t>(i);
+      lanes[i % 16] = std::fmaf(i < n ? x[at] : 0, i < n ? y[at] : 0, lanes[i % 16]);
+    }
+    for (int half = 8; half > 0; half /= 2)
+      for (int j = 0; j < half; ++j) lanes[j] = lanes[j] + lanes[j + half];
+    EXPECT_EQ(kernels_for(Isa::scalar).dot(x.data(), y.data(), n), lanes[0]) << n;
+  }
+}
+
+}  // namespace
+
+}  // namespace ferry::testing
