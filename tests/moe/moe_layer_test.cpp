@@ -1,0 +1,245 @@
+// The whole layer against the dense double-precision oracle, and against itself: the same bytes
+// over ranks, threads, transports, batches and chunks.
+#include "ferry/moe/moe_layer.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <mutex>
+#include <string>
+
+#include "ferry/transport/launch.h"
+#include "support/reference_moe.h"
+
+namespace ferry {
+namespace {
+
+using testing::ReferenceMoe;
+
+struct OwnedPack {
+  Buffer memory;
+  PackedMatrix view;
+};
+
+OwnedPack pack(const std::vector<float>& source, int n, int k, DType dtype) {
+  OwnedPack out;
+  out.view = {.dtype = dtype, .k = k, .n = n};
+  out.memory = Buffer(static_cast<std::size_t>(out.view.panels()) * out.view.panel_bytes());
+  out.view.data = out.memory.data();
+  pack_matrix({.dtype = dtype,
+               .source = reinterpret_cast<const std::byte*>(source.data()),
+               .source_type = DType::f32,
+               .k = k,
+               .n = n,
+               .out = out.memory.data()});
+  return out;
+}
+
+OwnedPack pack_gate_up(
+    const std::vector<float>& gate, const std::vector<float>& up, int inter, int k, DType dtype) {
+  OwnedPack out;
+  out.view = {.dtype = dtype, .k = k, .n = 2 * inter};
+  out.memory = Buffer(static_cast<std::size_t>(out.view.gated_panels()) * out.view.panel_bytes());
+  out.view.data = out.memory.data();
+  for (const int half : {0, 1}) {
+    pack_matrix({.dtype = dtype,
+                 .source = reinterpret_cast<const std::byte*>((half ? up : gate).data()),
+                 .source_type = DType::f32,
+                 .k = k,
+                 .n = inter,
+                 .out = out.memory.data() + static_cast<std::size_t>(half) * out.view.panel_bytes(),
+                 .panel_step = 2});
+  }
+  return out;
+}
+
+/// The weights of one rank, packed.
+struct RankWeights {
+  RankWeights(const ReferenceMoe& moe, const Placement& placement, Rank rank, DType dtype) {
+    const auto keep = [this](OwnedPack p) {
+      owned.push_back(std::move(p));
+      return owned.back().view;
+    };
+    weights.router = keep(pack(moe.router, moe.experts, moe.hidden, DType::f32));
+    for (int slot = 0; slot < placement.slots_per_rank(); ++slot) {
+      const ExpertId e = placement.expert_of(rank * placement.slots_per_rank() + slot);
+      weights.local.emplace_back();
+      if (e < 0) continue;
+      const auto i = static_cast<std::size_t>(e);
+      weights.local.back() = {
+          keep(pack_gate_up(moe.gate[i], moe.up[i], moe.inter, moe.hidden, dtype)),
+          keep(pack(moe.down[i], moe.hidden, moe.inter, dtype))};
+    }
+    if (moe.shared_inter > 0) {
+      weights.shared = {
+          keep(pack_gate_up(
+              moe.shared_gate_proj, moe.shared_up, moe.shared_inter, moe.hidden, dtype)),
+          keep(pack(moe.shared_down, moe.hidden, moe.shared_inter, dtype))};
+      weights.shared_gate = keep(pack(moe.shared_gate, 1, moe.hidden, DType::f32));
+    }
+  }
+
+  std::vector<OwnedPack> owned;
+  MoeWeights weights;
+};
+
+struct Way {
+  int ranks = 1;
+  int threads = 1;
+  int max_tokens = 64;
+  int redundant = 0;
+  MoeA2ABackend backend = MoeA2ABackend::pplx;
+  std::string transport = "inproc";
+};
+
+/// Rows [tokens, H] in f32, dealt to the ranks in turn; the outputs put together again. Only inproc
+/// can hand the results back.
+std::vector<float> forward(const ReferenceMoe& moe,
+                           const std::vector<float>& rows,
+                           DType dtype,
+                           const Way& run) {
+  const int tokens = static_cast<int>(rows.size()) / moe.hidden;
+  const auto width = static_cast<std::size_t>(moe.hidden);
+  std::vector<float> out(rows.size());
+  run_ranks({.transport = run.transport, .ranks = run.ranks}, [&](Transport& transport) {
+    ThreadPool pool(run.threads);
+    const Placement placement = Placement::identity(moe.experts, run.ranks, run.redundant);
+    RankWeights weights(moe, placement, transport.rank(), dtype);
+    MoeContext context(
+        {.router = {.experts = moe.experts, .topk = moe.topk, .renormalize = moe.renormalize},
+         .dispatcher = {.exchange = exchange_options(run.backend),
+                        .slots_per_rank = placement.slots_per_rank(),
+                        .hidden = moe.hidden,
+                        .topk = moe.topk,
+                        .max_tokens = run.max_tokens,
+                        .dispatch_wire = dtype,
+                        .expert_type = dtype,
+                        .combine_wire = dtype},
+         .inter = moe.inter,
+         .shared_inter = moe.shared_inter,
+         .dtype = dtype},
+        transport,
+        pool);
+    MoeLayer layer(context, placement, weights.weights, 0);
+
+    const auto element = dtype_bytes(dtype);
+    std::vector<std::byte> mine;
+    std::vector<int> of_token;
+    for (int t = transport.rank(); t < tokens; t += run.ranks) {
+      of_token.push_back(t);
+      mine.resize(of_token.size() * width * element);
+      kernels().convert(
+          reinterpret_cast<const std::byte*>(rows.data() + static_cast<std::size_t>(t) * width),
+          DType::f32,
+          mine.data() + (of_token.size() - 1) * width * element,
+          dtype,
+          moe.hidden);
+    }
+    std::vector<float> result(of_token.size() * width);
+    layer.forward({mine.data(), static_cast<std::ptrdiff_t>(width * element)},
+                  static_cast<int>(of_token.size()),
+                  result.data());
+    for (std::size_t i = 0; i < of_token.size(); ++i) {
+      std::memcpy(out.data() + static_cast<std::size_t>(of_token[i]) * width,
+                  result.data() + i * width,
+                  width * sizeof(float));
+    }
+    return 0;
+  });
+  return out;
+}
+
+std::vector<float> random_rows(int tokens, int hidden, unsigned seed) {
+  std::mt19937 engine(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> rows(static_cast<std::size_t>(tokens) * static_cast<std::size_t>(hidden));
+  for (float& x : rows) x = normal(engine);
+  return rows;
+}
+
+double worst_error(const ReferenceMoe& moe,
+                   const std::vector<float>& rows,
+                   const std::vector<float>& out) {
+  double worst = 0;
+  const auto width = static_cast<std::size_t>(moe.hidden);
+  for (std::size_t t = 0; t * width < rows.size(); ++t) {
+    const std::vector<double> expected = moe.forward(rows.data() + t * width);
+    for (std::size_t h = 0; h < width; ++h)
+      worst = std::max(worst, std::abs(expected[h] - static_cast<double>(out[t * width + h])));
+  }
+  return worst;
+}
+
+TEST(MoeLayer, AgreesWithTheDenseOracleInF32) {
+  for (const bool renormalize : {false, true}) {
+    ReferenceMoe moe = ReferenceMoe::random(40, 24, 7, 3, 20, 1);
+    moe.renormalize = renormalize;
+    const std::vector<float> rows = random_rows(33, moe.hidden, 2);
+    for (const MoeA2ABackend backend : {MoeA2ABackend::pplx, MoeA2ABackend::none}) {
+      const auto out = forward(moe, rows, DType::f32, {.ranks = 2, .backend = backend});
+      EXPECT_LT(worst_error(moe, rows, out), 1e-5);
+    }
+  }
+}
+
+TEST(MoeLayer, StaysNearTheOracleInBf16) {
+  const ReferenceMoe moe = ReferenceMoe::random(72, 48, 6, 2, 32, 3);
+  const std::vector<float> rows = random_rows(20, moe.hidden, 4);
+  EXPECT_LT(worst_error(moe, rows, forward(moe, rows, DType::bf16, {.ranks = 3})), 0.05);
+}
+
+TEST(MoeLayer, GivesTheSameBytesForEveryWayToRunIt) {
+  const ReferenceMoe moe = ReferenceMoe::random(72, 40, 9, 4, 24, 5);
+  const std::vector<float> rows = random_rows(45, moe.hidden, 6);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const std::vector<float> expected = forward(moe, rows, dtype, {});
+    for (const Way& run : {Way{.ranks = 1, .threads = 2},
+                           Way{.ranks = 2},
+                           Way{.ranks = 3, .threads = 2},
+                           Way{.ranks = 4},
+                           Way{.ranks = 7},
+                           Way{.ranks = 2, .max_tokens = 4},
+                           Way{.ranks = 3, .redundant = 5}}) {
+      EXPECT_EQ(
+          std::memcmp(
+              expected.data(), forward(moe, rows, dtype, run).data(), rows.size() * sizeof(float)),
+          0)
+          << run.ranks << " ranks, " << run.threads << " threads, " << run.max_tokens
+          << " max tokens, " << run.redundant << " redundant, " << dtype_name(dtype);
+    }
+  }
+}
+
+TEST(MoeLayer, GivesARowTheSameBytesAloneAndAmongOthers) {
+  const ReferenceMoe moe = ReferenceMoe::random(40, 24, 5, 2, 0, 7);
+  const std::vector<float> rows = random_rows(37, moe.hidden, 8);
+  const std::vector<float> together = forward(moe, rows, DType::bf16, {.ranks = 2});
+  const auto width = static_cast<std::size_t>(moe.hidden);
+  for (const std::size_t t : {0U, 17U, 36U}) {
+    const std::vector<float> alone_rows(
+        rows.begin() + static_cast<std::ptrdiff_t>(t * width),
+        rows.begin() + static_cast<std::ptrdiff_t>((t + 1) * width));
+    const std::vector<float> alone = forward(moe, alone_rows, DType::bf16, {.ranks = 1});
+    EXPECT_EQ(std::memcmp(alone.data(), together.data() + t * width, width * sizeof(float)), 0);
+  }
+}
+
+TEST(MoeLayer, RunsWithNoTokensAnywhere) {
+  const ReferenceMoe moe = ReferenceMoe::random(16, 16, 4, 2, 16, 9);
+  EXPECT_TRUE(forward(moe, {}, DType::f32, {.ranks = 3}).empty());
+}
+
+TEST(MoeLayer, PreReducingBackendIsStableAtAFixedNumberOfRanks) {
+  const ReferenceMoe moe = ReferenceMoe::random(40, 24, 8, 4, 0, 10);
+  const std::vector<float> rows = random_rows(21, moe.hidden, 11);
+  const Way run{.ranks = 3, .backend = MoeA2ABackend::none};
+  const auto first = forward(moe, rows, DType::bf16, run);
+  EXPECT_EQ(
+      std::memcmp(
+          first.data(), forward(moe, rows, DType::bf16, run).data(), first.size() * sizeof(float)),
+      0);
+  EXPECT_LT(worst_error(moe, rows, first), 0.05);
+}
+
+}  // namespace
+}  // namespace ferry
