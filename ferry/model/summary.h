@@ -1,0 +1,43 @@
+// What a checkpoint holds and what a rank would load of it: the data behind `ferry inspect`.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "ferry/model/checkpoint.h"
+
+namespace ferry {
+
+struct ModelSummary {
+  std::int64_t parameters = 0;         ///< of the tensors the model uses
+  std::int64_t expert_parameters = 0;  ///< of these, in routed experts
+  std::int64_t active_parameters = 0;  ///< one token's share: all but the experts it does not go to
+  std::int64_t parameters_per_expert = 0;
+
+  struct TypeBytes {
+    std::int64_t tensors = 0;
+    std::uint64_t bytes = 0;
+  };
+
+  std::map<std::string, TypeBytes> by_type;  ///< "BF16" -> what the files hold of it
+  std::uint64_t file_bytes = 0;
+  std::vector<std::string> unused;  ///< tensors in the files that the model does not use
+};
+
+ModelSummary summarize(const Checkpoint& checkpoint);
+
+/// What one rank reads, in bytes as they lie in the files.
+struct RankBytes {
+  std::uint64_t dense = 0;  ///< all but the routed experts; the same on every rank
+  std::uint64_t experts = 0;
+  int experts_held = 0;  ///< per sparse layer
+
+  std::uint64_t total() const { return dense + experts; }
+};
+
+/// For R ranks with ceil(E / R) slots each, experts in order. REQUIRES: ranks >= 1.
+std::vector<RankBytes> bytes_per_rank(const Checkpoint& checkpoint, int ranks);
+
+}  // namespace ferry
