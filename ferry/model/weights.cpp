@@ -135,7 +135,7 @@ class Packer {
       out.resize(out.size() + static_cast<std::size_t>(n));
       kernels().convert(
           tensor.data, tensor.dtype, as_bytes(out.data() + out.size() - n), DType::f32, n);
-      report(tensor.bytes);
+      done_with(tensor);
     }
     return out;
   }
@@ -188,13 +188,21 @@ class Packer {
             source.row(i), source.tensor.dtype, out.data() + i * row_bytes, dtype_, width);
       }
     });
-    report(source.tensor.bytes);
+    done_with(source.tensor);
     return out;
   }
 
  private:
   TensorView find(std::string_view name, std::initializer_list<std::int64_t> shape) const {
-    return checkpoint_.tensor(tensor_name(name, layer_, expert_), {shape.begin(), shape.size()});
+    const TensorView tensor =
+        checkpoint_.tensor(tensor_name(name, layer_, expert_), {shape.begin(), shape.size()});
+    advise_read_soon(tensor.span());
+    return tensor;
+  }
+
+  void done_with(const TensorView& tensor) {
+    advise_read_done(tensor.span());
+    report(tensor.bytes);
   }
 
   void pack(std::span<const Source> sources, std::int64_t k, const Target& target) {
@@ -213,7 +221,7 @@ class Packer {
                          {.dtype = target.dtype, .out = out});
           }
         });
-    for (const Source& source : sources) report(source.tensor.bytes);
+    for (const Source& source : sources) done_with(source.tensor);
   }
 
   void report(std::size_t bytes) {

@@ -1,0 +1,276 @@
+#include "ferry/model/weights.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <string>
+
+#include "ferry/core/error.h"
+#include "ferry/model/family.h"
+#include "support/files.h"
+#include "support/golden_model.h"
+
+namespace ferry {
+namespace {
+
+/// A checkpoint's tensor [rows, columns] as f32, rounded to what weights of `held` keep.
+class Stored {
+ public:
+  Stored(const Checkpoint& checkpoint, const std::string& name, std::vector<std::int64_t> shape)
+      : columns_(shape.back()) {
+    const TensorView view = checkpoint.tensor(name, shape);
+    values_.resize(view.bytes / dtype_bytes(view.dtype));
+    kernels().convert(view.data,
+                      view.dtype,
+                      reinterpret_cast<std::byte*>(values_.data()),
+                      DType::f32,
+                      static_cast<std::int64_t>(values_.size()));
+  }
+
+  float at(std::int64_t row, std::int64_t column) const {
+    return values_[static_cast<std::size_t>(row * columns_ + column)];
+  }
+
+  std::int64_t rows() const { return std::ssize(values_) / columns_; }
+
+  std::int64_t columns() const { return columns_; }
+
+ private:
+  std::int64_t columns_;
+  std::vector<float> values_;
+};
+
+/// Nearest bf16, ties to even.
+float as_bf16(float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000U;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+/// Element k of a column of a panel, as the layout in kernels.h says.
+float packed_at(const PackedMatrix& m, std::int64_t panel, std::int64_t column, std::int64_t k) {
+  const std::byte* base = m.data + static_cast<std::size_t>(panel) * m.panel_bytes();
+  if (m.dtype == DType::f32) {
+    float x;
+    std::memcpy(&x, base + (k * kPanelColumns + column) * 4, 4);
+    return x;
+  }
+  std::uint16_t half;
+  std::memcpy(&half, base + ((k / 2 * kPanelColumns + column) * 2 + k % 2) * 2, 2);
+  const std::uint32_t bits = std::uint32_t{half} << 16;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+/// Columns [first, first + rows) of a packed matrix are the rows of a stored one.
+void expect_columns(const PackedMatrix& m, std::int64_t first, const Stored& stored) {
+  ASSERT_EQ(m.k, stored.columns());
+  std::int64_t differ = 0;
+  for (std::int64_t r = 0; r < stored.rows(); ++r) {
+    for (std::int64_t k = 0; k < m.k; ++k) {
+      const float want = m.dtype == DType::bf16 ? as_bf16(stored.at(r, k)) : stored.at(r, k);
+      const std::int64_t c = first + r;
+      differ += packed_at(m, c / kPanelColumns, c % kPanelColumns, k) != want ? 1 : 0;
+    }
+  }
+  EXPECT_EQ(differ, 0) << "from column " << first;
+}
+
+/// Gate and up alternate panel by panel; what pads them is zero.
+void expect_gate_up(const PackedMatrix& m, const Stored& gate, const Stored& up) {
+  ASSERT_EQ(m.n, 2 * gate.rows());
+  std::int64_t differ = 0;
+  for (std::int64_t panel = 0; panel < m.gated_panels(); ++panel) {
+    const Stored& source = panel % 2 == 0 ? gate : up;
+    for (std::int64_t c = 0; c < kPanelColumns; ++c) {
+      const std::int64_t row = panel / 2 * kPanelColumns + c;
+      for (std::int64_t k = 0; k < m.k; ++k) {
+        float want = row < source.rows() ? source.at(row, k) : 0.0F;
+        if (m.dtype == DType::bf16) want = as_bf16(want);
+        differ += packed_at(m, panel, c, k) != want ? 1 : 0;
+      }
+    }
+  }
+  EXPECT_EQ(differ, 0);
+}
+
+class Weights : public testing::TestWithParam<const char*> {
+ protected:
+  Stored stored(std::string_view pattern, std::vector<std::int64_t> shape, int layer, int e = -1) {
+    return {checkpoint_, tensor_name(pattern, layer, e), std::move(shape)};
+  }
+
+  void expect_ffn(const GatedFfnWeights& ffn,
+                  const std::array<std::string_view, 3>& gate_up_down,
+                  std::int64_t inter,
+                  int layer,
+                  int expert) {
+    const std::int64_t h = config_.hidden;
+    expect_gate_up(ffn.gate_up,
+                   stored(gate_up_down[0], {inter, h}, layer, expert),
+                   stored(gate_up_down[1], {inter, h}, layer, expert));
+    EXPECT_EQ(ffn.down.n, h);
+    expect_columns(ffn.down, 0, stored(gate_up_down[2], {h, inter}, layer, expert));
+  }
+
+  const Checkpoint checkpoint_ = Checkpoint::open(test::data_dir(GetParam()));
+  const ModelConfig& config_ = checkpoint_.config();
+  const TensorNames& names_ = checkpoint_.names();
+  ThreadPool pool_{2};
+};
+
+TEST_P(Weights, AttentionStandsSideBySide) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const DenseWeights weights = load_dense_weights(checkpoint_, dtype, pool_, {});
+    const std::int64_t h = config_.hidden;
+    const std::int64_t q = config_.heads * config_.head_dim;
+    const std::int64_t kv = config_.kv_heads * config_.head_dim;
+    for (int layer = 0; layer < config_.layers; ++layer) {
+      const DenseWeights::Layer& l = weights.layers[static_cast<std::size_t>(layer)];
+      EXPECT_EQ(l.qkv.view.n, q + 2 * kv);
+      expect_columns(l.qkv.view, 0, stored(names_.q_weight, {q, h}, layer));
+      expect_columns(l.qkv.view, q, stored(names_.k_weight, {kv, h}, layer));
+      expect_columns(l.qkv.view, q + kv, stored(names_.v_weight, {kv, h}, layer));
+      expect_columns(l.output.view, 0, stored(names_.o_weight, {h, q}, layer));
+      ASSERT_EQ(std::ssize(l.qkv_bias), config_.attention_bias ? q + 2 * kv : 0);
+      if (config_.attention_bias) {
+        const Stored k_bias = stored(names_.k_bias, {kv}, layer);
+        const Stored v_bias = stored(names_.v_bias, {kv}, layer);
+        EXPECT_EQ(l.qkv_bias[static_cast<std::size_t>(q)], k_bias.at(0, 0));
+        EXPECT_EQ(l.qkv_bias.back(), v_bias.at(0, kv - 1));
+      }
+      EXPECT_EQ(std::ssize(l.output_bias), config_.output_bias ? h : 0);
+      EXPECT_EQ(std::ssize(l.query_norm), config_.qk_norm ? config_.head_dim : 0);
+    }
+  }
+}
+
+TEST_P(Weights, FeedForwardBlocksAlternateGateAndUp) {
+  const MoeConfig& moe = config_.moe;
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const DenseWeights weights = load_dense_weights(checkpoint_, dtype, pool_, {});
+    for (int layer = 0; layer < config_.layers; ++layer) {
+      const DenseWeights::Layer& l = weights.layers[static_cast<std::size_t>(layer)];
+      if (!config_.sparse(layer)) {
+        expect_ffn(l.ffn.view,
+                   {names_.dense_gate, names_.dense_up, names_.dense_down},
+                   config_.dense_inter,
+                   layer,
+                   -1);
+        EXPECT_EQ(l.router.view.data, nullptr);
+        continue;
+      }
+      EXPECT_EQ(l.router.view.dtype, DType::f32);
+      expect_columns(l.router.view, 0, stored(names_.router, {moe.experts, config_.hidden}, layer));
+      if (moe.shared_inter > 0) {
+        expect_ffn(l.shared.view,
+                   {names_.shared_gate, names_.shared_up, names_.shared_down},
+                   moe.shared_inter,
+                   layer,
+                   -1);
+      }
+      EXPECT_EQ(l.shared_gate.view.data != nullptr, moe.shared_gate);
+    }
+  }
+}
+
+TEST_P(Weights, EveryExpertLiesInItsSlotAndEmptySlotsCostNothing) {
+  for (const int ranks : {1, 2, 3, 4}) {
+    for (Rank rank = 0; rank < ranks; ++rank) {
+      const ExpertWeights weights =
+          load_expert_weights(checkpoint_, DType::bf16, rank, ranks, pool_, {});
+      for (int layer = 0; layer < config_.layers; ++layer) {
+        const ExpertWeights::Layer& l = weights.layers[static_cast<std::size_t>(layer)];
+        if (!config_.sparse(layer)) {
+          EXPECT_TRUE(l.slots.empty());
+          continue;
+        }
+        ASSERT_EQ(std::ssize(l.slots), l.placement.slots_per_rank());
+        std::size_t bytes = 0;
+        for (std::size_t slot = 0; slot < l.slots.size(); ++slot) {
+          const ExpertId expert = l.placement.expert_of(rank * l.placement.slots_per_rank() +
+                                                        static_cast<SlotId>(slot));
+          const GatedFfnWeights& ffn = l.slots[slot];
+          ASSERT_EQ(ffn.gate_up.data != nullptr, expert >= 0);
+          if (expert < 0) continue;
+          expect_ffn(ffn,
+                     {names_.expert_gate, names_.expert_up, names_.expert_down},
+                     config_.moe.inter,
+                     layer,
+                     expert);
+          bytes += static_cast<std::size_t>(ffn.gate_up.gated_panels()) * ffn.gate_up.panel_bytes();
+          bytes += static_cast<std::size_t>(ffn.down.panels()) * ffn.down.panel_bytes();
+        }
+        EXPECT_EQ(l.memory.size(), bytes);
+      }
+    }
+  }
+}
+
+TEST_P(Weights, EmbeddingAndHeadHoldTheVocabulary) {
+  const DenseWeights weights = load_dense_weights(checkpoint_, DType::f32, pool_, {});
+  const std::vector<std::int64_t> shape = {config_.vocab, config_.hidden};
+  const Stored embedding = stored(names_.embedding, shape, -1);
+  for (std::int64_t row = 0; row < config_.vocab; ++row) {
+    for (std::int64_t k = 0; k < config_.hidden; ++k)
+      ASSERT_EQ(weights.embedding.as<float>()[row * config_.hidden + k], embedding.at(row, k));
+  }
+  EXPECT_EQ(weights.head.view.n, config_.vocab);
+  expect_columns(weights.head.view,
+                 0,
+                 config_.tied_embeddings ? embedding : stored(names_.lm_head, shape, -1));
+}
+
+TEST_P(Weights, ProgressRisesToAllBytesThatAreRead) {
+  std::uint64_t last = 0;
+  std::uint64_t total = 0;
+  int calls = 0;
+  const LoadProgress progress = [&](std::uint64_t done, std::uint64_t of) {
+    EXPECT_GE(done, calls == 0 ? 0 : last);
+    last = done;
+    total = of;
+    ++calls;
+  };
+  std::uint64_t read = 0;
+  const auto finish = [&] {
+    EXPECT_EQ(last, total);
+    EXPECT_GT(calls, 1);
+    read += total;
+    calls = 0;
+  };
+  load_dense_weights(checkpoint_, DType::bf16, pool_, progress);
+  finish();
+  for (Rank rank = 0; rank < 2; ++rank) {
+    load_expert_weights(checkpoint_, DType::bf16, rank, 2, pool_, progress);
+    finish();
+  }
+  std::uint64_t stored_bytes = 0;
+  for_each_tensor(config_, [&](const TensorSpec& spec) {
+    const bool twice = config_.tied_embeddings && spec.role == TensorRole::embedding;
+    stored_bytes += checkpoint_.tensor(spec).bytes * (twice ? 2 : 1);
+  });
+  EXPECT_EQ(read, stored_bytes);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models,
+                         Weights,
+                         testing::ValuesIn(test::kGoldenModels),
+                         [](const auto& param) { return std::string(param.param); });
+
+TEST(WeightType, FollowsTheCheckpointUnlessToldOtherwise) {
+  const auto type_of = [](const char* model, std::optional<DType> wanted) {
+    return weight_dtype(Checkpoint::open(test::data_dir(model)), wanted);
+  };
+  EXPECT_EQ(type_of("qwen2_untied", {}), DType::f32);
+  EXPECT_EQ(type_of("qwen3_bf16", {}), DType::bf16);
+  EXPECT_EQ(type_of("qwen3_f16_tied_sharded", {}), DType::f32);
+  EXPECT_EQ(type_of("qwen2_untied", DType::bf16), DType::bf16);
+  EXPECT_EQ(type_of("qwen3_bf16", DType::f32), DType::f32);
+  EXPECT_THROW(type_of("qwen3_bf16", DType::f16), ConfigError);
+}
+
+}  // namespace
+}  // namespace ferry
