@@ -156,6 +156,7 @@ WaitResult MappedTransport::wait_until(const char* call,
                                        Deadline deadline,
                                        Reached reached,
                                        Missing missing) {
+  throw_if_aborted(call);  // even where all is there: nobody shall go on for long after an abort
   Backoff backoff;
   int polls = 0;
   while (!backoff.idle()) {
@@ -214,6 +215,7 @@ std::uint64_t MappedTransport::signal_value(Region& region, int signal) {
 void MappedTransport::progress() { throw_if_aborted("progress"); }
 
 WaitResult MappedTransport::barrier(Deadline deadline) {
+  throw_if_aborted("barrier");
   const std::uint64_t entered = ++barriers_;
   control_->ranks[rank_].arrived.store(entered);
   for (Rank r = 0; r < size_; ++r) ring(r);

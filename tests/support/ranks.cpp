@@ -1,0 +1,164 @@
+#include "support/ranks.h"
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+#include "ferry/core/error.h"
+
+namespace ferry {
+
+namespace {
+
+/// How a rank ended; in memory shared with the ranks' processes.
+struct Report {
+  enum class End : int { none, done, failed, failed_by_abort };
+
+  std::atomic<End> end{End::none};
+  char text[4000] = {};
+
+  void finish(End how, const std::string& message) {
+    std::strncpy(text, message.c_str(), sizeof text - 1);
+    end.store(how);
+  }
+};
+
+/// Reports of all ranks.
+class Reports {
+ public:
+  explicit Reports(int ranks) : bytes_(static_cast<std::size_t>(ranks) * sizeof(Report)) {
+    void* p = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) throw std::bad_alloc();
+    reports_ = static_cast<Report*>(p);
+    for (int r = 0; r < ranks; ++r) new (reports_ + r) Report;
+  }
+
+  ~Reports() { munmap(reports_, bytes_); }
+
+  Reports(const Reports&) = delete;
+  Reports& operator=(const Reports&) = delete;
+
+  Report& of(Rank rank) const { return reports_[rank]; }
+
+ private:
+  std::size_t bytes_;
+  Report* reports_;
+};
+
+const testing::TestResult& current_result() {
+  return *testing::UnitTest::GetInstance()->current_test_info()->result();
+}
+
+/// What failed in this process since the result had `first` parts.
+std::string failed_expectations(int first) {
+  std::string text;
+  for (int i = first; i < current_result().total_part_count(); ++i) {
+    const testing::TestPartResult& part = current_result().GetTestPartResult(i);
+    if (!part.failed()) continue;
+    text += fmt::format("{}:{}: {}\n",
+                        part.file_name() ? part.file_name() : "?",
+                        part.line_number(),
+                        part.message());
+  }
+  return text;
+}
+
+void run_body(const RanksOptions& options,
+              Transport& transport,
+              const std::function<void(Transport&)>& body) {
+  const bool has_faults = options.faulty_rank < 0 || options.faulty_rank == transport.rank();
+  if (options.faults && has_faults) {
+    FaultyTransport faulty(transport, *options.faults);
+    body(faulty);
+  } else if (options.kind.faulty && !options.faults) {
+    FaultyTransport faulty(
+        transport, {.max_delay = std::chrono::microseconds(100), .reorder = true, .network = true});
+    body(faulty);
+  } else {
+    body(transport);
+  }
+}
+
+/// Exit status of the rank.
+int report_body(const RanksOptions& options,
+                Transport& transport,
+                const std::function<void(Transport&)>& body,
+                Report& report) {
+  const bool own_process = options.kind.processes();
+  if (own_process) {
+    // The launcher prints what comes back in the report.
+    auto& listeners = testing::UnitTest::GetInstance()->listeners();
+    delete listeners.Release(listeners.default_result_printer());
+  }
+  const int first_part = current_result().total_part_count();
+  try {
+    run_body(options, transport, body);
+  } catch (const std::exception& e) {
+    const auto* error = dynamic_cast<const TransportError*>(&e);
+    const bool other = error && error->kind() == TransportError::Kind::aborted;
+    const std::string failed = own_process ? failed_expectations(first_part) : "";
+    report.finish(other && failed.empty() ? Report::End::failed_by_abort : Report::End::failed,
+                  failed + "threw: " + e.what());
+    transport.abort(e.what());
+    return 1;
+  }
+  if (!testing::Test::HasFailure()) {
+    report.finish(Report::End::done, "");
+    return 0;
+  }
+  // Threads share the test's result, which therefore has the message already.
+  report.finish(own_process ? Report::End::failed : Report::End::done,
+                failed_expectations(first_part));
+  transport.abort("an expectation of the test failed on this rank");
+  return 1;
+}
+
+void judge(const RanksOptions& options, const Reports& reports) {
+  bool cause_known = testing::Test::HasFailure();
+  for (Rank r = 0; r < options.ranks; ++r) {
+    const Report& report = reports.of(r);
+    const Report::End end = report.end.load();
+    if (end == Report::End::failed) ADD_FAILURE() << "rank " << r << ": " << report.text;
+    if ((end == Report::End::none) != (r == options.killed_rank)) {
+      ADD_FAILURE() << "rank " << r << (end == Report::End::none ? " did not finish" : " lived on");
+    }
+    cause_known = cause_known || testing::Test::HasFailure();
+  }
+  for (Rank r = 0; r < options.ranks && !cause_known; ++r) {
+    if (reports.of(r).end.load() != Report::End::failed_by_abort) continue;
+    ADD_FAILURE() << "rank " << r << ": " << reports.of(r).text;
+  }
+}
+
+std::vector<RankKind> rank_kinds(bool with_faulty) {
+  std::vector<RankKind> kinds;
+  for (const TransportInfo& info : list_transports()) {
+    if (!info.available) continue;
+    kinds.push_back({std::string(info.name), false});
+    if (with_faulty) kinds.push_back({std::string(info.name), true});
+  }
+  return kinds;
+}
+
+}  // namespace
+
+std::vector<RankKind> all_rank_kinds() { return rank_kinds(true); }
+
+std::vector<RankKind> bare_rank_kinds() { return rank_kinds(false); }
+
+void on_ranks(const RanksOptions& options, const std::function<void(Transport&)>& body) {
+  const Reports reports(options.ranks);
+  run_ranks({.transport = options.kind.transport,
+             .ranks = options.ranks,
+             .start_timeout = options.start_timeout},
+            [&](Transport& transport) {
+              return report_body(options, transport, body, reports.of(transport.rank()));
+            });
+  judge(options, reports);
+}
+
+}  // namespace ferry

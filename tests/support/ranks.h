@@ -1,0 +1,48 @@
+// Running a test body as the ranks of a group, whatever they are made of.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "ferry/transport/launch.h"
+#include "support/faulty_transport.h"
+
+namespace ferry {
+
+/// What ranks are made of. Tests over all of them: TEST_P with ValuesIn(all_rank_kinds()).
+struct RankKind {
+  std::string transport = "inproc";
+  bool faulty = false;  ///< wrapped into a FaultyTransport that behaves like a bad network
+
+  /// As GoogleTest wants parameter names: "inproc", "shm_faulty".
+  std::string label() const { return transport + (faulty ? "_faulty" : ""); }
+
+  /// Whether ranks are processes: what one writes into the test's variables the others do not see.
+  bool processes() const { return transport != "inproc"; }
+};
+
+inline void PrintTo(const RankKind& kind, std::ostream* out) { *out << kind.label(); }
+
+/// Every transport that this build and machine have, bare and faulty.
+std::vector<RankKind> all_rank_kinds();
+/// The same without the faulty ones.
+std::vector<RankKind> bare_rank_kinds();
+
+struct RanksOptions {
+  RankKind kind;
+  int ranks = 1;
+  std::optional<Faults> faults;  ///< instead of those of kind.faulty
+  Rank faulty_rank = -1;         ///< the only rank with faults; -1: all of them
+  Rank killed_rank = -1;         ///< this rank must end by a signal (processes only)
+  std::chrono::nanoseconds start_timeout = std::chrono::seconds(30);
+};
+
+/// Runs `body` on every rank. It may use EXPECT_* and ASSERT_*. The calling test fails, with rank
+/// and message, when an expectation failed on a rank, when a body threw, or when a rank was killed
+/// that should not be. A rank that fails aborts the group, so the others do not wait for it.
+void on_ranks(const RanksOptions& options, const std::function<void(Transport&)>& body);
+
+}  // namespace ferry

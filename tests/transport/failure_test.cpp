@@ -1,0 +1,275 @@
+// What the others see when a rank gives up, dies, leaves, or asks for something else.
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "ferry/core/error.h"
+#include "support/ranks.h"
+
+namespace ferry {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using Kind = TransportError::Kind;
+
+constexpr int kRanks = 4;
+
+/// Runs `call`, which must throw a TransportError of this kind about this rank whose message has
+/// `text` in it, within a few seconds.
+void expect_error(Kind kind,
+                  Rank peer,
+                  const std::string& text,
+                  const std::function<void()>& call) {
+  const auto start = std::chrono::steady_clock::now();
+  try {
+    call();
+    ADD_FAILURE() << "nothing was thrown";
+  } catch (const TransportError& e) {
+    EXPECT_EQ(e.kind(), kind) << e.what();
+    EXPECT_EQ(e.peer(), peer) << e.what();
+    EXPECT_NE(std::string(e.what()).find(text), std::string::npos) << e.what();
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - start, seconds(10));
+}
+
+class FailureTest : public testing::TestWithParam<RankKind> {
+ protected:
+  void on_all(const std::function<void(Transport&)>& body) {
+    on_ranks({.kind = GetParam(), .ranks = kRanks}, body);
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Transports,
+                         FailureTest,
+                         testing::ValuesIn(all_rank_kinds()),
+                         [](const auto& p) { return p.param.label(); });
+
+TEST_P(FailureTest, AbortWakesTheOthersWithItsReason) {
+  on_all([](Transport& transport) {
+    const auto region = transport.allocate_region(64, 1);
+    if (transport.rank() == 2) {
+      usleep(30'000);  // the others sleep by now
+      transport.abort("the model file vanished");
+      transport.abort("a second reason");
+    }
+    const std::string who = "rank 2 gave up: the model file vanished";
+    expect_error(Kind::aborted, 2, who, [&] { (void)transport.wait(*region, 0, 1, kNoDeadline); });
+    expect_error(Kind::aborted, 2, who, [&] { (void)transport.barrier(deadline_in(seconds(9))); });
+    expect_error(Kind::aborted, 2, who, [&] { transport.progress(); });
+    expect_error(Kind::aborted, 2, who, [&] {
+      transport.put({.region = region.get(), .peer = 0, .signal = 0});
+      usleep(200);
+      transport.progress();
+    });
+    expect_error(Kind::aborted, 2, who, [&] { (void)transport.allocate_region(64, 1); });
+  });
+}
+
+TEST_P(FailureTest, AnyThreadMayAbort) {
+  on_all([](Transport& transport) {
+    const auto region = transport.allocate_region(0, 1);
+    std::thread watchdog;
+    if (transport.rank() == 1) {
+      watchdog = std::thread([&] {
+        usleep(20'000);
+        transport.abort("the user pressed a key");
+      });
+    }
+    expect_error(Kind::aborted, 1, "the user pressed a key", [&] {
+      (void)transport.wait(*region, 0, 1, kNoDeadline);
+    });
+    if (watchdog.joinable()) watchdog.join();
+  });
+}
+
+TEST_P(FailureTest, LongReasonsAreCutNotLost) {
+  on_all([](Transport& transport) {
+    if (transport.rank() == 0) transport.abort(std::string(10'000, 'x'));
+    expect_error(
+        Kind::aborted, 0, std::string(400, 'x'), [&] { (void)transport.barrier(kNoDeadline); });
+  });
+}
+
+TEST_P(FailureTest, AnEndThatUnwindsAbortsTheGroup) {
+  const LaunchOptions options{.transport = GetParam().transport, .ranks = 3};
+  testing::internal::CaptureStderr();
+  std::string thrown;
+  int status = 0;
+  try {
+    status = run_ranks(options, [](Transport& transport) -> int {
+      if (transport.rank() == 1) throw ModelError("model.safetensors: cut short");
+      (void)transport.barrier(kNoDeadline);
+      return 0;
+    });
+  } catch (const ModelError& e) {
+    thrown = e.what();
+  }
+  const std::string printed = testing::internal::GetCapturedStderr();
+  if (GetParam().processes()) {
+    EXPECT_EQ(status, 1);
+    EXPECT_NE(printed.find("ferry: rank 1: model.safetensors: cut short\n"), std::string::npos);
+    EXPECT_NE(printed.find("rank 1 gave up: model.safetensors: cut short"), std::string::npos);
+  } else {
+    EXPECT_EQ(thrown, "model.safetensors: cut short");
+  }
+}
+
+// --- Ranks that are gone -----------------------------------------------------------------------
+
+TEST_P(FailureTest, WhoStillWaitsForARankThatLeftIsTold) {
+  on_all([](Transport& transport) {
+    const auto region = transport.allocate_region(0, 1);
+    if (transport.rank() == 3) return;
+    // Whoever notices first and leaves by the error is named by the others.
+    try {
+      (void)transport.wait(*region, 0, 1, kNoDeadline);
+      ADD_FAILURE() << "nothing was thrown";
+    } catch (const TransportError& e) {
+      EXPECT_EQ(e.kind(), Kind::peer_died) << e.what();
+      EXPECT_EQ(e.peer(), 3) << e.what();
+      EXPECT_NE(std::string(e.what()).find("has left"), std::string::npos) << e.what();
+    }
+    // A barrier needs everybody.
+    expect_error(
+        Kind::peer_died, 3, "rank 3", [&] { (void)transport.barrier(deadline_in(seconds(9))); });
+    EXPECT_EQ(transport.wait(*region, 0, 1, deadline_in(milliseconds(5))), WaitResult::timed_out);
+  });
+}
+
+TEST_P(FailureTest, ARankMayLeaveWhileTheOthersGoOn) {
+  on_all([](Transport& transport) {
+    const auto region = transport.allocate_region(0, 1);
+    if (transport.rank() == 1) return;
+    if (transport.rank() == 2) {
+      usleep(150'000);
+      transport.put({.region = region.get(), .peer = 0, .signal = 0});
+      usleep(200);
+      transport.progress();
+    }
+    if (transport.rank() == 0) {
+      EXPECT_EQ(transport.wait(*region, 0, 1, deadline_in(seconds(9))), WaitResult::reached);
+    }
+  });
+}
+
+TEST_P(FailureTest, LastWordsOfARankThatLeftAreHeard) {
+  on_all([](Transport& transport) {
+    const auto region = transport.allocate_region(0, 1);
+    if (transport.rank() != 0) {
+      transport.put({.region = region.get(), .peer = 0, .signal = 0});
+      return;
+    }
+    usleep(50'000);
+    EXPECT_EQ(transport.wait(*region, 0, kRanks - 1, kNoDeadline), WaitResult::reached);
+  });
+}
+
+/// Rank 1 is killed while the others are in `call`.
+void killed_rank_is_noticed(const RankKind& kind,
+                            const std::function<void(Transport&, Region&)>& call) {
+  if (!kind.processes()) GTEST_SKIP() << "a thread cannot be killed alone";
+  on_ranks({.kind = kind, .ranks = kRanks, .killed_rank = 1}, [&](Transport& transport) {
+    const auto region = transport.allocate_region(4096, 1);
+    if (transport.rank() == 1) {
+      usleep(20'000);
+      kill(getpid(), SIGKILL);
+    }
+    expect_error(Kind::peer_died, 1, "rank 1 died", [&] { call(transport, *region); });
+  });
+}
+
+TEST_P(FailureTest, AKilledRankIsNoticedInAWait) {
+  killed_rank_is_noticed(GetParam(), [](Transport& transport, Region& region) {
+    (void)transport.wait(region, 0, 1, kNoDeadline);
+  });
+}
+
+TEST_P(FailureTest, AKilledRankIsNoticedInABarrier) {
+  killed_rank_is_noticed(GetParam(), [](Transport& transport, Region&) {
+    (void)transport.barrier(deadline_in(seconds(9)));
+  });
+}
+
+TEST_P(FailureTest, AKilledRankIsNoticedWhileAllocating) {
+  if (!GetParam().processes()) GTEST_SKIP() << "a thread cannot be killed alone";
+  on_ranks({.kind = GetParam(), .ranks = kRanks, .killed_rank = 1}, [](Transport& transport) {
+    if (transport.rank() == 1) {
+      usleep(20'000);
+      kill(getpid(), SIGKILL);
+    }
+    try {
+      (void)transport.allocate_region(4096, 1);
+      ADD_FAILURE() << "nothing was thrown";
+    } catch (const TransportError& e) {
+      // The first to notice aborts the group, so the others may hear it from that one.
+      EXPECT_NE(std::string(e.what()).find("rank 1 died"), std::string::npos) << e.what();
+    }
+  });
+}
+
+TEST_P(FailureTest, ARankThatExitsWithoutLeavingHasDied) {
+  if (!GetParam().processes()) GTEST_SKIP() << "a thread cannot exit alone";
+  on_ranks({.kind = GetParam(), .ranks = kRanks, .killed_rank = 1}, [](Transport& transport) {
+    if (transport.rank() == 1) _exit(0);
+    expect_error(Kind::peer_died, 1, "rank 1 died", [&] { (void)transport.barrier(kNoDeadline); });
+  });
+}
+
+// --- Ranks that differ -------------------------------------------------------------------------
+
+TEST_P(FailureTest, DifferentRegionsAreRefusedOnEveryRankWithTheOddOneNamed) {
+  on_all([](Transport& transport) {
+    const bool odd = transport.rank() == 2;
+    try {
+      (void)transport.allocate_region(odd ? 8192 : 4096, 3);
+      ADD_FAILURE() << "nothing was thrown";
+    } catch (const BrokenContract& e) {
+      EXPECT_NE(std::string(e.what()).find("rank 2 asks for (8192, 3)"), std::string::npos)
+          << e.what();
+      EXPECT_NE(std::string(e.what()).find("rank 0 for (4096, 3)"), std::string::npos) << e.what();
+    }
+  });
+}
+
+TEST_P(FailureTest, ARankThatDoesNotComeToAllocateIsNamed) {
+  on_ranks({.kind = GetParam(), .ranks = 3, .start_timeout = milliseconds(100)},
+           [](Transport& transport) {
+             if (transport.rank() == 1) {
+               usleep(400'000);
+               return;
+             }
+             try {
+               (void)transport.allocate_region(64, 1);
+               ADD_FAILURE() << "nothing was thrown";
+             } catch (const TransportError& e) {
+               // The first to give up tells the other.
+               EXPECT_TRUE(e.kind() == Kind::timeout || e.kind() == Kind::aborted) << e.what();
+               EXPECT_NE(std::string(e.what()).find("rank 1 did not come within 0.1 s"),
+                         std::string::npos)
+                   << e.what();
+             }
+           });
+}
+
+TEST_P(FailureTest, MemoryThatCannotBeHadIsAnErrorOnEveryRank) {
+  on_all([](Transport& transport) {
+    // Together more than an address space of 47 bits has room for.
+    std::vector<std::unique_ptr<Region>> regions;
+    try {
+      for (int i = 0; i < 3; ++i) {
+        regions.push_back(transport.allocate_region(std::size_t{1} << 44, 1));
+      }
+      ADD_FAILURE() << "nothing was thrown";
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find("memory"), std::string::npos) << e.what();
+    }
+  });
+}
+
+}  // namespace
+}  // namespace ferry
