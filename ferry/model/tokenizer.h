@@ -45,6 +45,9 @@ class Tokenizer {
   /// Whether it is an added token marked special. False for unknown ids.
   bool is_special(std::int32_t id) const;
 
+  /// Whether an id has a token. A model may have more ids, as padding, than its tokenizer.
+  bool has_token(std::int32_t id) const;
+
   /// The bytes a token stands for. Throws ConfigError for an id outside the vocabulary.
   std::string_view token_bytes(std::int32_t id) const;
 
