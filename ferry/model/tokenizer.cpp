@@ -80,11 +80,11 @@ std::vector<std::int32_t> Tokenizer::encode(std::string_view text, bool add_spec
 }
 
 bool Tokenizer::has_token(std::int32_t id) const {
-  return id >= 0 && id < size() && impl_->present[static_cast<std::size_t>(id)];
+  return id >= 0 && id < size() && parts_->present[static_cast<std::size_t>(id)];
 }
 
 std::string_view Tokenizer::token_bytes(std::int32_t id) const {
-  if (id < 0 || id >= size() || !parts_->present[static_cast<std::size_t>(id)]) {
+  if (!has_token(id)) {
     fail<ConfigError>("{}: token id {}: expected one of the vocabulary's (0 to {}), found none",
                       parts_->file,
                       id,

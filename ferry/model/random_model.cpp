@@ -1,0 +1,367 @@
+#include "ferry/model/random_model.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <fstream>
+#include <vector>
+
+#include "ferry/core/error.h"
+#include "ferry/kernels/kernels.h"
+#include "ferry/model/config_reader.h"
+#include "ferry/model/family.h"
+#include "ferry/model/safetensors_writer.h"
+#include "ferry/model/tokenizer_parts.h"
+
+namespace ferry {
+
+using nlohmann::json;
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr int kByteTokens = 256;
+constexpr const char* kEndOfText = "<|endoftext|>";
+constexpr std::size_t kBlock = 1 << 16;  // values generated at a time: stays in the L2 cache
+
+constexpr std::array<std::string_view, 3> kPresets = {"tiny", "small", "bench"};
+
+json config_json(const RandomModelOptions& options, const ModelFamily& family) {
+  json fields = {{"architectures", {family.architecture}},
+                 {"model_type", family.model_type},
+                 {"hidden_act", "silu"},
+                 {"hidden_size", options.hidden},
+                 {"num_hidden_layers", options.layers},
+                 {"num_attention_heads", options.heads},
+                 {"num_key_value_heads", options.kv_heads},
+                 {"head_dim", options.head_dim},
+                 {"num_experts", options.experts},
+                 {"num_experts_per_tok", options.topk},
+                 {"moe_intermediate_size", options.inter},
+                 {"norm_topk_prob", true},
+                 {"decoder_sparse_step", 1},
+                 {"mlp_only_layers", json::array()},
+                 {"intermediate_size", options.inter},
+                 {"vocab_size", options.vocab},
+                 {"max_position_embeddings", options.max_positions},
+                 {"rms_norm_eps", 1e-6},
+                 {"rope_theta", 1000000.0},
+                 {"tie_word_embeddings", options.tied_embeddings},
+                 {"torch_dtype",
+                  options.dtype == DType::f32    ? "float32"
+                  : options.dtype == DType::bf16 ? "bfloat16"
+                                                 : "float16"},
+                 {"eos_token_id", kByteTokens}};
+  ModelConfig config;
+  config.attention_bias = family.model_type == "qwen2_moe";
+  config.moe.shared_inter = options.shared_inter;
+  family.write(config, fields);
+  return fields;
+}
+
+const ModelFamily& family_named(const std::string& name) {
+  const ModelFamily* family = find_family(name);
+  if (family != nullptr) return *family;
+  std::string known;
+  for (const ModelFamily& f : model_families()) {
+    known += known.empty() ? "" : ", ";
+    known += f.model_type;
+  }
+  fail<ConfigError>("architecture {}: expected one of {}", name, known);
+}
+
+/// 256 byte tokens and one that ends a text.
+json tokenizer_json() {
+  json vocab = json::object();
+  for (int b = 0; b < kByteTokens; ++b) vocab[letter_of_byte(static_cast<unsigned char>(b))] = b;
+  const json byte_level = {{"type", "ByteLevel"},
+                           {"add_prefix_space", false},
+                           {"trim_offsets", false},
+                           {"use_regex", false}};
+  return {{"version", "1.0"},
+          {"truncation", nullptr},
+          {"padding", nullptr},
+          {"added_tokens",
+           {{{"id", kByteTokens},
+             {"content", kEndOfText},
+             {"single_word", false},
+             {"lstrip", false},
+             {"rstrip", false},
+             {"normalized", false},
+             {"special", true}}}},
+          {"normalizer", nullptr},
+          {"pre_tokenizer", byte_level},
+          {"post_processor", nullptr},
+          {"decoder", byte_level},
+          {"model",
+           {{"type", "BPE"},
+            {"dropout", nullptr},
+            {"unk_token", nullptr},
+            {"continuing_subword_prefix", nullptr},
+            {"end_of_word_suffix", nullptr},
+            {"fuse_unk", false},
+            {"byte_fallback", false},
+            {"ignore_merges", false},
+            {"vocab", vocab},
+            {"merges", json::array()}}}};
+}
+
+/// A good 64-bit hash of a counter (the finaliser of splitmix64).
+std::uint64_t mix(std::uint64_t x) {
+  x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9U;
+  x = (x ^ x >> 27) * 0x94D049BB133111EBU;
+  return x ^ x >> 31;
+}
+
+std::uint64_t stream_of(const std::string& name, std::uint64_t seed) {
+  std::uint64_t hash = 0xCBF29CE484222325U ^ mix(seed);
+  for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001B3U;
+  return mix(hash);
+}
+
+/// Value i of a stream: nearly normal, of mean 0 and deviation 1. The sum of four 16-bit numbers
+/// from one hash: integers until the last step, so that every machine gets the same bits.
+float normal(std::uint64_t stream, std::uint64_t i) {
+  const std::uint64_t h = mix(stream + i * 0x9E3779B97F4A7C15U);
+  const auto sum = static_cast<std::int32_t>((h & 0xFFFF) + (h >> 16 & 0xFFFF) +
+                                             (h >> 32 & 0xFFFF) + (h >> 48)) -
+                   131070;
+  return static_cast<float>(sum) * 2.6428996e-5F;  // 1 / sqrt(4 * (2^32 - 1) / 12)
+}
+
+struct Distribution {
+  float mean, deviation;
+};
+
+/// Keeps every activation and logit near a deviation of 1.
+Distribution distribution_of(const TensorSpec& spec, const ModelConfig& config) {
+  switch (spec.role) {
+    case TensorRole::norm:
+      return {1.0F, 0.1F};
+    case TensorRole::bias:
+      return {0.0F, 0.1F};
+    case TensorRole::embedding:
+      if (spec.name == family_of(config).names.embedding && !config.tied_embeddings) return {0, 1};
+      break;
+    default:
+      break;
+  }
+  return {0.0F, 1.0F / std::sqrt(static_cast<float>(spec.shape.back()))};
+}
+
+/// Streams the values of one tensor into a writer.
+class TensorFiller {
+ public:
+  explicit TensorFiller(const RandomModelOptions& options)
+      : options_(options), values_(kBlock), bytes_(kBlock * dtype_bytes(options.dtype)) {}
+
+  void fill(const TensorSpec& spec, const ModelConfig& config, SafetensorsWriter& writer) {
+    const std::uint64_t stream = stream_of(spec.name, options_.seed);
+    const Distribution distribution = distribution_of(spec, config);
+    const auto total = static_cast<std::uint64_t>(spec.elements());
+    for (std::uint64_t done = 0; done < total; done += kBlock) {
+      const auto n = static_cast<std::size_t>(std::min<std::uint64_t>(kBlock, total - done));
+      for (std::size_t i = 0; i < n; ++i) {
+        values_[i] = distribution.mean + distribution.deviation * normal(stream, done + i);
+      }
+      kernels().convert(reinterpret_cast<const std::byte*>(values_.data()),
+                        DType::f32,
+                        bytes_.data(),
+                        options_.dtype,
+                        static_cast<std::int64_t>(n));
+      writer.write({bytes_.data(), n * dtype_bytes(options_.dtype)});
+    }
+  }
+
+ private:
+  const RandomModelOptions& options_;
+  std::vector<float> values_;
+  std::vector<std::byte> bytes_;
+};
+
+/// The files of a checkpoint under names of their own until all are written; removes what it made
+/// when that does not come to pass.
+class NewDirectory {
+ public:
+  explicit NewDirectory(const fs::path& path) : path_(path) {
+    std::error_code code;
+    if (fs::exists(path, code) && !fs::is_empty(path, code)) {
+      fail<ConfigError>("{}: expected a new or empty directory, found one with files",
+                        path.string());
+    }
+    made_ = fs::create_directories(path, code);
+    if (!fs::is_directory(path)) {
+      fail<ConfigError>("{}: cannot be made: {}", path.string(), code.message());
+    }
+  }
+
+  ~NewDirectory() {
+    std::error_code code;
+    if (done_) return;
+    for (const std::string& name : names_) {
+      fs::remove(partial(name), code);
+      fs::remove(path_ / name, code);
+    }
+    if (made_) fs::remove(path_, code);
+  }
+
+  NewDirectory(const NewDirectory&) = delete;
+  NewDirectory& operator=(const NewDirectory&) = delete;
+
+  /// Better now than after minutes of writing.
+  void require_space(std::uint64_t bytes) const {
+    std::error_code code;
+    const fs::space_info space = fs::space(path_, code);
+    if (!code && space.available < bytes) {
+      fail<Error>(
+          "{}: expected {} bytes of free space, found {}", path_.string(), bytes, space.available);
+    }
+  }
+
+  /// Where to write the file that will be called `name`.
+  fs::path add(const std::string& name) {
+    names_.push_back(name);
+    return partial(name);
+  }
+
+  void add_text(const std::string& name, const std::string& text) {
+    const fs::path path = add(name);
+    std::ofstream out(path, std::ios::binary);
+    out << text << '\n';
+    out.close();
+    if (!out) fail<Error>("{}: cannot be written", path.string());
+  }
+
+  /// Gives all files their names, in the order they were added.
+  void finish() {
+    for (const std::string& name : names_) fs::rename(partial(name), path_ / name);
+    done_ = true;
+  }
+
+ private:
+  fs::path partial(const std::string& name) const { return path_ / (name + ".partial"); }
+
+  fs::path path_;
+  bool made_ = false;
+  bool done_ = false;
+  std::vector<std::string> names_;
+};
+
+using Shard = std::vector<TensorSpec>;
+
+std::uint64_t bytes_of(const TensorSpec& spec, DType dtype) {
+  return static_cast<std::uint64_t>(spec.elements()) * dtype_bytes(dtype);
+}
+
+/// Tensors in order, a new shard wherever the next one would pass the limit.
+std::vector<Shard> plan_shards(const ModelConfig& config, const RandomModelOptions& options) {
+  std::vector<Shard> shards(1);
+  std::uint64_t bytes = 0;
+  for_each_tensor(config, [&](const TensorSpec& spec) {
+    const std::uint64_t more = bytes_of(spec, options.dtype);
+    if (!shards.back().empty() && bytes + more > options.max_shard_bytes) {
+      shards.emplace_back();
+      bytes = 0;
+    }
+    shards.back().push_back(spec);
+    bytes += more;
+  });
+  return shards;
+}
+
+}  // namespace
+
+std::span<const std::string_view> random_model_presets() { return kPresets; }
+
+std::optional<RandomModelOptions> random_model_preset(std::string_view name) {
+  RandomModelOptions options;
+  if (name == "tiny") return options;
+  if (name == "small") {  // tens of MB: a laptop's smoke test
+    options.hidden = 256;
+    options.layers = 4;
+    options.heads = 8;
+    options.kv_heads = 4;
+    options.head_dim = 32;
+    options.experts = 16;
+    options.topk = 4;
+    options.inter = 128;
+    options.shared_inter = 256;
+    options.vocab = 1024;
+    return options;
+  }
+  if (name == "bench") {  // 3.3 GB in bf16: weights that no cache holds
+    options.hidden = 2048;
+    options.layers = 4;
+    options.heads = 16;
+    options.kv_heads = 4;
+    options.head_dim = 128;
+    options.experts = 64;
+    options.topk = 8;
+    options.inter = 1024;
+    options.shared_inter = 1024;
+    options.vocab = 4096;
+    options.max_positions = 32768;
+    return options;
+  }
+  return std::nullopt;
+}
+
+ModelConfig random_model_config(const RandomModelOptions& options) {
+  const ModelFamily& family = family_named(options.arch);
+  if (options.vocab <= kByteTokens) {
+    fail<ConfigError>("vocab: expected at least {}, found {}", kByteTokens + 1, options.vocab);
+  }
+  try {
+    return parse_config(config_json(options, family).dump(), "options of the model");
+  } catch (const ModelError& e) {
+    throw ConfigError(e.what());  // here the caller's numbers are wrong, not a file
+  }
+}
+
+std::uint64_t random_model_bytes(const RandomModelOptions& options) {
+  std::uint64_t bytes = 0;
+  for_each_tensor(random_model_config(options),
+                  [&](const TensorSpec& spec) { bytes += bytes_of(spec, options.dtype); });
+  return bytes;
+}
+
+void write_random_model(const RandomModelOptions& options,
+                        const fs::path& directory,
+                        const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
+  const ModelConfig config = random_model_config(options);
+  const std::uint64_t total = random_model_bytes(options);
+  const std::vector<Shard> shards = plan_shards(config, options);
+  NewDirectory files(directory);
+  files.require_space(total);
+  TensorFiller filler(options);
+  json weight_map = json::object();
+  std::uint64_t done = 0;
+  for (std::size_t s = 0; s < shards.size(); ++s) {
+    const std::string name =
+        shards.size() == 1 ? "model.safetensors"
+                           : fmt::format("model-{:05}-of-{:05}.safetensors", s + 1, shards.size());
+    std::vector<TensorHeader> headers;
+    for (const TensorSpec& spec : shards[s]) {
+      headers.push_back({spec.name, options.dtype, spec.shape});
+      weight_map[spec.name] = name;
+    }
+    SafetensorsWriter writer(files.add(name), headers);
+    for (const TensorSpec& spec : shards[s]) {
+      filler.fill(spec, config, writer);
+      done += bytes_of(spec, options.dtype);
+      if (progress) progress(done, total);
+    }
+    writer.close();
+  }
+  if (shards.size() > 1) {
+    const json index = {{"metadata", {{"total_size", total}}}, {"weight_map", weight_map}};
+    files.add_text("model.safetensors.index.json", index.dump(2));
+  }
+  files.add_text("tokenizer.json", tokenizer_json().dump(1));
+  files.add_text("generation_config.json", json{{"eos_token_id", kByteTokens}}.dump(2));
+  files.add_text("config.json", config_json(options, family_named(options.arch)).dump(2));
+  files.finish();
+}
+
+}  // namespace ferry
