@@ -1,0 +1,157 @@
+// ferry inspect: what a checkpoint holds and what each rank would load of it. Reads headers only.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "apps/ferry/command.h"
+#include "ferry/core/error.h"
+#include "ferry/model/checkpoint.h"
+#include "ferry/model/summary.h"
+
+namespace ferry {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct InspectOptions {
+  std::string directory;
+  int ep = 1;
+  bool json = false;
+};
+
+constexpr int kMaxRanks = 1 << 16;
+constexpr std::size_t kUnusedShown = 5;
+
+/// "1.23 GB", in powers of 1000 as disks count.
+std::string human(double number, std::string_view unit) {
+  constexpr std::array<std::string_view, 5> kPrefixes{"", "k", "M", "G", "T"};
+  std::size_t prefix = 0;
+  for (; number >= 1000 && prefix + 1 < kPrefixes.size(); ++prefix) number /= 1000;
+  return fmt::format("{:.{}f} {}{}", number, prefix == 0 ? 0 : 2, kPrefixes[prefix], unit);
+}
+
+std::string human(std::uint64_t bytes) { return human(static_cast<double>(bytes), "B"); }
+
+std::string count(std::int64_t number) { return human(static_cast<double>(number), ""); }
+
+Json to_json(const Checkpoint& checkpoint,
+             const ModelSummary& s,
+             const std::vector<RankBytes>& ranks) {
+  const ModelConfig& c = checkpoint.config();
+  Json report{{"model", checkpoint.directory()},
+              {"architecture", c.architecture},
+              {"layers", c.layers},
+              {"sparse_layers", c.sparse_layers()},
+              {"hidden", c.hidden},
+              {"heads", c.heads},
+              {"kv_heads", c.kv_heads},
+              {"head_dim", c.head_dim},
+              {"vocab", c.vocab},
+              {"max_positions", c.max_positions},
+              {"experts", c.moe.experts},
+              {"topk", c.moe.topk},
+              {"inter", c.moe.inter},
+              {"shared_inter", c.moe.shared_inter},
+              {"parameters", s.parameters},
+              {"active_parameters", s.active_parameters},
+              {"expert_parameters", s.expert_parameters},
+              {"parameters_per_expert", s.parameters_per_expert},
+              {"file_bytes", s.file_bytes}};
+  for (const auto& [type, held] : s.by_type)
+    report["bytes_by_dtype"][type] = {{"tensors", held.tensors}, {"bytes", held.bytes}};
+  report["unused_tensors"] = s.unused;
+  report["ranks"] = Json::array();
+  for (const RankBytes& rank : ranks) {
+    report["ranks"].push_back({{"experts_per_layer", rank.experts_held},
+                               {"dense_bytes", rank.dense},
+                               {"expert_bytes", rank.experts},
+                               {"bytes", rank.total()}});
+  }
+  return report;
+}
+
+void print_tables(const Checkpoint& checkpoint,
+                  const ModelSummary& s,
+                  const std::vector<RankBytes>& ranks) {
+  const ModelConfig& c = checkpoint.config();
+  fmt::print("{}\n", checkpoint.directory());
+  fmt::print("  architecture   {}, {} layers ({} sparse), hidden {}\n",
+             c.architecture,
+             c.layers,
+             c.sparse_layers(),
+             c.hidden);
+  fmt::print("  attention      {} heads of {}, {} for keys and values; {} positions\n",
+             c.heads,
+             c.head_dim,
+             c.kv_heads,
+             c.max_positions);
+  fmt::print("  experts        {} of width {}, {} for each token{}\n",
+             c.moe.experts,
+             c.moe.inter,
+             c.moe.topk,
+             c.moe.shared_inter > 0 ? fmt::format("; shared one of width {}", c.moe.shared_inter)
+                                    : std::string());
+  fmt::print("  vocabulary     {}{}\n", c.vocab, c.tied_embeddings ? ", tied embeddings" : "");
+  fmt::print("  parameters     {}, of which {} for each token; {} in experts ({} each)\n",
+             count(s.parameters),
+             count(s.active_parameters),
+             count(s.expert_parameters),
+             count(s.parameters_per_expert));
+  for (const auto& [type, held] : s.by_type)
+    fmt::print("  {:<14} {} in {} tensors\n", type, human(held.bytes), held.tensors);
+  for (std::size_t i = 0; i < std::min(s.unused.size(), kUnusedShown); ++i)
+    fmt::print("  not used       {}\n", s.unused[i]);
+  if (s.unused.size() > kUnusedShown)
+    fmt::print("  not used       and {} more tensors\n", s.unused.size() - kUnusedShown);
+
+  fmt::print("\n{:>6} {:>14} {:>12} {:>12} {:>12}\n",
+             "rank",
+             "experts/layer",
+             "dense",
+             "experts",
+             "to load");
+  for (std::size_t r = 0; r < ranks.size(); ++r) {
+    fmt::print("{:>6} {:>14} {:>12} {:>12} {:>12}\n",
+               r,
+               ranks[r].experts_held,
+               human(ranks[r].dense),
+               human(ranks[r].experts),
+               human(ranks[r].total()));
+  }
+}
+
+int inspect(const InspectOptions& o) {
+  if (o.ep < 1 || o.ep > kMaxRanks)
+    fail<ConfigError>("--ep must be 1 to {}, not {}", kMaxRanks, o.ep);
+  const Checkpoint checkpoint = Checkpoint::open(o.directory);
+  const ModelSummary summary = summarize(checkpoint);
+  const std::vector<RankBytes> ranks = bytes_per_rank(checkpoint, o.ep);
+  if (o.json)
+    fmt::print("{}\n", to_json(checkpoint, summary, ranks).dump(2));
+  else
+    print_tables(checkpoint, summary, ranks);
+  return 0;
+}
+
+}  // namespace
+
+void add_inspect(CLI::App& app, int& status) {
+  CLI::App* command = app.add_subcommand(
+      "inspect", "Show what a checkpoint holds and what each rank would load of it");
+  auto options = std::make_shared<InspectOptions>();
+  command->add_option("directory", options->directory, "Checkpoint directory")
+      ->type_name("DIR")
+      ->required();
+  command->add_option("--ep", options->ep, "Ranks that the experts are spread over")
+      ->type_name("N")
+      ->capture_default_str();
+  command->add_flag("--json", options->json, "As JSON");
+  command->callback([options, &status] { status = inspect(*options); });
+}
+
+}  // namespace ferry

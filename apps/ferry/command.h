@@ -1,0 +1,18 @@
+// The program's subcommands: one file each, one line each in main.cpp.
+#pragma once
+
+namespace CLI {
+class App;
+}
+
+namespace ferry {
+
+/// Each adds its subcommand to `app`. When the command line names it, it runs while parsing and
+/// stores its exit status. Errors leave as exceptions; main() turns them into one line.
+void add_generate(CLI::App& app, int& status);
+void add_eval(CLI::App& app, int& status);
+void add_inspect(CLI::App& app, int& status);
+void add_make_model(CLI::App& app, int& status);
+void add_doctor(CLI::App& app, int& status);
+
+}  // namespace ferry
