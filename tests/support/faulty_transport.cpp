@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 namespace ferry {
@@ -96,7 +97,8 @@ void FaultyTransport::deliver_due(Deadline now) {
   held_.erase(split, held_.end());
   if (faults_.reorder) std::shuffle(due.begin(), due.end(), random_);
   for (Held& held : due) {
-    FERRY_CHECK(std::equal(held.watched.begin(), held.watched.end(), held.bytes.begin()),
+    FERRY_CHECK(held.watched.empty() ||
+                    std::memcmp(held.watched.data(), held.bytes.data(), held.watched.size()) == 0,
                 "the source of a put of {} bytes to rank {} (signal {}) changed before it arrived",
                 held.bytes.size(),
                 held.put.peer,
