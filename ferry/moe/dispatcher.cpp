@@ -183,37 +183,46 @@ int Dispatcher::signal_index(Rank source, ExchangeSignal signal) const {
   return source * kExchangeSignals + static_cast<int>(signal);
 }
 
+/// Runs a call of the transport; what it throws says what this rank was doing.
+template <class Call>
+auto Dispatcher::in_context(Call call) {
+  try {
+    return call();
+  } catch (const TransportError& e) {
+    throw TransportError(e.kind(), e.peer(), fmt::format("{}: {}", where(), e.what()));
+  }
+}
+
 void Dispatcher::put(Rank peer,
                      std::size_t offset,
                      std::span<const std::byte> source,
                      ExchangeSignal signal) {
-  transport_.put({.region = region_.get(),
-                  .peer = peer,
-                  .offset = offset,
-                  .source = source,
-                  .signal = signal_index(transport_.rank(), signal)});
+  in_context([&] {
+    transport_.put({.region = region_.get(),
+                    .peer = peer,
+                    .offset = offset,
+                    .source = source,
+                    .signal = signal_index(transport_.rank(), signal)});
+  });
+}
+
+std::string Dispatcher::where() const {
+  return fmt::format(
+      "{} of rank {} (layer {}, exchange {})", phase_name_, transport_.rank(), layer_, epoch_);
 }
 
 void Dispatcher::await(Rank peer, ExchangeSignal signal, std::uint64_t count) {
   const int index = signal_index(peer, signal);
-  const auto where = [&] {
-    return fmt::format(
-        "{} (layer {}, exchange {}): rank {}", phase_name_, layer_, epoch_, transport_.rank());
-  };
-  try {
-    if (transport_.wait(*region_, index, count, deadline_) == WaitResult::reached) return;
-  } catch (const TransportError& e) {
-    throw TransportError(
-        e.kind(), e.peer(), fmt::format("{} was waiting for rank {}: {}", where(), peer, e.what()));
-  }
-  const double seconds = std::chrono::duration<double>(options_.timeout).count();
+  const WaitResult result =
+      in_context([&] { return transport_.wait(*region_, index, count, deadline_); });
+  if (result == WaitResult::reached) return;
   throw TransportError(
       TransportError::Kind::timeout,
       peer,
       fmt::format("{} waited {} s for rank {}: expected {} messages, saw {}; that rank hangs or is "
                   "slow (raise --timeout)",
                   where(),
-                  seconds,
+                  std::chrono::duration<double>(options_.timeout).count(),
                   peer,
                   count,
                   transport_.signal_value(*region_, index)));
@@ -232,26 +241,29 @@ const std::byte* Dispatcher::results_of(Rank peer) {
 }
 
 bool Dispatcher::poll() {
-  transport_.progress();
   const bool dispatching = phase_ == Phase::dispatch_sent;
   FERRY_CHECK(dispatching || phase_ == Phase::combine_sent, "poll() called after {}", phase_name_);
-  const auto seen = [&](Rank peer, ExchangeSignal signal) {
-    return transport_.signal_value(*region_, signal_index(peer, signal));
+  const auto arrived = [&](Rank peer, ExchangeSignal signal, std::uint64_t count) {
+    if (transport_.signal_value(*region_, signal_index(peer, signal)) >= count) return true;
+    // Who polls for ever hears of the deadline like who waits.
+    if (std::chrono::steady_clock::now() >= deadline_) await(peer, signal, count);
+    return false;
   };
+  in_context([&] { transport_.progress(); });
   for (Rank peer = 0; peer < ranks_; ++peer) {
     const auto p = static_cast<std::size_t>(peer);
     if (dispatching) {
-      if (seen(peer, ExchangeSignal::dispatch_message) < epoch_) return false;
+      if (!arrived(peer, ExchangeSignal::dispatch_message, epoch_)) return false;
       const auto* header =
           at<const DispatchHeader>(layout_.dispatch_inbox + p * layout_.dispatch_message_bytes);
-      if (seen(peer, ExchangeSignal::dispatch_rows) < rows_expected_[p] + header->payload_puts)
-        return false;
+      const std::uint64_t rows = rows_expected_[p] + header->payload_puts;
+      if (!arrived(peer, ExchangeSignal::dispatch_rows, rows)) return false;
     } else {
-      if (seen(peer, ExchangeSignal::combine_message) < epoch_) return false;
+      if (!arrived(peer, ExchangeSignal::combine_message, epoch_)) return false;
       const auto* header =
           at<const CombineHeader>(layout_.combine_inbox + p * layout_.combine_message_bytes);
-      if (seen(peer, ExchangeSignal::combine_rows) < results_expected_[p] + header->payload_puts)
-        return false;
+      const std::uint64_t rows = results_expected_[p] + header->payload_puts;
+      if (!arrived(peer, ExchangeSignal::combine_rows, rows)) return false;
     }
   }
   return true;

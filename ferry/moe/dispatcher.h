@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -61,7 +62,7 @@ struct DispatcherOptions {
 
 /// Tokens of this rank. Borrowed for dispatch_send.
 struct RoutedTokens {
-  RowsView rows;  ///< [tokens, H] of `type`
+  RowsView rows = {};  ///< [tokens, H] of `type`
   DType type = DType::f32;
   int tokens = 0;
   std::span<const SlotId> slots = {};   ///< [tokens, K], -1 = none
@@ -73,7 +74,7 @@ struct RoutedTokens {
 /// Where combine puts the tokens' results.
 struct CombineTarget {
   std::span<const float> weights = {};  ///< [tokens, K]
-  MutableRowsView rows;                 ///< [tokens, H] of `type`
+  MutableRowsView rows = {};            ///< [tokens, H] of `type`
   DType type = DType::f32;
   bool accumulate = false;  ///< add to what the rows hold
 };
@@ -107,7 +108,8 @@ class Dispatcher {
   /// Waits for all results and writes the sums.
   void combine_recv(const CombineTarget& target);
 
-  /// Whether the next receive phase would find everything there; never blocks.
+  /// Whether the next receive phase would find everything there; never blocks. Throws like the
+  /// phase itself when the deadline has passed or a peer is gone.
   bool poll();
 
   /// Greatest `chunks` that any rank announced in the exchange last received.
@@ -140,6 +142,9 @@ class Dispatcher {
   void enter(Phase expected, Phase next, std::string_view phase);
   void put(Rank peer, std::size_t offset, std::span<const std::byte> source, ExchangeSignal signal);
   void await(Rank peer, ExchangeSignal signal, std::uint64_t count);
+  std::string where() const;
+  template <class Call>
+  auto in_context(Call call);
   int signal_index(Rank source, ExchangeSignal signal) const;
 
   template <class T>

@@ -150,6 +150,20 @@ void MappedTransport::find_gone(Missing missing, Rank& died, Rank& left) {
   }
 }
 
+void MappedTransport::throw_gone(const char* call, Rank died, Rank left) {
+  const Rank gone = died >= 0 ? died : left;
+  throw TransportError(
+      Kind::peer_died,
+      gone,
+      fmt::format("{}: {} on rank {}: rank {} {}",
+                  name_,
+                  call,
+                  rank_,
+                  gone,
+                  died >= 0 ? "died; the launcher or the kernel log says of what"
+                            : "has left the group although it was still waited for"));
+}
+
 /// `missing(r)`: without rank r this wait cannot succeed (asked of ranks that have left).
 template <class Reached, class Missing>
 WaitResult MappedTransport::wait_until(const char* call,
@@ -177,19 +191,7 @@ WaitResult MappedTransport::wait_until(const char* call,
     Rank left;
     find_gone([&](Rank r) { return now >= left_matters || missing(r); }, died, left);
     if (reached()) return WaitResult::reached;  // a rank may have put its last before it went
-    if (died >= 0 || left >= 0) {
-      const Rank gone = died >= 0 ? died : left;
-      throw TransportError(
-          Kind::peer_died,
-          gone,
-          fmt::format("{}: {} on rank {}: rank {} {}",
-                      name_,
-                      call,
-                      rank_,
-                      gone,
-                      died >= 0 ? "died; the launcher or the kernel log says of what"
-                                : "has left the group although it was still waited for"));
-    }
+    if (died >= 0 || left >= 0) throw_gone(call, died, left);
     if (now >= deadline) return WaitResult::timed_out;
     doze(reached, std::min<std::chrono::nanoseconds>(kSleepSlice, deadline - now));
   }
@@ -212,7 +214,18 @@ std::uint64_t MappedTransport::signal_value(Region& region, int signal) {
   return r.signal(rank_, signal).load(std::memory_order_acquire);
 }
 
-void MappedTransport::progress() { throw_if_aborted("progress"); }
+void MappedTransport::progress() {
+  throw_if_aborted("progress");
+  // Who polls instead of waiting must hear of deaths too, though not at the price of a system call
+  // in every round.
+  const Deadline now = Clock::now();
+  if (now < next_look_for_deaths_) return;
+  next_look_for_deaths_ = now + kSleepSlice;
+  Rank died;
+  Rank left;
+  find_gone([](Rank) { return false; }, died, left);
+  if (died >= 0) throw_gone("progress", died, left);
+}
 
 WaitResult MappedTransport::barrier(Deadline deadline) {
   throw_if_aborted("barrier");

@@ -93,6 +93,7 @@ class MappedTransport : public Transport {
   WaitResult wait_until(const char* call, Deadline deadline, Reached reached, Missing missing);
   template <class Reached>
   void doze(Reached reached, std::chrono::nanoseconds at_most);
+  [[noreturn]] void throw_gone(const char* call, Rank died, Rank left);
   template <class Missing>
   void find_gone(Missing missing, Rank& died, Rank& left);
   void ring(Rank peer) noexcept;
@@ -107,6 +108,7 @@ class MappedTransport : public Transport {
   const bool shared_;
   const std::chrono::nanoseconds start_timeout_;
   const int unwinding_;         // exceptions in flight when this was made
+  Deadline next_look_for_deaths_{};
   std::uint64_t barriers_ = 0;  // entered so far
 };
 

@@ -10,6 +10,7 @@
 #include "exchange_harness.h"
 #include "ferry/core/error.h"
 #include "ferry/transport/launch.h"
+#include "support/ranks.h"
 
 namespace ferry {
 namespace {
@@ -48,47 +49,88 @@ HarnessOptions harness(const Variant& variant, Routing routing, DType wire) {
   return options;
 }
 
-/// Runs the harness on `ranks` ranks; a wrong byte anywhere ends in a thrown error or a status.
-void run(const HarnessOptions& options, std::string_view transport, int ranks, int threads) {
-  const int status =
-      run_ranks({.transport = std::string(transport), .ranks = ranks}, [&](Transport& t) {
-        ThreadPool pool(threads);
-        run_exchanges(options, t, pool);
-        return 0;
-      });
-  EXPECT_EQ(status, 0);
+void run(const HarnessOptions& options, const RanksOptions& on, int threads = 1) {
+  on_ranks(on, [&](Transport& transport) {
+    ThreadPool pool(threads);
+    run_exchanges(options, transport, pool);
+  });
 }
 
-class Exchange : public ::testing::TestWithParam<std::tuple<Variant, std::string, int>> {};
+class Exchange : public ::testing::TestWithParam<std::tuple<Variant, RankKind, int>> {};
 
 TEST_P(Exchange, DeliversEveryRowAndSumsInOrder) {
-  const auto& [variant, transport, ranks] = GetParam();
+  const auto& [variant, kind, ranks] = GetParam();
   for (const Routing routing :
        {Routing::random, Routing::masked, Routing::duplicates, Routing::one_expert}) {
     for (const DType wire : {DType::f32, DType::bf16}) {
       HarnessOptions options = harness(variant, routing, wire);
-      options.count = 12;
-      run(options, transport, ranks, ranks == 2 ? 2 : 1);
+      options.count = kind.faulty ? 4 : 12;
+      run(options, {.kind = kind, .ranks = ranks}, ranks == 2 ? 2 : 1);
     }
   }
 }
 
 std::string variant_name(const ::testing::TestParamInfo<Exchange::ParamType>& info) {
-  const auto& [variant, transport, ranks] = info.param;
-  return std::string(variant.name) + "_" + transport + "_" + std::to_string(ranks);
+  const auto& [variant, kind, ranks] = info.param;
+  return std::string(variant.name) + "_" + kind.label() + "_" + std::to_string(ranks);
 }
 
 INSTANTIATE_TEST_SUITE_P(All,
                          Exchange,
                          ::testing::Combine(::testing::ValuesIn(kVariants),
-                                            ::testing::Values("inproc", "shm"),
+                                            ::testing::ValuesIn(all_rank_kinds()),
                                             ::testing::Values(1, 2, 3, 4, 7)),
                          variant_name);
 
 TEST(Dispatcher, SurvivesThousandsOfExchanges) {
   HarnessOptions options = harness(kVariants[0], Routing::masked, DType::bf16);
-  options.count = 3000;
-  run(options, "inproc", 3, 1);
+  options.count = 2000;
+  run(options, {.ranks = 3});
+}
+
+TEST(Dispatcher, SurvivesAThousandExchangesOverABadNetwork) {
+  HarnessOptions options = harness(kVariants[0], Routing::masked, DType::bf16);
+  options.count = 1000;
+  const Faults faults{
+      .seed = 5, .max_delay = std::chrono::microseconds(50), .reorder = true, .network = true};
+  run(options, {.ranks = 3, .faults = faults});
+}
+
+/// The messages of one exchange on 3 ranks are 6 puts of a rank, and some rows.
+class RankKilled : public ::testing::TestWithParam<int> {};
+
+TEST_P(RankKilled, IsNamedByTheSurvivors) {
+  HarnessOptions options = harness(kVariants[0], Routing::random, DType::f32);
+  options.count = 100;
+  options.dispatcher.timeout = std::chrono::seconds(10);
+  const RanksOptions on{.kind = {.transport = "shm"},
+                        .ranks = 3,
+                        .faults = Faults{.ends_at_put = GetParam(), .ends_by_signal = true},
+                        .faulty_rank = 1,
+                        .killed_rank = 1};
+  on_ranks(on, [&](Transport& transport) {
+    ThreadPool pool(1);
+    try {
+      run_exchanges(options, transport, pool);
+      FAIL() << "nobody noticed";
+    } catch (const TransportError& e) {
+      EXPECT_EQ(e.kind(), TransportError::Kind::peer_died) << e.what();
+      EXPECT_EQ(e.peer(), 1) << e.what();
+    }
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(AtEachPut, RankKilled, ::testing::Range(60, 68));
+
+TEST(Dispatcher, ReportsALostPutInsteadOfHanging) {
+  HarnessOptions options = harness(kVariants[0], Routing::random, DType::f32);
+  options.count = 200;
+  options.dispatcher.timeout = std::chrono::milliseconds(200);
+  on_ranks({.ranks = 2, .faults = Faults{.seed = 3, .drop = 0.02}}, [&](Transport& transport) {
+    ThreadPool pool(1);
+    EXPECT_THROW(run_exchanges(options, transport, pool), TransportError);
+    transport.abort("lost");
+  });
 }
 
 TEST(Dispatcher, ServesOneLocalSlotAndMoreRanksThanExperts) {
@@ -96,20 +138,23 @@ TEST(Dispatcher, ServesOneLocalSlotAndMoreRanksThanExperts) {
   options.dispatcher.slots_per_rank = 1;
   options.dispatcher.topk = 1;
   options.count = 50;
-  run(options, "inproc", 7, 1);
+  run(options, {.ranks = 7});
 }
 
 TEST(Dispatcher, ConvertsAnF32WireForBf16Experts) {
   HarnessOptions options = harness(kVariants[0], Routing::random, DType::f32);
   options.dispatcher.expert_type = DType::bf16;  // the harness' rows are exact in bf16
   options.count = 5;
-  run(options, "inproc", 2, 1);
+  run(options, {.ranks = 2});
 }
 
 TEST(Dispatcher, RefusesAWireThatRowPointersCannotRead) {
   HarnessOptions options = harness(kVariants[2], Routing::random, DType::f32);
   options.dispatcher.expert_type = DType::bf16;
-  EXPECT_THROW(run(options, "inproc", 1, 1), ConfigError);
+  on_ranks({.ranks = 1}, [&](Transport& transport) {
+    ThreadPool pool(1);
+    EXPECT_THROW(Dispatcher(options.dispatcher, transport, pool), ConfigError);
+  });
 }
 
 TEST(Dispatcher, RefusesPhasesOutOfTurn) {
