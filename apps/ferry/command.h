@@ -14,5 +14,6 @@ void add_eval(CLI::App& app, int& status);
 void add_inspect(CLI::App& app, int& status);
 void add_make_model(CLI::App& app, int& status);
 void add_doctor(CLI::App& app, int& status);
+void add_bench(CLI::App& app, int& status);
 
 }  // namespace ferry

@@ -36,8 +36,16 @@ void start_log() {
   spdlog::set_default_logger(std::move(log));
 }
 
-int usage_error(const std::string& message) {
-  fmt::print(stderr, "ferry: {}; see ferry --help\n", message);
+/// One line for what CLI11 refused; it tells an unknown subcommand only as a missing one.
+int usage_error(const CLI::App& app, const CLI::ParseError& error, const char* first_argument) {
+  std::string message = error.what();
+  std::string help = "ferry --help";
+  if (const auto used = app.get_subcommands(); !used.empty()) {
+    help = fmt::format("ferry {} --help", used.front()->get_name());
+  } else if (first_argument != nullptr && first_argument[0] != '-') {
+    message = fmt::format("unknown subcommand \"{}\"", first_argument);
+  }
+  fmt::print(stderr, "ferry: {}; see {}\n", message, help);
   return 2;
 }
 
@@ -54,12 +62,13 @@ int run(int argc, char** argv) {
   add_inspect(app, status);
   add_make_model(app, status);
   add_doctor(app, status);
+  add_bench(app, status);
 
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(e);
-    return usage_error(e.what());
+    return usage_error(app, e, argc > 1 ? argv[1] : nullptr);
   }
   return status;
 }
