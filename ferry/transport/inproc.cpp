@@ -100,6 +100,7 @@ std::vector<std::unique_ptr<Transport>> make_inproc(int ranks,
   FERRY_CHECK(ranks >= 1 && ranks <= kMaxMappedRanks, "{} ranks, 1 to {}", ranks, kMaxMappedRanks);
   const auto group = std::make_shared<InprocGroup>();
   std::vector<std::unique_ptr<Transport>> ends;
+  ends.reserve(static_cast<std::size_t>(ranks));
   for (Rank r = 0; r < ranks; ++r) {
     ends.push_back(std::make_unique<InprocTransport>(group, r, ranks, start_timeout));
   }

@@ -25,7 +25,7 @@ std::vector<TransportInfo> list_transports();
 struct LaunchOptions {
   std::string transport = "inproc";
   int ranks = 1;
-  /// How long a rank that waits in a barrier or for peers' memory may take at start-up.
+  /// How long allocate_region() waits for the other ranks.
   std::chrono::nanoseconds start_timeout = std::chrono::seconds(30);
 };
 

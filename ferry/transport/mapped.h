@@ -107,7 +107,7 @@ class MappedTransport : public Transport {
   const int size_;
   const bool shared_;
   const std::chrono::nanoseconds start_timeout_;
-  const int unwinding_;         // exceptions in flight when this was made
+  const int unwinding_;  // exceptions in flight when this was made
   Deadline next_look_for_deaths_{};
   std::uint64_t barriers_ = 0;  // entered so far
 };

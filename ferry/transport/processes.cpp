@@ -149,6 +149,7 @@ int run_processes(const ProcessGroup& group) {
   int interrupted_by = 0;
   for (std::size_t running = children.size(); running > 0;) {
     std::vector<pollfd> awaited;
+    awaited.reserve(children.size() + 1);
     for (const Child& child : children) {
       awaited.push_back({child.ended ? -1 : child.process.get(), POLLIN, 0});
     }

@@ -117,8 +117,8 @@ class Transport {
   virtual std::uint64_t signal_value(Region& region, int signal) = 0;
 
   /// Moves whatever the transport has in flight; never blocks. Waiting does it too. Throws
-  /// TransportError when a rank aborted or died, so that polling does not go on for ever. Throws when a
-  /// rank has aborted or died, so loops that poll signal_value() must call it.
+  /// TransportError when a rank has aborted or died, so loops that poll signal_value() must call
+  /// it.
   virtual void progress() = 0;
 
   /// Collective: returns when all ranks have called it. Says nothing about puts. After timed_out

@@ -204,6 +204,12 @@ TEST_P(FailureTest, AKilledRankIsNoticedInABarrier) {
   });
 }
 
+TEST_P(FailureTest, AKilledRankIsNoticedByPolling) {
+  killed_rank_is_noticed(GetParam(), [](Transport& transport, Region& region) {
+    while (transport.signal_value(region, 0) == 0) transport.progress();
+  });
+}
+
 TEST_P(FailureTest, AKilledRankIsNoticedWhileAllocating) {
   if (!GetParam().processes()) GTEST_SKIP() << "a thread cannot be killed alone";
   on_ranks({.kind = GetParam(), .ranks = kRanks, .killed_rank = 1}, [](Transport& transport) {
