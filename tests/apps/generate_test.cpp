@@ -1,0 +1,201 @@
+// ferry generate from the outside: the same bytes for every way to run, and what a person sees.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "apps/program.h"
+
+namespace ferry {
+namespace {
+
+using nlohmann::json;
+using test::Arguments;
+using test::operator+;
+
+json run_json(const Arguments& arguments, const Arguments& environment = {}) {
+  const auto outcome = test::run_program(arguments + Arguments{"--json"}, environment);
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  const json report = json::parse(outcome.out, nullptr, /*allow_exceptions=*/false);
+  EXPECT_FALSE(report.is_discarded()) << "stdout holds more than JSON: " << outcome.out;
+  return report;
+}
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  const json report = run_json({"doctor"});
+  for (const auto& [name, state] : report["kernels"].items())
+    if (state == "ok") names.push_back(name);
+  return names;
+}
+
+std::string model_dir(const std::string& name) { return test::data_dir(name).string(); }
+
+/// The golden prompts of a model as a file of ids.
+std::string write_golden_ids(const test::TempDir& directory, const std::string& model) {
+  const json golden = json::parse(test::read_file(test::data_dir(model) / "golden.json"));
+  std::string text;
+  for (const auto& prompt : golden["prompts"]) {
+    std::string line = prompt["input_ids"].dump();
+    text += line.substr(1, line.size() - 2) + "\n";
+  }
+  const std::string file = (directory.path() / "ids.txt").string();
+  test::write_file(file, text);
+  return file;
+}
+
+class Hashes : public testing::TestWithParam<const char*> {};
+
+TEST_P(Hashes, AreTheSameForAllRanksTransportsThreadsAndInstructionSets) {
+  const test::TempDir directory;
+  const std::string ids = write_golden_ids(directory, GetParam());
+  json expected;
+  for (const std::string& isa : isas()) {
+    for (const char* transport : {"inproc", "shm"}) {
+      for (const char* ep : {"1", "2", "3", "4"}) {
+        const char* threads = (ep[0] - '0') % 2 == (isa == "avx2" ? 0 : 1) ? "2" : "1";
+        const json results = run_json({"generate",
+                                       "--model",
+                                       model_dir(GetParam()),
+                                       "--input-ids",
+                                       ids,
+                                       "--max-new-tokens",
+                                       "6",
+                                       "--transport",
+                                       transport,
+                                       "--ep",
+                                       ep,
+                                       "--threads",
+                                       threads},
+                                      {"FERRY_ISA=" + isa})["results"];
+        if (expected.is_null()) expected = results;
+        EXPECT_EQ(results, expected) << isa << " " << transport << " ep " << ep;
+      }
+    }
+  }
+  EXPECT_EQ(expected[0]["logits_sha256"].get<std::string>().size(), 64U);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models,
+                         Hashes,
+                         testing::Values("qwen2_tied_sharded", "qwen3_bf16"),
+                         [](const auto& model) { return std::string(model.param); });
+
+TEST(Generate, JsonHasTheFieldsThatOthersReadAndGreedyIsThatOfTransformers) {
+  const test::TempDir directory;
+  const std::string model = "qwen3_untied";
+  const json report = run_json({"generate",
+                                "--model",
+                                model_dir(model),
+                                "--input-ids",
+                                write_golden_ids(directory, model),
+                                "--max-new-tokens",
+                                "32",
+                                "--ep",
+                                "2",
+                                "--transport",
+                                "shm"});
+  EXPECT_EQ(report["model"], model_dir(model));
+  EXPECT_EQ(report["ep"], 2);
+  EXPECT_EQ(report["tp"], 1);
+  EXPECT_EQ(report["backend"], "pplx");
+  EXPECT_EQ(report["transport"], "shm");
+  EXPECT_GT(report["prefill_tokens_per_s"], 0.0);
+  EXPECT_GT(report["decode_tokens_per_s"], 0.0);
+  const json golden = json::parse(test::read_file(test::data_dir(model) / "golden.json"));
+  ASSERT_EQ(report["results"].size(), golden["prompts"].size());
+  for (std::size_t i = 0; i < golden["prompts"].size(); ++i) {
+    const json& result = report["results"][i];
+    EXPECT_EQ(result["prompt_tokens"], golden["prompts"][i]["input_ids"].size());
+    EXPECT_EQ(result["output_ids"], golden["prompts"][i]["greedy"]);
+    EXPECT_TRUE(result["text"].is_string());
+  }
+}
+
+TEST(Generate, APromptGivesTheSameAloneAndAmongOthers) {
+  const test::TempDir directory;
+  const std::vector<std::string> prompts{"one", "the second prompt is longer", "3, ü, and so on"};
+  std::string lines;
+  for (const std::string& prompt : prompts) lines += prompt + "\n";
+  const std::string file = (directory.path() / "prompts.txt").string();
+  test::write_file(file, lines);
+  for (const Arguments& sampling :
+       {Arguments{}, Arguments{"--temperature", "0.9", "--top-p", "0.95", "--seed", "4"}}) {
+    const Arguments common =
+        Arguments{
+            "generate", "--model", model_dir("qwen2_bf16_sparse_step"), "--max-new-tokens", "9"} +
+        sampling;
+    const json together = run_json(common + Arguments{"--prompts", file, "--ep", "2"})["results"];
+    ASSERT_EQ(together.size(), prompts.size());
+    for (std::size_t i = 0; i < prompts.size(); ++i) {
+      const json alone = run_json(common + Arguments{"--prompt", prompts[i]})["results"];
+      EXPECT_EQ(alone[0], together[i]) << prompts[i];
+    }
+  }
+}
+
+TEST(Generate, PromptFilesMayBeLinesListsOrObjects) {
+  const test::TempDir directory;
+  const auto results = [&](const char* name, const std::string& text) {
+    const std::string file = (directory.path() / name).string();
+    test::write_file(file, text);
+    return run_json({"generate",
+                     "--model",
+                     model_dir("qwen3_bf16"),
+                     "--prompts",
+                     file,
+                     "--max-new-tokens",
+                     "3"})["results"];
+  };
+  const json lines = results("p.txt", "first one\r\n\nsecond\n");
+  EXPECT_EQ(lines.size(), 2U);
+  EXPECT_EQ(results("p.json", R"(["first one", {"prompt": "second"}])"), lines);
+  EXPECT_EQ(results("p.jsonl", "{\"prompt\": \"first one\"}\n\"second\"\n"), lines);
+}
+
+TEST(Generate, PeopleSeeTheTextOfOnePromptAndEachOfMany) {
+  const Arguments common{
+      "generate", "--model", model_dir("qwen3_bf16"), "--max-new-tokens", "12", "--ep", "2"};
+  const json result = run_json(common + Arguments{"--prompt", "hello there"})["results"][0];
+  const auto streamed = test::run_program(common + Arguments{"--prompt", "hello there"});
+  EXPECT_EQ(streamed.out, result["text"].get<std::string>() + "\n");
+  EXPECT_NE(streamed.err.find("2 ranks"), std::string::npos) << streamed.err;
+
+  const auto quiet = test::run_program(common + Arguments{"--prompt", "hello there", "--quiet"});
+  EXPECT_EQ(quiet.out, streamed.out);
+  EXPECT_EQ(quiet.err, "");
+
+  const test::TempDir directory;
+  test::write_file(directory.path() / "p.txt", "hello there\nhello there\n");
+  const auto many = test::run_program(
+      common + Arguments{"--prompts", (directory.path() / "p.txt").string(), "--quiet"});
+  const std::string one = "> hello there\n" + result["text"].get<std::string>() + "\n\n";
+  EXPECT_EQ(many.out, one + one);
+}
+
+TEST(Generate, LongPromptsAreCutIntoStepsWithoutATrace) {
+  std::string prompt;
+  for (int i = 0; i < 60; ++i) prompt += "word " + std::to_string(i) + " ";
+  const Arguments common{
+      "generate", "--model", model_dir("qwen3_bf16"), "--prompt", prompt, "--max-new-tokens", "4"};
+  const json whole = run_json(common)["results"];
+  EXPECT_EQ(run_json(common + Arguments{"--max-tokens", "7", "--ep", "3"})["results"], whole);
+}
+
+TEST(Generate, WeightsAndWiresCanBeChosen) {
+  const Arguments common{
+      "generate", "--model", model_dir("qwen2_untied"), "--prompt", "abc", "--max-new-tokens", "4"};
+  const auto hash = [&](const Arguments& more) {
+    return run_json(common + more)["results"][0]["logits_sha256"].get<std::string>();
+  };
+  const std::string f32 = hash({});
+  EXPECT_NE(hash({"--weights", "bf16"}), f32);
+  // Rows that stay on their rank take the wire's rounding too.
+  const std::string narrow = hash({"--dispatch-wire", "bf16"});
+  EXPECT_NE(narrow, f32);
+  EXPECT_EQ(hash({"--dispatch-wire", "bf16", "--ep", "3"}), narrow);
+  EXPECT_NE(hash({"--combine-wire", "bf16"}), f32);
+}
+
+}  // namespace
+}  // namespace ferry

@@ -1,0 +1,126 @@
+// Wrong usage: one line, status 2, before any work.
+#include <gtest/gtest.h>
+
+#include "apps/program.h"
+
+namespace ferry {
+namespace {
+
+using test::Arguments;
+using test::operator+;
+
+const std::string kModel = test::data_dir("qwen2_untied").string();
+
+struct Case {
+  const char* name;
+  Arguments arguments;
+  const char* says;
+};
+
+void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
+
+class WrongUsage : public testing::TestWithParam<Case> {};
+
+TEST_P(WrongUsage, GivesOneLineAndStatusTwo) {
+  test::expect_one_line(test::run_program(GetParam().arguments), 2, GetParam().says);
+}
+
+Case generate(const char* name, const Arguments& options, const char* says) {
+  return {name, Arguments{"generate", "--model", kModel, "--prompt", "hello"} + options, says};
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Program,
+    WrongUsage,
+    testing::Values(
+        Case{"Nothing", {}, "subcommand"},
+        Case{"UnknownSubcommand", {"frobnicate"}, "frobnicate"},
+        Case{"NoPrompt", {"generate", "--model", kModel}, "--prompt"},
+        Case{"TwoPrompts",
+             {"generate", "--model", kModel, "--prompt", "a", "--input-ids", "b"},
+             "exactly one"},
+        Case{"EmptyPrompt", {"generate", "--model", kModel, "--prompt", ""}, "empty"},
+        Case{"NoSuchPromptFile",
+             {"generate", "--model", kModel, "--prompts", "/nowhere/p.txt"},
+             "/nowhere/p.txt"},
+        Case{"PromptFileIsADirectory", {"generate", "--model", kModel, "--prompts", "/"}, "direc"},
+        Case{"NoQuestions", {"eval", "--model", kModel}, "eval.jsonl"},
+        Case{"InspectWithoutDirectory", {"inspect"}, "directory"},
+        Case{"UnknownPreset", {"make-model", "--preset", "x", "--out", "/nowhere/x"}, "tiny"},
+        Case{"UnknownFamily", {"make-model", "--arch", "x", "--out", "/nowhere/x"}, "qwen3_moe"},
+        generate("UnknownOption", {"--frobnicate"}, "--frobnicate"),
+        generate("NotANumber", {"--ep", "two"}, "two"),
+        generate("NoRanks", {"--ep", "0"}, "--ep"),
+        generate("MoreRanksThanTheMachineHolds", {"--ep", "100000"}, "--ep"),
+        generate("MoreRanksThanTheMachineHoldsShm",
+                 {"--ep", "100000", "--transport", "shm"},
+                 "--ep"),
+        generate("TensorParallel", {"--tp", "2"}, "--tp"),
+        generate("UnknownBackend", {"--moe-a2a-backend", "x"}, "pplx"),
+        generate("UnknownTransport", {"--transport", "x"}, "inproc"),
+        generate("UnknownWeights", {"--weights", "int3"}, "bf16"),
+        generate("UnknownDispatchWire", {"--dispatch-wire", "x"}, "--dispatch-wire"),
+        generate("UnknownCombineWire", {"--combine-wire", "x"}, "--combine-wire"),
+        generate("NegativeThreads", {"--threads", "-1"}, "--threads"),
+        generate("NoTimeout", {"--timeout", "0"}, "--timeout"),
+        generate("NoTokensInAStep", {"--max-tokens", "0"}, "--max-tokens"),
+        generate("NoSequences", {"--max-sequences", "0"}, "--max-sequences"),
+        generate("ContextBeyondTheModel", {"--context-length", "513"}, "512"),
+        generate("PromptBeyondTheContext", {"--context-length", "1"}, "context"),
+        generate("NoNewTokens", {"--max-new-tokens", "0"}, "--max-new-tokens"),
+        generate("NegativeTemperature", {"--temperature", "-0.5"}, "temperature"),
+        generate("TopPAboveOne", {"--top-p", "1.5"}, "top-p"),
+        generate("NegativeTopK", {"--top-k", "-3"}, "top-k")),
+    [](const auto& c) { return std::string(c.param.name); });
+
+Case ids(const char* name, const char* says) { return {name, {}, says}; }
+
+class WrongIds : public testing::TestWithParam<std::pair<const char*, Case>> {};
+
+TEST_P(WrongIds, NameTheLine) {
+  const test::TempDir directory;
+  const std::string file = (directory.path() / "ids.txt").string();
+  test::write_file(file, std::string("1 2 3\n\n") + GetParam().first + "\n");
+  const auto outcome = test::run_program(
+      {"generate", "--model", kModel, "--input-ids", file, "--ep", "2", "--transport", "shm"});
+  test::expect_one_line(outcome, 2, file + " line 3");
+  test::expect_one_line(outcome, 2, GetParam().second.says);
+}
+
+INSTANTIATE_TEST_SUITE_P(Program,
+                         WrongIds,
+                         testing::Values(std::pair{"4 331", ids("BeyondTheVocabulary", "331")},
+                                         std::pair{"-1", ids("Negative", "-1")},
+                                         std::pair{"7 x", ids("NotANumber", "\"x\"")},
+                                         std::pair{"99999999999", ids("TooLarge", "9999")},
+                                         std::pair{",", ids("None", "empty")}),
+                         [](const auto& c) { return std::string(c.param.second.name); });
+
+TEST(Usage, UnknownInstructionSetIsRefused) {
+  test::expect_one_line(
+      test::run_program({"generate", "--model", kModel, "--prompt", "a"}, {"FERRY_ISA=mmx"}),
+      2,
+      "FERRY_ISA");
+}
+
+TEST(Usage, DemoModelIsLookedForWhereTheLineSays) {
+  const test::TempDir home;
+  const auto found =
+      test::run_program({"generate", "--prompt", "a"}, {"FERRY_HOME=" + home.path().string()});
+  if (found.status == 0) GTEST_SKIP() << "there is a demo model beside the program";
+  test::expect_one_line(found, 2, home.path().string());
+}
+
+TEST(Usage, HelpListsTheSubcommandsAndVersionIsPlain) {
+  const auto help = test::run_program({"--help"});
+  EXPECT_EQ(help.status, 0);
+  for (const char* name : {"generate", "eval", "inspect", "make-model", "doctor"})
+    EXPECT_NE(help.out.find(std::string("\n  ") + name), std::string::npos) << name;
+  EXPECT_EQ(test::run_program({"generate", "--help"}).status, 0);
+  const auto version = test::run_program({"--version"});
+  EXPECT_EQ(version.status, 0);
+  EXPECT_TRUE(version.out.starts_with("ferry "));
+}
+
+}  // namespace
+}  // namespace ferry
