@@ -257,8 +257,8 @@ TEST(ScalarRowOps, SoftmaxAgreesWithDoublePrecision) {
     auto x = random.row(n);
     for (float& v : x) v = v * 5 - 40;  // all negative: an empty lane must not be the maximum
     double sum = 0;
-    std::vector<double> want;
-    for (const float v : x) want.push_back(std::exp(static_cast<double>(v)));
+    std::vector<double> want(x.begin(), x.end());
+    for (double& v : want) v = std::exp(v);
     for (const double e : want) sum += e;
     kernels_for(Isa::scalar).softmax(x.data(), n);
     for (std::size_t i = 0; i < x.size(); ++i)

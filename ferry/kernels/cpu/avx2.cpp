@@ -12,7 +12,7 @@ namespace ferry::cpu {
 namespace {
 
 struct Tiling {
-  static constexpr int kFewPanels = 2;
+  static constexpr int kFewPanels = 4;
   static constexpr int kRows = 2;
   static constexpr int kPanels = 1;
 };

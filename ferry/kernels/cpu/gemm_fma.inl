@@ -1,7 +1,7 @@
 // gemm by fused multiply-adds, one source for every instruction set. Weights are read once per
 // block of rows that fits the L2 cache: panels are the outer loop, rows the inner one.
 // Included after gemm_common.inl, inside an anonymous namespace that has defined `struct Tiling`:
-//   kFewPanels: panels at once for one row (read streams: four reach the memory bandwidth)
+//   kFewPanels: panels at once for the last few rows (read streams: four reach the memory bandwidth)
 //   kRows, kPanels: the block of sums held in registers for several rows
 // Neither is above kGroupPanels.
 
@@ -103,6 +103,10 @@ void all_panels(const GemmArgs& args, const F32Rows& in, std::int64_t k) {
                    .panels = left < kGroupPanels ? left : kGroupPanels};
     for (; block.first_row + Tiling::kRows <= args.rows; block.first_row += Tiling::kRows)
       some_rows<Sums, Tiling::kRows, Tiling::kPanels>(args, in, k, block);
+    if constexpr (Tiling::kRows > 2) {
+      for (; block.first_row + 2 <= args.rows; block.first_row += 2)
+        some_rows<Sums, 2, Tiling::kFewPanels>(args, in, k, block);
+    }
     for (; block.first_row < args.rows; ++block.first_row)
       some_rows<Sums, 1, Tiling::kFewPanels>(args, in, k, block);
   }

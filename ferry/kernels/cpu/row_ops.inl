@@ -33,6 +33,7 @@ inline void add_row(std::byte* x, DType type, const float* y, std::int64_t n) {
 
 inline void convert(
     const std::byte* in, DType in_type, std::byte* out, DType out_type, std::int64_t n) {
+  if (n <= 0) return;
   if (in_type == out_type) {
     std::memmove(out, in, static_cast<std::size_t>(n) * (in_type == DType::f32 ? 4 : 2));
     return;
