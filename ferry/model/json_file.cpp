@@ -1,5 +1,6 @@
 #include "ferry/model/json_file.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
@@ -79,7 +80,11 @@ std::string read_text_file(const std::filesystem::path& path, std::size_t max_by
 }
 
 std::string describe(const json& value) {
-  if (value.is_array() || value.is_object()) {
+  constexpr std::size_t kShort = 4;
+  const bool short_list =
+      value.is_array() && value.size() <= kShort &&
+      std::all_of(value.begin(), value.end(), [](const json& v) { return v.is_primitive(); });
+  if ((value.is_array() || value.is_object()) && !short_list) {
     return fmt::format("{} of {}", value.is_array() ? "an array" : "an object", value.size());
   }
   const std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);
