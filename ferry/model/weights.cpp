@@ -194,7 +194,7 @@ class Packer {
 
  private:
   TensorView find(std::string_view name, std::initializer_list<std::int64_t> shape) const {
-    const TensorView tensor =
+    TensorView tensor =
         checkpoint_.tensor(tensor_name(name, layer_, expert_), {shape.begin(), shape.size()});
     advise_read_soon(tensor.span());
     return tensor;

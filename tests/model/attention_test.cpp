@@ -107,8 +107,7 @@ class RandomAttention {
         for (int i = 0; i < d; ++i) {
           double x = 0.0;
           for (std::size_t p = 0; p < weights.size(); ++p)
-            x += weights[p] *
-                 qkv[p][static_cast<std::size_t>((shape_.heads + shape_.kv_heads + kv) * d + i)];
+            x += weights[p] * qkv[p].data()[(shape_.heads + shape_.kv_heads + kv) * d + i];
           heads.push_back(x / sum);
         }
       }

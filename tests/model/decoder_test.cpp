@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <span>
 
 #include "ferry/core/error.h"
@@ -36,7 +37,7 @@ void expect_same_bytes(const Logits& a, const Logits& b, const std::string& what
     ASSERT_EQ(a[s].size(), b[s].size());
     std::size_t differ = 0;
     for (std::size_t i = 0; i < a[s].size(); ++i)
-      differ += std::memcmp(&a[s][i], &b[s][i], sizeof(float)) != 0 ? 1 : 0;
+      differ += std::bit_cast<std::uint32_t>(a[s][i]) != std::bit_cast<std::uint32_t>(b[s][i]);
     EXPECT_EQ(differ, 0U) << what << ", sequence " << s << ": of " << a[s].size() << " logits";
   }
 }
@@ -120,6 +121,95 @@ INSTANTIATE_TEST_SUITE_P(Models,
                          Golden,
                          testing::ValuesIn(test::kGoldenModels),
                          [](const auto& param) { return std::string(param.param); });
+
+/// The first layer alone of a golden model, which is dense.
+std::string write_dense_model(const test::TempDir& dir) {
+  const auto source = test::data_dir("qwen3_new_config_mixed");
+  auto config = nlohmann::json::parse(test::read_file(source / "config.json"));
+  config["num_hidden_layers"] = 1;
+  config["mlp_only_layers"] = nlohmann::json::array();
+  test::write_file(dir.path() / "config.json", config.dump());
+  std::filesystem::create_symlink(source / "model.safetensors", dir.path() / "model.safetensors");
+  return dir.path().string();
+}
+
+TEST(Decoder, RunsModelsWithoutSparseLayers) {
+  const test::TempDir dir;
+  const std::string model = write_dense_model(dir);
+  const std::vector<std::vector<std::int32_t>> sequences = {{1, 2, 3, 4, 5, 6, 7}, {9, 8, 7}};
+  const Logits plain = test::run_model(model, sequences, {.together = false});
+  ASSERT_EQ(plain[0].size(), 7U * 307U);
+  expect_same_bytes(test::run_model(model, sequences, {.ranks = 2, .chunk = 2}), plain, "2 ranks");
+}
+
+/// One rank's decoder of a golden model, for at most 8 tokens in a step.
+class SmallDecoder : public testing::Test {
+ protected:
+  /// Runs `body` with the decoder.
+  void with_decoder(const std::function<void(Decoder&)>& body) {
+    run_ranks({.transport = "inproc", .ranks = 1}, [&](Transport& transport) {
+      ThreadPool pool(1);
+      Decoder decoder(checkpoint_.config(),
+                      std::make_shared<const DenseWeights>(
+                          load_dense_weights(checkpoint_, DType::bf16, pool, {})),
+                      load_expert_weights(checkpoint_, DType::bf16, 0, 1, pool, {}),
+                      {.max_tokens = 8, .dispatch_wire = {}, .combine_wire = {}},
+                      transport,
+                      pool);
+      body(decoder);
+      return 0;
+    });
+  }
+
+  const Checkpoint checkpoint_ = Checkpoint::open(test::data_dir("qwen3_untied"));
+};
+
+TEST_F(SmallDecoder, GivesLogitsForTheTokensThatAreWanted) {
+  with_decoder([&](Decoder& decoder) {
+    using Wanted = SequenceStep::Logits;
+    const std::vector<std::int32_t> tokens = {5, 6, 7};
+    std::vector<KvCache> caches;
+    for (int i = 0; i < 3; ++i)
+      caches.emplace_back(decoder.config(), decoder.activation_type(), 16);
+    const std::vector<SequenceStep> all = {{&caches[0], tokens, Wanted::all}};
+    const auto span = decoder.forward(all);
+    const std::vector<float> every(span.begin(), span.end());
+    const auto vocab = static_cast<std::size_t>(decoder.config().vocab);
+    ASSERT_EQ(every.size(), 3 * vocab);
+
+    const std::vector<SequenceStep> mixed = {{&caches[1], tokens, Wanted::none},
+                                             {&caches[2], tokens, Wanted::last}};
+    const auto last = decoder.forward(mixed);
+    ASSERT_EQ(last.size(), vocab);
+    EXPECT_TRUE(std::equal(last.begin(), last.end(), every.end() - std::ssize(last)));
+    EXPECT_EQ(caches[1].length(), 3);
+    EXPECT_TRUE(decoder.forward({}).empty());
+    EXPECT_GT(decoder.exchange_stats().exchanges, 0U);
+  });
+}
+
+TEST_F(SmallDecoder, RefusesStepsThatBreakItsContract) {
+  with_decoder([&](Decoder& decoder) {
+    const ModelConfig& config = decoder.config();
+    KvCache cache(config, DType::bf16, 10);
+    const auto refuses = [&](KvCache& where, const std::vector<std::int32_t>& tokens) {
+      const int length = where.length();
+      const std::vector<SequenceStep> batch = {{&where, tokens}};
+      EXPECT_THROW(decoder.forward(batch), BrokenContract);
+      EXPECT_EQ(where.length(), length);
+    };
+    refuses(cache, std::vector<std::int32_t>(9, 1));  // more than max_tokens
+    refuses(cache, {config.vocab});
+    refuses(cache, {-1});
+    cache.advance(8);
+    refuses(cache, {1, 2, 3});  // more than the cache has room for
+    KvCache other_type(config, DType::f32, 10);
+    refuses(other_type, {1});
+    KvCache beyond(config, DType::bf16, config.max_positions + 1);
+    beyond.advance(config.max_positions);
+    refuses(beyond, {1});
+  });
+}
 
 }  // namespace
 }  // namespace ferry
