@@ -6,11 +6,12 @@ namespace ferry {
 
 void broken_contract(const char* condition,
                      const std::string& message,
-                     const std::source_location& where) {
-  std::string_view file = where.file_name();
-  if (const auto room = file.rfind("ferry/"); room != std::string_view::npos)
-    file.remove_prefix(room);
-  throw BrokenContract(fmt::format("{} [{} at {}:{}]", message, condition, file, where.line()));
+                     const char* file,
+                     int line) {
+  std::string_view place = file;
+  if (const auto room = place.rfind("ferry/"); room != std::string_view::npos)
+    place.remove_prefix(room);
+  throw BrokenContract(fmt::format("{} [{} at {}:{}]", message, condition, place, line));
 }
 
 }  // namespace ferry

@@ -83,20 +83,15 @@ std::uint32_t Dispatcher::push_results(Rank home) {
   const auto* counts = reinterpret_cast<const std::uint32_t*>(header + 1);
   const std::size_t row_bytes = layout_.combine_row_bytes;
   const auto tokens = static_cast<std::size_t>(options_.max_tokens);
-  const std::size_t rows_per_put =
-      std::max<std::size_t>(1, transport_.capabilities().max_put_bytes / row_bytes);
   std::uint32_t puts = 0;
   const std::size_t slab = layout_.combine_slab + me * layout_.combine_slab_rows * row_bytes;
-  const auto push = [&](std::size_t to_row, std::size_t from_row, std::size_t count) {
-    for (std::size_t done = 0; done < count; done += rows_per_put) {
-      const std::size_t rows = std::min(rows_per_put, count - done);
-      put(home,
-          slab + (to_row + done) * row_bytes,
-          {at<const std::byte>(layout_.results + (from_row + done) * row_bytes), rows * row_bytes},
-          ExchangeSignal::combine_rows);
-      ++puts;
-      if (home != transport_.rank()) stats_.bytes_wire += rows * row_bytes;
-    }
+  const auto push = [&](std::size_t to_row, std::size_t from_row, std::size_t rows) {
+    puts += put_rows(home,
+                     slab + to_row * row_bytes,
+                     layout_.results + from_row * row_bytes,
+                     rows,
+                     row_bytes,
+                     ExchangeSignal::combine_rows);
   };
   if (options_.exchange.reduce_at == ExchangeOptions::ReduceAt::rank_then_home) {
     const auto* entries =

@@ -71,26 +71,28 @@ void Dispatcher::stage_rows(const RoutedTokens& tokens) {
 std::uint32_t Dispatcher::push_rows(Rank peer) {
   const std::size_t row_bytes = layout_.dispatch_row_bytes;
   const auto me = static_cast<std::size_t>(transport_.rank());
-  const std::size_t slab =
-      layout_.dispatch_slab + me * static_cast<std::size_t>(options_.max_tokens) * row_bytes;
-  const TokenRun all{0, static_cast<std::uint32_t>(send_plan_.tokens())};
-  std::span<const TokenRun> runs = send_plan_.runs(peer);
-  if (options_.exchange.send_per == ExchangeOptions::SendPer::rank)
-    runs = std::span(&all, all.count > 0 ? 1 : 0);
-
-  const std::size_t rows_per_put =
-      std::max<std::size_t>(1, transport_.capabilities().max_put_bytes / row_bytes);
+  const std::size_t slab = layout_.dispatch_slab + me * layout_.dispatch_slab_rows * row_bytes;
   std::uint32_t puts = 0;
-  for (const TokenRun& run : runs) {
-    for (std::size_t done = 0; done < run.count; done += rows_per_put) {
-      const std::size_t rows = std::min<std::size_t>(rows_per_put, run.count - done);
-      const std::size_t from = (run.first + done) * row_bytes;
-      put(peer,
-          slab + from,
-          {at<const std::byte>(layout_.stage + from), rows * row_bytes},
-          ExchangeSignal::dispatch_rows);
-      ++puts;
-      if (peer != transport_.rank()) stats_.bytes_wire += rows * row_bytes;
+  const auto push = [&](std::size_t to_row, std::size_t token, std::size_t rows) {
+    puts += put_rows(peer,
+                     slab + to_row * row_bytes,
+                     layout_.stage + token * row_bytes,
+                     rows,
+                     row_bytes,
+                     ExchangeSignal::dispatch_rows);
+  };
+  switch (options_.exchange.send_per) {
+    case ExchangeOptions::SendPer::rank:
+      push(0, 0, static_cast<std::size_t>(send_plan_.tokens()));
+      break;
+    case ExchangeOptions::SendPer::token_rank:
+      for (const TokenRun& run : send_plan_.runs(peer)) push(run.first, run.first, run.count);
+      break;
+    case ExchangeOptions::SendPer::token_expert: {
+      const std::span<const std::uint32_t> tokens = send_plan_.record_tokens(peer);
+      for (std::size_t record = 0; record < tokens.size(); ++record)
+        push(record, tokens[record], 1);
+      break;
     }
   }
   return puts;
@@ -214,12 +216,16 @@ void Dispatcher::take_rows(Rank home) {
   if (pull_ && home != transport_.rank()) stats_.bytes_wire += header->records * row_bytes;
 
   const bool point = !row_pointers_.empty();
+  // Only rows pushed for each expert lie record by record; all others lie where the token lay.
+  const bool by_record =
+      !pull_ && options_.exchange.send_per == ExchangeOptions::SendPer::token_expert;
   const auto take = [&](std::int64_t begin, std::int64_t end, int) {
     std::size_t slot = 0;
     std::int64_t slot_begin = 0;  // first record of `slot`
     for (std::int64_t i = begin; i < end; ++i) {
       while (i >= slot_begin + counts[slot]) slot_begin += counts[slot++];
-      const std::byte* row = rows + tokens[i] * row_bytes;
+      const std::byte* row =
+          rows + (by_record ? static_cast<std::size_t>(i) : tokens[i]) * row_bytes;
       const auto place = static_cast<std::size_t>(first_rows[slot] + i - slot_begin);
       if (point) {
         row_pointers_[place] = row;

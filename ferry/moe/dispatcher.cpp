@@ -1,7 +1,6 @@
 #include "ferry/moe/dispatcher.h"
 
 #include <algorithm>
-#include <array>
 #include <string>
 
 #include "ferry/core/error.h"
@@ -11,22 +10,8 @@ namespace ferry {
 
 namespace {
 
-struct BackendRow {
-  MoeA2ABackend backend;
-  std::string_view name;
-  ExchangeOptions options;
-};
-
 using SendPer = ExchangeOptions::SendPer;
 using ReduceAt = ExchangeOptions::ReduceAt;
-
-constexpr std::array kBackends{
-    BackendRow{MoeA2ABackend::none,
-               "none",
-               {SendPer::rank, DispatchFormat::ragged, ReduceAt::rank_then_home}},
-    BackendRow{
-        MoeA2ABackend::pplx, "pplx", {SendPer::token_rank, DispatchFormat::padded, ReduceAt::home}},
-};
 
 constexpr std::int64_t kRaggedAlignment = 16;  // rows of an AMX tile
 constexpr std::size_t kPage = 4096;
@@ -60,28 +45,6 @@ DispatcherOptions checked(const DispatcherOptions& o) {
 
 }  // namespace
 
-ExchangeOptions exchange_options(MoeA2ABackend backend) {
-  for (const BackendRow& row : kBackends)
-    if (row.backend == backend) return row.options;
-  fail<ConfigError>("backend number {} has no row in the table", static_cast<int>(backend));
-}
-
-std::string_view backend_name(MoeA2ABackend backend) {
-  for (const BackendRow& row : kBackends)
-    if (row.backend == backend) return row.name;
-  return "?";
-}
-
-MoeA2ABackend parse_backend(std::string_view name) {
-  std::string known;
-  for (const BackendRow& row : kBackends) {
-    if (row.name == name) return row.backend;
-    known += known.empty() ? "" : ", ";
-    known += row.name;
-  }
-  fail<ConfigError>("unknown --moe-a2a-backend '{}'; known: {}", name, known);
-}
-
 ExchangeLayout::ExchangeLayout(const DispatcherOptions& o, int ranks, bool load_store) {
   const auto num_ranks = static_cast<std::size_t>(ranks);
   const auto slots = static_cast<std::size_t>(o.slots_per_rank);
@@ -105,6 +68,7 @@ ExchangeLayout::ExchangeLayout(const DispatcherOptions& o, int ranks, bool load_
           ? slot_capacity * o.slots_per_rank
           : static_cast<std::int64_t>(num_ranks * records) + kRaggedAlignment * o.slots_per_rank;
 
+  dispatch_slab_rows = o.exchange.send_per == SendPer::token_expert ? records : tokens;
   combine_slab_rows = sums ? tokens : records;
 
   const auto take = [this](std::size_t size, std::size_t unit) {
@@ -121,7 +85,7 @@ ExchangeLayout::ExchangeLayout(const DispatcherOptions& o, int ranks, bool load_
       take((sums ? num_ranks * tokens : static_cast<std::size_t>(expert_rows)) * combine_row_bytes,
            kPage);
   if (!load_store) {
-    dispatch_slab = take(num_ranks * tokens * dispatch_row_bytes, kPage);
+    dispatch_slab = take(num_ranks * dispatch_slab_rows * dispatch_row_bytes, kPage);
     combine_slab = take(num_ranks * combine_slab_rows * combine_row_bytes, kPage);
   }
   bytes = aligned(bytes, kPage);
@@ -206,6 +170,23 @@ void Dispatcher::put(Rank peer,
   });
 }
 
+std::uint32_t Dispatcher::put_rows(Rank peer,
+                                   std::size_t to,
+                                   std::size_t from,
+                                   std::size_t rows,
+                                   std::size_t row_bytes,
+                                   ExchangeSignal signal) {
+  const std::size_t rows_per_put =
+      std::max<std::size_t>(1, transport_.capabilities().max_put_bytes / row_bytes);
+  std::uint32_t puts = 0;
+  for (std::size_t done = 0; done < rows; done += rows_per_put, ++puts) {
+    const std::size_t bytes = std::min(rows_per_put, rows - done) * row_bytes;
+    put(peer, to + done * row_bytes, {at<const std::byte>(from + done * row_bytes), bytes}, signal);
+  }
+  if (peer != transport_.rank()) stats_.bytes_wire += rows * row_bytes;
+  return puts;
+}
+
 std::string Dispatcher::where() const {
   return fmt::format(
       "{} of rank {} (layer {}, exchange {})", phase_name_, transport_.rank(), layer_, epoch_);
@@ -230,8 +211,8 @@ void Dispatcher::await(Rank peer, ExchangeSignal signal, std::uint64_t count) {
 
 const std::byte* Dispatcher::rows_of(Rank home) {
   if (pull_) return transport_.peer_window(*region_, home).data() + layout_.stage;
-  const auto slab = static_cast<std::size_t>(home) * static_cast<std::size_t>(options_.max_tokens);
-  return at<std::byte>(layout_.dispatch_slab) + slab * layout_.dispatch_row_bytes;
+  return at<std::byte>(layout_.dispatch_slab) +
+         static_cast<std::size_t>(home) * layout_.dispatch_slab_rows * layout_.dispatch_row_bytes;
 }
 
 const std::byte* Dispatcher::results_of(Rank peer) {

@@ -1,14 +1,13 @@
 // Dispatch and combine: tokens out to the ranks that hold their experts, results back.
 //
-// One exchange engine; a backend is a named row of its options table (exchange_options). The
-// protocol, and why it is right, stands in docs/wire_format.md.
+// One exchange engine; a backend is a named row of its options table (backend.h). The protocol, and
+// why it is right, stands in docs/wire_format.md.
 #pragma once
 
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -17,36 +16,13 @@
 #include "ferry/core/buffer.h"
 #include "ferry/core/threads.h"
 #include "ferry/core/types.h"
+#include "ferry/moe/backend.h"
 #include "ferry/moe/dispatch_plan.h"
 #include "ferry/moe/exchange_layout.h"
 #include "ferry/moe/experts.h"
 #include "ferry/transport/transport.h"
 
 namespace ferry {
-
-enum class MoeA2ABackend : std::uint8_t { none, pplx };
-
-/// What an exchange does; each backend is one row of these.
-struct ExchangeOptions {
-  enum class SendPer : std::uint8_t {
-    rank,        ///< every token once to every rank (all-gather)
-    token_rank,  ///< a token once to each rank that holds one of its experts
-  };
-  enum class ReduceAt : std::uint8_t {
-    home,           ///< one row per (token, expert) comes home; weighted sum there, in top-k order
-    rank_then_home  ///< each rank sums its experts' rows in f32, home sums ranks in order
-  };
-
-  SendPer send_per = SendPer::token_rank;
-  DispatchFormat format = DispatchFormat::padded;
-  ReduceAt reduce_at = ReduceAt::home;
-};
-
-/// The row of a backend.
-ExchangeOptions exchange_options(MoeA2ABackend backend);
-std::string_view backend_name(MoeA2ABackend backend);
-/// Throws ConfigError that lists the known names.
-MoeA2ABackend parse_backend(std::string_view name);
 
 struct DispatcherOptions {
   ExchangeOptions exchange;
@@ -141,6 +117,13 @@ class Dispatcher {
   // dispatcher.cpp
   void enter(Phase expected, Phase next, std::string_view phase);
   void put(Rank peer, std::size_t offset, std::span<const std::byte> source, ExchangeSignal signal);
+  /// Puts rows of our part at `from` to a peer's part at `to`; returns how many puts that took.
+  std::uint32_t put_rows(Rank peer,
+                         std::size_t to,
+                         std::size_t from,
+                         std::size_t rows,
+                         std::size_t row_bytes,
+                         ExchangeSignal signal);
   void await(Rank peer, ExchangeSignal signal, std::uint64_t count);
   std::string where() const;
   template <class Call>

@@ -49,7 +49,8 @@ struct ExchangeLayout {
   std::size_t combine_message_bytes = 0;
   std::int64_t slot_capacity = 0;  // rows of a slot in the padded format: every token of all ranks
   std::int64_t expert_rows = 0;    // rows that experts may receive and write
-  std::size_t combine_slab_rows = 0;  // rows that one peer may push: its records, or its sums
+  std::size_t dispatch_slab_rows = 0;  // rows that one peer may push: its tokens, or its records
+  std::size_t combine_slab_rows = 0;   // rows that one peer may push: its records, or its sums
 
   std::size_t dispatch_inbox = 0;   // [R] messages
   std::size_t dispatch_outbox = 0;  // [R] messages
@@ -57,7 +58,7 @@ struct ExchangeLayout {
   std::size_t combine_outbox = 0;   // [R] messages
   std::size_t stage = 0;            // [max_tokens] rows: this rank's tokens in wire type
   std::size_t results = 0;          // [expert_rows] rows, or [R][max_tokens] sums per home rank
-  std::size_t dispatch_slab = 0;    // [R][max_tokens] rows: peers' stages, where rows are pushed
+  std::size_t dispatch_slab = 0;    // [R][dispatch_slab_rows] rows, where rows are pushed
   std::size_t combine_slab = 0;     // [R][combine_slab_rows] rows
   std::size_t bytes = 0;            // of the whole part
 };

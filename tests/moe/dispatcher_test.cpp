@@ -32,7 +32,9 @@ constexpr Variant kVariants[] = {
     {"pplx", SendPer::token_rank, ReduceAt::home, DispatchFormat::padded},
     {"homeRagged", SendPer::token_rank, ReduceAt::home, DispatchFormat::ragged},
     {"homePointers", SendPer::token_rank, ReduceAt::home, DispatchFormat::row_pointers},
+    {"alltoallv", SendPer::token_expert, ReduceAt::home, DispatchFormat::ragged},
     {"none", SendPer::rank, ReduceAt::rank_then_home, DispatchFormat::ragged},
+    {"deepepNormal", SendPer::token_rank, ReduceAt::rank_then_home, DispatchFormat::ragged},
     {"rankSumsPadded", SendPer::token_rank, ReduceAt::rank_then_home, DispatchFormat::padded},
 };
 
@@ -197,17 +199,6 @@ TEST(Dispatcher, NamesPhaseAndRankWhenAPeerHangs) {
   EXPECT_NE(message.find("dispatch_recv"), std::string::npos) << message;
   EXPECT_NE(message.find("layer 5"), std::string::npos) << message;
   EXPECT_NE(message.find("waited 0.1 s for rank 1"), std::string::npos) << message;
-}
-
-TEST(Backend, NamesRoundTripAndUnknownOnesListTheKnown) {
-  for (const MoeA2ABackend b : {MoeA2ABackend::none, MoeA2ABackend::pplx})
-    EXPECT_EQ(parse_backend(backend_name(b)), b);
-  try {
-    parse_backend("nvshmem");
-    FAIL();
-  } catch (const ConfigError& e) {
-    EXPECT_NE(std::string(e.what()).find("none, pplx"), std::string::npos) << e.what();
-  }
 }
 
 }  // namespace
