@@ -1,8 +1,8 @@
 // gemm by fused multiply-adds, one source for every instruction set. Weights are read once per
 // block of rows that fits the L2 cache: panels are the outer loop, rows the inner one.
 // Included after gemm_common.inl, inside an anonymous namespace that has defined `struct Tiling`:
-//   kFewPanels: panels at once for the last few rows (read streams: four reach the memory bandwidth)
-//   kRows, kPanels: the block of sums held in registers for several rows
+//   kFewPanels: panels at once for the last few rows (read streams: four reach the memory
+//   bandwidth) kRows, kPanels: the block of sums held in registers for several rows
 // Neither is above kGroupPanels.
 
 constexpr std::int64_t kGroupPanels = 4;
