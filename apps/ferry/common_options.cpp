@@ -131,7 +131,8 @@ std::filesystem::path find_demo_model() {
                      "demo-moe");                                              // build/<preset>
     places.push_back(program.parent_path() / "share" / "ferry" / "demo-moe");  // installed
   }
-  places.push_back(fs::path(FERRY_SOURCE_DIR) / "assets" / "demo-moe");
+  const fs::path source = fs::path(FERRY_SOURCE_DIR) / "assets" / "demo-moe";
+  if (std::find(places.begin(), places.end(), source) == places.end()) places.push_back(source);
   std::string looked;
   for (const fs::path& place : places) {
     if (fs::exists(place / "config.json", ignored)) return place;
