@@ -6,7 +6,7 @@ inline F32x16 exp(F32x16 x) {
   constexpr float kLowest = -105.0F;  // e^x is less than half of the smallest denormal
   constexpr float kHighest = 89.0F;   // e^x overflows
   constexpr float kLog2E = 0x1.715476p0F;
-  constexpr float kLn2High = 0x1.62e43p-1F;  // 21 bits, so that n * kLn2High is exact
+  constexpr float kLn2High = 0x1.62e43p-1F;  // 21 bits: x - n * kLn2High is exact
   constexpr float kLn2Low = -0x1.05c61p-29F;
   constexpr float kRound = 0x1.8p23F;  // adding it rounds to an integer
   constexpr float kFactorials[] = {1.0F / 720, 1.0F / 120, 1.0F / 24, 1.0F / 6, 0.5F, 1.0F, 1.0F};
