@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Installs what is missing to build Tokenferry, and only that. Quiet when there is nothing to do.
+# Usage: scripts/setup.sh [program|tests|ci]    (each includes the ones before it; default tests)
+#
+# The one list of packages; README.md says why each ("Dependencies"), and tools/lint.sh checks that
+# it knows them all.
+set -euo pipefail
+
+program=(g++ cmake ninja-build pkg-config libfmt-dev libspdlog-dev libcli11-dev nlohmann-json3-dev
+         libpcre2-dev libutf8proc-dev libssl-dev libhwloc-dev)
+tests=(libgtest-dev libgmock-dev libbenchmark-dev)
+ci=(ccache clang-format clang-tidy git python3)
+
+case "${1:-tests}" in
+  program) wanted=("${program[@]}") ;;
+  tests) wanted=("${program[@]}" "${tests[@]}") ;;
+  ci) wanted=("${program[@]}" "${tests[@]}" "${ci[@]}") ;;
+  --list) printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}"; exit ;;
+  *) echo "usage: scripts/setup.sh [program|tests|ci]" >&2; exit 2 ;;
+esac
+
+if ! command -v dpkg-query apt-get >/dev/null; then
+  echo "setup: no apt on this system; these must be there already: ${wanted[*]}" >&2
+  exit 0
+fi
+
+missing=()
+for package in "${wanted[@]}"; do
+  state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+  [[ $state == installed ]] || missing+=("$package")
+done
+((${#missing[@]})) || exit 0
+
+as_root=()
+if ((EUID != 0)); then
+  if ! command -v sudo >/dev/null; then
+    echo "setup: missing packages, and no sudo here; as root: apt-get install ${missing[*]}" >&2
+    exit 1
+  fi
+  as_root=(sudo)
+fi
+apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300)
+echo "setup: installing ${missing[*]}" >&2
+"${apt[@]}" update >&2
+"${apt[@]}" install -y --no-install-recommends "${missing[@]}" </dev/null >&2

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Builds the release and runs all tests. FERRY_ISA=scalar (avx2, avx512, amx) tests that instruction
+# set instead of the best one that the machine has.
+# Usage: scripts/test.sh [--long] [arguments of ctest]    e.g. scripts/test.sh -R Dispatcher
+#   --long   each test three times, in random order: finds those that pass by luck
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+repeat=()
+if [[ ${1:-} == --long ]]; then
+  repeat=(--repeat until-fail:3 --schedule-random)
+  shift
+fi
+
+scripts/setup.sh tests
+# Configured again only where an earlier run.sh left the tests out.
+grep -qs 'FERRY_BUILD_TESTS:BOOL=ON' build/release/CMakeCache.txt && [[ -f build/release/build.ninja ]] ||
+  cmake --preset release -DFERRY_BUILD_TESTS=ON -DFERRY_BUILD_BENCH=ON
+cmake --build --preset release
+ctest --preset release -j "${FERRY_TEST_JOBS:-2}" "${repeat[@]}" "$@"
