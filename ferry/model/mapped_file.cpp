@@ -33,13 +33,17 @@ class Descriptor {
 };
 
 void advise(std::span<const std::byte> part, int advice, bool whole_pages_only) noexcept {
-  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-  auto begin = reinterpret_cast<std::uintptr_t>(part.data());
-  auto end = begin + part.size();
-  // Neighbouring tensors share the pages at the borders.
-  begin = whole_pages_only ? (begin + page - 1) / page * page : begin / page * page;
-  if (whole_pages_only) end = end / page * page;
-  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, advice);
+  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  const std::size_t into_page = reinterpret_cast<std::uintptr_t>(part.data()) % page;
+  const std::byte* begin = part.data() - into_page;
+  std::size_t bytes = into_page + part.size();
+  if (whole_pages_only) {  // neighbouring tensors share the pages at the borders
+    const std::size_t skipped = into_page == 0 ? 0 : page;
+    if (bytes < skipped + page) return;
+    begin += skipped;
+    bytes = (bytes - skipped) / page * page;
+  }
+  if (bytes > 0) ::madvise(const_cast<std::byte*>(begin), bytes, advice);
 }
 
 }  // namespace

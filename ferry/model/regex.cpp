@@ -29,10 +29,11 @@ std::string message_of(int error) {
   return reinterpret_cast<const char*>(text);
 }
 
+constexpr std::string_view kWord = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
+
 /// The classes that the two dialects understand differently, spelt out: PCRE2 counts U+180E as
 /// space, and leaves marks and connectors out of \w.
 std::string translate(std::string_view pattern, const std::string& file) {
-  constexpr std::string_view kWord = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
   std::string out;
   int class_depth = 0;
   for (std::size_t i = 0; i < pattern.size(); ++i) {

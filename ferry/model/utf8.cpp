@@ -3,8 +3,7 @@
 #include <utf8proc.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
+#include <vector>
 
 #include "ferry/core/error.h"
 
@@ -20,6 +19,40 @@ unsigned needed_after(unsigned char first) {
   if (first >= 0xE0 && first <= 0xEF) return 3;
   if (first >= 0xF0 && first <= 0xF4) return 4;
   return 0;  // a continuation byte, or one that no UTF-8 has
+}
+
+/// Canonical decomposition, marks in the order they come.
+std::vector<utf8proc_int32_t> decompose(std::string_view text) {
+  constexpr auto kOptions = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE);
+  std::vector<utf8proc_int32_t> chars;
+  chars.reserve(text.size());
+  for (std::size_t i = 0; i < text.size(); i += utf8_length(text[i])) {
+    utf8proc_int32_t parts[8];  // no character has more than 4
+    const auto c = static_cast<utf8proc_int32_t>(char_at(text, i));
+    const auto n = utf8proc_decompose_char(c, parts, 8, kOptions, nullptr);
+    if (n < 0 || n > 8) fail<Error>("text cannot be normalised: U+{:04X}", c);
+    chars.insert(chars.end(), parts, parts + n);
+  }
+  return chars;
+}
+
+/// Sorts every run of combining marks by class, stably.
+void order_marks(std::vector<utf8proc_int32_t>& chars) {
+  const auto class_of = [](utf8proc_int32_t c) {
+    return utf8proc_get_property(c)->combining_class;
+  };
+  auto at = chars.begin();
+  while (at != chars.end()) {
+    if (class_of(*at) == 0) {
+      ++at;
+      continue;
+    }
+    const auto end =
+        std::find_if(at, chars.end(), [&](utf8proc_int32_t c) { return class_of(c) == 0; });
+    std::stable_sort(
+        at, end, [&](utf8proc_int32_t a, utf8proc_int32_t b) { return class_of(a) < class_of(b); });
+    at = end;
+  }
 }
 
 }  // namespace
@@ -84,15 +117,20 @@ std::string normalize_nfc(std::string_view text) {
   const bool ascii = std::all_of(
       text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x80; });
   if (ascii) return std::string(text);
-  utf8proc_uint8_t* result = nullptr;
-  const auto length =
-      utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-                   static_cast<utf8proc_ssize_t>(text.size()),
-                   &result,
-                   static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
-  const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(result, &std::free);
-  if (length < 0) fail<Error>("text cannot be normalised: {}", utf8proc_errmsg(length));
-  return {reinterpret_cast<const char*>(result), static_cast<std::size_t>(length)};
+  // Not utf8proc_map: it puts marks in order by insertion, quadratic in their number.
+  std::vector<utf8proc_int32_t> chars = decompose(text);
+  order_marks(chars);
+  const auto n =
+      utf8proc_normalize_utf32(chars.data(),
+                               static_cast<utf8proc_ssize_t>(chars.size()),
+                               static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+  if (n < 0) fail<Error>("text cannot be normalised: {}", utf8proc_errmsg(n));
+  std::string result;
+  result.reserve(text.size());
+  for (utf8proc_ssize_t i = 0; i < n; ++i) {
+    append_utf8(static_cast<char32_t>(chars[static_cast<std::size_t>(i)]), result);
+  }
+  return result;
 }
 
 std::size_t utf8_length(char first) {

@@ -334,6 +334,12 @@ TEST(Tokenizer, LongWordsAreNotQuadratic) {
   EXPECT_EQ(qwen.decode(qwen.encode(spaces + "x")), spaces + "x");
   const std::string letters(200000, 'q');
   EXPECT_EQ(qwen.decode(qwen.encode(letters)), letters);
+  std::string marks = "e";  // each pair is in the wrong order
+  std::string ordered = "\u1eb9";
+  for (int i = 0; i < 50000; ++i) marks += "\u0301\u0323";
+  for (int i = 0; i < 49999; ++i) ordered += "\u0323";
+  for (int i = 0; i < 50000; ++i) ordered += "\u0301";
+  EXPECT_EQ(qwen.decode(qwen.encode(marks)), ordered);
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
 }
 
