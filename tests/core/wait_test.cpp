@@ -1,0 +1,58 @@
+#include "ferry/core/wait.h"
+
+#include <gtest/gtest.h>
+
+#include <thread>
+
+namespace ferry {
+namespace {
+
+using std::chrono::milliseconds;
+using Clock = std::chrono::steady_clock;
+
+TEST(Backoff, IsIdleAfterAboutAMillisecond) {
+  Backoff backoff;
+  EXPECT_FALSE(backoff.idle());
+  const Clock::time_point begin = Clock::now();
+  while (!backoff.idle()) {
+    backoff.pause();
+    ASSERT_LT(Clock::now() - begin, std::chrono::seconds(20));
+  }
+  EXPECT_GE(Clock::now() - begin, milliseconds(1));
+}
+
+TEST(Futex, DoesNotSleepOnAWordThatHasChanged) {
+  const std::atomic<std::uint32_t> word{1};
+  const Clock::time_point begin = Clock::now();
+  futex_wait(word, 0, std::chrono::seconds(20), /*shared=*/false);
+  EXPECT_LT(Clock::now() - begin, std::chrono::seconds(10));
+}
+
+TEST(Futex, SleepsUntilTheTimeout) {
+  const std::atomic<std::uint32_t> word{0};
+  const Clock::time_point end = Clock::now() + milliseconds(20);
+  while (Clock::now() < end) futex_wait(word, 0, milliseconds(20), /*shared=*/false);
+}
+
+class FutexWake : public testing::TestWithParam<bool> {};
+
+TEST_P(FutexWake, EndsTheSleepOfAnother) {
+  const bool shared = GetParam();
+  std::atomic<std::uint32_t> word{0};
+  const Clock::time_point begin = Clock::now();
+  std::thread sleeper([&] {
+    while (word.load() == 0) futex_wait(word, 0, std::chrono::seconds(20), shared);
+  });
+  std::this_thread::sleep_for(milliseconds(10));  // most likely asleep by now; right if not
+  word.store(1);
+  futex_wake_all(word, shared);
+  sleeper.join();
+  EXPECT_LT(Clock::now() - begin, std::chrono::seconds(10));
+}
+
+INSTANTIATE_TEST_SUITE_P(Words, FutexWake, testing::Bool(), [](const auto& word) {
+  return word.param ? std::string("shared") : std::string("private");
+});
+
+}  // namespace
+}  // namespace ferry
