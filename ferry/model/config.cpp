@@ -1,6 +1,7 @@
 #include "ferry/model/config.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 #include "ferry/core/error.h"
 #include "ferry/model/config_reader.h"

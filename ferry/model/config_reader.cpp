@@ -1,6 +1,7 @@
 #include "ferry/model/config_reader.h"
 
 #include <cmath>
+#include <nlohmann/json.hpp>
 
 #include "ferry/core/error.h"
 
@@ -88,6 +89,8 @@ std::vector<std::int32_t> ConfigReader::integers(const char* key,
   }
   return result;
 }
+
+const json& ConfigReader::value(const char* key) const { return fields_[key]; }
 
 ConfigReader ConfigReader::object(const char* key) const {
   if (!fields_[key].is_object()) refuse(key, "an object");

@@ -36,7 +36,7 @@ class ConfigReader {
   /// The object below `key`. REQUIRES: has(key).
   ConfigReader object(const char* key) const;
 
-  const nlohmann::json& value(const char* key) const { return fields_[key]; }
+  const nlohmann::json& value(const char* key) const;
 
   const std::string& file() const { return file_; }
 

@@ -1,9 +1,9 @@
-// JSON from files that may be damaged. For .cpp files of this room only: it pulls in nlohmann-json.
+// JSON from files that may be damaged.
 #pragma once
 
 #include <cstddef>
 #include <filesystem>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
 

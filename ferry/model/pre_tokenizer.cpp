@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <nlohmann/json.hpp>
 
 #include "ferry/core/error.h"
 #include "ferry/model/config_reader.h"

@@ -1,5 +1,6 @@
 // Builds a Tokenizer from tokenizer.json; refuses by name what it does not know.
 #include <array>
+#include <nlohmann/json.hpp>
 
 #include "ferry/core/error.h"
 #include "ferry/model/config_reader.h"

@@ -1,5 +1,7 @@
 // Qwen2-MoE (Qwen1.5-MoE, Qwen2-57B-A14B): biases on q, k and v, and a shared expert whose result a
 // sigmoid gate scales.
+#include <nlohmann/json.hpp>
+
 #include "ferry/model/config_reader.h"
 #include "ferry/model/families/families.h"
 

@@ -1,5 +1,7 @@
 // Qwen3-MoE (Qwen3-30B-A3B, Qwen3-235B-A22B): RMS norm over each head of q and k, no shared expert,
 // one flag for the biases of all four projections.
+#include <nlohmann/json.hpp>
+
 #include "ferry/model/config_reader.h"
 #include "ferry/model/families/families.h"
 

@@ -1,0 +1,82 @@
+#!/usr/bin/env python3
+"""Checks that rooms include only what they may, and that third-party headers stay in .cpp files.
+
+    tools/check_rooms.py [ROOT]
+
+A room may include itself and the rooms below it (docs/design.md, "Rooms"). A header may include the
+standard library, our own headers, and the few third-party headers allowed here; whatever else a room
+builds on is its own affair and stays in its .cpp files, so that no user of the room needs it.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+ROOMS = {  # room: what it may include beside itself
+    "ferry/core": [],
+    "ferry/kernels": ["ferry/core"],
+    "ferry/transport": ["ferry/core"],
+    "ferry/moe": ["ferry/kernels", "ferry/transport", "ferry/core"],
+    "ferry/balance": ["ferry/moe", "ferry/kernels", "ferry/transport", "ferry/core"],
+    "ferry/model": ["ferry/balance", "ferry/moe", "ferry/kernels", "ferry/transport", "ferry/core"],
+    "ferry/engine": ["ferry/model", "ferry/balance", "ferry/moe", "ferry/kernels", "ferry/transport",
+                     "ferry/core"],
+    "ferry/server": ["ferry/engine", "ferry/model", "ferry/balance", "ferry/moe", "ferry/kernels",
+                     "ferry/transport", "ferry/core"],
+    "apps": ["ferry/"],
+    "bindings": ["ferry/"],
+    "bench": ["ferry/"],
+    "tests": ["ferry/", "apps/", "support/", "kernels/"],  # tests/ is an include root of its own
+}
+
+# Third-party headers that our own headers may include: fmt is the vocabulary of errors, json_fwd
+# exists to be included in headers. Tests' headers may use GoogleTest.
+HEADERS_MAY_USE = {"fmt/format.h", "nlohmann/json_fwd.hpp"}
+TEST_HEADERS_MAY_USE = ("gtest/", "gmock/", "nlohmann/")
+
+# What the C and C++ standard libraries, POSIX and Linux name without a dot or under these folders.
+SYSTEM = re.compile(r"^([a-z_0-9]+|c[a-z]+|(sys|linux|asm)/.*|[a-z]*mmintrin\.h|cpuid\.h|"
+                    r"(dirent|fcntl|poll|sched|signal|spawn|unistd|pthread|time|errno|dlfcn)\.h)$")
+INCLUDE = re.compile(r'^\s*#\s*include\s*(<([^>]+)>|"([^"]+)")')
+
+
+def room_of(path: str) -> str | None:
+    return next((room for room in ROOMS if path.startswith(room + "/")), None)
+
+
+def problems_of(path: str, text: str) -> list[str]:
+    room = room_of(path)
+    if room is None:
+        return [f"{path}: not in any room; tools/check_rooms.py and docs/design.md list them"]
+    is_header = path.endswith((".h", ".inl"))
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        match = INCLUDE.match(line)
+        if not match:
+            continue
+        system, own = match[2], match[3]
+        where = f"{path}:{number}"
+        if own:
+            in_same_room = own.startswith(room + "/") or "/" not in own
+            if not in_same_room and not own.startswith(tuple(ROOMS[room])):
+                found.append(f'{where}: {room} may not include "{own}"')
+        elif is_header and not SYSTEM.match(system) and system not in HEADERS_MAY_USE:
+            if not (room == "tests" and system.startswith(TEST_HEADERS_MAY_USE)):
+                found.append(f"{where}: <{system}> belongs into a .cpp file, not into a header")
+    return found
+
+
+def main() -> int:
+    root = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent.parent)
+    problems, files = [], 0
+    for top in sorted({room.split("/")[0] for room in ROOMS}):
+        for path in sorted((root / top).rglob("*")):
+            if path.suffix in {".h", ".inl", ".cpp", ".cu", ".cuh"}:
+                files += 1
+                problems += problems_of(str(path.relative_to(root)), path.read_text())
+    print("\n".join(problems) or f"rooms: {files} files include only what they may")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
