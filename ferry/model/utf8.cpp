@@ -23,13 +23,13 @@ unsigned needed_after(unsigned char first) {
 
 /// Canonical decomposition, marks in the order they come.
 std::vector<utf8proc_int32_t> decompose(std::string_view text) {
-  constexpr auto kOptions = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE);
+  constexpr auto options = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE);
   std::vector<utf8proc_int32_t> chars;
   chars.reserve(text.size());
   for (std::size_t i = 0; i < text.size(); i += utf8_length(text[i])) {
     utf8proc_int32_t parts[8];  // no character has more than 4
     const auto c = static_cast<utf8proc_int32_t>(char_at(text, i));
-    const auto n = utf8proc_decompose_char(c, parts, 8, kOptions, nullptr);
+    const auto n = utf8proc_decompose_char(c, parts, 8, options, nullptr);
     if (n < 0 || n > 8) fail<Error>("text cannot be normalised: U+{:04X}", c);
     chars.insert(chars.end(), parts, parts + n);
   }

@@ -34,7 +34,7 @@ class Safetensors : public testing::Test {
   }
 
   std::string error(const std::string& bytes) {
-    const std::string message = test::message_of<ModelError>([&] { open(bytes); });
+    std::string message = test::message_of<ModelError>([&] { open(bytes); });
     EXPECT_THAT(message, HasSubstr("t.safetensors"));
     return message;
   }

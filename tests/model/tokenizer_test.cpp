@@ -58,7 +58,7 @@ Tokenizer make(const json& description) {
 }
 
 std::string error_of(const json& description) {
-  const std::string message = test::message_of<ModelError>([&] { make(description); });
+  std::string message = test::message_of<ModelError>([&] { make(description); });
   EXPECT_THAT(message, HasSubstr("tokenizer.json"));
   return message;
 }
@@ -67,7 +67,7 @@ std::string error_of(const json& description) {
 void add_merges(json& description, const std::vector<std::pair<std::string, std::string>>& merges) {
   for (const auto& [left, right] : merges) {
     description["model"]["vocab"].emplace(left + right, description["model"]["vocab"].size());
-    description["model"]["merges"].push_back(left + " " + right);
+    description["model"]["merges"].push_back(json::array({left, right}));
   }
 }
 
@@ -348,6 +348,7 @@ TEST(Tokenizer, SeveralThreadsMayShareOne) {
   const std::string text = "caf\u00e9 <|im_start|>user\n 12 \u6e21\u8239 don't";
   const Ids expected = tokenizer.encode(text);
   std::vector<std::thread> threads;
+  threads.reserve(4);
   std::atomic<int> wrong = 0;
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&] {
