@@ -25,7 +25,7 @@ json golden(const char* name) {
 std::string error_with(const char* name, const char* field, const json& value) {
   json fields = golden(name);
   fields[field] = value;
-  const std::string message =
+  std::string message =
       test::message_of<ModelError>([&] { parse_config(fields.dump(), "config.json"); });
   EXPECT_THAT(message, HasSubstr("config.json"));
   EXPECT_THAT(message, HasSubstr(field));
