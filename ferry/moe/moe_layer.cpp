@@ -1,8 +1,7 @@
 #include "ferry/moe/moe_layer.h"
 
-#include <algorithm>
-
 #include "ferry/core/error.h"
+#include "ferry/moe/chunks.h"
 
 namespace ferry {
 
@@ -26,18 +25,14 @@ void MoeLayer::forward_exchange(const RowsView& hidden, int tokens, int chunks, 
 
 void MoeLayer::forward(const RowsView& hidden, int tokens, float* out) {
   const FlushDenormals flush;
-  const int max_tokens = context_.options_.dispatcher.max_tokens;
-  const auto hidden_size = static_cast<std::ptrdiff_t>(context_.options_.dispatcher.hidden);
-  const int own_chunks = std::max(1, static_cast<int>(ceil_div(tokens, max_tokens)));
-  // Every rank runs as many exchanges as the one with most tokens needs.
-  for (int chunk = 0, chunks = 1; chunk < chunks; ++chunk) {
-    const int first = std::min(tokens, chunk * max_tokens);
-    forward_exchange(hidden.from(first),
-                     std::min(max_tokens, tokens - first),
-                     std::max(1, own_chunks - chunk),
-                     out + first * hidden_size);
-    chunks = chunk + context_.dispatcher_.chunks_of_all();
-  }
+  const DispatcherOptions& options = context_.options_.dispatcher;
+  for_each_chunk(
+      context_.dispatcher_, options.max_tokens, tokens, [&](int first, int count, int chunks) {
+        forward_exchange(hidden.from(first),
+                         count,
+                         chunks,
+                         out + static_cast<std::ptrdiff_t>(first) * options.hidden);
+      });
 }
 
 /// Router logits in f32, then the top-k of each token.

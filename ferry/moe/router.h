@@ -23,9 +23,12 @@ struct RouterOptions {
 /// to the lowest expert id. NaN logits never win over numbers.
 ///   logits   [tokens, E], overwritten with the scores
 ///   experts  [tokens, K]   weights [tokens, K]
+///   selection_bias  [E] or empty: added to the scores for the choice and its order only; weights
+///                   are made of the scores alone
 void route(const RouterOptions& options,
            std::span<float> logits,
            std::span<ExpertId> experts,
-           std::span<float> weights);
+           std::span<float> weights,
+           std::span<const float> selection_bias = {});
 
 }  // namespace ferry

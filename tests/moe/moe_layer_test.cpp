@@ -9,79 +9,15 @@
 #include <string>
 
 #include "ferry/transport/launch.h"
+#include "packed_moe.h"
 #include "support/reference_moe.h"
 
 namespace ferry {
 namespace {
 
+using testing::random_rows;
+using testing::RankWeights;
 using testing::ReferenceMoe;
-
-struct OwnedPack {
-  Buffer memory;
-  PackedMatrix view;
-};
-
-OwnedPack pack(const std::vector<float>& source, int n, int k, DType dtype) {
-  OwnedPack out;
-  out.view = {.dtype = dtype, .k = k, .n = n};
-  out.memory = Buffer(static_cast<std::size_t>(out.view.panels()) * out.view.panel_bytes());
-  out.view.data = out.memory.data();
-  pack_matrix({.dtype = dtype,
-               .source = reinterpret_cast<const std::byte*>(source.data()),
-               .source_type = DType::f32,
-               .k = k,
-               .n = n,
-               .out = out.memory.data()});
-  return out;
-}
-
-OwnedPack pack_gate_up(
-    const std::vector<float>& gate, const std::vector<float>& up, int inter, int k, DType dtype) {
-  OwnedPack out;
-  out.view = {.dtype = dtype, .k = k, .n = 2 * inter};
-  out.memory = Buffer(static_cast<std::size_t>(out.view.gated_panels()) * out.view.panel_bytes());
-  out.view.data = out.memory.data();
-  for (const int half : {0, 1}) {
-    pack_matrix({.dtype = dtype,
-                 .source = reinterpret_cast<const std::byte*>((half ? up : gate).data()),
-                 .source_type = DType::f32,
-                 .k = k,
-                 .n = inter,
-                 .out = out.memory.data() + static_cast<std::size_t>(half) * out.view.panel_bytes(),
-                 .panel_step = 2});
-  }
-  return out;
-}
-
-/// The weights of one rank, packed.
-struct RankWeights {
-  RankWeights(const ReferenceMoe& moe, const Placement& placement, Rank rank, DType dtype) {
-    const auto keep = [this](OwnedPack p) {
-      owned.push_back(std::move(p));
-      return owned.back().view;
-    };
-    weights.router = keep(pack(moe.router, moe.experts, moe.hidden, DType::f32));
-    for (int slot = 0; slot < placement.slots_per_rank(); ++slot) {
-      const ExpertId e = placement.expert_of(rank * placement.slots_per_rank() + slot);
-      weights.local.emplace_back();
-      if (e < 0) continue;
-      const auto i = static_cast<std::size_t>(e);
-      weights.local.back() = {
-          keep(pack_gate_up(moe.gate[i], moe.up[i], moe.inter, moe.hidden, dtype)),
-          keep(pack(moe.down[i], moe.hidden, moe.inter, dtype))};
-    }
-    if (moe.shared_inter > 0) {
-      weights.shared = {
-          keep(pack_gate_up(
-              moe.shared_gate_proj, moe.shared_up, moe.shared_inter, moe.hidden, dtype)),
-          keep(pack(moe.shared_down, moe.hidden, moe.shared_inter, dtype))};
-      weights.shared_gate = keep(pack(moe.shared_gate, 1, moe.hidden, DType::f32));
-    }
-  }
-
-  std::vector<OwnedPack> owned;
-  MoeWeights weights;
-};
 
 struct Way {
   int ranks = 1;
@@ -147,14 +83,6 @@ std::vector<float> forward(const ReferenceMoe& moe,
     return 0;
   });
   return out;
-}
-
-std::vector<float> random_rows(int tokens, int hidden, unsigned seed) {
-  std::mt19937 engine(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> rows(static_cast<std::size_t>(tokens) * static_cast<std::size_t>(hidden));
-  for (float& x : rows) x = normal(engine);
-  return rows;
 }
 
 double worst_error(const ReferenceMoe& moe,

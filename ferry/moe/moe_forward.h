@@ -1,0 +1,175 @@
+// A MoE layer around the caller's own experts: for engines that have kernels and want only the
+// tokens carried. docs/all_to_all.md shows how to use it.
+//
+//   MoeAllToAll a2a(options, transport, pool);                  // once, collective
+//   moe_forward(a2a, tokens, {.rows = logits}, my_experts);     // a layer, from router logits
+//   moe_forward_from_topk(a2a, tokens, {ids, weights}, my_experts);  // or from ids and weights
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <type_traits>
+#include <vector>
+
+#include "ferry/core/buffer.h"
+#include "ferry/core/threads.h"
+#include "ferry/core/types.h"
+#include "ferry/moe/backend.h"
+#include "ferry/moe/dispatcher.h"
+#include "ferry/moe/experts.h"
+#include "ferry/moe/placement.h"
+#include "ferry/moe/router.h"
+#include "ferry/transport/transport.h"
+
+namespace ferry {
+
+/// The caller's kernel, borrowed for one call. It reads rows.in and writes rows.out for the
+/// rows.counts[l] rows of each local slot l (experts.h says where they lie). It is called once per
+/// exchange, also when no row arrived, on the thread that called moe_forward, with denormals
+/// flushed. An exception from it reaches that caller; the group must then be aborted.
+class ExpertFn {
+ public:
+  using Function = void (*)(const ExpertRows& rows, void* context);
+
+  /// A plain function and its context.
+  ExpertFn(Function function, void* context) : function_(function), context_(context) {}
+
+  /// Anything that can be called with (const ExpertRows&), a lambda for instance. Not copied.
+  template <class F>
+
+  requires(std::is_invocable_v<F&, const ExpertRows&> &&
+           !std::is_same_v<std::remove_cvref_t<F>, ExpertFn> &&
+           !std::is_function_v<std::remove_reference_t<F>>)
+      ExpertFn(F&& kernel)  // NOLINT(google-explicit-constructor): a lambda is passed as it is
+      : function_([](const ExpertRows& rows, void* context) {
+          (*static_cast<std::remove_reference_t<F>*>(context))(rows);
+        }),
+        context_(const_cast<void*>(static_cast<const void*>(std::addressof(kernel)))) {}
+
+  void operator()(const ExpertRows& rows) const { function_(rows, context_); }
+
+ private:
+  Function function_;
+  void* context_;
+};
+
+/// Rows of K ids each, of any integer type that engines use. Does not own. A negative id, and a u32
+/// above 2^31 - 1 (a -1 that was cast), means none.
+struct IndexView {
+  enum class Type : std::uint8_t { i32, u32, i64 };
+
+  const void* base = nullptr;
+  Type type = Type::i32;
+  std::ptrdiff_t stride = 0;  ///< bytes from one token's ids to the next's
+
+  std::int64_t at(std::int64_t row, int k) const;
+};
+
+/// Tokens of this rank and where their results go. Borrowed for the call.
+struct MoeTokens {
+  RowsView hidden = {};  ///< [tokens, H] of `type`
+  DType type = DType::f32;
+  int tokens = 0;  ///< 0 is legal, and so is more than max_tokens
+  /// [tokens, H] of `out_type`; may be the memory of `hidden`, if type and stride are the same.
+  MutableRowsView out = {};
+  DType out_type = DType::f32;
+  bool accumulate = false;               ///< add to what `out` holds
+  const Placement* placement = nullptr;  ///< null: experts in order over the ranks
+  int layer = -1;                        ///< for diagnosis only
+};
+
+/// What the router computed. The top-k is taken in f32.
+struct RouterLogits {
+  RowsView rows = {};  ///< [tokens, E] of `type`
+  DType type = DType::f32;
+  std::span<const float> selection_bias = {};  ///< [E], or empty; moves the choice, not the weights
+};
+
+/// Routing that is done already.
+struct TopK {
+  enum class Ids : std::uint8_t {
+    logical,  ///< expert ids; the placement says which slots hold them
+    physical  ///< slot ids; placed by the caller, who balances by itself
+  };
+
+  IndexView ids = {};
+  RowsView weights = {};  ///< f32 [tokens, K]; what stands beside an id of none is not read
+  Ids kind = Ids::logical;
+};
+
+/// What a call needs and the next one can use again: a lane and scratch. Construction is collective
+/// (same options on all ranks). Threads: one call at a time. Allocates only in the constructor.
+/// Errors: ConfigError for ids out of range, TransportError as the Dispatcher's. After any error
+/// the ranks may be out of step: abort() the transport, destroy this, start over.
+class MoeAllToAll {
+ public:
+  struct Options {
+    RouterOptions router;  ///< experts and topk count always, the formula for logits
+    int redundant = 0;     ///< replicas beyond one slot an expert
+    ExchangeOptions exchange = exchange_options(MoeA2ABackend::pplx);
+    int hidden = 0;                    ///< H
+    int max_tokens = 0;                ///< per rank and exchange; more tokens run as several
+    DType dispatch_wire = DType::f32;  ///< as in DispatcherOptions, and the next two
+    DType expert_type = DType::f32;
+    DType combine_wire = DType::f32;
+    std::chrono::nanoseconds timeout = std::chrono::seconds(30);
+  };
+
+  MoeAllToAll(const Options& options, Transport& transport, ThreadPool& pool);
+
+  /// Bytes of memory that one with these options reserves on each of `ranks` ranks.
+  static std::size_t mem_size(const Options& options, int ranks, bool load_store);
+
+  int slots_per_rank() const { return identity_.slots_per_rank(); }
+
+  const Dispatcher& dispatcher() const { return dispatcher_; }
+
+ private:
+  friend void moe_forward(MoeAllToAll& a2a,
+                          const MoeTokens& tokens,
+                          const RouterLogits& logits,
+                          ExpertFn experts);
+  friend void moe_forward_from_topk(MoeAllToAll& a2a,
+                                    const MoeTokens& tokens,
+                                    const TopK& topk,
+                                    ExpertFn experts);
+
+  struct Routing {                // of one exchange, in this object's scratch
+    std::span<ExpertId> experts;  // [tokens, K]
+    std::span<SlotId> slots;
+    std::span<float> weights;
+  };
+
+  template <class Route>
+  void run(const MoeTokens& in, ExpertFn experts, Route route);
+  Routing routing_of(int tokens);
+  void route_logits(const RouterLogits& logits, int first, int tokens, const Routing& to);
+  void copy_topk(const TopK& topk, int first, int tokens, std::span<std::int32_t> ids);
+
+  const Options options_;
+  const Placement identity_;
+  Dispatcher dispatcher_;
+  Buffer scores_;                    // f32 [max_tokens, E]; touched only where logits come in
+  std::vector<ExpertId> topk_ids_;   // [max_tokens, K]
+  std::vector<SlotId> topk_slots_;   // [max_tokens, K]
+  std::vector<float> topk_weights_;  // [max_tokens, K]
+};
+
+/// tokens.out = weighted sum over each token's experts. Collective over the ranks of `a2a`; ranks
+/// without tokens pass 0 and their experts work for the others. The router's formula is that of the
+/// options.
+void moe_forward(MoeAllToAll& a2a,
+                 const MoeTokens& tokens,
+                 const RouterLogits& logits,
+                 ExpertFn experts);
+
+/// The same with the routing done by the caller.
+void moe_forward_from_topk(MoeAllToAll& a2a,
+                           const MoeTokens& tokens,
+                           const TopK& topk,
+                           ExpertFn experts);
+
+}  // namespace ferry

@@ -1,0 +1,417 @@
+// The caller's own experts behind moe_forward: the bytes of MoeLayer where they are the same
+// experts, and exact sums where they only scale.
+#include "ferry/moe/moe_forward.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "ferry/core/error.h"
+#include "ferry/moe/moe_layer.h"
+#include "ferry/transport/launch.h"
+#include "packed_moe.h"
+#include "support/ranks.h"
+
+namespace ferry {
+namespace {
+
+using testing::random_rows;
+using testing::RankWeights;
+using testing::ReferenceMoe;
+
+template <class T>
+const std::byte* bytes_of(const std::vector<T>& values) {
+  return reinterpret_cast<const std::byte*>(values.data());
+}
+
+template <class T>
+RowsView rows_of(const std::vector<T>& values, int width) {
+  return {bytes_of(values), static_cast<std::ptrdiff_t>(sizeof(T)) * width};
+}
+
+MutableRowsView into(std::vector<float>& values, int width) {
+  return {reinterpret_cast<std::byte*>(values.data()),
+          static_cast<std::ptrdiff_t>(sizeof(float)) * width};
+}
+
+std::size_t product(int a, int b) {
+  return static_cast<std::size_t>(a) * static_cast<std::size_t>(b);
+}
+
+// --- The same experts as MoeLayer --------------------------------------------------------------
+
+struct Way {
+  std::string name;
+  int ranks = 1;
+  int max_tokens = 32;
+  int redundant = 0;
+  DType dtype = DType::f32;
+  MoeA2ABackend backend = MoeA2ABackend::pplx;
+  std::string transport = "inproc";
+};
+
+void PrintTo(const Way& way, std::ostream* out) { *out << way.name; }
+
+class MoeForwardWays : public ::testing::TestWithParam<Way> {};
+
+/// One rank: MoeLayer and both forms of moe_forward over the same rows.
+void compare_with_layer(const Way& way, Transport& transport) {
+  ReferenceMoe moe = ReferenceMoe::random(40, 24, 7, 3, 0, 5);
+  moe.renormalize = true;
+  const int tokens = transport.rank() == 1 ? 0 : 11 + transport.rank();
+  const Placement placement = Placement::identity(moe.experts, way.ranks, way.redundant);
+  RankWeights weights(moe, placement, transport.rank(), way.dtype);
+  ThreadPool pool(2);
+
+  const std::vector<float> rows =
+      random_rows(tokens, moe.hidden, 6U + static_cast<unsigned>(transport.rank()));
+  std::vector<std::byte> hidden(rows.size() * dtype_bytes(way.dtype));
+  const auto elements = static_cast<std::int64_t>(rows.size());
+  kernels().convert(bytes_of(rows), DType::f32, hidden.data(), way.dtype, elements);
+  const RowsView hidden_rows{hidden.data(),
+                             static_cast<std::ptrdiff_t>(dtype_bytes(way.dtype)) * moe.hidden};
+
+  const RouterOptions router{
+      .experts = moe.experts, .topk = moe.topk, .renormalize = moe.renormalize};
+  MoeContext context({.router = router,
+                      .dispatcher = {.exchange = exchange_options(way.backend),
+                                     .slots_per_rank = placement.slots_per_rank(),
+                                     .hidden = moe.hidden,
+                                     .topk = moe.topk,
+                                     .max_tokens = way.max_tokens,
+                                     .dispatch_wire = way.dtype,
+                                     .expert_type = way.dtype,
+                                     .combine_wire = way.dtype},
+                      .inter = moe.inter,
+                      .dtype = way.dtype},
+                     transport,
+                     pool);
+  MoeLayer layer(context, placement, weights.weights, 0);
+  std::vector<float> expected(rows.size());
+  layer.forward(hidden_rows, tokens, expected.data());
+
+  MoeAllToAll a2a({.router = router,
+                   .redundant = way.redundant,
+                   .exchange = exchange_options(way.backend),
+                   .hidden = moe.hidden,
+                   .max_tokens = way.max_tokens,
+                   .dispatch_wire = way.dtype,
+                   .expert_type = way.dtype,
+                   .combine_wire = way.dtype},
+                  transport,
+                  pool);
+  Experts experts({.hidden = moe.hidden, .inter = moe.inter, .dtype = way.dtype, .max_rows = 64},
+                  pool);
+  const auto kernel = [&](const ExpertRows& work) { experts.run(work, weights.weights.local); };
+
+  // The router reads the rows as the layer does, in f32 after rounding to the model's type.
+  std::vector<float> read(rows.size());
+  kernels().convert(
+      hidden.data(), way.dtype, reinterpret_cast<std::byte*>(read.data()), DType::f32, elements);
+  std::vector<float> logits(product(tokens, moe.experts));
+  parallel_gemm(pool,
+                GemmScratch(pool.size(), DType::f32, moe.hidden),
+                {.in = rows_of(read, moe.hidden),
+                 .rows = tokens,
+                 .weights = &weights.weights.router,
+                 .out = into(logits, moe.experts)});
+  std::vector<float> out(rows.size());
+  const MoeTokens call{
+      .hidden = hidden_rows, .type = way.dtype, .tokens = tokens, .out = into(out, moe.hidden)};
+  moe_forward(a2a, call, {.rows = rows_of(logits, moe.experts)}, kernel);
+  EXPECT_EQ(out, expected);
+
+  std::vector<ExpertId> ids(product(tokens, moe.topk));
+  std::vector<float> topk_weights(ids.size());
+  route(router, logits, ids, topk_weights);
+  std::fill(out.begin(), out.end(), -1.0F);
+  moe_forward_from_topk(a2a,
+                        call,
+                        {.ids = {ids.data(), IndexView::Type::i32, rows_of(ids, moe.topk).stride},
+                         .weights = rows_of(topk_weights, moe.topk)},
+                        kernel);
+  EXPECT_EQ(out, expected);
+}
+
+TEST_P(MoeForwardWays, GivesTheBytesOfMoeLayer) {
+  on_ranks({.kind = {GetParam().transport}, .ranks = GetParam().ranks},
+           [](Transport& transport) { compare_with_layer(GetParam(), transport); });
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Moe,
+    MoeForwardWays,
+    ::testing::Values(
+        Way{.name = "OneRank"},
+        Way{.name = "TwoRanksInChunks", .ranks = 2, .max_tokens = 4},
+        Way{.name = "Bf16Replicas", .ranks = 3, .redundant = 4, .dtype = DType::bf16},
+        Way{.name = "Alltoallv", .ranks = 2, .backend = MoeA2ABackend::alltoallv},
+        Way{.name = "NoneInChunks", .ranks = 2, .max_tokens = 5, .backend = MoeA2ABackend::none},
+        Way{.name = "Shm", .ranks = 2, .max_tokens = 7, .dtype = DType::bf16, .transport = "shm"}),
+    [](const auto& way) { return way.param.name; });
+
+// --- Experts that scale: every sum is exact ------------------------------------------------------
+
+constexpr int kHidden = 16;
+constexpr int kExperts = 5;
+constexpr int kTopk = 3;
+
+/// Tokens of one rank with small whole numbers in them, ids with some of none, weights 1, 1/2, 1/4.
+struct Tokens {
+  explicit Tokens(int tokens, int seed = 0) : count(tokens) {
+    for (int i = 0; i < tokens * kHidden; ++i)
+      hidden.push_back(static_cast<float>((i * 7 + seed) % 8));
+    for (int i = 0; i < tokens * kTopk; ++i) {
+      ids.push_back((i * 5 + seed) % (kExperts + 1) - 1);  // -1 .. 4
+      weights.push_back(1.0F / static_cast<float>(1 << (i % kTopk)));
+    }
+  }
+
+  /// Expert e multiplies by e + 1.
+  std::vector<float> expected() const {
+    std::vector<float> out(hidden.size());
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      const std::size_t t = i / kHidden;
+      for (std::size_t k = t * kTopk; k < (t + 1) * kTopk; ++k) {
+        if (ids[k] >= 0) out[i] += weights[k] * hidden[i] * static_cast<float>(ids[k] + 1);
+      }
+    }
+    return out;
+  }
+
+  TopK topk() const {
+    return {.ids = {ids.data(), IndexView::Type::i32, rows_of(ids, kTopk).stride},
+            .weights = rows_of(weights, kTopk)};
+  }
+
+  MoeTokens to(std::vector<float>& out) const {
+    return {.hidden = rows_of(hidden, kHidden), .tokens = count, .out = into(out, kHidden)};
+  }
+
+  int count;
+  std::vector<float> hidden;
+  std::vector<std::int32_t> ids;
+  std::vector<float> weights;
+};
+
+/// f32 rows times what `factor` says of the local slot.
+template <class Factor>
+void scale_rows(const ExpertRows& rows, Factor factor) {
+  for (std::size_t slot = 0; slot < rows.counts.size(); ++slot) {
+    for (std::int64_t i = 0; i < rows.counts[slot]; ++i) {
+      const auto* in = reinterpret_cast<const float*>(rows.in.row(rows.offsets[slot] + i));
+      auto* out = reinterpret_cast<float*>(rows.out.row(rows.offsets[slot] + i));
+      for (int h = 0; h < rows.hidden; ++h) out[h] = in[h] * factor(static_cast<int>(slot));
+    }
+  }
+}
+
+auto scaling_experts(const Placement& placement, Rank rank) {
+  return [&placement, first = rank * placement.slots_per_rank()](const ExpertRows& rows) {
+    scale_rows(rows,
+               [&](int slot) { return static_cast<float>(placement.expert_of(first + slot) + 1); });
+  };
+}
+
+MoeAllToAll::Options scaling_options(int max_tokens = 8) {
+  return {
+      .router = {.experts = kExperts, .topk = kTopk}, .hidden = kHidden, .max_tokens = max_tokens};
+}
+
+/// Runs `body(a2a, placement, rank)` on thread ranks.
+template <class Body>
+void on_thread_ranks(int ranks, const MoeAllToAll::Options& options, Body body) {
+  on_ranks({.ranks = ranks}, [&](Transport& transport) {
+    ThreadPool pool(1);
+    MoeAllToAll a2a(options, transport, pool);
+    body(a2a, Placement::identity(kExperts, ranks, options.redundant), transport.rank());
+  });
+}
+
+TEST(MoeForward, TakesIdsOfAnyTypeAndStride) {
+  on_thread_ranks(2, scaling_options(), [](MoeAllToAll& a2a, const Placement& p, Rank rank) {
+    const Tokens tokens(6, rank);
+    const auto check = [&]<class T>(T, IndexView::Type type) {
+      constexpr int kWidth = kTopk + 2;  // something else lies between the rows
+      std::vector<T> ids(product(tokens.count, kWidth), T{77});
+      for (std::size_t i = 0; i < tokens.ids.size(); ++i)
+        ids[i / kTopk * kWidth + i % kTopk] = static_cast<T>(tokens.ids[i]);
+      std::vector<float> out(tokens.hidden.size(), 9);
+      moe_forward_from_topk(a2a,
+                            tokens.to(out),
+                            {.ids = {ids.data(), type, rows_of(ids, kWidth).stride},
+                             .weights = rows_of(tokens.weights, kTopk)},
+                            scaling_experts(p, rank));
+      EXPECT_EQ(out, tokens.expected());
+    };
+    check(std::int32_t{}, IndexView::Type::i32);
+    check(std::uint32_t{}, IndexView::Type::u32);
+    check(std::int64_t{}, IndexView::Type::i64);
+  });
+}
+
+TEST(MoeForward, ReadsAndWritesRowsWithStridesInBf16) {
+  on_thread_ranks(2, scaling_options(), [](MoeAllToAll& a2a, const Placement& p, Rank rank) {
+    const Tokens tokens(5, rank);
+    constexpr int kWidth = kHidden + 8;
+    std::vector<std::uint16_t> hidden(product(tokens.count, kWidth), 0x7FC0);  // NaN between rows
+    std::vector<std::uint16_t> out(hidden.size(), 0x1234);
+    const RowsView rows = rows_of(hidden, kWidth);
+    const MutableRowsView out_rows{reinterpret_cast<std::byte*>(out.data()), rows.stride};
+    for (int t = 0; t < tokens.count; ++t) {
+      kernels().convert(rows_of(tokens.hidden, kHidden).row(t),
+                        DType::f32,
+                        reinterpret_cast<std::byte*>(hidden.data() + product(t, kWidth)),
+                        DType::bf16,
+                        kHidden);
+    }
+    moe_forward_from_topk(a2a,
+                          {.hidden = rows,
+                           .type = DType::bf16,
+                           .tokens = tokens.count,
+                           .out = out_rows,
+                           .out_type = DType::bf16},
+                          tokens.topk(),
+                          scaling_experts(p, rank));
+    const std::vector<float> expected = tokens.expected();
+    for (int t = 0; t < tokens.count; ++t) {
+      std::vector<std::uint16_t> wanted(kWidth, 0x1234);
+      kernels().convert(rows_of(expected, kHidden).row(t),
+                        DType::f32,
+                        reinterpret_cast<std::byte*>(wanted.data()),
+                        DType::bf16,
+                        kHidden);
+      EXPECT_EQ(std::memcmp(out_rows.row(t), wanted.data(), wanted.size() * sizeof wanted[0]), 0);
+    }
+  });
+}
+
+TEST(MoeForward, RunsUnequalChunksAndRanksWithoutTokens) {
+  on_thread_ranks(3, scaling_options(4), [](MoeAllToAll& a2a, const Placement& p, Rank rank) {
+    for (const int round : {0, 1, 2}) {
+      const Tokens tokens((rank + round) % 3 * 9, rank);  // 0, 9, 18: 1, 3 and 5 exchanges
+      std::vector<float> out(tokens.hidden.size());
+      moe_forward_from_topk(a2a, tokens.to(out), tokens.topk(), scaling_experts(p, rank));
+      EXPECT_EQ(out, tokens.expected());
+    }
+    EXPECT_EQ(a2a.dispatcher().stats().exchanges, 15U);
+  });
+}
+
+TEST(MoeForward, AccumulatesAndWorksInPlace) {
+  on_thread_ranks(2, scaling_options(4), [](MoeAllToAll& a2a, const Placement& p, Rank rank) {
+    const Tokens tokens(10, rank);
+    std::vector<float> out = tokens.hidden;  // as a residual stream would
+    MoeTokens call = tokens.to(out);
+    call.hidden = rows_of(out, kHidden);
+    call.accumulate = true;
+    moe_forward_from_topk(a2a, call, tokens.topk(), scaling_experts(p, rank));
+    std::vector<float> expected = tokens.expected();
+    for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += tokens.hidden[i];
+    EXPECT_EQ(out, expected);
+  });
+}
+
+TEST(MoeForward, TakesSlotsOfACallerThatBalancesItself) {
+  MoeAllToAll::Options options = scaling_options();
+  options.redundant = 3;  // 8 slots: 0 1 2 3 | 4 0 1 2
+  on_thread_ranks(2, options, [](MoeAllToAll& a2a, const Placement&, Rank rank) {
+    const std::vector<std::int64_t> slots = {5, 0, -1, 7, 4, 3};
+    const std::vector<float> weights = {1, 2, 4, 1, 2, 4};
+    const std::vector<float> hidden(2 * kHidden, 1);
+    std::vector<float> out(hidden.size());
+    moe_forward_from_topk(
+        a2a,
+        {.hidden = rows_of(hidden, kHidden), .tokens = 2, .out = into(out, kHidden)},
+        {.ids = {slots.data(), IndexView::Type::i64, rows_of(slots, kTopk).stride},
+         .weights = rows_of(weights, kTopk),
+         .kind = TopK::Ids::physical},
+        [&](const ExpertRows& rows) {
+          scale_rows(rows, [&](int slot) { return static_cast<float>(rank * 4 + slot); });
+        });
+    EXPECT_EQ(out[0], 5.0F);
+    EXPECT_EQ(out[kHidden], 7.0F + 2 * 4.0F + 4 * 3.0F);
+  });
+}
+
+TEST(MoeForward, FollowsThePlacementOfTheCall) {
+  on_thread_ranks(2, scaling_options(), [](MoeAllToAll& a2a, const Placement&, Rank rank) {
+    const Placement moved({4, 3, -1, 2, 1, 0}, kExperts, 2);
+    const Tokens tokens(7, rank);
+    std::vector<float> out(tokens.hidden.size());
+    MoeTokens call = tokens.to(out);
+    call.placement = &moved;
+    moe_forward_from_topk(a2a, call, tokens.topk(), scaling_experts(moved, rank));
+    EXPECT_EQ(out, tokens.expected());
+  });
+}
+
+TEST(MoeForward, BiasesTheChoiceOfBf16Logits) {
+  on_thread_ranks(2, scaling_options(), [](MoeAllToAll& a2a, const Placement& p, Rank rank) {
+    const std::vector<std::uint16_t> logits(kExperts);  // zeros: every score is 1/5
+    const std::vector<float> bias = {0, 1, 0, 1, 1};    // experts 1, 3, 4
+    const std::vector<float> hidden(kHidden, 5);
+    std::vector<float> out(hidden.size());
+    moe_forward(a2a,
+                {.hidden = rows_of(hidden, kHidden), .tokens = 1, .out = into(out, kHidden)},
+                {.rows = rows_of(logits, kExperts), .type = DType::bf16, .selection_bias = bias},
+                scaling_experts(p, rank));
+    for (const float x : out) EXPECT_NEAR(x, 2 + 4 + 5, 1e-5);
+  });
+}
+
+void count_rows(const ExpertRows& rows, void* context) {
+  scale_rows(rows, [](int) { return 2.0F; });
+  for (const std::int32_t count : rows.counts) *static_cast<int*>(context) += count;
+}
+
+TEST(MoeForward, CallsAPlainFunctionWithItsContext) {
+  on_thread_ranks(1, scaling_options(), [](MoeAllToAll& a2a, const Placement&, Rank) {
+    const Tokens tokens(4);
+    std::vector<float> out(tokens.hidden.size());
+    int rows = 0;
+    moe_forward_from_topk(a2a, tokens.to(out), tokens.topk(), {count_rows, &rows});
+    // A token that names an expert twice sends one row.
+    EXPECT_EQ(rows, 10);
+  });
+}
+
+TEST(MoeForward, NamesIdsThatDoNotExist) {
+  on_thread_ranks(1, scaling_options(), [](MoeAllToAll& a2a, const Placement& p, Rank rank) {
+    Tokens tokens(2);
+    tokens.ids[4] = kExperts;
+    std::vector<float> out(tokens.hidden.size());
+    try {
+      moe_forward_from_topk(a2a, tokens.to(out), tokens.topk(), scaling_experts(p, rank));
+      ADD_FAILURE() << "went through";
+    } catch (const ConfigError& e) {
+      EXPECT_STREQ(e.what(), "token 1: choice 1 is expert 5, outside 0..4; use -1 for none");
+    }
+  });
+}
+
+TEST(MoeForward, RefusesAPlacementOfAnotherShape) {
+  on_thread_ranks(1, scaling_options(), [](MoeAllToAll& a2a, const Placement& p, Rank rank) {
+    const Placement other = Placement::identity(kExperts, 1, 1);
+    const Tokens tokens(1);
+    std::vector<float> out(tokens.hidden.size());
+    MoeTokens call = tokens.to(out);
+    call.placement = &other;
+    EXPECT_THROW(moe_forward_from_topk(a2a, call, tokens.topk(), scaling_experts(p, rank)),
+                 BrokenContract);
+  });
+}
+
+TEST(MoeForward, KnowsItsMemoryBeforehand) {
+  const MoeAllToAll::Options small = scaling_options(8);
+  MoeAllToAll::Options large = small;
+  large.max_tokens = 64;
+  EXPECT_GT(MoeAllToAll::mem_size(small, 2, true), 8U * kHidden * sizeof(float));
+  EXPECT_GT(MoeAllToAll::mem_size(large, 2, true), MoeAllToAll::mem_size(small, 2, true));
+  EXPECT_GT(MoeAllToAll::mem_size(large, 2, false), MoeAllToAll::mem_size(large, 2, true));
+}
+
+}  // namespace
+}  // namespace ferry
