@@ -19,7 +19,7 @@ void advise_huge_pages(void* data, std::size_t bytes) noexcept {
   if (bytes >= kHugePageWorthwhile) madvise(data, bytes, MADV_HUGEPAGE);
 }
 
-Buffer::Buffer(std::size_t bytes) {
+Buffer::Buffer(std::size_t bytes, Use use) {
   if (bytes == 0) return;
   void* p = mmap(
       nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -30,7 +30,7 @@ Buffer::Buffer(std::size_t bytes) {
         bytes,
         std::strerror(errno));
   }
-  advise_huge_pages(p, bytes);
+  if (use == Use::dense) advise_huge_pages(p, bytes);
   data_ = static_cast<std::byte*>(p);
   bytes_ = bytes;
 }

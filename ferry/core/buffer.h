@@ -2,18 +2,23 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <utility>
 
 namespace ferry {
 
 /// Zeroed anonymous memory, aligned to a page, reserved but not committed: pages that are never
-/// touched cost nothing. Asks for huge pages from 32 MiB on, where they were measured to pay
-/// (docs/performance.md). Movable, not copyable; frees in the destructor. Throws Error when the
+/// touched cost nothing. Movable, not copyable; frees in the destructor. Throws Error when the
 /// address space or memory limit refuses.
 class Buffer {
  public:
+  /// How densely the memory will be used. Dense memory asks for huge pages from 32 MiB on, where
+  /// they pay; in sparse memory each huge page would be cleared for the sake of a few rows
+  /// (measured: half the time of a padded dispatch).
+  enum class Use : std::uint8_t { dense, sparse };
+
   Buffer() = default;
-  explicit Buffer(std::size_t bytes);
+  explicit Buffer(std::size_t bytes, Use use = Use::dense);
   ~Buffer();
 
   Buffer(Buffer&& other) noexcept

@@ -42,27 +42,17 @@ void Dispatcher::combine_send() {
 /// Adds up this rank's results for each token of `home`, weighted, in top-k order.
 void Dispatcher::sum_per_rank(Rank home) {
   const auto h = static_cast<std::size_t>(home);
-  const auto* header =
-      at<const DispatchHeader>(layout_.dispatch_inbox + h * layout_.dispatch_message_bytes);
-  const auto* counts = reinterpret_cast<const std::uint32_t*>(header + 1);
-  const auto* entries =
-      reinterpret_cast<const ReduceEntry*>(counts + options_.slots_per_rank + header->records);
-  const std::span<const std::int64_t> first_rows = receive_plan_.first_rows(home);
+  const std::span<const ReduceEntry> entries = message_of(home).entries;
+  const std::span<const std::int64_t> places = receive_plan_.places(home);
   const std::size_t row_bytes = layout_.combine_row_bytes;
-  const auto row_of_record = [&](std::uint32_t record) {
-    std::size_t slot = 0;
-    std::uint32_t slot_begin = 0;
-    while (record >= slot_begin + counts[slot]) slot_begin += counts[slot++];
-    const auto row = static_cast<std::size_t>(first_rows[slot] + record - slot_begin);
-    return expert_output_.data() + row * row_bytes;
-  };
   std::byte* sums = at<std::byte>(layout_.results) +
                     h * static_cast<std::size_t>(options_.max_tokens) * row_bytes;
-  for (std::uint32_t i = 0; i < header->reduce_entries;) {
+  for (std::size_t i = 0; i < entries.size();) {
     const std::uint32_t token = entries[i].token;
     std::size_t terms = 0;
-    for (; i < header->reduce_entries && entries[i].token == token; ++i, ++terms) {
-      sum_rows_[0][terms] = row_of_record(entries[i].record);
+    for (; i < entries.size() && entries[i].token == token; ++i, ++terms) {
+      const auto place = static_cast<std::size_t>(places[entries[i].record]);
+      sum_rows_[0][terms] = expert_output_.data() + place * row_bytes;
       sum_weights_[0][terms] = entries[i].weight;
     }
     kernels().weighted_sum({.rows = sum_rows_[0].data(),
@@ -78,9 +68,7 @@ void Dispatcher::sum_per_rank(Rank home) {
 std::uint32_t Dispatcher::push_results(Rank home) {
   const auto h = static_cast<std::size_t>(home);
   const auto me = static_cast<std::size_t>(transport_.rank());
-  const auto* header =
-      at<const DispatchHeader>(layout_.dispatch_inbox + h * layout_.dispatch_message_bytes);
-  const auto* counts = reinterpret_cast<const std::uint32_t*>(header + 1);
+  const DispatchMessage message = message_of(home);
   const std::size_t row_bytes = layout_.combine_row_bytes;
   const auto tokens = static_cast<std::size_t>(options_.max_tokens);
   std::uint32_t puts = 0;
@@ -94,18 +82,17 @@ std::uint32_t Dispatcher::push_results(Rank home) {
                      ExchangeSignal::combine_rows);
   };
   if (options_.exchange.reduce_at == ExchangeOptions::ReduceAt::rank_then_home) {
-    const auto* entries =
-        reinterpret_cast<const ReduceEntry*>(counts + options_.slots_per_rank + header->records);
     std::uint32_t last = ~0U;
-    for (std::uint32_t i = 0; i < header->reduce_entries; ++i) {
-      if (entries[i].token != last) push(entries[i].token, h * tokens + entries[i].token, 1);
-      last = entries[i].token;
+    for (const ReduceEntry& entry : message.entries) {
+      if (entry.token != last) push(entry.token, h * tokens + entry.token, 1);
+      last = entry.token;
     }
   } else {
-    std::size_t record = 0;
-    for (int slot = 0; slot < options_.slots_per_rank; ++slot) {
-      push(record, static_cast<std::size_t>(receive_plan_.first_row(home, slot)), counts[slot]);
-      record += counts[slot];
+    const std::span<const std::int64_t> first_rows = receive_plan_.first_rows(home);
+    std::size_t result = 0;
+    for (std::size_t slot = 0; slot < message.counts.size(); ++slot) {
+      push(result, static_cast<std::size_t>(first_rows[slot]), message.counts[slot]);
+      result += message.counts[slot];
     }
   }
   return puts;
@@ -160,7 +147,7 @@ void Dispatcher::read_combine_message(Rank peer) {
   results_expected_[p] += header->payload_puts;
   if (header->payload_puts) await(peer, ExchangeSignal::combine_rows, results_expected_[p]);
   if (pull_ && peer != transport_.rank())
-    stats_.bytes_wire += send_plan_.records(peer) * layout_.combine_row_bytes;
+    stats_.bytes_wire += send_plan_.records(peer).size() * layout_.combine_row_bytes;
 }
 
 /// One token's sum: its results in top-k order, or the ranks' sums in order of rank.
@@ -191,7 +178,7 @@ void Dispatcher::sum_at_home(const CombineTarget& target, std::int64_t token, in
       const auto* first_rows = at<const std::int64_t>(
           layout_.combine_inbox + p * layout_.combine_message_bytes + sizeof(CombineHeader));
       const std::size_t row =
-          pull_ ? static_cast<std::size_t>(first_rows[place.slot]) + place.in_slot : place.record;
+          pull_ ? static_cast<std::size_t>(first_rows[place.slot]) + place.in_slot : place.result;
       const auto entry = t * static_cast<std::size_t>(options_.topk) + static_cast<std::size_t>(k);
       add(results_of(place.rank) + row * row_bytes, target.weights[entry]);
     }

@@ -42,7 +42,7 @@ void Dispatcher::dispatch_send(const RoutedTokens& tokens) {
         layout_.dispatch_inbox + me * layout_.dispatch_message_bytes,
         {message, bytes},
         ExchangeSignal::dispatch_message);
-    const std::size_t records = send_plan_.records(peer);
+    const std::size_t records = send_plan_.records(peer).size();
     stats_.bytes_logical += records * (layout_.dispatch_row_bytes + layout_.combine_row_bytes);
   }
   ++stats_.exchanges;
@@ -89,9 +89,8 @@ std::uint32_t Dispatcher::push_rows(Rank peer) {
       for (const TokenRun& run : send_plan_.runs(peer)) push(run.first, run.first, run.count);
       break;
     case ExchangeOptions::SendPer::token_expert: {
-      const std::span<const std::uint32_t> tokens = send_plan_.record_tokens(peer);
-      for (std::size_t record = 0; record < tokens.size(); ++record)
-        push(record, tokens[record], 1);
+      const std::span<const Record> records = send_plan_.records(peer);
+      for (std::size_t i = 0; i < records.size(); ++i) push(i, records[i].token, 1);
       break;
     }
   }
@@ -111,38 +110,51 @@ std::size_t Dispatcher::write_dispatch_message(Rank peer,
   DispatchHeader header{.epoch = epoch_,
                         .tokens = static_cast<std::uint32_t>(tokens.tokens),
                         .chunks = static_cast<std::uint32_t>(tokens.chunks),
-                        .records = send_plan_.records(peer),
+                        .records = static_cast<std::uint32_t>(send_plan_.records(peer).size()),
                         .payload_puts = puts};
   out += sizeof header;  // written last: it counts the reduce entries
   append(send_plan_.counts(peer).data(), send_plan_.counts(peer).size_bytes());
-  append(send_plan_.record_tokens(peer).data(), send_plan_.record_tokens(peer).size_bytes());
+  append(send_plan_.records(peer).data(), send_plan_.records(peer).size_bytes());
   if (options_.exchange.reduce_at == ExchangeOptions::ReduceAt::rank_then_home) {
-    for (int t = 0; t < tokens.tokens; ++t) {
-      for (int k = 0; k < options_.topk; ++k) {
-        const RecordPlace place = send_plan_.place(t, k);
-        if (place.rank != peer) continue;
-        const auto entry = static_cast<std::size_t>(t * options_.topk + k);
-        const ReduceEntry reduce{
-            static_cast<std::uint32_t>(t), place.record, tokens.weights[entry]};
-        append(&reduce, sizeof reduce);
-        ++header.reduce_entries;
-      }
-    }
+    header.reduce_entries = append_reduce_entries(peer, tokens, out);
   }
   std::memcpy(const_cast<std::byte*>(begin), &header, sizeof header);
   return static_cast<std::size_t>(out - begin);
+}
+
+/// The tokens' weights for the sums that `peer` will make. Returns how many entries it wrote at
+/// `out` and moves it behind them.
+std::uint32_t Dispatcher::append_reduce_entries(Rank peer,
+                                                const RoutedTokens& tokens,
+                                                std::byte*& out) const {
+  const std::span<const Record> records = send_plan_.records(peer);
+  std::uint32_t entries = 0;
+  std::uint32_t first = 0;  // record of the token in hand
+  for (int t = 0; t < tokens.tokens; ++t) {
+    const auto token = static_cast<std::uint32_t>(t);
+    while (first < records.size() && records[first].token < token) ++first;
+    for (int k = 0; k < options_.topk; ++k) {
+      const RecordPlace place = send_plan_.place(t, k);
+      if (place.rank != peer) continue;
+      std::uint32_t record = first;
+      while (records[record].slot != static_cast<std::uint32_t>(place.slot)) ++record;
+      const std::size_t entry =
+          static_cast<std::size_t>(t) * static_cast<std::size_t>(options_.topk) +
+          static_cast<std::size_t>(k);
+      const ReduceEntry reduce{token, record, tokens.weights[entry]};
+      std::memcpy(out, &reduce, sizeof reduce);
+      out += sizeof reduce;
+      ++entries;
+    }
+  }
+  return entries;
 }
 
 ExpertRows Dispatcher::dispatch_recv() {
   enter(Phase::dispatch_sent, Phase::dispatched, "dispatch_recv");
   chunks_of_all_ = 0;
   for (Rank home = 0; home < ranks_; ++home) read_dispatch_message(home);
-  receive_plan_.build([this](Rank home) {
-    const auto h = static_cast<std::size_t>(home);
-    const auto* counts = at<const std::uint32_t>(
-        layout_.dispatch_inbox + h * layout_.dispatch_message_bytes + sizeof(DispatchHeader));
-    return std::span(counts, static_cast<std::size_t>(options_.slots_per_rank));
-  });
+  receive_plan_.build([this](Rank home) { return message_of(home).counts; });
   for (int i = 0; i < ranks_; ++i)  // own rows first: they are there
     take_rows((transport_.rank() + i) % ranks_);
 
@@ -160,73 +172,74 @@ ExpertRows Dispatcher::dispatch_recv() {
       .hidden = options_.hidden};
 }
 
+DispatchMessage Dispatcher::message_of(Rank home) const {
+  const auto h = static_cast<std::size_t>(home);
+  const auto* header =
+      at<const DispatchHeader>(layout_.dispatch_inbox + h * layout_.dispatch_message_bytes);
+  const auto* counts = reinterpret_cast<const std::uint32_t*>(header + 1);
+  const auto* records = reinterpret_cast<const Record*>(counts + options_.slots_per_rank);
+  const auto* entries = reinterpret_cast<const ReduceEntry*>(records + header->records);
+  return {*header,
+          {counts, static_cast<std::size_t>(options_.slots_per_rank)},
+          {records, header->records},
+          {entries, header->reduce_entries}};
+}
+
 /// Waits for the message of `home` and checks that nothing in it leads outside our buffers.
 void Dispatcher::read_dispatch_message(Rank home) {
   await(home, ExchangeSignal::dispatch_message, epoch_);
-  const auto h = static_cast<std::size_t>(home);
-  const auto* message =
-      at<const std::byte>(layout_.dispatch_inbox + h * layout_.dispatch_message_bytes);
-  const auto* header = reinterpret_cast<const DispatchHeader*>(message);
-  const auto* counts = reinterpret_cast<const std::uint32_t*>(header + 1);
-  const auto slots = static_cast<std::size_t>(options_.slots_per_rank);
-  std::uint64_t records = 0;
-  bool sane =
-      header->epoch == epoch_ && header->tokens <= static_cast<std::uint32_t>(options_.max_tokens);
-  for (std::size_t slot = 0; sane && slot < slots; ++slot) {
-    sane = counts[slot] <= header->tokens;
-    records += counts[slot];
+  const auto [header, counts, records, entries] = message_of(home);
+  bool sane = header.epoch == epoch_ &&
+              header.tokens <= static_cast<std::uint32_t>(options_.max_tokens) &&
+              header.records <= layout_.max_records &&
+              header.reduce_entries <= header.tokens * static_cast<std::uint32_t>(options_.topk);
+  std::uint64_t announced = 0;
+  for (std::size_t slot = 0; sane && slot < counts.size(); ++slot) {
+    sane = counts[slot] <= header.tokens;
+    announced += counts[slot];
   }
-  sane = sane && records == header->records &&
-         header->reduce_entries <= header->tokens * static_cast<std::uint32_t>(options_.topk);
-  const std::uint32_t* tokens = counts + slots;
-  for (std::uint64_t i = 0; sane && i < records; ++i) sane = tokens[i] < header->tokens;
-  const auto* entries = reinterpret_cast<const ReduceEntry*>(tokens + records);
-  for (std::uint32_t i = 0; sane && i < header->reduce_entries; ++i)
-    sane = entries[i].token < header->tokens && entries[i].record < records;
-  if (!sane) {
-    throw TransportError(
-        TransportError::Kind::io,
-        home,
-        fmt::format("dispatch_recv (layer {}, exchange {}): the message of rank {} "
-                    "contradicts itself (exchange {}, {} tokens, {} records); the "
-                    "ranks run different options or versions",
-                    layer_,
-                    epoch_,
-                    home,
-                    header->epoch,
-                    header->tokens,
-                    header->records));
-  }
-  chunks_of_all_ = std::max(chunks_of_all_, static_cast<int>(header->chunks));
+  sane = sane && announced == header.records;
+  for (std::size_t i = 0; sane && i < records.size(); ++i) sane = records[i].token < header.tokens;
+  for (std::size_t i = 0; sane && i < entries.size(); ++i)
+    sane = entries[i].token < header.tokens && entries[i].record < header.records;
+  if (!sane) throw contradiction(home);
+  chunks_of_all_ = std::max(chunks_of_all_, static_cast<int>(header.chunks));
+}
+
+TransportError Dispatcher::contradiction(Rank home) const {
+  const DispatchHeader& header = message_of(home).header;
+  return {TransportError::Kind::io,
+          home,
+          fmt::format("{}: the message of rank {} contradicts itself (exchange {}, {} tokens, {} "
+                      "records); the ranks run different options or versions",
+                      where(),
+                      home,
+                      header.epoch,
+                      header.tokens,
+                      header.records)};
 }
 
 /// Brings the rows of `home` to their places, or points at them.
 void Dispatcher::take_rows(Rank home) {
   const auto h = static_cast<std::size_t>(home);
-  const auto* header =
-      at<const DispatchHeader>(layout_.dispatch_inbox + h * layout_.dispatch_message_bytes);
-  rows_expected_[h] += header->payload_puts;
-  if (header->payload_puts) await(home, ExchangeSignal::dispatch_rows, rows_expected_[h]);
+  const DispatchMessage message = message_of(home);
+  if (!receive_plan_.place(home, message.records)) throw contradiction(home);
+  rows_expected_[h] += message.header.payload_puts;
+  if (message.header.payload_puts) await(home, ExchangeSignal::dispatch_rows, rows_expected_[h]);
 
-  const auto* counts = reinterpret_cast<const std::uint32_t*>(header + 1);
-  const std::uint32_t* tokens = counts + options_.slots_per_rank;
   const std::byte* rows = rows_of(home);
   const std::size_t row_bytes = layout_.dispatch_row_bytes;
-  const std::span<const std::int64_t> first_rows = receive_plan_.first_rows(home);
-  if (pull_ && home != transport_.rank()) stats_.bytes_wire += header->records * row_bytes;
+  const std::span<const std::int64_t> places = receive_plan_.places(home);
+  if (pull_ && home != transport_.rank()) stats_.bytes_wire += message.header.records * row_bytes;
 
   const bool point = !row_pointers_.empty();
   // Only rows pushed for each expert lie record by record; all others lie where the token lay.
   const bool by_record =
       !pull_ && options_.exchange.send_per == ExchangeOptions::SendPer::token_expert;
   const auto take = [&](std::int64_t begin, std::int64_t end, int) {
-    std::size_t slot = 0;
-    std::int64_t slot_begin = 0;  // first record of `slot`
-    for (std::int64_t i = begin; i < end; ++i) {
-      while (i >= slot_begin + counts[slot]) slot_begin += counts[slot++];
-      const std::byte* row =
-          rows + (by_record ? static_cast<std::size_t>(i) : tokens[i]) * row_bytes;
-      const auto place = static_cast<std::size_t>(first_rows[slot] + i - slot_begin);
+    for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i) {
+      const std::byte* row = rows + (by_record ? i : message.records[i].token) * row_bytes;
+      const auto place = static_cast<std::size_t>(places[i]);
       if (point) {
         row_pointers_[place] = row;
       } else {
@@ -238,10 +251,11 @@ void Dispatcher::take_rows(Rank home) {
       }
     }
   };
+  const auto records = static_cast<std::int64_t>(message.records.size());
   if (point) {
-    take(0, header->records, 0);
+    take(0, records, 0);
   } else {
-    pool_.parallel_for(header->records, copy_grain(row_bytes), take);
+    pool_.parallel_for(records, copy_grain(row_bytes), take);
   }
 }
 

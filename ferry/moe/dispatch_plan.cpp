@@ -8,20 +8,23 @@ namespace ferry {
 
 SendPlan::SendPlan(int ranks, int slots_per_rank, int topk, int max_tokens)
     : ranks_(ranks), slots_per_rank_(slots_per_rank), topk_(topk), max_tokens_(max_tokens) {
-  const auto num_slots = static_cast<std::size_t>(ranks * slots_per_rank);
-  const auto entries = static_cast<std::size_t>(max_tokens) * static_cast<std::size_t>(topk);
+  const std::size_t num_ranks = static_cast<std::size_t>(ranks);
+  const std::size_t num_slots = num_ranks * static_cast<std::size_t>(slots_per_rank);
+  const std::size_t tokens = static_cast<std::size_t>(max_tokens);
+  const std::size_t entries = tokens * static_cast<std::size_t>(topk);
   slots_.resize(entries);
+  in_slot_.resize(entries);
   counts_.resize(num_slots);
-  first_record_.resize(num_slots + 1);
-  position_.resize(entries);
-  record_token_.resize(entries);
-  runs_.resize(static_cast<std::size_t>(ranks) * static_cast<std::size_t>(max_tokens));
-  num_runs_.resize(static_cast<std::size_t>(ranks));
+  first_result_.resize(num_slots + 1);
+  records_.resize(entries);
+  next_record_.resize(num_ranks);
+  runs_.resize(num_ranks * tokens);
+  num_runs_.resize(num_ranks);
 }
 
 void SendPlan::build(std::span<const SlotId> slots, int tokens) {
   FERRY_CHECK(tokens >= 0 && tokens <= max_tokens_, "{} tokens, room for {}", tokens, max_tokens_);
-  const auto topk = static_cast<std::size_t>(topk_);
+  const std::size_t topk = static_cast<std::size_t>(topk_);
   const std::size_t entries = static_cast<std::size_t>(tokens) * topk;
   FERRY_CHECK(slots.size() == entries, "{} slot ids for {} tokens", slots.size(), tokens);
   tokens_ = tokens;
@@ -29,58 +32,66 @@ void SendPlan::build(std::span<const SlotId> slots, int tokens) {
   std::fill(counts_.begin(), counts_.end(), 0U);
   std::fill(num_runs_.begin(), num_runs_.end(), 0U);
 
+  // First pass: count. A token that repeats a slot shares the record it has there.
+  constexpr std::uint32_t kRepeats = 1U << 31;
   const auto num_slots = static_cast<SlotId>(counts_.size());
-  const auto repeated = [&](std::size_t token, std::size_t k) {
-    const SlotId* of_token = slots_.data() + token * topk;
-    return std::find(of_token, of_token + k, of_token[k]) != of_token + k;
-  };
-  for (std::size_t t = 0; t < static_cast<std::size_t>(tokens); ++t) {
-    for (std::size_t k = 0; k < topk; ++k) {
-      const SlotId slot = slots_[t * topk + k];
-      FERRY_CHECK(slot >= -1 && slot < num_slots, "slot {} of {} slots", slot, num_slots);
-      if (slot < 0 || repeated(t, k)) continue;
-      ++counts_[static_cast<std::size_t>(slot)];
-      const auto rank = static_cast<std::size_t>(slot / slots_per_rank_);
-      TokenRun* runs = runs_.data() + rank * static_cast<std::size_t>(max_tokens_);
-      std::uint32_t& num_runs = num_runs_[rank];
-      const std::uint32_t end = num_runs ? runs[num_runs - 1].first + runs[num_runs - 1].count : 0;
-      if (num_runs && end == t) {
-        ++runs[num_runs - 1].count;
-      } else if (!num_runs || end < t) {
-        runs[num_runs++] = {static_cast<std::uint32_t>(t), 1};
-      }  // else the token is the run's last already
+  for (std::size_t i = 0; i < entries; ++i) {
+    const SlotId slot = slots_[i];
+    FERRY_CHECK(slot >= -1 && slot < num_slots, "slot {} of {} slots", slot, num_slots);
+    if (slot < 0) continue;
+    const SlotId* of_token = slots_.data() + i / topk * topk;
+    std::uint32_t& count = counts_[static_cast<std::size_t>(slot)];
+    const SlotId* here = slots_.data() + i;
+    if (std::find(of_token, here, slot) != here) {
+      in_slot_[i] = (count - 1) | kRepeats;
+      continue;
     }
+    in_slot_[i] = count++;
+    add_to_runs(static_cast<std::size_t>(slot / slots_per_rank_),
+                static_cast<std::uint32_t>(i / topk));
   }
-
-  first_record_[0] = 0;
+  first_result_[0] = 0;
   for (std::size_t p = 0; p < counts_.size(); ++p)
-    first_record_[p + 1] = first_record_[p] + counts_[p];
-  // Second pass of the counting sort; counts_ serves as the cursor and ends as it began.
-  std::fill(counts_.begin(), counts_.end(), 0U);
-  for (std::size_t t = 0; t < static_cast<std::size_t>(tokens); ++t) {
-    for (std::size_t k = 0; k < topk; ++k) {
-      const SlotId slot = slots_[t * topk + k];
-      if (slot < 0) continue;
-      const auto p = static_cast<std::size_t>(slot);
-      // A repeated slot shares the record just made for this token.
-      if (!repeated(t, k))
-        record_token_[first_record_[p] + counts_[p]++] = static_cast<std::uint32_t>(t);
-      position_[t * topk + k] = first_record_[p] + counts_[p] - 1;
+    first_result_[p + 1] = first_result_[p] + counts_[p];
+
+  // Second pass: the records of each rank, in order of (token, k).
+  for (Rank r = 0; r < ranks_; ++r) next_record_[static_cast<std::size_t>(r)] = first_of(r);
+  for (std::size_t i = 0; i < entries; ++i) {
+    if (slots_[i] < 0) continue;
+    if (in_slot_[i] & kRepeats) {
+      in_slot_[i] &= ~kRepeats;
+      continue;
     }
+    const auto rank = static_cast<std::size_t>(slots_[i] / slots_per_rank_);
+    records_[next_record_[rank]++] = {static_cast<std::uint32_t>(i / topk),
+                                      static_cast<std::uint32_t>(slots_[i] % slots_per_rank_)};
+  }
+}
+
+/// Tokens come in rising order, a token possibly several times for the same rank.
+void SendPlan::add_to_runs(std::size_t rank, std::uint32_t token) {
+  TokenRun* runs = runs_.data() + rank * static_cast<std::size_t>(max_tokens_);
+  std::uint32_t& count = num_runs_[rank];
+  const std::uint32_t end = count ? runs[count - 1].first + runs[count - 1].count : 0;
+  if (count && end == token + 1) return;
+  if (count && end == token) {
+    ++runs[count - 1].count;
+  } else {
+    runs[count++] = {token, 1};
   }
 }
 
 std::uint32_t SendPlan::first_of(Rank rank) const {
-  return first_record_[static_cast<std::size_t>(rank) * static_cast<std::size_t>(slots_per_rank_)];
+  return first_result_[static_cast<std::size_t>(rank) * static_cast<std::size_t>(slots_per_rank_)];
+}
+
+std::span<const Record> SendPlan::records(Rank rank) const {
+  return std::span(records_).subspan(first_of(rank), first_of(rank + 1) - first_of(rank));
 }
 
 std::span<const std::uint32_t> SendPlan::counts(Rank rank) const {
   const auto per_rank = static_cast<std::size_t>(slots_per_rank_);
   return std::span(counts_).subspan(static_cast<std::size_t>(rank) * per_rank, per_rank);
-}
-
-std::span<const std::uint32_t> SendPlan::record_tokens(Rank rank) const {
-  return std::span(record_token_).subspan(first_of(rank), records(rank));
 }
 
 std::span<const TokenRun> SendPlan::runs(Rank rank) const {
@@ -94,50 +105,56 @@ RecordPlace SendPlan::place(int token, int k) const {
   const SlotId slot = slots_[entry];
   if (slot < 0) return {};
   const Rank rank = slot / slots_per_rank_;
-  return {.rank = rank,
-          .slot = slot % slots_per_rank_,
-          .in_slot = position_[entry] - first_record_[static_cast<std::size_t>(slot)],
-          .record = position_[entry] - first_of(rank)};
+  return {
+      .rank = rank,
+      .slot = slot % slots_per_rank_,
+      .in_slot = in_slot_[entry],
+      .result = first_result_[static_cast<std::size_t>(slot)] - first_of(rank) + in_slot_[entry]};
 }
 
-ReceivePlan::ReceivePlan(int ranks,
-                         int slots_per_rank,
-                         DispatchFormat format,
-                         std::int64_t slot_capacity,
-                         std::int64_t alignment)
-    : ranks_(ranks),
-      slots_per_rank_(slots_per_rank),
-      format_(format),
-      slot_capacity_(slot_capacity),
-      alignment_(alignment) {
-  counts_.resize(static_cast<std::size_t>(slots_per_rank));
-  offsets_.resize(static_cast<std::size_t>(slots_per_rank));
-  first_rows_.resize(static_cast<std::size_t>(ranks) * static_cast<std::size_t>(slots_per_rank));
-}
+ReceivePlan::ReceivePlan(const Options& options)
+    : options_(options),
+      counts_(slots()),
+      offsets_(slots()),
+      first_rows_((static_cast<std::size_t>(options.ranks) + 1) * slots()),
+      next_row_(slots()),
+      places_(static_cast<std::size_t>(options.ranks) * options.max_records) {}
 
 void ReceivePlan::set_counts(Rank home, std::span<const std::uint32_t> counts) {
   std::copy(counts.begin(),
             counts.end(),
-            first_rows_.begin() + static_cast<std::ptrdiff_t>(home) * slots_per_rank_);
+            first_rows_.begin() + static_cast<std::ptrdiff_t>(home) * options_.slots_per_rank);
 }
 
 void ReceivePlan::finish() {
-  const auto per_rank = static_cast<std::size_t>(slots_per_rank_);
-  std::int64_t next_row = 0;
-  for (std::size_t slot = 0; slot < per_rank; ++slot) {
-    std::int64_t row = format_ == DispatchFormat::padded
-                           ? static_cast<std::int64_t>(slot) * slot_capacity_
-                           : round_up(next_row, alignment_);
+  const auto ranks = static_cast<std::size_t>(options_.ranks);
+  std::int64_t row = 0;
+  for (std::size_t slot = 0; slot < slots(); ++slot) {
+    row = options_.format == DispatchFormat::padded
+              ? static_cast<std::int64_t>(slot) * options_.slot_capacity
+              : round_up(row, options_.alignment);
     offsets_[slot] = row;
-    for (std::size_t home = 0; home < static_cast<std::size_t>(ranks_); ++home) {
-      const std::int64_t count = first_rows_[home * per_rank + slot];
-      first_rows_[home * per_rank + slot] = row;
+    for (std::size_t home = 0; home < ranks; ++home) {
+      const std::int64_t count = first_rows_[home * slots() + slot];
+      first_rows_[home * slots() + slot] = row;
       row += count;
     }
     counts_[slot] = static_cast<std::int32_t>(row - offsets_[slot]);
-    next_row = row;
+    first_rows_[ranks * slots() + slot] = row;  // where the last home rank's rows end
   }
-  rows_ = format_ == DispatchFormat::padded ? slot_capacity_ * slots_per_rank_ : next_row;
+}
+
+bool ReceivePlan::place(Rank home, std::span<const Record> records) {
+  const std::span<const std::int64_t> first = first_rows(home);
+  const std::span<const std::int64_t> end = first_rows(home + 1);
+  std::int64_t* places = places_.data() + static_cast<std::size_t>(home) * options_.max_records;
+  std::copy(first.begin(), first.end(), next_row_.begin());
+  for (std::size_t i = 0; i < records.size(); ++i) {
+    const std::uint32_t slot = records[i].slot;
+    if (slot >= slots() || next_row_[slot] == end[slot]) return false;
+    places[i] = next_row_[slot]++;
+  }
+  return true;
 }
 
 }  // namespace ferry

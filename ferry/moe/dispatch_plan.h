@@ -11,6 +11,13 @@
 
 namespace ferry {
 
+/// One distinct (token, slot): a row that an expert computes. Travels in dispatch messages as it
+/// is.
+struct Record {
+  std::uint32_t token = 0;  ///< of the home rank
+  std::uint32_t slot = 0;   ///< local to the rank that computes it
+};
+
 /// Tokens [first, first + count) of a home rank.
 struct TokenRun {
   std::uint32_t first = 0;
@@ -21,12 +28,13 @@ struct TokenRun {
 struct RecordPlace {
   Rank rank = -1;             ///< -1: nowhere, the id was -1
   std::int32_t slot = 0;      ///< local slot on that rank
-  std::uint32_t in_slot = 0;  ///< index among this home rank's records of the slot
-  std::uint32_t record = 0;   ///< index among all records for that rank
+  std::uint32_t in_slot = 0;  ///< index among this home rank's results of the slot
+  std::uint32_t result = 0;   ///< index among this home rank's results there, slot after slot
 };
 
-/// What a home rank sends. A record is one distinct (token, slot); the records for a rank are
-/// sorted by (slot, token). A token that names a slot twice has one record for both.
+/// What a home rank sends. The records for a rank stand in order of (token, k), so that a token's
+/// row is read once for all its experts there; their results stand in order of (slot, token), as
+/// the experts' rows do. A token that names a slot twice has one record for both.
 class SendPlan {
  public:
   SendPlan(int ranks, int slots_per_rank, int topk, int max_tokens);
@@ -37,18 +45,16 @@ class SendPlan {
 
   int tokens() const { return tokens_; }
 
-  std::uint32_t records(Rank rank) const { return first_of(rank + 1) - first_of(rank); }
-
+  std::span<const Record> records(Rank rank) const;
   /// [slots_per_rank] records for each slot of a rank.
   std::span<const std::uint32_t> counts(Rank rank) const;
-  /// [records(rank)] the token of each record.
-  std::span<const std::uint32_t> record_tokens(Rank rank) const;
   /// The tokens with at least one record for the rank, as runs in rising order.
   std::span<const TokenRun> runs(Rank rank) const;
   RecordPlace place(int token, int k) const;
 
  private:
   std::uint32_t first_of(Rank rank) const;
+  void add_to_runs(std::size_t rank, std::uint32_t token);
 
   int ranks_;
   int slots_per_rank_;
@@ -56,10 +62,11 @@ class SendPlan {
   int max_tokens_;
   int tokens_ = 0;
   std::vector<SlotId> slots_;                // [tokens, topk] of the plan
+  std::vector<std::uint32_t> in_slot_;       // [tokens, topk]
   std::vector<std::uint32_t> counts_;        // [P]
-  std::vector<std::uint32_t> first_record_;  // [P + 1] prefix sums of counts_
-  std::vector<std::uint32_t> position_;      // [tokens, topk] record of each entry, over all ranks
-  std::vector<std::uint32_t> record_token_;  // [records]
+  std::vector<std::uint32_t> first_result_;  // [P + 1] prefix sums of counts_
+  std::vector<Record> records_;              // those of rank 0, then of rank 1, ...
+  std::vector<std::uint32_t> next_record_;   // [ranks] cursor into records_
   std::vector<TokenRun> runs_;               // [ranks][max_tokens]
   std::vector<std::uint32_t> num_runs_;      // [ranks]
 };
@@ -68,52 +75,54 @@ class SendPlan {
 /// a slot home rank by home rank.
 class ReceivePlan {
  public:
-  /// `slot_capacity`: rows reserved for a slot in the padded format. `alignment`: in the ragged
-  /// format each slot starts at a multiple of it.
-  ReceivePlan(int ranks,
-              int slots_per_rank,
-              DispatchFormat format,
-              std::int64_t slot_capacity,
-              std::int64_t alignment);
+  struct Options {
+    int ranks = 0;
+    int slots_per_rank = 0;
+    DispatchFormat format = DispatchFormat::padded;
+    std::int64_t slot_capacity = 0;  ///< padded: rows reserved for a slot
+    std::int64_t alignment = 1;      ///< else: each slot starts at a multiple of it
+    std::size_t max_records = 0;     ///< that one home rank may send
+  };
 
-  /// counts(home): [slots_per_rank] records of that home rank for each local slot.
+  explicit ReceivePlan(const Options& options);
+
+  /// counts_of(home): [slots_per_rank] records of that home rank for each local slot.
   template <class CountsOf>
   void build(CountsOf counts_of) {
-    for (Rank home = 0; home < ranks_; ++home) set_counts(home, counts_of(home));
+    for (Rank home = 0; home < options_.ranks; ++home) set_counts(home, counts_of(home));
     finish();
+  }
+
+  /// Works out the row of each record of `home`, in the order of its message. False when they are
+  /// not the records that its counts announced.
+  bool place(Rank home, std::span<const Record> records);
+
+  std::span<const std::int64_t> places(Rank home) const {
+    return std::span(places_).subspan(static_cast<std::size_t>(home) * options_.max_records,
+                                      options_.max_records);
   }
 
   std::span<const std::int32_t> counts() const { return counts_; }
 
   std::span<const std::int64_t> offsets() const { return offsets_; }
 
-  /// Row of the first record of `home` in `slot`.
-  std::int64_t first_row(Rank home, int slot) const {
-    return first_rows_[static_cast<std::size_t>(home * slots_per_rank_ + slot)];
-  }
-
+  /// [slots_per_rank] row of the first record of `home` in each slot.
   std::span<const std::int64_t> first_rows(Rank home) const {
-    return std::span(first_rows_)
-        .subspan(static_cast<std::size_t>(home * slots_per_rank_),
-                 static_cast<std::size_t>(slots_per_rank_));
+    return std::span(first_rows_).subspan(static_cast<std::size_t>(home) * slots(), slots());
   }
-
-  /// Rows of the whole buffer that are in use or skipped; the padded format counts all.
-  std::int64_t rows() const { return rows_; }
 
  private:
+  std::size_t slots() const { return static_cast<std::size_t>(options_.slots_per_rank); }
+
   void set_counts(Rank home, std::span<const std::uint32_t> counts);
   void finish();
 
-  int ranks_;
-  int slots_per_rank_;
-  DispatchFormat format_;
-  std::int64_t slot_capacity_;
-  std::int64_t alignment_;
-  std::int64_t rows_ = 0;
+  Options options_;
   std::vector<std::int32_t> counts_;      // [L]
   std::vector<std::int64_t> offsets_;     // [L]
-  std::vector<std::int64_t> first_rows_;  // [ranks][L]; counts until finish()
+  std::vector<std::int64_t> first_rows_;  // [ranks + 1][L]; counts until finish()
+  std::vector<std::int64_t> next_row_;    // [L] cursor of place()
+  std::vector<std::int64_t> places_;      // [ranks][max_records]
 };
 
 }  // namespace ferry

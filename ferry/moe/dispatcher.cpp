@@ -50,7 +50,7 @@ ExchangeLayout::ExchangeLayout(const DispatcherOptions& o, int ranks, bool load_
   const auto slots = static_cast<std::size_t>(o.slots_per_rank);
   const auto tokens = static_cast<std::size_t>(o.max_tokens);
   // A token has at most one record for a slot.
-  const std::size_t records = tokens * static_cast<std::size_t>(std::min(o.topk, o.slots_per_rank));
+  max_records = tokens * static_cast<std::size_t>(std::min(o.topk, o.slots_per_rank));
   const std::size_t entries = tokens * static_cast<std::size_t>(o.topk);
   const bool sums = o.exchange.reduce_at == ReduceAt::rank_then_home;
 
@@ -58,18 +58,18 @@ ExchangeLayout::ExchangeLayout(const DispatcherOptions& o, int ranks, bool load_
   expert_row_bytes = static_cast<std::size_t>(o.hidden) * dtype_bytes(o.expert_type);
   combine_row_bytes = static_cast<std::size_t>(o.hidden) * dtype_bytes(o.combine_wire);
   dispatch_message_bytes =
-      aligned(sizeof(DispatchHeader) + (slots + records) * sizeof(std::uint32_t) +
-                  (sums ? entries * sizeof(ReduceEntry) : 0),
+      aligned(sizeof(DispatchHeader) + slots * sizeof(std::uint32_t) +
+                  max_records * sizeof(Record) + (sums ? entries * sizeof(ReduceEntry) : 0),
               kLine);
   combine_message_bytes = aligned(sizeof(CombineHeader) + slots * sizeof(std::uint64_t), kLine);
   slot_capacity = static_cast<std::int64_t>(num_ranks * tokens);
-  expert_rows =
-      o.exchange.format == DispatchFormat::padded
-          ? slot_capacity * o.slots_per_rank
-          : static_cast<std::int64_t>(num_ranks * records) + kRaggedAlignment * o.slots_per_rank;
+  expert_rows = o.exchange.format == DispatchFormat::padded
+                    ? slot_capacity * o.slots_per_rank
+                    : static_cast<std::int64_t>(num_ranks * max_records) +
+                          kRaggedAlignment * o.slots_per_rank;
 
-  dispatch_slab_rows = o.exchange.send_per == SendPer::token_expert ? records : tokens;
-  combine_slab_rows = sums ? tokens : records;
+  dispatch_slab_rows = o.exchange.send_per == SendPer::token_expert ? max_records : tokens;
+  combine_slab_rows = sums ? tokens : max_records;
 
   const auto take = [this](std::size_t size, std::size_t unit) {
     const std::size_t offset = aligned(bytes, unit);
@@ -111,19 +111,20 @@ Dispatcher::Dispatcher(const DispatcherOptions& options, Transport& transport, T
       layout_(options_, ranks_, pull_),
       region_(transport.allocate_region(layout_.bytes, ranks_ * kExchangeSignals)),
       send_plan_(ranks_, options.slots_per_rank, options.topk, options.max_tokens),
-      receive_plan_(ranks_,
-                    options.slots_per_rank,
-                    options.exchange.format,
-                    layout_.slot_capacity,
-                    kRaggedAlignment) {
+      receive_plan_({.ranks = ranks_,
+                     .slots_per_rank = options.slots_per_rank,
+                     .format = options.exchange.format,
+                     .slot_capacity = layout_.slot_capacity,
+                     .alignment = kRaggedAlignment,
+                     .max_records = layout_.max_records}) {
   const auto rows = static_cast<std::size_t>(layout_.expert_rows);
   if (options.exchange.format == DispatchFormat::row_pointers) {
     row_pointers_.resize(rows);
   } else {
-    expert_input_ = Buffer(rows * layout_.expert_row_bytes);
+    expert_input_ = Buffer(rows * layout_.expert_row_bytes, Buffer::Use::sparse);
   }
   if (options.exchange.reduce_at == ReduceAt::rank_then_home)
-    expert_output_ = Buffer(rows * layout_.combine_row_bytes);
+    expert_output_ = Buffer(rows * layout_.combine_row_bytes, Buffer::Use::sparse);
   const auto num_ranks = static_cast<std::size_t>(ranks_);
   rows_expected_.resize(num_ranks);
   results_expected_.resize(num_ranks);

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "ferry/core/buffer.h"
+#include "ferry/core/error.h"
 #include "ferry/core/threads.h"
 #include "ferry/core/types.h"
 #include "ferry/moe/backend.h"
@@ -103,7 +104,10 @@ class Dispatcher {
   // dispatch.cpp
   void stage_rows(const RoutedTokens& tokens);
   std::size_t write_dispatch_message(Rank peer, const RoutedTokens& tokens, std::uint32_t puts);
+  std::uint32_t append_reduce_entries(Rank peer, const RoutedTokens& tokens, std::byte*& out) const;
   std::uint32_t push_rows(Rank peer);
+  TransportError contradiction(Rank home) const;
+  DispatchMessage message_of(Rank home) const;
   void read_dispatch_message(Rank home);
   void take_rows(Rank home);
 

@@ -3,15 +3,17 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "ferry/core/types.h"
+#include "ferry/moe/dispatch_plan.h"
 
 namespace ferry {
 
 struct DispatcherOptions;
 
-/// Head of a dispatch message. Behind it: counts u32 [L] for the receiver's slots, the token of
-/// each record u32 [records], and, where ranks sum before home does, the reduce entries.
+/// Head of a dispatch message. Behind it: counts u32 [L] of records for the receiver's slots, the
+/// records, and, where ranks sum before home does, the reduce entries.
 struct DispatchHeader {
   std::uint64_t epoch = 0;   // exchange number of the lane, for diagnosis and checking
   std::uint32_t tokens = 0;  // of the sender
@@ -22,11 +24,20 @@ struct DispatchHeader {
   std::uint32_t reserved = 0;
 };
 
-/// One (token, k) of a home rank with a record here, in order of (token, k).
+/// One (token, k) of a home rank with a record here, in order of (token, k). `record` counts from
+/// the message's first.
 struct ReduceEntry {
   std::uint32_t token = 0;
   std::uint32_t record = 0;
   float weight = 0;
+};
+
+/// A dispatch message as it lies in an inbox.
+struct DispatchMessage {
+  const DispatchHeader& header;
+  std::span<const std::uint32_t> counts;
+  std::span<const Record> records;
+  std::span<const ReduceEntry> entries;
 };
 
 /// Head of a combine message. Behind it: u64 [L], the row of the receiver's first record in each
@@ -47,6 +58,7 @@ struct ExchangeLayout {
   std::size_t combine_row_bytes = 0;
   std::size_t dispatch_message_bytes = 0;  // room for one message
   std::size_t combine_message_bytes = 0;
+  std::size_t max_records = 0;     // that a rank may have for another
   std::int64_t slot_capacity = 0;  // rows of a slot in the padded format: every token of all ranks
   std::int64_t expert_rows = 0;    // rows that experts may receive and write
   std::size_t dispatch_slab_rows = 0;  // rows that one peer may push: its tokens, or its records

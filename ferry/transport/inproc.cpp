@@ -18,7 +18,7 @@ namespace {
 
 class HeapMemory final : public RegionMemory {
  public:
-  explicit HeapMemory(std::size_t bytes) : buffer_(bytes) {}
+  explicit HeapMemory(std::size_t bytes) : buffer_(bytes, Buffer::Use::sparse) {}
 
   std::byte* base() const override { return buffer_.data(); }
 

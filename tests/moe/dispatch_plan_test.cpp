@@ -10,26 +10,30 @@
 namespace ferry {
 namespace {
 
-TEST(SendPlan, SortsRecordsBySlotThenToken) {
+std::vector<std::pair<std::uint32_t, std::uint32_t>> pairs(std::span<const Record> records) {
+  std::vector<std::pair<std::uint32_t, std::uint32_t>> all;
+  for (const Record& r : records) all.emplace_back(r.token, r.slot);
+  return all;
+}
+
+TEST(SendPlan, KeepsRecordsInOrderOfTokenAndResultsInOrderOfSlot) {
   SendPlan plan(/*ranks=*/2, /*slots_per_rank=*/2, /*topk=*/2, /*max_tokens=*/4);
   plan.build(std::vector<SlotId>{3, 0, 0, 1, 3, 2}, 3);
-  EXPECT_EQ(plan.records(0), 3U);
-  EXPECT_EQ(plan.records(1), 3U);
-  const std::vector<std::uint32_t> first(plan.record_tokens(0).begin(),
-                                         plan.record_tokens(0).end());
-  EXPECT_EQ(first, (std::vector<std::uint32_t>{0, 1, 1}));  // slot 0: tokens 0, 1; slot 1: token 1
-  const std::vector<std::uint32_t> second(plan.record_tokens(1).begin(),
-                                          plan.record_tokens(1).end());
-  EXPECT_EQ(second, (std::vector<std::uint32_t>{2, 0, 2}));  // slot 2: token 2; slot 3: 0, 2
+  using Pairs = std::vector<std::pair<std::uint32_t, std::uint32_t>>;
+  EXPECT_EQ(pairs(plan.records(0)), (Pairs{{0, 0}, {1, 0}, {1, 1}}));
+  EXPECT_EQ(pairs(plan.records(1)), (Pairs{{0, 1}, {2, 1}, {2, 0}}));
+  EXPECT_EQ(plan.place(2, 1).result, 0U);  // slot 2 of the group, the first of rank 1
+  EXPECT_EQ(plan.place(0, 0).result, 1U);
+  EXPECT_EQ(plan.place(2, 0).result, 2U);
 }
 
 TEST(SendPlan, GivesARepeatedSlotOneRecord) {
   SendPlan plan(1, 4, 3, 2);
   plan.build(std::vector<SlotId>{2, 2, 2, 1, 2, 1}, 2);
-  EXPECT_EQ(plan.records(0), 3U);
-  EXPECT_EQ(plan.place(0, 0).record, plan.place(0, 2).record);
-  EXPECT_EQ(plan.place(1, 0).record, plan.place(1, 2).record);
-  EXPECT_NE(plan.place(0, 0).record, plan.place(1, 1).record);
+  EXPECT_EQ(plan.records(0).size(), 3U);
+  EXPECT_EQ(plan.place(0, 0).result, plan.place(0, 2).result);
+  EXPECT_EQ(plan.place(1, 0).result, plan.place(1, 2).result);
+  EXPECT_NE(plan.place(0, 0).result, plan.place(1, 1).result);
 }
 
 TEST(SendPlan, PlacesPointAtTheirOwnTokenInRandomRoutings) {
@@ -57,20 +61,24 @@ TEST(SendPlan, PlacesPointAtTheirOwnTokenInRandomRoutings) {
         }
         EXPECT_EQ(place.rank, slot / per_rank);
         EXPECT_EQ(place.slot, slot % per_rank);
-        EXPECT_EQ(plan.record_tokens(place.rank)[place.record], static_cast<std::uint32_t>(t));
         EXPECT_LT(place.in_slot, plan.counts(place.rank)[static_cast<std::size_t>(place.slot)]);
         distinct.emplace(t, slot);
-        used.emplace(place.rank, place.record);
+        used.emplace(place.rank, place.result);
       }
     }
     std::size_t records = 0;
     for (Rank r = 0; r < ranks; ++r) {
-      records += plan.records(r);
+      records += plan.records(r).size();
       std::set<std::uint32_t> in_runs;
+      std::set<std::uint32_t> in_records;
       for (const TokenRun& run : plan.runs(r))
         for (std::uint32_t i = 0; i < run.count; ++i) in_runs.insert(run.first + i);
-      const auto tokens_of_rank = plan.record_tokens(r);
-      EXPECT_EQ(in_runs, std::set<std::uint32_t>(tokens_of_rank.begin(), tokens_of_rank.end()));
+      for (const Record& record : plan.records(r)) {
+        in_records.insert(record.token);
+        const auto slot = static_cast<SlotId>(r * per_rank + static_cast<int>(record.slot));
+        EXPECT_TRUE(distinct.contains({static_cast<int>(record.token), slot}));
+      }
+      EXPECT_EQ(in_runs, in_records);
     }
     EXPECT_EQ(records, distinct.size());
     EXPECT_EQ(records, used.size());
@@ -88,20 +96,45 @@ TEST(ReceivePlan, RowsOfAllHomesPartitionEachSlot) {
   const auto counts_of = [&](Rank home) {
     return std::span<const std::uint32_t>(counts[static_cast<std::size_t>(home)]);
   };
-  ReceivePlan ragged(2, 3, DispatchFormat::ragged, 8, 4);
+  ReceivePlan::Options options{.ranks = 2,
+                               .slots_per_rank = 3,
+                               .format = DispatchFormat::ragged,
+                               .slot_capacity = 8,
+                               .alignment = 4,
+                               .max_records = 8};
+  ReceivePlan ragged(options);
   ragged.build(counts_of);
   EXPECT_EQ(std::vector<std::int64_t>(ragged.offsets().begin(), ragged.offsets().end()),
             (std::vector<std::int64_t>{0, 4, 8}));
   EXPECT_EQ(std::vector<std::int32_t>(ragged.counts().begin(), ragged.counts().end()),
             (std::vector<std::int32_t>{3, 3, 1}));
-  EXPECT_EQ(ragged.first_row(0, 0), 0);
-  EXPECT_EQ(ragged.first_row(1, 0), 2);
-  EXPECT_EQ(ragged.first_row(1, 1), 4);
+  EXPECT_EQ(ragged.first_rows(0)[0], 0);
+  EXPECT_EQ(ragged.first_rows(1)[0], 2);
+  EXPECT_EQ(ragged.first_rows(1)[1], 4);
 
-  ReceivePlan padded(2, 3, DispatchFormat::padded, 8, 4);
+  options.format = DispatchFormat::padded;
+  ReceivePlan padded(options);
   padded.build(counts_of);
   EXPECT_EQ(padded.offsets()[2], 16);
-  EXPECT_EQ(padded.first_row(1, 0), 2);
+  EXPECT_EQ(padded.first_rows(1)[0], 2);
+}
+
+TEST(ReceivePlan, PlacesRecordsOnlyWhereTheirCountsAnnouncedThem) {
+  const std::vector<std::vector<std::uint32_t>> counts{{2, 1}, {0, 2}};
+  ReceivePlan plan(
+      {.ranks = 2, .slots_per_rank = 2, .format = DispatchFormat::ragged, .max_records = 4});
+  plan.build([&](Rank home) {
+    return std::span<const std::uint32_t>(counts[static_cast<std::size_t>(home)]);
+  });
+  ASSERT_TRUE(plan.place(0, std::vector<Record>{{0, 1}, {0, 0}, {1, 0}}));
+  EXPECT_EQ(plan.places(0)[0], 2);
+  EXPECT_EQ(plan.places(0)[1], 0);
+  EXPECT_EQ(plan.places(0)[2], 1);
+  ASSERT_TRUE(plan.place(1, std::vector<Record>{{0, 1}, {1, 1}}));
+  EXPECT_EQ(plan.places(1)[1], 4);
+  EXPECT_FALSE(plan.place(1, std::vector<Record>{{0, 1}, {1, 0}}));
+  EXPECT_FALSE(plan.place(0, std::vector<Record>{{0, 0}, {1, 0}, {2, 0}}));
+  EXPECT_FALSE(plan.place(0, std::vector<Record>{{0, 7}}));
 }
 
 }  // namespace
