@@ -18,11 +18,14 @@ if(FERRY_SANITIZE)
   target_compile_definitions(ferry_flags INTERFACE FERRY_SANITIZE="${FERRY_SANITIZE}")
 endif()
 
-# ferry_room(name SOURCES ... LINKS ... PRIVATE_LINKS ...): one room = one static library ferry_<name>.
+# ferry_room(name SOURCES ... LINKS ... PRIVATE_LINKS ...): one room = one static library ferry_<name>,
+# ferry::<name> to others. Our flags stay here: who uses the installed library has their own.
 function(ferry_room name)
   cmake_parse_arguments(ROOM "" "" "SOURCES;LINKS;PRIVATE_LINKS" ${ARGN})
   add_library(ferry_${name} STATIC ${ROOM_SOURCES})
-  target_link_libraries(ferry_${name} PUBLIC ferry_flags ${ROOM_LINKS} PRIVATE ${ROOM_PRIVATE_LINKS})
+  add_library(ferry::${name} ALIAS ferry_${name})
+  target_link_libraries(ferry_${name} PUBLIC $<BUILD_INTERFACE:ferry_flags> ${ROOM_LINKS}
+                                      PRIVATE ${ROOM_PRIVATE_LINKS})
 endfunction()
 
 # ferry_test(room SOURCES ... LINKS ... LABELS ...): one test binary a room, each TEST a ctest entry,
