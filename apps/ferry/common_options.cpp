@@ -40,8 +40,14 @@ CommonOptions::CommonOptions(CLI::App& app) {
       ->type_name("N")
       ->capture_default_str()
       ->group(kGroup);
-  app.add_option("--moe-a2a-backend", backend_, "How tokens travel to experts: pplx, none")
+  app.add_option("--moe-a2a-backend",
+                 backend_,
+                 "How tokens travel to experts: pplx, alltoallv, deepep, none")
       ->type_name("B")
+      ->capture_default_str()
+      ->group(kGroup);
+  app.add_option("--deepep-mode", deepep_mode_, "Of backend deepep: low_latency, normal")
+      ->type_name("M")
       ->capture_default_str()
       ->group(kGroup);
   app.add_option("--transport", transport_, "inproc (ranks are threads), shm (processes)")
@@ -94,6 +100,7 @@ RunOptions CommonOptions::resolve() const {
       std::chrono::duration<double>(timeout_s_));
   o.decoder = {.max_tokens = in_range("--max-tokens", max_tokens_, 1, 1 << 20),
                .backend = parse_backend(backend_),
+               .deepep_mode = parse_deepep_mode(deepep_mode_),
                .dispatch_wire = parse_dtype_option("--dispatch-wire", dispatch_wire_),
                .combine_wire = parse_dtype_option("--combine-wire", combine_wire_),
                .timeout = timeout};

@@ -44,6 +44,7 @@ class CommonOptions {
   int ep_ = 1;
   int tp_ = 1;
   std::string backend_ = "pplx";
+  std::string deepep_mode_ = "low_latency";
   std::string transport_ = "inproc";
   int threads_ = 0;
   std::string weights_;

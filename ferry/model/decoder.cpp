@@ -47,7 +47,7 @@ MoeContext::Options moe_options(const ModelConfig& config,
                                 int slots_per_rank) {
   const MoeConfig& moe = config.moe;
   return {.router = {.experts = moe.experts, .topk = moe.topk, .renormalize = moe.renormalize},
-          .dispatcher = {.exchange = exchange_options(options.backend),
+          .dispatcher = {.exchange = exchange_options(options.backend, options.deepep_mode),
                          .slots_per_rank = slots_per_rank,
                          .hidden = config.hidden,
                          .topk = moe.topk,

@@ -31,7 +31,8 @@ struct SequenceStep {
 struct DecoderOptions {
   int max_tokens = 512;  ///< of one rank in one step, over all its sequences
   MoeA2ABackend backend = MoeA2ABackend::pplx;
-  std::optional<DType> dispatch_wire;  ///< default: the model's activation type
+  DeepepMode deepep_mode = DeepepMode::low_latency;  ///< matters to backend deepep alone
+  std::optional<DType> dispatch_wire;                ///< default: the model's activation type
   std::optional<DType> combine_wire;
   std::chrono::nanoseconds timeout = std::chrono::seconds(30);
 };

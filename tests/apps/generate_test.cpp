@@ -182,6 +182,21 @@ TEST(Generate, LongPromptsAreCutIntoStepsWithoutATrace) {
   EXPECT_EQ(run_json(common + Arguments{"--max-tokens", "7", "--ep", "3"})["results"], whole);
 }
 
+TEST(Generate, BackendsThatCombinePerExpertGiveTheSameBits) {
+  const auto results = [](const Arguments& backend) {
+    return run_json(Arguments{"generate", "--model", model_dir("qwen2_new_config"), "--prompt"} +
+                    Arguments{"abc", "--max-new-tokens", "4", "--ep", "3", "--moe-a2a-backend"} +
+                    backend)["results"];
+  };
+  const json pplx = results({"pplx"});
+  EXPECT_EQ(results({"alltoallv"}), pplx);
+  EXPECT_EQ(results({"deepep"}), pplx);
+  // These sum on each rank first: stable, if not equal.
+  EXPECT_EQ(results({"none"}), results({"none"}));
+  const Arguments normal{"deepep", "--deepep-mode", "normal"};
+  EXPECT_EQ(results(normal), results(normal));
+}
+
 TEST(Generate, WeightsAndWiresCanBeChosen) {
   const Arguments common{
       "generate", "--model", model_dir("qwen2_untied"), "--prompt", "abc", "--max-new-tokens", "4"};
