@@ -33,6 +33,9 @@ class Placement {
 
   ExpertId expert_of(SlotId slot) const { return expert_of_slot_[static_cast<std::size_t>(slot)]; }
 
+  /// Slot -> expert, -1 = empty. [slots()]
+  std::span<const ExpertId> expert_of_slots() const { return expert_of_slot_; }
+
   std::span<const SlotId> replicas(ExpertId expert) const {
     const auto e = static_cast<std::size_t>(expert);
     return {slots_of_expert_.data() + first_replica_[e], first_replica_[e + 1] - first_replica_[e]};

@@ -1,0 +1,77 @@
+// How even a placement makes a load. Loads are tokens (rows) per expert, of any common unit; an
+// expert's load splits evenly over its replicas.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "ferry/balance/expert_placement.h"
+
+namespace ferry {
+
+/// [layer][expert], finite and not negative.
+struct ExpertLoad {
+  int layers = 0;
+  int experts = 0;
+  std::vector<double> counts;
+
+  ExpertLoad() = default;
+
+  ExpertLoad(int num_layers, int num_experts)
+      : layers(num_layers),
+        experts(num_experts),
+        counts(static_cast<std::size_t>(num_layers) * static_cast<std::size_t>(num_experts), 0.0) {}
+
+  std::span<const double> layer(int l) const { return {counts.data() + offset(l), width()}; }
+
+  std::span<double> layer(int l) { return {counts.data() + offset(l), width()}; }
+
+ private:
+  std::size_t width() const { return static_cast<std::size_t>(experts); }
+
+  std::size_t offset(int l) const { return static_cast<std::size_t>(l) * width(); }
+};
+
+/// What a policy has to solve in one layer.
+struct LayerProblem {
+  std::span<const double> load;  // [E]
+  Topology topology;
+  int slots_per_rank = 1;
+  int replicas = 1;  // slots to fill: experts + redundant
+
+  int experts() const { return static_cast<int>(load.size()); }
+
+  int slots() const { return topology.ranks * slots_per_rank; }
+};
+
+/// Load of each rank. slot_experts: [P], -1 = empty.
+std::vector<double> rank_loads(std::span<const double> load,
+                               std::span<const ExpertId> slot_experts,
+                               int ranks);
+
+/// Mean over max of the ranks' loads: 1 = perfectly even, 1/R = all on one rank. 1 for no load.
+double balancedness(std::span<const double> loads_of_ranks);
+
+/// No placement of this problem has a higher balancedness. The most loaded rank carries at least
+/// the mean, and at least the largest share of an expert under the best choice of replica counts;
+/// with groups kept on nodes, also a rank's part of the most loaded node under the best packing.
+double best_balancedness(const LayerProblem& problem);
+
+/// Groups -> nodes, equally many each, so that the most loaded node is as light as a bounded search
+/// finds (exact up to about 12 groups; deterministic).
+struct GroupPacking {
+  std::vector<int> node_of_group;
+  double heaviest = 0;        // load of the most loaded node
+  double heaviest_bound = 0;  // no packing does better
+};
+
+GroupPacking pack_groups(const LayerProblem& problem);
+
+/// Replica counts that minimise the largest share load/count, each at most `most` (D'Hondt: the
+/// next replica goes to the largest share). Ties: fewest replicas, then lowest id.
+std::vector<int> replica_counts(std::span<const double> load, int replicas, int most);
+
+/// Slots that hold an expert which a lower slot of the same rank holds already.
+int count_duplicates(std::span<const ExpertId> slot_experts, int experts, int ranks);
+
+}  // namespace ferry

@@ -1,0 +1,56 @@
+// The planner: how the experts should lie, given what they have had to do. A pure function: no
+// clock, no threads, no randomness, so that ranks which plan from the same load agree.
+#pragma once
+
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "ferry/balance/measure.h"
+#include "ferry/balance/moves.h"
+
+namespace ferry {
+
+enum class Policy { identity, deepseek, greedy, incremental };
+
+/// Throws ConfigError that lists the names for an unknown one.
+Policy parse_policy(std::string_view name);
+std::string_view policy_name(Policy policy);
+inline constexpr std::string_view kPolicyNames = "identity, deepseek, greedy, incremental";
+
+struct PlanOptions {
+  Policy policy = Policy::greedy;
+  int redundant = 0;  // replicas beyond one of each expert, all layers alike
+  UnevenSlots uneven = UnevenSlots::allow_empty;
+
+  // For incremental only.
+  int max_transfers = 0;           // experts that may travel, over all layers; 0 = any number
+  int max_transfers_per_pair = 0;  // per layer from one rank to another; 0 = any number
+  double tolerance = 0.019;        // a layer is good enough this far below the best balancedness
+};
+
+/// Per layer and over all (the mean over layers, as SGLang reports it).
+struct Balance {
+  double before = 1;  // balancedness of the current placement
+  double after = 1;
+  double bound = 1;  // best that any placement with these slots could have
+};
+
+struct Plan {
+  ExpertPlacement placement;
+  std::vector<LayerMoves> moves;  // [layer], from the current placement
+  std::vector<Balance> layers;
+  Balance balance;
+  int transfers = 0;   // experts that travel between ranks
+  int duplicates = 0;  // slots wasted on an expert that their rank already holds (deepseek)
+};
+
+/// Plans from `load` and `current` (none: the identity placement). Throws ConfigError for
+/// impossible sizes, for a current placement of other experts, layers or ranks, and for an
+/// incremental policy whose current placement has another number of slots.
+Plan plan_placement(const ExpertLoad& load,
+                    const std::optional<ExpertPlacement>& current,
+                    const Topology& topology,
+                    const PlanOptions& options);
+
+}  // namespace ferry
