@@ -55,17 +55,6 @@ class SharedMemory {
   void* data_;
 };
 
-class Stopwatch {
- public:
-  double microseconds() const {
-    return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start_)
-        .count();
-  }
-
- private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
-
 float bf16_value(const std::byte* row, std::size_t i) {
   std::uint16_t bits = 0;
   std::memcpy(&bits, row + 2 * i, sizeof bits);
@@ -157,23 +146,10 @@ class RankBench {
 
   /// Every iteration has its own routing, distinct experts for each token.
   void new_routing(int iteration) {
-    std::mt19937 engine(static_cast<unsigned>(iteration * 131 + transport_.rank()));
-    const auto topk = static_cast<std::size_t>(a2a_.topk);
-    std::vector<ExpertId> all(static_cast<std::size_t>(a2a_.experts));
-    for (std::size_t e = 0; e < all.size(); ++e) all[e] = static_cast<ExpertId>(e);
-    for (std::size_t t = 0; t * topk < slots_.size(); ++t) {
-      for (std::size_t k = 0; k < topk; ++k) {
-        const bool fixed = a2a_.routing == BenchRouting::one_hot && k == 0;
-        const std::size_t from = fixed ? 0 : k + engine() % (all.size() - k);
-        std::swap(all[k], all[from]);
-        slots_[t * topk + k] = fixed ? 0 : all[k];
-        weights_[t * topk + k] = static_cast<float>(1 + engine() % 100) / 400.0F;
-      }
-      if (a2a_.routing == BenchRouting::one_hot) {
-        for (std::size_t k = 1; k < topk; ++k)
-          if (slots_[t * topk + k] == 0) slots_[t * topk + k] = all[topk % all.size()];
-      }
-    }
+    const auto seed = static_cast<unsigned>(iteration * 131 + transport_.rank());
+    draw_routing(a2a_.routing, a2a_.experts, a2a_.topk, seed, slots_);
+    std::mt19937 engine(seed);
+    for (float& weight : weights_) weight = static_cast<float>(1 + engine() % 100) / 400.0F;
   }
 
   RoutedTokens tokens() const {

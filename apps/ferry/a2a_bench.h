@@ -6,12 +6,11 @@
 #include <string>
 #include <vector>
 
+#include "apps/ferry/bench_support.h"
 #include "ferry/core/types.h"
 #include "ferry/moe/dispatcher.h"
 
 namespace ferry {
-
-enum class BenchRouting : std::uint8_t { uniform, one_hot };
 
 struct A2aCase {
   MoeA2ABackend backend = MoeA2ABackend::pplx;

@@ -3,12 +3,9 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <array>
-#include <cmath>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <numeric>
 #include <string>
 #include <vector>
 
@@ -38,37 +35,6 @@ struct BenchOptions {
   double seconds = 1;
   bool json = false;
 };
-
-struct Summary {
-  double mean = 0, stddev = 0, p50 = 0, p95 = 0, p99 = 0, min = 0;
-};
-
-Summary summarize(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const auto n = static_cast<double>(values.size());
-  const auto percentile = [&](double share) {
-    return values[static_cast<std::size_t>(std::ceil(share * n)) - 1];
-  };
-  Summary s;
-  s.mean = std::accumulate(values.begin(), values.end(), 0.0) / n;
-  for (const double v : values) s.stddev += (v - s.mean) * (v - s.mean);
-  s.stddev = std::sqrt(s.stddev / n);
-  s.p50 = percentile(0.5);
-  s.p95 = percentile(0.95);
-  s.p99 = percentile(0.99);
-  s.min = values.front();
-  return s;
-}
-
-std::string_view routing_name(BenchRouting routing) {
-  return routing == BenchRouting::one_hot ? "one-hot" : "uniform";
-}
-
-BenchRouting parse_routing(const std::string& name) {
-  for (const BenchRouting r : {BenchRouting::uniform, BenchRouting::one_hot})
-    if (name == routing_name(r)) return r;
-  fail<ConfigError>("unknown --routing '{}'; known: uniform, one-hot", name);
-}
 
 /// One operation of a measured case, as a row of the table or the JSON array.
 struct Row {
@@ -219,10 +185,8 @@ int run(const BenchOptions& options) {
 
 }  // namespace
 
-void add_bench(CLI::App& app, int& status) {
-  CLI::App* bench = app.add_subcommand("bench", "Measure: a2a (dispatch and combine)");
-  bench->require_subcommand(1);
-  CLI::App* a2a = bench->add_subcommand(
+void add_bench_a2a(CLI::App& bench, int& status) {
+  CLI::App* a2a = bench.add_subcommand(
       "a2a", "Dispatch and combine, verified first, beside a plain copy and a classic alltoallv");
   auto o = std::make_shared<BenchOptions>();
   const auto list = [&](const char* name, auto& values, const char* help) {
@@ -235,7 +199,7 @@ void add_bench(CLI::App& app, int& status) {
   a2a->add_option("--tokens", o->tokens, "Tokens per rank, comma-separated")
       ->delimiter(',')
       ->check(at_least_one);
-  list("--routing", o->routings, "uniform, one-hot (every token to expert 0 among others)");
+  list("--routing", o->routings, "uniform, zipf, one-hot (every token to expert 0 among others)");
   a2a->add_option("--hidden", o->hidden, "Elements of a row")->check(at_least_one);
   a2a->add_option("--experts", o->experts, "Experts over all ranks")->check(at_least_one);
   a2a->add_option("--topk", o->topk, "Experts of each token")->check(at_least_one);

@@ -16,4 +16,9 @@ void add_make_model(CLI::App& app, int& status);
 void add_doctor(CLI::App& app, int& status);
 void add_bench(CLI::App& app, int& status);
 
+/// The same for what stands under `bench`.
+void add_bench_a2a(CLI::App& bench, int& status);
+void add_bench_moe(CLI::App& bench, int& status);
+void add_bench_model(CLI::App& bench, int& status);
+
 }  // namespace ferry

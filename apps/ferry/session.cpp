@@ -43,7 +43,8 @@ void check_prompt(const Session& session, const Request& request, const std::str
   }
 }
 
-int run_ranks_with_engine(const Session& session, const std::function<int(Engine&)>& lead) {
+int run_ranks_with_decoder(const Session& session,
+                           const std::function<int(Decoder&, Transport&)>& body) {
   const RunOptions& options = session.options;
   // Loaded once, before there are ranks: threads share it, and so do forked processes, which never
   // write to it. The pool is gone before the fork.
@@ -68,8 +69,14 @@ int run_ranks_with_engine(const Session& session, const std::function<int(Engine
                                     progress.callback());
     }
     Decoder decoder(session.config(), dense, std::move(*experts), options.decoder, transport, pool);
-    Engine engine(options.engine, decoder, transport);
-    if (leads) return lead(engine);
+    return body(decoder, transport);
+  });
+}
+
+int run_ranks_with_engine(const Session& session, const std::function<int(Engine&)>& lead) {
+  return run_ranks_with_decoder(session, [&](Decoder& decoder, Transport& transport) {
+    Engine engine(session.options.engine, decoder, transport);
+    if (transport.rank() == 0) return lead(engine);
     engine.run({});
     return 0;
   });

@@ -37,7 +37,12 @@ const Tokenizer& need_tokenizer(const Session& session);
 /// Checks `request` against the model; errors begin with `origin` ("prompts.txt line 3").
 void check_prompt(const Session& session, const Request& request, const std::string& origin);
 
-/// Loads the weights, starts the ranks, and calls `lead` on rank 0, which submits requests and
+/// Loads the weights, starts the ranks, and calls `body` on each with its decoder. Returns the
+/// largest exit status.
+int run_ranks_with_decoder(const Session& session,
+                           const std::function<int(Decoder&, Transport&)>& body);
+
+/// The same with an engine: calls `lead` on rank 0, which submits requests and
 /// calls Engine::run exactly once. Rank 0 may be another process: what it finds out it must print
 /// itself. Returns the exit status.
 int run_ranks_with_engine(const Session& session, const std::function<int(Engine&)>& lead);

@@ -134,6 +134,12 @@ struct Kernels {
   void (*convert)(
       const std::byte* in, DType in_type, std::byte* out, DType out_type, std::int64_t n);
   float (*dot)(const float* x, const float* y, std::int64_t n);
+
+  /// For the floors of benchmarks. `rounds` of what gemm's inner loop for many rows does, on
+  /// registers alone; returns the operations done, two for each multiply-add.
+  std::uint64_t (*multiply_in_registers)(DType weights, std::int64_t rounds);
+  /// The greatest of n numbers, n >= 1, none of them NaN: reads memory as fast as one thread can.
+  float (*greatest)(const float* x, std::int64_t n);
 };
 
 /// The table for this machine: the best it has, or what FERRY_ISA=scalar|avx2|avx512|amx names.

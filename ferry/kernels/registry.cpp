@@ -83,6 +83,7 @@ const Kernels& amx_table() {
     t.name = "amx";
     t.gemm = cpu::amx_gemm;
     t.gemm_scratch_bytes = cpu::amx_gemm_scratch_bytes;
+    t.multiply_in_registers = cpu::amx_multiply_in_registers;
     return t;
   }();
   return table;

@@ -183,4 +183,27 @@ void amx_gemm(const GemmArgs& args) {
   _tile_release();
 }
 
+std::uint64_t amx_multiply_in_registers(DType weights, std::int64_t rounds) {
+  if (weights == DType::f32) return kAvx512.multiply_in_registers(weights, rounds);
+  configure_tiles();
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(5);
+  _tile_zero(6);
+  _tile_zero(7);
+  for (std::int64_t round = 0; round < rounds; ++round) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+  constexpr std::uint64_t kProducts = 4;
+  return static_cast<std::uint64_t>(rounds) * kProducts * kTileRows * kPanelColumns * kBf16KBlock *
+         2;
+}
+
 }  // namespace ferry::cpu

@@ -25,6 +25,7 @@ struct Tiling {
 #include "ferry/kernels/cpu/attend.inl"
 #include "ferry/kernels/cpu/gemm_common.inl"
 #include "ferry/kernels/cpu/gemm_fma.inl"
+#include "ferry/kernels/cpu/peaks.inl"
 // clang-format on
 
 }  // namespace
@@ -42,6 +43,8 @@ constinit const Kernels kAvx2{.isa = Isa::avx2,
                               .scale = scale,
                               .add = add_row,
                               .convert = convert,
-                              .dot = dot};
+                              .dot = dot,
+                              .multiply_in_registers = multiply_in_registers,
+                              .greatest = greatest};
 
 }  // namespace ferry::cpu

@@ -24,6 +24,7 @@ struct Tiling {
 #include "ferry/kernels/cpu/attend.inl"
 #include "ferry/kernels/cpu/gemm_common.inl"
 #include "ferry/kernels/cpu/gemm_fma.inl"
+#include "ferry/kernels/cpu/peaks.inl"
 // clang-format on
 
 }  // namespace
@@ -41,6 +42,8 @@ constinit const Kernels kScalar{.isa = Isa::scalar,
                                 .scale = scale,
                                 .add = add_row,
                                 .convert = convert,
-                                .dot = dot};
+                                .dot = dot,
+                                .multiply_in_registers = multiply_in_registers,
+                                .greatest = greatest};
 
 }  // namespace ferry::cpu

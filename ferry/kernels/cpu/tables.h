@@ -14,9 +14,10 @@ extern const Kernels kScalar;
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
 
-/// The amx table is the AVX-512 one with these two. REQUIRES: the process may use tiles.
+/// The amx table is the AVX-512 one with these. REQUIRES: the process may use tiles.
 void amx_gemm(const GemmArgs& args);
 std::size_t amx_gemm_scratch_bytes(DType weights, std::int64_t k);
+std::uint64_t amx_multiply_in_registers(DType weights, std::int64_t rounds);
 #endif
 
 /// Start of the call's scratch, rounded up to a cache line (gemm_scratch_bytes counts that in).

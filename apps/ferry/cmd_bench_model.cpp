@@ -1,0 +1,276 @@
+// ferry bench model: prompts and generated tokens per second of a whole model, beside the floor
+// that memory and the multiplying unit set, measured in the same run. Tests are named as
+// llama-bench names them: pp512 = a prompt of 512 tokens, tg64 = 64 tokens generated from nothing.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <ctime>
+#include <deque>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "apps/ferry/bench_support.h"
+#include "apps/ferry/command.h"
+#include "apps/ferry/common_options.h"
+#include "apps/ferry/machine_peaks.h"
+#include "apps/ferry/session.h"
+#include "ferry/core/error.h"
+#include "ferry/kernels/kernels.h"
+
+namespace ferry {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct BenchModelOptions {
+  explicit BenchModelOptions(CLI::App& command) : common(command) {}
+
+  CommonOptions common;
+  std::vector<int> prompts{512};
+  std::vector<int> generated{64};
+  std::vector<int> batches{1};
+  int repetitions = 3;
+};
+
+struct Test {
+  bool prompt = false;  // else generation
+  int tokens = 0;       // of each sequence
+  int batch = 1;        // sequences, over all ranks
+
+  std::string name() const { return fmt::format("{}{}", prompt ? "pp" : "tg", tokens); }
+};
+
+/// One rank's share of the sequences, each with tokens of its own.
+class RankRun {
+ public:
+  RankRun(const Session& session, Decoder& decoder, Transport& transport)
+      : session_(session), decoder_(decoder), transport_(transport) {}
+
+  /// Seconds from a common start until the last rank was done, and CPU time of this process.
+  struct Time {
+    double seconds = 0;
+    double cpu_seconds = 0;
+  };
+
+  /// Collective.
+  Time measure(const Test& test) {
+    prepare(test);
+    meet();
+    const std::clock_t cpu = std::clock();
+    const Stopwatch watch;
+    if (test.prompt)
+      run_prompts(test);
+    else
+      run_generation(test);
+    meet();
+    return {.seconds = watch.microseconds() * 1e-6,
+            .cpu_seconds = static_cast<double>(std::clock() - cpu) / CLOCKS_PER_SEC};
+  }
+
+ private:
+  void meet() {
+    if (transport_.barrier(deadline_in(std::chrono::minutes(10))) == WaitResult::timed_out)
+      fail<Error>("bench: a rank did not reach the barrier in 10 minutes");
+  }
+
+  int sequences_of(Rank rank, int batch) const {
+    return (batch + transport_.size() - 1 - rank) / transport_.size();
+  }
+
+  void prepare(const Test& test) {
+    const auto own = static_cast<std::size_t>(sequences_of(transport_.rank(), test.batch));
+    while (caches_.size() < own)
+      caches_.emplace_back(session_.config(), decoder_.activation_type(), session_.max_context);
+    for (KvCache& cache : caches_) cache.clear();
+    std::mt19937 engine(static_cast<unsigned>(transport_.rank()));
+    std::uniform_int_distribution<std::int32_t> id(0, session_.config().vocab - 1);
+    tokens_.assign(own, {});
+    for (std::vector<std::int32_t>& ids : tokens_)
+      for (int t = 0; t < test.tokens; ++t) ids.push_back(id(engine));
+  }
+
+  /// Steps of at most max_tokens tokens, filled with the sequences' prompts one after another; as
+  /// many steps as the rank with most sequences needs.
+  void run_prompts(const Test& test) {
+    const auto room = static_cast<std::size_t>(session_.options.decoder.max_tokens);
+    const auto length = static_cast<std::size_t>(test.tokens);
+    const std::size_t most = static_cast<std::size_t>(sequences_of(0, test.batch)) * length;
+    for (std::size_t step = 0; step * room < most; ++step) {
+      std::vector<SequenceStep> batch;
+      for (std::size_t s = 0; s < tokens_.size(); ++s) {
+        const std::size_t begin = std::clamp(step * room, s * length, (s + 1) * length);
+        const std::size_t end = std::clamp((step + 1) * room, s * length, (s + 1) * length);
+        if (begin == end) continue;
+        const bool whole = end == (s + 1) * length;
+        batch.push_back(
+            {.cache = &caches_[s],
+             .tokens = std::span(tokens_[s]).subspan(begin - s * length, end - begin),
+             .logits = whole ? SequenceStep::Logits::last : SequenceStep::Logits::none});
+      }
+      decoder_.forward(batch);
+    }
+  }
+
+  void run_generation(const Test& test) {
+    for (std::size_t t = 0; t < static_cast<std::size_t>(test.tokens); ++t) {
+      std::vector<SequenceStep> batch;
+      for (std::size_t s = 0; s < tokens_.size(); ++s)
+        batch.push_back({.cache = &caches_[s], .tokens = std::span(tokens_[s]).subspan(t, 1)});
+      decoder_.forward(batch);
+    }
+  }
+
+  const Session& session_;
+  Decoder& decoder_;
+  Transport& transport_;
+  std::deque<KvCache> caches_;
+  std::vector<std::vector<std::int32_t>> tokens_;  // of each of this rank's sequences
+};
+
+std::vector<Test> tests_of(const BenchModelOptions& o, int max_context) {
+  std::vector<Test> tests;
+  for (const int batch : o.batches) {
+    for (const int n : o.prompts) tests.push_back({.prompt = true, .tokens = n, .batch = batch});
+    for (const int n : o.generated) tests.push_back({.prompt = false, .tokens = n, .batch = batch});
+  }
+  std::erase_if(tests, [](const Test& test) { return test.tokens == 0; });
+  for (const Test& test : tests) {
+    if (test.tokens > max_context) {
+      fail<ConfigError>(
+          "{} needs {} positions, the context has {}", test.name(), test.tokens, max_context);
+    }
+  }
+  return tests;
+}
+
+/// Rank 0's report: rows as they are measured, or one array at the end.
+class Report {
+ public:
+  Report(const Session& session, const MachinePeaks& peaks) : session_(session), peaks_(peaks) {
+    if (session.options.json) return;
+    const RunOptions& o = session.options;
+    fmt::print(
+        "{}, {} weights, {}, {} ranks x {} threads; the machine reads {:.1f} GB/s and multiplies "
+        "at {:.2f} TFLOP/s\n",
+        o.model.string(),
+        dtype_name(session.weights),
+        isa_name(kernels().isa),
+        o.launch.ranks,
+        o.threads,
+        peaks.bytes_per_s * 1e-9,
+        peaks.operations_per_s * 1e-12);
+    fmt::print("{:<8} {:>5} {:>24} {:>12} {:>8} {:>14}\n",
+               "test",
+               "batch",
+               "tokens/s",
+               "floor",
+               "x floor",
+               "CPU us/token");
+  }
+
+  void add(const Test& test, const std::vector<RankRun::Time>& times) {
+    const double tokens = 1.0 * test.tokens * test.batch;
+    std::vector<double> rates, cpu;
+    for (const RankRun::Time& time : times) {
+      rates.push_back(tokens / time.seconds);
+      cpu.push_back(time.cpu_seconds / tokens * 1e6);
+    }
+    const Summary rate = summarize(std::move(rates));
+    const double cpu_us = summarize(std::move(cpu)).p50;
+    const auto work_of = test.prompt ? prompt_work : decode_work;
+    const Work work = work_of(session_.config(), session_.weights, test.tokens, test.batch);
+    const double floor =
+        (test.prompt ? tokens : static_cast<double>(test.batch)) / work.seconds(peaks_);
+    if (session_.options.json) {
+      all_.push_back(row(test, rate, cpu_us, work, floor));
+      return;
+    }
+    fmt::print("{:<8} {:>5} {:>24} {:>12.1f} {:>8.2f} {:>14.1f}\n",
+               test.name(),
+               test.batch,
+               fmt::format("{:.2f} +- {:.2f}", rate.p50, rate.stddev),
+               floor,
+               floor / rate.p50,
+               cpu_us);
+  }
+
+  void finish() const {
+    if (session_.options.json) fmt::print("{}\n", all_.dump(2));
+  }
+
+ private:
+  Json row(
+      const Test& test, const Summary& rate, double cpu_us, const Work& work, double floor) const {
+    const RunOptions& o = session_.options;
+    return {{"weights", dtype_name(session_.weights)},
+            {"ep", o.launch.ranks},
+            {"tp", 1},
+            {"threads", o.threads},
+            {"transport", o.launch.transport},
+            {"backend", backend_name(o.decoder.backend)},
+            {"batch", test.batch},
+            {"test", test.name()},
+            {"tokens_per_s", rate.p50},
+            {"stddev", rate.stddev},
+            {"floor_tokens_per_s", floor},
+            {"cpu_us_per_token", cpu_us},  // of rank 0's process: of all ranks that are its threads
+            {"bound", work.memory_bound(peaks_) ? "memory" : "compute"},
+            {"read_gbps", peaks_.bytes_per_s * 1e-9},
+            {"peak_tflops", peaks_.operations_per_s * 1e-12},
+            {"isa", isa_name(kernels().isa)}};
+  }
+
+  const Session& session_;
+  const MachinePeaks& peaks_;
+  Json all_ = Json::array();
+};
+
+int run(const BenchModelOptions& o) {
+  const RunOptions options = o.common.resolve();
+  const Session session = open_session(options);
+  const std::vector<Test> tests = tests_of(o, session.max_context);
+  // Before there are ranks: its threads are gone when processes fork.
+  const MachinePeaks peaks = measure_peaks(options.launch.ranks * options.threads, session.weights);
+  return run_ranks_with_decoder(session, [&](Decoder& decoder, Transport& transport) {
+    RankRun run(session, decoder, transport);
+    std::optional<Report> report;
+    if (transport.rank() == 0) report.emplace(session, peaks);
+    for (const Test& test : tests) {
+      run.measure(test);  // touches every page that the measured ones will
+      std::vector<RankRun::Time> times;
+      for (int i = 0; i < o.repetitions; ++i) times.push_back(run.measure(test));
+      if (report) report->add(test, times);
+    }
+    if (report) report->finish();
+    return 0;
+  });
+}
+
+}  // namespace
+
+void add_bench_model(CLI::App& bench, int& status) {
+  CLI::App* command = bench.add_subcommand(
+      "model", "Prompt and generated tokens per second of a whole model, beside the floor");
+  auto o = std::make_shared<BenchModelOptions>(*command);
+  const auto list = [&](const char* name, std::vector<int>& values, const char* help, int least) {
+    command->add_option(name, values, help)
+        ->delimiter(',')
+        ->check(CLI::Range(least, 1 << 20))
+        ->capture_default_str();
+  };
+  list("-p,--prompt-tokens", o->prompts, "Lengths of prompts, comma-separated; 0: none", 0);
+  list("-n,--new-tokens", o->generated, "Tokens to generate, comma-separated; 0: none", 0);
+  list("-b,--batch", o->batches, "Sequences at once, over all ranks, comma-separated", 1);
+  command->add_option("-r,--repetitions", o->repetitions, "Measurements of each test")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  command->callback([o, &status] { status = run(*o); });
+}
+
+}  // namespace ferry

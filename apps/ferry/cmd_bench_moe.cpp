@@ -1,0 +1,196 @@
+// ferry bench moe: one MoE layer behind its router - dispatch, experts, combine - beside the floor
+// that memory and the multiplying unit set, measured in the same run.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "apps/ferry/command.h"
+#include "apps/ferry/common_options.h"
+#include "apps/ferry/moe_bench.h"
+#include "ferry/core/error.h"
+#include "ferry/kernels/kernels.h"
+
+namespace ferry {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct BenchMoeOptions {
+  std::vector<std::string> backends{"pplx"};
+  std::vector<std::string> transports{"inproc"};
+  std::vector<int> ranks{1};
+  std::vector<int> tokens{1, 16, 128, 512};
+  std::vector<std::string> routings{"uniform"};
+  int hidden = 2048;
+  int inter = 1024;
+  int experts = 64;
+  int topk = 8;
+  int threads = 0;
+  std::string weights = "bf16";
+  double seconds = 1;
+  bool json = false;
+};
+
+std::vector<MoeCase> cases_of(const BenchMoeOptions& o) {
+  if (o.topk > o.experts)
+    fail<ConfigError>("--topk {} is more than --experts {}", o.topk, o.experts);
+  std::vector<MoeCase> cases;
+  for (const int ranks : o.ranks)
+    for (const std::string& transport : o.transports)
+      for (const std::string& backend : o.backends)
+        for (const std::string& routing : o.routings)
+          for (const int tokens : o.tokens)
+            cases.push_back(
+                {.backend = parse_backend(backend),
+                 .transport = transport,
+                 .ranks = ranks,
+                 .threads = o.threads > 0 ? o.threads : default_threads(ranks),
+                 .tokens = tokens,
+                 .hidden = o.hidden,
+                 .inter = o.inter,
+                 .experts = o.experts,
+                 .topk = o.topk,
+                 .routing = parse_routing(routing),
+                 .weights = parse_dtype_option("--weights", o.weights).value_or(DType::bf16),
+                 .seconds = o.seconds});
+  for (const MoeCase& moe : cases) check_launch({.transport = moe.transport, .ranks = moe.ranks});
+  return cases;
+}
+
+Json json_of(const MoeCase& moe, const MoeResult& result, const MachinePeaks& peaks) {
+  const Summary time = summarize(result.times_us);
+  return {{"kernel", kernels().name},
+          {"weights", dtype_name(moe.weights)},
+          {"ep", moe.ranks},
+          {"threads", moe.threads},
+          {"backend", backend_name(moe.backend)},
+          {"transport", moe.transport},
+          {"routing", routing_name(moe.routing)},
+          {"tokens", moe.tokens},
+          {"hidden", moe.hidden},
+          {"inter", moe.inter},
+          {"experts", moe.experts},
+          {"topk", moe.topk},
+          {"p50_us", time.p50},
+          {"min_us", time.min},
+          {"slowest_rank_us", *std::ranges::max_element(result.rank_us)},
+          {"rank_cpu_us", result.rank_cpu_us},
+          {"tflops", result.work.operations / time.p50 * 1e-6},
+          {"gbps", result.work.bytes / time.p50 * 1e-3},
+          {"floor_us", summarize(result.floors_us).p50},
+          {"bound", result.memory_bound ? "memory" : "compute"},
+          {"read_gbps", peaks.bytes_per_s * 1e-9},
+          {"peak_tflops", peaks.operations_per_s * 1e-12},
+          {"iterations", result.times_us.size()}};
+}
+
+void print_heading(const BenchMoeOptions& o) {
+  fmt::print(
+      "H {}, inter {}, {} experts, top-{}, {} weights, {}; p50 on the slowest rank; tokens are "
+      "each "
+      "rank's\n",
+      o.hidden,
+      o.inter,
+      o.experts,
+      o.topk,
+      o.weights,
+      kernels().name);
+  fmt::print("{:<8} {:<7} {:>2} {:>3} {:<8} {:>6} {:>10} {:>10} {:>7} {:<8} {:>8} {:>7}  {}\n",
+             "backend",
+             "over",
+             "ep",
+             "thr",
+             "routing",
+             "tokens",
+             "us",
+             "floor us",
+             "x floor",
+             "bound",
+             "TFLOP/s",
+             "GB/s",
+             "CPU us of each rank");
+}
+
+void print_row(const Json& row) {
+  const auto number = [&](const char* key) { return row[key].get<double>(); };
+  const auto text = [&](const char* key) { return row[key].get<std::string>(); };
+  std::vector<std::string> cpu;
+  for (const Json& us : row["rank_cpu_us"]) cpu.push_back(fmt::format("{:.0f}", us.get<double>()));
+  fmt::print(
+      "{:<8} {:<7} {:>2} {:>3} {:<8} {:>6} {:>10.1f} {:>10.1f} {:>7.2f} {:<8} {:>8.3f} {:>7.1f}  "
+      "{}\n",
+      text("backend"),
+      text("transport"),
+      row["ep"].get<int>(),
+      row["threads"].get<int>(),
+      text("routing"),
+      row["tokens"].get<int>(),
+      number("p50_us"),
+      number("floor_us"),
+      number("p50_us") / number("floor_us"),
+      text("bound"),
+      number("tflops"),
+      number("gbps"),
+      fmt::join(cpu, " "));
+}
+
+int run(const BenchMoeOptions& options) {
+  const std::vector<MoeCase> cases = cases_of(options);
+  Json all = Json::array();
+  if (!options.json) print_heading(options);
+  MachinePeaks peaks;
+  int measured_threads = 0;
+  for (const MoeCase& moe : cases) {
+    if (const int threads = moe.ranks * moe.threads; threads != measured_threads) {
+      peaks = measure_peaks(threads, moe.weights);
+      measured_threads = threads;
+    }
+    const Json row = json_of(moe, measure_moe(moe, peaks), peaks);
+    if (options.json)
+      all.push_back(row);
+    else
+      print_row(row);
+  }
+  if (options.json) fmt::print("{}\n", all.dump(2));
+  return 0;
+}
+
+}  // namespace
+
+void add_bench_moe(CLI::App& bench, int& status) {
+  CLI::App* moe = bench.add_subcommand(
+      "moe", "One MoE layer behind its router, verified first, beside the machine's floor");
+  auto o = std::make_shared<BenchMoeOptions>();
+  const auto list = [&](const char* name, auto& values, const char* help) {
+    return moe->add_option(name, values, help)->delimiter(',')->capture_default_str();
+  };
+  const auto size = [&](const char* name, int& value, const char* help) {
+    moe->add_option(name, value, help)->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  };
+  const CLI::Range at_least_one(1, 1 << 20);
+  list("--moe-a2a-backend,--backend", o->backends, "Backends, comma-separated");
+  list("--transport", o->transports, "Transports, comma-separated");
+  list("--ep", o->ranks, "Ranks, comma-separated")->check(at_least_one);
+  list("--tokens", o->tokens, "Tokens per rank, comma-separated")->check(at_least_one);
+  list("--routing", o->routings, "uniform, zipf, one-hot (every token to expert 0 among others)");
+  size("--hidden", o->hidden, "Elements of a row");
+  size("--inter", o->inter, "Width of an expert");
+  size("--experts", o->experts, "Experts over all ranks");
+  size("--topk", o->topk, "Experts of each token");
+  moe->add_option("--threads", o->threads, "Threads of each rank [cores / ranks]")
+      ->check(at_least_one);
+  moe->add_option("--weights", o->weights, "f32 or bf16")->capture_default_str();
+  moe->add_option("--seconds", o->seconds, "About how long to measure each case")
+      ->check(CLI::Range(0.01, 3600.0))
+      ->capture_default_str();
+  moe->add_flag("--json", o->json, "One JSON array on stdout");
+  moe->callback([o, &status] { status = run(*o); });
+}
+
+}  // namespace ferry

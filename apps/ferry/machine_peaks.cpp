@@ -1,0 +1,130 @@
+#include "apps/ferry/machine_peaks.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <vector>
+
+#include "ferry/core/buffer.h"
+#include "ferry/core/threads.h"
+#include "ferry/kernels/kernels.h"
+
+namespace ferry {
+
+namespace {
+
+constexpr std::size_t kMemory = std::size_t{1} << 30;  // far larger than a share of any cache
+constexpr int kPasses = 7;  // the best counts: whatever disturbs makes only slower
+constexpr std::chrono::milliseconds kPass{20};
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+double measure_read(ThreadPool& pool) {
+  const Buffer memory(kMemory);
+  const std::size_t each = kMemory / sizeof(float) / static_cast<std::size_t>(pool.size());
+  const auto part = [&](int worker) {
+    return memory.as<float>() + static_cast<std::size_t>(worker) * each;
+  };
+  pool.run([&](int worker) { std::fill_n(part(worker), each, 1.0F); });
+  std::vector<float> results(static_cast<std::size_t>(pool.size()));
+  double best = 0;
+  for (int pass = 0; pass < kPasses; ++pass) {
+    const auto start = std::chrono::steady_clock::now();
+    pool.run([&](int worker) {
+      results[static_cast<std::size_t>(worker)] =
+          kernels().greatest(part(worker), static_cast<std::int64_t>(each));
+    });
+    best = std::max(best, static_cast<double>(kMemory) / seconds_since(start));
+  }
+  return best;
+}
+
+double measure_products(ThreadPool& pool, DType weights) {
+  double best = 0;
+  std::int64_t rounds = 1000;
+  for (int pass = 0; pass < kPasses;) {
+    const auto start = std::chrono::steady_clock::now();
+    std::atomic<std::uint64_t> operations{0};
+    pool.run([&](int) { operations += kernels().multiply_in_registers(weights, rounds); });
+    const double seconds = seconds_since(start);
+    if (seconds < std::chrono::duration<double>(kPass).count()) {
+      rounds *= 2;
+      continue;
+    }
+    best = std::max(best, static_cast<double>(operations.load()) / seconds);
+    ++pass;
+  }
+  return best;
+}
+
+}  // namespace
+
+MachinePeaks measure_peaks(int threads, DType weights) {
+  ThreadPool pool(threads);
+  return {.bytes_per_s = measure_read(pool), .operations_per_s = measure_products(pool, weights)};
+}
+
+double Work::seconds(const MachinePeaks& peaks) const {
+  return std::max(bytes / peaks.bytes_per_s, operations / peaks.operations_per_s);
+}
+
+bool Work::memory_bound(const MachinePeaks& peaks) const {
+  return bytes / peaks.bytes_per_s >= operations / peaks.operations_per_s;
+}
+
+double experts_touched(int experts, int topk, double tokens) {
+  const double missed = 1.0 - static_cast<double>(topk) / experts;
+  return experts * (1.0 - std::pow(missed, tokens));
+}
+
+Work step_work(const ModelConfig& config, DType weights, const StepShape& step) {
+  const double hidden = config.hidden;
+  const double heads_width = static_cast<double>(config.heads) * config.head_dim;
+  const double kv_width = 2.0 * config.kv_heads * config.head_dim;  // keys and values
+  const MoeConfig& moe = config.moe;
+  const double expert = 3 * hidden * moe.inter;
+  double held = 0;    // weights that the step touches
+  double active = 0;  // weights that one token meets
+  double router = 0;
+  for (int layer = 0; layer < config.layers; ++layer) {
+    double both = hidden * (heads_width + kv_width) + heads_width * hidden;
+    if (config.sparse(layer)) {
+      both += 3 * hidden * moe.shared_inter;
+      router += hidden * moe.experts;
+      held += expert * experts_touched(moe.experts, moe.topk, step.tokens);
+      active += expert * moe.topk;
+    } else {
+      both += 3 * hidden * config.dense_inter;
+    }
+    held += both;
+    active += both;
+  }
+  const double head = hidden * config.vocab;
+  const auto bytes = static_cast<double>(dtype_bytes(weights));
+  return {.bytes = (held + head) * bytes + router * sizeof(float) +
+                   step.cached * config.layers * kv_width * bytes,
+          .operations = 2 * (step.tokens * (active + router) + step.wanted * head +
+                             step.attended * config.layers * 2 * heads_width)};
+}
+
+Work prompt_work(const ModelConfig& config, DType weights, int tokens, int batch) {
+  const double n = tokens;
+  return step_work(
+      config,
+      weights,
+      {.tokens = n * batch, .wanted = 1.0 * batch, .attended = n * (n + 1) / 2 * batch});
+}
+
+Work decode_work(const ModelConfig& config, DType weights, int tokens, int batch) {
+  const double mean_length = (tokens + 1) / 2.0;
+  return step_work(config,
+                   weights,
+                   {.tokens = 1.0 * batch,
+                    .wanted = 1.0 * batch,
+                    .attended = mean_length * batch,
+                    .cached = (mean_length - 1) * batch});
+}
+
+}  // namespace ferry

@@ -1,0 +1,50 @@
+// What this machine can do at most, measured, and what that allows a model: the floors that
+// benchmarks print beside their times.
+#pragma once
+
+#include <cstdint>
+
+#include "ferry/core/types.h"
+#include "ferry/model/config.h"
+
+namespace ferry {
+
+/// Rates of a number of threads working at once.
+struct MachinePeaks {
+  double bytes_per_s = 0;       ///< read from memory, four streams a thread
+  double operations_per_s = 0;  ///< of the unit that multiplies with weights of this type
+};
+
+/// Takes about a second and 1 GiB of memory. Starts and ends its own threads.
+MachinePeaks measure_peaks(int threads, DType weights);
+
+/// What a computation cannot do without.
+struct Work {
+  double bytes = 0;       ///< weights and cached keys and values, each read once
+  double operations = 0;  ///< two for each multiply-add
+
+  double seconds(const MachinePeaks& peaks) const;
+  bool memory_bound(const MachinePeaks& peaks) const;
+};
+
+/// The part of a step that sets its work.
+struct StepShape {
+  double tokens = 0;    ///< over all sequences
+  double wanted = 0;    ///< tokens whose logits are wanted
+  double attended = 0;  ///< positions that the tokens attend to, summed over the tokens
+  double cached = 0;    ///< of these, positions that earlier steps wrote: read from memory
+};
+
+/// One step of a whole model; experts as even routing touches them.
+Work step_work(const ModelConfig& config, DType weights, const StepShape& step);
+
+/// Distinct experts that `tokens` tokens go to under even routing.
+double experts_touched(int experts, int topk, double tokens);
+
+/// Prompts of `tokens` tokens for `batch` sequences in one step.
+Work prompt_work(const ModelConfig& config, DType weights, int tokens, int batch);
+
+/// The mean step of generating `tokens` tokens from nothing for `batch` sequences.
+Work decode_work(const ModelConfig& config, DType weights, int tokens, int batch);
+
+}  // namespace ferry

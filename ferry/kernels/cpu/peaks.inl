@@ -1,0 +1,30 @@
+// What the machine can do at most, for the floors that benchmarks print. One source for every
+// instruction set: included after gemm_fma.inl, inside an anonymous namespace.
+
+/// Chains of multiply-adds in registers: enough for two units of four cycles, in AVX2's halves too.
+inline std::uint64_t multiply_in_registers(DType /*weights*/, std::int64_t rounds) {
+  constexpr int kChains = Tiling::kRows < 4 ? 5 : 8;
+  F32x16 sum[kChains];
+  for (int i = 0; i < kChains; ++i) sum[i] = splat(static_cast<float>(i));
+  const F32x16 x = splat(0.5F);
+  for (std::int64_t round = 0; round < rounds; ++round) {
+    for (int i = 0; i < kChains; ++i) sum[i] = fma(sum[i], x, x);
+  }
+  F32x16 all = sum[0];
+  for (int i = 1; i < kChains; ++i) all = add(all, sum[i]);
+  const float result = fold_add(all);
+  asm volatile("" : : "r,m"(result));  // somebody wants it
+  return static_cast<std::uint64_t>(rounds) * kChains * 16 * 2;
+}
+
+/// One read stream stays below what a core can take in; four reach it (docs/performance.md).
+inline float greatest(const float* x, std::int64_t n) {
+  constexpr std::int64_t kStreams = 4;
+  const std::int64_t quarter = n / kStreams / 16 * 16;
+  F32x16 most[kStreams];
+  for (F32x16& m : most) m = splat(x[0]);
+  for (std::int64_t i = 0; i < quarter; i += 16)
+    for (std::int64_t s = 0; s < kStreams; ++s) most[s] = max(most[s], load(x + s * quarter + i));
+  for (std::int64_t i = kStreams * quarter; i < n; ++i) most[0] = max(most[0], splat(x[i]));
+  return fold_max(max(max(most[0], most[1]), max(most[2], most[3])));
+}
