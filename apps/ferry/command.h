@@ -15,6 +15,7 @@ void add_inspect(CLI::App& app, int& status);
 void add_make_model(CLI::App& app, int& status);
 void add_doctor(CLI::App& app, int& status);
 void add_bench(CLI::App& app, int& status);
+void add_eplb(CLI::App& app, int& status);
 
 /// The same for what stands under `bench`.
 void add_bench_a2a(CLI::App& bench, int& status);
