@@ -93,7 +93,7 @@ MappedTransport::MappedTransport(Options options)
 }
 
 MappedTransport::~MappedTransport() {
-  if (std::uncaught_exceptions() > unwinding_) abort("it left by an exception");
+  if (std::uncaught_exceptions() > unwinding_) MappedTransport::abort("it left by an exception");
   control_->ranks[rank_].left.store(1);
   for (Rank r = 0; r < size_; ++r) ring(r);
 }
