@@ -12,8 +12,10 @@ ninja -C build/release -n ferry_app | grep -q 'no work to do' ||
   cmake --build --preset release --target ferry_app >&2
 
 given=" $* "
-prompt=(--prompt "Once upon a time there was a little fox named Mia." --max-new-tokens 150)
+text="Once upon a time there was a little fox named Mia."
+prompt=(--prompt "$text" --max-new-tokens 150)
 [[ $given =~ \ --(prompts?|input-ids)[\ =] ]] && prompt=()
 ranks=(--ep 2)
 [[ $given =~ \ --ep[\ =] ]] && ranks=()
+((${#prompt[@]})) && echo "run: prompt: $text" >&2
 exec build/release/ferry generate "${ranks[@]}" "${prompt[@]}" "$@"
