@@ -46,7 +46,7 @@ ThreadPool::~ThreadPool() {
   for (auto& t : workers_) t.join();
 }
 
-void ThreadPool::run(const std::function<void(int)>& task) {
+void ThreadPool::run(FunctionRef<void(int)> task) {
   if (!workers_.empty()) {
     task_ = &task;
     running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
@@ -67,7 +67,7 @@ void ThreadPool::run(const std::function<void(int)>& task) {
 
 void ThreadPool::parallel_for(std::int64_t n,
                               std::int64_t grain,
-                              const std::function<void(std::int64_t, std::int64_t, int)>& task) {
+                              FunctionRef<void(std::int64_t, std::int64_t, int)> task) {
   if (n <= 0) return;
   const std::int64_t pieces = (n + grain - 1) / grain;
   if (pieces == 1 || workers_.empty()) {
@@ -82,7 +82,7 @@ void ThreadPool::parallel_for(std::int64_t n,
   });
 }
 
-void ThreadPool::run_one(const std::function<void(int)>& task, int worker) noexcept {
+void ThreadPool::run_one(FunctionRef<void(int)> task, int worker) noexcept {
   const FlushDenormals flush;
   try {
     task(worker);

@@ -4,11 +4,11 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
-#include <functional>
 #include <mutex>
 #include <thread>
 #include <vector>
 
+#include "ferry/core/function_ref.h"
 #include "ferry/core/wait.h"
 
 namespace ferry {
@@ -40,21 +40,21 @@ class ThreadPool {
 
   /// Calls task(worker) once on every worker, 0..size()-1, and returns when all are done. The first
   /// exception a worker threw is thrown again here.
-  void run(const std::function<void(int worker)>& task);
+  void run(FunctionRef<void(int worker)> task);
 
   /// Splits [0, n) into pieces of `grain` handed out as workers become free: task(begin, end,
   /// worker). Runs on the caller alone when there is one piece. Results must not depend on the
   /// split.
   void parallel_for(std::int64_t n,
                     std::int64_t grain,
-                    const std::function<void(std::int64_t, std::int64_t, int)>& task);
+                    FunctionRef<void(std::int64_t, std::int64_t, int)> task);
 
  private:
   void worker_loop(int worker);
-  void run_one(const std::function<void(int)>& task, int worker) noexcept;
+  void run_one(FunctionRef<void(int)> task, int worker) noexcept;
 
   std::vector<std::thread> workers_;
-  const std::function<void(int)>* task_ = nullptr;  // set before generation_ grows
+  const FunctionRef<void(int)>* task_ = nullptr;  // set before generation_ grows
   std::atomic<std::uint32_t> generation_{0};
   std::atomic<int> sleepers_{0};
   std::atomic<int> running_{0};

@@ -9,12 +9,11 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <span>
-#include <type_traits>
 #include <vector>
 
 #include "ferry/core/buffer.h"
+#include "ferry/core/function_ref.h"
 #include "ferry/core/threads.h"
 #include "ferry/core/types.h"
 #include "ferry/moe/backend.h"
@@ -26,35 +25,12 @@
 
 namespace ferry {
 
-/// The caller's kernel, borrowed for one call. It reads rows.in and writes rows.out for the
-/// rows.counts[l] rows of each local slot l (experts.h says where they lie). It is called once per
-/// exchange, also when no row arrived, on the thread that called moe_forward, with denormals
-/// flushed. An exception from it reaches that caller; the group must then be aborted.
-class ExpertFn {
- public:
-  using Function = void (*)(const ExpertRows& rows, void* context);
-
-  /// A plain function and its context.
-  ExpertFn(Function function, void* context) : function_(function), context_(context) {}
-
-  /// Anything that can be called with (const ExpertRows&), a lambda for instance. Not copied.
-  template <class F>
-
-  requires(std::is_invocable_v<F&, const ExpertRows&> &&
-           !std::is_same_v<std::remove_cvref_t<F>, ExpertFn> &&
-           !std::is_function_v<std::remove_reference_t<F>>)
-      ExpertFn(F&& kernel)  // NOLINT(google-explicit-constructor): a lambda is passed as it is
-      : function_([](const ExpertRows& rows, void* context) {
-          (*static_cast<std::remove_reference_t<F>*>(context))(rows);
-        }),
-        context_(const_cast<void*>(static_cast<const void*>(std::addressof(kernel)))) {}
-
-  void operator()(const ExpertRows& rows) const { function_(rows, context_); }
-
- private:
-  Function function_;
-  void* context_;
-};
+/// The caller's kernel, borrowed for one call: a lambda, or a plain function (const ExpertRows&,
+/// void* context) and its context. It reads rows.in and writes rows.out for the rows.counts[l] rows
+/// of each local slot l (experts.h says where they lie). It is called once per exchange, also when
+/// no row arrived, on the thread that called moe_forward, with denormals flushed. An exception from
+/// it reaches that caller; the group must then be aborted.
+using ExpertFn = FunctionRef<void(const ExpertRows& rows)>;
 
 /// Rows of K ids each, of any integer type that engines use. Does not own. A negative id, and a u32
 /// above 2^31 - 1 (a -1 that was cast), means none.

@@ -12,6 +12,7 @@
 #include "ferry/moe/moe_layer.h"
 #include "ferry/transport/launch.h"
 #include "packed_moe.h"
+#include "support/allocation_count.h"
 #include "support/ranks.h"
 
 namespace ferry {
@@ -375,6 +376,18 @@ TEST(MoeForward, CallsAPlainFunctionWithItsContext) {
     moe_forward_from_topk(a2a, tokens.to(out), tokens.topk(), {count_rows, &rows});
     // A token that names an expert twice sends one row.
     EXPECT_EQ(rows, 10);
+  });
+}
+
+TEST(MoeForward, AllocatesNothingInACall) {
+  on_thread_ranks(2, scaling_options(4), [](MoeAllToAll& a2a, const Placement& p, Rank rank) {
+    const Tokens tokens(10, rank);
+    std::vector<float> out(tokens.hidden.size());
+    for (int round = 0; round < 3; ++round) {
+      const testing::AllocationCount allocations;
+      moe_forward_from_topk(a2a, tokens.to(out), tokens.topk(), scaling_experts(p, rank));
+      EXPECT_EQ(allocations.so_far(), 0);
+    }
   });
 }
 

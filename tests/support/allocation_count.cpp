@@ -1,0 +1,30 @@
+#include "support/allocation_count.h"
+
+#include <cstdlib>
+#include <new>
+
+namespace {
+
+thread_local std::int64_t allocations = 0;
+
+}  // namespace
+
+// The operator new of the whole binary; the array and nothrow forms end up here. Sanitizers still
+// watch the memory, through malloc and free.
+void* operator new(std::size_t bytes) {
+  ++allocations;
+  if (void* memory = std::malloc(bytes ? bytes : 1)) return memory;
+  throw std::bad_alloc();
+}
+
+void operator delete(void* memory) noexcept { std::free(memory); }
+
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
+namespace ferry::testing {
+
+AllocationCount::AllocationCount() : before_(allocations) {}
+
+std::int64_t AllocationCount::so_far() const { return allocations - before_; }
+
+}  // namespace ferry::testing

@@ -1,0 +1,18 @@
+// Counting what a thread takes from the heap. In a binary that links allocation_count.cpp.
+#pragma once
+
+#include <cstdint>
+
+namespace ferry::testing {
+
+/// Calls of operator new, by this thread and since it was made.
+class AllocationCount {
+ public:
+  AllocationCount();
+  std::int64_t so_far() const;
+
+ private:
+  std::int64_t before_;
+};
+
+}  // namespace ferry::testing
