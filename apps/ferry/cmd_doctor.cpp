@@ -8,12 +8,17 @@
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <thread>
 
 #include "apps/ferry/command.h"
+#include "apps/ferry/common_options.h"
+#include "apps/ferry/machine_peaks.h"
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
+#include "ferry/model/checkpoint.h"
+#include "ferry/model/weights.h"
 #include "ferry/transport/launch.h"
 
 namespace ferry {
@@ -108,6 +113,47 @@ Json diagnose() {
   return report;
 }
 
+struct DoctorOptions {
+  bool json = false;
+  bool measure = false;
+  std::string model;
+  std::string weights;
+};
+
+/// What one and all usable threads reach, and the tokens per second that allows the model.
+void measure(const DoctorOptions& o, Json& report) {
+  std::optional<Checkpoint> checkpoint;
+  if (!o.model.empty()) checkpoint = Checkpoint::open(o.model);
+  std::optional<DType> weights = parse_dtype_option("--weights", o.weights);
+  if (checkpoint) weights = weight_dtype(*checkpoint, weights);
+  constexpr int kPrompt = 512;
+  constexpr int kGenerated = 64;
+  const int all = default_threads(1);
+  for (const int threads : {1, all}) {
+    const MachinePeaks peaks = measure_peaks(threads, weights.value_or(DType::bf16));
+    Json measured = {{"threads", threads},
+                     {"read_gbps", peaks.bytes_per_s * 1e-9},
+                     {"peak_tflops", peaks.operations_per_s * 1e-12}};
+    if (checkpoint) {
+      const ModelConfig& config = checkpoint->config();
+      const double prompt = prompt_work(config, *weights, kPrompt, 1).seconds(peaks);
+      const double token = decode_work(config, *weights, kGenerated, 1).seconds(peaks);
+      measured[fmt::format("pp{}_at_most_tokens_per_s", kPrompt)] = kPrompt / prompt;
+      measured[fmt::format("tg{}_at_most_tokens_per_s", kGenerated)] = 1 / token;
+    }
+    report["measured"].push_back(measured);
+    if (all == 1) break;
+  }
+}
+
+/// One entry of a list: a text, or numbers by name.
+void print_item(const Json& item) {
+  if (item.is_string()) fmt::print("  {}\n", item.get<std::string>());
+  if (!item.is_object()) return;
+  for (const auto& [name, number] : item.items())
+    fmt::print("  {:<32} {:.4g}\n", name, number.get<double>());
+}
+
 void print_table(const Json& report) {
   for (const auto& [key, value] : report.items()) {
     if (value.is_object()) {
@@ -116,7 +162,7 @@ void print_table(const Json& report) {
         fmt::print("  {:<16} {}\n", name, state.get<std::string>());
     } else if (value.is_array()) {
       fmt::print("{:<18} {}\n", key, value.empty() ? "none" : "");
-      for (const auto& item : value) fmt::print("  {}\n", item.get<std::string>());
+      for (const auto& item : value) print_item(item);
     } else {
       fmt::print("{:<18} {}\n", key, value.is_string() ? value.get<std::string>() : value.dump());
     }
@@ -128,11 +174,21 @@ void print_table(const Json& report) {
 void add_doctor(CLI::App& app, int& status) {
   CLI::App* command =
       app.add_subcommand("doctor", "Show what this machine has and what this build can use of it");
-  auto json = std::make_shared<bool>(false);
-  command->add_flag("--json", *json, "As JSON");
-  command->callback([json, &status] {
-    const Json report = diagnose();
-    if (*json)
+  auto o = std::make_shared<DoctorOptions>();
+  command->add_flag("--json", o->json, "As JSON");
+  command->add_flag(
+      "--measure", o->measure, "Also measure memory and multiplication; takes seconds and 1 GiB");
+  CLI::Option* model =
+      command->add_option("--model,--model-path", o->model, "And what that allows this checkpoint")
+          ->type_name("DIR")
+          ->needs("--measure");
+  command->add_option("--weights", o->weights, "Held as f32 or bf16 [as in the checkpoint]")
+      ->type_name("W")
+      ->needs(model);
+  command->callback([o, &status] {
+    Json report = diagnose();
+    if (o->measure) measure(*o, report);
+    if (o->json)
       fmt::print("{}\n", report.dump(2));
     else
       print_table(report);

@@ -21,6 +21,7 @@ namespace {
 constexpr std::size_t kLeastIterations = 5;
 constexpr std::size_t kMostIterations = 1000;
 constexpr double kWeightBytes = 2.0 * (1U << 30);  // of all layers that take turns
+constexpr double kMostLayers = 64;
 constexpr std::int64_t kExpertRowsPerTurn = 4096;  // as in MoeContext
 
 /// One rank's part of one iteration.
@@ -135,7 +136,8 @@ class RankBench {
     const auto slots = static_cast<std::size_t>(placement_.slots_per_rank());
     const double layer_bytes =
         static_cast<double>(layout_.bytes()) * static_cast<double>(moe_.experts);
-    layers_.resize(std::max<std::size_t>(2, std::lround(kWeightBytes / layer_bytes)));
+    layers_.resize(
+        static_cast<std::size_t>(std::clamp(kWeightBytes / layer_bytes, 2.0, kMostLayers)));
     for (Layer& layer : layers_) {
       layer.memory = Buffer(slots * layout_.bytes());
       for (std::size_t s = 0; s < slots; ++s)

@@ -35,7 +35,7 @@ struct MoeResult {
   bool memory_bound = false;
 };
 
-/// Experts' weights come from memory: as many layers take turns as fill 2 GiB, at least two.
+/// Experts' weights come from memory: as many layers take turns as fill 2 GiB, from 2 to 64.
 /// Verifies a token of each rank against its experts applied one by one, then measures; routing is
 /// fresh every iteration. `peaks`: of all threads of all ranks together.
 MoeResult measure_moe(const MoeCase& moe, const MachinePeaks& peaks);
