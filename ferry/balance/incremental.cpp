@@ -39,19 +39,24 @@ class LayerSearch {
         ranks_(static_cast<Index>(p.topology.ranks)),
         map_(current.begin(), current.end()),
         load_(rank_loads(p.load, current, p.topology.ranks)),
+        rank_of_(map_.size()),
         holds_(ranks_ * p.load.size(), 0),
         slots_of_(p.load.size()),
+        share_(p.load.size(), 0.0),
         delta_(ranks_, 0.0),
         pairs_(pair_limit_ > 0 ? ranks_ * ranks_ : 0, 0) {
     for (SlotId slot = 0; slot < static_cast<SlotId>(map_.size()); ++slot) {
+      rank_of_[static_cast<Index>(slot)] = static_cast<Index>(slot / p.slots_per_rank);
       const ExpertId e = expert_at(slot);
       if (e < 0) continue;
       ++holds(rank_of(slot), e);
       slots_of_[static_cast<Index>(e)].push_back(slot);
       ++filled_;
     }
+    for (ExpertId e = 0; e < p.experts(); ++e) update_share(e);
     held_at_first_ = holds_;
     mean_ = std::accumulate(load_.begin(), load_.end(), 0.0) / static_cast<double>(ranks_);
+    inverse_mean_ = mean_ > 0 ? 1 / mean_ : 0;
     good_enough_ = mean_ / std::max(best_balancedness(p) - options.tolerance, 1e-9);
   }
 
@@ -110,7 +115,7 @@ class LayerSearch {
 
   ExpertId expert_at(SlotId slot) const { return map_[static_cast<Index>(slot)]; }
 
-  Index rank_of(SlotId slot) const { return static_cast<Index>(slot / p_.slots_per_rank); }
+  Index rank_of(SlotId slot) const { return rank_of_[static_cast<Index>(slot)]; }
 
   std::uint8_t& holds(Index rank, ExpertId e) {
     return holds_[rank * p_.load.size() + static_cast<Index>(e)];
@@ -125,13 +130,15 @@ class LayerSearch {
     return !p_.topology.hierarchical() || a / per_node == b / per_node;
   }
 
-  double share(ExpertId e) const {
+  double share(ExpertId e) const { return share_[static_cast<Index>(e)]; }
+
+  void update_share(ExpertId e) {
     const auto i = static_cast<Index>(e);
-    return p_.load[i] / static_cast<double>(slots_of_[i].size());
+    share_[i] = slots_of_[i].empty() ? 0 : p_.load[i] / static_cast<double>(slots_of_[i].size());
   }
 
   double potential(double load) const {
-    const double x = load / mean_;
+    const double x = load * inverse_mean_;
     const double x2 = x * x;
     return x2 * x2 * x2 * x2;
   }
@@ -203,7 +210,7 @@ class LayerSearch {
         const SlotId to = static_cast<SlotId>(cool) * p_.slots_per_rank + local;
         if (expert_at(to) < 0) continue;
         for (SlotId via = 0; via < static_cast<SlotId>(map_.size()); ++via)
-          consider_detour(from, to, via, best);
+          if (can_give_up(via)) consider_detour(from, to, via, best);
       }
     }
   }
@@ -213,8 +220,8 @@ class LayerSearch {
     const ExpertId displaced = expert_at(to);
     const ExpertId given_up = expert_at(via);
     if (rank_of(via) == rank_of(to) || !same_domain(rank_of(via), rank_of(to)) ||
-        given_up == mover || given_up == displaced || !can_give_up(via) ||
-        holds(rank_of(via), displaced) > 0 || !allowed(rank_of(via), displaced))
+        given_up == mover || given_up == displaced || holds(rank_of(via), displaced) > 0 ||
+        !allowed(rank_of(via), displaced))
       return;
     touched_.clear();
     add_replica(mover, rank_of(to));
@@ -277,6 +284,7 @@ class LayerSearch {
     --holds(rank_of(slot), e);
     std::erase(slots_of_[static_cast<Index>(e)], slot);
     map_[static_cast<Index>(slot)] = -1;
+    update_share(e);
     --filled_;
   }
 
@@ -284,6 +292,7 @@ class LayerSearch {
     ++holds(rank_of(slot), e);
     slots_of_[static_cast<Index>(e)].push_back(slot);
     map_[static_cast<Index>(slot)] = e;
+    update_share(e);
     ++filled_;
   }
 
@@ -291,22 +300,28 @@ class LayerSearch {
   int pair_limit_;
   Index ranks_;
   std::vector<ExpertId> map_;
-  std::vector<double> load_;  // [R]
+  std::vector<double> load_;    // [R]
+  std::vector<Index> rank_of_;  // each slot
   std::vector<std::uint8_t> holds_;
   std::vector<std::uint8_t> held_at_first_;  // [rank][expert], copies
   std::vector<std::vector<SlotId>> slots_of_;
+  std::vector<double> share_;  // load of each replica of an expert
   int filled_ = 0;
   std::vector<double> delta_;  // changes under consideration, zero between steps
   std::vector<Index> touched_;
   std::vector<int> pairs_;  // [source][destination], transfers that may use this pair
   double mean_ = 0;
+  double inverse_mean_ = 0;
   double good_enough_ = 0;
 };
 
 }  // namespace
 
 void polish_layer(const LayerProblem& p, std::vector<ExpertId>& map) {
-  LayerSearch search(p, map, {.tolerance = 0.002});
+  constexpr double kTolerance = 0.002;
+  if (balancedness(rank_loads(p.load, map, p.topology.ranks)) >= best_balancedness(p) - kTolerance)
+    return;
+  LayerSearch search(p, map, {.tolerance = kTolerance});
   for (int step = 0; step < p.slots(); ++step) {
     const Step next = search.best_step();
     if (!next.found()) break;
