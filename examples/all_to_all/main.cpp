@@ -67,11 +67,12 @@ int run_rank(ferry::Transport& transport) {
 
 }  // namespace
 
-int main(int argc, char** argv) try {
-  const int ranks = argc > 1 ? std::atoi(argv[1]) : 4;
-  return ferry::run_ranks({.transport = "inproc", .ranks = ranks}, run_rank);
-
-} catch (const std::exception& e) {
-  std::fprintf(stderr, "all_to_all: %s\n", e.what());
-  return 1;
+int main(int argc, char** argv) {
+  try {
+    const int ranks = argc > 1 ? std::atoi(argv[1]) : 4;
+    return ferry::run_ranks({.transport = "inproc", .ranks = ranks}, run_rank);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "all_to_all: %s\n", e.what());
+    return 1;
+  }
 }

@@ -13,7 +13,7 @@ KvCache::KvCache(const ModelConfig& config, DType type, int capacity)
   FERRY_CHECK(type != DType::f16, "keys and values are f32 or bf16, like the activations");
   FERRY_CHECK(capacity >= 1, "a cache for {} positions", capacity);
   data_ = Buffer(2 * static_cast<std::size_t>(layers_) * kv_heads_ * capacity_ * head_dim_ *
-                 dtype_bytes(type_),
+                     dtype_bytes(type_),
                  Buffer::Use::sparse);  // every head has a stream of its own that starts short
 }
 
