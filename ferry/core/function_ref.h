@@ -24,8 +24,8 @@ class FunctionRef<R(Args...)> {
   requires(std::is_invocable_r_v<R, F&, Args...> &&
            !std::is_same_v<std::remove_cvref_t<F>, FunctionRef> &&
            !std::is_function_v<std::remove_reference_t<F>>)
-      FunctionRef(
-          F&& callable)  // NOLINT(google-explicit-constructor,bugprone-forwarding-reference-overload)
+      // NOLINTNEXTLINE(google-explicit-constructor,bugprone-forwarding-reference-overload)
+      FunctionRef(F&& callable)
       : function_([](Args... args, void* context) -> R {
           return (*static_cast<std::remove_reference_t<F>*>(context))(std::forward<Args>(args)...);
         }),
