@@ -244,6 +244,7 @@ int run(const BenchModelOptions& o) {
     for (const Test& test : tests) {
       run.measure(test);  // touches every page that the measured ones will
       std::vector<RankRun::Time> times;
+      times.reserve(static_cast<std::size_t>(o.repetitions));
       for (int i = 0; i < o.repetitions; ++i) times.push_back(run.measure(test));
       if (report) report->add(test, times);
     }
