@@ -29,7 +29,7 @@ function(ferry_room name)
 endfunction()
 
 # ferry_test(room SOURCES ... LINKS ... LABELS ...): one test binary a room, each TEST a ctest entry,
-# labelled with the room and with LABELS (multiproc: starts processes).
+# labelled with the room and with LABELS (multiproc: starts processes; slow: not under sanitizers).
 function(ferry_test room)
   cmake_parse_arguments(T "" "" "SOURCES;LINKS;LABELS" ${ARGN})
   add_executable(${room}_test ${T_SOURCES})
