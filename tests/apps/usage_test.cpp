@@ -104,14 +104,6 @@ TEST(Usage, UnknownInstructionSetIsRefused) {
       "FERRY_ISA");
 }
 
-TEST(Usage, DemoModelIsLookedForWhereTheLineSays) {
-  const test::TempDir home;
-  const auto found =
-      test::run_program({"generate", "--prompt", "a"}, {"FERRY_HOME=" + home.path().string()});
-  if (found.status == 0) GTEST_SKIP() << "there is a demo model beside the program";
-  test::expect_one_line(found, 2, home.path().string());
-}
-
 TEST(Usage, HelpListsTheSubcommandsAndVersionIsPlain) {
   const auto help = test::run_program({"--help"});
   EXPECT_EQ(help.status, 0);
