@@ -333,7 +333,7 @@ void add_eplb(CLI::App& app, int& status) {
   planned->add_flag("--json", plan_o->json, "As JSON");
   const auto [simulated, simulate_o] = add("simulate",
                                            "Replay a trace against policies",
-                                           [](EplbOptions o) { return run_simulation(o); });
+                                           [](const EplbOptions& o) { return run_simulation(o); });
   add_trace(*simulated, *simulate_o);
   simulated->add_flag("--json", simulate_o->json, "As JSON");
   const auto [shown, show_o] = add("show", "Show load by layer and rank before and after", show);

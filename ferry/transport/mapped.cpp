@@ -293,7 +293,7 @@ void MappedTransport::check_requests(std::size_t bytes, int num_signals) {
 }
 
 std::unique_ptr<Region> MappedTransport::allocate_region(std::size_t bytes, int num_signals) {
-  constexpr const char* call = "allocate_region";
+  constexpr const char* kCall = "allocate_region";
   FERRY_CHECK(num_signals >= 0 && num_signals <= kMaxSignals,
               "{} signals, at most {}",
               num_signals,
@@ -309,11 +309,11 @@ std::unique_ptr<Region> MappedTransport::allocate_region(std::size_t bytes, int 
   std::shared_ptr<RegionMemory> memory;
   try {
     if (rank_ == 0) memory = create_memory(total);
-    enter_together(call);
+    enter_together(kCall);
     check_requests(bytes, num_signals);
     if (rank_ != 0) memory = attach_memory(total);
     // Until all have it, rank 0 keeps what it made, and nobody changes its request.
-    enter_together(call);
+    enter_together(kCall);
   } catch (const BrokenContract&) {
     throw;  // every rank finds the same difference
   } catch (const std::exception& e) {

@@ -15,7 +15,7 @@ using test::operator+;
 class Eplb : public testing::Test {
  protected:
   std::string dump(const std::string& text) {
-    const std::string path = (directory_.path() / "load.json").string();
+    std::string path = (directory_.path() / "load.json").string();
     test::write_file(path, text);
     return path;
   }
