@@ -315,6 +315,11 @@ void add_trace(CLI::App& command, EplbOptions& o) {
   number("--gbytes-per-s", o.gigabytes_per_s, "What a rank receives of moved weights");
 }
 
+/// A copy like plan() and show() take, which change theirs.
+int simulate(EplbOptions o) {  // NOLINT(performance-unnecessary-value-param)
+  return run_simulation(o);
+}
+
 }  // namespace
 
 void add_eplb(CLI::App& app, int& status) {
@@ -331,9 +336,7 @@ void add_eplb(CLI::App& app, int& status) {
   const auto [planned, plan_o] = add("plan", "Plan a placement from a dump of load", plan);
   add_stats(*planned, *plan_o);
   planned->add_flag("--json", plan_o->json, "As JSON");
-  const auto [simulated, simulate_o] = add("simulate",
-                                           "Replay a trace against policies",
-                                           [](const EplbOptions& o) { return run_simulation(o); });
+  const auto [simulated, simulate_o] = add("simulate", "Replay a trace against policies", simulate);
   add_trace(*simulated, *simulate_o);
   simulated->add_flag("--json", simulate_o->json, "As JSON");
   const auto [shown, show_o] = add("show", "Show load by layer and rank before and after", show);
