@@ -91,6 +91,10 @@ class RankBench {
         row_bytes_(static_cast<std::size_t>(a2a.hidden) * dtype_bytes(DType::bf16)),
         rows_(static_cast<std::size_t>(a2a.tokens) * row_bytes_),
         out_(static_cast<std::size_t>(a2a.tokens) * row_bytes_) {
+    // As large as the padded layout: every slot has room for every token of all ranks.
+    floor_rows_ = Buffer(
+        static_cast<std::size_t>(placement_.slots_per_rank() * a2a.ranks * a2a.tokens) * row_bytes_,
+        Buffer::Use::sparse);
     slots_.resize(static_cast<std::size_t>(a2a.tokens) * static_cast<std::size_t>(a2a.topk));
     weights_.resize(slots_.size());
     fill_rows();
@@ -262,25 +266,30 @@ class RankBench {
     }
   }
 
-  /// The same bytes without planning, messages or waiting: as many destination rows as this rank
-  /// received, each distinct source row read once and in cache for its other copies; then the
-  /// result rows read once and the sums written. Sources and destinations are those of the exchange
-  /// just done, in the layout's own places.
+  /// The same bytes without planning, messages or waiting: as many rows as this rank receives on
+  /// average, each source row read once and in cache for its other copies, written where the padded
+  /// layout would have them under this iteration's routing; then those rows read and their sums
+  /// written.
   void measure_floor(A2aIteration& times) {
-    const std::size_t copies = static_cast<std::size_t>(a2a_.topk);
-    const auto tokens = static_cast<std::size_t>(a2a_.tokens);
-    floor_rows_ =
-        floor_rows_.size() ? std::move(floor_rows_) : Buffer(tokens * copies * row_bytes_);
-    const auto place = [&](std::size_t t, std::size_t k) {
-      return floor_rows_.data() + (k * tokens + t) * row_bytes_;
-    };
+    const auto topk = static_cast<std::size_t>(a2a_.topk);
+    const auto slots = static_cast<std::size_t>(placement_.slots_per_rank());
+    const auto capacity =
+        static_cast<std::size_t>(a2a_.ranks) * static_cast<std::size_t>(a2a_.tokens);
+    std::vector<std::size_t> used(slots);
+    std::vector<std::byte*> places(slots_.size());
+    for (std::size_t i = 0; i < places.size(); ++i) {
+      const std::size_t slot = static_cast<std::size_t>(slots_[i]) % slots;
+      places[i] = floor_rows_.data() + (slot * capacity + used[slot]++) * row_bytes_;
+    }
     meet();
     {
       const Stopwatch watch;
       pool_.parallel_for(a2a_.tokens, 8, [&](std::int64_t begin, std::int64_t end, int) {
-        for (auto t = static_cast<std::size_t>(begin); t < static_cast<std::size_t>(end); ++t)
-          for (std::size_t k = 0; k < copies; ++k)
-            std::memcpy(place(t, k), rows_.data() + t * row_bytes_, row_bytes_);
+        for (auto i = static_cast<std::size_t>(begin) * topk;
+             i < static_cast<std::size_t>(end) * topk;
+             ++i) {
+          std::memcpy(places[i], rows_.data() + i / topk * row_bytes_, row_bytes_);
+        }
       });
       times.floor_dispatch = watch.microseconds();
     }
@@ -288,11 +297,9 @@ class RankBench {
     {
       const Stopwatch watch;
       pool_.parallel_for(a2a_.tokens, 8, [&](std::int64_t begin, std::int64_t end, int) {
-        std::vector<const std::byte*> terms(copies);
         for (auto t = static_cast<std::size_t>(begin); t < static_cast<std::size_t>(end); ++t) {
-          for (std::size_t k = 0; k < copies; ++k) terms[k] = place(t, k);
-          kernels().weighted_sum({.rows = terms.data(),
-                                  .weights = weights_.data() + t * copies,
+          kernels().weighted_sum({.rows = places.data() + t * topk,
+                                  .weights = weights_.data() + t * topk,
                                   .k = a2a_.topk,
                                   .n = a2a_.hidden,
                                   .in_type = DType::bf16,
