@@ -9,8 +9,10 @@ thread_local std::int64_t allocations = 0;
 
 }  // namespace
 
-// The operator new of the whole binary; the array and nothrow forms end up here. Sanitizers still
-// watch the memory, through malloc and free.
+// The operator new of the whole binary; the array and nothrow forms end up here. Not under a
+// sanitizer, which has operators of its own that must match each other: nothing is counted there.
+#ifndef FERRY_SANITIZE
+
 void* operator new(std::size_t bytes) {
   ++allocations;
   if (void* memory = std::malloc(bytes ? bytes : 1)) return memory;
@@ -20,6 +22,8 @@ void* operator new(std::size_t bytes) {
 void operator delete(void* memory) noexcept { std::free(memory); }
 
 void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
+#endif
 
 namespace ferry::testing {
 
