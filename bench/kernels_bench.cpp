@@ -1,6 +1,9 @@
-// Matrix products on one core: each instruction set, few and many rows, weights hot in the caches
-// or cold in memory. Counters: FLOP/s, and GB/s of weights read; the floor beside them is
-// ReadMemory below (bytes) and the unit's own peak (operations).
+// One core's arithmetic. Matrix products: each instruction set, few and many rows, weights hot in
+// the caches or cold in memory. Counters: FLOP/s, and GB/s of weights read; the floor beside them
+// is ReadMemory below (bytes) and the unit's own peak (operations).
+// Rows as they travel: Encode and Decode of bf16 rows of 7168 values and WeightedSum of 8 of them,
+// once in the caches or 256 times through memory. Counter: bytes read and written; the floor beside
+// them is Copy, memcpy of the same bf16 rows.
 //   FERRY_BENCH_COLD_MB  memory the cold weights and ReadMemory spread over, default 512; 0: no
 //                        cold ones. Must exceed the share of the last-level cache to mean anything.
 #include <benchmark/benchmark.h>
@@ -20,6 +23,7 @@ using ferry::Buffer;
 using ferry::DType;
 using ferry::Isa;
 using ferry::PackedMatrix;
+using ferry::WireType;
 
 constexpr std::int64_t kDepth = 2048;
 constexpr std::int64_t kColumns = 1024;
@@ -95,7 +99,100 @@ void read_memory(benchmark::State& state) {
                                                benchmark::Counter::kIsIterationInvariantRate);
 }
 
+constexpr std::int64_t kRowValues = 7168;
+constexpr std::size_t kRowBytes = kRowValues * 2;
+
+/// Runs move(from, to) over rows that lie `from_bytes` and `to_bytes` apart; counts what it moves.
+template <class Move>
+void over_rows(benchmark::State& state, std::size_t from_bytes, std::size_t to_bytes, Move move) {
+  const ferry::FlushDenormals flush;
+  const auto rows = static_cast<std::size_t>(state.range(0));
+  const Buffer from = filled(rows * from_bytes);
+  const Buffer to = filled(rows * to_bytes);
+  for (auto _ : state) {
+    for (std::size_t r = 0; r < rows; ++r)
+      move(from.data() + r * from_bytes, to.data() + r * to_bytes);
+    benchmark::ClobberMemory();
+  }
+  state.counters["bytes"] = benchmark::Counter(static_cast<double>(rows * (from_bytes + to_bytes)),
+                                               benchmark::Counter::kIsIterationInvariantRate);
+}
+
+void copy_rows(benchmark::State& state) {
+  over_rows(state, kRowBytes, kRowBytes, [](const std::byte* from, std::byte* to) {
+    std::memcpy(to, from, kRowBytes);
+  });
+}
+
+void encode_rows(benchmark::State& state, Isa isa, WireType wire) {
+  const auto encode = ferry::kernels_for(isa).encode;
+  over_rows(state,
+            kRowBytes,
+            ferry::wire_row_bytes(wire, kRowValues),
+            [&](const std::byte* from, std::byte* to) {
+              encode(from, DType::bf16, to, wire, kRowValues);
+            });
+}
+
+void decode_rows(benchmark::State& state, Isa isa, WireType wire) {
+  const auto decode = ferry::kernels_for(isa).decode;
+  over_rows(state,
+            ferry::wire_row_bytes(wire, kRowValues),
+            kRowBytes,
+            [&](const std::byte* from, std::byte* to) {
+              decode(from, wire, to, DType::bf16, kRowValues);
+            });
+}
+
+/// Combine's sum of 8 rows into a row of bf16, each from rows of its own.
+void sum_rows(benchmark::State& state, Isa isa, WireType wire) {
+  const ferry::FlushDenormals flush;
+  constexpr std::size_t kTerms = 8;
+  const auto sums = static_cast<std::size_t>(state.range(0));
+  const std::size_t row_bytes = ferry::wire_row_bytes(wire, kRowValues);
+  const ferry::Kernels& kernels = ferry::kernels_for(isa);
+  const Buffer values = filled(kRowBytes);
+  const Buffer rows(sums * kTerms * row_bytes);
+  const Buffer out(sums * kRowBytes);
+  for (std::size_t r = 0; r < sums * kTerms; ++r)
+    kernels.encode(values.data(), DType::bf16, rows.data() + r * row_bytes, wire, kRowValues);
+  const std::vector<float> weights(kTerms, 0.125F);
+  for (auto _ : state) {
+    for (std::size_t s = 0; s < sums; ++s) {
+      const std::byte* terms[kTerms];
+      for (std::size_t k = 0; k < kTerms; ++k)
+        terms[k] = rows.data() + (s * kTerms + k) * row_bytes;
+      kernels.weighted_sum({.rows = terms,
+                            .weights = weights.data(),
+                            .k = kTerms,
+                            .n = kRowValues,
+                            .in_type = wire,
+                            .out = out.data() + s * kRowBytes,
+                            .out_type = DType::bf16});
+    }
+    benchmark::ClobberMemory();
+  }
+  state.counters["bytes"] =
+      benchmark::Counter(static_cast<double>(sums * (kTerms * row_bytes + kRowBytes)),
+                         benchmark::Counter::kIsIterationInvariantRate);
+}
+
+void register_wires(Isa isa) {
+  for (const WireType wire : ferry::wire_types()) {
+    const std::string name = std::string(ferry::isa_name(isa)) + "/" +
+                             std::string(ferry::wire_type_name(wire)) + "/rows";
+    for (const std::int64_t rows : {1, 256}) {
+      benchmark::RegisterBenchmark(("Encode/" + name).c_str(), encode_rows, isa, wire)->Arg(rows);
+      benchmark::RegisterBenchmark(("Decode/" + name).c_str(), decode_rows, isa, wire)->Arg(rows);
+      benchmark::RegisterBenchmark(("WeightedSum/" + name).c_str(), sum_rows, isa, wire)->Arg(rows);
+    }
+  }
+}
+
 void register_all() {
+  benchmark::RegisterBenchmark("Copy/rows", copy_rows)->Arg(1)->Arg(256);
+  for (const Isa isa : {Isa::avx2, Isa::avx512})
+    if (ferry::isa_supported(isa)) register_wires(isa);
   const bool with_cold = cold_bytes() > 0;
   if (with_cold) benchmark::RegisterBenchmark("ReadMemory", read_memory);
   for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx}) {

@@ -19,6 +19,7 @@
 #include <string_view>
 
 #include "ferry/core/types.h"
+#include "ferry/kernels/wire.h"
 
 namespace ferry {
 
@@ -88,13 +89,14 @@ struct AttendArgs {
 };
 
 /// The weighted sum of combine: out = sum over k in order of weights[k] * rows[k], a chain of fused
-/// multiply-adds in f32 from 0; accumulate adds the chain's result to what `out` holds.
+/// multiply-adds in f32 from 0; accumulate adds the chain's result to what `out` holds. Quantised
+/// values are what `decode` to f32 gives.
 struct WeightedSumArgs {
-  const std::byte* const* rows = nullptr;  ///< k pointers to rows of n elements of `in_type`
+  const std::byte* const* rows = nullptr;  ///< k pointers to rows of n values of `in_type`
   const float* weights = nullptr;          ///< [k]
   std::int64_t k = 0;
   std::int64_t n = 0;
-  DType in_type = DType::f32;
+  WireType in_type = WireType::f32;
   std::byte* out = nullptr;
   DType out_type = DType::f32;
   bool accumulate = false;
@@ -133,6 +135,19 @@ struct Kernels {
   /// Converts a row between f32, bf16 and f16; to bf16 and f16 rounds to nearest even.
   void (*convert)(
       const std::byte* in, DType in_type, std::byte* out, DType out_type, std::int64_t n);
+
+  /// memcpy for what will not be found in a cache when it is read: the target's lines are not read
+  /// first, which is a third of a plain copy's traffic. Other threads see the bytes in
+  /// what stream_fence() and a release store after it publish. No overlap; any alignment.
+  void (*stream_copy)(std::byte* to, const std::byte* from, std::size_t bytes);
+  void (*stream_fence)();
+  /// Writes a row of n values as it travels: wire_row_bytes(type, n) bytes, padding zeroed. For f32
+  /// and bf16 as `convert`. A value that is infinite or NaN makes all that share its scale NaN.
+  /// in and out do not overlap.
+  void (*encode)(const std::byte* in, DType in_type, std::byte* out, WireType type, std::int64_t n);
+  /// Reads such a row: byte * scale, rounded to f32, then to `out_type`.
+  void (*decode)(
+      const std::byte* in, WireType type, std::byte* out, DType out_type, std::int64_t n);
   float (*dot)(const float* x, const float* y, std::int64_t n);
 
   /// For the floors of benchmarks. `rounds` of what gemm's inner loop for many rows does, on

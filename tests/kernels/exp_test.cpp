@@ -8,6 +8,7 @@ namespace ferry::testing {
 
 namespace {
 
+#include "ferry/kernels/cpu/bits.inl"
 #include "ferry/kernels/cpu/vec_scalar.inl"
 //
 #include "ferry/kernels/cpu/math.inl"

@@ -18,6 +18,8 @@ namespace {
 
 // Each builds on those before it.
 // clang-format off
+#include "ferry/kernels/cpu/bits.inl"
+#include "ferry/kernels/cpu/vec_x86.inl"
 #include "ferry/kernels/cpu/vec_avx512.inl"
 #include "ferry/kernels/cpu/math.inl"
 #include "ferry/kernels/cpu/gemm_common.inl"

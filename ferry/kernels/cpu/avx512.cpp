@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "ferry/kernels/cpu/tables.h"
 
@@ -19,9 +20,12 @@ struct Tiling {
 
 // Each builds on those before it.
 // clang-format off
+#include "ferry/kernels/cpu/bits.inl"
+#include "ferry/kernels/cpu/vec_x86.inl"
 #include "ferry/kernels/cpu/vec_avx512.inl"
 #include "ferry/kernels/cpu/math.inl"
 #include "ferry/kernels/cpu/row_ops.inl"
+#include "ferry/kernels/cpu/wire.inl"
 #include "ferry/kernels/cpu/attend.inl"
 #include "ferry/kernels/cpu/gemm_common.inl"
 #include "ferry/kernels/cpu/gemm_fma.inl"
@@ -43,6 +47,10 @@ constinit const Kernels kAvx512{.isa = Isa::avx512,
                                 .scale = scale,
                                 .add = add_row,
                                 .convert = convert,
+                                .stream_copy = stream_copy,
+                                .stream_fence = stream_fence,
+                                .encode = encode,
+                                .decode = decode,
                                 .dot = dot,
                                 .multiply_in_registers = multiply_in_registers,
                                 .greatest = greatest};

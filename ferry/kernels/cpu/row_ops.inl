@@ -47,6 +47,20 @@ inline void convert(
   });
 }
 
+/// Whole lines of the target only, so that each leaves the core in one piece.
+inline void stream_copy(std::byte* to, const std::byte* from, std::size_t bytes) {
+  constexpr std::size_t kLine = 64;
+  const std::size_t head = (kLine - reinterpret_cast<std::uintptr_t>(to) % kLine) % kLine;
+  if (bytes < head + kLine) {
+    std::memcpy(to, from, bytes);
+    return;
+  }
+  std::memcpy(to, from, head);
+  std::size_t done = head;
+  for (; done + kLine <= bytes; done += kLine) stream_line(to + done, from + done);
+  std::memcpy(to + done, from + done, bytes - done);
+}
+
 inline void rms_norm(const std::byte* x,
                      DType type,
                      const float* weight,
@@ -98,35 +112,5 @@ inline void softmax(float* x, std::int64_t n) {
   sum = splat(fold_add(sum));
   for_sixteens(n, [&](std::int64_t i, int count) {
     F32Row::store_at(row, i, div(F32Row::load_at(row, i, count), sum), count);
-  });
-}
-
-/// Elements [first, first + 16 * V) of the weighted sum; `last` of them in the last sixteen.
-template <class In, class Out, int V>
-void weighted_sum_part(const WeightedSumArgs& args, std::int64_t first, int last) {
-  F32x16 sum[V];
-  for (int v = 0; v < V; ++v) sum[v] = splat(0.0F);
-  for (std::int64_t k = 0; k < args.k; ++k) {
-    const F32x16 weight = splat(args.weights[k]);
-    for (int v = 0; v < V; ++v)
-      sum[v] =
-          fma(weight, In::load_at(args.rows[k], first + 16 * v, v + 1 < V ? 16 : last), sum[v]);
-  }
-  for (int v = 0; v < V; ++v) {
-    const int count = v + 1 < V ? 16 : last;
-    const std::int64_t i = first + 16 * v;
-    if (args.accumulate) sum[v] = add(Out::load_at(args.out, i, count), sum[v]);
-    Out::store_at(args.out, i, sum[v], count);
-  }
-}
-
-inline void weighted_sum(const WeightedSumArgs& args) {
-  with_row_type(args.in_type, [&]<class In>(In) {
-    with_row_type(args.out_type, [&]<class Out>(Out) {
-      std::int64_t i = 0;
-      for (; i + 64 <= args.n; i += 64) weighted_sum_part<In, Out, 4>(args, i, 16);
-      for (; i + 16 <= args.n; i += 16) weighted_sum_part<In, Out, 1>(args, i, 16);
-      if (i < args.n) weighted_sum_part<In, Out, 1>(args, i, static_cast<int>(args.n - i));
-    });
   });
 }

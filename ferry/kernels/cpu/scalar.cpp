@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "ferry/kernels/cpu/tables.h"
 
@@ -18,9 +19,11 @@ struct Tiling {
 
 // Each builds on those before it.
 // clang-format off
+#include "ferry/kernels/cpu/bits.inl"
 #include "ferry/kernels/cpu/vec_scalar.inl"
 #include "ferry/kernels/cpu/math.inl"
 #include "ferry/kernels/cpu/row_ops.inl"
+#include "ferry/kernels/cpu/wire.inl"
 #include "ferry/kernels/cpu/attend.inl"
 #include "ferry/kernels/cpu/gemm_common.inl"
 #include "ferry/kernels/cpu/gemm_fma.inl"
@@ -42,6 +45,10 @@ constinit const Kernels kScalar{.isa = Isa::scalar,
                                 .scale = scale,
                                 .add = add_row,
                                 .convert = convert,
+                                .stream_copy = stream_copy,
+                                .stream_fence = stream_fence,
+                                .encode = encode,
+                                .decode = decode,
                                 .dot = dot,
                                 .multiply_in_registers = multiply_in_registers,
                                 .greatest = greatest};

@@ -28,14 +28,15 @@ inline __m128i load_eight(const std::byte* p) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i_u*>(p));
 }
 
-/// AVX2 cannot mask 16-bit lanes: the end of a row goes through this.
-struct Sixteen {
+/// AVX2 cannot mask 8- and 16-bit lanes: the end of a row goes through this.
+struct PartOfRow {
   alignas(32) std::byte data[32];
 };
 
-inline Sixteen copy_part(const std::byte* p, int count) {
-  Sixteen part{};
-  std::memcpy(part.data, p, static_cast<std::size_t>(count) * 2);
+/// `count` elements of `bytes` bytes, and zeros.
+inline PartOfRow copy_part(const std::byte* p, int count, int bytes = 2) {
+  PartOfRow part{};
+  std::memcpy(part.data, p, static_cast<std::size_t>(count * bytes));
   return part;
 }
 
@@ -83,7 +84,7 @@ inline void store_bf16(std::byte* p, F32x16 x) {
 }
 
 inline void store_bf16_part(std::byte* p, F32x16 x, int count) {
-  Sixteen part;
+  PartOfRow part;
   store_bf16(part.data, x);
   std::memcpy(p, part.data, static_cast<std::size_t>(count) * 2);
 }
@@ -95,9 +96,77 @@ inline void store_f16(std::byte* p, F32x16 x) {
 }
 
 inline void store_f16_part(std::byte* p, F32x16 x, int count) {
-  Sixteen part;
+  PartOfRow part;
   store_f16(part.data, x);
   std::memcpy(p, part.data, static_cast<std::size_t>(count) * 2);
+}
+
+inline F32x16 load_fp8(const std::byte* p) {
+  const __m256i halves = fp8_to_f16(load_eight(p));
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(halves)),
+          _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
+}
+
+inline F32x16 load_fp8_part(const std::byte* p, int count) {
+  return load_fp8(copy_part(p, count, 1).data);
+}
+
+struct Sixteens {
+  F32x16 first, second;
+};
+
+inline Sixteens load_two_fp8(const std::byte* p) { return {load_fp8(p), load_fp8(p + 16)}; }
+
+inline F32x16 load_int8(const std::byte* p) {
+  const __m128i x = load_eight(p);
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(x, 8)))};
+}
+
+inline F32x16 load_int8_part(const std::byte* p, int count) {
+  return load_int8(copy_part(p, count, 1).data);
+}
+
+/// The codes lie in the lowest byte of each 32-bit lane; vec_avx512.inl explains the steps.
+inline __m256i round_fp8(__m256 x) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
+  const __m256i exponent = _mm256_max_epi32(_mm256_and_si256(bits, _mm256_set1_epi32(0x7f800000)),
+                                            _mm256_set1_epi32(kFp8Normal << 23));
+  const __m256i unit = _mm256_add_epi32(exponent, _mm256_set1_epi32(kFp8Rounder));
+  const __m256 rounded = _mm256_add_ps(_mm256_castsi256_ps(magnitude), _mm256_castsi256_ps(unit));
+  const __m256i code =
+      _mm256_add_epi32(_mm256_castps_si256(rounded), _mm256_srli_epi32(exponent, 20));
+  const __m256i sign = _mm256_and_si256(_mm256_srli_epi32(bits, 24), _mm256_set1_epi32(0x80));
+  return _mm256_or_si256(_mm256_and_si256(code, _mm256_set1_epi32(0x7f)), sign);
+}
+
+inline void store_fp8(std::byte* p, F32x16 x) {
+  const __m256i packed = _mm256_packus_epi32(round_fp8(x.low), round_fp8(x.high));
+  const __m256i words = _mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0));
+  const __m128i high = _mm256_extracti128_si256(words, 1);
+  _mm_storeu_si128(reinterpret_cast<__m128i_u*>(p),
+                   _mm_packus_epi16(_mm256_castsi256_si128(words), high));
+}
+
+inline void store_fp8_part(std::byte* p, F32x16 x, int count) {
+  PartOfRow part;
+  store_fp8(part.data, x);
+  std::memcpy(p, part.data, static_cast<std::size_t>(count));
+}
+
+inline void store_int8(std::byte* p, F32x16 x) {
+  const __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high));
+  const __m256i words = _mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0));
+  const __m128i high = _mm256_extracti128_si256(words, 1);
+  _mm_storeu_si128(reinterpret_cast<__m128i_u*>(p),
+                   _mm_packs_epi16(_mm256_castsi256_si128(words), high));
+}
+
+inline void store_int8_part(std::byte* p, F32x16 x, int count) {
+  PartOfRow part;
+  store_int8(part.data, x);
+  std::memcpy(p, part.data, static_cast<std::size_t>(count));
 }
 
 struct Pairs {
@@ -158,6 +227,33 @@ inline F32x16 first_lanes(int count, F32x16 a, F32x16 b) {
           _mm256_blendv_ps(b.high, a.high, _mm256_castsi256_ps(first_mask(count, 8)))};
 }
 
+inline F32x16 max_magnitude(F32x16 most, F32x16 x) {
+  const __m256i mask = _mm256_set1_epi32(0x7fffffff);
+  const __m256i low = _mm256_and_si256(_mm256_castps_si256(x.low), mask);
+  const __m256i high = _mm256_and_si256(_mm256_castps_si256(x.high), mask);
+  return {_mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(most.low), low)),
+          _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(most.high), high))};
+}
+
+inline std::uint32_t fold_max_bits(F32x16 a) {
+  const __m256i eight = _mm256_max_epi32(_mm256_castps_si256(a.low), _mm256_castps_si256(a.high));
+  const __m128i four =
+      _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  const __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, _MM_SHUFFLE(1, 0, 3, 2)));
+  const __m128i one = _mm_max_epi32(two, _mm_shuffle_epi32(two, _MM_SHUFFLE(2, 3, 0, 1)));
+  return static_cast<std::uint32_t>(_mm_cvtsi128_si32(one));
+}
+
+inline std::uint32_t max_bits_bf16(const std::byte* p) {
+  const __m256i mask = _mm256_set1_epi16(0x7fff);
+  __m256i most = _mm256_setzero_si256();
+  for (int i = 0; i < 256; i += 32) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p + i));
+    most = _mm256_max_epi16(most, _mm256_and_si256(x, mask));
+  }
+  return fold_max_words(most);
+}
+
 template <class Op8, class Op4, class Op1>
 inline float fold(F32x16 a, Op8 op8, Op4 op4, Op1 op1) {
   const __m256 eight = op8(a.low, a.high);
@@ -181,3 +277,12 @@ inline float fold_max(F32x16 a) {
       [](__m128 x, __m128 y) { return _mm_max_ps(x, y); },
       [](__m128 x, __m128 y) { return _mm_max_ss(x, y); });
 }
+
+inline void stream_line(std::byte* to, const std::byte* from) {
+  const auto* in = reinterpret_cast<const __m256i*>(from);
+  auto* out = reinterpret_cast<__m256i*>(to);
+  _mm256_stream_si256(out, _mm256_loadu_si256(in));
+  _mm256_stream_si256(out + 1, _mm256_loadu_si256(in + 1));
+}
+
+inline void stream_fence() { _mm_sfence(); }

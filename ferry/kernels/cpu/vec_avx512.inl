@@ -71,6 +71,76 @@ inline void store_f16_part(std::byte* p, F32x16 x, int count) {
   _mm256_mask_storeu_epi16(p, first_mask(count), round_f16(x));
 }
 
+inline F32x16 load_fp8(const std::byte* p) {
+  return {_mm512_cvtph_ps(fp8_to_f16(_mm_loadu_si128(reinterpret_cast<const __m128i_u*>(p))))};
+}
+
+inline F32x16 load_fp8_part(const std::byte* p, int count) {
+  return {_mm512_cvtph_ps(fp8_to_f16(_mm_maskz_loadu_epi8(first_mask(count), p)))};
+}
+
+struct Sixteens {
+  F32x16 first, second;
+};
+
+/// fp8_to_f16 (vec_x86.inl) with twice the lanes.
+inline Sixteens load_two_fp8(const std::byte* p) {
+  const __m512i wide =
+      _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p)));
+  const __m512i moved = _mm512_srai_epi16(_mm512_slli_epi16(wide, 8), 1);
+  const __m512i magnitude = _mm512_and_si512(wide, _mm512_set1_epi16(0x7f));
+  const __mmask32 nan = _mm512_cmpeq_epi16_mask(magnitude, _mm512_set1_epi16(0x7f));
+  const __m512i number = _mm512_and_si512(moved, _mm512_set1_epi16(static_cast<short>(0xbfff)));
+  const __m512i halves = _mm512_mask_mov_epi16(number, nan, _mm512_set1_epi16(0x7e00));
+  return {{_mm512_cvtph_ps(_mm512_castsi512_si256(halves))},
+          {_mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1))}};
+}
+
+inline F32x16 widen_int8(__m128i x) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x))}; }
+
+inline F32x16 load_int8(const std::byte* p) {
+  return widen_int8(_mm_loadu_si128(reinterpret_cast<const __m128i_u*>(p)));
+}
+
+inline F32x16 load_int8_part(const std::byte* p, int count) {
+  return widen_int8(_mm_maskz_loadu_epi8(first_mask(count), p));
+}
+
+/// 2^20 times the power of two at or below |x|, but of 2^-6 at least, is a number whose last bit
+/// stands for what the code's last bit does: adding it to |x| rounds. Its exponent makes the
+/// code's.
+inline __m128i round_fp8(F32x16 x) {
+  const __m512i bits = _mm512_castps_si512(x.v);
+  const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
+  const __m512i exponent = _mm512_max_epi32(_mm512_and_si512(bits, _mm512_set1_epi32(0x7f800000)),
+                                            _mm512_set1_epi32(kFp8Normal << 23));
+  const __m512i unit = _mm512_add_epi32(exponent, _mm512_set1_epi32(kFp8Rounder));
+  const __m512 rounded = _mm512_add_ps(_mm512_castsi512_ps(magnitude), _mm512_castsi512_ps(unit));
+  const __m512i code =
+      _mm512_add_epi32(_mm512_castps_si512(rounded), _mm512_srli_epi32(exponent, 20));
+  constexpr int kFirstWhereMaskElseSecond = 0xca;
+  return _mm512_cvtepi32_epi8(_mm512_ternarylogic_epi32(
+      _mm512_set1_epi32(0x80), _mm512_srli_epi32(bits, 24), code, kFirstWhereMaskElseSecond));
+}
+
+inline void store_fp8(std::byte* p, F32x16 x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i_u*>(p), round_fp8(x));
+}
+
+inline void store_fp8_part(std::byte* p, F32x16 x, int count) {
+  _mm_mask_storeu_epi8(p, first_mask(count), round_fp8(x));
+}
+
+inline __m128i round_int8(F32x16 x) { return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x.v)); }
+
+inline void store_int8(std::byte* p, F32x16 x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i_u*>(p), round_int8(x));
+}
+
+inline void store_int8_part(std::byte* p, F32x16 x, int count) {
+  _mm_mask_storeu_epi8(p, first_mask(count), round_int8(x));
+}
+
 struct Pairs {
   F32x16 even, odd;
 };
@@ -108,6 +178,25 @@ inline F32x16 first_lanes(int count, F32x16 a, F32x16 b) {
   return {_mm512_mask_blend_ps(first_mask(count), b.v, a.v)};
 }
 
+inline F32x16 max_magnitude(F32x16 most, F32x16 x) {
+  const __m512i magnitude =
+      _mm512_and_si512(_mm512_castps_si512(x.v), _mm512_set1_epi32(0x7fffffff));
+  return {_mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(most.v), magnitude))};
+}
+
+inline std::uint32_t fold_max_bits(F32x16 a) {
+  return static_cast<std::uint32_t>(_mm512_reduce_max_epi32(_mm512_castps_si512(a.v)));
+}
+
+inline std::uint32_t max_bits_bf16(const std::byte* p) {
+  const __m512i mask = _mm512_set1_epi16(0x7fff);
+  __m512i most = _mm512_and_si512(_mm512_loadu_si512(p), mask);
+  for (int i = 64; i < 256; i += 64)
+    most = _mm512_max_epi16(most, _mm512_and_si512(_mm512_loadu_si512(p + i), mask));
+  return fold_max_words(
+      _mm256_max_epi16(_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64(most, 1)));
+}
+
 template <class Op8, class Op4, class Op1>
 inline float fold(F32x16 a, Op8 op8, Op4 op4, Op1 op1) {
   const __m256 eight = op8(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
@@ -131,3 +220,9 @@ inline float fold_max(F32x16 a) {
       [](__m128 x, __m128 y) { return _mm_max_ps(x, y); },
       [](__m128 x, __m128 y) { return _mm_max_ss(x, y); });
 }
+
+inline void stream_line(std::byte* to, const std::byte* from) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_loadu_si512(from));
+}
+
+inline void stream_fence() { _mm_sfence(); }

@@ -12,18 +12,6 @@ F32x16 each_lane(Op op) {
   return out;
 }
 
-inline std::uint32_t bits_of(float x) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-
-inline float float_of(std::uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
-
 inline std::uint16_t u16_at(const std::byte* p, std::int64_t i) {
   std::uint16_t bits;
   std::memcpy(&bits, p + 2 * i, sizeof bits);
@@ -73,6 +61,27 @@ inline std::uint16_t f32_to_bf16(float x) {
   const std::uint32_t bits = bits_of(x);
   if ((bits & 0x7fffffffU) > 0x7f800000U) return static_cast<std::uint16_t>((bits >> 16) | 0x40U);
   return static_cast<std::uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
+}
+
+/// To e4m3fn, nearest even. REQUIRES: |x| < 464, beyond which it would not round to 448 or less.
+inline std::uint8_t f32_to_fp8(float x) {
+  const std::uint32_t bits = bits_of(x);
+  const std::uint32_t magnitude = bits & 0x7fffffffU;
+  constexpr std::uint32_t kSmallestNormal = 121U << 23;  // 2^-6
+  std::uint32_t code;
+  if (magnitude >= kSmallestNormal)
+    code = shift_right_rounded(magnitude, 20) - (120U << 3);
+  else  // the last bit of 2^14 + x stands for 2^-9, the unit of fp8's denormals
+    code = bits_of(float_of(magnitude) + 0x1p14F) - bits_of(0x1p14F);
+  return static_cast<std::uint8_t>(code | (bits >> 24 & 0x80U));
+}
+
+inline float fp8_to_f32(std::uint8_t code) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(code & 0x80U) << 24;
+  const std::uint32_t magnitude = code & 0x7fU;
+  if (magnitude == 0x7fU) return float_of(sign | 0x7fc00000U);
+  if (magnitude < 8) return float_of(sign | bits_of(static_cast<float>(magnitude) * 0x1p-9F));
+  return float_of(sign | ((magnitude << 20) + (120U << 23)));
 }
 
 inline float bf16_to_f32(std::uint16_t x) { return float_of(static_cast<std::uint32_t>(x) << 16); }
@@ -128,6 +137,45 @@ inline void store(float* p, F32x16 x) { store_part(p, x, 16); }
 inline void store_bf16(std::byte* p, F32x16 x) { store_bf16_part(p, x, 16); }
 
 inline void store_f16(std::byte* p, F32x16 x) { store_f16_part(p, x, 16); }
+
+/// Codes of e4m3fn over 2^8: that is the f16 with their bits, which vec_x86.inl converts. 0x7f and
+/// 0xff are NaN.
+inline F32x16 load_fp8_part(const std::byte* p, int count) {
+  return each_lane([&](int j) {
+    return j < count ? fp8_to_f32(static_cast<std::uint8_t>(p[j])) / kFp8OfF16 : 0.0F;
+  });
+}
+
+inline F32x16 load_fp8(const std::byte* p) { return load_fp8_part(p, 16); }
+
+/// 32 lanes at once, where that is cheaper.
+struct Sixteens {
+  F32x16 first, second;
+};
+
+inline Sixteens load_two_fp8(const std::byte* p) { return {load_fp8(p), load_fp8(p + 16)}; }
+
+inline F32x16 load_int8_part(const std::byte* p, int count) {
+  return each_lane(
+      [&](int j) { return j < count ? static_cast<float>(static_cast<std::int8_t>(p[j])) : 0.0F; });
+}
+
+inline F32x16 load_int8(const std::byte* p) { return load_int8_part(p, 16); }
+
+/// REQUIRES: magnitudes below 464, no NaN.
+inline void store_fp8_part(std::byte* p, F32x16 x, int count) {
+  for (int j = 0; j < count; ++j) p[j] = static_cast<std::byte>(f32_to_fp8(x.lane[j]));
+}
+
+inline void store_fp8(std::byte* p, F32x16 x) { store_fp8_part(p, x, 16); }
+
+/// Nearest even. REQUIRES: magnitudes below 127.5, no NaN.
+inline void store_int8_part(std::byte* p, F32x16 x, int count) {
+  for (int j = 0; j < count; ++j)
+    p[j] = static_cast<std::byte>(static_cast<std::int8_t>(std::nearbyint(x.lane[j])));
+}
+
+inline void store_int8(std::byte* p, F32x16 x) { store_int8_part(p, x, 16); }
 
 struct Pairs {
   F32x16 even, odd;
@@ -189,6 +237,33 @@ inline F32x16 first_lanes(int count, F32x16 a, F32x16 b) {
   return each_lane([&](int j) { return j < count ? a.lane[j] : b.lane[j]; });
 }
 
+/// The larger magnitude, as patterns of bits: no denormal is lost, infinity is above all numbers
+/// and NaN above infinity. REQUIRES: `most` has no sign.
+inline F32x16 max_magnitude(F32x16 most, F32x16 x) {
+  return each_lane([&](int j) {
+    const std::uint32_t a = bits_of(most.lane[j]);
+    const std::uint32_t b = bits_of(x.lane[j]) & 0x7fffffffU;
+    return float_of(a > b ? a : b);
+  });
+}
+
+/// The bits of the largest lane. REQUIRES: lanes without sign.
+inline std::uint32_t fold_max_bits(F32x16 a) {
+  std::uint32_t most = 0;
+  for (const float x : a.lane) most = most > bits_of(x) ? most : bits_of(x);
+  return most;
+}
+
+/// The bits of the greatest magnitude of 128 bf16, as f32.
+inline std::uint32_t max_bits_bf16(const std::byte* p) {
+  std::uint32_t most = 0;
+  for (int i = 0; i < 128; ++i) {
+    const std::uint32_t x = static_cast<std::uint32_t>(u16_at(p, i) & 0x7fffU) << 16;
+    most = most > x ? most : x;
+  }
+  return most;
+}
+
 /// Lanes folded 16 -> 8 -> 4 -> 2 -> 1.
 inline float fold_add(F32x16 a) {
   for (int half = 8; half > 0; half /= 2)
@@ -202,3 +277,7 @@ inline float fold_max(F32x16 a) {
       a.lane[j] = a.lane[j] > a.lane[j + half] ? a.lane[j] : a.lane[j + half];
   return a.lane[0];
 }
+
+inline void stream_line(std::byte* to, const std::byte* from) { std::memcpy(to, from, 64); }
+
+inline void stream_fence() {}
