@@ -37,6 +37,9 @@ function(ferry_test room)
   gtest_discover_tests(${room}_test NO_PRETTY_VALUES DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 300)
   # More than one label does not survive gtest_discover_tests(): set when ctest has read its list.
   file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/labels.cmake @ONLY
-       CONTENT "set_tests_properties(\${${room}_test_TESTS} PROPERTIES LABELS \"${room};${T_LABELS}\")\n")
+       CONTENT "set_tests_properties(\${${room}_test_TESTS} PROPERTIES LABELS \"${room};${T_LABELS}\")
+if(DEFINED ENV{FERRY_LONG_TESTS})
+  set_tests_properties(\${${room}_test_TESTS} PROPERTIES TIMEOUT 7200)
+endif()\n")
   set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES ${CMAKE_CURRENT_BINARY_DIR}/labels.cmake)
 endfunction()

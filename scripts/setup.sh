@@ -8,7 +8,8 @@ set -euo pipefail
 
 program=(g++ cmake ninja-build pkg-config libfmt-dev libspdlog-dev libcli11-dev nlohmann-json3-dev
          libpcre2-dev libutf8proc-dev libssl-dev libhwloc-dev)
-tests=(libgtest-dev libgmock-dev libbenchmark-dev)
+tests=(libgtest-dev libgmock-dev libbenchmark-dev libfabric-dev libopenmpi-dev openmpi-bin
+       iproute2)
 ci=(ccache clang-format clang-tidy git python3)
 
 case "${1:-tests}" in

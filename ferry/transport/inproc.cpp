@@ -111,7 +111,8 @@ TransportEntry inproc_transport() {
   return {.name = "inproc",
           .about = "ranks are threads of one process",
           .why_not = []() -> std::string_view { return ""; },
-          .run = run_inproc};
+          .run = run_inproc,
+          .load_store = true};
 }
 
 }  // namespace ferry

@@ -26,7 +26,9 @@ const std::vector<TransportEntry>& table() {
   {.name = #transport,                                     \
    .about = "",                                            \
    .why_not = []() -> std::string_view { return reason; }, \
-   .run = {}},
+   .run = {},                                              \
+   .load_store = false,                                    \
+   .joins_world = false},
 #include "transports.inc"
 #undef FERRY_TRANSPORT
 #undef FERRY_MISSING_TRANSPORT
@@ -72,13 +74,29 @@ std::vector<TransportInfo> list_transports() {
   std::vector<TransportInfo> infos;
   for (const TransportEntry& entry : table()) {
     const std::string_view reason = entry.why_not();
-    infos.push_back({entry.name, reason.empty(), reason.empty() ? entry.about : reason});
+    infos.push_back(
+        {entry.name, reason.empty(), reason.empty() ? entry.about : reason, entry.load_store});
   }
   return infos;
 }
 
 void check_launch(const LaunchOptions& options) {
-  static_cast<void>(find_transport(options.transport));
+  const TransportEntry& entry = find_transport(options.transport);
+  if (options.world) {
+    if (!entry.joins_world) {
+      fail<ConfigError>(
+          "transport {} starts its own ranks, but this is rank {} of {} that were started already; "
+          "use --transport fabric or mpi",
+          options.transport,
+          options.world->rank,
+          options.world->size);
+    }
+    if (options.ranks != options.world->size) {
+      fail<ConfigError>(
+          "{} ranks asked for (--ep), but {} were started", options.ranks, options.world->size);
+    }
+    return;
+  }
   if (options.ranks < 1 || options.ranks > max_ranks()) {
     fail<ConfigError>("{} ranks asked for; this machine with {} cores runs 1 to {} of them (--ep)",
                       options.ranks,

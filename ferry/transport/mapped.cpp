@@ -6,16 +6,17 @@
 #include <cstring>
 #include <exception>
 #include <utility>
+#include <vector>
 
 #include "ferry/core/error.h"
 #include "ferry/core/wait.h"
+#include "ferry/transport/contract.h"
 
 namespace ferry {
 
 namespace {
 
 using Clock = std::chrono::steady_clock;
-using Kind = TransportError::Kind;
 
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "processes share these atomics");
 
@@ -115,23 +116,29 @@ void MappedTransport::doze(Reached reached, std::chrono::nanoseconds at_most) {
   RankBlock& own = control_->ranks[rank_];
   const std::uint32_t seen = own.doorbell.load();
   own.sleepers.store(1);
-  if (!reached() && control_->abort_state.load() != ControlBlock::AbortState::set) {
+  if (!reached() && aborter() < 0) {
     futex_wait(own.doorbell, seen, at_most, shared_);
   }
   own.sleepers.store(0);
 }
 
+/// The rank whose abort matters to this one: the first, unless it is masked; -1: none.
+Rank MappedTransport::aborter() const {
+  if (control_->aborts.load() == 0) return -1;
+  const Rank first = control_->first_to_abort.load() - 1;
+  if (!masked_.test(static_cast<std::size_t>(first))) return first;
+  for (Rank r = 0; r < size_; ++r) {
+    if (!masked_.test(static_cast<std::size_t>(r)) &&
+        control_->ranks[r].abort_state.load() == RankBlock::AbortState::set)
+      return r;
+  }
+  return -1;
+}
+
 void MappedTransport::throw_if_aborted(const char* call) {
-  if (control_->abort_state.load(std::memory_order_acquire) != ControlBlock::AbortState::set)
-    return;
-  throw TransportError(Kind::aborted,
-                       control_->abort_rank,
-                       fmt::format("{}: {} on rank {}: rank {} gave up: {}",
-                                   name_,
-                                   call,
-                                   rank_,
-                                   control_->abort_rank,
-                                   control_->abort_reason));
+  const Rank who = aborter();
+  if (who < 0) return;
+  throw aborted_error({name_, call, rank_}, who, control_->ranks[who].abort_reason);
 }
 
 /// `left`: the first peer that left in good order although the wait still needs it.
@@ -139,7 +146,7 @@ template <class Missing>
 void MappedTransport::find_gone(Missing missing, Rank& died, Rank& left) {
   died = left = -1;
   for (Rank r = size_ - 1; r >= 0; --r) {
-    if (r == rank_) continue;
+    if (r == rank_ || masked_.test(static_cast<std::size_t>(r))) continue;
     // The order matters: a rank says that it leaves before it ends.
     const bool ended = has_ended(r);
     if (control_->ranks[r].left.load()) {
@@ -151,17 +158,8 @@ void MappedTransport::find_gone(Missing missing, Rank& died, Rank& left) {
 }
 
 void MappedTransport::throw_gone(const char* call, Rank died, Rank left) {
-  const Rank gone = died >= 0 ? died : left;
-  throw TransportError(
-      Kind::peer_died,
-      gone,
-      fmt::format("{}: {} on rank {}: rank {} {}",
-                  name_,
-                  call,
-                  rank_,
-                  gone,
-                  died >= 0 ? "died; the launcher or the kernel log says of what"
-                            : "has left the group although it was still waited for"));
+  if (died < 0) throw gone_error({name_, call, rank_}, left, kHasLeft);
+  throw gone_error({name_, call, rank_}, died, "died; the launcher or the kernel log says of what");
 }
 
 /// `missing(r)`: without rank r this wait cannot succeed (asked of ranks that have left).
@@ -202,7 +200,7 @@ WaitResult MappedTransport::wait(Region& region,
                                  std::uint64_t count,
                                  Deadline deadline) {
   const MappedRegion& r = mapped(region, this);
-  FERRY_CHECK(signal >= 0 && signal < r.num_signals(), "signal {} of {}", signal, r.num_signals());
+  check_signal(r, signal);
   const std::atomic_ref<std::uint64_t> value = r.signal(rank_, signal);
   return wait_until(
       "wait", deadline, [&] { return value.load() >= count; }, [](Rank) { return false; });
@@ -210,7 +208,7 @@ WaitResult MappedTransport::wait(Region& region,
 
 std::uint64_t MappedTransport::signal_value(Region& region, int signal) {
   const MappedRegion& r = mapped(region, this);
-  FERRY_CHECK(signal >= 0 && signal < r.num_signals(), "signal {} of {}", signal, r.num_signals());
+  check_signal(r, signal);
   return r.signal(rank_, signal).load(std::memory_order_acquire);
 }
 
@@ -232,7 +230,10 @@ WaitResult MappedTransport::barrier(Deadline deadline) {
   const std::uint64_t entered = ++barriers_;
   control_->ranks[rank_].arrived.store(entered);
   for (Rank r = 0; r < size_; ++r) ring(r);
-  const auto missing = [&](Rank r) { return control_->ranks[r].arrived.load() < entered; };
+  const auto missing = [&](Rank r) {
+    return !masked_.test(static_cast<std::size_t>(r)) &&
+           control_->ranks[r].arrived.load() < entered;
+  };
   const auto reached = [&] {
     for (Rank r = 0; r < size_; ++r) {
       if (missing(r)) return false;
@@ -243,17 +244,25 @@ WaitResult MappedTransport::barrier(Deadline deadline) {
 }
 
 void MappedTransport::abort(std::string_view reason) noexcept {
-  auto expected = ControlBlock::AbortState::none;
-  if (!control_->abort_state.compare_exchange_strong(expected,
-                                                     ControlBlock::AbortState::being_written)) {
+  RankBlock& own = control_->ranks[rank_];
+  auto expected = RankBlock::AbortState::none;
+  if (!own.abort_state.compare_exchange_strong(expected, RankBlock::AbortState::being_written)) {
     return;
   }
-  control_->abort_rank = rank_;
-  const std::size_t length = std::min(reason.size(), ControlBlock::kReasonBytes - 1);
-  std::memcpy(control_->abort_reason, reason.data(), length);
-  control_->abort_reason[length] = '\0';
-  control_->abort_state.store(ControlBlock::AbortState::set);
+  const std::size_t length = std::min(reason.size(), RankBlock::kReasonBytes - 1);
+  std::memcpy(own.abort_reason, reason.data(), length);
+  own.abort_reason[length] = '\0';
+  own.abort_state.store(RankBlock::AbortState::set);
+  std::int32_t nobody = 0;
+  control_->first_to_abort.compare_exchange_strong(nobody, rank_ + 1);
+  control_->aborts.fetch_add(1);
   for (Rank r = 0; r < size_; ++r) ring(r);
+}
+
+void MappedTransport::mask(Rank peer) {
+  FERRY_CHECK(
+      peer >= 0 && peer < size_ && peer != rank_, "mask rank {} of {} on {}", peer, size_, rank_);
+  masked_.set(static_cast<std::size_t>(peer));
 }
 
 // --- Memory ------------------------------------------------------------------------------------
@@ -262,55 +271,28 @@ void MappedTransport::enter_together(const char* call) {
   if (barrier(deadline_in(start_timeout_)) == WaitResult::reached) return;
   Rank missing = 0;
   while (missing < size_ - 1 && control_->ranks[missing].arrived.load() >= barriers_) ++missing;
-  throw TransportError(Kind::timeout,
-                       missing,
-                       fmt::format("{}: {} on rank {}: rank {} did not come within {:.1f} s",
-                                   name_,
-                                   call,
-                                   rank_,
-                                   missing,
-                                   std::chrono::duration<double>(start_timeout_).count()));
+  throw late_error({name_, call, rank_}, missing, start_timeout_);
 }
 
-void MappedTransport::check_requests(std::size_t bytes, int num_signals) {
-  const RankBlock& first = control_->ranks[0];
-  for (Rank r = 1; r < size_; ++r) {
-    const RankBlock& other = control_->ranks[r];
-    FERRY_CHECK(
-        other.region_bytes == first.region_bytes && other.region_signals == first.region_signals,
-        "{}: allocate_region({} bytes, {} signals) on rank {}, but rank {} asks for ({}, "
-        "{}) and rank 0 for ({}, {}); all must ask for the same",
-        name_,
-        bytes,
-        num_signals,
-        rank_,
-        r,
-        other.region_bytes,
-        other.region_signals,
-        first.region_bytes,
-        first.region_signals);
-  }
+void MappedTransport::compare_requests() {
+  std::vector<RegionRequest> requests;
+  for (Rank r = 0; r < size_; ++r) requests.push_back(control_->ranks[r].request);
+  check_requests(name_, rank_, requests);
 }
 
 std::unique_ptr<Region> MappedTransport::allocate_region(std::size_t bytes, int num_signals) {
   constexpr const char* kCall = "allocate_region";
-  FERRY_CHECK(num_signals >= 0 && num_signals <= kMaxSignals,
-              "{} signals, at most {}",
-              num_signals,
-              kMaxSignals);
-  FERRY_CHECK(bytes <= (std::size_t{1} << 46) / static_cast<std::size_t>(size_),
-              "{} bytes for each of {} ranks are more than an address space holds",
-              bytes,
-              size_);
+  check_allocation(bytes, num_signals, size_);
+  FERRY_CHECK(masked_.none(), "{}: allocate_region in a group with masked ranks", name_);
   RankBlock& own = control_->ranks[rank_];
-  own.region_bytes = bytes;  // the barrier below publishes them
-  own.region_signals = static_cast<std::uint64_t>(num_signals);
+  // The barrier below publishes it.
+  own.request = {.bytes = bytes, .signals = static_cast<std::uint64_t>(num_signals)};
   const std::size_t total = PartLayout(bytes, num_signals).stride * static_cast<std::size_t>(size_);
   std::shared_ptr<RegionMemory> memory;
   try {
     if (rank_ == 0) memory = create_memory(total);
     enter_together(kCall);
-    check_requests(bytes, num_signals);
+    compare_requests();
     if (rank_ != 0) memory = attach_memory(total);
     // Until all have it, rank 0 keeps what it made, and nobody changes its request.
     enter_together(kCall);
@@ -328,19 +310,9 @@ std::unique_ptr<Region> MappedTransport::allocate_region(std::size_t bytes, int 
 void MappedTransport::put(const Put& put) {
   FERRY_CHECK(put.region != nullptr, "put without a region");
   const MappedRegion& region = mapped(*put.region, this);
-  const std::size_t bytes = region.local().size();
-  FERRY_CHECK(put.peer >= 0 && put.peer < size_, "peer {} of {}", put.peer, size_);
-  FERRY_CHECK(put.offset <= bytes && put.source.size() <= bytes - put.offset,
-              "{} bytes at offset {} of a region of {}",
-              put.source.size(),
-              put.offset,
-              bytes);
-  FERRY_CHECK(put.signal >= 0 && put.signal < region.num_signals(),
-              "signal {} of {}",
-              put.signal,
-              region.num_signals());
-  FERRY_CHECK(put.add >= 1 && put.add <= kMaxAdd, "add {}, at most {}", put.add, kMaxAdd);
+  check_put(put, size_);
   throw_if_aborted("put");
+  if (masked_.test(static_cast<std::size_t>(put.peer))) return;
   if (!put.source.empty()) {
     std::memcpy(region.peer(put.peer) + put.offset, put.source.data(), put.source.size());
   }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <bitset>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -11,6 +12,7 @@
 #include <string>
 #include <string_view>
 
+#include "ferry/transport/contract.h"
 #include "ferry/transport/transport.h"
 
 namespace ferry {
@@ -19,24 +21,24 @@ inline constexpr int kMaxMappedRanks = 256;
 
 /// What one rank tells the others. Lines of its own: peers poll it.
 struct alignas(64) RankBlock {
+  enum class AbortState : std::uint32_t { none, being_written, set };
+  static constexpr std::size_t kReasonBytes = 500;
+
   std::atomic<std::uint64_t> arrived{0};   // barriers entered so far
   std::atomic<std::uint32_t> doorbell{0};  // futex; rung when something this rank may await changed
   std::atomic<std::uint32_t> sleepers{
       0};                              // 1 while the rank sleeps on its doorbell, or is about to
   std::atomic<std::uint32_t> left{0};  // 1 once it has left in good order
   std::atomic<std::int32_t> process_id{0};  // shm only; 0 until known
-  std::uint64_t region_bytes = 0;           // arguments of the allocate_region it is in
-  std::uint64_t region_signals = 0;
+  RegionRequest request;                    // of the allocate_region it is in
+  std::atomic<AbortState> abort_state{AbortState::none};
+  char abort_reason[kReasonBytes] = {};  // fixed once abort_state is set
 };
 
 /// What the ranks of a group share beside regions. Lies in memory that all map; valid when zeroed.
 struct ControlBlock {
-  enum class AbortState : std::uint32_t { none, being_written, set };
-  static constexpr std::size_t kReasonBytes = 500;
-
-  std::atomic<AbortState> abort_state{AbortState::none};
-  std::int32_t abort_rank = 0;  // these two are fixed once abort_state is set
-  char abort_reason[kReasonBytes] = {};
+  std::atomic<std::int32_t> aborts{0};          // ranks that gave up: what polls look at
+  std::atomic<std::int32_t> first_to_abort{0};  // that rank + 1; 0: none
   RankBlock ranks[kMaxMappedRanks];
 };
 
@@ -66,7 +68,9 @@ class MappedTransport : public Transport {
 
   std::string_view name() const override { return name_; }
 
-  Capabilities capabilities() const override { return {.load_store = true}; }
+  Capabilities capabilities() const override {
+    return {.load_store = true, .survives_peer_death = true};
+  }
 
   std::unique_ptr<Region> allocate_region(std::size_t bytes, int num_signals) override;
   void put(const Put& put) override;
@@ -75,6 +79,7 @@ class MappedTransport : public Transport {
   void progress() override;
   WaitResult barrier(Deadline deadline) override;
   void abort(std::string_view reason) noexcept override;
+  void mask(Rank peer) override;
   std::span<std::byte> peer_window(Region& region, Rank peer) override;
 
  protected:
@@ -97,9 +102,10 @@ class MappedTransport : public Transport {
   template <class Missing>
   void find_gone(Missing missing, Rank& died, Rank& left);
   void ring(Rank peer) noexcept;
+  Rank aborter() const;
   void throw_if_aborted(const char* call);
   void enter_together(const char* call);
-  void check_requests(std::size_t bytes, int num_signals);
+  void compare_requests();
 
   const std::string_view name_;
   const std::shared_ptr<ControlBlock> control_;
@@ -110,6 +116,7 @@ class MappedTransport : public Transport {
   const int unwinding_;  // exceptions in flight when this was made
   Deadline next_look_for_deaths_{};
   std::uint64_t barriers_ = 0;  // entered so far
+  std::bitset<kMaxMappedRanks> masked_;
 };
 
 }  // namespace ferry

@@ -19,6 +19,8 @@ struct TransportEntry {
   std::string_view about;         // one line: what it is
   std::string_view (*why_not)();  // why it cannot be used on this machine; empty if it can
   int (*run)(const LaunchOptions& options, const RankBody& body);
+  bool load_store = false;   // Capabilities::load_store
+  bool joins_world = false;  // can use ranks that somebody else started (LaunchOptions::world)
 };
 
 /// The message of an exception.

@@ -208,7 +208,8 @@ TransportEntry shm_transport() {
   return {.name = "shm",
           .about = "ranks are processes of one host that map the same memory",
           .why_not = why_not_shm,
-          .run = run_shm};
+          .run = run_shm,
+          .load_store = true};
 }
 
 }  // namespace ferry

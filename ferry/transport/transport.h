@@ -31,7 +31,7 @@ inline Deadline deadline_in(std::chrono::nanoseconds timeout) {
 /// What a transport can do; a caller asks instead of finding out.
 struct Capabilities {
   bool load_store = false;           ///< peer_window() gives pointers to peers' memory
-  bool survives_peer_death = false;  ///< the others can go on after a rank died
+  bool survives_peer_death = false;  ///< the others can mask() a rank that died and go on
   std::size_t max_put_bytes = SIZE_MAX;
 };
 
@@ -86,7 +86,8 @@ struct Put {
 /// One rank's end. Destroying it means to leave the group in good order; ranks that still wait for
 /// this one get an error that says so. While an exception unwinds the stack, it means abort().
 /// Threads: one thread of the rank at a time, except abort(), which any may call.
-/// Errors: TransportError; after one the object may only be asked to abort() and destroyed.
+/// Errors: TransportError; after one the object may only be asked to abort() and destroyed, unless
+/// it is about a rank that is gone and that this rank then masks: nothing of the others is lost.
 /// BrokenContract for arguments outside their range.
 class Transport {
  public:
@@ -128,6 +129,12 @@ class Transport {
   /// Tells all ranks that this one gives up, and why; their waits, and its own, throw. The first
   /// rank to abort is the one that all name.
   virtual void abort(std::string_view reason) noexcept = 0;
+
+  /// From now on this rank does without `peer`: its death, its absence from barriers and its abort
+  /// are no errors here any more, and puts to it go nowhere. Only this rank's view changes: each
+  /// survivor masks for itself. A group with masked ranks makes no new regions. Throws
+  /// BrokenContract where capabilities().survives_peer_death is false.
+  virtual void mask(Rank peer) = 0;
 
   /// A peer's part as memory of this process; empty where capabilities().load_store is false.
   /// Written bytes are visible to the peer once a signal put afterwards is (after a store fence, if

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
 namespace ferry {
@@ -76,7 +77,8 @@ void FaultyTransport::put(const Put& put) {
     held_.clear();
     throw RankEnded(fmt::format("rank {} ends at its put {}", rank(), faults_.ends_at_put));
   }
-  const bool watch = faults_.network && put.source.size() > kInlineBytes;
+  const bool network = faults_.network || !inner_.capabilities().load_store;
+  const bool watch = network && put.source.size() > kInlineBytes;
   if (watch) check_source(put);
   if (chance() < faults_.drop) return;
   Deadline due = Clock::now() + std::chrono::microseconds(static_cast<std::int64_t>(
@@ -96,16 +98,25 @@ void FaultyTransport::deliver_due(Deadline now) {
   std::vector<Held> due(std::make_move_iterator(split), std::make_move_iterator(held_.end()));
   held_.erase(split, held_.end());
   if (faults_.reorder) std::shuffle(due.begin(), due.end(), random_);
-  for (Held& held : due) {
+  for (auto next = due.begin(); next != due.end(); ++next) {
+    Held& held = *next;
     FERRY_CHECK(held.watched.empty() ||
                     std::memcmp(held.watched.data(), held.bytes.data(), held.watched.size()) == 0,
                 "the source of a put of {} bytes to rank {} (signal {}) changed before it arrived",
                 held.bytes.size(),
                 held.put.peer,
                 held.put.signal);
-    held.put.region = &FaultyRegion::of(*held.put.region).inner();
-    held.put.source = held.bytes;
-    inner_.put(held.put);
+    Put put = held.put;
+    put.region = &FaultyRegion::of(*put.region).inner();
+    // A network takes long sources only from where they were.
+    put.source = held.watched.empty() ? std::span<const std::byte>(held.bytes) : held.watched;
+    try {
+      inner_.put(put);
+    } catch (const TransportError&) {
+      // About a rank that is gone: who masks it loses nothing that goes to others.
+      std::move(next, due.end(), std::back_inserter(held_));
+      throw;
+    }
   }
 }
 
@@ -140,6 +151,11 @@ void FaultyTransport::progress() {
 WaitResult FaultyTransport::barrier(Deadline deadline) {
   deliver_all();  // a peer may need them before it comes to the barrier
   return inner_.barrier(deadline);
+}
+
+void FaultyTransport::mask(Rank peer) {
+  std::erase_if(held_, [&](const Held& held) { return held.put.peer == peer; });
+  inner_.mask(peer);
 }
 
 std::span<std::byte> FaultyTransport::peer_window(Region& region, Rank peer) {

@@ -56,6 +56,8 @@ class FaultyTransport final : public Transport {
 
   void abort(std::string_view reason) noexcept override { inner_.abort(reason); }
 
+  void mask(Rank peer) override;
+
   std::span<std::byte> peer_window(Region& region, Rank peer) override;
 
   /// Puts held back right now.

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <numeric>
 
 #include "ferry/core/error.h"
 
@@ -88,7 +89,7 @@ int report_body(const RanksOptions& options,
                 Transport& transport,
                 const std::function<void(Transport&)>& body,
                 Report& report) {
-  const bool own_process = options.kind.processes();
+  const bool own_process = options.kind.processes() && options.kind.started_here();
   if (own_process) {
     // The launcher prints what comes back in the report.
     auto& listeners = testing::UnitTest::GetInstance()->listeners();
@@ -117,9 +118,10 @@ int report_body(const RanksOptions& options,
   return 1;
 }
 
-void judge(const RanksOptions& options, const Reports& reports) {
+/// `ranks`: those whose reports are in this process's memory.
+void judge(const RanksOptions& options, const Reports& reports, const std::vector<Rank>& ranks) {
   bool cause_known = testing::Test::HasFailure();
-  for (Rank r = 0; r < options.ranks; ++r) {
+  for (const Rank r : ranks) {
     const Report& report = reports.of(r);
     const Report::End end = report.end.load();
     if (end == Report::End::failed) ADD_FAILURE() << "rank " << r << ": " << report.text;
@@ -128,7 +130,8 @@ void judge(const RanksOptions& options, const Reports& reports) {
     }
     cause_known = cause_known || testing::Test::HasFailure();
   }
-  for (Rank r = 0; r < options.ranks && !cause_known; ++r) {
+  for (const Rank r : ranks) {
+    if (cause_known) break;
     if (reports.of(r).end.load() != Report::End::failed_by_abort) continue;
     ADD_FAILURE() << "rank " << r << ": " << reports.of(r).text;
   }
@@ -138,8 +141,14 @@ std::vector<RankKind> rank_kinds(bool with_faulty) {
   std::vector<RankKind> kinds;
   for (const TransportInfo& info : list_transports()) {
     if (!info.available) continue;
-    kinds.push_back({std::string(info.name), false});
-    if (with_faulty) kinds.push_back({std::string(info.name), true});
+    // One that sends everything through sockets, and one with orders and completions of its own.
+    const std::vector<std::string> providers = info.name == "fabric"
+                                                   ? std::vector<std::string>{"tcp", "shm"}
+                                                   : std::vector<std::string>{""};
+    for (const std::string& provider : providers) {
+      kinds.push_back({std::string(info.name), false, provider});
+      if (with_faulty) kinds.push_back({std::string(info.name), true, provider});
+    }
   }
   return kinds;
 }
@@ -150,15 +159,31 @@ std::vector<RankKind> all_rank_kinds() { return rank_kinds(true); }
 
 std::vector<RankKind> bare_rank_kinds() { return rank_kinds(false); }
 
+std::vector<RankKind> main_rank_kinds() {
+  std::vector<RankKind> kinds = rank_kinds(true);
+  std::erase_if(kinds, [](const RankKind& kind) {
+    return kind.transport == "fabric" && (kind.faulty || kind.provider != "tcp");
+  });
+  return kinds;
+}
+
 void on_ranks(const RanksOptions& options, const std::function<void(Transport&)>& body) {
+  std::vector<Rank> here(static_cast<std::size_t>(options.ranks));
+  std::iota(here.begin(), here.end(), 0);
+  if (!options.kind.started_here()) {
+    const auto world = find_world();
+    if (options.ranks > world->size)
+      GTEST_SKIP() << options.ranks << " ranks, but mpirun started " << world->size;
+    here.clear();
+    if (world->rank < options.ranks) here.push_back(world->rank);
+  }
   const Reports reports(options.ranks);
-  run_ranks({.transport = options.kind.transport,
-             .ranks = options.ranks,
-             .start_timeout = options.start_timeout},
-            [&](Transport& transport) {
-              return report_body(options, transport, body, reports.of(transport.rank()));
-            });
-  judge(options, reports);
+  LaunchOptions launch = options.kind.launch(options.ranks);
+  launch.start_timeout = options.start_timeout;
+  run_ranks(launch, [&](Transport& transport) {
+    return report_body(options, transport, body, reports.of(transport.rank()));
+  });
+  judge(options, reports, here);
 }
 
 }  // namespace ferry

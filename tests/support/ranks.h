@@ -15,13 +15,27 @@ namespace ferry {
 /// What ranks are made of. Tests over all of them: TEST_P with ValuesIn(all_rank_kinds()).
 struct RankKind {
   std::string transport = "inproc";
-  bool faulty = false;  ///< wrapped into a FaultyTransport that behaves like a bad network
+  bool faulty = false;        ///< wrapped into a FaultyTransport that behaves like a bad network
+  std::string provider = {};  ///< of libfabric, where the transport is fabric
 
-  /// As GoogleTest wants parameter names: "inproc", "shm_faulty".
-  std::string label() const { return transport + (faulty ? "_faulty" : ""); }
+  /// As GoogleTest wants parameter names: "inproc", "shm_faulty", "fabric_tcp".
+  std::string label() const {
+    return transport + (provider.empty() ? "" : "_" + provider) + (faulty ? "_faulty" : "");
+  }
+
+  /// How run_ranks() starts such ranks.
+  LaunchOptions launch(int ranks) const {
+    return {.transport = transport, .ranks = ranks, .fabric_provider = provider};
+  }
 
   /// Whether ranks are processes: what one writes into the test's variables the others do not see.
   bool processes() const { return transport != "inproc"; }
+
+  /// Whether run_ranks() starts them; those of mpi are started by mpirun, each running all tests.
+  bool started_here() const { return transport != "mpi"; }
+
+  /// Whether one of them can be killed without the test.
+  bool killable() const { return processes() && started_here(); }
 };
 
 inline void PrintTo(const RankKind& kind, std::ostream* out) { *out << kind.label(); }
@@ -30,6 +44,9 @@ inline void PrintTo(const RankKind& kind, std::ostream* out) { *out << kind.labe
 std::vector<RankKind> all_rank_kinds();
 /// The same without the faulty ones.
 std::vector<RankKind> bare_rank_kinds();
+/// For what builds on transports and does not care how they work inside: each transport once, and
+/// those that take no time to start also faulty.
+std::vector<RankKind> main_rank_kinds();
 
 struct RanksOptions {
   RankKind kind;

@@ -95,8 +95,48 @@ TEST_P(FailureTest, LongReasonsAreCutNotLost) {
   });
 }
 
+TEST_P(FailureTest, SurvivorsMaskADeadRankAndGoOn) {
+  if (!GetParam().started_here()) GTEST_SKIP() << "mpirun ends the job when a rank dies";
+  const bool processes = GetParam().processes();
+  const RanksOptions on{
+      .kind = GetParam(), .ranks = kRanks, .killed_rank = processes ? Rank{1} : Rank{-1}};
+  on_ranks(on, [&](Transport& transport) {
+    ASSERT_TRUE(transport.capabilities().survives_peer_death);
+    const auto region = transport.allocate_region(64, 2);
+    if (transport.rank() == 1) {
+      if (processes) kill(getpid(), SIGKILL);
+      transport.abort("its memory is broken");
+      return;
+    }
+    expect_error(processes ? Kind::peer_died : Kind::aborted, 1, "rank 1", [&] {
+      (void)transport.wait(*region, 0, 1, kNoDeadline);
+    });
+    transport.mask(1);
+    EXPECT_EQ(transport.barrier(deadline_in(seconds(9))), WaitResult::reached);
+    // To everybody, the masked rank included: what goes there goes nowhere.
+    for (Rank peer = 0; peer < kRanks; ++peer)
+      transport.put({.region = region.get(), .peer = peer, .signal = 0});
+    EXPECT_EQ(transport.wait(*region, 0, kRanks - 1, deadline_in(seconds(9))), WaitResult::reached);
+    transport.progress();
+    EXPECT_EQ(transport.barrier(deadline_in(seconds(9))), WaitResult::reached);
+    EXPECT_EQ(transport.signal_value(*region, 0), kRanks - 1);
+    EXPECT_THROW((void)transport.allocate_region(64, 1), BrokenContract);
+    // Whoever is not masked still counts. It gives up when the others have left the barrier.
+    transport.put({.region = region.get(), .peer = 2, .signal = 1});
+    if (transport.rank() == 2) {
+      EXPECT_EQ(transport.wait(*region, 1, kRanks - 1, deadline_in(seconds(9))),
+                WaitResult::reached);
+      transport.abort("the disk is full");
+    }
+    expect_error(Kind::aborted, 2, "the disk is full", [&] {
+      (void)transport.wait(*region, 0, 99, kNoDeadline);
+    });
+  });
+}
+
 TEST_P(FailureTest, AnEndThatUnwindsAbortsTheGroup) {
-  const LaunchOptions options{.transport = GetParam().transport, .ranks = 3};
+  if (!GetParam().started_here()) GTEST_SKIP() << "it ends the job, as it should";
+  const LaunchOptions options = GetParam().launch(3);
   testing::internal::CaptureStderr();
   std::string thrown;
   int status = 0;
@@ -181,7 +221,7 @@ TEST_P(FailureTest, LastWordsOfARankThatLeftAreHeard) {
 /// Rank 1 is killed while the others are in `call`.
 void killed_rank_is_noticed(const RankKind& kind,
                             const std::function<void(Transport&, Region&)>& call) {
-  if (!kind.processes()) GTEST_SKIP() << "a thread cannot be killed alone";
+  if (!kind.killable()) GTEST_SKIP() << "such a rank cannot be killed alone";
   on_ranks({.kind = kind, .ranks = kRanks, .killed_rank = 1}, [&](Transport& transport) {
     const auto region = transport.allocate_region(4096, 1);
     if (transport.rank() == 1) {
@@ -211,7 +251,7 @@ TEST_P(FailureTest, AKilledRankIsNoticedByPolling) {
 }
 
 TEST_P(FailureTest, AKilledRankIsNoticedWhileAllocating) {
-  if (!GetParam().processes()) GTEST_SKIP() << "a thread cannot be killed alone";
+  if (!GetParam().killable()) GTEST_SKIP() << "such a rank cannot be killed alone";
   on_ranks({.kind = GetParam(), .ranks = kRanks, .killed_rank = 1}, [](Transport& transport) {
     if (transport.rank() == 1) {
       usleep(20'000);
@@ -228,7 +268,7 @@ TEST_P(FailureTest, AKilledRankIsNoticedWhileAllocating) {
 }
 
 TEST_P(FailureTest, ARankThatExitsWithoutLeavingHasDied) {
-  if (!GetParam().processes()) GTEST_SKIP() << "a thread cannot exit alone";
+  if (!GetParam().killable()) GTEST_SKIP() << "such a rank cannot exit alone";
   on_ranks({.kind = GetParam(), .ranks = kRanks, .killed_rank = 1}, [](Transport& transport) {
     if (transport.rank() == 1) _exit(0);
     expect_error(Kind::peer_died, 1, "rank 1 died", [&] { (void)transport.barrier(kNoDeadline); });
@@ -273,10 +313,11 @@ TEST_P(FailureTest, ARankThatDoesNotComeToAllocateIsNamed) {
 
 TEST_P(FailureTest, MemoryThatCannotBeHadIsAnErrorOnEveryRank) {
   on_all([](Transport& transport) {
-    // Together more than an address space of 47 bits has room for.
+    // Together more than an address space of 47 bits has room for, even where a rank maps only its
+    // own part.
     std::vector<std::unique_ptr<Region>> regions;
     try {
-      for (int i = 0; i < 3; ++i) {
+      for (int i = 0; i < 9; ++i) {
         regions.push_back(transport.allocate_region(std::size_t{1} << 44, 1));
       }
       ADD_FAILURE() << "nothing was thrown";

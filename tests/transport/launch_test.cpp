@@ -52,7 +52,7 @@ TEST(Launch, RanksThatTheMachineCannotHoldAreRefused) {
 
 TEST(Launch, ReturnsTheLargestStatus) {
   for (const RankKind& kind : bare_rank_kinds()) {
-    EXPECT_EQ(run_ranks({.transport = kind.transport, .ranks = 4},
+    EXPECT_EQ(run_ranks(kind.launch(4),
                         [](Transport& transport) { return transport.rank() == 2 ? 7 : 0; }),
               7)
         << kind.transport;
@@ -116,6 +116,15 @@ class InterruptedLauncher : public testing::Test {
   UniqueFd pipe_;
   pid_t launcher_ = -1;
 };
+
+TEST(Launch, LibrariesOfTransportsTakeNoSignals) {
+  for (const int s : {SIGINT, SIGTERM, SIGABRT, SIGILL}) {
+    struct sigaction action {};
+
+    ASSERT_EQ(sigaction(s, nullptr, &action), 0);
+    EXPECT_EQ(action.sa_handler, SIG_DFL) << "signal " << s;
+  }
+}
 
 TEST_F(InterruptedLauncher, PassesTheSignalOn) {
   const int status = end_by(SIGTERM);

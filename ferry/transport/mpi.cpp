@@ -1,0 +1,469 @@
+// Ranks that mpirun (or srun) started, over any MPI 3: two-sided and non-blocking. A message is a
+// header, with the bytes of a short put behind it; those of a long one follow as a second message
+// straight from the source into the region. Everything a rank hears comes through one ring of
+// receives, so what a sender said stays in order.
+#include <mpi.h>
+
+#include <algorithm>
+#include <array>
+#include <climits>
+#include <cstring>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "ferry/core/error.h"
+#include "ferry/transport/launch.h"
+#include "ferry/transport/network.h"
+#include "ferry/transport/registry.h"
+
+namespace ferry {
+
+namespace {
+
+constexpr int kHeaderTag = 0;
+/// Puts up to here travel in one message, behind their header; so do all control messages.
+constexpr std::size_t kShortBytes = 2048;
+constexpr std::size_t kRingSlots = 64;
+constexpr std::size_t kSendSlots = 512;
+constexpr std::size_t kMaxInFlight = 64;  // messages to one peer
+
+enum class Kind : std::uint32_t { control, short_put, long_put };
+
+struct Header {
+  Kind kind = Kind::control;
+  std::uint32_t immediate = 0;
+  std::uint64_t offset = 0;
+  std::uint64_t bytes = 0;
+  std::int32_t region = 0;
+  std::int32_t tag = 0;  // of the message with the bytes of a long put
+};
+
+constexpr std::size_t kSlotBytes = sizeof(Header) + kShortBytes;
+using Slot = std::array<std::byte, kSlotBytes>;
+
+void check(int status, const char* call) {
+  if (status == MPI_SUCCESS) return;
+  std::array<char, MPI_MAX_ERROR_STRING> text{};
+  int length = 0;
+  MPI_Error_string(status, text.data(), &length);
+  std::string why(text.data(), static_cast<std::size_t>(length));
+  std::replace(why.begin(), why.end(), '\n', ' ');
+  throw TransportError(TransportError::Kind::io, -1, fmt::format("mpi: {}: {}", call, why));
+}
+
+/// MPI from the first group of ranks to the end of the process.
+class MpiLibrary {
+ public:
+  static MpiLibrary& instance() {
+    static MpiLibrary library;
+    return library;
+  }
+
+  /// A rank ends by an error: the others may never come to MPI_Finalize.
+  void forget() { finalizes_ = false; }
+
+  MpiLibrary(const MpiLibrary&) = delete;
+  MpiLibrary& operator=(const MpiLibrary&) = delete;
+
+ private:
+  MpiLibrary() {
+    int provided = 0;
+    check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &provided), "MPI_Init_thread");
+    if (provided < MPI_THREAD_SERIALIZED)
+      fail<ConfigError>("mpi: this MPI cannot be called from more than one thread");
+    check(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+  }
+
+  ~MpiLibrary() {
+    if (finalizes_) MPI_Finalize();
+  }
+
+  bool finalizes_ = true;
+};
+
+class MpiTransport final : public NetworkTransport {
+ public:
+  MpiTransport(MPI_Comm group, Rank rank, int size, const LaunchOptions& options)
+      : NetworkTransport(
+            {.name = "mpi", .rank = rank, .size = size, .start_timeout = options.start_timeout}),
+        group_(group),
+        ring_(kRingSlots),
+        ring_requests_(kRingSlots, MPI_REQUEST_NULL),
+        send_slots_(kSendSlots),
+        peers_(static_cast<std::size_t>(size)) {
+    for (std::size_t i = 0; i < kSendSlots; ++i) free_slots_.push_back(i);
+    for (std::size_t i = 0; i < kRingSlots; ++i) listen(i);
+  }
+
+  ~MpiTransport() override;
+
+  /// mpirun ends the job when a rank dies.
+  Capabilities capabilities() const override {
+    return {.survives_peer_death = false, .max_put_bytes = INT_MAX};
+  }
+
+ protected:
+  std::unique_ptr<Registration> register_memory(std::span<std::byte>) override {
+    return std::make_unique<Registration>();  // MPI writes anywhere
+  }
+
+  bool start_write(const Write& write) override;
+  void poll_writes() override;
+
+  bool writes_done(Rank peer) override { return of(peer).sends.empty(); }
+
+  void send_control(Rank peer, std::span<const std::byte> message) override;
+
+  void poll_control() override {}  // it comes with everything else
+
+  bool control_done() override {
+    return std::all_of(peers_.begin(), peers_.end(), [](const Peer& p) {
+      return p.sends.empty() && p.control.empty();
+    });
+  }
+
+  /// What follows a leave on the same ring is its last word.
+  void say_farewell(Rank) override {}
+
+  bool all_from(Rank peer) override { return of(peer).unfinished == 0; }
+
+ private:
+  struct Send {
+    std::size_t slot = 0;
+    std::array<MPI_Request, 2> requests{MPI_REQUEST_NULL, MPI_REQUEST_NULL};
+  };
+
+  struct Peer {
+    std::deque<Send> sends;     // oldest first
+    std::deque<Bytes> control;  // found no room
+    int next_tag = 1;
+    int unfinished = 0;  // puts from there whose header is here, but not all bytes
+  };
+
+  struct LongReceive {
+    Rank from = 0;
+    std::uint32_t immediate = 0;
+    MPI_Request request = MPI_REQUEST_NULL;
+  };
+
+  /// A put to a region that this rank has not made yet.
+  struct Early {
+    Rank from = 0;
+    Bytes message;
+  };
+
+  Peer& of(Rank rank) { return peers_[static_cast<std::size_t>(rank)]; }
+
+  void listen(std::size_t slot);
+  bool send(Rank peer, const Header& header, std::span<const std::byte> bytes);
+  void reap(Peer& peer);
+  void take(Rank from, std::span<const std::byte> message);
+  void take_put(Rank from, const Header& header, std::span<const std::byte> bytes);
+
+  MPI_Comm group_;
+  std::vector<Slot> ring_;
+  std::vector<MPI_Request> ring_requests_;
+  std::size_t ring_next_ = 0;  // receives complete in the order they were started
+  std::vector<Slot> send_slots_;
+  std::vector<std::size_t> free_slots_;
+  std::vector<Peer> peers_;
+  std::vector<LongReceive> long_receives_;
+  std::vector<Early> early_;
+};
+
+MpiTransport::~MpiTransport() {
+  leave();
+  for (MPI_Request& request : ring_requests_) {
+    MPI_Cancel(&request);
+    MPI_Wait(&request, MPI_STATUS_IGNORE);
+  }
+  bool pending = !long_receives_.empty();
+  for (const Peer& peer : peers_) pending = pending || !peer.sends.empty();
+  if (!pending) return;
+  // After an abort. MPI may still read the slots: they are never given back.
+  static std::vector<std::vector<Slot>> lost;
+  lost.push_back(std::move(send_slots_));
+}
+
+void MpiTransport::listen(std::size_t slot) {
+  check(MPI_Irecv(ring_[slot].data(),
+                  static_cast<int>(kSlotBytes),
+                  MPI_BYTE,
+                  MPI_ANY_SOURCE,
+                  kHeaderTag,
+                  group_,
+                  &ring_requests_[slot]),
+        "MPI_Irecv");
+}
+
+/// False: no room. A long put's bytes go straight from where they lie.
+bool MpiTransport::send(Rank to, const Header& header, std::span<const std::byte> bytes) {
+  Peer& peer = of(to);
+  if (free_slots_.empty() || peer.sends.size() >= kMaxInFlight) return false;
+  Send send{.slot = free_slots_.back()};
+  free_slots_.pop_back();
+  Slot& slot = send_slots_[send.slot];
+  std::memcpy(slot.data(), &header, sizeof header);
+  std::size_t length = sizeof header;
+  if (header.kind != Kind::long_put && !bytes.empty()) {
+    std::memcpy(slot.data() + length, bytes.data(), bytes.size());
+    length += bytes.size();
+  }
+  check(MPI_Isend(slot.data(),
+                  static_cast<int>(length),
+                  MPI_BYTE,
+                  to,
+                  kHeaderTag,
+                  group_,
+                  &send.requests[0]),
+        "MPI_Isend");
+  if (header.kind == Kind::long_put) {
+    check(MPI_Isend(bytes.data(),
+                    static_cast<int>(bytes.size()),
+                    MPI_BYTE,
+                    to,
+                    header.tag,
+                    group_,
+                    &send.requests[1]),
+          "MPI_Isend");
+  }
+  peer.sends.push_back(send);
+  return true;
+}
+
+bool MpiTransport::start_write(const Write& write) {
+  Peer& peer = of(write.peer);
+  const bool is_short = write.source.size() <= kShortBytes;
+  const Header header{.kind = is_short ? Kind::short_put : Kind::long_put,
+                      .immediate = write.immediate,
+                      .offset = write.offset,
+                      .bytes = write.source.size(),
+                      .region = write.region,
+                      .tag = is_short ? 0 : peer.next_tag};
+  if (!peer.control.empty() || !send(write.peer, header, write.source)) return false;
+  // Far fewer than this many are under way; every MPI has 32,767 tags.
+  if (!is_short) peer.next_tag = peer.next_tag % 32'000 + 1;
+  return true;
+}
+
+void MpiTransport::send_control(Rank to, std::span<const std::byte> message) {
+  FERRY_CHECK(message.size() <= kShortBytes, "a control message of {} bytes", message.size());
+  Peer& peer = of(to);
+  if (!peer.control.empty() || !send(to, {.bytes = message.size()}, message))
+    peer.control.emplace_back(message.begin(), message.end());
+}
+
+void MpiTransport::reap(Peer& peer) {
+  while (!peer.sends.empty()) {
+    Send& oldest = peer.sends.front();
+    int done = 0;
+    check(MPI_Testall(2, oldest.requests.data(), &done, MPI_STATUSES_IGNORE), "MPI_Testall");
+    if (!done) return;
+    free_slots_.push_back(oldest.slot);
+    peer.sends.pop_front();
+  }
+}
+
+void MpiTransport::take_put(Rank from, const Header& header, std::span<const std::byte> bytes) {
+  const std::span<std::byte> target = region_memory(header.region);
+  if (header.offset > target.size() || header.bytes > target.size() - header.offset)
+    throw TransportError(
+        TransportError::Kind::io, from, fmt::format("mpi: rank {} put outside its region", from));
+  if (header.kind == Kind::short_put) {
+    if (!bytes.empty()) std::memcpy(target.data() + header.offset, bytes.data(), bytes.size());
+    --of(from).unfinished;
+    arrived(header.immediate);
+    return;
+  }
+  LongReceive& receive = long_receives_.emplace_back(LongReceive{from, header.immediate});
+  check(MPI_Irecv(target.data() + header.offset,
+                  static_cast<int>(header.bytes),
+                  MPI_BYTE,
+                  from,
+                  header.tag,
+                  group_,
+                  &receive.request),
+        "MPI_Irecv");
+}
+
+void MpiTransport::take(Rank from, std::span<const std::byte> message) {
+  Header header;
+  std::memcpy(&header, message.data(), sizeof header);
+  const auto bytes = message.subspan(sizeof header);
+  if (header.kind == Kind::control) return heard(from, bytes);
+  ++of(from).unfinished;
+  if (region_memory(header.region).empty()) {
+    early_.push_back({from, Bytes(message.begin(), message.end())});
+  } else {
+    take_put(from, header, bytes);
+  }
+}
+
+void MpiTransport::poll_writes() {
+  for (int done = 1; done;) {
+    MPI_Status status;
+    MPI_Request& request = ring_requests_[ring_next_];
+    check(MPI_Test(&request, &done, &status), "MPI_Test");
+    if (!done) break;
+    int length = 0;
+    MPI_Get_count(&status, MPI_BYTE, &length);
+    const std::size_t slot = ring_next_;
+    ring_next_ = (ring_next_ + 1) % kRingSlots;
+    take(status.MPI_SOURCE,
+         std::span<const std::byte>(ring_[slot]).first(static_cast<std::size_t>(length)));
+    listen(slot);
+  }
+  for (std::size_t i = 0; i < early_.size();) {
+    Header header;
+    std::memcpy(&header, early_[i].message.data(), sizeof header);
+    if (region_memory(header.region).empty()) {
+      ++i;
+      continue;
+    }
+    const Early early = std::move(early_[i]);
+    early_.erase(early_.begin() + static_cast<std::ptrdiff_t>(i));
+    take_put(early.from, header, std::span<const std::byte>(early.message).subspan(sizeof header));
+  }
+  for (std::size_t i = 0; i < long_receives_.size();) {
+    int done = 0;
+    check(MPI_Test(&long_receives_[i].request, &done, MPI_STATUS_IGNORE), "MPI_Test");
+    if (!done) {
+      ++i;
+      continue;
+    }
+    const LongReceive finished = long_receives_[i];
+    long_receives_[i] = long_receives_.back();
+    long_receives_.pop_back();
+    --of(finished.from).unfinished;
+    arrived(finished.immediate);
+  }
+  for (Rank r = 0; r < size(); ++r) {
+    Peer& peer = of(r);
+    if (!peer.sends.empty()) reap(peer);
+    while (!peer.control.empty() &&
+           send(r, {.bytes = peer.control.front().size()}, peer.control.front()))
+      peer.control.pop_front();
+  }
+}
+
+// --- Starting ranks ------------------------------------------------------------------------------
+
+/// The first `size` ranks of those that were started.
+class Group {
+ public:
+  explicit Group(int size) {
+    check(MPI_Comm_rank(MPI_COMM_WORLD, &rank_), "MPI_Comm_rank");
+    check(MPI_Comm_split(MPI_COMM_WORLD, rank_ < size ? 0 : MPI_UNDEFINED, rank_, &group_),
+          "MPI_Comm_split");
+    if (is_member()) MPI_Comm_set_errhandler(group_, MPI_ERRORS_RETURN);
+  }
+
+  bool is_member() const { return group_ != MPI_COMM_NULL; }
+
+  Rank rank() const { return rank_; }
+
+  MPI_Comm get() const { return group_; }
+
+  /// The largest status of all ranks, once all are through. Ranks without work sleep meanwhile.
+  int finish(int status) {
+    int largest = status;
+    MPI_Request request = MPI_REQUEST_NULL;
+    check(MPI_Iallreduce(&status, &largest, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD, &request),
+          "MPI_Iallreduce");
+    for (int done = 0; !done;) {
+      check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "MPI_Test");
+      if (!done) std::this_thread::sleep_for(std::chrono::microseconds(200));
+    }
+    if (is_member()) MPI_Comm_free(&group_);
+    return largest;
+  }
+
+ private:
+  Rank rank_ = 0;
+  MPI_Comm group_ = MPI_COMM_NULL;
+};
+
+/// Throws on every rank when one has something else.
+void compare(const Group& group, const LaunchOptions& options, MpiTransport& transport) {
+  ByteWriter own;
+  for (const auto& [name, value] : options.agreement) own.text(name).text(value);
+  int bytes = static_cast<int>(own.bytes().size());
+  std::vector<int> lengths(static_cast<std::size_t>(transport.size()));
+  std::vector<int> starts(lengths.size(), 0);
+  check(MPI_Allgather(&bytes, 1, MPI_INT, lengths.data(), 1, MPI_INT, group.get()),
+        "MPI_Allgather");
+  for (std::size_t r = 1; r < lengths.size(); ++r) starts[r] = starts[r - 1] + lengths[r - 1];
+  Bytes all(static_cast<std::size_t>(starts.back() + lengths.back()));
+  check(MPI_Allgatherv(own.bytes().data(),
+                       bytes,
+                       MPI_BYTE,
+                       all.data(),
+                       lengths.data(),
+                       starts.data(),
+                       MPI_BYTE,
+                       group.get()),
+        "MPI_Allgatherv");
+  std::vector<Agreement> agreements;
+  for (std::size_t r = 0; r < lengths.size(); ++r) {
+    ByteReader reader(std::span<const std::byte>(all).subspan(
+        static_cast<std::size_t>(starts[r]), static_cast<std::size_t>(lengths[r])));
+    Agreement& agreement = agreements.emplace_back();
+    while (!reader.done()) {
+      std::string name = reader.text();
+      agreement.emplace_back(std::move(name), reader.text());
+    }
+  }
+  if (const Difference difference = find_difference(agreements); !difference.text.empty())
+    throw TransportError(TransportError::Kind::io,
+                         difference.rank,
+                         fmt::format("rank {} cannot join: {}", group.rank(), difference.text));
+}
+
+int run_mpi(const LaunchOptions& options, const RankBody& body) {
+  MpiLibrary& library = MpiLibrary::instance();
+  Group group(options.ranks);
+  if (!group.is_member()) return group.finish(0);
+  try {
+    int status = 0;
+    {
+      MpiTransport transport(group.get(), group.rank(), options.ranks, options);
+      try {
+        compare(group, options, transport);
+        status = body(transport);
+      } catch (...) {
+        transport.abort(describe(std::current_exception()));
+        throw;
+      }
+    }
+    return group.finish(status);
+  } catch (...) {
+    library.forget();
+    throw;
+  }
+}
+
+std::string_view why_not_mpi() {
+  try {
+    const auto world = find_world();
+    if (world && world->launcher != World::Launcher::variables) return "";
+  } catch (const ConfigError&) {
+    return "the launcher's variables contradict each other";
+  }
+  return "built in, but its ranks are those of mpirun or srun: mpirun -np N ferry ...";
+}
+
+}  // namespace
+
+TransportEntry mpi_transport() {
+  return {.name = "mpi",
+          .about = "ranks that mpirun started, over MPI",
+          .why_not = why_not_mpi,
+          .run = run_mpi,
+          .joins_world = true};
+}
+
+}  // namespace ferry

@@ -1,0 +1,137 @@
+// Regions of a NetworkTransport: made together, and kept until nothing can arrive for them any
+// more.
+#include "ferry/transport/network_region.h"
+
+#include <algorithm>
+#include <exception>
+#include <utility>
+
+#include "ferry/core/error.h"
+#include "ferry/transport/network_wait.h"
+
+namespace ferry {
+
+std::unique_ptr<Region> NetworkTransport::allocate_region(std::size_t bytes, int num_signals) {
+  check_allocation(bytes, num_signals, size_);
+  FERRY_CHECK(masked_.none(), "{}: allocate_region in a group with masked ranks", name_);
+  Lock lock(lock_);
+  throw_if_aborted("allocate_region");
+  try {
+    return make_region(lock, bytes, num_signals);
+  } catch (const BrokenContract&) {
+    throw;  // every rank finds the same difference
+  } catch (const std::exception& e) {
+    send_abort(e.what());
+    throw;
+  }
+}
+
+/// Tells all what this rank offers, and waits for theirs.
+std::vector<NetworkTransport::Offer> NetworkTransport::collect_offers(Lock& lock,
+                                                                      const Offer& own) {
+  constexpr std::string_view kCall = "allocate_region";
+  tell_all(
+      ByteWriter().number(Message::offer).number(own.request).number(own.used).blob(own.access));
+  const auto missing = [&](Rank r) { return r != rank_ && peer(r).offers.empty(); };
+  const auto first_missing = [&] {
+    Rank r = 0;
+    while (r < size_ && !missing(r)) ++r;
+    return r;
+  };
+  const auto reached = [&] {
+    next_control_ = std::chrono::steady_clock::now();
+    return first_missing() == size_;
+  };
+  if (wait_until(lock, kCall, deadline_in(start_timeout_), reached, missing) ==
+      WaitResult::timed_out) {
+    throw late_error({name_, kCall, rank_}, first_missing(), start_timeout_);
+  }
+  std::vector<Offer> offers;
+  for (Rank r = 0; r < size_; ++r) {
+    if (r == rank_) {
+      offers.push_back(own);
+    } else {
+      offers.push_back(std::move(peer(r).offers.front()));
+      peer(r).offers.erase(peer(r).offers.begin());
+    }
+  }
+  return offers;
+}
+
+std::unique_ptr<Region> NetworkTransport::make_region(Lock& lock,
+                                                      std::size_t bytes,
+                                                      int num_signals) {
+  auto state = std::make_unique<RegionState>();
+  // Never empty: networks register no empty memory.
+  state->memory = Buffer(std::max<std::size_t>(bytes, 1), Buffer::Use::sparse);
+  state->num_signals = num_signals;
+  state->signals =
+      Buffer(std::max<std::size_t>(num_signals * sizeof(std::uint64_t), 1), Buffer::Use::sparse);
+  state->registration = register_memory({state->memory.data(), state->memory.size()});
+  state->puts_to.assign(static_cast<std::size_t>(size_), 0);
+
+  Offer own{.request = {.bytes = bytes, .signals = static_cast<std::uint64_t>(num_signals)},
+            .used = {},
+            .access = state->registration->access()};
+  for (std::size_t id = 0; id < regions_.size(); ++id) own.used.set(id, regions_[id] != nullptr);
+  std::vector<Offer> offers = collect_offers(lock, own);
+  std::vector<RegionRequest> requests;
+  std::bitset<kMaxRegions> used;
+  for (Offer& offer : offers) {
+    requests.push_back(offer.request);
+    used |= offer.used;
+    state->access.push_back(std::move(offer.access));
+  }
+  check_requests(name_, rank_, requests);
+
+  // All ranks find the same: the next id that is free on all of them.
+  FERRY_CHECK(!used.all(), "{}: more than {} regions at a time", name_, kMaxRegions);
+  do {
+    last_region_ = (last_region_ + 1) % kMaxRegions;
+  } while (used.test(static_cast<std::size_t>(last_region_)));
+  state->id = last_region_;
+  RegionState* made = state.get();
+  regions_[static_cast<std::size_t>(last_region_)] = std::move(state);
+  for (const std::uint32_t immediate : std::exchange(early_, {})) arrived(immediate);
+  for (const Dropped& dropped : std::exchange(early_drops_, {})) hear_drop(dropped);
+  return std::make_unique<NetworkRegion>(this, made, bytes);
+}
+
+void NetworkTransport::hear_drop(const Dropped& dropped) {
+  RegionState* state = regions_[static_cast<std::size_t>(dropped.region)].get();
+  if (state == nullptr) {
+    early_drops_.push_back(dropped);
+    return;
+  }
+  ++state->drops;
+  state->announced += dropped.puts;
+  free_unused_regions();
+}
+
+void NetworkTransport::drop(RegionState& state) noexcept {
+  try {
+    const Lock lock(lock_);
+    for (Rank r = 0; r < size_; ++r) {
+      const Dropped dropped{.region = state.id, .puts = state.puts_to[static_cast<std::size_t>(r)]};
+      if (r == rank_) {
+        ++state.drops;
+        state.announced += dropped.puts;
+      } else {
+        tell(r, ByteWriter().number(Message::drop).number(dropped));
+      }
+    }
+    free_unused_regions();
+  } catch (const std::exception&) {
+    // The memory lives as long as the transport.
+  }
+}
+
+void NetworkTransport::free_unused_regions() {
+  for (auto& state : regions_) {
+    if (state != nullptr && state->drops == size_ && state->arrived >= state->announced &&
+        state->queued == 0)
+      state.reset();
+  }
+}
+
+}  // namespace ferry
