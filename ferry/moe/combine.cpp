@@ -3,7 +3,8 @@
 // Send: experts wrote their rows into this rank's results area. Each home rank gets a message with
 // the row at which its results start in every slot; it reads them from there, or they are pushed
 // into its slab record by record. Where ranks sum before home does, the sums travel instead of the
-// rows. Receive: all messages, then each token's rows in top-k order.
+// rows; a quantised wire takes one more pass, from what experts wrote to the results. Receive: all
+// messages, then each token's rows in top-k order.
 #include <algorithm>
 #include <cstring>
 
@@ -22,12 +23,18 @@ constexpr std::int64_t kSumGrain = 8;  // tokens
 void Dispatcher::combine_send() {
   enter(Phase::dispatched, Phase::combine_sent, "combine_send");
   const FlushDenormals flush;
+  finish_results(static_cast<std::size_t>(options_.slots_per_rank));
+  if (sums_per_rank()) {
+    for (int i = 1; i <= ranks_; ++i) {
+      const Rank home = (transport_.rank() + i) % ranks_;
+      sum_per_rank(home);
+      if (!pull_) push_sums(home);
+    }
+  }
   for (int i = 1; i <= ranks_; ++i) {
     const Rank home = (transport_.rank() + i) % ranks_;
-    if (options_.exchange.reduce_at == ExchangeOptions::ReduceAt::rank_then_home)
-      sum_per_rank(home);
-    const std::uint32_t puts = pull_ ? 0 : push_results(home);
-    const std::size_t bytes = write_combine_message(home, puts);
+    if (is_masked(home)) continue;
+    const std::size_t bytes = write_combine_message(home);
     const auto h = static_cast<std::size_t>(home);
     const auto me = static_cast<std::size_t>(transport_.rank());
     const auto* message =
@@ -39,100 +46,208 @@ void Dispatcher::combine_send() {
   }
 }
 
+/// The results of the slots up to `end_slot` that are written but have not left yet.
+void Dispatcher::finish_results(std::size_t end_slot) {
+  const std::size_t first_slot = finished_slots_;
+  finished_slots_ = end_slot;
+  if (sums_per_rank()) return;  // sums leave, not rows
+  if (is_quantized(options_.combine_wire)) encode_results(first_slot, end_slot);
+  if (pull_) return;
+  for (int i = 1; i <= ranks_; ++i) {
+    const Rank home = (transport_.rank() + i) % ranks_;
+    if (!is_masked(home)) push_results(home, first_slot, end_slot);
+  }
+}
+
+void Dispatcher::encode_results(std::size_t first_slot, std::size_t end_slot) {
+  const std::span<const std::int32_t> counts = receive_plan().counts();
+  const std::span<const std::int64_t> offsets = receive_plan().offsets();
+  for (std::size_t slot = first_slot; slot < end_slot; ++slot) {
+    pool_.parallel_for(counts[slot], kSumGrain, [&](std::int64_t begin, std::int64_t end, int) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        const auto row = static_cast<std::size_t>(offsets[slot] + i);
+        kernels().encode(output() + row * layout_.output_row_bytes,
+                         options_.output_type(),
+                         at<std::byte>(layout_.results) + row * layout_.combine_row_bytes,
+                         options_.combine_wire,
+                         options_.hidden);
+      }
+    });
+  }
+}
+
 /// Adds up this rank's results for each token of `home`, weighted, in top-k order.
 void Dispatcher::sum_per_rank(Rank home) {
+  const std::span<const ReduceEntry> entries = messages_[static_cast<std::size_t>(home)].entries;
+  pool_.parallel_for(
+      static_cast<std::int64_t>(entries.size()),
+      kSumGrain * options_.topk,
+      [&](std::int64_t begin, std::int64_t end, int worker) {
+        sum_tokens(home, static_cast<std::size_t>(begin), static_cast<std::size_t>(end), worker);
+      });
+}
+
+/// The sums of the tokens whose first entry is one of [first, end).
+void Dispatcher::sum_tokens(Rank home, std::size_t first, std::size_t end, int worker) {
   const auto h = static_cast<std::size_t>(home);
-  const std::span<const ReduceEntry> entries = message_of(home).entries;
-  const std::span<const std::int64_t> places = receive_plan_.places(home);
-  const std::size_t row_bytes = layout_.combine_row_bytes;
+  const auto w = static_cast<std::size_t>(worker);
+  const std::span<const ReduceEntry> entries = messages_[h].entries;
+  const std::span<const std::int64_t> places = receive_plan().places(home);
   std::byte* sums = at<std::byte>(layout_.results) +
-                    h * static_cast<std::size_t>(options_.max_tokens) * row_bytes;
-  for (std::size_t i = 0; i < entries.size();) {
+                    h * static_cast<std::size_t>(options_.max_tokens) * layout_.combine_row_bytes;
+  const bool quantized = is_quantized(options_.combine_wire);
+  std::size_t i = first;
+  while (i > 0 && i < end && entries[i].token == entries[i - 1].token) ++i;
+  while (i < end) {
     const std::uint32_t token = entries[i].token;
     std::size_t terms = 0;
     for (; i < entries.size() && entries[i].token == token; ++i, ++terms) {
       const auto place = static_cast<std::size_t>(places[entries[i].record]);
-      sum_rows_[0][terms] = expert_output_.data() + place * row_bytes;
-      sum_weights_[0][terms] = entries[i].weight;
+      sum_rows_[w][terms] = expert_output_.data() + place * layout_.output_row_bytes;
+      sum_weights_[w][terms] = entries[i].weight;
     }
-    kernels().weighted_sum({.rows = sum_rows_[0].data(),
-                            .weights = sum_weights_[0].data(),
+    std::byte* sum = sums + token * layout_.combine_row_bytes;
+    auto* f32_sum = quantized ? reinterpret_cast<std::byte*>(sum_row_[w].data()) : sum;
+    kernels().weighted_sum({.rows = sum_rows_[w].data(),
+                            .weights = sum_weights_[w].data(),
                             .k = static_cast<std::int64_t>(terms),
                             .n = options_.hidden,
-                            .in_type = options_.combine_wire,
-                            .out = sums + token * row_bytes,
-                            .out_type = options_.combine_wire});
+                            .in_type = wire_type(options_.output_type()),
+                            .out = f32_sum,
+                            .out_type = options_.output_type()});
+    if (quantized) {
+      kernels().encode(
+          f32_sum, options_.output_type(), sum, options_.combine_wire, options_.hidden);
+    }
   }
 }
 
-std::uint32_t Dispatcher::push_results(Rank home) {
+void Dispatcher::push_sums(Rank home) {
   const auto h = static_cast<std::size_t>(home);
   const auto me = static_cast<std::size_t>(transport_.rank());
-  const DispatchMessage message = message_of(home);
-  const std::size_t row_bytes = layout_.combine_row_bytes;
   const auto tokens = static_cast<std::size_t>(options_.max_tokens);
-  std::uint32_t puts = 0;
-  const std::size_t slab = layout_.combine_slab + me * layout_.combine_slab_rows * row_bytes;
-  const auto push = [&](std::size_t to_row, std::size_t from_row, std::size_t rows) {
-    puts += put_rows(home,
-                     slab + to_row * row_bytes,
-                     layout_.results + from_row * row_bytes,
-                     rows,
+  const auto members = static_cast<std::size_t>(options_.dp_size);
+  const std::size_t row_bytes = layout_.combine_row_bytes;
+  // All of its group get the sums of its tokens.
+  for (Rank to = base_of(home); to < base_of(home) + options_.dp_size; ++to) {
+    if (is_masked(to)) continue;
+    const auto share = static_cast<std::size_t>(home - base_of(home));
+    const std::size_t slab =
+        layout_.combine_slab + (me * members + share) * layout_.combine_slab_rows * row_bytes;
+    std::uint32_t last = ~0U;
+    for (const ReduceEntry& entry : messages_[h].entries) {
+      if (entry.token != last) {
+        result_puts_[static_cast<std::size_t>(to)] +=
+            put_rows(to,
+                     slab + entry.token * row_bytes,
+                     layout_.results + (h * tokens + entry.token) * row_bytes,
+                     1,
                      row_bytes,
                      ExchangeSignal::combine_rows);
-  };
-  if (options_.exchange.reduce_at == ExchangeOptions::ReduceAt::rank_then_home) {
-    std::uint32_t last = ~0U;
-    for (const ReduceEntry& entry : message.entries) {
-      if (entry.token != last) push(entry.token, h * tokens + entry.token, 1);
+      }
       last = entry.token;
     }
-  } else {
-    const std::span<const std::int64_t> first_rows = receive_plan_.first_rows(home);
-    std::size_t result = 0;
-    for (std::size_t slot = 0; slot < message.counts.size(); ++slot) {
-      push(result, static_cast<std::size_t>(first_rows[slot]), message.counts[slot]);
-      result += message.counts[slot];
-    }
   }
-  return puts;
 }
 
-std::size_t Dispatcher::write_combine_message(Rank home, std::uint32_t puts) {
+/// The results of `home`'s group, of each member's tokens: all members get all of them.
+void Dispatcher::push_results(Rank home, std::size_t first_slot, std::size_t end_slot) {
   const auto h = static_cast<std::size_t>(home);
-  std::byte* out = at<std::byte>(layout_.combine_outbox + h * layout_.combine_message_bytes);
-  const CombineHeader header{.epoch = epoch_, .payload_puts = puts};
-  std::memcpy(out, &header, sizeof header);
-  const std::span<const std::int64_t> first_rows = receive_plan_.first_rows(home);
-  std::memcpy(out + sizeof header, first_rows.data(), first_rows.size_bytes());
-  return sizeof header + first_rows.size_bytes();
+  const auto me = static_cast<std::size_t>(transport_.rank());
+  const auto members = static_cast<std::size_t>(options_.dp_size);
+  const std::size_t slice = layout_.combine_slice_bytes;
+  const bool columns = options_.exchange.hidden_partition;
+  for (std::size_t share = 0; share < members; ++share) {
+    const Rank source = source_of(base_of(home) + static_cast<Rank>(share));
+    const std::span<const std::uint32_t> counts =
+        messages_[static_cast<std::size_t>(source)].counts;
+    const std::span<const std::int64_t> first_rows = receive_plan().first_rows(source);
+    std::size_t result = 0;
+    for (std::size_t slot = 0; slot < first_slot; ++slot) result += counts[slot];
+    const std::size_t slab =
+        layout_.combine_slab + (me * members + share) * layout_.combine_slab_rows * slice;
+    for (std::size_t slot = first_slot; slot < end_slot; ++slot) {
+      const auto row = static_cast<std::size_t>(first_rows[slot]);
+      const std::size_t rows = counts[slot];
+      const auto push = [&](std::size_t done, std::size_t count, std::size_t column) {
+        result_puts_[h] +=
+            put_rows(home,
+                     slab + (result + done) * slice,
+                     layout_.results + (row + done) * layout_.combine_row_bytes + column,
+                     count,
+                     slice,
+                     ExchangeSignal::combine_rows);
+      };
+      if (!columns) push(0, rows, 0);
+      for (std::size_t i = 0; columns && i < rows; ++i) push(i, 1, h * slice);
+      result += rows;
+    }
+  }
+}
+
+std::size_t Dispatcher::write_combine_message(Rank home) {
+  const auto h = static_cast<std::size_t>(home);
+  std::byte* begin = at<std::byte>(layout_.combine_outbox + h * layout_.combine_message_bytes);
+  const CombineHeader header{.epoch = epoch_,
+                             .payload_puts = result_puts_[h],
+                             .chunks = static_cast<std::uint32_t>(chunks_of_all_)};
+  std::memcpy(begin, &header, sizeof header);
+  std::byte* out = begin + sizeof header;
+  for (int share = 0; share < options_.dp_size; ++share) {
+    const Rank source = source_of(base_of(home) + share);
+    const std::span<const std::uint32_t> counts =
+        messages_[static_cast<std::size_t>(source)].counts;
+    const std::span<const std::int64_t> first_rows = receive_plan().first_rows(source);
+    auto* listed = reinterpret_cast<std::int64_t*>(out);
+    std::int64_t* next = listed + 1;
+    for (std::size_t slot = 0; slot < counts.size(); ++slot)
+      if (counts[slot] > 0) *next++ = first_rows[slot];
+    *listed = next - listed - 1;
+    out = reinterpret_cast<std::byte*>(next);
+  }
+  return static_cast<std::size_t>(out - begin);
 }
 
 void Dispatcher::combine_recv(const CombineTarget& target) {
   enter(Phase::combine_sent, Phase::idle, "combine_recv");
-  const auto entries =
-      static_cast<std::size_t>(send_plan_.tokens()) * static_cast<std::size_t>(options_.topk);
+  const auto entries = static_cast<std::size_t>(tokens_) * static_cast<std::size_t>(options_.topk);
   FERRY_CHECK(target.weights.size() == entries,
               "{} weights for {} (token, k)",
               target.weights.size(),
               entries);
   for (int i = 0; i < ranks_; ++i) read_combine_message((transport_.rank() + i) % ranks_);
-  pool_.parallel_for(
-      send_plan_.tokens(), kSumGrain, [&](std::int64_t begin, std::int64_t end, int worker) {
-        for (std::int64_t t = begin; t < end; ++t) sum_at_home(target, t, worker);
-      });
+  pool_.parallel_for(tokens_, kSumGrain, [&](std::int64_t begin, std::int64_t end, int worker) {
+    for (std::int64_t t = begin; t < end; ++t) sum_at_home(target, t, worker);
+  });
+  // Who goes on without this rank says so before it overwrites what this rank may still have read.
+  if (masks()) throw_if_masked_by_others();
+  collect_lost_tokens();
 }
 
 void Dispatcher::read_combine_message(Rank peer) {
-  await(peer, ExchangeSignal::combine_message, epoch_);
   const auto p = static_cast<std::size_t>(peer);
+  has_results_[p] = 0;
+  if (!await(peer, ExchangeSignal::combine_message, epoch_)) return;
   const auto* header =
       at<const CombineHeader>(layout_.combine_inbox + p * layout_.combine_message_bytes);
-  const auto* first_rows = reinterpret_cast<const std::int64_t*>(header + 1);
-  const std::span<const std::uint32_t> counts = send_plan_.counts(peer);
   bool sane = header->epoch == epoch_;
-  for (std::size_t slot = 0; sane && slot < counts.size(); ++slot)
-    sane = first_rows[slot] >= 0 && first_rows[slot] + counts[slot] <= layout_.expert_rows;
+  const auto* next = reinterpret_cast<const std::int64_t*>(header + 1);
+  for (std::size_t share = 0; share < send_plans().size(); ++share) {
+    const SendPlan& plan = send_plans()[share];
+    const std::span<const std::uint32_t> counts = plan.counts(peer);
+    const std::span<std::int64_t> first_rows = result_rows(peer, share);
+    const std::int64_t listed = *next++;
+    // Of a member that it masked, the peer may have computed nothing.
+    if (listed == 0 && is_masked(base_of(transport_.rank()) + static_cast<Rank>(share))) continue;
+    sane &= listed == std::count_if(counts.begin(), counts.end(), [](auto n) { return n > 0; });
+    for (std::size_t slot = 0; sane && slot < counts.size(); ++slot) {
+      if (counts[slot] == 0) continue;
+      first_rows[slot] = *next++;
+      sane = first_rows[slot] >= 0 && first_rows[slot] + counts[slot] <= layout_.expert_rows;
+    }
+    if (pull_ && peer != transport_.rank())
+      stats_.bytes_wire += plan.records(peer).size() * layout_.combine_slice_bytes;
+  }
   if (!sane) {
     throw TransportError(TransportError::Kind::io,
                          peer,
@@ -144,53 +259,98 @@ void Dispatcher::read_combine_message(Rank peer) {
                                      peer,
                                      header->epoch));
   }
+  // A rank that has ended since may have told only some of us how much it still had to send.
+  chunks_of_all_ = std::max(chunks_of_all_, static_cast<int>(header->chunks));
   results_expected_[p] += header->payload_puts;
-  if (header->payload_puts) await(peer, ExchangeSignal::combine_rows, results_expected_[p]);
-  if (pull_ && peer != transport_.rank())
-    stats_.bytes_wire += send_plan_.records(peer).size() * layout_.combine_row_bytes;
+  if (header->payload_puts && !await(peer, ExchangeSignal::combine_rows, results_expected_[p]))
+    return;
+  has_results_[p] = 1;
+}
+
+/// [L] first rows of a member's results in the slots of `peer`; only slots with records count.
+std::span<std::int64_t> Dispatcher::result_rows(Rank peer, std::size_t share) {
+  const auto slots = static_cast<std::size_t>(options_.slots_per_rank);
+  const auto members = static_cast<std::size_t>(options_.dp_size);
+  return std::span(result_rows_)
+      .subspan((static_cast<std::size_t>(peer) * members + share) * slots, slots);
 }
 
 /// One token's sum: its results in top-k order, or the ranks' sums in order of rank.
 void Dispatcher::sum_at_home(const CombineTarget& target, std::int64_t token, int worker) {
   const auto w = static_cast<std::size_t>(worker);
   const auto t = static_cast<std::size_t>(token);
-  const auto tokens = static_cast<std::size_t>(options_.max_tokens);
-  const auto me = static_cast<std::size_t>(transport_.rank());
-  const std::size_t row_bytes = layout_.combine_row_bytes;
-  const bool sums = options_.exchange.reduce_at == ExchangeOptions::ReduceAt::rank_then_home;
+  const Rank source = base_of(transport_.rank()) + share_of(t);
+  lost_[t] = is_masked(source) ? 1 : 0;  // nobody may have computed it
   std::size_t terms = 0;
-  const auto add = [&](const std::byte* row, float weight) {
-    sum_rows_[w][terms] = row;
-    sum_weights_[w][terms++] = weight;
-  };
-  if (sums) {
-    for (Rank peer = 0; peer < ranks_; ++peer) {
-      bool has_part = false;
-      for (int k = 0; k < options_.topk; ++k)
-        has_part |= send_plan_.place(static_cast<int>(token), k).rank == peer;
-      if (has_part) add(results_of(peer) + (pull_ ? me * tokens + t : t) * row_bytes, 1.0F);
-    }
-  } else {
-    for (int k = 0; k < options_.topk; ++k) {
-      const RecordPlace place = send_plan_.place(static_cast<int>(token), k);
-      if (place.rank < 0) continue;
-      const auto p = static_cast<std::size_t>(place.rank);
-      const auto* first_rows = at<const std::int64_t>(
-          layout_.combine_inbox + p * layout_.combine_message_bytes + sizeof(CombineHeader));
-      const std::size_t row =
-          pull_ ? static_cast<std::size_t>(first_rows[place.slot]) + place.in_slot : place.result;
-      const auto entry = t * static_cast<std::size_t>(options_.topk) + static_cast<std::size_t>(k);
-      add(results_of(place.rank) + row * row_bytes, target.weights[entry]);
-    }
-  }
+  if (!lost_[t]) terms = sums_per_rank() ? gather_rank_sums(t, w) : gather_results(target, t, w);
   kernels().weighted_sum({.rows = sum_rows_[w].data(),
                           .weights = sum_weights_[w].data(),
                           .k = static_cast<std::int64_t>(terms),
-                          .n = options_.hidden,
+                          .n = layout_.columns,
                           .in_type = options_.combine_wire,
                           .out = target.rows.row(token),
                           .out_type = target.type,
                           .accumulate = target.accumulate});
+}
+
+/// The ranks' sums for a token, in order of rank; returns how many. One that is lost is noted.
+std::size_t Dispatcher::gather_rank_sums(std::size_t token, std::size_t worker) {
+  const auto share = static_cast<std::size_t>(share_of(token));
+  const auto source = static_cast<std::size_t>(base_of(transport_.rank())) + share;
+  const std::size_t row = pull_ ? source * static_cast<std::size_t>(options_.max_tokens)
+                                : share * layout_.combine_slab_rows;
+  std::size_t terms = 0;
+  for (Rank peer = 0; peer < ranks_; ++peer) {
+    bool has_part = false;
+    for (int k = 0; k < options_.topk; ++k)
+      has_part |= send_plans()[share].place(static_cast<int>(token), k).rank == peer;
+    if (!has_part) continue;
+    if (!has_results_[static_cast<std::size_t>(peer)]) {
+      lost_[token] = 1;
+      continue;
+    }
+    sum_rows_[worker][terms] = results_of(peer) + (row + token) * layout_.combine_row_bytes;
+    sum_weights_[worker][terms++] = 1.0F;
+  }
+  return terms;
+}
+
+/// A token's results in top-k order; returns how many. One that is lost is noted.
+std::size_t Dispatcher::gather_results(const CombineTarget& target,
+                                       std::size_t token,
+                                       std::size_t worker) {
+  const auto share = static_cast<std::size_t>(share_of(token));
+  const std::size_t stride = pull_ ? layout_.combine_row_bytes : layout_.combine_slice_bytes;
+  const std::size_t column =
+      pull_ && options_.exchange.hidden_partition
+          ? static_cast<std::size_t>(transport_.rank()) * layout_.combine_slice_bytes
+          : 0;
+  std::size_t terms = 0;
+  for (int k = 0; k < options_.topk; ++k) {
+    const RecordPlace place = send_plans()[share].place(static_cast<int>(token), k);
+    if (place.rank < 0) continue;
+    const auto p = static_cast<std::size_t>(place.rank);
+    if (!has_results_[p]) {
+      lost_[token] = 1;
+      continue;
+    }
+    const auto slot = static_cast<std::size_t>(place.slot);
+    const std::size_t row =
+        pull_ ? static_cast<std::size_t>(result_rows(place.rank, share)[slot]) + place.in_slot
+              : share * layout_.combine_slab_rows + place.result;
+    const auto entry =
+        token * static_cast<std::size_t>(options_.topk) + static_cast<std::size_t>(k);
+    sum_rows_[worker][terms] = results_of(place.rank) + row * stride + column;
+    sum_weights_[worker][terms++] = target.weights[entry];
+  }
+  return terms;
+}
+
+void Dispatcher::collect_lost_tokens() {
+  lost_tokens_.clear();
+  if (!masks()) return;
+  for (int t = 0; t < tokens_; ++t)
+    if (lost_[static_cast<std::size_t>(t)]) lost_tokens_.push_back(t);
 }
 
 }  // namespace ferry

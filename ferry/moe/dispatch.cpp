@@ -18,6 +18,8 @@ namespace {
 constexpr std::size_t kCopyGrainBytes = std::size_t{128}
                                         << 10;  // less is not worth a second thread
 
+constexpr std::size_t kStreamedBytes = std::size_t{4} << 20;  // twice an L2
+
 std::int64_t copy_grain(std::size_t row_bytes) {
   return static_cast<std::int64_t>(std::max<std::size_t>(1, kCopyGrainBytes / row_bytes));
 }
@@ -25,13 +27,26 @@ std::int64_t copy_grain(std::size_t row_bytes) {
 }  // namespace
 
 void Dispatcher::dispatch_send(const RoutedTokens& tokens) {
+  timeout_ = tokens.timeout.value_or(options_.timeout);
   enter(Phase::idle, Phase::dispatch_sent, "dispatch_send");
   layer_ = tokens.layer;
+  tokens_ = tokens.tokens;
+  cached_ = tokens.cached;
   ++epoch_;
-  send_plan_.build(tokens.slots, tokens.tokens);
+  if (!cached_) {
+    for (int member = 0; member < options_.dp_size; ++member) {
+      send_plans_[static_cast<std::size_t>(member)].build(
+          tokens.slots, tokens.tokens, {.member = member, .of = options_.dp_size});
+    }
+  }
+  FERRY_CHECK(own_plan().tokens() == tokens.tokens,
+              "{} tokens with the kept routing of {}",
+              tokens.tokens,
+              own_plan().tokens());
   stage_rows(tokens);
   for (int i = 1; i <= ranks_; ++i) {  // this rank's own message last: peers wait longer for theirs
     const Rank peer = (transport_.rank() + i) % ranks_;
+    if (is_masked(peer)) continue;
     const auto p = static_cast<std::size_t>(peer);
     const std::uint32_t puts = pull_ ? 0 : push_rows(peer);
     const std::size_t bytes = write_dispatch_message(peer, tokens, puts);
@@ -42,8 +57,8 @@ void Dispatcher::dispatch_send(const RoutedTokens& tokens) {
         layout_.dispatch_inbox + me * layout_.dispatch_message_bytes,
         {message, bytes},
         ExchangeSignal::dispatch_message);
-    const std::size_t records = send_plan_.records(peer).size();
-    stats_.bytes_logical += records * (layout_.dispatch_row_bytes + layout_.combine_row_bytes);
+    const std::size_t records = own_plan().records(peer).size();
+    stats_.bytes_logical += records * (layout_.dispatch_row_bytes + layout_.combine_slice_bytes);
   }
   ++stats_.exchanges;
 }
@@ -51,19 +66,32 @@ void Dispatcher::dispatch_send(const RoutedTokens& tokens) {
 void Dispatcher::stage_rows(const RoutedTokens& tokens) {
   const MutableRowsView stage = registered_input();
   if (tokens.rows.base == stage.base && !tokens.rows.pointers) {
-    FERRY_CHECK(tokens.type == options_.dispatch_wire && tokens.rows.stride == stage.stride,
+    FERRY_CHECK((tokens.encoded || wire_type(tokens.type) == options_.dispatch_wire) &&
+                    tokens.rows.stride == stage.stride,
                 "rows in the registered input must have its type and stride");
     return;
   }
+  const std::optional<DType> plain = element_type(options_.dispatch_wire);
+  if (!tokens.encoded && !plain && tokens.type == DType::f16)
+    fail<ConfigError>("{} wires take f32 or bf16 rows, not f16",
+                      wire_type_name(options_.dispatch_wire));
+  const auto stage_row = [&](std::int64_t t) {
+    if (tokens.encoded) {
+      std::memcpy(stage.row(t), tokens.rows.row(t), layout_.dispatch_row_bytes);
+    } else if (plain) {
+      kernels().convert(tokens.rows.row(t), tokens.type, stage.row(t), *plain, layout_.columns);
+    } else {
+      kernels().encode(
+          tokens.rows.row(t), tokens.type, stage.row(t), options_.dispatch_wire, layout_.columns);
+    }
+  };
+  const int me = transport_.rank();
   pool_.parallel_for(tokens.tokens,
                      copy_grain(layout_.dispatch_row_bytes),
                      [&](std::int64_t begin, std::int64_t end, int) {
                        for (std::int64_t t = begin; t < end; ++t) {
-                         kernels().convert(tokens.rows.row(t),
-                                           tokens.type,
-                                           stage.row(t),
-                                           options_.dispatch_wire,
-                                           options_.hidden);
+                         if (share_of(static_cast<std::size_t>(t)) == me - base_of(me))
+                           stage_row(t);
                        }
                      });
 }
@@ -81,15 +109,22 @@ std::uint32_t Dispatcher::push_rows(Rank peer) {
                      row_bytes,
                      ExchangeSignal::dispatch_rows);
   };
+  const SendPlan& plan = own_plan();
   switch (options_.exchange.send_per) {
     case ExchangeOptions::SendPer::rank:
-      push(0, 0, static_cast<std::size_t>(send_plan_.tokens()));
+      if (options_.dp_size == 1) {
+        push(0, 0, static_cast<std::size_t>(tokens_));
+        break;
+      }
+      for (int t = transport_.rank() - base_of(transport_.rank()); t < tokens_;
+           t += options_.dp_size)
+        push(static_cast<std::size_t>(t), static_cast<std::size_t>(t), 1);
       break;
     case ExchangeOptions::SendPer::token_rank:
-      for (const TokenRun& run : send_plan_.runs(peer)) push(run.first, run.first, run.count);
+      for (const TokenRun& run : plan.runs(peer)) push(run.first, run.first, run.count);
       break;
     case ExchangeOptions::SendPer::token_expert: {
-      const std::span<const Record> records = send_plan_.records(peer);
+      const std::span<const Record> records = plan.records(peer);
       for (std::size_t i = 0; i < records.size(); ++i) push(i, records[i].token, 1);
       break;
     }
@@ -107,16 +142,17 @@ std::size_t Dispatcher::write_dispatch_message(Rank peer,
     if (bytes) std::memcpy(out, data, bytes);
     out += bytes;
   };
+  const SendPlan& plan = own_plan();
   DispatchHeader header{.epoch = epoch_,
                         .tokens = static_cast<std::uint32_t>(tokens.tokens),
                         .chunks = static_cast<std::uint32_t>(tokens.chunks),
-                        .records = static_cast<std::uint32_t>(send_plan_.records(peer).size()),
-                        .payload_puts = puts};
+                        .records = static_cast<std::uint32_t>(plan.records(peer).size()),
+                        .payload_puts = puts,
+                        .repeats = cached_ ? 1U : 0U};
   out += sizeof header;  // written last: it counts the reduce entries
-  append(send_plan_.counts(peer).data(), send_plan_.counts(peer).size_bytes());
-  append(send_plan_.records(peer).data(), send_plan_.records(peer).size_bytes());
-  if (options_.exchange.reduce_at == ExchangeOptions::ReduceAt::rank_then_home) {
-    header.reduce_entries = append_reduce_entries(peer, tokens, out);
+  if (!cached_) {
+    append(plan.records(peer).data(), plan.records(peer).size_bytes());
+    if (sums_per_rank()) header.reduce_entries = append_reduce_entries(peer, tokens, out);
   }
   std::memcpy(const_cast<std::byte*>(begin), &header, sizeof header);
   return static_cast<std::size_t>(out - begin);
@@ -127,14 +163,15 @@ std::size_t Dispatcher::write_dispatch_message(Rank peer,
 std::uint32_t Dispatcher::append_reduce_entries(Rank peer,
                                                 const RoutedTokens& tokens,
                                                 std::byte*& out) const {
-  const std::span<const Record> records = send_plan_.records(peer);
+  const SendPlan& plan = own_plan();
+  const std::span<const Record> records = plan.records(peer);
   std::uint32_t entries = 0;
   std::uint32_t first = 0;  // record of the token in hand
   for (int t = 0; t < tokens.tokens; ++t) {
     const auto token = static_cast<std::uint32_t>(t);
     while (first < records.size() && records[first].token < token) ++first;
     for (int k = 0; k < options_.topk; ++k) {
-      const RecordPlace place = send_plan_.place(t, k);
+      const RecordPlace place = plan.place(t, k);
       if (place.rank != peer) continue;
       std::uint32_t record = first;
       while (records[record].slot != static_cast<std::uint32_t>(place.slot)) ++record;
@@ -151,105 +188,208 @@ std::uint32_t Dispatcher::append_reduce_entries(Rank peer,
 }
 
 ExpertRows Dispatcher::dispatch_recv() {
-  enter(Phase::dispatch_sent, Phase::dispatched, "dispatch_recv");
-  chunks_of_all_ = 0;
-  for (Rank home = 0; home < ranks_; ++home) read_dispatch_message(home);
-  receive_plan_.build([this](Rank home) { return message_of(home).counts; });
+  receive_messages();
   for (int i = 0; i < ranks_; ++i)  // own rows first: they are there
     take_rows((transport_.rank() + i) % ranks_);
-
-  const auto stride = static_cast<std::ptrdiff_t>(layout_.expert_row_bytes);
-  const auto out_stride = static_cast<std::ptrdiff_t>(layout_.combine_row_bytes);
-  std::byte* out = expert_output_.data() ? expert_output_.data() : at<std::byte>(layout_.results);
-  return {
-      .format = options_.exchange.format,
-      .counts = receive_plan_.counts(),
-      .offsets = receive_plan_.offsets(),
-      .in = {expert_input_.data(), stride, row_pointers_.empty() ? nullptr : row_pointers_.data()},
-      .in_type = options_.expert_type,
-      .out = {out, out_stride},
-      .out_type = options_.combine_wire,
-      .hidden = options_.hidden};
+  return rows_of_slots(receive_plan().counts(), receive_plan().offsets());
 }
 
-DispatchMessage Dispatcher::message_of(Rank home) const {
-  const auto h = static_cast<std::size_t>(home);
-  const auto* header =
-      at<const DispatchHeader>(layout_.dispatch_inbox + h * layout_.dispatch_message_bytes);
-  const auto* counts = reinterpret_cast<const std::uint32_t*>(header + 1);
-  const auto* records = reinterpret_cast<const Record*>(counts + options_.slots_per_rank);
-  const auto* entries = reinterpret_cast<const ReduceEntry*>(records + header->records);
-  return {*header,
-          {counts, static_cast<std::size_t>(options_.slots_per_rank)},
-          {records, header->records},
-          {entries, header->reduce_entries}};
+ExpertRows Dispatcher::rows_of_slots(std::span<const std::int32_t> counts,
+                                     std::span<const std::int64_t> offsets) const {
+  return {.format = options_.exchange.format,
+          .counts = counts,
+          .offsets = offsets,
+          .in = {expert_input_.data(),
+                 static_cast<std::ptrdiff_t>(layout_.expert_row_bytes),
+                 row_pointers_.empty() ? nullptr : row_pointers_.data()},
+          .in_type = options_.expert_type,
+          .out = {output(), static_cast<std::ptrdiff_t>(layout_.output_row_bytes)},
+          .out_type = options_.output_type(),
+          .hidden = options_.hidden};
+}
+
+/// Everything but the rows: what all ranks send, and where it will stand.
+void Dispatcher::receive_messages() {
+  enter(Phase::dispatch_sent, Phase::dispatched, "dispatch_recv");
+  chunks_of_all_ = 0;
+  finished_slots_ = 0;
+  std::fill(result_puts_.begin(), result_puts_.end(), 0U);
+  // This rank's own rows first: where their places depend on nobody else, they fill the wait.
+  const Rank me = transport_.rank();
+  read_dispatch_message(me);
+  own_rows_taken_ = false;
+  // Until the messages say, as much may arrive as leaves.
+  arriving_bytes_ = static_cast<std::size_t>(tokens_) * static_cast<std::size_t>(options_.topk) *
+                    layout_.expert_row_bytes;
+  const bool columns = options_.exchange.hidden_partition;
+  const DispatchMessage& own = messages_[static_cast<std::size_t>(me)];
+  if (!columns && (cached_ || receive_plan_.places_first_home_alone())) {
+    if (!cached_ && !receive_plan_.place_first_home(own.records, own.counts))
+      throw contradiction(me);
+    copy_rows(me);
+    own_rows_taken_ = true;
+  }
+  for (int i = 1; i < ranks_; ++i) read_dispatch_message((me + i) % ranks_);
+  check_groups();
+  arriving_bytes_ = 0;
+  for (const DispatchMessage& message : messages_)
+    arriving_bytes_ += message.records.size() * layout_.expert_row_bytes;
+  if (!cached_) {
+    receive_plan_.build(
+        [this](Rank home) { return messages_[static_cast<std::size_t>(home)].counts; });
+    // Columns of a row come from all ranks to one place.
+    if (columns && !receive_plan_.place(0, messages_[0].records)) throw contradiction(0);
+  }
 }
 
 /// Waits for the message of `home` and checks that nothing in it leads outside our buffers.
 void Dispatcher::read_dispatch_message(Rank home) {
-  await(home, ExchangeSignal::dispatch_message, epoch_);
-  const auto [header, counts, records, entries] = message_of(home);
-  bool sane = header.epoch == epoch_ &&
-              header.tokens <= static_cast<std::uint32_t>(options_.max_tokens) &&
-              header.records <= layout_.max_records &&
-              header.reduce_entries <= header.tokens * static_cast<std::uint32_t>(options_.topk);
-  std::uint64_t announced = 0;
-  for (std::size_t slot = 0; sane && slot < counts.size(); ++slot) {
-    sane = counts[slot] <= header.tokens;
-    announced += counts[slot];
+  const auto h = static_cast<std::size_t>(home);
+  const std::span<std::uint32_t> counts = counts_of(home);
+  std::fill(counts.begin(), counts.end(), 0U);
+  messages_[h] = {.counts = counts};
+  tokens_of_[h] = 0;
+  if (!await(home, ExchangeSignal::dispatch_message, epoch_)) return;
+  const auto* header =
+      at<const DispatchHeader>(layout_.dispatch_inbox + h * layout_.dispatch_message_bytes);
+  const auto max_tokens = static_cast<std::uint32_t>(options_.max_tokens);
+  if (header->epoch != epoch_ || header->tokens > max_tokens ||
+      header->records > layout_.max_records ||
+      header->reduce_entries > header->tokens * static_cast<std::uint32_t>(options_.topk) ||
+      header->repeats != (cached_ ? 1U : 0U))
+    throw contradiction(home);
+  chunks_of_all_ = std::max(chunks_of_all_, static_cast<int>(header->chunks));
+  tokens_of_[h] = header->tokens;
+  if (cached_) {
+    const CachedRouting::Message& kept = cached_->messages_[h];
+    if (kept.records.size() != header->records) throw contradiction(home);
+    messages_[h] = {header->payload_puts, kept.counts, kept.records, kept.entries};
+    return;
   }
-  sane = sane && announced == header.records;
-  for (std::size_t i = 0; sane && i < records.size(); ++i) sane = records[i].token < header.tokens;
-  for (std::size_t i = 0; sane && i < entries.size(); ++i)
-    sane = entries[i].token < header.tokens && entries[i].record < header.records;
+  const auto* records = reinterpret_cast<const Record*>(header + 1);
+  const auto* entries = reinterpret_cast<const ReduceEntry*>(records + header->records);
+  const DispatchMessage message{
+      header->payload_puts, counts, {records, header->records}, {entries, header->reduce_entries}};
+  bool sane = true;
+  for (const Record& record : message.records) {
+    const bool inside = record.token < header->tokens && record.slot < counts.size();
+    // A slot has room for every token once.
+    sane &= inside && ++counts[record.slot] <= header->tokens;
+  }
+  for (const ReduceEntry& entry : message.entries)
+    sane &= entry.token < header->tokens && entry.record < header->records;
   if (!sane) throw contradiction(home);
-  chunks_of_all_ = std::max(chunks_of_all_, static_cast<int>(header.chunks));
+  messages_[h] = message;
+}
+
+std::span<std::uint32_t> Dispatcher::counts_of(Rank home) {
+  const auto slots = static_cast<std::size_t>(options_.slots_per_rank);
+  return std::span(counts_).subspan(static_cast<std::size_t>(home) * slots, slots);
+}
+
+/// Ranks that hold the same tokens must say so.
+void Dispatcher::check_groups() const {
+  const bool columns = options_.exchange.hidden_partition;
+  for (Rank home = 0; home < ranks_; ++home) {
+    const Rank base = columns ? 0 : base_of(home);
+    if (home == base || is_masked(home) || is_masked(base)) continue;
+    const DispatchMessage& one = messages_[static_cast<std::size_t>(home)];
+    const DispatchMessage& other = messages_[static_cast<std::size_t>(base)];
+    const auto same = [](const Record& a, const Record& b) {
+      return a.token == b.token && a.slot == b.slot;
+    };
+    if (tokens_of_[static_cast<std::size_t>(home)] != tokens_of_[static_cast<std::size_t>(base)] ||
+        (columns && !std::equal(one.records.begin(),
+                                one.records.end(),
+                                other.records.begin(),
+                                other.records.end(),
+                                same)))
+      throw contradiction(home);
+  }
 }
 
 TransportError Dispatcher::contradiction(Rank home) const {
-  const DispatchHeader& header = message_of(home).header;
-  return {TransportError::Kind::io,
-          home,
-          fmt::format("{}: the message of rank {} contradicts itself (exchange {}, {} tokens, {} "
-                      "records); the ranks run different options or versions",
-                      where(),
-                      home,
-                      header.epoch,
-                      header.tokens,
-                      header.records)};
+  const auto* header = at<const DispatchHeader>(
+      layout_.dispatch_inbox + static_cast<std::size_t>(home) * layout_.dispatch_message_bytes);
+  return {
+      TransportError::Kind::io,
+      home,
+      fmt::format("{}: the message of rank {} contradicts itself or this rank (exchange {}, {} "
+                  "tokens, {} records{}); the ranks run different options, routings or versions",
+                  where(),
+                  home,
+                  header->epoch,
+                  header->tokens,
+                  header->records,
+                  header->repeats ? ", kept routing" : "")};
+}
+
+void Dispatcher::take_rows(Rank home) {
+  if (home == transport_.rank() && own_rows_taken_) return;
+  if (!cached_ && !options_.exchange.hidden_partition &&
+      !receive_plan_.place(home, messages_[static_cast<std::size_t>(home)].records))
+    throw contradiction(home);
+  copy_rows(home);
 }
 
 /// Brings the rows of `home` to their places, or points at them.
-void Dispatcher::take_rows(Rank home) {
+void Dispatcher::copy_rows(Rank home) {
   const auto h = static_cast<std::size_t>(home);
-  const DispatchMessage message = message_of(home);
-  if (!receive_plan_.place(home, message.records)) throw contradiction(home);
-  rows_expected_[h] += message.header.payload_puts;
-  if (message.header.payload_puts) await(home, ExchangeSignal::dispatch_rows, rows_expected_[h]);
-
+  const DispatchMessage& message = messages_[h];
+  const bool columns = options_.exchange.hidden_partition;
+  const std::span<const std::int64_t> places = receive_plan().places(source_of(home));
+  rows_expected_[h] += message.payload_puts;
+  if (message.payload_puts && !await(home, ExchangeSignal::dispatch_rows, rows_expected_[h])) {
+    // The results of what stands in these places will go nowhere; but it must be memory.
+    if (!row_pointers_.empty()) {
+      for (std::size_t i = 0; i < message.records.size(); ++i)
+        row_pointers_[static_cast<std::size_t>(places[i])] = no_row_.data();
+    }
+    return;
+  }
   const std::byte* rows = rows_of(home);
   const std::size_t row_bytes = layout_.dispatch_row_bytes;
-  const std::span<const std::int64_t> places = receive_plan_.places(home);
-  if (pull_ && home != transport_.rank()) stats_.bytes_wire += message.header.records * row_bytes;
+  if (pull_ && home != transport_.rank()) stats_.bytes_wire += message.records.size() * row_bytes;
 
   const bool point = !row_pointers_.empty();
   // Only rows pushed for each expert lie record by record; all others lie where the token lay.
   const bool by_record =
       !pull_ && options_.exchange.send_per == ExchangeOptions::SendPer::token_expert;
+  // Ranks that send columns fill each row together.
+  const std::size_t first_column = columns ? h * static_cast<std::size_t>(layout_.columns) : 0;
+  const bool as_delivered = options_.expert_type == options_.dispatch_wire;
+  const std::size_t element = as_delivered && is_quantized(options_.expert_type)
+                                  ? 0
+                                  : dtype_bytes(element_type(options_.expert_type).value());
+  // What one exchange brings is read once, by the experts; beyond the caches it is not found there.
+  const bool streams = arriving_bytes_ >= kStreamedBytes;
   const auto take = [&](std::int64_t begin, std::int64_t end, int) {
+    const std::byte* decoded = nullptr;  // where the record before went
     for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i) {
       const std::byte* row = rows + (by_record ? i : message.records[i].token) * row_bytes;
       const auto place = static_cast<std::size_t>(places[i]);
       if (point) {
         row_pointers_[place] = row;
-      } else {
-        kernels().convert(row,
-                          options_.dispatch_wire,
-                          expert_input_.data() + place * layout_.expert_row_bytes,
-                          options_.expert_type,
-                          options_.hidden);
+        continue;
       }
+      std::byte* to =
+          expert_input_.data() + place * layout_.expert_row_bytes + first_column * element;
+      if (as_delivered && streams) {
+        kernels().stream_copy(to, row, row_bytes);
+      } else if (as_delivered) {
+        std::memcpy(to, row, row_bytes);
+      } else if (decoded && message.records[i].token == message.records[i - 1].token) {
+        std::memcpy(to, decoded, static_cast<std::size_t>(layout_.columns) * element);
+      } else {
+        kernels().decode(row,
+                         options_.dispatch_wire,
+                         to,
+                         element_type(options_.expert_type).value(),
+                         layout_.columns);
+      }
+      decoded = to;
     }
+    if (streams) kernels().stream_fence();
   };
   const auto records = static_cast<std::int64_t>(message.records.size());
   if (point) {
@@ -257,6 +397,17 @@ void Dispatcher::take_rows(Rank home) {
   } else {
     pool_.parallel_for(records, copy_grain(row_bytes), take);
   }
+}
+
+std::unique_ptr<CachedRouting> Dispatcher::keep_routing() const {
+  FERRY_CHECK(phase_ == Phase::dispatched, "keep_routing() called after {}", phase_name_);
+  auto kept = std::unique_ptr<CachedRouting>(new CachedRouting(send_plans(), receive_plan()));
+  for (const DispatchMessage& m : messages_) {
+    kept->messages_.push_back({{m.counts.begin(), m.counts.end()},
+                               {m.records.begin(), m.records.end()},
+                               {m.entries.begin(), m.entries.end()}});
+  }
+  return kept;
 }
 
 }  // namespace ferry

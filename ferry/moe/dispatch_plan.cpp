@@ -22,13 +22,21 @@ SendPlan::SendPlan(int ranks, int slots_per_rank, int topk, int max_tokens)
   num_runs_.resize(num_ranks);
 }
 
-void SendPlan::build(std::span<const SlotId> slots, int tokens) {
+void SendPlan::build(std::span<const SlotId> slots, int tokens, Share share) {
   FERRY_CHECK(tokens >= 0 && tokens <= max_tokens_, "{} tokens, room for {}", tokens, max_tokens_);
   const std::size_t topk = static_cast<std::size_t>(topk_);
   const std::size_t entries = static_cast<std::size_t>(tokens) * topk;
   FERRY_CHECK(slots.size() == entries, "{} slot ids for {} tokens", slots.size(), tokens);
   tokens_ = tokens;
-  std::copy(slots.begin(), slots.end(), slots_.begin());
+  for (std::size_t t = 0; t < static_cast<std::size_t>(tokens); ++t) {
+    const bool mine = share.of == 1 || static_cast<int>(t) % share.of == share.member;
+    const auto at = static_cast<std::ptrdiff_t>(t * topk);
+    if (mine) {
+      std::copy_n(slots.begin() + at, topk, slots_.begin() + at);
+    } else {
+      std::fill_n(slots_.begin() + at, topk, SlotId{-1});
+    }
+  }
   std::fill(counts_.begin(), counts_.end(), 0U);
   std::fill(num_runs_.begin(), num_runs_.end(), 0U);
 
@@ -118,12 +126,13 @@ ReceivePlan::ReceivePlan(const Options& options)
       offsets_(slots()),
       first_rows_((static_cast<std::size_t>(options.ranks) + 1) * slots()),
       next_row_(slots()),
+      end_row_(slots()),
       places_(static_cast<std::size_t>(options.ranks) * options.max_records) {}
 
 void ReceivePlan::set_counts(Rank home, std::span<const std::uint32_t> counts) {
   std::copy(counts.begin(),
             counts.end(),
-            first_rows_.begin() + static_cast<std::ptrdiff_t>(home) * options_.slots_per_rank);
+            first_rows_.begin() + static_cast<std::ptrdiff_t>(order_of(home) * slots()));
 }
 
 void ReceivePlan::finish() {
@@ -134,9 +143,9 @@ void ReceivePlan::finish() {
               ? static_cast<std::int64_t>(slot) * options_.slot_capacity
               : round_up(row, options_.alignment);
     offsets_[slot] = row;
-    for (std::size_t home = 0; home < ranks; ++home) {
-      const std::int64_t count = first_rows_[home * slots() + slot];
-      first_rows_[home * slots() + slot] = row;
+    for (std::size_t order = 0; order < ranks; ++order) {
+      const std::int64_t count = first_rows_[order * slots() + slot];
+      first_rows_[order * slots() + slot] = row;
       row += count;
     }
     counts_[slot] = static_cast<std::int32_t>(row - offsets_[slot]);
@@ -145,13 +154,26 @@ void ReceivePlan::finish() {
 }
 
 bool ReceivePlan::place(Rank home, std::span<const Record> records) {
-  const std::span<const std::int64_t> first = first_rows(home);
-  const std::span<const std::int64_t> end = first_rows(home + 1);
+  const std::size_t order = order_of(home);
+  std::copy_n(in_order(order).begin(), slots(), next_row_.begin());
+  std::copy_n(in_order(order + 1).begin(), slots(), end_row_.begin());
+  return place_from(records, home);
+}
+
+bool ReceivePlan::place_first_home(std::span<const Record> records,
+                                   std::span<const std::uint32_t> counts) {
+  for (std::size_t slot = 0; slot < slots(); ++slot) {
+    next_row_[slot] = static_cast<std::int64_t>(slot) * options_.slot_capacity;
+    end_row_[slot] = next_row_[slot] + counts[slot];
+  }
+  return place_from(records, options_.first_home);
+}
+
+bool ReceivePlan::place_from(std::span<const Record> records, Rank home) {
   std::int64_t* places = places_.data() + static_cast<std::size_t>(home) * options_.max_records;
-  std::copy(first.begin(), first.end(), next_row_.begin());
   for (std::size_t i = 0; i < records.size(); ++i) {
     const std::uint32_t slot = records[i].slot;
-    if (slot >= slots() || next_row_[slot] == end[slot]) return false;
+    if (slot >= slots() || next_row_[slot] == end_row_[slot]) return false;
     places[i] = next_row_[slot]++;
   }
   return true;

@@ -39,9 +39,18 @@ class SendPlan {
  public:
   SendPlan(int ranks, int slots_per_rank, int topk, int max_tokens);
 
+  /// Of a group of `of` ranks that hold the same tokens, member `member` sends those with
+  /// token % of == member.
+  struct Share {
+    int member = 0;
+    int of = 1;
+  };
+
   /// slots: [tokens, topk], -1 = none. Throws BrokenContract for ids outside the slots. Allocates
   /// nothing.
-  void build(std::span<const SlotId> slots, int tokens);
+  void build(std::span<const SlotId> slots, int tokens, Share share);
+
+  void build(std::span<const SlotId> slots, int tokens) { build(slots, tokens, Share{}); }
 
   int tokens() const { return tokens_; }
 
@@ -82,6 +91,7 @@ class ReceivePlan {
     std::int64_t slot_capacity = 0;  ///< padded: rows reserved for a slot
     std::int64_t alignment = 1;      ///< else: each slot starts at a multiple of it
     std::size_t max_records = 0;     ///< that one home rank may send
+    Rank first_home = 0;  ///< whose rows stand first in a slot; the others follow in ring order
   };
 
   explicit ReceivePlan(const Options& options);
@@ -97,6 +107,12 @@ class ReceivePlan {
   /// not the records that its counts announced.
   bool place(Rank home, std::span<const Record> records);
 
+  /// Whether the rows of first_home have their places before anybody else's counts are known.
+  bool places_first_home_alone() const { return options_.format == DispatchFormat::padded; }
+
+  /// As place(first_home, records), before build(). REQUIRES: places_first_home_alone().
+  bool place_first_home(std::span<const Record> records, std::span<const std::uint32_t> counts);
+
   std::span<const std::int64_t> places(Rank home) const {
     return std::span(places_).subspan(static_cast<std::size_t>(home) * options_.max_records,
                                       options_.max_records);
@@ -107,21 +123,29 @@ class ReceivePlan {
   std::span<const std::int64_t> offsets() const { return offsets_; }
 
   /// [slots_per_rank] row of the first record of `home` in each slot.
-  std::span<const std::int64_t> first_rows(Rank home) const {
-    return std::span(first_rows_).subspan(static_cast<std::size_t>(home) * slots(), slots());
-  }
+  std::span<const std::int64_t> first_rows(Rank home) const { return in_order(order_of(home)); }
 
  private:
   std::size_t slots() const { return static_cast<std::size_t>(options_.slots_per_rank); }
 
+  std::size_t order_of(Rank home) const {
+    return static_cast<std::size_t>((home - options_.first_home + options_.ranks) % options_.ranks);
+  }
+
+  std::span<const std::int64_t> in_order(std::size_t order) const {
+    return std::span(first_rows_).subspan(order * slots(), slots());
+  }
+
+  bool place_from(std::span<const Record> records, Rank home);
   void set_counts(Rank home, std::span<const std::uint32_t> counts);
   void finish();
 
   Options options_;
   std::vector<std::int32_t> counts_;      // [L]
   std::vector<std::int64_t> offsets_;     // [L]
-  std::vector<std::int64_t> first_rows_;  // [ranks + 1][L]; counts until finish()
-  std::vector<std::int64_t> next_row_;    // [L] cursor of place()
+  std::vector<std::int64_t> first_rows_;  // [ranks + 1][L] from first_home; counts until finish()
+  std::vector<std::int64_t> next_row_;    // [L] cursor of place(),
+  std::vector<std::int64_t> end_row_;     // [L] and where it must stop
   std::vector<std::int64_t> places_;      // [ranks][max_records]
 };
 

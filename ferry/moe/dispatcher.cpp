@@ -4,157 +4,123 @@
 #include <string>
 
 #include "ferry/core/error.h"
-#include "ferry/kernels/kernels.h"
+#include "ferry/moe/compatibility.h"
 
 namespace ferry {
 
 namespace {
 
-using SendPer = ExchangeOptions::SendPer;
-using ReduceAt = ExchangeOptions::ReduceAt;
-
-constexpr std::int64_t kRaggedAlignment = 16;  // rows of an AMX tile
-constexpr std::size_t kPage = 4096;
-constexpr std::size_t kLine = 64;
-
-std::size_t aligned(std::size_t bytes, std::size_t unit) {
-  return (bytes + unit - 1) / unit * unit;
+std::size_t input_bytes(const DispatcherOptions& options, const ExchangeLayout& layout) {
+  return options.exchange.format == DispatchFormat::row_pointers
+             ? 0
+             : static_cast<std::size_t>(layout.expert_rows) * layout.expert_row_bytes;
 }
 
-DispatcherOptions checked(const DispatcherOptions& o) {
-  FERRY_CHECK(o.slots_per_rank >= 1 && o.hidden >= 1 && o.topk >= 1 && o.max_tokens >= 1,
-              "dispatcher for {} slots per rank, H {}, top-{}, {} tokens",
-              o.slots_per_rank,
-              o.hidden,
-              o.topk,
-              o.max_tokens);
-  const auto travels = [](DType t) { return t == DType::f32 || t == DType::bf16; };
-  if (!travels(o.dispatch_wire) || !travels(o.combine_wire)) {
-    fail<ConfigError>("wire type {} is not supported; use bf16 or f32",
-                      dtype_name(travels(o.dispatch_wire) ? o.combine_wire : o.dispatch_wire));
-  }
-  if (o.exchange.format == DispatchFormat::row_pointers && o.expert_type != o.dispatch_wire) {
-    fail<ConfigError>(
-        "experts that read {} rows in place cannot take a {} wire; use the same type "
-        "or a backend that copies rows",
-        dtype_name(o.expert_type),
-        dtype_name(o.dispatch_wire));
-  }
-  return o;
+/// Experts write straight into the results, which peers read or which are pushed; unless what
+/// leaves is a sum of theirs, or quantised.
+std::size_t output_bytes(const DispatcherOptions& options, const ExchangeLayout& layout) {
+  const bool leaves_as_written = options.exchange.reduce_at == ExchangeOptions::ReduceAt::home &&
+                                 !is_quantized(options.combine_wire);
+  return leaves_as_written ? 0
+                           : static_cast<std::size_t>(layout.expert_rows) * layout.output_row_bytes;
 }
 
 }  // namespace
 
-ExchangeLayout::ExchangeLayout(const DispatcherOptions& o, int ranks, bool load_store) {
-  const auto num_ranks = static_cast<std::size_t>(ranks);
-  const auto slots = static_cast<std::size_t>(o.slots_per_rank);
-  const auto tokens = static_cast<std::size_t>(o.max_tokens);
-  // A token has at most one record for a slot.
-  max_records = tokens * static_cast<std::size_t>(std::min(o.topk, o.slots_per_rank));
-  const std::size_t entries = tokens * static_cast<std::size_t>(o.topk);
-  const bool sums = o.exchange.reduce_at == ReduceAt::rank_then_home;
-
-  dispatch_row_bytes = static_cast<std::size_t>(o.hidden) * dtype_bytes(o.dispatch_wire);
-  expert_row_bytes = static_cast<std::size_t>(o.hidden) * dtype_bytes(o.expert_type);
-  combine_row_bytes = static_cast<std::size_t>(o.hidden) * dtype_bytes(o.combine_wire);
-  dispatch_message_bytes =
-      aligned(sizeof(DispatchHeader) + slots * sizeof(std::uint32_t) +
-                  max_records * sizeof(Record) + (sums ? entries * sizeof(ReduceEntry) : 0),
-              kLine);
-  combine_message_bytes = aligned(sizeof(CombineHeader) + slots * sizeof(std::uint64_t), kLine);
-  slot_capacity = static_cast<std::int64_t>(num_ranks * tokens);
-  expert_rows = o.exchange.format == DispatchFormat::padded
-                    ? slot_capacity * o.slots_per_rank
-                    : static_cast<std::int64_t>(num_ranks * max_records) +
-                          kRaggedAlignment * o.slots_per_rank;
-
-  dispatch_slab_rows = o.exchange.send_per == SendPer::token_expert ? max_records : tokens;
-  combine_slab_rows = sums ? tokens : max_records;
-
-  const auto take = [this](std::size_t size, std::size_t unit) {
-    const std::size_t offset = aligned(bytes, unit);
-    bytes = offset + size;
-    return offset;
-  };
-  dispatch_inbox = take(num_ranks * dispatch_message_bytes, kLine);
-  dispatch_outbox = take(num_ranks * dispatch_message_bytes, kLine);
-  combine_inbox = take(num_ranks * combine_message_bytes, kLine);
-  combine_outbox = take(num_ranks * combine_message_bytes, kLine);
-  stage = take(tokens * dispatch_row_bytes, kPage);
-  results =
-      take((sums ? num_ranks * tokens : static_cast<std::size_t>(expert_rows)) * combine_row_bytes,
-           kPage);
-  if (!load_store) {
-    dispatch_slab = take(num_ranks * dispatch_slab_rows * dispatch_row_bytes, kPage);
-    combine_slab = take(num_ranks * combine_slab_rows * combine_row_bytes, kPage);
-  }
-  bytes = aligned(bytes, kPage);
-}
-
 std::size_t Dispatcher::mem_size(const DispatcherOptions& options, int ranks, bool load_store) {
-  const ExchangeLayout layout(checked(options), ranks, load_store);
-  const auto rows = static_cast<std::size_t>(layout.expert_rows);
-  const std::size_t input = options.exchange.format == DispatchFormat::row_pointers
-                                ? rows * sizeof(const std::byte*)
-                                : rows * layout.expert_row_bytes;
-  const std::size_t output =
-      options.exchange.reduce_at == ReduceAt::rank_then_home ? rows * layout.combine_row_bytes : 0;
-  return layout.bytes + input + output;
+  check_options(options, ranks);
+  const ExchangeLayout layout(options, ranks, load_store);
+  const std::size_t pointers = options.exchange.format == DispatchFormat::row_pointers
+                                   ? static_cast<std::size_t>(layout.expert_rows) * sizeof(void*)
+                                   : 0;
+  return layout.bytes + pointers + input_bytes(options, layout) + output_bytes(options, layout);
 }
 
 Dispatcher::Dispatcher(const DispatcherOptions& options, Transport& transport, ThreadPool& pool)
-    : options_(checked(options)),
+    : options_((check_options(options, transport.size()), options)),
       transport_(transport),
       pool_(pool),
       ranks_(transport.size()),
       pull_(transport.capabilities().load_store),
       layout_(options_, ranks_, pull_),
-      region_(transport.allocate_region(layout_.bytes, ranks_ * kExchangeSignals)),
-      send_plan_(ranks_, options.slots_per_rank, options.topk, options.max_tokens),
-      receive_plan_({.ranks = ranks_,
+      receive_plan_({.ranks = options.exchange.hidden_partition ? 1 : ranks_,
                      .slots_per_rank = options.slots_per_rank,
                      .format = options.exchange.format,
                      .slot_capacity = layout_.slot_capacity,
-                     .alignment = kRaggedAlignment,
-                     .max_records = layout_.max_records}) {
-  const auto rows = static_cast<std::size_t>(layout_.expert_rows);
-  if (options.exchange.format == DispatchFormat::row_pointers) {
-    row_pointers_.resize(rows);
-  } else {
-    expert_input_ = Buffer(rows * layout_.expert_row_bytes, Buffer::Use::sparse);
+                     .alignment = options.row_alignment,
+                     .max_records = layout_.max_records,
+                     .first_home = source_of(transport.rank())}),
+      timeout_(options.timeout) {
+  if (masks() && ranks_ > 1 && !transport.capabilities().survives_peer_death) {
+    fail<ConfigError>(
+        "transport {} ends all ranks when one dies, so none can be masked; use a backend that does "
+        "not mask, or another transport",
+        transport.name());
   }
-  if (options.exchange.reduce_at == ReduceAt::rank_then_home)
-    expert_output_ = Buffer(rows * layout_.combine_row_bytes, Buffer::Use::sparse);
+  region_ = transport.allocate_region(layout_.bytes, ranks_ * kExchangeSignals);
   const auto num_ranks = static_cast<std::size_t>(ranks_);
+  const auto slots = static_cast<std::size_t>(options.slots_per_rank);
+  const auto tokens = static_cast<std::size_t>(options.max_tokens);
+  send_plans_.assign(static_cast<std::size_t>(options.dp_size),
+                     SendPlan(ranks_, options.slots_per_rank, options.topk, options.max_tokens));
+  messages_.resize(num_ranks);
+  counts_.resize(num_ranks * slots);
+  result_rows_.resize(num_ranks * static_cast<std::size_t>(options.dp_size) * slots);
+  tokens_of_.resize(num_ranks);
+  if (options.exchange.format == DispatchFormat::row_pointers)
+    row_pointers_.resize(static_cast<std::size_t>(layout_.expert_rows));
+  if (masks()) no_row_ = Buffer(layout_.expert_row_bytes, Buffer::Use::sparse);
+  expert_input_ = Buffer(input_bytes(options, layout_), Buffer::Use::sparse);
+  expert_output_ = Buffer(output_bytes(options, layout_), Buffer::Use::sparse);
+  tile_counts_.resize(slots);
+  counts_of_tile_.resize(slots);
+  tile_offsets_.resize(slots);
+  result_puts_.resize(num_ranks);
   rows_expected_.resize(num_ranks);
   results_expected_.resize(num_ranks);
+  const auto threads = static_cast<std::size_t>(pool.size());
   const std::size_t terms = std::max(num_ranks, static_cast<std::size_t>(options.topk));
-  sum_rows_.assign(static_cast<std::size_t>(pool.size()), std::vector<const std::byte*>(terms));
-  sum_weights_.assign(static_cast<std::size_t>(pool.size()), std::vector<float>(terms));
+  sum_rows_.assign(threads, std::vector<const std::byte*>(terms));
+  sum_weights_.assign(threads, std::vector<float>(terms));
+  if (sums_per_rank() && is_quantized(options.combine_wire))
+    sum_row_.assign(threads, std::vector<float>(static_cast<std::size_t>(options.hidden)));
+  masked_.resize(num_ranks);
+  has_results_.resize(num_ranks);
+  lost_.resize(tokens);
+  lost_tokens_.reserve(tokens);
 }
 
 MutableRowsView Dispatcher::registered_input() const {
   return {at<std::byte>(layout_.stage), static_cast<std::ptrdiff_t>(layout_.dispatch_row_bytes)};
 }
 
+std::byte* Dispatcher::output() const {
+  return expert_output_.data() ? expert_output_.data() : at<std::byte>(layout_.results);
+}
+
 void Dispatcher::enter(Phase expected, Phase next, std::string_view name) {
   FERRY_CHECK(phase_ == expected, "{} called out of turn, after {}", name, phase_name_);
   phase_ = next;
   phase_name_ = name;
-  deadline_ = deadline_in(options_.timeout);
+  deadline_ = deadline_in(timeout_);
+  if (masks()) throw_if_masked_by_others();
 }
 
 int Dispatcher::signal_index(Rank source, ExchangeSignal signal) const {
   return source * kExchangeSignals + static_cast<int>(signal);
 }
 
-/// Runs a call of the transport; what it throws says what this rank was doing.
+/// Runs a call of the transport; what it throws says what this rank was doing. Where dead ranks are
+/// masked, the call is made again without them.
 template <class Call>
 auto Dispatcher::in_context(Call call) {
-  try {
-    return call();
-  } catch (const TransportError& e) {
-    throw TransportError(e.kind(), e.peer(), fmt::format("{}: {}", where(), e.what()));
+  for (;;) {
+    try {
+      return call();
+    } catch (const TransportError& e) {
+      if (!mask_after(e))
+        throw TransportError(e.kind(), e.peer(), fmt::format("{}: {}", where(), e.what()));
+    }
   }
 }
 
@@ -193,18 +159,25 @@ std::string Dispatcher::where() const {
       "{} of rank {} (layer {}, exchange {})", phase_name_, transport_.rank(), layer_, epoch_);
 }
 
-void Dispatcher::await(Rank peer, ExchangeSignal signal, std::uint64_t count) {
+bool Dispatcher::await(Rank peer, ExchangeSignal signal, std::uint64_t count) {
   const int index = signal_index(peer, signal);
-  const WaitResult result =
-      in_context([&] { return transport_.wait(*region_, index, count, deadline_); });
-  if (result == WaitResult::reached) return;
+  const WaitResult result = in_context([&] {
+    return is_masked(peer) ? WaitResult::timed_out
+                           : transport_.wait(*region_, index, count, deadline_);
+  });
+  if (result == WaitResult::reached) return true;
+  if (is_masked(peer)) return false;
+  if (masks() && peer != transport_.rank()) {
+    mask_late(peer);
+    return false;
+  }
   throw TransportError(
       TransportError::Kind::timeout,
       peer,
       fmt::format("{} waited {} s for rank {}: expected {} messages, saw {}; that rank hangs or is "
                   "slow (raise --timeout)",
                   where(),
-                  std::chrono::duration<double>(options_.timeout).count(),
+                  std::chrono::duration<double>(timeout_).count(),
                   peer,
                   count,
                   transport_.signal_value(*region_, index)));
@@ -219,18 +192,20 @@ const std::byte* Dispatcher::rows_of(Rank home) {
 const std::byte* Dispatcher::results_of(Rank peer) {
   if (pull_) return transport_.peer_window(*region_, peer).data() + layout_.results;
   return at<std::byte>(layout_.combine_slab) +
-         static_cast<std::size_t>(peer) * layout_.combine_slab_rows * layout_.combine_row_bytes;
+         static_cast<std::size_t>(peer) * static_cast<std::size_t>(options_.dp_size) *
+             layout_.combine_slab_rows * layout_.combine_slice_bytes;
+}
+
+bool Dispatcher::arrived(Rank peer, ExchangeSignal signal, std::uint64_t count) {
+  if (is_masked(peer)) return true;
+  if (transport_.signal_value(*region_, signal_index(peer, signal)) >= count) return true;
+  // Who polls for ever hears of the deadline like who waits.
+  return std::chrono::steady_clock::now() >= deadline_ && !await(peer, signal, count);
 }
 
 bool Dispatcher::poll() {
   const bool dispatching = phase_ == Phase::dispatch_sent;
   FERRY_CHECK(dispatching || phase_ == Phase::combine_sent, "poll() called after {}", phase_name_);
-  const auto arrived = [&](Rank peer, ExchangeSignal signal, std::uint64_t count) {
-    if (transport_.signal_value(*region_, signal_index(peer, signal)) >= count) return true;
-    // Who polls for ever hears of the deadline like who waits.
-    if (std::chrono::steady_clock::now() >= deadline_) await(peer, signal, count);
-    return false;
-  };
   in_context([&] { transport_.progress(); });
   for (Rank peer = 0; peer < ranks_; ++peer) {
     const auto p = static_cast<std::size_t>(peer);
@@ -249,6 +224,45 @@ bool Dispatcher::poll() {
     }
   }
   return true;
+}
+
+// --- Ranks that are gone ------------------------------------------------------------------------
+
+void Dispatcher::mask(Rank peer) {
+  FERRY_CHECK(masks(), "mask() of a dispatcher that fails when a rank dies");
+  if (is_masked(peer)) return;
+  masked_[static_cast<std::size_t>(peer)] = 1;
+  transport_.mask(peer);
+}
+
+/// Whether the error was the end of a peer that can be masked, and now is.
+bool Dispatcher::mask_after(const TransportError& error) {
+  const bool ended = error.kind() == TransportError::Kind::peer_died ||
+                     error.kind() == TransportError::Kind::aborted;
+  const Rank peer = error.peer();
+  if (!masks() || !ended || peer < 0 || peer == transport_.rank() || is_masked(peer)) return false;
+  mask(peer);
+  return true;
+}
+
+/// A rank that may still live must learn that the others have gone on.
+void Dispatcher::mask_late(Rank peer) {
+  throw_if_masked_by_others();
+  put(peer, 0, {}, ExchangeSignal::masked);
+  mask(peer);
+}
+
+void Dispatcher::throw_if_masked_by_others() {
+  for (Rank peer = 0; peer < ranks_; ++peer) {
+    const int index = signal_index(peer, ExchangeSignal::masked);
+    if (is_masked(peer) || transport_.signal_value(*region_, index) == 0) continue;
+    throw TransportError(TransportError::Kind::aborted,
+                         peer,
+                         fmt::format("{}: rank {} waited too long for this rank and went on "
+                                     "without it; start it again with the next group",
+                                     where(),
+                                     peer));
+  }
 }
 
 }  // namespace ferry

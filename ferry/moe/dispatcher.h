@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -15,9 +16,12 @@
 
 #include "ferry/core/buffer.h"
 #include "ferry/core/error.h"
+#include "ferry/core/function_ref.h"
 #include "ferry/core/threads.h"
 #include "ferry/core/types.h"
+#include "ferry/kernels/wire.h"
 #include "ferry/moe/backend.h"
+#include "ferry/moe/cached_routing.h"
 #include "ferry/moe/dispatch_plan.h"
 #include "ferry/moe/exchange_layout.h"
 #include "ferry/moe/experts.h"
@@ -27,31 +31,48 @@ namespace ferry {
 
 struct DispatcherOptions {
   ExchangeOptions exchange;
-  int slots_per_rank = 0;            ///< L
-  int hidden = 0;                    ///< H
-  int topk = 0;                      ///< K
-  int max_tokens = 0;                ///< per rank and exchange; callers chunk what is more
-  DType dispatch_wire = DType::f32;  ///< what travels out: f32 or bf16
-  DType expert_type = DType::f32;    ///< what experts receive; converted on the receiving copy
-  DType combine_wire = DType::f32;   ///< what comes back: f32 or bf16
-  std::chrono::nanoseconds timeout = std::chrono::seconds(30);
+  int slots_per_rank = 0;  ///< L
+  int hidden = 0;          ///< H
+  int topk = 0;            ///< K
+  int max_tokens = 0;      ///< per rank and exchange; callers chunk what is more
+  /// Ranks that hold the same tokens (tensor-parallel attention): ranks [g * dp_size, (g + 1) *
+  /// dp_size) for each g. Each sends its share, all get every result.
+  int dp_size = 1;
+  std::int64_t row_alignment = 16;         ///< ragged: slots start at a multiple of so many rows
+  WireType dispatch_wire = WireType::f32;  ///< what travels out
+  /// What experts receive: the dispatch wire's type (rows as delivered, scales behind the values:
+  /// wire.h), or f32 or bf16, converted on the receiving copy.
+  WireType expert_type = WireType::f32;
+  WireType combine_wire = WireType::f32;                        ///< what comes back
+  std::chrono::nanoseconds timeout = std::chrono::seconds(30);  ///< of each phase that waits
+
+  /// What experts write: the combine wire's type, or f32 where that is quantised.
+  DType output_type() const { return element_type(combine_wire).value_or(DType::f32); }
 };
 
 /// Tokens of this rank. Borrowed for dispatch_send.
 struct RoutedTokens {
-  RowsView rows = {};  ///< [tokens, H] of `type`
-  DType type = DType::f32;
+  RowsView rows = {};       ///< [tokens, H] of `type`; with hidden_partition [tokens, H / R]
+  DType type = DType::f32;  ///< f32, bf16; f16 too where the wire is not quantised
+  /// The rows are in the dispatch wire's type already, scales behind the values (wire.h): they
+  /// travel as they are, and `type` is not read.
+  bool encoded = false;
   int tokens = 0;
   std::span<const SlotId> slots = {};   ///< [tokens, K], -1 = none
   std::span<const float> weights = {};  ///< [tokens, K]; needed where ranks sum before home does
   int chunks = 1;  ///< exchanges that this rank still needs for its tokens, this one included
   int layer = -1;  ///< for diagnosis only
+  /// A routing kept from an earlier exchange, to be used again by all ranks: nothing is planned,
+  /// `slots` and `weights` are not read. Must outlive the exchange.
+  const CachedRouting* cached = nullptr;
+  /// Of this exchange's phases, where it differs from the options'.
+  std::optional<std::chrono::nanoseconds> timeout = {};
 };
 
 /// Where combine puts the tokens' results.
 struct CombineTarget {
   std::span<const float> weights = {};  ///< [tokens, K]
-  MutableRowsView rows = {};            ///< [tokens, H] of `type`
+  MutableRowsView rows = {};  ///< [tokens, H] of `type`; hidden_partition: [tokens, H / R]
   DType type = DType::f32;
   bool accumulate = false;  ///< add to what the rows hold
 };
@@ -65,8 +86,13 @@ struct ExchangeStats {
 /// One lane: one exchange in flight. Every exchange runs its four phases in order on every rank of
 /// the group; two exchanges in flight are two Dispatchers. Construction is collective. Threads: one
 /// at a time. Allocates only in the constructor.
-/// Errors: TransportError names phase, peer, layer, epoch, expected and seen; the dispatcher may
-/// then only be destroyed.
+/// Errors: ConfigError for options that do not go together, with the reason. TransportError names
+/// phase, peer, layer, epoch, expected and seen; the dispatcher may then only be destroyed.
+///
+/// With on_dead_rank = mask no phase throws for a rank that died, gave up or let the timeout pass:
+/// it is masked, here and in the transport, and the exchange goes on as if it had sent nothing.
+/// lost_tokens() are those whose results lack a part. A rank that was masked while it lived gets a
+/// TransportError from its next phase.
 class Dispatcher {
  public:
   Dispatcher(const DispatcherOptions& options, Transport& transport, ThreadPool& pool);
@@ -80,6 +106,10 @@ class Dispatcher {
   void dispatch_send(const RoutedTokens& tokens);
   /// Waits for all peers' tokens. The rows stay valid until combine_send.
   ExpertRows dispatch_recv();
+  /// The same around the caller's experts: called once with all rows, or, with pipeline = tiles,
+  /// for one tile after the other, results leaving between them. A tile has all slots' counts;
+  /// those not in it are 0.
+  void dispatch_recv(FunctionRef<void(const ExpertRows&)> experts);
   /// Tells peers that the rows of ExpertRows::out are written.
   void combine_send();
   /// Waits for all results and writes the sums.
@@ -89,12 +119,29 @@ class Dispatcher {
   /// phase itself when the deadline has passed or a peer is gone.
   bool poll();
 
+  /// The routing of the exchange in progress, for RoutedTokens::cached of later ones. Between
+  /// dispatch_recv and combine_send; allocates. Where ranks sum before home does, the weights are
+  /// kept with it.
+  std::unique_ptr<CachedRouting> keep_routing() const;
+
+  /// Goes on without `peer`, of which the caller knows that it is gone. Needs on_dead_rank = mask.
+  void mask(Rank peer);
+
+  bool is_masked(Rank peer) const { return masked_[static_cast<std::size_t>(peer)] != 0; }
+
+  /// Tokens of the exchange last combined that needed a masked rank, rising: their sums lack its
+  /// results.
+  std::span<const int> lost_tokens() const { return lost_tokens_; }
+
   /// Greatest `chunks` that any rank announced in the exchange last received.
   int chunks_of_all() const { return chunks_of_all_; }
 
-  /// [max_tokens, H] rows of the dispatch wire's type that peers can read. Tokens handed to
-  /// dispatch_send from here are not copied first. May be written between exchanges only.
+  /// [max_tokens, H] rows of the dispatch wire's type that peers can read ([.., H / R] with
+  /// hidden_partition). Tokens handed to dispatch_send from here are not copied first. May be
+  /// written between exchanges only.
   MutableRowsView registered_input() const;
+
+  const DispatcherOptions& options() const { return options_; }
 
   const ExchangeStats& stats() const { return stats_; }
 
@@ -107,16 +154,33 @@ class Dispatcher {
   std::uint32_t append_reduce_entries(Rank peer, const RoutedTokens& tokens, std::byte*& out) const;
   std::uint32_t push_rows(Rank peer);
   TransportError contradiction(Rank home) const;
-  DispatchMessage message_of(Rank home) const;
+  std::span<std::uint32_t> counts_of(Rank home);
+  void receive_messages();
   void read_dispatch_message(Rank home);
+  void check_groups() const;
   void take_rows(Rank home);
+  void copy_rows(Rank home);
+  ExpertRows rows_of_slots(std::span<const std::int32_t> counts,
+                           std::span<const std::int64_t> offsets) const;
+
+  // tiles.cpp
+  bool worth_own_tile() const;
+  void run_tile(FunctionRef<void(const ExpertRows&)> experts, std::size_t first, std::size_t end);
 
   // combine.cpp
+  void finish_results(std::size_t end_slot);
+  void encode_results(std::size_t first_slot, std::size_t end_slot);
   void sum_per_rank(Rank home);
-  std::uint32_t push_results(Rank home);
-  std::size_t write_combine_message(Rank home, std::uint32_t puts);
+  void sum_tokens(Rank home, std::size_t first_entry, std::size_t end_entry, int worker);
+  void push_sums(Rank home);
+  void push_results(Rank home, std::size_t first_slot, std::size_t end_slot);
+  std::size_t write_combine_message(Rank home);
   void read_combine_message(Rank peer);
+  std::span<std::int64_t> result_rows(Rank peer, std::size_t share);
   void sum_at_home(const CombineTarget& target, std::int64_t token, int worker);
+  std::size_t gather_rank_sums(std::size_t token, std::size_t worker);
+  std::size_t gather_results(const CombineTarget& target, std::size_t token, std::size_t worker);
+  void collect_lost_tokens();
 
   // dispatcher.cpp
   void enter(Phase expected, Phase next, std::string_view phase);
@@ -128,7 +192,12 @@ class Dispatcher {
                          std::size_t rows,
                          std::size_t row_bytes,
                          ExchangeSignal signal);
-  void await(Rank peer, ExchangeSignal signal, std::uint64_t count);
+  /// False: `peer` is masked, now or since earlier.
+  bool await(Rank peer, ExchangeSignal signal, std::uint64_t count);
+  bool arrived(Rank peer, ExchangeSignal signal, std::uint64_t count);
+  bool mask_after(const TransportError& error);
+  void mask_late(Rank peer);
+  void throw_if_masked_by_others();
   std::string where() const;
   template <class Call>
   auto in_context(Call call);
@@ -139,10 +208,40 @@ class Dispatcher {
     return reinterpret_cast<T*>(region_->local().data() + offset);
   }
 
+  // Ranks that hold the same tokens by rows: `base` is the first of this one's group.
+  Rank base_of(Rank rank) const { return rank / options_.dp_size * options_.dp_size; }
+
+  int share_of(std::size_t token) const {
+    return static_cast<int>(token % static_cast<std::size_t>(options_.dp_size));
+  }
+
+  /// The rank whose message says where the rows of `home` stand.
+  Rank source_of(Rank home) const { return options_.exchange.hidden_partition ? 0 : home; }
+
+  bool sums_per_rank() const {
+    return options_.exchange.reduce_at == ExchangeOptions::ReduceAt::rank_then_home;
+  }
+
+  bool masks() const { return options_.exchange.on_dead_rank == ExchangeOptions::OnDeadRank::mask; }
+
+  const std::vector<SendPlan>& send_plans() const {
+    return cached_ ? cached_->send_plans_ : send_plans_;
+  }
+
+  const SendPlan& own_plan() const {
+    return send_plans()[static_cast<std::size_t>(transport_.rank() - base_of(transport_.rank()))];
+  }
+
+  const ReceivePlan& receive_plan() const {
+    return cached_ ? cached_->receive_plan_ : receive_plan_;
+  }
+
   /// Where the rows of `home` can be read: its stage, or the slab they were pushed to.
   const std::byte* rows_of(Rank home);
   /// Where the results of `peer` can be read.
   const std::byte* results_of(Rank peer);
+  /// Where experts write.
+  std::byte* output() const;
 
   const DispatcherOptions options_;
   Transport& transport_;
@@ -151,20 +250,39 @@ class Dispatcher {
   const bool pull_;  // receivers read peers' memory; otherwise senders push
   const ExchangeLayout layout_;
   std::unique_ptr<Region> region_;
-  SendPlan send_plan_;
+  std::vector<SendPlan> send_plans_;  // [dp_size]: of each member's share of the group's tokens
   ReceivePlan receive_plan_;
+  const CachedRouting* cached_ = nullptr;        // instead of the plans, in this exchange
+  std::vector<DispatchMessage> messages_;        // [R] of this exchange; a masked rank's is empty
+  std::vector<std::uint32_t> counts_;            // [R][L] of the messages
+  std::vector<std::int64_t> result_rows_;        // [R][dp_size][L] of the combine messages
+  std::vector<std::uint32_t> tokens_of_;         // [R]
   Buffer expert_input_;                          // [expert_rows, H] unless rows are only pointed at
-  Buffer expert_output_;                         // where ranks sum: experts' rows before the sum
+  Buffer expert_output_;                         // rows that do not leave as experts write them
   std::vector<const std::byte*> row_pointers_;   // [expert_rows] in that format
+  Buffer no_row_;                                // pointed at where a masked rank's never came
+  std::vector<std::int32_t> tile_counts_;        // [L] rows not computed yet
+  std::vector<std::int32_t> counts_of_tile_;     // [L]
+  std::vector<std::int64_t> tile_offsets_;       // [L]
+  std::size_t arriving_bytes_ = 0;               // of experts' rows, in this exchange
+  bool own_rows_taken_ = false;                  // before the other ranks' messages were there
+  std::size_t finished_slots_ = 0;               // whose results have left
+  std::vector<std::uint32_t> result_puts_;       // [R] of this exchange
   std::vector<std::uint64_t> rows_expected_;     // [R] cumulative pushed rows, dispatch
   std::vector<std::uint64_t> results_expected_;  // [R] the same, combine
-  std::vector<std::vector<const std::byte*>>
-      sum_rows_;  // a thread's pointers and weights of one sum
-  std::vector<std::vector<float>> sum_weights_;
+  std::vector<std::vector<const std::byte*>> sum_rows_;  // a thread's pointers, weights
+  std::vector<std::vector<float>> sum_weights_;          // and sum of one token
+  std::vector<std::vector<float>> sum_row_;
+  std::vector<std::uint8_t> masked_;       // [R]
+  std::vector<std::uint8_t> has_results_;  // [R] whether the peer's results are there
+  std::vector<std::uint8_t> lost_;         // [max_tokens]
+  std::vector<int> lost_tokens_;
   Deadline deadline_ = kNoDeadline;  // of the phase that waits
+  std::chrono::nanoseconds timeout_;
   Phase phase_ = Phase::idle;
   std::string_view phase_name_ = "idle";
   int layer_ = -1;
+  int tokens_ = 0;  // of this rank's group, this exchange
   std::uint64_t epoch_ = 0;
   int chunks_of_all_ = 1;
   ExchangeStats stats_;

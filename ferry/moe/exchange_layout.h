@@ -12,8 +12,8 @@ namespace ferry {
 
 struct DispatcherOptions;
 
-/// Head of a dispatch message. Behind it: counts u32 [L] of records for the receiver's slots, the
-/// records, and, where ranks sum before home does, the reduce entries.
+/// Head of a dispatch message. Behind it: the records, and, where ranks sum before home does, the
+/// reduce entries; nothing where the routing repeats one that both sides have kept.
 struct DispatchHeader {
   std::uint64_t epoch = 0;   // exchange number of the lane, for diagnosis and checking
   std::uint32_t tokens = 0;  // of the sender
@@ -21,7 +21,7 @@ struct DispatchHeader {
   std::uint32_t records = 0;
   std::uint32_t payload_puts = 0;  // puts that carry rows; 0 where the receiver pulls
   std::uint32_t reduce_entries = 0;
-  std::uint32_t reserved = 0;
+  std::uint32_t repeats = 0;  // 1: the routing is a kept one
 };
 
 /// One (token, k) of a home rank with a record here, in order of (token, k). `record` counts from
@@ -32,20 +32,20 @@ struct ReduceEntry {
   float weight = 0;
 };
 
-/// A dispatch message as it lies in an inbox.
+/// What a dispatch message says, wherever that stands: in an inbox, or kept from earlier.
 struct DispatchMessage {
-  const DispatchHeader& header;
-  std::span<const std::uint32_t> counts;
-  std::span<const Record> records;
-  std::span<const ReduceEntry> entries;
+  std::uint32_t payload_puts = 0;
+  std::span<const std::uint32_t> counts = {};  // [L] records for each slot, counted on arrival
+  std::span<const Record> records = {};
+  std::span<const ReduceEntry> entries = {};
 };
 
-/// Head of a combine message. Behind it: u64 [L], the row of the receiver's first record in each
-/// slot of the sender.
+/// Head of a combine message. Behind it, for each member of the receiver's group: i64, the number
+/// of the sender's slots with records of that member, and an i64 for each, the row of the first.
 struct CombineHeader {
   std::uint64_t epoch = 0;
   std::uint32_t payload_puts = 0;
-  std::uint32_t reserved = 0;
+  std::uint32_t chunks = 0;  // greatest number that the sender heard of in this exchange
 };
 
 /// Offsets into a rank's part of the lane's region; the same on all ranks. Everything starts at a
@@ -53,9 +53,12 @@ struct CombineHeader {
 struct ExchangeLayout {
   ExchangeLayout(const DispatcherOptions& options, int ranks, bool load_store);
 
-  std::size_t dispatch_row_bytes = 0;
-  std::size_t expert_row_bytes = 0;
-  std::size_t combine_row_bytes = 0;
+  int columns = 0;  // of a row that one rank sends, and gets back: H, or its part of H
+  std::size_t dispatch_row_bytes = 0;      // `columns` in wire type
+  std::size_t expert_row_bytes = 0;        // whole rows, as experts receive them,
+  std::size_t output_row_bytes = 0;        // as they write them,
+  std::size_t combine_row_bytes = 0;       // and as those lie in the results
+  std::size_t combine_slice_bytes = 0;     // `columns` of a result
   std::size_t dispatch_message_bytes = 0;  // room for one message
   std::size_t combine_message_bytes = 0;
   std::size_t max_records = 0;     // that a rank may have for another
@@ -68,16 +71,22 @@ struct ExchangeLayout {
   std::size_t dispatch_outbox = 0;  // [R] messages
   std::size_t combine_inbox = 0;    // [R] messages
   std::size_t combine_outbox = 0;   // [R] messages
-  std::size_t stage = 0;            // [max_tokens] rows: this rank's tokens in wire type
+  std::size_t stage = 0;            // [max_tokens] rows: this rank's tokens in wire type, by token
   std::size_t results = 0;          // [expert_rows] rows, or [R][max_tokens] sums per home rank
   std::size_t dispatch_slab = 0;    // [R][dispatch_slab_rows] rows, where rows are pushed
-  std::size_t combine_slab = 0;     // [R][combine_slab_rows] rows
+  std::size_t combine_slab = 0;     // [R][dp_size][combine_slab_rows] slices
   std::size_t bytes = 0;            // of the whole part
 };
 
 /// Signals of a lane, one set per source rank.
-enum class ExchangeSignal : int { dispatch_message, dispatch_rows, combine_message, combine_rows };
+enum class ExchangeSignal : int {
+  dispatch_message,
+  dispatch_rows,
+  combine_message,
+  combine_rows,
+  masked  // the source goes on without this rank
+};
 
-inline constexpr int kExchangeSignals = 4;
+inline constexpr int kExchangeSignals = 5;
 
 }  // namespace ferry

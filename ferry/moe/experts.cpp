@@ -35,11 +35,11 @@ Experts::Experts(const Options& options, ThreadPool& pool)
 }
 
 void Experts::run(const ExpertRows& rows, std::span<const GatedFfnWeights> weights) {
-  FERRY_CHECK(rows.in_type == options_.dtype && rows.hidden == options_.hidden,
+  FERRY_CHECK(rows.in_type == wire_type(options_.dtype) && rows.hidden == options_.hidden,
               "experts of {} x {} were handed {} x {} rows",
               dtype_name(options_.dtype),
               options_.hidden,
-              dtype_name(rows.in_type),
+              wire_type_name(rows.in_type),
               rows.hidden);
   std::int64_t in_turn = 0;
   segments_.clear();

@@ -9,6 +9,7 @@
 #include "ferry/core/threads.h"
 #include "ferry/core/types.h"
 #include "ferry/kernels/kernels.h"
+#include "ferry/kernels/wire.h"
 #include "ferry/moe/parallel_gemm.h"
 
 namespace ferry {
@@ -27,8 +28,8 @@ struct ExpertRows {
   std::span<const std::int32_t> counts = {};   ///< [L] rows of each local slot
   std::span<const std::int64_t> offsets = {};  ///< [L] row index of each slot's first row
   RowsView in;                                 ///< [.., hidden] of in_type
-  DType in_type = DType::f32;
-  MutableRowsView out;  ///< [.., hidden] of out_type, same row indices
+  WireType in_type = WireType::f32;            ///< quantised rows as wire.h describes them
+  MutableRowsView out;                         ///< [.., hidden] of out_type, same row indices
   DType out_type = DType::f32;
   int hidden = 0;
 };

@@ -6,6 +6,7 @@
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/moe/chunks.h"
+#include "ferry/moe/compatibility.h"
 
 namespace ferry {
 
@@ -24,6 +25,7 @@ DispatcherOptions dispatcher_options(const Options& o, int slots_per_rank) {
           .hidden = o.hidden,
           .topk = o.router.topk,
           .max_tokens = o.max_tokens,
+          .dp_size = o.dp_size,
           .dispatch_wire = o.dispatch_wire,
           .expert_type = o.expert_type,
           .combine_wire = o.combine_wire,
@@ -51,7 +53,7 @@ std::int64_t IndexView::at(std::int64_t row, int k) const {
 }
 
 MoeAllToAll::MoeAllToAll(const Options& options, Transport& transport, ThreadPool& pool)
-    : options_(options),
+    : options_((check_experts(options.exchange, options.experts), options)),
       identity_(default_placement(options, transport.size())),
       dispatcher_(dispatcher_options(options, identity_.slots_per_rank()), transport, pool),
       scores_(score_bytes(options)) {
@@ -83,6 +85,7 @@ MoeAllToAll::Routing MoeAllToAll::routing_of(int tokens) {
 template <class Route>
 void MoeAllToAll::run(const MoeTokens& in, ExpertFn experts, Route route) {
   const FlushDenormals flush;
+  lost_tokens_.clear();
   const Placement& placement = in.placement ? *in.placement : identity_;
   FERRY_CHECK(placement.experts() == identity_.experts() &&
                   placement.ranks() == identity_.ranks() &&
@@ -92,23 +95,26 @@ void MoeAllToAll::run(const MoeTokens& in, ExpertFn experts, Route route) {
               placement.slots(),
               identity_.experts(),
               identity_.slots());
+  check_placement(dispatcher_.options(), placement);
   for_each_chunk(
       dispatcher_, options_.max_tokens, in.tokens, [&](int first, int tokens, int chunks) {
         const Routing to = routing_of(tokens);
         route(first, tokens, placement, to);
         dispatcher_.dispatch_send({.rows = in.hidden.from(first),
                                    .type = in.type,
+                                   .encoded = in.encoded,
                                    .tokens = tokens,
                                    .slots = to.slots,
                                    .weights = to.weights,
                                    .chunks = chunks,
                                    .layer = in.layer});
-        experts(dispatcher_.dispatch_recv());
+        dispatcher_.dispatch_recv(experts);
         dispatcher_.combine_send();
         dispatcher_.combine_recv({.weights = to.weights,
                                   .rows = in.out.from(first),
                                   .type = in.out_type,
                                   .accumulate = in.accumulate});
+        for (const int token : dispatcher_.lost_tokens()) lost_tokens_.push_back(first + token);
       });
 }
 

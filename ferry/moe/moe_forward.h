@@ -17,6 +17,7 @@
 #include "ferry/core/threads.h"
 #include "ferry/core/types.h"
 #include "ferry/moe/backend.h"
+#include "ferry/moe/compatibility.h"
 #include "ferry/moe/dispatcher.h"
 #include "ferry/moe/experts.h"
 #include "ferry/moe/placement.h"
@@ -27,9 +28,9 @@ namespace ferry {
 
 /// The caller's kernel, borrowed for one call: a lambda, or a plain function (const ExpertRows&,
 /// void* context) and its context. It reads rows.in and writes rows.out for the rows.counts[l] rows
-/// of each local slot l (experts.h says where they lie). It is called once per exchange, also when
-/// no row arrived, on the thread that called moe_forward, with denormals flushed. An exception from
-/// it reaches that caller; the group must then be aborted.
+/// of each local slot l (experts.h says where they lie). It is called once per exchange (fused
+/// backends: once per tile), also when no row arrived, on the thread that called moe_forward, with
+/// denormals flushed. An exception from it reaches that caller; the group must then be aborted.
 using ExpertFn = FunctionRef<void(const ExpertRows& rows)>;
 
 /// Rows of K ids each, of any integer type that engines use. Does not own. A negative id, and a u32
@@ -46,10 +47,12 @@ struct IndexView {
 
 /// Tokens of this rank and where their results go. Borrowed for the call.
 struct MoeTokens {
-  RowsView hidden = {};  ///< [tokens, H] of `type`
+  RowsView hidden = {};  ///< [tokens, H] of `type`; with hidden_partition [tokens, H / R]
   DType type = DType::f32;
-  int tokens = 0;  ///< 0 is legal, and so is more than max_tokens
-  /// [tokens, H] of `out_type`; may be the memory of `hidden`, if type and stride are the same.
+  bool encoded = false;  ///< `hidden` is in the dispatch wire's type (RoutedTokens::encoded)
+  int tokens = 0;        ///< 0 is legal, and so is more than max_tokens
+  /// [tokens, H] (or H / R) of `out_type`; may be the memory of `hidden`, if type and stride are
+  /// the same.
   MutableRowsView out = {};
   DType out_type = DType::f32;
   bool accumulate = false;               ///< add to what `out` holds
@@ -86,11 +89,14 @@ class MoeAllToAll {
     RouterOptions router;  ///< experts and topk count always, the formula for logits
     int redundant = 0;     ///< replicas beyond one slot an expert
     ExchangeOptions exchange = exchange_options(MoeA2ABackend::pplx);
-    int hidden = 0;                    ///< H
-    int max_tokens = 0;                ///< per rank and exchange; more tokens run as several
-    DType dispatch_wire = DType::f32;  ///< as in DispatcherOptions, and the next two
-    DType expert_type = DType::f32;
-    DType combine_wire = DType::f32;
+    ExpertsContract experts = {};  ///< what the caller's kernel can read; checked
+    int hidden = 0;                ///< H
+    int max_tokens = 0;            ///< per rank and exchange; more tokens run as several
+    /// As in DispatcherOptions, these four.
+    int dp_size = 1;
+    WireType dispatch_wire = WireType::f32;
+    WireType expert_type = WireType::f32;
+    WireType combine_wire = WireType::f32;
     std::chrono::nanoseconds timeout = std::chrono::seconds(30);
   };
 
@@ -100,6 +106,10 @@ class MoeAllToAll {
   static std::size_t mem_size(const Options& options, int ranks, bool load_store);
 
   int slots_per_rank() const { return identity_.slots_per_rank(); }
+
+  /// Tokens of the last call that needed a rank which is masked (on_dead_rank = mask), rising:
+  /// their results lack its experts' parts.
+  std::span<const int> lost_tokens() const { return lost_tokens_; }
 
   const Dispatcher& dispatcher() const { return dispatcher_; }
 
@@ -132,6 +142,7 @@ class MoeAllToAll {
   std::vector<ExpertId> topk_ids_;   // [max_tokens, K]
   std::vector<SlotId> topk_slots_;   // [max_tokens, K]
   std::vector<float> topk_weights_;  // [max_tokens, K]
+  std::vector<int> lost_tokens_;
 };
 
 /// tokens.out = weighted sum over each token's experts. Collective over the ranks of `a2a`; ranks

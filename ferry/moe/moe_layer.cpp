@@ -2,60 +2,86 @@
 
 #include "ferry/core/error.h"
 #include "ferry/moe/chunks.h"
+#include "ferry/moe/compatibility.h"
 
 namespace ferry {
 
-/// The path of a token through one MoE layer.
+/// The path of a token through one MoE layer. (With two lanes, half of the tokens are on their way
+/// while the experts compute the other half.)
 void MoeLayer::forward_exchange(const RowsView& hidden, int tokens, int chunks, float* out) {
-  const Routing to = route(hidden, tokens);
-  placement_.place(to.experts, context_.options_.router.topk, to.slots);
-  context_.dispatcher_.dispatch_send({.rows = hidden,
-                                      .type = context_.options_.dtype,
-                                      .tokens = tokens,
-                                      .slots = to.slots,
-                                      .weights = to.weights,
-                                      .chunks = chunks,
-                                      .layer = index_});
+  MoeContext& c = context_;
+  const auto lanes = c.split(tokens);
+  for (const auto& lane : lanes) {
+    route(hidden.from(lane->first), *lane);
+    placement_.place(lane->experts, c.options_.router.topk, lane->slots, turn_++);
+    lane->dispatcher.dispatch_send({.rows = hidden.from(lane->first),
+                                    .type = c.options_.dtype,
+                                    .tokens = lane->tokens,
+                                    .slots = lane->slots,
+                                    .weights = lane->weights,
+                                    .chunks = chunks,
+                                    .layer = index_});
+  }
   const bool has_shared = run_shared_expert(hidden, tokens, out);  // hides the wire
-  context_.experts_.run(context_.dispatcher_.dispatch_recv(), weights_.local);
-  context_.dispatcher_.combine_send();
-  context_.dispatcher_.combine_recv(
-      {.weights = to.weights, .rows = context_.f32_rows(out), .accumulate = has_shared});
+  for (const auto& lane : lanes) {
+    lane->dispatcher.dispatch_recv([&](const ExpertRows& rows) {
+      for (std::size_t slot = 0; slot < slot_rows_.size(); ++slot)
+        slot_rows_[slot] += rows.counts[slot];
+      c.experts_.run(rows, weights_.local);
+    });
+    lane->dispatcher.combine_send();
+  }
+  for (const auto& lane : lanes) {
+    lane->dispatcher.combine_recv({.weights = lane->weights,
+                                   .rows = c.f32_rows(out).from(lane->first),
+                                   .accumulate = has_shared});
+    check_nothing_lost(lane->dispatcher);
+  }
+}
+
+/// A model's tokens need all their experts: what goes on without a dead rank is the caller's to
+/// decide (moe_forward.h), not this layer's.
+void MoeLayer::check_nothing_lost(const Dispatcher& dispatcher) const {
+  if (dispatcher.lost_tokens().empty()) return;
+  Rank gone = 0;
+  while (!dispatcher.is_masked(gone)) ++gone;
+  throw TransportError(TransportError::Kind::peer_died,
+                       gone,
+                       fmt::format("layer {}: {} tokens need experts of rank {}, which is gone",
+                                   index_,
+                                   dispatcher.lost_tokens().size(),
+                                   gone));
 }
 
 void MoeLayer::forward(const RowsView& hidden, int tokens, float* out) {
   const FlushDenormals flush;
   const DispatcherOptions& options = context_.options_.dispatcher;
-  for_each_chunk(
-      context_.dispatcher_, options.max_tokens, tokens, [&](int first, int count, int chunks) {
-        forward_exchange(hidden.from(first),
-                         count,
-                         chunks,
-                         out + static_cast<std::ptrdiff_t>(first) * options.hidden);
-      });
+  for_each_chunk(context_.lanes_.front()->dispatcher,
+                 options.max_tokens,
+                 tokens,
+                 [&](int first, int count, int chunks) {
+                   forward_exchange(hidden.from(first),
+                                    count,
+                                    chunks,
+                                    out + static_cast<std::ptrdiff_t>(first) * options.hidden);
+                 });
 }
 
 /// Router logits in f32, then the top-k of each token.
-MoeLayer::Routing MoeLayer::route(const RowsView& hidden, int tokens) {
+void MoeLayer::route(const RowsView& hidden, MoeContext::Lane& lane) {
   MoeContext& c = context_;
   const RouterOptions& router = c.options_.router;
-  const std::size_t entries =
-      static_cast<std::size_t>(tokens) * static_cast<std::size_t>(router.topk);
-  const Routing to{.experts = {c.topk_ids_.data(), entries},
-                   .slots = {c.topk_slots_.data(), entries},
-                   .weights = {c.topk_weights_.data(), entries}};
-  const RowsView rows = c.rows_as_f32(hidden, tokens);
+  const RowsView rows = c.rows_as_f32(hidden, lane.tokens);
   const auto stride = static_cast<std::ptrdiff_t>(sizeof(float)) * router.experts;
   parallel_gemm(c.pool_,
                 c.gemm_scratch_,
                 {.in = rows,
-                 .rows = tokens,
+                 .rows = lane.tokens,
                  .weights = &weights_.router,
                  .out = {reinterpret_cast<std::byte*>(c.logits_.data()), stride}});
   const std::size_t scores =
-      static_cast<std::size_t>(tokens) * static_cast<std::size_t>(router.experts);
-  ferry::route(router, {c.logits_.data(), scores}, to.experts, to.weights);
-  return to;
+      static_cast<std::size_t>(lane.tokens) * static_cast<std::size_t>(router.experts);
+  ferry::route(router, {c.logits_.data(), scores}, lane.experts, lane.weights);
 }
 
 /// out = shared expert's FFN, times the sigmoid of its gate where there is one. False: no such
@@ -70,7 +96,7 @@ bool MoeLayer::run_shared_expert(const RowsView& hidden, int tokens, float* out)
   c.shared_experts_->run({.counts = {&count, 1},
                           .offsets = {&offset, 1},
                           .in = hidden,
-                          .in_type = c.options_.dtype,
+                          .in_type = wire_type(c.options_.dtype),
                           .out = c.f32_rows(out),
                           .hidden = hidden_size},
                          {&*weights_.shared, 1});
@@ -103,15 +129,23 @@ MoeLayer::MoeLayer(MoeContext& context, const Placement& placement, MoeWeights w
               placement.slots_per_rank(),
               weights_.local.size(),
               o.dispatcher.slots_per_rank);
+  check_placement(o.dispatcher, placement);
   FERRY_CHECK(weights_.shared.has_value() == context.shared_experts_.has_value(),
               "layer {}: shared expert in the weights but not in the options, or the reverse",
               index);
 }
 
+void MoeLayer::count_rows(std::span<std::int32_t> slot_rows) {
+  FERRY_CHECK(slot_rows.empty() || slot_rows.size() == weights_.local.size(),
+              "{} counters for {} slots",
+              slot_rows.size(),
+              weights_.local.size());
+  slot_rows_ = slot_rows;
+}
+
 MoeContext::MoeContext(const Options& options, Transport& transport, ThreadPool& pool)
     : options_(options),
       pool_(pool),
-      dispatcher_(options.dispatcher, transport, pool),
       experts_({.hidden = options.dispatcher.hidden,
                 .inter = options.inter,
                 .dtype = options.dtype,
@@ -119,10 +153,15 @@ MoeContext::MoeContext(const Options& options, Transport& transport, ThreadPool&
                pool),
       gemm_scratch_(pool.size(), DType::f32, options.dispatcher.hidden) {
   const auto tokens = static_cast<std::size_t>(options.dispatcher.max_tokens);
-  FERRY_CHECK(options.dispatcher.expert_type == options.dtype,
+  DispatcherOptions of_lane = options.dispatcher;
+  const int num_lanes = options.two_batch_overlap ? 2 : 1;
+  of_lane.max_tokens = static_cast<int>(ceil_div(of_lane.max_tokens, num_lanes));
+  for (int i = 0; i < num_lanes; ++i)
+    lanes_.push_back(std::make_unique<Lane>(of_lane, transport, pool));
+  FERRY_CHECK(options.dispatcher.expert_type == wire_type(options.dtype),
               "experts of {} handed {} rows",
               dtype_name(options.dtype),
-              dtype_name(options.dispatcher.expert_type));
+              wire_type_name(options.dispatcher.expert_type));
   if (options.shared_inter > 0) {
     shared_experts_.emplace(Experts::Options{.hidden = options.dispatcher.hidden,
                                              .inter = options.shared_inter,
@@ -135,10 +174,41 @@ MoeContext::MoeContext(const Options& options, Transport& transport, ThreadPool&
         Buffer(tokens * static_cast<std::size_t>(options.dispatcher.hidden) * sizeof(float));
   shared_gate_.resize(tokens);
   logits_.resize(tokens * static_cast<std::size_t>(options.router.experts));
-  const std::size_t entries = tokens * static_cast<std::size_t>(options.router.topk);
-  topk_ids_.resize(entries);
-  topk_slots_.resize(entries);
-  topk_weights_.resize(entries);
+}
+
+MoeContext::Lane::Lane(const DispatcherOptions& options, Transport& transport, ThreadPool& pool)
+    : dispatcher(options, transport, pool) {
+  const std::size_t entries =
+      static_cast<std::size_t>(options.max_tokens) * static_cast<std::size_t>(options.topk);
+  all_experts.resize(entries);
+  all_slots.resize(entries);
+  all_weights.resize(entries);
+}
+
+std::span<const std::unique_ptr<MoeContext::Lane>> MoeContext::split(int tokens) {
+  const auto num_lanes = static_cast<int>(lanes_.size());
+  for (int i = 0; i < num_lanes; ++i) {
+    Lane& lane = *lanes_[static_cast<std::size_t>(i)];
+    lane.first = tokens * i / num_lanes;
+    lane.tokens = tokens * (i + 1) / num_lanes - lane.first;
+    const std::size_t entries =
+        static_cast<std::size_t>(lane.tokens) * static_cast<std::size_t>(options_.router.topk);
+    lane.experts = {lane.all_experts.data(), entries};
+    lane.slots = {lane.all_slots.data(), entries};
+    lane.weights = {lane.all_weights.data(), entries};
+  }
+  return lanes_;
+}
+
+ExchangeStats MoeContext::exchange_stats() const {
+  ExchangeStats all;
+  for (const auto& lane : lanes_) {
+    const ExchangeStats& one = lane->dispatcher.stats();
+    all.exchanges += one.exchanges;
+    all.bytes_logical += one.bytes_logical;
+    all.bytes_wire += one.bytes_wire;
+  }
+  return all;
 }
 
 MutableRowsView MoeContext::f32_rows(float* rows) const {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -20,19 +21,22 @@ namespace ferry {
 
 /// Weights of one layer, as this rank holds them. Borrowed.
 struct MoeWeights {
-  PackedMatrix router;                    ///< f32 [H, E]
-  std::vector<GatedFfnWeights> local;     ///< [slots_per_rank]; empty slots have no data
-  std::optional<GatedFfnWeights> shared;  ///< shared expert, whole on every rank
-  PackedMatrix shared_gate;               ///< f32 [H, 1]; no data = no gate
+  PackedMatrix router;                     ///< f32 [H, E]
+  std::span<const GatedFfnWeights> local;  ///< [slots_per_rank]; empty slots have no data
+  std::optional<GatedFfnWeights> shared;   ///< shared expert, whole on every rank
+  PackedMatrix shared_gate;                ///< f32 [H, 1]; no data = no gate
 };
 
-/// What all MoE layers of a model share on one rank: the lane, the experts' scratch, the pool.
-/// Construction is collective (it makes the dispatcher). Threads: one at a time.
+/// What all MoE layers of a model share on one rank: the lanes, the experts' scratch, the pool.
+/// Construction is collective (it makes the dispatchers). Threads: one at a time.
 class MoeContext {
  public:
   struct Options {
     RouterOptions router;
     DispatcherOptions dispatcher;
+    /// Each step's tokens travel as two halves on lanes of their own, so that one half is on its
+    /// way while the experts compute the other.
+    bool two_batch_overlap = false;
     int inter = 0;
     int shared_inter = 0;      ///< 0 = no shared expert
     DType dtype = DType::f32;  ///< weights and activations
@@ -40,12 +44,32 @@ class MoeContext {
 
   MoeContext(const Options& options, Transport& transport, ThreadPool& pool);
 
-  const Dispatcher& dispatcher() const { return dispatcher_; }
+  /// Over all lanes.
+  ExchangeStats exchange_stats() const;
 
  private:
   friend class MoeLayer;
 
   static constexpr std::int64_t kExpertRowsPerTurn = 4096;
+
+  /// One exchange in flight, and the routing of the tokens it carries.
+  struct Lane {
+    Lane(const DispatcherOptions& options, Transport& transport, ThreadPool& pool);
+
+    Dispatcher dispatcher;
+    int first = 0;  // of the layer's tokens
+    int tokens = 0;
+    std::span<ExpertId> experts;  // [tokens, K], in the scratch below
+    std::span<SlotId> slots;
+    std::span<float> weights;
+
+    std::vector<ExpertId> all_experts;  // [max_tokens, K]
+    std::vector<SlotId> all_slots;
+    std::vector<float> all_weights;
+  };
+
+  /// Deals the tokens out to the lanes.
+  std::span<const std::unique_ptr<Lane>> split(int tokens);
 
   MutableRowsView f32_rows(float* rows) const;
   /// The same rows in f32, converted into scratch where they are not.
@@ -53,21 +77,19 @@ class MoeContext {
 
   const Options options_;
   ThreadPool& pool_;
-  Dispatcher dispatcher_;
+  std::vector<std::unique_ptr<Lane>> lanes_;
   Experts experts_;
   std::optional<Experts> shared_experts_;
 
   // Scratch for max_tokens tokens.
   GemmScratch gemm_scratch_;
-  Buffer hidden_f32_;                // [tokens, H]: what the router reads
-  std::vector<float> shared_gate_;   // [tokens]
-  std::vector<float> logits_;        // [tokens, E]
-  std::vector<ExpertId> topk_ids_;   // [tokens, K]
-  std::vector<SlotId> topk_slots_;   // [tokens, K]
-  std::vector<float> topk_weights_;  // [tokens, K]
+  Buffer hidden_f32_;               // [tokens, H]: what the router reads
+  std::vector<float> shared_gate_;  // [tokens]
+  std::vector<float> logits_;       // [tokens, E]
 };
 
-/// One layer: borrows the context, its placement and its weights. Threads: one at a time.
+/// One layer: borrows the context, its placement and its weights; their owner may put others in
+/// their place between two calls of forward(), on all ranks alike. Threads: one at a time.
 class MoeLayer {
  public:
   MoeLayer(MoeContext& context, const Placement& placement, MoeWeights weights, int index);
@@ -77,21 +99,23 @@ class MoeLayer {
   ///   hidden  [tokens, H] of the model's type    out  f32 [tokens, H], overwritten
   void forward(const RowsView& hidden, int tokens, float* out);
 
- private:
-  struct Routing {                // of one exchange, in the context's scratch
-    std::span<ExpertId> experts;  // [tokens, K]
-    std::span<SlotId> slots;
-    std::span<float> weights;
-  };
+  /// From now on the rows that each local slot computes are added to `slot_rows` [slots_per_rank],
+  /// borrowed; empty = counted no longer. Every row counts once, on the rank that computes it;
+  /// padding is no row.
+  void count_rows(std::span<std::int32_t> slot_rows);
 
+ private:
   void forward_exchange(const RowsView& hidden, int tokens, int chunks, float* out);
-  Routing route(const RowsView& hidden, int tokens);
+  void route(const RowsView& hidden, MoeContext::Lane& lane);
+  void check_nothing_lost(const Dispatcher& dispatcher) const;
   bool run_shared_expert(const RowsView& hidden, int tokens, float* out);
 
   MoeContext& context_;
   const Placement& placement_;
   MoeWeights weights_;
   int index_;
+  std::span<std::int32_t> slot_rows_;
+  std::uint32_t turn_ = 0;  // exchanges so far
 };
 
 }  // namespace ferry

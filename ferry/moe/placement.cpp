@@ -1,6 +1,7 @@
 #include "ferry/moe/placement.h"
 
-#include <string>
+#include <algorithm>
+#include <cmath>
 
 #include "ferry/core/error.h"
 
@@ -8,16 +9,53 @@ namespace ferry {
 
 namespace {
 
-/// Spreads (token, k) over replicas. A plain `index % count` would send every token to the same
-/// replica where the count divides K.
-std::uint32_t mix(std::uint32_t token, std::uint32_t k) {
-  std::uint32_t h = token * 0x9E3779B1U + k * 0x85EBCA77U + 0x165667B1U;
+constexpr double kHashes = 4294967296.0;
+
+std::uint32_t mix(std::uint32_t token, std::uint32_t k, std::uint32_t salt) {
+  std::uint32_t h = token * 0x9E3779B1U + k * 0x85EBCA77U + salt * 0xC2B2AE3DU + 0x165667B1U;
   h ^= h >> 15;
   h *= 0x2C1B3C6DU;
   h ^= h >> 12;
   h *= 0x297A2D39U;
   h ^= h >> 15;
   return h;
+}
+
+/// What each replica takes of its expert's tokens, adding up to 1.
+std::vector<double> parts_of(std::span<const SlotId> replicas, std::span<const float> shares) {
+  std::vector<double> parts(replicas.size(), 1.0);
+  double sum = 0;
+  for (const SlotId slot : replicas)
+    sum += shares.empty() ? 0 : static_cast<double>(shares[static_cast<std::size_t>(slot)]);
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    parts[i] = sum > 0 ? static_cast<double>(shares[static_cast<std::size_t>(replicas[i])]) / sum
+                       : 1.0 / static_cast<double>(parts.size());
+  }
+  return parts;
+}
+
+/// What each replica takes of the tokens of `source` when all ranks have equally many, adding up to
+/// one rank's. Every rank works out the flow of all of them, so what they take fits together.
+std::vector<double> nearest_parts(std::vector<double> parts,
+                                  std::span<const SlotId> replicas,
+                                  const Placement& p,
+                                  const ReplicaChoice& choice) {
+  std::vector<double> left(static_cast<std::size_t>(p.ranks()), 1.0 / p.ranks());
+  std::vector<double> mine(parts.size(), 0.0);
+  const int ranks_per_node = p.ranks() / choice.nodes;
+  for (const int reach : {1, ranks_per_node, p.ranks()}) {
+    for (Rank from = 0; from < p.ranks(); ++from) {
+      double& tokens = left[static_cast<std::size_t>(from)];
+      for (std::size_t i = 0; i < parts.size() && tokens > 0; ++i) {
+        if (p.rank_of(replicas[i]) / reach != from / reach) continue;
+        const double flow = std::min(tokens, parts[i]);
+        tokens -= flow;
+        parts[i] -= flow;
+        if (from == choice.source) mine[i] += flow;
+      }
+    }
+  }
+  return mine;
 }
 
 }  // namespace
@@ -54,9 +92,58 @@ Placement::Placement(std::vector<ExpertId> expert_of_slot, int experts, int rank
     if (const ExpertId e = expert_of(slot); e >= 0)
       slots_of_expert_[next[static_cast<std::size_t>(e)]++] = slot;
   }
+  divide({});
 }
 
-void Placement::place(std::span<const ExpertId> experts, int topk, std::span<SlotId> slots) const {
+Placement Placement::choosing(const ReplicaChoice& choice) const {
+  if (!choice.shares.empty() && choice.shares.size() != expert_of_slot_.size())
+    fail<ConfigError>("{} shares for {} slots", choice.shares.size(), slots());
+  for (const float share : choice.shares) {
+    if (!std::isfinite(share) || share < 0)
+      fail<ConfigError>("a slot's share is {}: must be finite and not negative", share);
+  }
+  if (choice.source < -1 || choice.source >= ranks_)
+    fail<ConfigError>("source {} is not a rank of {}", choice.source, ranks_);
+  if (choice.nearest && choice.source < 0)
+    fail<ConfigError>("the nearest replica needs a source rank");
+  if (choice.nodes < 1 || ranks_ % choice.nodes != 0)
+    fail<ConfigError>("{} ranks do not divide by {} nodes", ranks_, choice.nodes);
+  Placement result = *this;
+  result.divide(choice);
+  return result;
+}
+
+void Placement::divide(const ReplicaChoice& choice) {
+  salt_ = static_cast<std::uint32_t>(choice.source + 1);
+  until_.assign(slots_of_expert_.size(), 0);
+  for (ExpertId e = 0; e < experts_; ++e) {
+    const std::span<const SlotId> choices = replicas(e);
+    std::uint32_t* const until = until_.data() + first_replica_[static_cast<std::size_t>(e)];
+    if (choices.size() == 1) continue;
+    std::vector<double> parts = parts_of(choices, choice.shares);
+    if (choice.nearest) parts = nearest_parts(std::move(parts), choices, *this, choice);
+    double all = 0;
+    for (const double part : parts) all += part;
+    double before = 0;
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      before += parts[i];
+      until[i] = static_cast<std::uint32_t>(std::min(before / all * kHashes, kHashes - 1));
+    }
+  }
+}
+
+double Placement::part(ExpertId expert, std::size_t replica) const {
+  const std::size_t first = first_replica_[static_cast<std::size_t>(expert)];
+  const std::size_t last = first_replica_[static_cast<std::size_t>(expert) + 1] - 1;
+  const double from = replica == 0 ? 0 : until_[first + replica - 1];
+  return ((first + replica == last ? kHashes : until_[first + replica]) - from) / kHashes;
+}
+
+void Placement::place(std::span<const ExpertId> experts,
+                      int topk,
+                      std::span<SlotId> slots,
+                      std::uint32_t turn) const {
+  const std::uint32_t salt = salt_ + turn * 0x632BE5ABU;
   FERRY_CHECK(experts.size() == slots.size(), "{} ids, {} slots", experts.size(), slots.size());
   for (std::size_t i = 0; i < experts.size(); ++i) {
     if (experts[i] < 0) {
@@ -64,9 +151,14 @@ void Placement::place(std::span<const ExpertId> experts, int topk, std::span<Slo
       continue;
     }
     const std::span<const SlotId> choices = replicas(experts[i]);
+    const std::uint32_t* const until =
+        until_.data() + first_replica_[static_cast<std::size_t>(experts[i])];
     const auto token = static_cast<std::uint32_t>(i / static_cast<std::size_t>(topk));
     const auto k = static_cast<std::uint32_t>(i % static_cast<std::size_t>(topk));
-    slots[i] = choices.size() == 1 ? choices[0] : choices[mix(token, k) % choices.size()];
+    const std::uint32_t hash = choices.size() == 1 ? 0 : mix(token, k, salt);
+    std::size_t chosen = 0;
+    for (std::size_t r = 0; r + 1 < choices.size(); ++r) chosen += hash >= until[r] ? 1 : 0;
+    slots[i] = choices[chosen];
   }
 }
 

@@ -10,11 +10,11 @@ namespace ferry {
 namespace {
 
 TEST(Backend, NamesRoundTrip) {
-  for (const auto b :
-       {MoeA2ABackend::none, MoeA2ABackend::alltoallv, MoeA2ABackend::pplx, MoeA2ABackend::deepep})
-    EXPECT_EQ(parse_backend(backend_name(b)), b);
-  for (const auto m : {DeepepMode::normal, DeepepMode::low_latency})
-    EXPECT_EQ(parse_deepep_mode(deepep_mode_name(m)), m);
+  for (const auto b : all_backends()) EXPECT_EQ(parse_backend(backend_name(b)), b);
+  for (const auto m : all_deepep_modes()) EXPECT_EQ(parse_deepep_mode(deepep_mode_name(m)), m);
+  for (const auto f :
+       {DispatchFormat::padded, DispatchFormat::ragged, DispatchFormat::row_pointers})
+    EXPECT_EQ(parse_format(format_name(f)), f);
 }
 
 TEST(Backend, UnknownNamesListTheKnown) {
@@ -22,10 +22,17 @@ TEST(Backend, UnknownNamesListTheKnown) {
     parse_backend("nvshmem");
     FAIL();
   } catch (const ConfigError& e) {
-    EXPECT_NE(std::string(e.what()).find("known: none, alltoallv, pplx, deepep"), std::string::npos)
+    EXPECT_NE(std::string(e.what()).find(
+                  "known: none, alltoallv, pplx, deepep, mooncake, ascend_fuseep, auto"),
+              std::string::npos)
         << e.what();
   }
   EXPECT_THROW(parse_deepep_mode("fast"), ConfigError);
+}
+
+TEST(Backend, AutoIsNoRowOfTheTable) {
+  EXPECT_THROW(exchange_options(MoeA2ABackend::automatic), BrokenContract);
+  EXPECT_THROW(exchange_options(MoeA2ABackend::deepep, DeepepMode::automatic), BrokenContract);
 }
 
 TEST(Backend, OnlyPreReducingRowsSumBeforeHome) {

@@ -137,5 +137,32 @@ TEST(ReceivePlan, PlacesRecordsOnlyWhereTheirCountsAnnouncedThem) {
   EXPECT_FALSE(plan.place(0, std::vector<Record>{{0, 7}}));
 }
 
+TEST(ReceivePlan, PlacesItsFirstHomeAloneWherePlacesAreFixed) {
+  ReceivePlan plan({.ranks = 3,
+                    .slots_per_rank = 2,
+                    .format = DispatchFormat::padded,
+                    .slot_capacity = 12,
+                    .max_records = 4,
+                    .first_home = 1});
+  ASSERT_TRUE(plan.places_first_home_alone());
+  const std::vector<Record> records{{0, 1}, {1, 0}, {1, 1}};
+  const std::vector<std::vector<std::uint32_t>> counts{{1, 0}, {1, 2}, {3, 1}};
+  ASSERT_TRUE(plan.place_first_home(records, counts[1]));
+  const std::vector<std::int64_t> alone(plan.places(1).begin(), plan.places(1).begin() + 3);
+  EXPECT_EQ(alone, (std::vector<std::int64_t>{12, 0, 13}));
+  EXPECT_FALSE(plan.place_first_home(std::vector<Record>{{0, 0}, {1, 0}}, counts[1]));
+  // The others' counts change nothing; they follow in ring order.
+  plan.build([&](Rank home) {
+    return std::span<const std::uint32_t>(counts[static_cast<std::size_t>(home)]);
+  });
+  ASSERT_TRUE(plan.place(1, records));
+  EXPECT_TRUE(std::equal(alone.begin(), alone.end(), plan.places(1).begin()));
+  EXPECT_EQ(plan.first_rows(2)[0], 1);
+  EXPECT_EQ(plan.first_rows(0)[0], 4);
+  EXPECT_EQ(plan.first_rows(0)[1], 15);
+  EXPECT_FALSE(ReceivePlan({.ranks = 1, .slots_per_rank = 1, .format = DispatchFormat::ragged})
+                   .places_first_home_alone());
+}
+
 }  // namespace
 }  // namespace ferry

@@ -5,11 +5,11 @@
 #include <gtest/gtest.h>
 
 #include <string>
-#include <tuple>
 
 #include "exchange_harness.h"
 #include "ferry/core/error.h"
 #include "ferry/transport/launch.h"
+#include "support/long_tests.h"
 #include "support/ranks.h"
 
 namespace ferry {
@@ -18,29 +18,9 @@ namespace {
 using testing::HarnessOptions;
 using testing::Routing;
 
-struct Variant {
-  std::string_view name;
-  ExchangeOptions::SendPer send_per;
-  ExchangeOptions::ReduceAt reduce_at;
-  DispatchFormat format;
-};
-
-using SendPer = ExchangeOptions::SendPer;
-using ReduceAt = ExchangeOptions::ReduceAt;
-
-constexpr Variant kVariants[] = {
-    {"pplx", SendPer::token_rank, ReduceAt::home, DispatchFormat::padded},
-    {"homeRagged", SendPer::token_rank, ReduceAt::home, DispatchFormat::ragged},
-    {"homePointers", SendPer::token_rank, ReduceAt::home, DispatchFormat::row_pointers},
-    {"alltoallv", SendPer::token_expert, ReduceAt::home, DispatchFormat::ragged},
-    {"none", SendPer::rank, ReduceAt::rank_then_home, DispatchFormat::ragged},
-    {"deepepNormal", SendPer::token_rank, ReduceAt::rank_then_home, DispatchFormat::ragged},
-    {"rankSumsPadded", SendPer::token_rank, ReduceAt::rank_then_home, DispatchFormat::padded},
-};
-
-HarnessOptions harness(const Variant& variant, Routing routing, DType wire) {
+HarnessOptions harness(MoeA2ABackend backend, Routing routing, WireType wire) {
   HarnessOptions options{.routing = routing, .seed = 17};
-  options.dispatcher = {.exchange = {variant.send_per, variant.format, variant.reduce_at},
+  options.dispatcher = {.exchange = exchange_options(backend),
                         .slots_per_rank = 3,
                         .hidden = 24,
                         .topk = 4,
@@ -58,41 +38,16 @@ void run(const HarnessOptions& options, const RanksOptions& on, int threads = 1)
   });
 }
 
-class Exchange : public ::testing::TestWithParam<std::tuple<Variant, RankKind, int>> {};
-
-TEST_P(Exchange, DeliversEveryRowAndSumsInOrder) {
-  const auto& [variant, kind, ranks] = GetParam();
-  for (const Routing routing :
-       {Routing::random, Routing::masked, Routing::duplicates, Routing::one_expert}) {
-    for (const DType wire : {DType::f32, DType::bf16}) {
-      HarnessOptions options = harness(variant, routing, wire);
-      options.count = kind.faulty ? 4 : 12;
-      run(options, {.kind = kind, .ranks = ranks}, ranks == 2 ? 2 : 1);
-    }
-  }
-}
-
-std::string variant_name(const ::testing::TestParamInfo<Exchange::ParamType>& info) {
-  const auto& [variant, kind, ranks] = info.param;
-  return std::string(variant.name) + "_" + kind.label() + "_" + std::to_string(ranks);
-}
-
-INSTANTIATE_TEST_SUITE_P(All,
-                         Exchange,
-                         ::testing::Combine(::testing::ValuesIn(kVariants),
-                                            ::testing::ValuesIn(all_rank_kinds()),
-                                            ::testing::Values(1, 2, 3, 4, 7)),
-                         variant_name);
-
 TEST(Dispatcher, SurvivesThousandsOfExchanges) {
-  HarnessOptions options = harness(kVariants[0], Routing::masked, DType::bf16);
-  options.count = 2000;
+  HarnessOptions options = harness(MoeA2ABackend::pplx, Routing::masked, WireType::bf16);
+  options.count = long_tests() ? 100'000 : 2000;
+  options.lanes = 2;
   run(options, {.ranks = 3});
 }
 
 TEST(Dispatcher, SurvivesAThousandExchangesOverABadNetwork) {
-  HarnessOptions options = harness(kVariants[0], Routing::masked, DType::bf16);
-  options.count = 1000;
+  HarnessOptions options = harness(MoeA2ABackend::pplx, Routing::masked, WireType::bf16);
+  options.count = long_tests() ? 100'000 : 1000;
   const Faults faults{
       .seed = 5, .max_delay = std::chrono::microseconds(50), .reorder = true, .network = true};
   run(options, {.ranks = 3, .faults = faults});
@@ -102,7 +57,7 @@ TEST(Dispatcher, SurvivesAThousandExchangesOverABadNetwork) {
 class RankKilled : public ::testing::TestWithParam<int> {};
 
 TEST_P(RankKilled, IsNamedByTheSurvivors) {
-  HarnessOptions options = harness(kVariants[0], Routing::random, DType::f32);
+  HarnessOptions options = harness(MoeA2ABackend::pplx, Routing::random, WireType::f32);
   options.count = 100;
   options.dispatcher.timeout = std::chrono::seconds(10);
   const RanksOptions on{.kind = {.transport = "shm"},
@@ -125,7 +80,7 @@ TEST_P(RankKilled, IsNamedByTheSurvivors) {
 INSTANTIATE_TEST_SUITE_P(AtEachPut, RankKilled, ::testing::Range(60, 68));
 
 TEST(Dispatcher, ReportsALostPutInsteadOfHanging) {
-  HarnessOptions options = harness(kVariants[0], Routing::random, DType::f32);
+  HarnessOptions options = harness(MoeA2ABackend::pplx, Routing::random, WireType::f32);
   options.count = 200;
   options.dispatcher.timeout = std::chrono::milliseconds(200);
   on_ranks({.ranks = 2, .faults = Faults{.seed = 3, .drop = 0.02}}, [&](Transport& transport) {
@@ -136,7 +91,7 @@ TEST(Dispatcher, ReportsALostPutInsteadOfHanging) {
 }
 
 TEST(Dispatcher, ServesOneLocalSlotAndMoreRanksThanExperts) {
-  HarnessOptions options = harness(kVariants[0], Routing::random, DType::f32);
+  HarnessOptions options = harness(MoeA2ABackend::pplx, Routing::random, WireType::f32);
   options.dispatcher.slots_per_rank = 1;
   options.dispatcher.topk = 1;
   options.count = 50;
@@ -144,15 +99,24 @@ TEST(Dispatcher, ServesOneLocalSlotAndMoreRanksThanExperts) {
 }
 
 TEST(Dispatcher, ConvertsAnF32WireForBf16Experts) {
-  HarnessOptions options = harness(kVariants[0], Routing::random, DType::f32);
-  options.dispatcher.expert_type = DType::bf16;  // the harness' rows are exact in bf16
+  HarnessOptions options = harness(MoeA2ABackend::pplx, Routing::random, WireType::f32);
+  options.dispatcher.expert_type = WireType::bf16;  // the harness' rows are exact in bf16
   options.count = 5;
   run(options, {.ranks = 2});
 }
 
+TEST(Dispatcher, CarriesManyExpertsATokenAndWideRows) {
+  HarnessOptions options = harness(MoeA2ABackend::pplx, Routing::random, WireType::bf16);
+  options.dispatcher.topk = 32;
+  options.dispatcher.slots_per_rank = 40;
+  options.dispatcher.hidden = 16384;
+  options.count = 3;
+  run(options, {.ranks = 2});
+}
+
 TEST(Dispatcher, RefusesAWireThatRowPointersCannotRead) {
-  HarnessOptions options = harness(kVariants[2], Routing::random, DType::f32);
-  options.dispatcher.expert_type = DType::bf16;
+  HarnessOptions options = harness(MoeA2ABackend::ascend_fuseep, Routing::random, WireType::f32);
+  options.dispatcher.expert_type = WireType::bf16;
   on_ranks({.ranks = 1}, [&](Transport& transport) {
     ThreadPool pool(1);
     EXPECT_THROW(Dispatcher(options.dispatcher, transport, pool), ConfigError);
@@ -162,7 +126,8 @@ TEST(Dispatcher, RefusesAWireThatRowPointersCannotRead) {
 TEST(Dispatcher, RefusesPhasesOutOfTurn) {
   run_ranks({.ranks = 1}, [](Transport& t) {
     ThreadPool pool(1);
-    Dispatcher dispatcher(harness(kVariants[0], Routing::random, DType::f32).dispatcher, t, pool);
+    Dispatcher dispatcher(
+        harness(MoeA2ABackend::pplx, Routing::random, WireType::f32).dispatcher, t, pool);
     EXPECT_THROW(dispatcher.dispatch_recv(), BrokenContract);
     EXPECT_THROW(dispatcher.combine_send(), BrokenContract);
     return 0;
@@ -170,7 +135,8 @@ TEST(Dispatcher, RefusesPhasesOutOfTurn) {
 }
 
 TEST(Dispatcher, KnowsItsMemoryBeforeItTakesIt) {
-  const DispatcherOptions options = harness(kVariants[0], Routing::random, DType::f32).dispatcher;
+  const DispatcherOptions options =
+      harness(MoeA2ABackend::pplx, Routing::random, WireType::f32).dispatcher;
   const std::size_t pulled = Dispatcher::mem_size(options, 4, true);
   // Stage, results and experts' input are at least there; slabs only where rows are pushed.
   EXPECT_GE(pulled, (9 + 2 * 3 * 4 * 9) * 24 * sizeof(float));
@@ -182,7 +148,8 @@ TEST(Dispatcher, NamesPhaseAndRankWhenAPeerHangs) {
   try {
     run_ranks({.ranks = 2}, [&](Transport& t) {
       ThreadPool pool(1);
-      DispatcherOptions options = harness(kVariants[0], Routing::random, DType::f32).dispatcher;
+      DispatcherOptions options =
+          harness(MoeA2ABackend::pplx, Routing::random, WireType::f32).dispatcher;
       options.timeout = std::chrono::milliseconds(100);
       Dispatcher dispatcher(options, t, pool);
       if (t.rank() == 1) {
@@ -199,6 +166,41 @@ TEST(Dispatcher, NamesPhaseAndRankWhenAPeerHangs) {
   EXPECT_NE(message.find("dispatch_recv"), std::string::npos) << message;
   EXPECT_NE(message.find("layer 5"), std::string::npos) << message;
   EXPECT_NE(message.find("waited 0.1 s for rank 1"), std::string::npos) << message;
+}
+
+TEST(Dispatcher, TakesAnotherTimeoutForOneExchange) {
+  on_ranks({.ranks = 2}, [&](Transport& transport) {
+    ThreadPool pool(1);
+    const HarnessOptions options =
+        harness(MoeA2ABackend::pplx, Routing::random, WireType::f32);  // 30 s
+    Dispatcher dispatcher(options.dispatcher, transport, pool);
+    if (transport.rank() == 0) {
+      dispatcher.dispatch_send({.timeout = std::chrono::milliseconds(50)});
+      EXPECT_THROW(dispatcher.dispatch_recv(), TransportError);
+    }
+    EXPECT_EQ(transport.barrier(deadline_in(std::chrono::seconds(20))), WaitResult::reached);
+  });
+}
+
+TEST(Dispatcher, SaysWhenRanksDisagreeAboutAKeptRouting) {
+  on_ranks({.ranks = 2}, [&](Transport& transport) {
+    ThreadPool pool(1);
+    HarnessOptions options = harness(MoeA2ABackend::pplx, Routing::random, WireType::f32);
+    Dispatcher dispatcher(options.dispatcher, transport, pool);
+    dispatcher.dispatch_send({});
+    dispatcher.dispatch_recv();
+    const auto kept = dispatcher.keep_routing();
+    dispatcher.combine_send();
+    dispatcher.combine_recv({});
+    dispatcher.dispatch_send({.cached = transport.rank() == 0 ? kept.get() : nullptr});
+    try {
+      dispatcher.dispatch_recv();
+      ADD_FAILURE() << "nobody noticed";
+    } catch (const TransportError& e) {
+      EXPECT_NE(std::string(e.what()).find("routings"), std::string::npos) << e.what();
+    }
+    EXPECT_EQ(transport.barrier(deadline_in(std::chrono::seconds(20))), WaitResult::reached);
+  });
 }
 
 }  // namespace

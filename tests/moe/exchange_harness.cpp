@@ -1,8 +1,12 @@
 #include "exchange_harness.h"
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <random>
+#include <thread>
 
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
@@ -11,48 +15,61 @@ namespace ferry::testing {
 
 namespace {
 
-/// An engine that depends on the exchange and one of its ranks alone.
-std::mt19937 engine_of(const ExchangeCase& exchange, Rank rank, int what) {
-  std::seed_seq seeds{exchange.seed & 0xFFFFFFFFU,
-                      exchange.seed >> 32,
+/// An engine that depends on its arguments alone.
+std::mt19937 engine_of(std::uint64_t seed, Rank rank, int what) {
+  std::seed_seq seeds{seed & 0xFFFFFFFFU,
+                      seed >> 32,
                       static_cast<std::uint64_t>(rank),
                       static_cast<std::uint64_t>(what)};
   return std::mt19937(seeds);
 }
 
-float round_to(DType wire, float x) {
-  if (wire == DType::f32) return x;
-  std::uint16_t bits = 0;
-  float back = 0;
-  kernels().convert(reinterpret_cast<const std::byte*>(&x),
-                    DType::f32,
-                    reinterpret_cast<std::byte*>(&bits),
-                    DType::bf16,
-                    1);
-  kernels().convert(reinterpret_cast<const std::byte*>(&bits),
-                    DType::bf16,
-                    reinterpret_cast<std::byte*>(&back),
-                    DType::f32,
-                    1);
-  return back;
+std::byte* bytes_of(float* values) { return reinterpret_cast<std::byte*>(values); }
+
+const std::byte* bytes_of(const float* values) {
+  return reinterpret_cast<const std::byte*>(values);
+}
+
+/// n values as they are after a journey in `wire`.
+void travel(WireType wire, const float* in, float* out, int n) {
+  std::vector<std::byte> row(wire_row_bytes(wire, n));
+  kernels().encode(bytes_of(in), DType::f32, row.data(), wire, n);
+  kernels().decode(row.data(), wire, bytes_of(out), DType::f32, n);
+}
+
+void round_to(WireType type, float* values, int n) {
+  if (!is_quantized(type)) travel(type, values, values, n);
 }
 
 float fake_expert(SlotId slot, float x) { return static_cast<float>(slot + 2) * x + 1; }
 
+/// What the expert in `slot` returns for a delivered row, as it writes it.
+std::vector<float> result_row(const ExchangeCase& exchange, SlotId slot, const float* row) {
+  const int hidden = exchange.options.hidden;
+  std::vector<float> result(row, row + hidden);
+  for (float& x : result) x = fake_expert(slot, x);
+  round_to(wire_type(exchange.options.output_type()), result.data(), hidden);
+  return result;
+}
+
 }  // namespace
 
+Rank ExchangeCase::holder(Rank rank) const {
+  return options.exchange.hidden_partition ? 0 : rank / options.dp_size * options.dp_size;
+}
+
 int ExchangeCase::tokens(Rank rank) const {
-  auto engine = engine_of(*this, rank, 0);
-  const auto kind = engine() % 4;
+  auto engine = engine_of(seed, holder(rank), 0);
+  const unsigned kind = engine() % 6;
   if (kind == 0) return 0;
-  if (kind == 1) return max_tokens;
-  return static_cast<int>(engine() % static_cast<unsigned>(max_tokens + 1));
+  if (kind == 1) return options.max_tokens;
+  return static_cast<int>(engine() % static_cast<unsigned>(options.max_tokens + 1));
 }
 
 std::vector<SlotId> ExchangeCase::slots(Rank rank) const {
-  auto engine = engine_of(*this, rank, 1);
-  const auto num_slots = static_cast<unsigned>(ranks * slots_per_rank);
-  const auto k = static_cast<unsigned>(topk);
+  auto engine = engine_of(seed, holder(rank), 1);
+  const auto num_slots = static_cast<unsigned>(ranks * options.slots_per_rank);
+  const auto k = static_cast<unsigned>(options.topk);
   std::vector<SlotId> all(static_cast<std::size_t>(tokens(rank)) * k);
   for (std::size_t i = 0; i < all.size(); ++i) {
     all[i] = static_cast<SlotId>(engine() % num_slots);
@@ -64,146 +81,282 @@ std::vector<SlotId> ExchangeCase::slots(Rank rank) const {
 }
 
 std::vector<float> ExchangeCase::weights(Rank rank) const {
-  auto engine = engine_of(*this, rank, 2);
-  std::vector<float> all(static_cast<std::size_t>(tokens(rank)) * static_cast<std::size_t>(topk));
+  auto engine = engine_of(seed, holder(rank), 2);
+  std::vector<float> all(static_cast<std::size_t>(tokens(rank)) *
+                         static_cast<std::size_t>(options.topk));
   for (float& w : all) w = static_cast<float>(engine() % 1000) / 997.0F;
   return all;
 }
 
 std::vector<float> ExchangeCase::rows(Rank rank) const {
-  auto engine = engine_of(*this, rank, 3);
-  const auto width = static_cast<std::size_t>(hidden);
+  auto engine = engine_of(seed + rows_seed, holder(rank), 3);
+  const auto width = static_cast<std::size_t>(options.hidden);
   std::vector<float> all(static_cast<std::size_t>(tokens(rank)) * width);
-  for (std::size_t t = 0; t * width < all.size(); ++t) {
-    int sum = 0;
-    for (std::size_t h = 0; h < width; ++h) {
-      int value = static_cast<int>(engine() % 128);
-      if (h == 0) value = rank;
-      if (h == 1) value = static_cast<int>(t % 128);
-      if (h + 1 == width) value = sum % 128;
-      sum += value;
-      all[t * width + h] = static_cast<float>(value);
-    }
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    all[i] = static_cast<float>(engine() % 128);
+    if (i % width == 0) all[i] = static_cast<float>(holder(rank));
+    if (i % width == 1) all[i] = static_cast<float>(i / width % 128);
   }
   return all;
 }
 
-void run_fake_experts(const ExchangeCase& exchange, Rank rank, const ExpertRows& rows) {
-  const auto width = static_cast<std::size_t>(exchange.hidden);
-  std::vector<float> in(width);
+int ExchangeCase::columns() const {
+  return options.exchange.hidden_partition ? options.hidden / ranks : options.hidden;
+}
+
+int ExchangeCase::first_column(Rank rank) const {
+  return options.exchange.hidden_partition ? rank * columns() : 0;
+}
+
+std::vector<float> ExchangeCase::delivered(Rank rank) const {
+  std::vector<float> all = rows(rank);
+  const auto part = static_cast<std::size_t>(columns());
+  for (std::size_t i = 0; i < all.size(); i += part) {
+    travel(options.dispatch_wire, all.data() + i, all.data() + i, columns());
+    round_to(options.expert_type, all.data() + i, columns());
+  }
+  return all;
+}
+
+FakeExperts::FakeExperts(const ExchangeCase& exchange, Rank rank)
+    : exchange_(exchange), rank_(rank) {
+  const DispatcherOptions& o = exchange.options;
+  const auto num_slots = static_cast<std::size_t>(o.slots_per_rank);
+  expected_.resize(num_slots);
+  const bool columns = o.exchange.hidden_partition;
+  // A slot's rows stand home rank by home rank, from this rank on.
+  for (int i = 0; i < (columns ? 1 : exchange.ranks); ++i) {
+    const Rank home = columns ? 0 : (rank + i) % exchange.ranks;
+    const std::vector<SlotId> slots = exchange.slots(home);
+    for (int t = 0; t < exchange.tokens(home); ++t) {
+      if (!columns && t % o.dp_size != home % o.dp_size) continue;
+      for (std::size_t slot = 0; slot < num_slots; ++slot) {
+        const auto global = static_cast<SlotId>(rank * o.slots_per_rank + static_cast<int>(slot));
+        const auto first = slots.begin() + static_cast<std::ptrdiff_t>(t) * o.topk;
+        if (std::find(first, first + o.topk, global) != first + o.topk)
+          expected_[slot].push_back({home, t});
+      }
+    }
+    delivered_[home] = exchange.delivered(home);
+  }
+  for (const auto& rows : expected_) seen_.emplace_back(rows.size(), 0);
+}
+
+void FakeExperts::compute(const ExchangeCase& exchange, Rank rank, const ExpertRows& rows) {
+  const DispatcherOptions& o = exchange.options;
+  std::vector<float> in(static_cast<std::size_t>(o.hidden));
   for (std::size_t slot = 0; slot < rows.counts.size(); ++slot) {
-    const auto global =
-        static_cast<SlotId>(rank * exchange.slots_per_rank + static_cast<int>(slot));
+    const auto global = static_cast<SlotId>(rank * o.slots_per_rank + static_cast<int>(slot));
     for (std::int64_t i = 0; i < rows.counts[slot]; ++i) {
       const std::int64_t row = rows.offsets[slot] + i;
-      kernels().convert(rows.in.row(row),
-                        rows.in_type,
-                        reinterpret_cast<std::byte*>(in.data()),
-                        DType::f32,
-                        exchange.hidden);
-      int sum = 0;
-      for (std::size_t h = 0; h + 1 < width; ++h) sum += static_cast<int>(in[h]);
-      FERRY_CHECK(static_cast<int>(in[width - 1]) == sum % 128,
-                  "rank {} slot {} row {}: torn or misplaced (says rank {}, token {})",
-                  rank,
-                  slot,
-                  i,
-                  in[0],
-                  in[1]);
-      for (float& x : in) x = fake_expert(global, x);
-      kernels().convert(reinterpret_cast<const std::byte*>(in.data()),
-                        DType::f32,
-                        rows.out.row(row),
-                        rows.out_type,
-                        exchange.hidden);
+      kernels().decode(rows.in.row(row), rows.in_type, bytes_of(in.data()), DType::f32, o.hidden);
+      const std::vector<float> result = result_row(exchange, global, in.data());
+      kernels().convert(
+          bytes_of(result.data()), DType::f32, rows.out.row(row), rows.out_type, o.hidden);
     }
   }
+}
+
+void FakeExperts::operator()(const ExpertRows& rows) {
+  const DispatcherOptions& o = exchange_.options;
+  const auto width = static_cast<std::size_t>(o.hidden);
+  if (first_rows_.empty()) first_rows_.assign(rows.offsets.begin(), rows.offsets.end());
+  std::vector<float> in(width);
+  for (std::size_t slot = 0; slot < rows.counts.size(); ++slot) {
+    for (std::int64_t i = 0; i < rows.counts[slot]; ++i) {
+      const std::int64_t row = rows.offsets[slot] + i;
+      const auto place = static_cast<std::size_t>(row - first_rows_[slot]);
+      FERRY_CHECK(place < expected_[slot].size() && !seen_[slot][place],
+                  "rank {} slot {}: row {} of {} is not due",
+                  rank_,
+                  slot,
+                  place,
+                  expected_[slot].size());
+      seen_[slot][place] = 1;
+      kernels().decode(rows.in.row(row), rows.in_type, bytes_of(in.data()), DType::f32, o.hidden);
+      const auto [home, token] = expected_[slot][place];
+      const float* expected = delivered_.at(home).data() + static_cast<std::size_t>(token) * width;
+      FERRY_CHECK(std::memcmp(in.data(), expected, width * sizeof(float)) == 0,
+                  "rank {} slot {} row {}: not token {} of rank {} (says rank {}, token {})",
+                  rank_,
+                  slot,
+                  place,
+                  token,
+                  home,
+                  in[0],
+                  in[1]);
+    }
+  }
+  compute(exchange_, rank_, rows);
+}
+
+void FakeExperts::finish() const {
+  for (std::size_t slot = 0; slot < seen_.size(); ++slot)
+    FERRY_CHECK(std::count(seen_[slot].begin(), seen_[slot].end(), 0) == 0,
+                "rank {} slot {}: rows are missing",
+                rank_,
+                slot);
+}
+
+bool needs_rank(const ExchangeCase& exchange, Rank rank, int token, Rank peer) {
+  const DispatcherOptions& o = exchange.options;
+  const std::vector<SlotId> slots = exchange.slots(rank);
+  for (int k = 0; k < o.topk; ++k) {
+    const SlotId slot = slots[static_cast<std::size_t>(token * o.topk + k)];
+    if (slot >= 0 && slot / o.slots_per_rank == peer) return true;
+  }
+  return false;
 }
 
 std::vector<float> expected_sums(const ExchangeCase& exchange,
                                  Rank rank,
-                                 ExchangeOptions::ReduceAt reduce_at,
-                                 DType wire) {
-  const std::vector<float> rows = exchange.rows(rank);
+                                 const std::vector<char>& gone) {
+  const DispatcherOptions& o = exchange.options;
+  const std::vector<float> delivered = exchange.delivered(rank);
   const std::vector<SlotId> slots = exchange.slots(rank);
   const std::vector<float> weights = exchange.weights(rank);
-  const auto width = static_cast<std::size_t>(exchange.hidden);
-  const auto topk = static_cast<std::size_t>(exchange.topk);
-  std::vector<float> out(rows.size());
-  for (std::size_t i = 0; i < out.size(); ++i) {
-    const std::size_t first = i / width * topk;
-    const auto term = [&](std::size_t k, float sum) {
-      return std::fmaf(
-          weights[first + k], round_to(wire, fake_expert(slots[first + k], rows[i])), sum);
+  const auto width = static_cast<std::size_t>(o.hidden);
+  const auto topk = static_cast<std::size_t>(o.topk);
+  const auto tokens = static_cast<std::size_t>(exchange.tokens(rank));
+  const auto columns = static_cast<std::size_t>(exchange.columns());
+  const auto first_column = static_cast<std::size_t>(exchange.first_column(rank));
+  const auto counts = [&](SlotId slot, Rank peer) {
+    if (slot < 0 || slot / o.slots_per_rank != peer) return false;
+    return gone.empty() || !gone[static_cast<std::size_t>(peer)];
+  };
+  std::vector<float> out;
+  for (std::size_t t = 0; t < tokens; ++t) {
+    std::vector<float> sum(width);
+    const auto add = [&](std::vector<float>& to, std::size_t k, bool through_wire) {
+      const SlotId slot = slots[t * topk + k];
+      std::vector<float> row = result_row(exchange, slot, delivered.data() + t * width);
+      if (through_wire) travel(o.combine_wire, row.data(), row.data(), o.hidden);
+      for (std::size_t h = 0; h < width; ++h)
+        to[h] = std::fmaf(weights[t * topk + k], row[h], to[h]);
     };
-    float sum = 0;
-    if (reduce_at == ExchangeOptions::ReduceAt::home) {
-      for (std::size_t k = 0; k < topk; ++k)
-        if (slots[first + k] >= 0) sum = term(k, sum);
+    if (o.exchange.reduce_at == ExchangeOptions::ReduceAt::home) {
+      for (std::size_t k = 0; k < topk; ++k) {
+        const SlotId slot = slots[t * topk + k];
+        if (slot >= 0 && counts(slot, slot / o.slots_per_rank)) add(sum, k, true);
+      }
     } else {
       for (Rank peer = 0; peer < exchange.ranks; ++peer) {
-        float part = 0;
+        std::vector<float> part(width);
         bool any = false;
         for (std::size_t k = 0; k < topk; ++k) {
-          if (slots[first + k] < 0 || slots[first + k] / exchange.slots_per_rank != peer) continue;
-          part = term(k, part);
+          if (!counts(slots[t * topk + k], peer)) continue;
+          add(part, k, false);
           any = true;
         }
-        if (any) sum = std::fmaf(1.0F, round_to(wire, part), sum);
+        if (!any) continue;
+        travel(o.combine_wire, part.data(), part.data(), o.hidden);
+        for (std::size_t h = 0; h < width; ++h) sum[h] = std::fmaf(1.0F, part[h], sum[h]);
       }
     }
-    out[i] = sum;
+    out.insert(out.end(),
+               sum.begin() + static_cast<std::ptrdiff_t>(first_column),
+               sum.begin() + static_cast<std::ptrdiff_t>(first_column + columns));
   }
   return out;
 }
 
-void run_exchanges(const HarnessOptions& options, Transport& transport, ThreadPool& pool) {
-  const DispatcherOptions& d = options.dispatcher;
-  Dispatcher dispatcher(d, transport, pool);
-  ExchangeCase exchange{.ranks = transport.size(),
-                        .slots_per_rank = d.slots_per_rank,
-                        .hidden = d.hidden,
-                        .topk = d.topk,
-                        .max_tokens = d.max_tokens,
-                        .routing = options.routing};
-  for (int n = 0; n < options.count; ++n) {
-    exchange.seed = options.seed * 1'000'003 + static_cast<std::uint64_t>(n);
-    const Rank rank = transport.rank();
-    const int tokens = exchange.tokens(rank);
-    const std::vector<float> rows = exchange.rows(rank);
-    const std::vector<SlotId> slots = exchange.slots(rank);
-    const std::vector<float> weights = exchange.weights(rank);
-    const auto stride = static_cast<std::ptrdiff_t>(sizeof(float)) * d.hidden;
-    dispatcher.dispatch_send({.rows = {reinterpret_cast<const std::byte*>(rows.data()), stride},
-                              .type = DType::f32,
-                              .tokens = tokens,
-                              .slots = slots,
-                              .weights = weights,
-                              .layer = n});
-    if (n % 3 == 1) {
-      while (!dispatcher.poll()) std::this_thread::yield();
-    }
-    run_fake_experts(exchange, rank, dispatcher.dispatch_recv());
-    dispatcher.combine_send();
+namespace {
 
-    const bool accumulate = n % 2 == 1;
-    std::vector<float> out(rows.size(), accumulate ? 0.5F : -1.0F);
-    dispatcher.combine_recv({.weights = weights,
-                             .rows = {reinterpret_cast<std::byte*>(out.data()), stride},
-                             .accumulate = accumulate});
-    const std::vector<float> sums =
-        expected_sums(exchange, rank, d.exchange.reduce_at, d.combine_wire);
+/// One exchange from the first phase to the last, so that several can be told apart and
+/// interleaved.
+class LiveExchange {
+ public:
+  LiveExchange(Dispatcher& dispatcher, Rank rank, int number)
+      : dispatcher_(dispatcher), rank_(rank), number_(number) {}
+
+  void send(const ExchangeCase& exchange, const CachedRouting* cached) {
+    exchange_ = exchange;
+    rows_ = exchange.rows(rank_);
+    slots_ = exchange.slots(rank_);
+    weights_ = exchange.weights(rank_);
+    const auto stride = static_cast<std::ptrdiff_t>(sizeof(float)) * exchange.options.hidden;
+    const float* first = rows_.data() + exchange.first_column(rank_);
+    dispatcher_.dispatch_send({.rows = {bytes_of(first), stride},
+                               .type = DType::f32,
+                               .tokens = exchange.tokens(rank_),
+                               .slots = cached ? std::span<const SlotId>() : slots_,
+                               .weights = cached ? std::span<const float>() : weights_,
+                               .layer = number_,
+                               .cached = cached});
+  }
+
+  void compute() {
+    if (number_ % 3 == 1) wait_by_polling();
+    FakeExperts experts(exchange_, rank_);
+    dispatcher_.dispatch_recv([&](const ExpertRows& rows) { experts(rows); });
+    experts.finish();
+  }
+
+  void finish() {
+    dispatcher_.combine_send();
+    if (number_ % 3 == 2) wait_by_polling();
+    const bool accumulate = number_ % 2 == 1;
+    const std::vector<float> sums = expected_sums(exchange_, rank_);
+    const auto columns = static_cast<std::size_t>(exchange_.columns());
+    std::vector<float> out(sums.size(), accumulate ? 0.5F : -1.0F);
+    dispatcher_.combine_recv(
+        {.weights = weights_,
+         .rows = {bytes_of(out.data()), static_cast<std::ptrdiff_t>(sizeof(float) * columns)},
+         .accumulate = accumulate});
     for (std::size_t i = 0; i < out.size(); ++i) {
       const float expected = accumulate ? 0.5F + sums[i] : sums[i];
-      FERRY_CHECK(std::memcmp(&out[i], &expected, sizeof expected) == 0,
-                  "exchange {} rank {} token {} element {}: got {}, expected {}",
-                  n,
-                  rank,
-                  i / static_cast<std::size_t>(d.hidden),
-                  i % static_cast<std::size_t>(d.hidden),
+      FERRY_CHECK(std::bit_cast<std::uint32_t>(out[i]) == std::bit_cast<std::uint32_t>(expected),
+                  "exchange {} rank {} token {} column {}: got {}, expected {}",
+                  number_,
+                  rank_,
+                  i / columns,
+                  i % columns,
                   out[i],
                   expected);
     }
+  }
+
+ private:
+  void wait_by_polling() {
+    while (!dispatcher_.poll()) std::this_thread::yield();
+  }
+
+  Dispatcher& dispatcher_;
+  const Rank rank_;
+  const int number_;
+  ExchangeCase exchange_;
+  std::vector<float> rows_;
+  std::vector<SlotId> slots_;
+  std::vector<float> weights_;
+};
+
+}  // namespace
+
+void run_exchanges(const HarnessOptions& options, Transport& transport, ThreadPool& pool) {
+  std::vector<std::unique_ptr<Dispatcher>> lanes;
+  for (int lane = 0; lane < options.lanes; ++lane)
+    lanes.push_back(std::make_unique<Dispatcher>(options.dispatcher, transport, pool));
+  ExchangeCase exchange{
+      .options = options.dispatcher, .ranks = transport.size(), .routing = options.routing};
+  std::vector<std::unique_ptr<CachedRouting>> kept(lanes.size());
+  for (int n = 0; n < options.count; n += options.lanes) {
+    std::vector<LiveExchange> live;
+    live.reserve(lanes.size());
+    const bool repeat = n / options.lanes % 4 == 3;
+    for (std::size_t lane = 0; lane < lanes.size(); ++lane) {
+      const std::uint64_t number = static_cast<std::uint64_t>(n) + lane;
+      exchange.rows_seed = repeat ? 77 : 0;
+      // A repeated exchange has the routing of the one before on its lane.
+      const std::uint64_t routed = repeat ? number - lanes.size() : number;
+      exchange.seed = options.seed * 1'000'003 + routed;
+      live.emplace_back(*lanes[lane], transport.rank(), n + static_cast<int>(lane));
+      live.back().send(exchange, repeat ? kept[lane].get() : nullptr);
+    }
+    for (std::size_t lane = 0; lane < lanes.size(); ++lane) {
+      live[lane].compute();
+      if (n / options.lanes % 4 == 2) kept[lane] = lanes[lane]->keep_routing();
+    }
+    for (LiveExchange& one : live) one.finish();
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
 #include <vector>
@@ -14,40 +15,76 @@ enum class Routing { random, masked, duplicates, one_expert };
 
 /// What all ranks know of one exchange; a pure function of its fields.
 struct ExchangeCase {
+  DispatcherOptions options;
   int ranks = 1;
-  int slots_per_rank = 1;
-  int hidden = 8;
-  int topk = 2;
-  int max_tokens = 8;
   Routing routing = Routing::random;
   std::uint64_t seed = 0;
+  std::uint64_t rows_seed = 0;  ///< the same routing may carry other rows
 
+  /// The rank whose tokens `rank` holds: its own, or those of its group.
+  Rank holder(Rank rank) const;
   /// Tokens that `rank` has: unequal over ranks, sometimes 0, sometimes max_tokens.
   int tokens(Rank rank) const;
   /// [tokens, K]
   std::vector<SlotId> slots(Rank rank) const;
   std::vector<float> weights(Rank rank) const;
-  /// [tokens, H]: small integers unique to (rank, token), exact in bf16; the last one a checksum.
+  /// [tokens, H]: integers below 128 that differ for every (holder, token).
   std::vector<float> rows(Rank rank) const;
+
+  /// Columns that `rank` sends of each row, and gets back: [first, first + count).
+  int first_column(Rank rank) const;
+  int columns() const;
+
+  /// What experts see of `rank`'s rows, [tokens, H]: the wire's rounding and expert_type's.
+  std::vector<float> delivered(Rank rank) const;
 };
 
 /// The stand-in for experts: out = (slot + 2) * in + 1 elementwise, rounded to the rows' type.
-/// Also checks that every row received is one that was sent whole.
-void run_fake_experts(const ExchangeCase& exchange, Rank rank, const ExpertRows& rows);
+/// Collects the calls of one exchange on one rank and checks that every slot got exactly the rows
+/// it must get, each whole and at its place.
+class FakeExperts {
+ public:
+  FakeExperts(const ExchangeCase& exchange, Rank rank);
 
-/// What combine must give on `rank`, [tokens, H], as bytes: terms in top-k order, or per rank and
-/// then over ranks, from the wire's rounding of what the fake experts return.
+  void operator()(const ExpertRows& rows);
+  /// Only computes: for exchanges of which a part may be missing.
+  static void compute(const ExchangeCase& exchange, Rank rank, const ExpertRows& rows);
+  /// After the last call. Throws where a row is missing.
+  void finish() const;
+
+ private:
+  struct Expected {
+    Rank home;
+    int token;
+  };
+
+  const ExchangeCase& exchange_;
+  const Rank rank_;
+  std::vector<std::vector<Expected>> expected_;  // [slot]
+  std::vector<std::int64_t> first_rows_;         // [slot], from the first call
+  std::vector<std::vector<char>> seen_;          // [slot][row]
+  std::map<Rank, std::vector<float>> delivered_;
+};
+
+/// What combine must give on `rank`, [tokens, columns], as bytes: terms in top-k order, or per rank
+/// and then over ranks, from the wire's rounding of what the fake experts return. Terms from ranks
+/// in `gone` are left out.
 std::vector<float> expected_sums(const ExchangeCase& exchange,
                                  Rank rank,
-                                 ExchangeOptions::ReduceAt reduce_at,
-                                 DType wire);
+                                 const std::vector<char>& gone = {});
 
-/// Runs `count` exchanges on this rank and checks each; throws on the first wrong byte.
+/// Whether token `token` of `rank` has an expert on `peer`.
+bool needs_rank(const ExchangeCase& exchange, Rank rank, int token, Rank peer);
+
+/// Runs `count` exchanges on this rank, on `lanes` lanes in turn, and checks each; throws on the
+/// first wrong byte. Some are polled for, some accumulate, every fourth repeats the routing before
+/// it with other rows from a kept handle.
 struct HarnessOptions {
   DispatcherOptions dispatcher = {};
   Routing routing = Routing::random;
   std::uint64_t seed = 0;
   int count = 1;
+  int lanes = 1;
 };
 
 void run_exchanges(const HarnessOptions& options, Transport& transport, ThreadPool& pool);

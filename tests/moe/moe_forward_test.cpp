@@ -82,9 +82,9 @@ void compare_with_layer(const Way& way, Transport& transport) {
                                      .hidden = moe.hidden,
                                      .topk = moe.topk,
                                      .max_tokens = way.max_tokens,
-                                     .dispatch_wire = way.dtype,
-                                     .expert_type = way.dtype,
-                                     .combine_wire = way.dtype},
+                                     .dispatch_wire = wire_type(way.dtype),
+                                     .expert_type = wire_type(way.dtype),
+                                     .combine_wire = wire_type(way.dtype)},
                       .inter = moe.inter,
                       .dtype = way.dtype},
                      transport,
@@ -98,9 +98,9 @@ void compare_with_layer(const Way& way, Transport& transport) {
                    .exchange = exchange_options(way.backend),
                    .hidden = moe.hidden,
                    .max_tokens = way.max_tokens,
-                   .dispatch_wire = way.dtype,
-                   .expert_type = way.dtype,
-                   .combine_wire = way.dtype},
+                   .dispatch_wire = wire_type(way.dtype),
+                   .expert_type = wire_type(way.dtype),
+                   .combine_wire = wire_type(way.dtype)},
                   transport,
                   pool);
   Experts experts({.hidden = moe.hidden, .inter = moe.inter, .dtype = way.dtype, .max_rows = 64},
@@ -149,6 +149,8 @@ INSTANTIATE_TEST_SUITE_P(
         Way{.name = "TwoRanksInChunks", .ranks = 2, .max_tokens = 4},
         Way{.name = "Bf16Replicas", .ranks = 3, .redundant = 4, .dtype = DType::bf16},
         Way{.name = "Alltoallv", .ranks = 2, .backend = MoeA2ABackend::alltoallv},
+        Way{.name = "Mooncake", .ranks = 3, .backend = MoeA2ABackend::mooncake},
+        Way{.name = "Fused", .ranks = 3, .max_tokens = 6, .backend = MoeA2ABackend::ascend_fuseep},
         Way{.name = "NoneInChunks", .ranks = 2, .max_tokens = 5, .backend = MoeA2ABackend::none},
         Way{.name = "Shm", .ranks = 2, .max_tokens = 7, .dtype = DType::bf16, .transport = "shm"}),
     [](const auto& way) { return way.param.name; });
@@ -380,14 +382,88 @@ TEST(MoeForward, CallsAPlainFunctionWithItsContext) {
 }
 
 TEST(MoeForward, AllocatesNothingInACall) {
-  on_thread_ranks(2, scaling_options(4), [](MoeAllToAll& a2a, const Placement& p, Rank rank) {
-    const Tokens tokens(10, rank);
+  for (const MoeA2ABackend backend : all_backends()) {
+    if (backend == MoeA2ABackend::automatic) continue;
+    SCOPED_TRACE(backend_name(backend));
+    MoeAllToAll::Options options = scaling_options(4);
+    options.exchange = exchange_options(backend);
+    on_thread_ranks(2, options, [](MoeAllToAll& a2a, const Placement& p, Rank rank) {
+      const Tokens tokens(10, rank);
+      std::vector<float> out(tokens.hidden.size());
+      for (int round = 0; round < 3; ++round) {
+        const testing::AllocationCount allocations;
+        moe_forward_from_topk(a2a, tokens.to(out), tokens.topk(), scaling_experts(p, rank));
+        EXPECT_EQ(allocations.so_far(), 0);
+      }
+    });
+  }
+}
+
+TEST(MoeForward, TakesRowsThatAreEncodedAlready) {
+  MoeAllToAll::Options options = scaling_options(4);
+  options.dispatch_wire = WireType::int8;
+  const Tokens tokens(10);
+  std::vector<float> encoded_by_us(tokens.hidden.size());
+  std::vector<float> encoded_before(tokens.hidden.size());
+  std::vector<std::byte> wire(10 * wire_row_bytes(WireType::int8, kHidden));
+  const auto stride = static_cast<std::ptrdiff_t>(wire_row_bytes(WireType::int8, kHidden));
+  for (int t = 0; t < 10; ++t) {
+    kernels().encode(reinterpret_cast<const std::byte*>(tokens.hidden.data() + t * kHidden),
+                     DType::f32,
+                     wire.data() + t * stride,
+                     WireType::int8,
+                     kHidden);
+  }
+  on_thread_ranks(1, options, [&](MoeAllToAll& a2a, const Placement& p, Rank rank) {
+    moe_forward_from_topk(a2a, tokens.to(encoded_by_us), tokens.topk(), scaling_experts(p, rank));
+    MoeTokens call = tokens.to(encoded_before);
+    call.hidden = {wire.data(), stride};
+    call.encoded = true;
+    moe_forward_from_topk(a2a, call, tokens.topk(), scaling_experts(p, rank));
+  });
+  EXPECT_EQ(encoded_by_us, encoded_before);
+}
+
+TEST(MoeForward, RefusesABackendThatTheExpertsCannotRead) {
+  MoeAllToAll::Options options = scaling_options();
+  options.exchange = exchange_options(MoeA2ABackend::alltoallv);
+  options.experts = {.name = "my kernel", .ragged = false};
+  run_ranks({.ranks = 1}, [&](Transport& transport) {
+    ThreadPool pool(1);
+    EXPECT_THROW(MoeAllToAll(options, transport, pool), ConfigError);
+    return 0;
+  });
+}
+
+TEST(MoeForward, ReportsTokensWhoseExpertsAreGone) {
+  MoeAllToAll::Options options = scaling_options(4);
+  options.exchange = exchange_options(MoeA2ABackend::mooncake);
+  run_ranks({.ranks = 2}, [&](Transport& transport) {
+    ThreadPool pool(1);
+    MoeAllToAll a2a(options, transport, pool);
+    const Placement placement = Placement::identity(kExperts, 2);
+    const Tokens tokens(10, transport.rank());
     std::vector<float> out(tokens.hidden.size());
-    for (int round = 0; round < 3; ++round) {
-      const testing::AllocationCount allocations;
-      moe_forward_from_topk(a2a, tokens.to(out), tokens.topk(), scaling_experts(p, rank));
-      EXPECT_EQ(allocations.so_far(), 0);
+    const auto call = [&] {
+      moe_forward_from_topk(
+          a2a, tokens.to(out), tokens.topk(), scaling_experts(placement, transport.rank()));
+    };
+    call();
+    EXPECT_TRUE(a2a.lost_tokens().empty());
+    if (transport.rank() == 1) {
+      transport.abort("enough");
+      return 0;
     }
+    call();
+    // Experts 3 and 4 were on rank 1; more tokens than an exchange takes, so indices span chunks.
+    std::vector<int> expected;
+    for (int t = 0; t < 10; ++t) {
+      const auto ids = std::span(tokens.ids).subspan(static_cast<std::size_t>(t * kTopk), kTopk);
+      if (std::any_of(ids.begin(), ids.end(), [](int id) { return id >= 3; }))
+        expected.push_back(t);
+    }
+    EXPECT_EQ(std::vector<int>(a2a.lost_tokens().begin(), a2a.lost_tokens().end()), expected);
+    return 0;
   });
 }
 
@@ -414,6 +490,20 @@ TEST(MoeForward, RefusesAPlacementOfAnotherShape) {
     call.placement = &other;
     EXPECT_THROW(moe_forward_from_topk(a2a, call, tokens.topk(), scaling_experts(p, rank)),
                  BrokenContract);
+  });
+}
+
+TEST(MoeForward, RefusesAReplicaChoiceThatDiffersBetweenRanksThatHoldTheSameTokens) {
+  MoeAllToAll::Options options = scaling_options();
+  options.dp_size = 2;
+  on_thread_ranks(2, options, [](MoeAllToAll& a2a, const Placement& p, Rank rank) {
+    const Placement own = p.choosing({.source = rank});
+    const Tokens tokens(1);
+    std::vector<float> out(tokens.hidden.size());
+    MoeTokens call = tokens.to(out);
+    call.placement = &own;
+    EXPECT_THROW(moe_forward_from_topk(a2a, call, tokens.topk(), scaling_experts(p, rank)),
+                 ConfigError);
   });
 }
 

@@ -25,7 +25,7 @@ struct Way {
   int max_tokens = 64;
   int redundant = 0;
   MoeA2ABackend backend = MoeA2ABackend::pplx;
-  std::string transport = "inproc";
+  bool two_batch_overlap = false;
 };
 
 /// Rows [tokens, H] in f32, dealt to the ranks in turn; the outputs put together again. Only inproc
@@ -37,7 +37,7 @@ std::vector<float> forward(const ReferenceMoe& moe,
   const int tokens = static_cast<int>(rows.size()) / moe.hidden;
   const auto width = static_cast<std::size_t>(moe.hidden);
   std::vector<float> out(rows.size());
-  run_ranks({.transport = run.transport, .ranks = run.ranks}, [&](Transport& transport) {
+  run_ranks({.ranks = run.ranks}, [&](Transport& transport) {
     ThreadPool pool(run.threads);
     const Placement placement = Placement::identity(moe.experts, run.ranks, run.redundant);
     RankWeights weights(moe, placement, transport.rank(), dtype);
@@ -48,9 +48,10 @@ std::vector<float> forward(const ReferenceMoe& moe,
                         .hidden = moe.hidden,
                         .topk = moe.topk,
                         .max_tokens = run.max_tokens,
-                        .dispatch_wire = dtype,
-                        .expert_type = dtype,
-                        .combine_wire = dtype},
+                        .dispatch_wire = wire_type(dtype),
+                        .expert_type = wire_type(dtype),
+                        .combine_wire = wire_type(dtype)},
+         .two_batch_overlap = run.two_batch_overlap,
          .inter = moe.inter,
          .shared_inter = moe.shared_inter,
          .dtype = dtype},
@@ -121,13 +122,21 @@ TEST(MoeLayer, GivesTheSameBytesForEveryWayToRunIt) {
   const std::vector<float> rows = random_rows(45, moe.hidden, 6);
   for (const DType dtype : {DType::f32, DType::bf16}) {
     const std::vector<float> expected = forward(moe, rows, dtype, {});
-    for (const Way& run : {Way{.ranks = 1, .threads = 2},
-                           Way{.ranks = 2},
-                           Way{.ranks = 3, .threads = 2},
-                           Way{.ranks = 4},
-                           Way{.ranks = 7},
-                           Way{.ranks = 2, .max_tokens = 4},
-                           Way{.ranks = 3, .redundant = 5}}) {
+    for (const Way& run :
+         {Way{.ranks = 1, .threads = 2},
+          Way{.ranks = 2},
+          Way{.ranks = 3, .threads = 2},
+          Way{.ranks = 4},
+          Way{.ranks = 7},
+          Way{.ranks = 2, .max_tokens = 4},
+          Way{.ranks = 3, .redundant = 5},
+          Way{.ranks = 2, .backend = MoeA2ABackend::alltoallv},
+          Way{.ranks = 3, .backend = MoeA2ABackend::deepep},
+          Way{.ranks = 3, .backend = MoeA2ABackend::mooncake},
+          Way{.ranks = 4, .backend = MoeA2ABackend::ascend_fuseep},
+          Way{.ranks = 1, .two_batch_overlap = true},
+          Way{.ranks = 3, .max_tokens = 5, .two_batch_overlap = true},
+          Way{.ranks = 2, .backend = MoeA2ABackend::ascend_fuseep, .two_batch_overlap = true}}) {
       EXPECT_EQ(
           std::memcmp(
               expected.data(), forward(moe, rows, dtype, run).data(), rows.size() * sizeof(float)),

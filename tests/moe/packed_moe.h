@@ -51,6 +51,9 @@ inline OwnedPack pack_gate_up(
 
 /// The weights of one rank, packed.
 struct RankWeights {
+  RankWeights(const RankWeights&) = delete;  // weights.local points into it
+  RankWeights& operator=(const RankWeights&) = delete;
+
   RankWeights(const ReferenceMoe& moe, const Placement& placement, Rank rank, DType dtype) {
     const auto keep = [this](OwnedPack p) {
       owned.push_back(std::move(p));
@@ -59,13 +62,13 @@ struct RankWeights {
     weights.router = keep(pack(moe.router, moe.experts, moe.hidden, DType::f32));
     for (int slot = 0; slot < placement.slots_per_rank(); ++slot) {
       const ExpertId e = placement.expert_of(rank * placement.slots_per_rank() + slot);
-      weights.local.emplace_back();
+      local.emplace_back();
       if (e < 0) continue;
       const auto i = static_cast<std::size_t>(e);
-      weights.local.back() = {
-          keep(pack_gate_up(moe.gate[i], moe.up[i], moe.inter, moe.hidden, dtype)),
-          keep(pack(moe.down[i], moe.hidden, moe.inter, dtype))};
+      local.back() = {keep(pack_gate_up(moe.gate[i], moe.up[i], moe.inter, moe.hidden, dtype)),
+                      keep(pack(moe.down[i], moe.hidden, moe.inter, dtype))};
     }
+    weights.local = local;
     if (moe.shared_inter > 0) {
       weights.shared = {
           keep(pack_gate_up(
@@ -76,6 +79,7 @@ struct RankWeights {
   }
 
   std::vector<OwnedPack> owned;
+  std::vector<GatedFfnWeights> local;
   MoeWeights weights;
 };
 
