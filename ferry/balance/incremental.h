@@ -10,7 +10,8 @@ namespace ferry {
 /// Maps [layer][P]. Layers compete for options.max_transfers. Each step exchanges two slots, fills
 /// an empty one, or turns a replica that is not the last of its expert into one of a hot expert; no
 /// step puts an expert twice on a rank; with groups on nodes none leaves its node. A layer ends
-/// where it is good enough or no step helps. Slots that keep their expert stay in place.
+/// where it is good enough or no step helps; then exchanges go back that were not needed in the
+/// end. Slots that keep their expert stay in place.
 std::vector<std::vector<ExpertId>> incremental_maps(const std::vector<LayerProblem>& layers,
                                                     const ExpertPlacement& current,
                                                     const PlanOptions& options);

@@ -1,9 +1,14 @@
 #include "ferry/balance/measure.h"
 
 #include <algorithm>
+#include <cmath>
+#include <functional>
 #include <numeric>
 #include <queue>
 #include <tuple>
+
+#include "ferry/balance/flow.h"
+#include "ferry/core/error.h"
 
 namespace ferry {
 
@@ -83,20 +88,32 @@ class PackingSearch {
 
 }  // namespace
 
+ExpertLoad total_load(std::span<const ExpertLoad> steps) {
+  if (steps.empty()) fail<ConfigError>("a window without steps");
+  ExpertLoad sum = steps.front();
+  for (const ExpertLoad& step : steps.subspan(1)) {
+    if (step.layers != sum.layers || step.experts != sum.experts)
+      fail<ConfigError>("steps differ in layers or experts");
+    std::transform(step.counts.begin(),
+                   step.counts.end(),
+                   sum.counts.begin(),
+                   sum.counts.begin(),
+                   std::plus<>());
+  }
+  return sum;
+}
+
 std::vector<double> rank_loads(std::span<const double> load,
                                std::span<const ExpertId> slot_experts,
                                int ranks) {
-  std::vector<int> copies(load.size(), 0);
-  for (const ExpertId e : slot_experts)
-    if (e >= 0) ++copies[static_cast<std::size_t>(e)];
-  std::vector<double> loads(static_cast<std::size_t>(ranks), 0.0);
-  const std::size_t per_rank = slot_experts.size() / loads.size();
-  for (std::size_t slot = 0; slot < slot_experts.size(); ++slot) {
-    if (slot_experts[slot] < 0) continue;
-    const auto e = static_cast<std::size_t>(slot_experts[slot]);
-    loads[slot / per_rank] += load[e] / copies[e];
-  }
-  return loads;
+  return sum_by_rank(even_loads(load, slot_experts), ranks);
+}
+
+std::vector<double> rank_loads(const LayerProblem& p, std::span<const ExpertId> slot_experts) {
+  const int ranks = p.topology.ranks;
+  return sum_by_rank(
+      p.weighted ? level_loads(p.load, slot_experts, ranks) : even_loads(p.load, slot_experts),
+      ranks);
 }
 
 double balancedness(std::span<const double> loads) {
@@ -105,6 +122,19 @@ double balancedness(std::span<const double> loads) {
   const double mean =
       std::accumulate(loads.begin(), loads.end(), 0.0) / static_cast<double>(loads.size());
   return std::min(1.0, mean / max);
+}
+
+double mean_balancedness(const ExpertLoad& load, const ExpertPlacement& placement) {
+  double sum = 0;
+  int layers = 0;
+  for (int l = 0; l < load.layers; ++l) {
+    const std::vector<double> loads =
+        rank_loads(load.layer(l), placement.physical_to_logical(l), placement.ranks());
+    if (*std::max_element(loads.begin(), loads.end()) <= 0) continue;
+    sum += balancedness(loads);
+    ++layers;
+  }
+  return layers > 0 ? sum / layers : 1;
 }
 
 std::vector<int> replica_counts(std::span<const double> load, int replicas, int most) {
@@ -135,6 +165,37 @@ double best_balancedness(const LayerProblem& p) {
   for (std::size_t e = 0; e < p.load.size(); ++e) max = std::max(max, p.load[e] / counts[e]);
   if (t.hierarchical()) max = std::max(max, pack_groups(p).heaviest_bound / t.ranks_per_node());
   return mean / max;
+}
+
+int fewest_transfers(const LayerProblem& p, std::span<const ExpertId> current, double most) {
+  constexpr double kSlack = 1e-6;  // rounding must not make it too high
+  most *= 1 + kSlack;
+  const double total = std::accumulate(p.load.begin(), p.load.end(), 0.0);
+  if (total <= 0 || most <= 0) return 0;
+  const auto ranks = static_cast<std::size_t>(p.topology.ranks);
+  const std::size_t per_rank = current.size() / ranks;
+  std::vector<int> holders(p.load.size(), 0);
+  std::vector<double> capacity(ranks, 0.0);  // of a rank that receives nothing
+  for (std::size_t r = 0; r < ranks; ++r) {
+    std::vector<ExpertId> held(current.begin() + static_cast<std::ptrdiff_t>(r * per_rank),
+                               current.begin() + static_cast<std::ptrdiff_t>((r + 1) * per_rank));
+    std::sort(held.begin(), held.end());
+    held.erase(std::unique(held.begin(), held.end()), held.end());
+    for (const ExpertId e : held) {
+      if (e < 0) continue;
+      ++holders[static_cast<std::size_t>(e)];
+      capacity[r] += p.load[static_cast<std::size_t>(e)];
+    }
+    capacity[r] = std::min(capacity[r], most);
+  }
+  int copies = 0;
+  for (std::size_t e = 0; e < p.load.size(); ++e)
+    copies += std::max(0, static_cast<int>(std::ceil(p.load[e] / most - kSlack)) - holders[e]);
+  std::sort(capacity.begin(), capacity.end());
+  double missing = total * (1 - kSlack) - std::accumulate(capacity.begin(), capacity.end(), 0.0);
+  int receivers = 0;
+  for (std::size_t r = 0; r < ranks && missing > 0; ++r, ++receivers) missing -= most - capacity[r];
+  return std::max(copies, receivers);
 }
 
 GroupPacking pack_groups(const LayerProblem& p) {

@@ -18,6 +18,11 @@ std::vector<ExpertId> deepseek_layer(const LayerProblem& problem);
 /// help. Keeps groups on nodes where groups divide by nodes.
 std::vector<ExpertId> greedy_layer(const LayerProblem& problem);
 
+/// From a map that another policy made: replica counts stay, exchanges lower the load of the most
+/// loaded ranks over the samples of the problem instead of over their sum, so experts that are busy
+/// at the same times (covariance) come apart and those that vary meet steady ones.
+void spread_risk(const LayerProblem& problem, std::vector<ExpertId>& map);
+
 /// Renames the ranks within each node and the slots within each rank, so that experts stay where
 /// `current` has them as far as possible. Changes no rank's set of experts but by renaming ranks.
 /// current: [P] of the same shape.

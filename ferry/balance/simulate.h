@@ -13,6 +13,8 @@ struct SimulateOptions {
   PlanOptions plan;
   int interval = 50;          // steps between two plans
   int window = 50;            // steps that a plan looks back on
+  int share_interval = 0;     // weighted: steps between new shares; 0 = only plans bring them
+  bool nearest = false;       // tokens go to the nearest replica, within its part
   double expert_bytes = 0;    // weights of one expert
   double row_us = 1;          // time of one row in an expert
   double bytes_per_us = 1e4;  // what a rank receives of moved weights
@@ -22,6 +24,9 @@ struct Simulation {
   std::vector<double> balancedness;  // [step], mean over layers
   double mean_balancedness = 0;
   double min_balancedness = 1;
+  /// Mean over steps of the part of the rows that leave their rank, their node.
+  double off_rank = 0;
+  double off_node = 0;
   int plans = 0;
   int transfers = 0;
   double bytes_moved = 0;

@@ -12,10 +12,11 @@ namespace ferry {
 
 namespace {
 
-constexpr std::array<std::pair<std::string_view, TraceKind>, 3> kKinds{{
+constexpr std::array<std::pair<std::string_view, TraceKind>, 4> kKinds{{
     {"zipf", TraceKind::zipf},
     {"drifting", TraceKind::drifting},
     {"bursty", TraceKind::bursty},
+    {"topics", TraceKind::topics},
 }};
 
 constexpr int kDriftSteps = 200;  // from one order of the experts to the next
@@ -23,6 +24,10 @@ constexpr int kBurstSteps = 20;   // how long a burst lasts
 constexpr int kBurstEvery = 60;   // from the begin of one to the next
 constexpr int kBurstExperts = 4;
 constexpr double kBurstFactor = 10;
+constexpr int kTopicSteps = 20;  // from one topic to the next
+constexpr std::size_t kTopics = 8;
+constexpr std::size_t kTopicPart = 16;  // one of so many experts belongs to a topic
+constexpr double kTopicFactor = 6;
 
 /// The engine is defined by the standard, its distributions are not.
 class Random {
@@ -57,6 +62,11 @@ class Popularity {
       sorted_[e] = std::pow(static_cast<double>(e + 1), -o.exponent);
     from_ = shuffled(sorted_, random);
     to_ = from_;
+    if (kind_ != TraceKind::topics) return;
+    for (std::vector<std::size_t>& topic : topics_) {
+      topic.resize(ceil_div(sorted_.size(), kTopicPart));
+      for (std::size_t& e : topic) e = random.below(sorted_.size());
+    }
   }
 
   std::vector<double> at(int step, Random& random) {
@@ -74,6 +84,9 @@ class Popularity {
       }
       if (step % kBurstEvery < kBurstSteps)
         for (const std::size_t e : burst_) now[e] *= kBurstFactor;
+    } else if (kind_ == TraceKind::topics) {
+      if (step % kTopicSteps == 0) topic_ = random.below(kTopics);
+      for (const std::size_t e : topics_[topic_]) now[e] *= kTopicFactor;
     }
     return now;
   }
@@ -84,6 +97,8 @@ class Popularity {
   std::vector<double> from_;
   std::vector<double> to_;
   std::array<std::size_t, kBurstExperts> burst_{};
+  std::array<std::vector<std::size_t>, kTopics> topics_;  // the experts of each
+  std::size_t topic_ = 0;
 };
 
 }  // namespace

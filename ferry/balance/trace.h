@@ -14,12 +14,13 @@ using Trace = std::vector<ExpertLoad>;  // [step]
 enum class TraceKind {
   zipf,      // popularity falls as 1/rank^exponent and stays
   drifting,  // the same, passing from one order of the experts to another all the time
-  bursty     // the same; now and then a few experts are ten times as popular for a while
+  bursty,    // the same; now and then a few experts are ten times as popular for a while
+  topics     // the same; always some experts are popular together, in a few sets that come back
 };
 
 /// Throws ConfigError that lists the names for an unknown one.
 TraceKind parse_trace_kind(std::string_view name);
-inline constexpr std::string_view kTraceKinds = "zipf, drifting, bursty";
+inline constexpr std::string_view kTraceKinds = "zipf, drifting, bursty, topics";
 
 struct TraceOptions {
   TraceKind kind = TraceKind::zipf;

@@ -64,6 +64,20 @@ TEST(Measure, ReplicaCountsMinimiseTheLargestShare) {
   EXPECT_EQ(replica_counts(Loads{5, 5}, 9, 3), (std::vector<int>{3, 3}));
 }
 
+TEST(Measure, FewestTransfersCountRanksThatMustReceiveAndReplicasOfLargeExperts) {
+  const Loads load{6, 6, 1, 1, 1, 1};
+  const LayerProblem p{load, {4, 1, 1}, 2, 8};
+  const std::vector<ExpertId> current{0, 1, 2, 3, 4, 5, -1, -1};
+  EXPECT_EQ(fewest_transfers(p, current, 12), 0);
+  EXPECT_EQ(fewest_transfers(p, current, 8), 1);  // 8 + 2 + 2 + 4
+  EXPECT_EQ(fewest_transfers(p, current, 6), 1);  // 6 + 2 + 2 + 6
+  EXPECT_EQ(fewest_transfers(p, current, 4), 3);  // all but the first
+  EXPECT_EQ(fewest_transfers(
+                {Loads{9, 0}, {3, 1, 1}, 2, 6}, std::vector<ExpertId>{0, 1, -1, -1, 0, 1}, 3),
+            1);
+  EXPECT_EQ(fewest_transfers({Loads{0, 0}, {2, 1, 1}, 1, 2}, std::vector<ExpertId>{0, 1}, 0), 0);
+}
+
 TEST(Measure, CountsExpertsThatARankHoldsTwice) {
   EXPECT_EQ(count_duplicates(std::vector<ExpertId>{0, 0, 1, 0, -1, -1}, 2, 2), 1);
   EXPECT_EQ(count_duplicates(std::vector<ExpertId>{0, 1, 0, 1}, 2, 2), 0);

@@ -94,6 +94,100 @@ TEST(Moves, CarriedOutGiveTheNewPlacement) {
   }
 }
 
+/// All layers' slots with what is in them, while they pass from one placement to another. A layer's
+/// new content is staged first; the layer switches at once when all of it is there.
+class Slots {
+ public:
+  Slots(int layers, int experts, int ranks, std::mt19937_64& random)
+      : experts_(experts), ranks_(ranks), spr_(2 + test::below(random, 3)) {
+    spr_ += static_cast<int>(ceil_div(experts, ranks));
+    maps_ = random_placement(layers, random);
+    for (int l = 0; l < layers; ++l) {
+      content_.emplace_back();
+      for (const ExpertId e : maps_[static_cast<std::size_t>(l)])
+        content_.back().push_back(weights_of(l, e));
+    }
+  }
+
+  std::vector<std::vector<ExpertId>> random_placement(int layers, std::mt19937_64& random) const {
+    std::vector<std::vector<ExpertId>> maps;
+    for (int l = 0; l < layers; ++l) maps.push_back(random_map(experts_, spr_ * ranks_, random));
+    return maps;
+  }
+
+  ExpertPlacement placement() const { return {maps_, experts_, ranks_}; }
+
+  /// Carries out the moves of one layer; with `staged_only`, drops them again before the switch.
+  void move(int layer, const Placement& after, const LayerMoves& moves, bool staged_only) {
+    std::vector<std::vector<int>>& now = content_[static_cast<std::size_t>(layer)];
+    std::vector<std::vector<int>> next(now.size(), weights_of(layer, -1));
+    for (SlotId slot = 0; slot < after.slots(); ++slot)
+      if (moves.source[static_cast<std::size_t>(slot)] == slot) at(next, slot) = at(now, slot);
+    for (Rank r = 0; r < ranks_; ++r) {
+      const RankMoves& mine = moves.ranks[static_cast<std::size_t>(r)];
+      for (const Transfer& t : mine.sends)
+        at(next, t.peer * spr_ + t.peer_local) = at(now, r * spr_ + t.local);
+      for (const LocalCopy& c : mine.copies) at(next, r * spr_ + c.to) = at(now, r * spr_ + c.from);
+    }
+    if (staged_only) return;
+    for (Rank r = 0; r < ranks_; ++r)
+      for (const LocalCopy& c : moves.ranks[static_cast<std::size_t>(r)].duplicates)
+        at(next, r * spr_ + c.to) = at(next, r * spr_ + c.from);
+    now = std::move(next);
+    const auto map = after.expert_of_slots();
+    maps_[static_cast<std::size_t>(layer)].assign(map.begin(), map.end());
+  }
+
+  void expect_every_slot_holds_what_the_map_says() const {
+    for (std::size_t l = 0; l < maps_.size(); ++l) {
+      for (std::size_t slot = 0; slot < maps_[l].size(); ++slot)
+        ASSERT_EQ(content_[l][slot], weights_of(static_cast<int>(l), maps_[l][slot]))
+            << "layer " << l << " slot " << slot;
+    }
+  }
+
+ private:
+  static std::vector<int> weights_of(int layer, ExpertId e) {
+    if (e < 0) return {};
+    return {layer, e, 1000 * layer + e, -e};
+  }
+
+  static std::vector<int>& at(std::vector<std::vector<int>>& slots, SlotId slot) {
+    return slots[static_cast<std::size_t>(slot)];
+  }
+
+  int experts_;
+  int ranks_;
+  int spr_;
+  std::vector<std::vector<ExpertId>> maps_;             // [layer][P]
+  std::vector<std::vector<std::vector<int>>> content_;  // [layer][P]
+};
+
+TEST(Moves, TransitionsEndWithEveryExpertInItsSlotAlsoWhenANewerPlanInterruptsThem) {
+  std::mt19937_64 random(9);
+  constexpr int kLayers = 3;
+  for (int transitions = 0; transitions < 10000;) {
+    const int nodes = 1 + test::below(random, 2);
+    const int ranks = nodes * (1 + test::below(random, 4));
+    const int experts = 1 + test::below(random, 16);
+    Slots slots(kLayers, experts, ranks, random);
+    for (int plan = 0; plan < 20; ++plan, ++transitions) {
+      // From where the slots are, which after an interruption is neither the old nor the new plan.
+      const ExpertPlacement before = slots.placement();
+      const ExpertPlacement after(slots.random_placement(kLayers, random), experts, ranks);
+      const int interrupted = test::below(random, 2 * kLayers);  // kLayers and more: not at all
+      for (int l = 0; l < std::min(kLayers, interrupted + 1); ++l) {
+        slots.move(l,
+                   after.layer(l),
+                   make_moves(before.layer(l), after.layer(l), nodes),
+                   l == interrupted);
+        slots.expect_every_slot_holds_what_the_map_says();
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
 TEST(Moves, NothingToDoMovesNothing) {
   const Placement p = Placement::identity(7, 3, 4);
   const LayerMoves moves = make_moves(p, p);

@@ -52,6 +52,29 @@ TEST(Deepseek, IsGlobalWhereGroupsDoNotDivideByNodes) {
             plan_with(Policy::deepseek, readme_load(), {8, 1, 1}, 4).placement);
 }
 
+TEST(Deepseek, GivesReplicasToTheLargestSharesOnRandomLoads) {
+  std::mt19937_64 random(8);
+  for (int round = 0; round < 3000; ++round) {
+    const int ranks = 1 + test::below(random, 8);
+    const int experts = ranks * (1 + test::below(random, 8));
+    const int redundant = ranks * test::below(random, 4);
+    const ExpertLoad load = test::random_load(1, experts, random);
+    if (redundant > experts * (ranks - 1)) continue;
+    const Plan plan = plan_with(Policy::deepseek, load, {ranks, 1, 1}, redundant);
+    const Map map = map_of(plan, 0);
+    EXPECT_EQ(std::count(map.begin(), map.end(), -1), 0);
+    const std::vector<int> best = replica_counts(load.layer(0), experts + redundant, 1000);
+    double theirs = 0;
+    double lowest = 0;
+    for (ExpertId e = 0; e < experts; ++e) {
+      const double count = load.layer(0)[static_cast<std::size_t>(e)];
+      theirs = std::max(theirs, count / plan.placement.replica_count(0, e));
+      lowest = std::max(lowest, count / best[static_cast<std::size_t>(e)]);
+    }
+    EXPECT_NEAR(theirs, lowest, 1e-5 * lowest) << "round " << round;
+  }
+}
+
 TEST(Greedy, ComesNearDeepseekOnItsExampleWithoutAnExpertTwiceOnARank) {
   const Plan plan = plan_with(Policy::greedy, readme_load(), {8, 1, 1}, 4);
   EXPECT_GE(plan.layers[0].after, 0.92);
@@ -97,6 +120,7 @@ void expect_sound(const Plan& plan, const ExpertLoad& load, const Topology& t, P
     EXPECT_EQ(plan.duplicates, 0);
   }
   EXPECT_LE(plan.balance.after, plan.balance.bound + 1e-9);
+  EXPECT_LE(plan.transfers_bound, plan.transfers);
   for (int l = 0; l < load.layers; ++l) {
     const LayerMoves& moves = plan.moves[static_cast<std::size_t>(l)];
     EXPECT_EQ(moves.source.size(), static_cast<std::size_t>(plan.placement.slots()));
@@ -117,10 +141,15 @@ TEST(Planner, EveryPolicyIsSoundOnRandomLoads) {
     const ExpertLoad load = test::random_load(2, experts, random);
     const int redundant = test::below(random, std::min(experts * (t.ranks - 1), 2 * experts) + 1);
     for (const Policy policy :
-         {Policy::identity, Policy::deepseek, Policy::greedy, Policy::incremental}) {
+         {Policy::identity, Policy::deepseek, Policy::greedy, Policy::incremental, Policy::risk}) {
       const Plan plan = plan_with(policy, load, t, redundant);
       expect_sound(plan, load, t, policy);
       EXPECT_EQ(plan.placement.hash(), plan_with(policy, load, t, redundant).placement.hash());
+      PlanOptions weighted{.policy = policy, .redundant = redundant, .weighted = true};
+      const Plan leveled = plan_placement(load, std::nullopt, t, weighted);
+      expect_sound(leveled, load, t, policy);
+      ASSERT_EQ(leveled.shares.size(), 2U);
+      EXPECT_EQ(leveled.shares[1].size(), static_cast<std::size_t>(leveled.placement.slots()));
       const bool rearranges_freely = policy == Policy::incremental || !t.hierarchical();
       if (policy != Policy::deepseek && rearranges_freely) {
         EXPECT_GE(plan.balance.after, plan.balance.before - 1e-9)

@@ -1,0 +1,408 @@
+// A plan as it travels, in 32-bit words:
+//   plan = hash of what follows (2 words), number of layers in the order, order [layers],
+//          maps [layers][P]
+#include "ferry/balance/expert_mover.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "ferry/core/error.h"
+
+namespace ferry {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int kPlanSignal = 0;
+constexpr std::size_t kPlanHeadWords = 3;
+constexpr std::int64_t kAlignment = 64;
+
+int bytes_signal(Rank from) { return 1 + from; }
+
+int hash_signal(Rank from, int ranks) { return 1 + ranks + from; }
+
+std::size_t aligned(std::size_t bytes) {
+  return static_cast<std::size_t>(round_up(static_cast<std::int64_t>(bytes), kAlignment));
+}
+
+/// Four independent chains, so that it goes as fast as memory.
+std::uint64_t hash_bytes(const std::byte* data, std::size_t bytes) {
+  std::uint64_t h[4] = {1, 2, 3, 4};
+  for (std::size_t i = 0; i + 8 <= bytes; i += 8) {
+    std::uint64_t word;
+    std::memcpy(&word, data + i, 8);
+    std::uint64_t& chain = h[i / 8 % 4];
+    chain = (chain ^ word) * 0x9E3779B97F4A7C15U;
+    chain ^= chain >> 29;
+  }
+  return ((h[0] * 3 + h[1]) * 5 + h[2]) * 7 + h[3];
+}
+
+}  // namespace
+
+std::size_t ExpertMover::spare_blocks(const std::vector<Blocks>& layers) {
+  std::size_t spare = layers.front().size();
+  for (const Blocks& blocks : layers)
+    spare += static_cast<std::size_t>(std::count(blocks.begin(), blocks.end(), nullptr));
+  return spare;
+}
+
+ExpertMover::ExpertMover(const MoverOptions& options, Holding holding, Transport& transport)
+    : options_(options),
+      held_(std::move(holding)),
+      transport_(transport),
+      slots_per_rank_(held_.blocks.front().size()),
+      direct_(transport.capabilities().load_store) {
+  FERRY_CHECK(held_.placements.size() == held_.blocks.size() &&
+                  held_.spare.size() >= spare_blocks(held_.blocks),
+              "{} placements, {} layers of blocks, {} spare ones",
+              held_.placements.size(),
+              held_.blocks.size(),
+              held_.spare.size());
+  FERRY_CHECK(options.block_bytes % 8 == 0 && options.block_bytes > 0 && options.max_step_bytes > 0,
+              "blocks of {} bytes, {} a step",
+              options.block_bytes,
+              options.max_step_bytes);
+  for (const Placement& placement : held_.placements) {
+    FERRY_CHECK(placement.ranks() == ranks() &&
+                    static_cast<std::size_t>(placement.slots_per_rank()) == slots_per_rank_,
+                "a placement of {} slots on {} ranks",
+                placement.slots(),
+                placement.ranks());
+  }
+  const auto all = static_cast<std::size_t>(ranks());
+  plan_bytes_ = aligned(plan_words() * sizeof(std::int32_t));
+  buffer_bytes_ = aligned(options.max_step_bytes);
+  hashes_at_ = 2 * plan_bytes_ + 4 * buffer_bytes_;
+  const std::size_t hash_bytes_of_all =
+      options.canary ? all * held_.blocks.size() * slots_per_rank_ * sizeof(std::uint64_t) : 0;
+  region_ = transport.allocate_region(hashes_at_ + hash_bytes_of_all, 1 + 2 * ranks());
+  puts_expected_.assign(all, 0);
+  sent_.assign(all, 0);
+  received_.assign(all, 0);
+  if (options.canary) exchange_hashes();
+}
+
+// --- Bytes ---------------------------------------------------------------------------------------
+
+std::size_t ExpertMover::plan_words() const {
+  const std::size_t layers = held_.blocks.size();
+  return kPlanHeadWords + layers +
+         layers * static_cast<std::size_t>(held_.placements.front().slots());
+}
+
+std::size_t ExpertMover::in_offset(std::uint64_t step) const {
+  return 2 * plan_bytes_ + step % 2 * buffer_bytes_;
+}
+
+std::size_t ExpertMover::out_offset(std::uint64_t step) const {
+  return 2 * plan_bytes_ + (2 + step % 2) * buffer_bytes_;
+}
+
+std::uint64_t ExpertMover::puts_for(std::size_t bytes) const {
+  const std::size_t most = transport_.capabilities().max_put_bytes;
+  return bytes / most + (bytes % most != 0 ? 1 : 0);
+}
+
+void ExpertMover::put(Rank peer, std::size_t to, std::size_t from, std::size_t bytes, int signal) {
+  const std::size_t most = transport_.capabilities().max_put_bytes;
+  for (std::size_t done = 0; done < bytes;) {
+    const std::size_t n = std::min(bytes - done, most);
+    transport_.put({.region = region_.get(),
+                    .peer = peer,
+                    .offset = to + done,
+                    .source = region_->local().subspan(from + done, n),
+                    .signal = signal});
+    done += n;
+  }
+}
+
+void ExpertMover::await(int signal, std::uint64_t count, const char* what, Rank peer) {
+  if (transport_.wait(*region_, signal, count, deadline_in(options_.timeout)) ==
+      WaitResult::reached)
+    return;
+  throw TransportError(TransportError::Kind::timeout,
+                       peer,
+                       fmt::format("moving experts: rank {} sent no {} (expected {} puts, saw {})",
+                                   peer,
+                                   what,
+                                   count,
+                                   transport_.signal_value(*region_, signal)));
+}
+
+// --- The canary ----------------------------------------------------------------------------------
+
+void ExpertMover::exchange_hashes() {
+  const std::size_t per_rank = held_.blocks.size() * slots_per_rank_;
+  auto* all = reinterpret_cast<std::uint64_t*>(region_->local().data() + hashes_at_);
+  const auto me = static_cast<std::size_t>(transport_.rank());
+  for (std::size_t layer = 0; layer < held_.blocks.size(); ++layer) {
+    for (std::size_t local = 0; local < slots_per_rank_; ++local) {
+      const std::byte* block = held_.blocks[layer][local];
+      all[me * per_rank + layer * slots_per_rank_ + local] =
+          block ? hash_bytes(block, options_.block_bytes) : 0;
+    }
+  }
+  const std::size_t bytes = per_rank * sizeof(std::uint64_t);
+  const std::size_t at = hashes_at_ + me * bytes;
+  for (Rank peer = 0; peer < ranks(); ++peer)
+    if (peer != transport_.rank())
+      put(peer, at, at, bytes, hash_signal(transport_.rank(), ranks()));
+  for (Rank peer = 0; peer < ranks(); ++peer)
+    if (peer != transport_.rank())
+      await(hash_signal(peer, ranks()), puts_for(bytes), "hashes", peer);
+
+  for (std::size_t layer = 0; layer < held_.blocks.size(); ++layer) {
+    const Placement& placement = held_.placements[layer];
+    std::vector<std::uint64_t>& hashes = hashes_.emplace_back();
+    for (ExpertId e = 0; e < placement.experts(); ++e) {
+      const SlotId slot = placement.replicas(e).front();
+      const auto rank = static_cast<std::size_t>(placement.rank_of(slot));
+      const std::size_t local = static_cast<std::size_t>(slot) % slots_per_rank_;
+      hashes.push_back(all[rank * per_rank + layer * slots_per_rank_ + local]);
+    }
+    check_blocks(static_cast<int>(layer));
+  }
+}
+
+void ExpertMover::check_blocks(int layer) const {
+  const auto l = static_cast<std::size_t>(layer);
+  const Placement& placement = held_.placements[l];
+  const auto first =
+      static_cast<SlotId>(static_cast<std::size_t>(transport_.rank()) * slots_per_rank_);
+  for (std::size_t local = 0; local < slots_per_rank_; ++local) {
+    const ExpertId e = placement.expert_of(first + static_cast<SlotId>(local));
+    const std::byte* block = held_.blocks[l][local];
+    FERRY_CHECK((e < 0) == (block == nullptr), "layer {}, slot {}: expert {}", l, local, e);
+    if (e < 0) continue;
+    FERRY_CHECK(hash_bytes(block, options_.block_bytes) == hashes_[l][static_cast<std::size_t>(e)],
+                "sparse layer {}: slot {} of rank {} does not hold expert {}",
+                layer,
+                local,
+                transport_.rank(),
+                e);
+  }
+}
+
+// --- Plans ---------------------------------------------------------------------------------------
+
+void ExpertMover::announce(const std::vector<std::vector<ExpertId>>& maps,
+                           std::span<const int> order) {
+  FERRY_CHECK(transport_.rank() == 0 && plans_announced_ == plan_,
+              "plan {} is announced by rank {} while {} is in work",
+              plans_announced_ + 1,
+              transport_.rank(),
+              plan_);
+  const std::size_t layers = held_.blocks.size();
+  if (maps.size() != layers) fail<ConfigError>("a plan of {} layers for {}", maps.size(), layers);
+  FERRY_CHECK(order.size() <= layers, "{} layers in order, of {}", order.size(), layers);
+  const Placement& now = held_.placements.front();
+  for (const std::vector<ExpertId>& map : maps) {
+    if (std::ssize(map) != now.slots())
+      fail<ConfigError>("a plan of {} slots, {} are in force", map.size(), now.slots());
+    static_cast<void>(Placement(map, now.experts(), now.ranks()));  // throws
+  }
+
+  // This rank's own copy is the source, so the plan of before must have been read: it has, since
+  // every rank has answered the step that adopted it.
+  const std::size_t from = plan_bytes_;
+  auto* words = reinterpret_cast<std::int32_t*>(region_->local().data() + from);
+  std::int32_t* next = words + 2;
+  *next++ = static_cast<std::int32_t>(order.size());
+  std::copy(order.begin(), order.end(), next);
+  next += layers;
+  for (const std::vector<ExpertId>& map : maps) next = std::copy(map.begin(), map.end(), next);
+  const std::size_t bytes = plan_words() * sizeof(std::int32_t);
+  const std::uint64_t hash =
+      hash_bytes(reinterpret_cast<std::byte*>(words + 2), (bytes - 8) / 8 * 8);
+  std::memcpy(words, &hash, sizeof(hash));
+  for (Rank peer = 0; peer < ranks(); ++peer) put(peer, 0, from, bytes, kPlanSignal);
+  ++plans_announced_;
+}
+
+MoveOrders ExpertMover::orders(std::size_t bytes) const {
+  return {.plan = plans_announced_,
+          .switches = switches_ + (complete() ? 1 : 0),
+          .bytes = std::min(bytes, options_.max_step_bytes)};
+}
+
+void ExpertMover::adopt(std::uint64_t plan) {
+  FERRY_CHECK(plan == plan_ + 1, "plan {} behind plan {}", plan, plan_);
+  const std::size_t bytes = plan_words() * sizeof(std::int32_t);
+  await(kPlanSignal, plan * puts_for(bytes), "plan", 0);
+  drop_work();
+  plan_ = plan;
+  const auto* words = reinterpret_cast<const std::int32_t*>(region_->local().data());
+  std::uint64_t hash = 0;
+  std::memcpy(&hash, words, sizeof(hash));
+  FERRY_CHECK(
+      hash == hash_bytes(reinterpret_cast<const std::byte*>(words + 2), (bytes - 8) / 8 * 8),
+      "plan {} is damaged",
+      plan);
+  const std::int32_t* next = words + kPlanHeadWords;
+  order_.assign(next, next + words[2]);
+  next_layer_ = 0;
+  next += held_.blocks.size();
+  maps_.resize(held_.blocks.size());
+  for (std::vector<ExpertId>& map : maps_) {
+    const std::int32_t* end = next + held_.placements.front().slots();
+    map.assign(next, end);
+    next = end;
+  }
+}
+
+// --- A layer -------------------------------------------------------------------------------------
+
+void ExpertMover::drop_work() {
+  if (!work_) return;
+  for (const Transit& transit : work_->transits)
+    if (transit.target) held_.spare.push_back(transit.target);
+  work_.reset();
+  ++next_layer_;
+}
+
+bool ExpertMover::start_layer() {
+  for (; next_layer_ < order_.size(); ++next_layer_) {
+    const int layer = order_[next_layer_];
+    const Placement& now = held_.placements[static_cast<std::size_t>(layer)];
+    const std::vector<ExpertId>& map = maps_[static_cast<std::size_t>(layer)];
+    if (std::ranges::equal(map, now.expert_of_slots())) continue;
+    Placement target(map, now.experts(), now.ranks());
+    LayerMoves moves = make_moves(now, target);
+    work_.emplace(Work{layer, std::move(target), std::move(moves), {}});
+    for (Rank to = 0; to < ranks(); ++to) {
+      for (const Transfer& receive : work_->moves.ranks[static_cast<std::size_t>(to)].receives) {
+        Transit transit{.from = receive.peer, .to = to, .from_local = receive.peer_local};
+        if (to == transport_.rank()) {
+          FERRY_CHECK(!held_.spare.empty(), "no spare block is left");
+          transit.target = held_.spare.back();
+          held_.spare.pop_back();
+        }
+        work_->transits.push_back(transit);
+      }
+    }
+    return true;
+  }
+  return false;
+}
+
+bool ExpertMover::complete() const { return work_ && work_->first_open == work_->transits.size(); }
+
+void ExpertMover::switch_layer(OnSwitch on_switch) {
+  const auto layer = static_cast<std::size_t>(work_->layer);
+  const auto me = static_cast<std::size_t>(transport_.rank());
+  const Blocks& before = held_.blocks[layer];
+  Blocks after(slots_per_rank_, nullptr);
+  for (std::size_t local = 0; local < slots_per_rank_; ++local) {
+    const SlotId source = work_->moves.source[me * slots_per_rank_ + local];
+    if (source >= 0 && static_cast<std::size_t>(source) / slots_per_rank_ == me)
+      after[local] = before[static_cast<std::size_t>(source) % slots_per_rank_];
+  }
+  const RankMoves& mine = work_->moves.ranks[me];
+  auto receive = mine.receives.begin();
+  for (const Transit& transit : work_->transits)
+    if (transit.target) after[static_cast<std::size_t>((receive++)->local)] = transit.target;
+  // An expert that lies twice on a rank lies there once: both slots share the block.
+  for (const LocalCopy& copy : mine.duplicates)
+    after[static_cast<std::size_t>(copy.to)] = after[static_cast<std::size_t>(copy.from)];
+
+  Blocks freed = before;
+  std::sort(freed.begin(), freed.end());
+  freed.erase(std::unique(freed.begin(), freed.end()), freed.end());
+  for (std::byte* block : freed)
+    if (block && std::find(after.begin(), after.end(), block) == after.end())
+      held_.spare.push_back(block);
+  held_.blocks[layer] = std::move(after);
+  held_.placements[layer] = std::move(work_->target);
+  ++switches_;
+  if (options_.canary) check_blocks(work_->layer);
+  on_switch(work_->layer, held_.placements[layer], held_.blocks[layer]);
+  work_.reset();
+  ++next_layer_;
+}
+
+// --- Steps ---------------------------------------------------------------------------------------
+
+void ExpertMover::begin_step(const MoveOrders& orders, OnSwitch on_switch) {
+  take_in();
+  ++step_;
+  if (complete()) switch_layer(on_switch);
+  FERRY_CHECK(orders.switches == switches_ && orders.bytes <= options_.max_step_bytes,
+              "rank 0 expects {} switched layers, rank {} has {}; {} bytes a step",
+              orders.switches,
+              transport_.rank(),
+              switches_,
+              orders.bytes);
+  if (orders.plan != plan_) adopt(orders.plan);
+  send(orders.bytes);
+}
+
+void ExpertMover::take_in() {
+  const Clock::time_point begin = Clock::now();
+  for (const Arrival& arrival : arrivals_) {
+    await(bytes_signal(arrival.from),
+          puts_expected_[static_cast<std::size_t>(arrival.from)],
+          "weights",
+          arrival.from);
+    std::memcpy(
+        arrival.target, region_->local().data() + in_offset(step_) + arrival.offset, arrival.bytes);
+    bytes_received_ += arrival.bytes;
+  }
+  if (!arrivals_.empty()) copy_time_ += Clock::now() - begin;
+  arrivals_.clear();
+}
+
+void ExpertMover::send(std::size_t budget) {
+  if (budget == 0 || (!work_ && !start_layer())) return;
+  std::fill(sent_.begin(), sent_.end(), 0);
+  std::fill(received_.begin(), received_.end(), 0);
+  std::vector<Transit>& transits = work_->transits;
+  for (std::size_t i = work_->first_open; i < transits.size(); ++i) {
+    Transit& transit = transits[i];
+    std::size_t& out_at = sent_[static_cast<std::size_t>(transit.from)];
+    std::size_t& in_at = received_[static_cast<std::size_t>(transit.to)];
+    const std::size_t bytes =
+        std::min({options_.block_bytes - transit.done, budget - out_at, budget - in_at});
+    if (bytes == 0) continue;
+    if (transit.from == transport_.rank()) send_chunk(transit, bytes, in_at, out_at);
+    if (transit.to == transport_.rank()) {
+      // Over mapped memory the bytes are written in place, and one empty put says so.
+      puts_expected_[static_cast<std::size_t>(transit.from)] += direct_ ? 1 : puts_for(bytes);
+      arrivals_.push_back({transit.from, transit.target + transit.done, in_at, bytes});
+    }
+    transit.done += bytes;
+    out_at += bytes;
+    in_at += bytes;
+  }
+  while (work_->first_open < transits.size() &&
+         transits[work_->first_open].done == options_.block_bytes)
+    ++work_->first_open;
+}
+
+void ExpertMover::send_chunk(const Transit& transit,
+                             std::size_t bytes,
+                             std::size_t in_at,
+                             std::size_t out_at) {
+  const Clock::time_point begin = Clock::now();
+  const std::byte* source = held_.blocks[static_cast<std::size_t>(work_->layer)]
+                                        [static_cast<std::size_t>(transit.from_local)] +
+                            transit.done;
+  const int signal = bytes_signal(transport_.rank());
+  const std::size_t to = in_offset(step_) + in_at;
+  if (direct_) {
+    std::memcpy(transport_.peer_window(*region_, transit.to).data() + to, source, bytes);
+    transport_.put({.region = region_.get(), .peer = transit.to, .signal = signal});
+  } else {
+    // Free again two steps later: the peer has taken these bytes in before it answers the next
+    // one.
+    const std::size_t from = out_offset(step_) + out_at;
+    std::memcpy(region_->local().data() + from, source, bytes);
+    put(transit.to, to, from, bytes, signal);
+  }
+  bytes_sent_ += bytes;
+  copy_time_ += Clock::now() - begin;
+}
+
+}  // namespace ferry

@@ -1,0 +1,249 @@
+// Every byte where the map says, through random placements, small budgets and interrupting plans.
+#include "ferry/balance/expert_mover.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <numeric>
+#include <optional>
+#include <random>
+#include <string_view>
+
+#include "ferry/core/error.h"
+#include "support/ranks.h"
+
+namespace ferry {
+namespace {
+
+constexpr std::size_t kBlockBytes = 1000;
+
+using Maps = std::vector<std::vector<ExpertId>>;
+
+/// A byte that says layer, expert and place.
+std::byte content(int layer, ExpertId expert, std::size_t i) {
+  const auto word = static_cast<std::uint32_t>(layer * 1000003 + expert * 7919) +
+                    static_cast<std::uint32_t>(i) * 2654435761U;
+  return static_cast<std::byte>(word >> 13 ^ word);
+}
+
+struct Shape {
+  int layers = 3;
+  int experts = 6;
+  int ranks = 3;
+  int slots_per_rank = 3;
+
+  int slots() const { return ranks * slots_per_rank; }
+};
+
+/// Every expert somewhere, the other slots at random or empty; an expert may lie twice on a rank.
+Maps random_maps(const Shape& shape, std::mt19937& random) {
+  Maps maps;
+  for (int layer = 0; layer < shape.layers; ++layer) {
+    std::vector<ExpertId> map(static_cast<std::size_t>(shape.slots()));
+    std::iota(map.begin(), map.end(), 0);
+    for (auto slot = map.begin() + shape.experts; slot != map.end(); ++slot)
+      *slot = static_cast<ExpertId>(random() % static_cast<unsigned>(shape.experts + 1)) - 1;
+    std::shuffle(map.begin(), map.end(), random);
+    maps.push_back(std::move(map));
+  }
+  return maps;
+}
+
+/// One rank: its memory and its mover.
+class Holder {
+ public:
+  Holder(const Shape& shape, const Maps& maps, MoverOptions options, Transport& transport)
+      : shape_(shape), rank_(transport.rank()) {
+    ExpertMover::Holding holding;
+    const auto local_slots = static_cast<std::size_t>(shape.slots_per_rank);
+    for (int layer = 0; layer < shape.layers; ++layer) {
+      holding.placements.emplace_back(
+          maps[static_cast<std::size_t>(layer)], shape.experts, shape.ranks);
+      ExpertMover::Blocks& blocks = holding.blocks.emplace_back(local_slots, nullptr);
+      for (std::size_t local = 0; local < local_slots; ++local) {
+        const ExpertId e = expert_at(holding.placements.back(), local);
+        if (e < 0) continue;
+        blocks[local] = new_block();
+        for (std::size_t i = 0; i < kBlockBytes; ++i) blocks[local][i] = content(layer, e, i);
+      }
+    }
+    for (std::size_t i = ExpertMover::spare_blocks(holding.blocks); i > 0; --i)
+      holding.spare.push_back(new_block());
+    options.block_bytes = kBlockBytes;
+    mover.emplace(options, std::move(holding), transport);
+  }
+
+  void expect_every_byte() const {
+    for (int layer = 0; layer < shape_.layers; ++layer) {
+      const auto l = static_cast<std::size_t>(layer);
+      for (std::size_t local = 0; local < mover->blocks()[l].size(); ++local) {
+        const ExpertId e = expert_at(mover->placements()[l], local);
+        const std::byte* block = mover->blocks()[l][local];
+        ASSERT_EQ(block == nullptr, e < 0);
+        for (std::size_t i = 0; block && i < kBlockBytes; ++i)
+          ASSERT_EQ(block[i], content(layer, e, i)) << "layer " << layer << " expert " << e;
+      }
+    }
+  }
+
+  std::optional<ExpertMover> mover;
+
+ private:
+  ExpertId expert_at(const Placement& placement, std::size_t local) const {
+    return placement.expert_of(static_cast<SlotId>(rank_ * shape_.slots_per_rank) +
+                               static_cast<SlotId>(local));
+  }
+
+  std::byte* new_block() {
+    memory_.push_back(std::make_unique<std::byte[]>(kBlockBytes));
+    return memory_.back().get();
+  }
+
+  Shape shape_;
+  Rank rank_;
+  std::vector<std::unique_ptr<std::byte[]>> memory_;
+};
+
+/// Orders travel as the engine's records do: rank 0's are everybody's. Here each rank keeps a
+/// mirror of what rank 0 would say, since all decide alike.
+void step(Holder& holder, std::uint64_t plans, std::size_t bytes, Transport& transport) {
+  MoveOrders orders = holder.mover->orders(bytes);
+  orders.plan = plans;
+  int switched = 0;
+  holder.mover->begin_step(orders,
+                           [&](int, const Placement&, const ExpertMover::Blocks&) { ++switched; });
+  EXPECT_LE(switched, 1);
+  ASSERT_EQ(transport.barrier(deadline_in(std::chrono::seconds(30))), WaitResult::reached);
+}
+
+std::vector<int> all_layers(const Shape& shape) {
+  std::vector<int> order(static_cast<std::size_t>(shape.layers));
+  std::iota(order.rbegin(), order.rend(), 0);
+  return order;
+}
+
+/// Those that this test can start itself.
+std::vector<RankKind> rank_kinds() {
+  std::vector<RankKind> kinds = main_rank_kinds();
+  std::erase_if(kinds, [](const RankKind& kind) { return !kind.started_here(); });
+  return kinds;
+}
+
+class MoverOver : public testing::TestWithParam<RankKind> {};
+
+TEST_P(MoverOver, EveryByteIsWhereTheMapSaysAlsoWhenPlansInterrupt) {
+  const char* everything = std::getenv("FERRY_LONG_TESTS");
+  const bool all = everything != nullptr && std::string_view(everything) == "1";
+  const bool plain = GetParam().label() == "inproc";
+  const int transitions = all ? (plain ? 10000 : 1000) : (GetParam().faulty ? 10 : 40);
+  for (const Shape& shape : {Shape{}, Shape{2, 5, 2, 4}, Shape{2, 4, 4, 2}}) {
+    on_ranks({.kind = GetParam(), .ranks = shape.ranks}, [&](Transport& transport) {
+      std::mt19937 random(7);
+      Maps maps = random_maps(shape, random);
+      Holder holder(shape, maps, {.max_step_bytes = 1 << 12, .canary = true}, transport);
+      std::uint64_t plans = 0;
+      for (int i = 0; i < transitions; ++i) {
+        maps = random_maps(shape, random);
+        if (transport.rank() == 0) holder.mover->announce(maps, all_layers(shape));
+        ++plans;
+        const std::size_t budget = 64U << random() % 7;
+        // One in three is interrupted by the next at some point.
+        int steps_left = random() % 3 == 0 ? static_cast<int>(random() % 12) + 1 : 100000;
+        do {
+          step(holder, plans, budget, transport);
+          if (testing::Test::HasFatalFailure()) return;
+        } while (--steps_left > 0 && holder.mover->moving());
+        holder.expect_every_byte();
+        for (std::size_t l = 0; l < maps.size() && !holder.mover->moving(); ++l)
+          EXPECT_TRUE(std::ranges::equal(holder.mover->placements()[l].expert_of_slots(), maps[l]));
+        if (testing::Test::HasFailure()) return;
+      }
+      EXPECT_GT(holder.mover->switches(), 0U);
+    });
+  }
+}
+
+TEST_P(MoverOver, NoStepMovesMoreThanItsBudget) {
+  const Shape shape;
+  on_ranks({.kind = GetParam(), .ranks = shape.ranks}, [&](Transport& transport) {
+    std::mt19937 random(11);
+    Holder holder(shape, random_maps(shape, random), {.max_step_bytes = 4096}, transport);
+    if (transport.rank() == 0)
+      holder.mover->announce(random_maps(shape, random), all_layers(shape));
+    int steps = 0;
+    do {
+      const std::uint64_t sent = holder.mover->bytes_sent();
+      const std::uint64_t received = holder.mover->bytes_received();
+      step(holder, 1, 300, transport);
+      EXPECT_LE(holder.mover->bytes_sent() - sent, 300U);
+      EXPECT_LE(holder.mover->bytes_received() - received, 300U);
+      ++steps;
+    } while (holder.mover->moving());
+    EXPECT_GT(steps, 4);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, MoverOver, testing::ValuesIn(rank_kinds()), [](const auto& kind) {
+  return kind.param.label();
+});
+
+TEST(ExpertMover, MovesWithinARankCopyNothing) {
+  const Shape shape{1, 4, 2, 3};
+  on_ranks({.ranks = 2}, [&](Transport& transport) {
+    Holder holder(shape, {{0, 1, -1, 2, 3, 0}}, {.max_step_bytes = 4096}, transport);
+    const ExpertMover::Blocks before = holder.mover->blocks()[0];
+    if (transport.rank() == 0) holder.mover->announce({{1, 0, 1, -1, 2, 3}}, std::vector{0});
+    for (int i = 0; i < 3; ++i) step(holder, 1, 4096, transport);
+    EXPECT_FALSE(holder.mover->moving());
+    EXPECT_EQ(holder.mover->bytes_sent() + holder.mover->bytes_received(), 0U);
+    const ExpertMover::Blocks after = holder.mover->blocks()[0];
+    if (transport.rank() == 0)
+      EXPECT_EQ(after, (ExpertMover::Blocks{before[1], before[0], before[1]}));
+    else
+      EXPECT_EQ(after, (ExpertMover::Blocks{nullptr, before[0], before[1]}));
+    holder.expect_every_byte();
+  });
+}
+
+TEST(ExpertMover, RefusesABadPlanAndStaysAsItIs) {
+  const Shape shape{1, 4, 2, 3};
+  on_ranks({.ranks = 2}, [&](Transport& transport) {
+    const std::vector<ExpertId> map{0, 1, -1, 2, 3, 0};
+    Holder holder(shape, {map}, {.max_step_bytes = 4096}, transport);
+    if (transport.rank() == 0) {
+      const std::vector<int> order{0};
+      ExpertMover& mover = *holder.mover;
+      EXPECT_THROW(mover.announce({{0, 1, 1, -1, 3, 0}}, order), ConfigError);  // lost 2
+      EXPECT_THROW(mover.announce({{0, 1, 2, 3, 9, 0}}, order), ConfigError);   // no such expert
+      EXPECT_THROW(mover.announce({{0, 1, 2, 3}}, order), ConfigError);         // fewer slots
+      EXPECT_THROW(mover.announce({map, map}, order), ConfigError);             // more layers
+    }
+    step(holder, 0, 4096, transport);
+    EXPECT_FALSE(holder.mover->moving());
+    EXPECT_TRUE(std::ranges::equal(holder.mover->placements()[0].expert_of_slots(), map));
+    holder.expect_every_byte();
+  });
+}
+
+TEST(ExpertMover, CanaryFindsAWrongByte) {
+  const Shape shape{1, 2, 2, 1};
+  on_ranks({.ranks = 2}, [&](Transport& transport) {
+    Holder holder(shape, {{0, 1}}, {.max_step_bytes = 4096, .canary = true}, transport);
+    if (transport.rank() == 0) {
+      holder.mover->announce({{1, 0}}, std::vector{0});
+      holder.mover->blocks()[0][0][500] ^= std::byte{1};
+    }
+    step(holder, 1, 4096, transport);
+    if (transport.rank() == 0) {
+      step(holder, 1, 4096, transport);  // what came from rank 1 is right
+    } else {
+      EXPECT_THROW(step(holder, 1, 4096, transport), BrokenContract);
+      ASSERT_EQ(transport.barrier(deadline_in(std::chrono::seconds(30))), WaitResult::reached);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace ferry
