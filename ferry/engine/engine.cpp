@@ -1,5 +1,6 @@
 #include "ferry/engine/engine.h"
 
+#include <optional>
 #include <utility>
 
 #include "ferry/core/error.h"
@@ -33,7 +34,10 @@ class Engine::Impl {
                   .record_bytes = record_capacity(max_context_, options.max_sequences_per_rank)}),
         link_(transport,
               record_capacity(max_context_, options.max_sequences_per_rank),
-              result_capacity(options.max_sequences_per_rank)) {}
+              result_capacity(options.max_sequences_per_rank)) {
+    if (options.balance.on() && decoder.config().sparse_layers() > 0)
+      balancer_.emplace(options.balance, decoder, transport, options.timeout);
+  }
 
   std::uint64_t submit(Request request) {
     FERRY_CHECK(leads(), "only rank 0 takes requests");
@@ -53,6 +57,8 @@ class Engine::Impl {
 
   const EngineStats& stats() const { return stats_; }
 
+  const Balancer* balancer() const { return balancer_ ? &*balancer_ : nullptr; }
+
  private:
   using Clock = std::chrono::steady_clock;
 
@@ -66,9 +72,10 @@ class Engine::Impl {
     StepRecord record = link_.receive_record(step_);
     const bool stop = record.stop;
     link_.send_result(stop ? StepResult{.step = step_, .tokens = {}}
-                           : sequences_.run_step(std::move(record)));
+                           : run_record(std::move(record)));
     if (leads()) {
       const std::vector<StepResult> results = receive_results();
+      if (!stop && balancer_) balancer_->take_loads(batcher_.planned_prompt_tokens() > 0);
       if (!stop) count_step(Clock::now() - begin);
       for (const StepResult& result : results) deliver(result, on_token);
     }
@@ -76,9 +83,20 @@ class Engine::Impl {
     return !stop;
   }
 
+  StepResult run_record(StepRecord record) {
+    if (balancer_) balancer_->begin_step(record.moves);
+    StepResult result = sequences_.run_step(std::move(record));
+    if (balancer_) balancer_->end_step();
+    return result;
+  }
+
   void send_records() {
-    const std::vector<StepRecord> records =
-        batcher_.idle() ? batcher_.plan_stop() : batcher_.plan();
+    const bool stop = batcher_.idle();
+    std::vector<StepRecord> records = stop ? batcher_.plan_stop() : batcher_.plan();
+    if (balancer_ && !stop) {
+      const MoveOrders moves = balancer_->orders();
+      for (StepRecord& record : records) record.moves = moves;
+    }
     for (Rank r = 0; r < transport_.size(); ++r)
       link_.send_record(r, records[static_cast<std::size_t>(r)]);
   }
@@ -119,6 +137,7 @@ class Engine::Impl {
   Sequences sequences_;
   Batcher batcher_;  // used on rank 0 only
   StepLink link_;
+  std::optional<Balancer> balancer_;
   EngineStats stats_;
   std::uint64_t step_ = 0;
   std::uint64_t requests_ = 0;
@@ -134,5 +153,7 @@ std::uint64_t Engine::submit(Request request) { return impl_->submit(std::move(r
 void Engine::run(const std::function<void(const TokenEvent&)>& on_token) { impl_->run(on_token); }
 
 const EngineStats& Engine::stats() const { return impl_->stats(); }
+
+const Balancer* Engine::balancer() const { return impl_->balancer(); }
 
 }  // namespace ferry

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 
+#include "ferry/engine/balancer.h"
 #include "ferry/engine/request.h"
 #include "ferry/model/decoder.h"
 #include "ferry/transport/transport.h"
@@ -20,6 +21,7 @@ struct EngineOptions {
   int max_context = 0;              ///< positions a sequence may have; 0 = the model's
   bool hash_logits = false;
   std::chrono::nanoseconds timeout = std::chrono::seconds(30);  ///< of a wait inside a step
+  BalanceOptions balance;
 };
 
 /// A rate is tokens over time of the same kind: steps that held any prompt token count as prefill,
@@ -53,6 +55,9 @@ class Engine {
 
   /// On rank 0; zeros elsewhere.
   const EngineStats& stats() const;
+
+  /// None where nothing is recorded or the model has no sparse layer.
+  const Balancer* balancer() const;
 
  private:
   class Impl;

@@ -1,5 +1,6 @@
 // Layout, native byte order (ranks of a group run the same program):
-//   record    = head, stop u32, admissions u32, runs u32, admission*, run*
+//   record    = head, moves, stop u32, admissions u32, runs u32, admission*, run*
+//   moves     = plan u64, switches u64, bytes u64
 //   admission = id u64, max_new i32, top_k i32, temperature f64, top_p f64, seed u64,
 //               prompt u32, stop ids u32, prompt i32*, stop id i32*
 //   run       = id u64, tokens i32
@@ -20,6 +21,7 @@ namespace {
 constexpr std::uint32_t kRecordMagic = 0x46525243;  // "FRRC"
 constexpr std::uint32_t kResultMagic = 0x46525253;  // "FRRS"
 constexpr std::size_t kHeadBytes = 4 + 8;
+constexpr std::size_t kMovesBytes = 8 + 8 + 8;
 constexpr std::size_t kAdmissionFixedBytes = 8 + 4 + 4 + 8 + 8 + 8 + 4 + 4;
 constexpr std::size_t kRunBytes = 8 + 4;
 constexpr std::size_t kTokenBytes = 8 + 4 + 4 + sizeof(Sha256);
@@ -145,7 +147,8 @@ std::size_t encoded_bytes(const Admission& admission) {
 }
 
 std::size_t record_bytes_without_admissions(int sequences) {
-  return kHeadBytes + 3 * sizeof(std::uint32_t) + static_cast<std::size_t>(sequences) * kRunBytes;
+  return kHeadBytes + kMovesBytes + 3 * sizeof(std::uint32_t) +
+         static_cast<std::size_t>(sequences) * kRunBytes;
 }
 
 std::size_t record_capacity(int max_context, int sequences) {
@@ -161,6 +164,9 @@ std::size_t encode(const StepRecord& record, std::span<std::byte> out) {
   Writer w(out);
   w.value(kRecordMagic);
   w.value(record.step);
+  w.value(record.moves.plan);
+  w.value(record.moves.switches);
+  w.value(record.moves.bytes);
   w.value(static_cast<std::uint32_t>(record.stop));
   w.count(record.admissions.size());
   w.count(record.runs.size());
@@ -191,6 +197,9 @@ StepRecord decode_step_record(std::span<const std::byte> bytes) {
   in.expect_magic(kRecordMagic);
   StepRecord record;
   record.step = in.value<std::uint64_t>();
+  record.moves.plan = in.value<std::uint64_t>();
+  record.moves.switches = in.value<std::uint64_t>();
+  record.moves.bytes = in.value<std::uint64_t>();
   record.stop = in.value<std::uint32_t>() != 0;
   const std::size_t admissions = in.count(kAdmissionFixedBytes);
   const std::size_t runs = in.count(kRunBytes);

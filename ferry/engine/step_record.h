@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "ferry/balance/expert_mover.h"
 #include "ferry/engine/request.h"
 
 namespace ferry {
@@ -28,6 +29,7 @@ struct SequenceRun {
 struct StepRecord {
   std::uint64_t step = 0;
   bool stop = false;  ///< nothing is left to do: the loop ends, no step is run
+  MoveOrders moves;   ///< the placement this step runs on, and what moves while it runs
   std::vector<Admission> admissions;
   std::vector<SequenceRun> runs;  ///< in this order in the batch
 };

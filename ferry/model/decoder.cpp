@@ -46,16 +46,19 @@ MoeContext::Options moe_options(const ModelConfig& config,
                                 DType type,
                                 int slots_per_rank) {
   const MoeConfig& moe = config.moe;
+  ExchangeOptions exchange = exchange_options(options.backend, options.deepep_mode);
+  exchange.format = options.layout.value_or(exchange.format);
   return {.router = {.experts = moe.experts, .topk = moe.topk, .renormalize = moe.renormalize},
-          .dispatcher = {.exchange = exchange_options(options.backend, options.deepep_mode),
+          .dispatcher = {.exchange = exchange,
                          .slots_per_rank = slots_per_rank,
                          .hidden = config.hidden,
                          .topk = moe.topk,
                          .max_tokens = options.max_tokens,
-                         .dispatch_wire = options.dispatch_wire.value_or(type),
-                         .expert_type = type,
-                         .combine_wire = options.combine_wire.value_or(type),
+                         .dispatch_wire = options.dispatch_wire.value_or(wire_type(type)),
+                         .expert_type = wire_type(type),
+                         .combine_wire = options.combine_wire.value_or(wire_type(type)),
                          .timeout = options.timeout},
+          .two_batch_overlap = options.two_batch_overlap,
           .inter = moe.inter,
           .shared_inter = moe.shared_inter,
           .dtype = type};
@@ -74,13 +77,18 @@ class Decoder::Impl {
 
   std::span<const float> forward(std::span<const SequenceStep> batch);
 
+  void count_rows(std::span<std::int32_t> slot_rows);
+
+  const ExpertWeights& experts() const { return experts_; }
+
+  std::vector<std::byte*> spare_blocks(std::size_t count);
+  void place_layer(int layer, const Placement& placement, std::span<std::byte* const> blocks);
+
   const ModelConfig& config() const { return config_; }
 
   DType activation_type() const { return type_; }
 
-  const ExchangeStats& exchange_stats() const {
-    return moe_ ? moe_->dispatcher().stats() : no_exchanges_;
-  }
+  ExchangeStats exchange_stats() const { return moe_ ? moe_->exchange_stats() : ExchangeStats{}; }
 
  private:
   void make_moe_layers(Transport& transport);
@@ -98,8 +106,9 @@ class Decoder::Impl {
   const ModelConfig config_;
   const DecoderOptions options_;
   const std::shared_ptr<const DenseWeights> dense_;
-  const ExpertWeights experts_;
+  ExpertWeights experts_;
   const DType type_;
+  const Rank rank_;
   ThreadPool& pool_;
 
   // The tokens of the step.
@@ -117,7 +126,6 @@ class Decoder::Impl {
 
   std::optional<MoeContext> moe_;                    // none when no layer is sparse
   std::vector<std::optional<MoeLayer>> moe_layers_;  // [layers], none where dense
-  ExchangeStats no_exchanges_;
 };
 
 Decoder::Impl::Impl(const ModelConfig& config,
@@ -131,6 +139,7 @@ Decoder::Impl::Impl(const ModelConfig& config,
       dense_(std::move(dense)),
       experts_(std::move(experts)),
       type_(dense_->dtype),
+      rank_(transport.rank()),
       pool_(pool),
       gemm_scratch_(pool.size(), type_, widest_input(config)),
       residual_(options.max_tokens, config.hidden, type_),
@@ -181,6 +190,46 @@ std::span<const float> Decoder::Impl::forward(std::span<const SequenceStep> batc
   }
   for (const SequenceStep& step : batch) step.cache->advance(static_cast<int>(step.tokens.size()));
   return logits();
+}
+
+void Decoder::Impl::count_rows(std::span<std::int32_t> slot_rows) {
+  std::size_t next = 0;
+  for (int i = 0; i < config_.layers; ++i) {
+    auto& moe = moe_layers_[static_cast<std::size_t>(i)];
+    if (!moe) continue;
+    const std::size_t slots =
+        slot_rows.empty() ? 0 : experts_.layers[static_cast<std::size_t>(i)].slots.size();
+    moe->count_rows(slot_rows.subspan(next, slots));
+    next += slots;
+  }
+  FERRY_CHECK(next == slot_rows.size(), "{} counters for {} slots", slot_rows.size(), next);
+}
+
+std::vector<std::byte*> Decoder::Impl::spare_blocks(std::size_t count) {
+  const auto sparse = std::ranges::find(config_.layer_kinds, LayerKind::sparse);
+  FERRY_CHECK(sparse != config_.layer_kinds.end(), "no layer has experts");
+  const auto layer = static_cast<std::size_t>(sparse - config_.layer_kinds.begin());
+  const std::size_t bytes = expert_block_bytes(experts_.layers[layer].slots.front());
+  const Buffer& memory = experts_.more.emplace_back(count * bytes);
+  std::vector<std::byte*> blocks;
+  for (std::size_t i = 0; i < count; ++i) blocks.push_back(memory.data() + i * bytes);
+  return blocks;
+}
+
+void Decoder::Impl::place_layer(int layer,
+                                const Placement& placement,
+                                std::span<std::byte* const> blocks) {
+  ExpertWeights::Layer& experts = experts_.layers[static_cast<std::size_t>(layer)];
+  FERRY_CHECK(config_.sparse(layer) && blocks.size() == experts.slots.size() &&
+                  static_cast<int>(blocks.size()) == placement.slots_per_rank(),
+              "layer {}: {} blocks for {} slots",
+              layer,
+              blocks.size(),
+              experts.slots.size());
+  // The layer borrows both, so it sees them from its next run on.
+  experts.placement = placement.choosing({.source = rank_});
+  for (std::size_t i = 0; i < blocks.size(); ++i)
+    experts.slots[i] = at_block(experts.slots[i], blocks[i]);
 }
 
 void Decoder::Impl::plan(std::span<const SequenceStep> batch) {
@@ -304,10 +353,24 @@ std::span<const float> Decoder::forward(std::span<const SequenceStep> batch) {
   return impl_->forward(batch);
 }
 
+void Decoder::count_rows(std::span<std::int32_t> slot_rows) { impl_->count_rows(slot_rows); }
+
+const ExpertWeights& Decoder::experts() const { return impl_->experts(); }
+
+std::vector<std::byte*> Decoder::spare_blocks(std::size_t count) {
+  return impl_->spare_blocks(count);
+}
+
+void Decoder::place_layer(int layer,
+                          const Placement& placement,
+                          std::span<std::byte* const> blocks) {
+  impl_->place_layer(layer, placement, blocks);
+}
+
 const ModelConfig& Decoder::config() const { return impl_->config(); }
 
 DType Decoder::activation_type() const { return impl_->activation_type(); }
 
-const ExchangeStats& Decoder::exchange_stats() const { return impl_->exchange_stats(); }
+ExchangeStats Decoder::exchange_stats() const { return impl_->exchange_stats(); }
 
 }  // namespace ferry

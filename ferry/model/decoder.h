@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "ferry/core/threads.h"
 #include "ferry/model/checkpoint.h"
@@ -29,11 +30,13 @@ struct SequenceStep {
 
 /// All ranks must have the same.
 struct DecoderOptions {
-  int max_tokens = 512;  ///< of one rank in one step, over all its sequences
-  MoeA2ABackend backend = MoeA2ABackend::pplx;
+  int max_tokens = 512;                         ///< of one rank in one step, over all its sequences
+  MoeA2ABackend backend = MoeA2ABackend::pplx;  ///< chosen: not `automatic` (choose_backend.h)
   DeepepMode deepep_mode = DeepepMode::low_latency;  ///< matters to backend deepep alone
-  std::optional<DType> dispatch_wire;                ///< default: the model's activation type
-  std::optional<DType> combine_wire;
+  std::optional<DispatchFormat> layout;              ///< default: the backend's
+  bool two_batch_overlap = false;  ///< half of a step's tokens travel while the others compute
+  std::optional<WireType> dispatch_wire;  ///< default: the model's activation type
+  std::optional<WireType> combine_wire;
   std::chrono::nanoseconds timeout = std::chrono::seconds(30);
 };
 
@@ -58,10 +61,24 @@ class Decoder {
   /// each sequence, with room for its tokens, no further than the model's max_positions.
   std::span<const float> forward(std::span<const SequenceStep> batch);
 
+  /// From now on every step adds the rows that each local slot computes to `slot_rows`, borrowed:
+  /// [sparse layers][slots_per_rank]; empty = counted no longer.
+  void count_rows(std::span<std::int32_t> slot_rows);
+
+  /// The experts held here, and where all ranks hold theirs.
+  const ExpertWeights& experts() const;
+
+  /// Memory for `count` more experts' blocks, kept as long as the decoder.
+  std::vector<std::byte*> spare_blocks(std::size_t count);
+
+  /// From the next step on, a sparse layer's experts lie as `placement` says, those of this rank in
+  /// `blocks` [slots_per_rank], which the decoder has or has given out. All ranks alike.
+  void place_layer(int layer, const Placement& placement, std::span<std::byte* const> blocks);
+
   const ModelConfig& config() const;
   /// Of hidden states and caches: the type of the dense weights.
   DType activation_type() const;
-  const ExchangeStats& exchange_stats() const;
+  ExchangeStats exchange_stats() const;
 
  private:
   class Impl;

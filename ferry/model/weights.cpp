@@ -97,12 +97,13 @@ void pack_columns(std::span<const Source> sources,
   pack_matrix(args);
 }
 
-/// Bytes of the checkpoint's tensors that are wanted.
+/// Bytes of the checkpoint's tensors that are wanted, as often as they are wanted.
 template <class Wanted>
 std::uint64_t tensor_bytes(const Checkpoint& checkpoint, const Wanted& wanted) {
   std::uint64_t bytes = 0;
   for_each_tensor(checkpoint.config(), [&](const TensorSpec& spec) {
-    if (wanted(spec)) bytes += checkpoint.tensor(spec).bytes;
+    const std::uint64_t times = wanted(spec);
+    if (times > 0) bytes += times * checkpoint.tensor(spec).bytes;
   });
   return bytes;
 }
@@ -302,6 +303,19 @@ void load_slots(Packer& packer,
 
 }  // namespace
 
+std::size_t expert_block_bytes(const GatedFfnWeights& w) {
+  return w.gate_up.panel_bytes() * static_cast<std::size_t>(w.gate_up.gated_panels()) +
+         w.down.panel_bytes() * static_cast<std::size_t>(w.down.panels());
+}
+
+GatedFfnWeights at_block(GatedFfnWeights w, const std::byte* block) {
+  w.gate_up.data = block;
+  w.down.data = block == nullptr ? nullptr
+                                 : block + w.gate_up.panel_bytes() *
+                                               static_cast<std::size_t>(w.gate_up.gated_panels());
+  return w;
+}
+
 DType weight_dtype(const Checkpoint& checkpoint, std::optional<DType> wanted) {
   if (wanted == DType::f16)
     fail<ConfigError>("--weights f16: weights are held as f32 or bf16; use one of these");
@@ -341,23 +355,33 @@ DenseWeights load_dense_weights(const Checkpoint& checkpoint,
 
 ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
                                   DType dtype,
+                                  const ExpertPlacement& placement,
                                   Rank rank,
-                                  int ranks,
                                   ThreadPool& pool,
                                   const LoadProgress& progress) {
   const ModelConfig& config = checkpoint.config();
+  FERRY_CHECK(placement.layers() == config.layers &&
+                  (config.sparse_layers() == 0 || placement.experts() == config.moe.experts),
+              "a placement of {} layers and {} experts for a model of {} and {}",
+              placement.layers(),
+              placement.experts(),
+              config.layers,
+              config.moe.experts);
   const FfnLayout layout{dtype, config.hidden, config.moe.inter};
   ExpertWeights weights;
   for (int layer = 0; layer < config.layers; ++layer) {
-    const int experts = config.sparse(layer) ? config.moe.experts : 1;
-    weights.layers.push_back({Placement::identity(experts, ranks), {}, {}});
+    weights.layers.push_back({config.sparse(layer)
+                                  ? placement.layer(layer).choosing({.source = rank})
+                                  : Placement::identity(1, placement.ranks()),
+                              {},
+                              {}});
   }
-  const auto here = [&](const TensorSpec& spec) {
-    if (spec.role != TensorRole::expert) return false;
-    const Placement& placement = weights.layers[static_cast<std::size_t>(spec.layer)].placement;
-    const auto replicas = placement.replicas(spec.expert);
-    return std::ranges::any_of(replicas,
-                               [&](SlotId slot) { return placement.rank_of(slot) == rank; });
+  const auto here = [&](const TensorSpec& spec) -> std::uint64_t {
+    if (spec.role != TensorRole::expert) return 0;
+    const Placement& map = weights.layers[static_cast<std::size_t>(spec.layer)].placement;
+    const auto replicas = map.replicas(spec.expert);
+    return static_cast<std::uint64_t>(
+        std::ranges::count_if(replicas, [&](SlotId slot) { return map.rank_of(slot) == rank; }));
   };
   Packer packer(checkpoint, dtype, pool, progress, tensor_bytes(checkpoint, here));
   for (int layer = 0; layer < config.layers; ++layer) {
@@ -371,6 +395,22 @@ ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
     }
   }
   return weights;
+}
+
+ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
+                                  DType dtype,
+                                  Rank rank,
+                                  int ranks,
+                                  ThreadPool& pool,
+                                  const LoadProgress& progress) {
+  const ModelConfig& config = checkpoint.config();
+  const int experts = config.sparse_layers() > 0 ? config.moe.experts : 1;
+  return load_expert_weights(checkpoint,
+                             dtype,
+                             ExpertPlacement::identity(config.layers, experts, ranks),
+                             rank,
+                             pool,
+                             progress);
 }
 
 }  // namespace ferry

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "ferry/balance/expert_placement.h"
 #include "ferry/core/buffer.h"
 #include "ferry/core/threads.h"
 #include "ferry/kernels/kernels.h"
@@ -63,7 +64,13 @@ struct ExpertWeights {
   };
 
   std::vector<Layer> layers;
+  std::vector<Buffer> more;  // blocks that came later; slots may point into them
 };
+
+/// One routed expert as a block: gate and up, then down, in one piece.
+std::size_t expert_block_bytes(const GatedFfnWeights& weights);
+/// The same shapes at another block; null = an empty slot.
+GatedFfnWeights at_block(GatedFfnWeights weights, const std::byte* block);
 
 /// Called with bytes of the checkpoint read and bytes to read in all; from the loading thread.
 using LoadProgress = std::function<void(std::uint64_t done, std::uint64_t total)>;
@@ -80,7 +87,16 @@ DenseWeights load_dense_weights(const Checkpoint& checkpoint,
                                 ThreadPool& pool,
                                 const LoadProgress& progress);
 
-/// Packs the routed experts that `rank` of `ranks` holds under Placement::identity. As above.
+/// Packs the routed experts that `rank` holds under `placement`, which has a layer for each of the
+/// model's (those of dense ones are not looked at). As above.
+ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
+                                  DType dtype,
+                                  const ExpertPlacement& placement,
+                                  Rank rank,
+                                  ThreadPool& pool,
+                                  const LoadProgress& progress);
+
+/// The same under the identity on `ranks` ranks, without replicas.
 ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
                                   DType dtype,
                                   Rank rank,

@@ -26,6 +26,9 @@ struct EngineRun {
   int max_sequences = 4;
   int max_context = 0;
   DType weights = DType::f32;
+  int redundant = 0;
+  BalanceOptions balance = {};
+  int* switches = nullptr;  ///< if given: layers that rebalancing switched
 };
 
 void PrintTo(const Outcome& outcome, std::ostream* out) {
@@ -44,6 +47,8 @@ std::vector<Outcome> generate(const std::string& model,
     dense = std::make_shared<DenseWeights>(
         load_dense_weights(checkpoint, run.weights, loader, /*progress=*/{}));
   }
+  const ExpertPlacement placement = ExpertPlacement::identity(
+      checkpoint.config().layers, checkpoint.config().moe.experts, run.ranks, run.redundant);
   std::FILE* events = std::tmpfile();
   const int status = run_ranks(
       {.transport = run.transport, .ranks = run.ranks, .start_timeout = std::chrono::seconds(60)},
@@ -52,14 +57,15 @@ std::vector<Outcome> generate(const std::string& model,
         Decoder decoder(
             checkpoint.config(),
             dense,
-            load_expert_weights(checkpoint, run.weights, transport.rank(), run.ranks, pool, {}),
+            load_expert_weights(checkpoint, run.weights, placement, transport.rank(), pool, {}),
             {.max_tokens = run.max_tokens, .dispatch_wire = {}, .combine_wire = {}},
             transport,
             pool);
         Engine engine({.max_sequences_per_rank = run.max_sequences,
                        .max_tokens_per_step = run.max_tokens,
                        .max_context = run.max_context,
-                       .hash_logits = true},
+                       .hash_logits = true,
+                       .balance = run.balance},
                       decoder,
                       transport);
         if (transport.rank() == 0)
@@ -72,6 +78,11 @@ std::vector<Outcome> generate(const std::string& model,
                        event.last ? 1 : 0,
                        event.last ? event.logits_sha256.c_str() : "-");
         });
+        if (engine.balancer() && engine.balancer()->rebalance_stats()) {
+          const RebalanceStats stats = *engine.balancer()->rebalance_stats();
+          EXPECT_EQ(stats.plans_failed, 0U) << stats.last_failure;
+          std::fprintf(events, "-1 %d 0 -\n", static_cast<int>(stats.layers_switched));
+        }
         std::fflush(events);
         return 0;
       });
@@ -81,6 +92,10 @@ std::vector<Outcome> generate(const std::string& model,
   int request = 0, token = 0, last = 0;
   char hash[65] = {};
   while (std::fscanf(events, "%d %d %d %64s", &request, &token, &last, hash) == 4) {
+    if (request < 0) {
+      if (run.switches) *run.switches = token;
+      continue;
+    }
     Outcome& outcome = outcomes.at(static_cast<std::size_t>(request));
     EXPECT_TRUE(outcome.logits_sha256.empty()) << "a token behind the last one";
     outcome.tokens.push_back(token);
@@ -143,6 +158,42 @@ TEST_P(GoldenModel, LogitsAreTheSameBitsHoweverARequestIsRun) {
       }
     }
   }
+}
+
+/// A plan every few steps, so few bytes a step that newer plans interrupt older ones.
+BalanceOptions restless(Policy policy, std::size_t step_bytes) {
+  return {.record = true,
+          .window = 3,
+          .rebalance = {.enabled = true,
+                        .every = 3,
+                        .policy = policy,
+                        .least_gain = 0,
+                        .step_bytes = step_bytes,
+                        .canary = true}};
+}
+
+TEST_P(GoldenModel, RebalancingChangesNoBit) {
+  const std::vector<Request> requests = many_requests(GetParam());
+  int switches = 0;
+  for (const DType weights : {DType::f32, DType::bf16}) {
+    const auto still = generate(GetParam(), requests, {.ranks = 2, .weights = weights});
+    for (const std::string transport : {"inproc", "shm"}) {
+      for (const int ranks : {2, 3, 4}) {
+        int switched = 0;
+        const EngineRun run{.transport = transport,
+                            .ranks = ranks,
+                            .weights = weights,
+                            .redundant = ranks == 3 ? 0 : ranks,
+                            .balance = restless(ranks == 2 ? Policy::deepseek : Policy::greedy,
+                                                ranks == 4 ? 1000 : 1 << 20),
+                            .switches = &switched};
+        EXPECT_EQ(generate(GetParam(), requests, run), still)
+            << transport << ", ranks " << ranks << ", " << dtype_name(weights);
+        switches += switched;
+      }
+    }
+  }
+  EXPECT_GT(switches, 12) << "about one a run is the least";
 }
 
 INSTANTIATE_TEST_SUITE_P(Models,

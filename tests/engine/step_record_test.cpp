@@ -9,6 +9,7 @@ namespace {
 
 StepRecord sample_record() {
   StepRecord record{.step = 0x123456789a, .stop = false, .admissions = {}, .runs = {}};
+  record.moves = {.plan = 3, .switches = 1ULL << 40, .bytes = 77};
   record.admissions.push_back(
       {.id = 7,
        .request = {.prompt = {1, 2, 3, 400000},
@@ -32,6 +33,7 @@ TEST(StepRecord, ComesBackAsItWentOut) {
   const StepRecord in = decode_step_record(bytes_of(out));
   EXPECT_EQ(in.step, out.step);
   EXPECT_FALSE(in.stop);
+  EXPECT_EQ(in.moves, out.moves);
   ASSERT_EQ(in.admissions.size(), 2U);
   const Request& request = in.admissions[0].request;
   EXPECT_EQ(in.admissions[0].id, 7U);

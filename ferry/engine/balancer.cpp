@@ -1,0 +1,180 @@
+#include "ferry/engine/balancer.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "ferry/core/error.h"
+
+namespace ferry {
+
+namespace {
+
+/// Adds the time it lives to a sum.
+class Timed {
+ public:
+  explicit Timed(std::chrono::nanoseconds& sum) : sum_(sum) {}
+
+  ~Timed() { sum_ += std::chrono::steady_clock::now() - begin_; }
+
+  Timed(const Timed&) = delete;
+  Timed& operator=(const Timed&) = delete;
+
+ private:
+  std::chrono::nanoseconds& sum_;
+  std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+};
+
+}  // namespace
+
+LoadPhase parse_load_phase(std::string_view name) {
+  if (name == "all") return LoadPhase::all;
+  if (name == "prefill") return LoadPhase::prefill;
+  if (name == "decode") return LoadPhase::decode;
+  fail<ConfigError>("unknown phase \"{}\": use one of all, prefill, decode", name);
+}
+
+Balancer::Balancer(const BalanceOptions& options,
+                   Decoder& decoder,
+                   Transport& transport,
+                   std::chrono::nanoseconds timeout)
+    : options_(options), decoder_(decoder), transport_(transport), timeout_(timeout) {
+  const ModelConfig& config = decoder.config();
+  for (int layer = 0; layer < config.layers; ++layer)
+    if (config.sparse(layer)) sparse_layers_.push_back(layer);
+  FERRY_CHECK(!sparse_layers_.empty(), "nothing to balance in a model without experts");
+  slots_per_rank_ = static_cast<std::size_t>(placement(0).slots_per_rank());
+
+  const std::size_t count = sparse_layers_.size() * slots_per_rank_;
+  const std::size_t bytes = count * sizeof(std::int32_t);
+  if (const std::size_t most = transport.capabilities().max_put_bytes; bytes > most) {
+    fail<ConfigError>("counters of {} bytes, but transport {} puts at most {} at once",
+                      bytes,
+                      transport.name(),
+                      most);
+  }
+  region_ = transport.allocate_region(bytes * (1 + static_cast<std::size_t>(transport.size())),
+                                      transport.size());
+  counters_ = {reinterpret_cast<std::int32_t*>(region_->local().data()), count};
+  decoder.count_rows(counters_);
+  if (options.rebalance.enabled) make_mover();
+  if (transport.rank() != 0) return;
+  recorder_.emplace(LoadRecorder::Options{.layers = static_cast<int>(sparse_layers_.size()),
+                                          .experts = config.moe.experts,
+                                          .ranks = transport.size(),
+                                          .window = options.window});
+  if (mover_) rebalancer_.emplace(options.rebalance, *recorder_, *mover_);
+}
+
+void Balancer::make_mover() {
+  ExpertMover::Holding holding;
+  for (const int layer : sparse_layers_) {
+    const ExpertWeights::Layer& experts =
+        decoder_.experts().layers[static_cast<std::size_t>(layer)];
+    holding.placements.push_back(experts.placement);
+    ExpertMover::Blocks& blocks = holding.blocks.emplace_back();
+    // The memory is the decoder's own and writable; only those who compute see it as constant.
+    for (const GatedFfnWeights& slot : experts.slots)
+      blocks.push_back(const_cast<std::byte*>(slot.gate_up.data));
+  }
+  holding.spare = decoder_.spare_blocks(ExpertMover::spare_blocks(holding.blocks));
+  const auto first = static_cast<std::size_t>(sparse_layers_.front());
+  const GatedFfnWeights& any = decoder_.experts().layers[first].slots.front();
+  mover_.emplace(MoverOptions{.block_bytes = expert_block_bytes(any),
+                              .max_step_bytes = largest_budget(options_.rebalance),
+                              .canary = options_.rebalance.canary,
+                              .timeout = timeout_},
+                 std::move(holding),
+                 transport_);
+}
+
+MoveOrders Balancer::orders() {
+  step_began_ = std::chrono::steady_clock::now();
+  return rebalancer_ ? rebalancer_->orders() : MoveOrders{};
+}
+
+std::optional<RebalanceStats> Balancer::rebalance_stats() const {
+  if (!rebalancer_) return std::nullopt;
+  return rebalancer_->stats();
+}
+
+Balancer::~Balancer() { decoder_.count_rows({}); }
+
+const Placement& Balancer::placement(std::size_t layer) const {
+  return decoder_.experts().layers[static_cast<std::size_t>(sparse_layers_[layer])].placement;
+}
+
+std::vector<ExpertId> Balancer::map_of_layer(int layer) const {
+  const ModelConfig& config = decoder_.config();
+  const int slots = placement(0).slots();
+  const auto to_vector = [](const Placement& p) {
+    return std::vector<ExpertId>(p.expert_of_slots().begin(), p.expert_of_slots().end());
+  };
+  if (config.sparse(layer))
+    return to_vector(decoder_.experts().layers[static_cast<std::size_t>(layer)].placement);
+  std::vector<ExpertId> map(static_cast<std::size_t>(slots), -1);
+  for (int slot = 0; slot < slots; ++slot)
+    map[static_cast<std::size_t>(slot)] = slot % config.moe.experts;
+  return map;
+}
+
+std::span<std::int32_t> Balancer::counters_of(Rank rank) const {
+  return {counters_.data() + (1 + static_cast<std::size_t>(rank)) * counters_.size(),
+          counters_.size()};
+}
+
+void Balancer::begin_step(const MoveOrders& orders) {
+  if (mover_) {
+    mover_->begin_step(
+        orders, [this](int layer, const Placement& placement, const ExpertMover::Blocks& blocks) {
+          decoder_.place_layer(sparse_layers_[static_cast<std::size_t>(layer)], placement, blocks);
+        });
+  }
+  const Timed timed(recording_time_);
+  std::fill(counters_.begin(), counters_.end(), 0);
+}
+
+void Balancer::end_step() {
+  const Timed timed(recording_time_);
+  // Its source is free again when the next record comes: rank 0 sends that behind take_loads().
+  const auto target = static_cast<std::size_t>(1 + transport_.rank()) * counters_.size_bytes();
+  transport_.put({.region = region_.get(),
+                  .peer = 0,
+                  .offset = target,
+                  .source = std::as_bytes(counters_),
+                  .signal = transport_.rank()});
+  ++steps_;
+}
+
+void Balancer::take_loads(bool prefill) {
+  record_loads(prefill);
+  if (rebalancer_) rebalancer_->end_step(std::chrono::steady_clock::now() - step_began_);
+}
+
+void Balancer::record_loads(bool prefill) {
+  const Timed timed(recording_time_);
+  for (Rank rank = 0; rank < transport_.size(); ++rank) {
+    if (transport_.wait(*region_, rank, steps_, deadline_in(timeout_)) == WaitResult::timed_out) {
+      throw TransportError(TransportError::Kind::timeout,
+                           rank,
+                           fmt::format("rank {} sent no load counters (expected {} times, saw {})",
+                                       rank,
+                                       steps_,
+                                       transport_.signal_value(*region_, rank)));
+    }
+    const std::span<const std::int32_t> counters = counters_of(rank);
+    for (std::size_t layer = 0; layer < sparse_layers_.size(); ++layer) {
+      recorder_->add(static_cast<int>(layer),
+                     rank,
+                     counters.subspan(layer * slots_per_rank_, slots_per_rank_),
+                     placement(layer));
+    }
+  }
+  const bool counts =
+      options_.phase == LoadPhase::all || (options_.phase == LoadPhase::prefill) == prefill;
+  if (counts)
+    recorder_->end_step();
+  else
+    recorder_->drop_step();
+}
+
+}  // namespace ferry
