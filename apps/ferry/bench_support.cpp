@@ -33,15 +33,16 @@ std::string_view routing_name(BenchRouting routing) {
     case BenchRouting::zipf:
       return "zipf";
     case BenchRouting::one_hot:
-      return "one-hot";
+      return "one_hot";
   }
   return "?";
 }
 
-BenchRouting parse_routing(const std::string& name) {
+BenchRouting parse_routing(std::string name) {
+  std::replace(name.begin(), name.end(), '-', '_');  // "one-hot", as others write it
   for (const BenchRouting r : {BenchRouting::uniform, BenchRouting::zipf, BenchRouting::one_hot})
     if (name == routing_name(r)) return r;
-  fail<ConfigError>("unknown --routing '{}'; known: uniform, zipf, one-hot", name);
+  fail<ConfigError>("unknown --routing '{}'; known: uniform, zipf, one_hot", name);
 }
 
 void draw_routing(

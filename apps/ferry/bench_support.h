@@ -30,7 +30,7 @@ enum class BenchRouting : std::uint8_t { uniform, zipf, one_hot };
 std::string_view routing_name(BenchRouting routing);
 
 /// Throws ConfigError that names the known ones.
-BenchRouting parse_routing(const std::string& name);
+BenchRouting parse_routing(std::string name);
 
 /// Fills [tokens, topk] with distinct experts for each token; the same seed gives the same.
 void draw_routing(
@@ -48,7 +48,8 @@ class Stopwatch {
 };
 
 /// Zeroed elements that ranks and the launching process share, also when ranks are processes
-/// themselves: memory that a fork keeps common. To be made before the ranks.
+/// themselves: memory that a fork keeps common. Untouched
+/// pages cost nothing. To be made before the ranks.
 template <class T>
 class SharedArray {
   static_assert(std::is_trivially_destructible_v<T>);
@@ -56,8 +57,13 @@ class SharedArray {
  public:
   explicit SharedArray(std::size_t count)
       : bytes_(count * sizeof(T)),
-        data_(mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) {
-    if (data_ == MAP_FAILED) fail<Error>("bench: cannot map {} bytes for the samples", bytes_);
+        data_(mmap(nullptr,
+                   bytes_,
+                   PROT_READ | PROT_WRITE,
+                   MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1,
+                   0)) {
+    if (data_ == MAP_FAILED) fail<Error>("bench: cannot map {} bytes that ranks share", bytes_);
   }
 
   ~SharedArray() { munmap(data_, bytes_); }

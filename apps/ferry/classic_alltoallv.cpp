@@ -176,7 +176,7 @@ void ClassicAllToAllV::combine(std::span<const float> weights, std::byte* out) {
                             .weights = weights.data() + entry,
                             .k = options_.topk,
                             .n = options_.hidden,
-                            .in_type = DType::bf16,
+                            .in_type = WireType::bf16,
                             .out = out + static_cast<std::size_t>(t) * row_bytes_,
                             .out_type = DType::bf16});
   }

@@ -3,25 +3,30 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
-#include <array>
+#include <algorithm>
+#include <fstream>
 #include <memory>
-#include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "apps/ferry/a2a_bench.h"
+#include "apps/ferry/a2a_report.h"
 #include "apps/ferry/command.h"
 #include "apps/ferry/common_options.h"
 #include "ferry/core/error.h"
+#include "ferry/moe/choose_backend.h"
+#include "ferry/moe/compatibility.h"
+#include "ferry/transport/launch.h"
 
 namespace ferry {
 
 namespace {
 
-using Json = nlohmann::ordered_json;
-
 struct BenchOptions {
   std::vector<std::string> backends{"pplx"};
+  std::vector<std::string> modes{"low_latency"};
+  std::vector<std::string> layouts{"default"};
   std::vector<std::string> transports{"inproc", "shm"};
   std::vector<int> ranks{2};
   std::vector<int> tokens{1, 128};
@@ -29,157 +34,171 @@ struct BenchOptions {
   int experts = 256;
   int topk = 8;
   std::vector<std::string> routings{"uniform"};
-  std::string dispatch_wire = "bf16";
-  std::string combine_wire = "bf16";
+  std::vector<std::string> dispatch_wires{"bf16"};
+  std::vector<std::string> combine_wires{"bf16"};
+  std::vector<std::string> expert_types{"wire"};
+  bool allow_prereduce = false;
   int threads = 1;
   double seconds = 1;
   bool json = false;
+  std::string plot;
 };
 
-/// One operation of a measured case, as a row of the table or the JSON array.
-struct Row {
-  std::string_view op;
-  Summary time, floor, baseline;
-  std::uint64_t bytes = 0;
-};
-
-std::array<Row, 3> rows_of(const A2aResult& result) {
-  const auto column = [&](auto value_of) {
-    std::vector<double> values;
-    for (const A2aIteration& i : result.iterations) values.push_back(value_of(i));
-    return summarize(std::move(values));
-  };
-  using I = const A2aIteration&;
-  return {Row{"dispatch",
-              column([](I i) { return i.dispatch; }),
-              column([](I i) { return i.floor_dispatch; }),
-              column([](I i) { return i.classic_dispatch; }),
-              result.bytes_dispatch},
-          Row{"combine",
-              column([](I i) { return i.combine; }),
-              column([](I i) { return i.floor_combine; }),
-              column([](I i) { return i.classic_combine; }),
-              result.bytes_combine},
-          Row{"total",
-              column([](I i) { return i.total; }),
-              column([](I i) { return i.floor_dispatch + i.floor_combine; }),
-              column([](I i) { return i.classic_dispatch + i.classic_combine; }),
-              result.bytes_dispatch + result.bytes_combine}};
+template <class Values, class Name>
+std::string names_of(const Values& values, Name name) {
+  std::string all;
+  for (const auto value : values) {
+    all += all.empty() ? "" : ", ";
+    all += name(value);
+  }
+  return all;
 }
 
-Json json_of(const A2aCase& a2a, const A2aResult& result, const Row& row, double consumer) {
-  return {{"backend", backend_name(a2a.backend)},
-          {"transport", a2a.transport},
-          {"ranks", a2a.ranks},
-          {"tokens", a2a.tokens},
-          {"hidden", a2a.hidden},
-          {"experts", a2a.experts},
-          {"topk", a2a.topk},
-          {"dispatch_wire", dtype_name(a2a.dispatch_wire)},
-          {"combine_wire", dtype_name(a2a.combine_wire)},
-          {"routing", routing_name(a2a.routing)},
-          {"op", row.op},
-          {"mean_us", row.time.mean},
-          {"stddev_us", row.time.stddev},
-          {"p50_us", row.time.p50},
-          {"p95_us", row.time.p95},
-          {"p99_us", row.time.p99},
-          {"min_us", row.time.min},
-          {"bytes", row.bytes},
-          {"wire_bytes", result.wire_bytes},
-          {"consumer_us", consumer},
-          {"floor_us", row.floor.p50},
-          {"baseline", "classic"},
-          {"baseline_p50_us", row.baseline.p50},
-          {"iterations", result.iterations.size()}};
+/// `names` with "all" replaced by every name of the table.
+template <class Values, class Name>
+std::vector<std::string> expanded(const std::vector<std::string>& names,
+                                  const Values& values,
+                                  Name name_of) {
+  std::vector<std::string> all;
+  for (const std::string& name : names) {
+    if (name != "all")
+      all.push_back(name);
+    else
+      for (const auto value : values) all.emplace_back(name_of(value));
+  }
+  return all;
 }
 
-void print_heading(const BenchOptions& o) {
-  fmt::print(
-      "H {}, {} experts, top-{}, wire {}/{}; microseconds on the slowest rank, p50 (p99); "
-      "floor: the same bytes copied plainly; classic: sort + alltoallv\n",
-      o.hidden,
-      o.experts,
-      o.topk,
-      o.dispatch_wire,
-      o.combine_wire);
-  fmt::print("{:<8} {:<8} {:>5} {:>6} {:<8} {:<9} {:>20} {:>16} {:>9} {:>7} {:>10} {:>8}\n",
-             "backend",
-             "over",
-             "ranks",
-             "tokens",
-             "routing",
-             "op",
-             "p50 (p99)",
-             "mean +- dev",
-             "floor",
-             "x floor",
-             "classic",
-             "faster");
+bool load_store(std::string_view transport) {
+  for (const TransportInfo& t : list_transports())
+    if (t.name == transport) return t.load_store;
+  return false;
 }
 
-void print_row(const A2aCase& a2a, const Row& row) {
-  fmt::print(
-      "{:<8} {:<8} {:>5} {:>6} {:<8} {:<9} {:>20} {:>16} {:>9.1f} {:>7.2f} {:>10.1f} {:>7.1f}x\n",
-      backend_name(a2a.backend),
-      a2a.transport,
-      a2a.ranks,
-      a2a.tokens,
-      routing_name(a2a.routing),
-      row.op,
-      fmt::format("{:.1f} ({:.1f})", row.time.p50, row.time.p99),
-      fmt::format("{:.1f} +- {:.1f}", row.time.mean, row.time.stddev),
-      row.floor.p50,
-      row.time.p50 / row.floor.p50,
-      row.baseline.p50,
-      row.baseline.p50 / row.time.p50);
+/// Sets the exchange of a case whose other members stand, and replaces what is "auto".
+void set_exchange(A2aCase& a2a, const std::string& layout, bool allow_prereduce) {
+  MoeA2ABackend backend = parse_backend(a2a.backend);
+  DeepepMode mode = a2a.mode.empty() ? DeepepMode::low_latency : parse_deepep_mode(a2a.mode);
+  const bool automatic = backend == MoeA2ABackend::automatic ||
+                         (backend == MoeA2ABackend::deepep && mode == DeepepMode::automatic);
+  if (automatic) {
+    const BackendChoice choice =
+        choose_backend(backend,
+                       mode,
+                       {.ranks = a2a.ranks,
+                        .tokens = a2a.tokens,
+                        .hidden = a2a.hidden,
+                        .topk = a2a.topk,
+                        .dispatch_wire = a2a.dispatch_wire,
+                        .combine_wire = a2a.combine_wire,
+                        .load_store = load_store(a2a.transport),
+                        .experts_take_pointers = a2a.expert_type == a2a.dispatch_wire,
+                        .allow_prereduce = allow_prereduce});
+    a2a.chosen = backend_name(choice.backend);
+    if (choice.backend == MoeA2ABackend::deepep) a2a.chosen = deepep_mode_name(choice.mode);
+    backend = choice.backend;
+    mode = choice.mode;
+    fmt::print(stderr, "ferry: {}\n", choice.why);
+  }
+  a2a.exchange = exchange_options(backend, mode);
+  if (layout != "default") a2a.exchange.format = parse_format(layout);
 }
 
+/// Calls body(case) for every combination of the lists but for backends, modes and layouts.
+template <class Body>
+void for_each_shape(const BenchOptions& o, Body body) {
+  A2aCase a2a{.threads = o.threads,
+              .hidden = o.hidden,
+              .experts = o.experts,
+              .topk = o.topk,
+              .seconds = o.seconds};
+  const auto name = [](WireType type) { return wire_type_name(type); };
+  for (const std::string& transport : o.transports) {
+    a2a.transport = transport;
+    for (const std::string& dispatch : expanded(o.dispatch_wires, wire_types(), name)) {
+      a2a.dispatch_wire = parse_wire_type(dispatch, "--dispatch-wire");
+      std::set<WireType> taken;  // "bf16" is the wire itself for a wire of bf16
+      for (const std::string& type : o.expert_types) {
+        a2a.expert_type =
+            type == "wire" ? a2a.dispatch_wire : parse_wire_type(type, "--expert-type");
+        if (!taken.insert(a2a.expert_type).second) continue;
+        for (const std::string& combine : expanded(o.combine_wires, wire_types(), name)) {
+          a2a.combine_wire = parse_wire_type(combine, "--combine-wire");
+          for (const std::string& routing : o.routings) {
+            a2a.routing = parse_routing(routing);
+            for (const int ranks : o.ranks) {
+              a2a.ranks = ranks;
+              for (const int tokens : o.tokens) {
+                a2a.tokens = tokens;
+                body(a2a);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+/// All combinations that go together. One that does not is named on stderr and left out; if none
+/// is left, its reason is the error.
 std::vector<A2aCase> cases_of(const BenchOptions& o) {
   if (o.topk > o.experts)
     fail<ConfigError>("--topk {} is more than --experts {}", o.topk, o.experts);
-  const auto wire = [](std::string_view option, const std::string& text) {
-    return parse_dtype_option(option, text).value_or(DType::bf16);
-  };
+  const auto backends = expanded(o.backends, all_backends(), backend_name);
+  const auto modes = expanded(o.modes, all_deepep_modes(), deepep_mode_name);
   std::vector<A2aCase> cases;
-  for (const std::string& transport : o.transports)
-    for (const std::string& backend : o.backends)
-      for (const int ranks : o.ranks)
-        for (const int tokens : o.tokens)
-          for (const std::string& routing : o.routings)
-            cases.push_back({.backend = parse_backend(backend),
-                             .transport = transport,
-                             .ranks = ranks,
-                             .threads = o.threads,
-                             .tokens = tokens,
-                             .hidden = o.hidden,
-                             .experts = o.experts,
-                             .topk = o.topk,
-                             .routing = parse_routing(routing),
-                             .dispatch_wire = wire("--dispatch-wire", o.dispatch_wire),
-                             .combine_wire = wire("--combine-wire", o.combine_wire),
-                             .seconds = o.seconds});
+  std::string refusal;
+  for_each_shape(o, [&](A2aCase a2a) {
+    check_launch({.transport = a2a.transport, .ranks = a2a.ranks});
+    for (const std::string& backend : backends) {
+      const bool deepep = parse_backend(backend) == MoeA2ABackend::deepep;
+      for (const std::string& mode : deepep ? modes : std::vector<std::string>{""}) {
+        for (const std::string& layout : o.layouts) {
+          a2a.backend = backend;
+          a2a.mode = mode;
+          a2a.chosen.clear();
+          set_exchange(a2a, layout, o.allow_prereduce);
+          try {
+            check_options(a2a.dispatcher(), a2a.ranks);
+            cases.push_back(a2a);
+          } catch (const ConfigError& e) {
+            refusal = e.what();
+            if (cases.empty() && backends.size() * modes.size() * o.layouts.size() == 1) continue;
+            fmt::print(stderr, "ferry: left out {}: {}\n", backend_label(a2a), refusal);
+          }
+        }
+      }
+    }
+  });
+  if (cases.empty()) throw ConfigError(refusal);
   return cases;
 }
 
 int run(const BenchOptions& options) {
   const std::vector<A2aCase> cases = cases_of(options);
-  Json all = Json::array();
-  if (!options.json) print_heading(options);
-  for (const A2aCase& a2a : cases) {
-    const A2aResult result = measure_a2a(a2a);
-    double consumer = 0;
-    for (const A2aIteration& i : result.iterations) consumer += i.consumer;
-    consumer /= static_cast<double>(result.iterations.size());
-    for (const Row& row : rows_of(result)) {
-      if (options.json) {
-        all.push_back(json_of(a2a, result, row, consumer));
-      } else {
-        print_row(a2a, row);
-      }
-    }
+  std::ofstream plot;
+  if (!options.plot.empty()) {
+    plot.open(options.plot);
+    if (!plot) fail<Error>("--plot {}: cannot be written", options.plot);
   }
-  if (options.json) fmt::print("{}\n", all.dump(2));
+  std::vector<A2aMeasured> all;
+  if (!options.json) fmt::print("{}", a2a_heading(cases.front()));
+  for (const A2aCase& a2a : cases) {
+    all.push_back({a2a, measure_a2a(a2a)});
+    if (options.json) continue;
+    fmt::print("{}", a2a_lines(all.back()));
+    std::fflush(stdout);
+  }
+  if (options.json)
+    fmt::print("{}", a2a_json(all));
+  else if (options.ranks.size() > 1)
+    fmt::print("{}", a2a_ep_tables(all));
+  if (plot.is_open()) {
+    plot << a2a_plot(all);
+    plot.close();
+    if (!plot) fail<Error>("--plot {}: cannot be written", options.plot);
+  }
   return 0;
 }
 
@@ -188,28 +207,62 @@ int run(const BenchOptions& options) {
 void add_bench_a2a(CLI::App& bench, int& status) {
   CLI::App* a2a = bench.add_subcommand(
       "a2a", "Dispatch and combine, verified first, beside a plain copy and a classic alltoallv");
+  a2a->footer(
+      "A case is measured for every combination of the lists; those that do not go together are "
+      "left out.\nTimes are those of the slowest rank; routing is fresh in each iteration. A "
+      "consumer reads every delivered row\nand writes every result between dispatch and combine; "
+      "its time is not counted. bf16 rows are handed over in\nregistered_input(), where peers read "
+      "them. Floor: each rank copies the distinct rows that it receives in that very\niteration to "
+      "where the layout has them (row_pointers: writes the pointers), and sums the results of its "
+      "own\ntokens from where they lie; no planning, messages, waiting or casts.");
   auto o = std::make_shared<BenchOptions>();
-  const auto list = [&](const char* name, auto& values, const char* help) {
-    a2a->add_option(name, values, help)->delimiter(',')->capture_default_str();
+  const auto list = [&](const char* name, auto& values, const std::string& help) {
+    return a2a->add_option(name, values, help)->delimiter(',')->capture_default_str();
   };
   const CLI::Range at_least_one(1, 1 << 20);
-  list("--moe-a2a-backend", o->backends, "Backends, comma-separated");
-  list("--transport", o->transports, "Transports, comma-separated");
-  a2a->add_option("--ep", o->ranks, "Ranks, comma-separated")->delimiter(',')->check(at_least_one);
-  a2a->add_option("--tokens", o->tokens, "Tokens per rank, comma-separated")
-      ->delimiter(',')
+  const std::string wires = names_of(wire_types(), wire_type_name) + ", or all";
+  list("--moe-a2a-backend", o->backends, names_of(all_backends(), backend_name) + ", or all");
+  list("--deepep-mode",
+       o->modes,
+       "Of backend deepep: " + names_of(all_deepep_modes(), deepep_mode_name) + ", or all");
+  list("--layout",
+       o->layouts,
+       "Rows as experts get them: padded, ragged, row_pointers; default: the backend's");
+  a2a->add_flag("--allow-prereduce", o->allow_prereduce, "auto may sum on each rank first");
+  list("--transport", o->transports, names_of(list_transports(), [](const auto& t) {
+         return std::string(t.name);
+       }));
+  list("--ep", o->ranks, "Ranks; several: also a table with a column for each")
       ->check(at_least_one);
-  list("--routing", o->routings, "uniform, zipf, one-hot (every token to expert 0 among others)");
-  a2a->add_option("--hidden", o->hidden, "Elements of a row")->check(at_least_one);
-  a2a->add_option("--experts", o->experts, "Experts over all ranks")->check(at_least_one);
-  a2a->add_option("--topk", o->topk, "Experts of each token")->check(at_least_one);
-  a2a->add_option("--dispatch-wire", o->dispatch_wire, "Type that travels out: bf16, f32");
-  a2a->add_option("--combine-wire", o->combine_wire, "Type that comes back: bf16, f32");
-  a2a->add_option("--threads", o->threads, "Threads of each rank")->check(at_least_one);
+  list("--tokens", o->tokens, "Tokens per rank")->check(at_least_one);
+  list("--routing", o->routings, "uniform, zipf, one_hot (every token to expert 0 among others)");
+  a2a->add_option("--hidden", o->hidden, "Elements of a row")
+      ->check(at_least_one)
+      ->capture_default_str();
+  a2a->add_option("--experts", o->experts, "Experts over all ranks")
+      ->check(at_least_one)
+      ->capture_default_str();
+  a2a->add_option("--topk", o->topk, "Experts of each token")
+      ->check(at_least_one)
+      ->capture_default_str();
+  list("--dispatch-wire", o->dispatch_wires, "What travels out: " + wires);
+  list("--expert-type",
+       o->expert_types,
+       "What experts take: wire (rows as delivered), bf16 or f32 (converted while copying)");
+  list("--combine-wire", o->combine_wires, "What comes back: " + wires);
+  a2a->add_option("--threads", o->threads, "Threads of each rank")
+      ->check(at_least_one)
+      ->capture_default_str();
   a2a->add_option("--seconds", o->seconds, "About how long to measure each case")
-      ->check(CLI::Range(0.01, 3600.0));
+      ->check(CLI::Range(0.01, 3600.0))
+      ->capture_default_str();
+  a2a->add_option(
+      "--plot", o->plot, "Write the median total over tokens per rank to this SVG file");
   a2a->add_flag("--json", o->json, "One JSON array on stdout");
-  a2a->callback([o, &status] { status = run(*o); });
+  a2a->callback([o, &status] {
+    refuse_launcher("bench a2a");
+    status = run(*o);
+  });
 }
 
 }  // namespace ferry

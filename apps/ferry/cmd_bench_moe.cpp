@@ -12,6 +12,7 @@
 #include "apps/ferry/command.h"
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/moe_bench.h"
+#include "ferry/balance/planner.h"
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
 
@@ -34,6 +35,8 @@ struct BenchMoeOptions {
   int threads = 0;
   std::string weights = "bf16";
   double seconds = 1;
+  std::string policy;  // empty = no plan
+  int redundant = 0;
   bool json = false;
 };
 
@@ -72,6 +75,7 @@ Json json_of(const MoeCase& moe, const MoeResult& result, const MachinePeaks& pe
           {"backend", backend_name(moe.backend)},
           {"transport", moe.transport},
           {"routing", routing_name(moe.routing)},
+          {"placement", moe.placement.empty() ? "identity" : "planned"},
           {"tokens", moe.tokens},
           {"hidden", moe.hidden},
           {"inter", moe.inter},
@@ -140,7 +144,49 @@ void print_row(const Json& row) {
       fmt::join(cpu, " "));
 }
 
+double slowest_cpu_us(const MoeResult& result) {
+  return *std::ranges::max_element(result.rank_cpu_us);
+}
+
+/// Measures the case again under a plan for the load it had; the row says what the plan predicted
+/// of the slowest rank and what came of it.
+Json planned_row(MoeCase moe,
+                 const MoeResult& before,
+                 const BenchMoeOptions& o,
+                 const MachinePeaks& peaks) {
+  ExpertLoad load(1, moe.experts);
+  load.counts = before.expert_rows;
+  const Plan plan = plan_placement(load,
+                                   ExpertPlacement::identity(1, moe.experts, moe.ranks),
+                                   {.ranks = moe.ranks},
+                                   {.policy = parse_policy(o.policy), .redundant = o.redundant});
+  const auto map = plan.placement.physical_to_logical(0);
+  moe.placement.assign(map.begin(), map.end());
+  const MoeResult after = measure_moe(moe, peaks);
+  Json row = json_of(moe, after, peaks);
+  row["balancedness_before"] = plan.balance.before;
+  row["balancedness_after"] = plan.balance.after;
+  row["predicted_speedup"] = plan.balance.after / plan.balance.before;
+  row["achieved_speedup"] = slowest_cpu_us(before) / slowest_cpu_us(after);
+  return row;
+}
+
+void print_gain(const Json& row) {
+  const auto number = [&](const char* key) { return row[key].get<double>(); };
+  const double predicted = number("predicted_speedup");
+  const double achieved = number("achieved_speedup");
+  fmt::print("  balancedness {:.3f} -> {:.3f}: the slowest rank's CPU time was to fall {:.2f}x, ",
+             number("balancedness_before"),
+             number("balancedness_after"),
+             predicted);
+  fmt::print("and fell {:.2f}x", achieved);
+  if (predicted > 1.01)
+    fmt::print(", {:.0f} % of the predicted gain", 100 * (achieved - 1) / (predicted - 1));
+  fmt::print("\n");
+}
+
 int run(const BenchMoeOptions& options) {
+  if (!options.policy.empty()) static_cast<void>(parse_policy(options.policy));
   const std::vector<MoeCase> cases = cases_of(options);
   Json all = Json::array();
   if (!options.json) print_heading(options);
@@ -151,11 +197,14 @@ int run(const BenchMoeOptions& options) {
       peaks = measure_peaks(threads, moe.weights);
       measured_threads = threads;
     }
-    const Json row = json_of(moe, measure_moe(moe, peaks), peaks);
-    if (options.json)
-      all.push_back(row);
-    else
-      print_row(row);
+    const MoeResult result = measure_moe(moe, peaks);
+    all.push_back(json_of(moe, result, peaks));
+    if (!options.json) print_row(all.back());
+    if (options.policy.empty()) continue;
+    all.push_back(planned_row(moe, result, options, peaks));
+    if (options.json) continue;
+    print_row(all.back());
+    print_gain(all.back());
   }
   if (options.json) fmt::print("{}\n", all.dump(2));
   return 0;
@@ -178,11 +227,17 @@ void add_bench_moe(CLI::App& bench, int& status) {
   list("--transport", o->transports, "Transports, comma-separated");
   list("--ep", o->ranks, "Ranks, comma-separated")->check(at_least_one);
   list("--tokens", o->tokens, "Tokens per rank, comma-separated")->check(at_least_one);
-  list("--routing", o->routings, "uniform, zipf, one-hot (every token to expert 0 among others)");
+  list("--routing", o->routings, "uniform, zipf, one_hot (every token to expert 0 among others)");
   size("--hidden", o->hidden, "Elements of a row");
   size("--inter", o->inter, "Width of an expert");
   size("--experts", o->experts, "Experts over all ranks");
   size("--topk", o->topk, "Experts of each token");
+  moe->add_option("--eplb-algorithm",
+                  o->policy,
+                  fmt::format("Measure again under a plan of this policy: {}", kPolicyNames));
+  moe->add_option("--ep-num-redundant-experts", o->redundant, "Replicas that the plan may place")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
   moe->add_option("--threads", o->threads, "Threads of each rank [cores / ranks]")
       ->check(at_least_one);
   moe->add_option("--weights", o->weights, "f32 or bf16")->capture_default_str();
@@ -190,7 +245,10 @@ void add_bench_moe(CLI::App& bench, int& status) {
       ->check(CLI::Range(0.01, 3600.0))
       ->capture_default_str();
   moe->add_flag("--json", o->json, "One JSON array on stdout");
-  moe->callback([o, &status] { status = run(*o); });
+  moe->callback([o, &status] {
+    refuse_launcher("bench moe");
+    status = run(*o);
+  });
 }
 
 }  // namespace ferry

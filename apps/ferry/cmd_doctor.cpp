@@ -19,6 +19,7 @@
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/checkpoint.h"
 #include "ferry/model/weights.h"
+#include "ferry/moe/choose_backend.h"
 #include "ferry/transport/launch.h"
 
 namespace ferry {
@@ -91,6 +92,22 @@ std::string kernel_state(Isa isa) {
   return fmt::format("this processor or system has no {}", isa_name(isa));
 }
 
+/// What --moe-a2a-backend auto stands for over each transport, for prefill and decode of a common
+/// shape.
+Json list_choices() {
+  Json choices = Json::object();
+  for (const TransportInfo& t : list_transports()) {
+    if (!t.available) continue;
+    for (const int tokens : {1, 512}) {
+      const BackendSituation situation{
+          .ranks = 2, .tokens = tokens, .hidden = 4096, .topk = 8, .load_store = t.load_store};
+      choices[fmt::format("{}, {} token{}", t.name, tokens, tokens == 1 ? "" : "s")] =
+          choose_backend(MoeA2ABackend::automatic, DeepepMode::automatic, situation).why;
+    }
+  }
+  return choices;
+}
+
 Json diagnose() {
   const Topology topology = read_topology();
   const fs::path pages = "/sys/kernel/mm/transparent_hugepage";
@@ -107,6 +124,7 @@ Json diagnose() {
   report["transports"] = Json::object();
   for (const TransportInfo& t : list_transports())
     report["transports"][std::string(t.name)] = t.available ? "ok" : std::string(t.reason);
+  report["auto_chooses"] = list_choices();
   report["gpus"] = list_gpus();
   report["kernels"] = Json::object();
   for (const Isa isa : kIsas) report["kernels"][std::string(isa_name(isa))] = kernel_state(isa);
@@ -159,7 +177,7 @@ void print_table(const Json& report) {
     if (value.is_object()) {
       fmt::print("{}\n", key);
       for (const auto& [name, state] : value.items())
-        fmt::print("  {:<16} {}\n", name, state.get<std::string>());
+        fmt::print("  {:<20} {}\n", name, state.get<std::string>());
     } else if (value.is_array()) {
       fmt::print("{:<18} {}\n", key, value.empty() ? "none" : "");
       for (const auto& item : value) print_item(item);

@@ -9,11 +9,13 @@
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "apps/ferry/command.h"
 #include "apps/ferry/eplb_dump.h"
+#include "apps/ferry/eplb_report.h"
 #include "ferry/balance/heat_map.h"
 #include "ferry/balance/planner.h"
 #include "ferry/balance/simulate.h"
@@ -30,6 +32,7 @@ constexpr int kMaxRanks = 1024;
 
 struct EplbOptions {
   std::string stats;
+  std::string placement;
   int ranks = 1;
   int nodes = 1;
   int groups = 1;
@@ -40,15 +43,19 @@ struct EplbOptions {
   int max_transfers = 0;
   int max_transfers_per_pair = 0;
   double expert_bytes = 3.0 * 7168 * 2048;  // an expert of DeepSeek-V3 in FP8
+  bool weighted = false;
   bool json = false;
   std::string plot;
+  int hottest = 10;
 
   // simulate
   std::string trace = "zipf";
-  std::vector<std::string> policies{"identity", "deepseek", "greedy", "incremental"};
+  std::vector<std::string> policies{"identity", "deepseek", "greedy", "incremental", "risk"};
   TraceOptions synthetic;
   int interval = 50;
   int window = 50;
+  int share_interval = 0;
+  bool nearest = false;
   double row_us = 1;
   double gigabytes_per_s = 10;
 
@@ -58,13 +65,18 @@ struct EplbOptions {
 /// A dump, the placement it was recorded under, and options that agree with both.
 struct Input {
   LoadDump dump;
-  ExpertLoad load;
   std::optional<ExpertPlacement> current;
+
+  int experts() const { return dump.steps.front().experts; }
 };
 
-PlanOptions plan_options(const EplbOptions& o, const std::string& policy, int experts) {
+void check_ranks(const EplbOptions& o) {
   if (o.ranks < 1 || o.ranks > kMaxRanks)
     fail<ConfigError>("--ranks must be 1 to {}, not {}", kMaxRanks, o.ranks);
+}
+
+PlanOptions plan_options(const EplbOptions& o, const std::string& policy, int experts) {
+  check_ranks(o);
   if (o.max_transfers < 0 || o.max_transfers_per_pair < 0)
     fail<ConfigError>("--max-transfers and --max-transfers-per-pair must be at least 0");
   if (!(o.expert_bytes > 0)) fail<ConfigError>("--expert-bytes must be more than 0");
@@ -72,6 +84,7 @@ PlanOptions plan_options(const EplbOptions& o, const std::string& policy, int ex
   options.uneven = o.strict   ? UnevenSlots::strict
                    : o.adjust ? UnevenSlots::adjust
                               : UnevenSlots::allow_empty;
+  options.weighted = o.weighted;
   options.max_transfers = o.max_transfers;
   options.max_transfers_per_pair = o.max_transfers_per_pair;
   const int settled = settle_redundant(experts, o.ranks, options.redundant, options.uneven);
@@ -82,25 +95,46 @@ PlanOptions plan_options(const EplbOptions& o, const std::string& policy, int ex
   return options;
 }
 
-Input read_input(EplbOptions& o) {
-  Input input{read_load_dump(o.stats), {}, {}};
-  input.load = total_load(input.dump.steps);
-  if (!input.dump.physical_to_logical_map) return input;
-  const auto& map = *input.dump.physical_to_logical_map;
-  if (o.ranks < 1 || map.front().size() % static_cast<std::size_t>(o.ranks) != 0) {
-    spdlog::warn("the {} slots of {} do not divide by {} ranks: planning from the identity",
+/// The placement that planning starts from: of --placement, else of the dump, if that is one for
+/// these ranks.
+std::optional<ExpertPlacement> current_placement(const EplbOptions& o, const LoadDump& dump) {
+  const int experts = dump.steps.front().experts;
+  if (!o.placement.empty()) {
+    const auto map = read_placement(o.placement, o.ranks);
+    try {
+      return ExpertPlacement(map, experts, o.ranks);
+    } catch (const ConfigError& e) {
+      fail<ModelError>("{}: {}", o.placement, e.what());
+    }
+  }
+  if (!dump.physical_to_logical_map) return std::nullopt;
+  const auto& map = *dump.physical_to_logical_map;
+  if (map.front().size() % static_cast<std::size_t>(o.ranks) != 0) {
+    spdlog::warn("the {} slots of {} do not divide by {} ranks: starting from the identity",
                  map.front().size(),
                  o.stats,
                  o.ranks);
-    return input;
+    return std::nullopt;
   }
-  input.current.emplace(map, input.load.experts, o.ranks);
-  if (o.redundant < 0) {
-    const auto filled =
-        std::count_if(map.front().begin(), map.front().end(), [](ExpertId e) { return e >= 0; });
-    o.redundant = static_cast<int>(filled) - input.load.experts;
+  return ExpertPlacement(map, experts, o.ranks);
+}
+
+Input read_input(EplbOptions& o) {
+  check_ranks(o);
+  Input input{read_load_dump(o.stats), {}};
+  input.current = current_placement(o, input.dump);
+  if (input.current && o.redundant < 0) {
+    const auto map = input.current->physical_to_logical(0);
+    const auto filled = std::count_if(map.begin(), map.end(), [](ExpertId e) { return e >= 0; });
+    o.redundant = static_cast<int>(filled) - input.experts();
   }
   return input;
+}
+
+ExpertPlacement current_or_identity(const Input& input, const EplbOptions& o, int redundant) {
+  if (input.current) return *input.current;
+  return ExpertPlacement::identity(
+      input.dump.steps.front().layers, input.experts(), o.ranks, redundant);
 }
 
 std::vector<std::vector<ExpertId>> maps_of(const ExpertPlacement& placement) {
@@ -117,29 +151,29 @@ void write_file(const std::string& path, const std::string& text) {
   if (!(out << text) || !out.flush()) fail<Error>("{}: cannot be written", path);
 }
 
-std::string gigabytes(double bytes) { return fmt::format("{:.2f} GB", bytes / 1e9); }
-
 int plan(EplbOptions o) {
   const Input input = read_input(o);
-  const PlanOptions options = plan_options(o, o.policy, input.load.experts);
+  const PlanOptions options = plan_options(o, o.policy, input.experts());
   const auto start = Clock::now();
-  const Plan made = plan_placement(input.load, input.current, o.topology(), options);
+  const Plan made = plan_placement(input.dump.steps, input.current, o.topology(), options);
   const std::chrono::duration<double, std::micro> taken = Clock::now() - start;
   const double bytes = made.transfers * o.expert_bytes;
   if (o.json) {
-    const Json report{{"policy", o.policy},
-                      {"ranks", o.ranks},
-                      {"nodes", o.nodes},
-                      {"groups", o.groups},
-                      {"redundant", options.redundant},
-                      {"balancedness_before", made.balance.before},
-                      {"balancedness_after", made.balance.after},
-                      {"bound", made.balance.bound},
-                      {"moves", made.transfers},
-                      {"bytes_moved", bytes},
-                      {"duplicates", made.duplicates},
-                      {"physical_to_logical_map", maps_of(made.placement)},
-                      {"plan_us", taken.count()}};
+    Json report{{"policy", o.policy},
+                {"ranks", o.ranks},
+                {"nodes", o.nodes},
+                {"groups", o.groups},
+                {"redundant", options.redundant},
+                {"balancedness_before", made.balance.before},
+                {"balancedness_after", made.balance.after},
+                {"bound", made.balance.bound},
+                {"moves", made.transfers},
+                {"moves_bound", made.transfers_bound},
+                {"bytes_moved", bytes},
+                {"duplicates", made.duplicates},
+                {"physical_to_logical_map", maps_of(made.placement)},
+                {"plan_us", taken.count()}};
+    if (o.weighted) report["shares"] = made.shares;
     fmt::print("{}\n", report.dump());
     return 0;
   }
@@ -156,7 +190,10 @@ int plan(EplbOptions o) {
       made.balance.before,
       made.balance.after,
       made.balance.bound);
-  fmt::print("  moves          {} experts between ranks, {}\n", made.transfers, gigabytes(bytes));
+  fmt::print("  moves          {} experts between ranks, {}; at least {} for this balance\n",
+             made.transfers,
+             gigabytes(bytes),
+             made.transfers_bound);
   if (made.duplicates > 0)
     fmt::print("  duplicates     {} slots hold an expert that their rank has already\n",
                made.duplicates);
@@ -166,20 +203,32 @@ int plan(EplbOptions o) {
 
 int show(EplbOptions o) {
   const Input input = read_input(o);
-  const PlanOptions options = plan_options(o, o.policy, input.load.experts);
-  const Plan made = plan_placement(input.load, input.current, o.topology(), options);
-  const ExpertPlacement before =
-      input.current ? *input.current
-                    : ExpertPlacement::identity(
-                          input.load.layers, input.load.experts, o.ranks, options.redundant);
-  const std::vector<HeatMap> maps{make_heat_map("before", input.load, before),
-                                  make_heat_map("after " + o.policy, input.load, made.placement)};
+  const PlanOptions options = plan_options(o, o.policy, input.experts());
+  const Plan made = plan_placement(input.dump.steps, input.current, o.topology(), options);
+  const ExpertPlacement before = current_or_identity(input, o, options.redundant);
+  const ExpertLoad load = total_load(input.dump.steps);
+  const std::vector<HeatMap> maps{make_heat_map("before", load, before),
+                                  make_heat_map("after " + o.policy, load, made.placement)};
   if (!o.plot.empty()) write_file(o.plot, heat_map_svg(maps));
   for (const HeatMap& map : maps) fmt::print("{}\n", heat_map_text(map));
   fmt::print("balancedness {:.4f} -> {:.4f}, best possible {:.4f}\n",
              made.balance.before,
              made.balance.after,
              made.balance.bound);
+  return 0;
+}
+
+int stats(EplbOptions o) {
+  const Input input = read_input(o);
+  const PlanOptions options = plan_options(o, "identity", input.experts());
+  const ExpertPlacement placement = current_or_identity(input, o, options.redundant);
+  if (o.hottest < 1) fail<ConfigError>("--hottest must be at least 1, not {}", o.hottest);
+  const LoadStats result = load_stats(input.dump.steps, placement, o.hottest);
+  if (!o.json) {
+    print_load_stats(result, input.dump.steps.size(), placement);
+    return 0;
+  }
+  fmt::print("{}\n", load_stats_json(result, input.dump.steps.size(), placement).dump());
   return 0;
 }
 
@@ -191,43 +240,19 @@ Trace trace_of(const EplbOptions& o) {
   return make_trace(options);
 }
 
-/// A line of text for a number from 0 to 1 over time.
-std::string sparkline(const std::vector<double>& values) {
-  constexpr std::string_view kLevels = " .:-=+*#%@";
-  constexpr std::size_t kWidth = 50;
-  const std::size_t width = std::min(kWidth, values.size());
-  std::string line;
-  for (std::size_t i = 0; i < width; ++i) {
-    const std::size_t first = i * values.size() / width;
-    const std::size_t last = (i + 1) * values.size() / width;
-    double sum = 0;
-    for (std::size_t j = first; j < last; ++j) sum += values[j];
-    line += kLevels[static_cast<std::size_t>(
-        std::clamp(10 * sum / static_cast<double>(last - first), 0.0, 9.0))];
-  }
-  return line;
-}
-
 int run_simulation(const EplbOptions& o) {
   if (!(o.row_us > 0) || !(o.gigabytes_per_s > 0))
     fail<ConfigError>("--row-us and --gbytes-per-s must be more than 0");
   const Trace trace = trace_of(o);
   Json report = Json::array();
-  if (!o.json)
-    fmt::print("{:<12} {:>8} {:>8} {:>6} {:>8} {:>10} {:>11} {:>10}  balancedness over time\n",
-               "policy",
-               "mean",
-               "lowest",
-               "plans",
-               "moves",
-               "moved",
-               "step us",
-               "+ moves us");
+  if (!o.json) print_simulation_head();
   for (const std::string& policy : o.policies) {
     SimulateOptions options{.topology = o.topology(),
                             .plan = plan_options(o, policy, trace.front().experts),
                             .interval = o.interval,
                             .window = o.window,
+                            .share_interval = o.share_interval,
+                            .nearest = o.nearest,
                             .expert_bytes = o.expert_bytes,
                             .row_us = o.row_us,
                             .bytes_per_us = o.gigabytes_per_s * 1e3};
@@ -245,19 +270,12 @@ int run_simulation(const EplbOptions& o) {
                         {"bytes_moved", s.bytes_moved},
                         {"step_us", s.step_us},
                         {"move_us", s.move_us},
+                        {"off_rank", s.off_rank},
+                        {"off_node", s.off_node},
                         {"balancedness", s.balancedness}});
       continue;
     }
-    fmt::print("{:<12} {:>8.4f} {:>8.4f} {:>6} {:>8} {:>10} {:>11.0f} {:>10.0f}  |{}|\n",
-               policy,
-               s.mean_balancedness,
-               s.min_balancedness,
-               s.plans,
-               s.transfers,
-               gigabytes(s.bytes_moved),
-               s.step_us,
-               s.move_us,
-               sparkline(s.balancedness));
+    print_simulation(policy, s);
   }
   if (o.json) fmt::print("{}\n", report.dump());
   return 0;
@@ -282,6 +300,8 @@ void add_common(CLI::App& command, EplbOptions& o) {
   number("--max-transfers-per-pair",
          o.max_transfers_per_pair,
          "incremental: the same for two ranks and a layer");
+  command.add_flag(
+      "--weighted", o.weighted, "Replicas take what evens the ranks instead of equal parts");
   command.add_option("--expert-bytes", o.expert_bytes, "Weights of one expert (DeepSeek-V3, FP8)")
       ->type_name("BYTES");
 }
@@ -291,6 +311,14 @@ void add_stats(CLI::App& command, EplbOptions& o) {
       .add_option("--stats", o.stats, "JSON with logical_count and perhaps physical_to_logical_map")
       ->type_name("FILE")
       ->required();
+  command
+      .add_option("--placement",
+                  o.placement,
+                  "Current placement instead: physical_to_logical_map or vllm-ascend's layer_list")
+      ->type_name("FILE");
+}
+
+void add_policy(CLI::App& command, EplbOptions& o) {
   command.add_option("--policy", o.policy, fmt::format("One of {}", kPolicyNames))
       ->type_name("P")
       ->capture_default_str();
@@ -311,6 +339,8 @@ void add_trace(CLI::App& command, EplbOptions& o) {
   number("--seed", o.synthetic.seed, "Its seed");
   number("--interval", o.interval, "Steps between two plans");
   number("--window", o.window, "Steps that a plan looks back on");
+  number("--share-interval", o.share_interval, "With --weighted: steps between new shares");
+  command.add_flag("--nearest", o.nearest, "Tokens go to the nearest replica, within its part");
   number("--row-us", o.row_us, "Time of one row in an expert");
   number("--gbytes-per-s", o.gigabytes_per_s, "What a rank receives of moved weights");
 }
@@ -335,12 +365,21 @@ void add_eplb(CLI::App& app, int& status) {
   };
   const auto [planned, plan_o] = add("plan", "Plan a placement from a dump of load", plan);
   add_stats(*planned, *plan_o);
+  add_policy(*planned, *plan_o);
   planned->add_flag("--json", plan_o->json, "As JSON");
   const auto [simulated, simulate_o] = add("simulate", "Replay a trace against policies", simulate);
   add_trace(*simulated, *simulate_o);
   simulated->add_flag("--json", simulate_o->json, "As JSON");
+  const auto [told, stats_o] =
+      add("stats", "How even recorded load lies, load by rank, hottest experts", stats);
+  add_stats(*told, *stats_o);
+  told->add_option("--hottest", stats_o->hottest, "Experts to list")
+      ->type_name("N")
+      ->capture_default_str();
+  told->add_flag("--json", stats_o->json, "As JSON");
   const auto [shown, show_o] = add("show", "Show load by layer and rank before and after", show);
   add_stats(*shown, *show_o);
+  add_policy(*shown, *show_o);
   shown->add_option("--plot", show_o->plot, "Write the picture as SVG too")->type_name("FILE");
 }
 

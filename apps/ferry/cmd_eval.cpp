@@ -11,6 +11,7 @@
 
 #include "apps/ferry/command.h"
 #include "apps/ferry/common_options.h"
+#include "apps/ferry/load_report.h"
 #include "apps/ferry/prompts.h"
 #include "apps/ferry/session.h"
 #include "ferry/core/error.h"
@@ -148,6 +149,7 @@ int eval(const EvalOptions& o) {
     }
     print_report(o, session, questions, report);
     print_summary(session, engine.stats());
+    report_load(session, engine);
     return report.score() < o.min_score ? 1 : 0;
   });
 }

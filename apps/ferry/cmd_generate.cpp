@@ -11,6 +11,7 @@
 
 #include "apps/ferry/command.h"
 #include "apps/ferry/common_options.h"
+#include "apps/ferry/load_report.h"
 #include "apps/ferry/prompts.h"
 #include "apps/ferry/session.h"
 #include "ferry/core/error.h"
@@ -112,8 +113,9 @@ class Printer {
 void print_json(const Session& session,
                 const std::vector<Prompt>& prompts,
                 const std::vector<Result>& results,
-                const EngineStats& stats) {
+                const Engine& engine) {
   const RunOptions& o = session.options;
+  const EngineStats& stats = engine.stats();
   nlohmann::ordered_json report;
   report["model"] = o.model.string();
   report["ep"] = o.launch.ranks;
@@ -125,6 +127,7 @@ void print_json(const Session& session,
   report["isa"] = isa_name(kernels().isa);
   report["prefill_tokens_per_s"] = rate(stats.prefill_tokens, stats.prefill_time);
   report["decode_tokens_per_s"] = rate(stats.decode_tokens, stats.decode_time);
+  if (engine.balancer()) report["eplb"] = load_json(engine);
   report["results"] = nlohmann::ordered_json::array();
   for (std::size_t i = 0; i < results.size(); ++i) {
     report["results"].push_back({{"prompt_tokens", prompts[i].ids.size()},
@@ -174,8 +177,9 @@ int generate(const GenerateOptions& o) {
       result.logits_sha256 = event.logits_sha256;
       if (!options.json) printer.on_token(event, results);
     });
-    if (options.json) print_json(session, prompts, results, engine.stats());
+    if (options.json) print_json(session, prompts, results, engine);
     print_summary(session, engine.stats());
+    report_load(session, engine);
     return 0;
   });
 }

@@ -25,6 +25,11 @@ int in_range(std::string_view option, int value, int low, int high) {
 /// Ranks load their share of the weights at different speeds, and meet only afterwards.
 constexpr std::chrono::minutes kStartTimeout{10};
 
+std::optional<WireType> parse_wire_option(std::string_view option, const std::string& text) {
+  if (text.empty()) return std::nullopt;
+  return parse_wire_type(text, option);
+}
+
 }  // namespace
 
 CommonOptions::CommonOptions(CLI::App& app) {
@@ -32,9 +37,8 @@ CommonOptions::CommonOptions(CLI::App& app) {
   app.add_option("--model,--model-path", model_, "Checkpoint directory [the demo model]")
       ->type_name("DIR")
       ->group(kGroup);
-  app.add_option("--ep", ep_, "Ranks that the experts are spread over")
+  app.add_option("--ep", ep_, "Ranks that the experts are spread over [1; as many as were started]")
       ->type_name("N")
-      ->capture_default_str()
       ->group(kGroup);
   app.add_option("--tp", tp_, "Tensor-parallel ranks; only 1 in this version")
       ->type_name("N")
@@ -42,17 +46,42 @@ CommonOptions::CommonOptions(CLI::App& app) {
       ->group(kGroup);
   app.add_option("--moe-a2a-backend",
                  backend_,
-                 "How tokens travel to experts: pplx, alltoallv, deepep, none")
+                 "How tokens travel to experts: pplx, deepep, alltoallv, mooncake, ascend_fuseep, "
+                 "none, auto")
       ->type_name("B")
       ->capture_default_str()
       ->group(kGroup);
-  app.add_option("--deepep-mode", deepep_mode_, "Of backend deepep: low_latency, normal")
+  app.add_option("--deepep-mode", deepep_mode_, "Of backend deepep: normal, low_latency, auto")
       ->type_name("M")
       ->capture_default_str()
       ->group(kGroup);
-  app.add_option("--transport", transport_, "inproc (ranks are threads), shm (processes)")
+  app.add_option("--layout",
+                 layout_,
+                 "Rows as experts get them: padded, ragged, row_pointers [the backend's]")
+      ->type_name("L")
+      ->group(kGroup);
+  app.add_flag("--allow-prereduce",
+               allow_prereduce_,
+               "auto may sum on each rank first: fewer bytes, other bits for other --ep")
+      ->group(kGroup);
+  app.add_flag("--two-batch-overlap",
+               two_batch_overlap_,
+               "Half of a step's tokens travel while the experts compute the other half")
+      ->group(kGroup);
+  app.add_option("--transport",
+                 transport_,
+                 "inproc (ranks are threads), shm (processes of one host), fabric (libfabric), mpi "
+                 "[inproc; under a launcher mpi or fabric]")
       ->type_name("T")
-      ->capture_default_str()
+      ->group(kGroup);
+  app.add_option("--fabric-provider",
+                 fabric_provider_,
+                 "Of libfabric: efa, verbs, tcp, shm, ... [the best that all ranks have]")
+      ->type_name("P")
+      ->group(kGroup);
+  app.add_flag("--fabric-progress-thread",
+               fabric_progress_thread_,
+               "Move data while a rank computes, at the price of part of a core")
       ->group(kGroup);
   app.add_option("--threads", threads_, "Threads of each rank [cores / ranks]")
       ->type_name("N")
@@ -60,10 +89,12 @@ CommonOptions::CommonOptions(CLI::App& app) {
   app.add_option("--weights", weights_, "Hold weights as f32 or bf16 [as in the checkpoint]")
       ->type_name("W")
       ->group(kGroup);
-  app.add_option("--dispatch-wire", dispatch_wire_, "Rows travel out as f32 or bf16 [as weights]")
+  app.add_option("--dispatch-wire",
+                 dispatch_wire_,
+                 "Rows travel out as f32, bf16, fp8, fp8_pow2, int8, int8_block [as weights]")
       ->type_name("W")
       ->group(kGroup);
-  app.add_option("--combine-wire", combine_wire_, "Results come back as f32 or bf16 [as weights]")
+  app.add_option("--combine-wire", combine_wire_, "Results come back as one of these [as weights]")
       ->type_name("W")
       ->group(kGroup);
   app.add_option("--context-length", context_length_, "Positions of a sequence [the model's]")
@@ -81,36 +112,72 @@ CommonOptions::CommonOptions(CLI::App& app) {
       ->type_name("S")
       ->capture_default_str()
       ->group(kGroup);
+  balance_.add_to(app);
   app.add_flag("--json", json_, "Results as JSON, alone on stdout");
   app.add_flag("--quiet", quiet_, "No progress and no summary");
+}
+
+LaunchOptions CommonOptions::resolve_launch() const {
+  LaunchOptions launch{.start_timeout = kStartTimeout,
+                       .world = started_world(),
+                       .fabric_provider = fabric_provider_,
+                       .fabric_progress_thread = fabric_progress_thread_};
+  launch.ranks = ep_.value_or(launch.world ? launch.world->size : 1);
+  launch.transport = transport_.empty() ? default_transport(launch.world) : transport_;
+  launch.join_timeout = timeout();
+  const BalanceOptions balance = balance_.resolve();
+  launch.agreement = {{"version", FERRY_VERSION},
+                      {"--moe-a2a-backend", backend_},
+                      {"--deepep-mode", deepep_mode_},
+                      {"--layout", layout_},
+                      {"--allow-prereduce", allow_prereduce_ ? "yes" : "no"},
+                      {"--two-batch-overlap", two_batch_overlap_ ? "yes" : "no"},
+                      {"--dispatch-wire", dispatch_wire_},
+                      {"--combine-wire", combine_wire_},
+                      {"--max-tokens", std::to_string(max_tokens_)},
+                      {"--max-sequences", std::to_string(max_sequences_)},
+                      {"recording of expert load", balance.on() ? "yes" : "no"},
+                      {"--enable-eplb", balance.rebalance.enabled ? "yes" : "no"},
+                      {"--eplb-bytes-per-step", std::to_string(balance.rebalance.step_bytes)},
+                      {"--eplb-canary", balance.rebalance.canary ? "yes" : "no"}};
+  return launch;
+}
+
+std::chrono::nanoseconds CommonOptions::timeout() const {
+  if (!(timeout_s_ > 0 && timeout_s_ <= kMaxTimeoutSeconds))
+    fail<ConfigError>(
+        "--timeout must be above 0 and at most {} s, not {}", kMaxTimeoutSeconds, timeout_s_);
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+      std::chrono::duration<double>(timeout_s_));
 }
 
 RunOptions CommonOptions::resolve() const {
   RunOptions o;
   if (tp_ != 1) fail<ConfigError>("--tp must be 1 in this version, not {}", tp_);
-  o.launch = {.transport = transport_, .ranks = ep_, .start_timeout = kStartTimeout};
+  o.launch = resolve_launch();
   check_launch(o.launch);
-  o.threads =
-      threads_ == 0 ? default_threads(ep_) : in_range("--threads", threads_, 1, kMaxThreads);
+  o.threads = threads_ == 0 ? default_threads(o.launch.ranks)
+                            : in_range("--threads", threads_, 1, kMaxThreads);
   o.weights = parse_dtype_option("--weights", weights_);
-  if (!(timeout_s_ > 0 && timeout_s_ <= kMaxTimeoutSeconds))
-    fail<ConfigError>(
-        "--timeout must be above 0 and at most {} s, not {}", kMaxTimeoutSeconds, timeout_s_);
-  const auto timeout = std::chrono::duration_cast<std::chrono::nanoseconds>(
-      std::chrono::duration<double>(timeout_s_));
   o.decoder = {.max_tokens = in_range("--max-tokens", max_tokens_, 1, 1 << 20),
                .backend = parse_backend(backend_),
                .deepep_mode = parse_deepep_mode(deepep_mode_),
-               .dispatch_wire = parse_dtype_option("--dispatch-wire", dispatch_wire_),
-               .combine_wire = parse_dtype_option("--combine-wire", combine_wire_),
-               .timeout = timeout};
+               .layout = layout_.empty() ? std::nullopt : std::optional(parse_format(layout_)),
+               .two_batch_overlap = two_batch_overlap_,
+               .dispatch_wire = parse_wire_option("--dispatch-wire", dispatch_wire_),
+               .combine_wire = parse_wire_option("--combine-wire", combine_wire_),
+               .timeout = timeout()};
   o.engine = {.max_sequences_per_rank = in_range("--max-sequences", max_sequences_, 1, 1 << 16),
               .max_tokens_per_step = max_tokens_,
               .max_context = in_range("--context-length", context_length_, 0, INT_MAX),
               .hash_logits = false,
-              .timeout = timeout};
+              .timeout = timeout(),
+              .balance = balance_.resolve()};
+  o.load_report = balance_.report();
+  o.expert_location = balance_.location();
+  o.allow_prereduce = allow_prereduce_;
   o.json = json_;
-  o.quiet = quiet_;
+  o.quiet = quiet_ || (o.launch.world && o.launch.world->rank != 0);  // rank 0 speaks for all
   o.model = model_.empty() ? find_demo_model() : std::filesystem::path(model_);
   return o;
 }
@@ -120,6 +187,31 @@ std::optional<DType> parse_dtype_option(std::string_view option, const std::stri
   if (text == "f32") return DType::f32;
   if (text == "bf16") return DType::bf16;
   fail<ConfigError>("{} must be f32 or bf16, not \"{}\"", option, text);
+}
+
+std::optional<World> started_world() {
+  std::optional<World> world = find_world();
+  if (world && world->size == 1) world.reset();  // nobody to meet
+  return world;
+}
+
+void refuse_launcher(std::string_view command) {
+  if (const auto world = started_world()) {
+    fail<ConfigError>(
+        "{} starts its own ranks, but this is rank {} of {}; run it without a launcher",
+        command,
+        world->rank,
+        world->size);
+  }
+}
+
+std::string default_transport(const std::optional<World>& world) {
+  if (!world) return "inproc";
+  if (world->launcher == World::Launcher::open_mpi || world->launcher == World::Launcher::mpich) {
+    for (const TransportInfo& info : list_transports())
+      if (info.name == "mpi" && info.available) return "mpi";
+  }
+  return "fabric";
 }
 
 int default_threads(int ranks) {

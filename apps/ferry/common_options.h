@@ -1,11 +1,13 @@
 // The options that all subcommands share, parsed and checked in this one place.
 #pragma once
 
+#include <chrono>
 #include <filesystem>
 #include <optional>
 #include <string>
 #include <string_view>
 
+#include "apps/ferry/balance_options.h"
 #include "ferry/core/types.h"
 #include "ferry/engine/engine.h"
 #include "ferry/model/decoder.h"
@@ -23,8 +25,11 @@ struct RunOptions {
   LaunchOptions launch;
   int threads = 1;  ///< of each rank
   std::optional<DType> weights;
-  DecoderOptions decoder;
+  DecoderOptions decoder;  ///< backend and mode as asked for; open_session() replaces "auto"
+  bool allow_prereduce = false;
   EngineOptions engine;
+  LoadReportOptions load_report;
+  ExpertLocationOptions expert_location;
   bool json = false;
   bool quiet = false;
 };
@@ -40,12 +45,20 @@ class CommonOptions {
   RunOptions resolve() const;
 
  private:
+  LaunchOptions resolve_launch() const;
+  std::chrono::nanoseconds timeout() const;
+
   std::string model_;
-  int ep_ = 1;
+  std::optional<int> ep_;
   int tp_ = 1;
   std::string backend_ = "pplx";
-  std::string deepep_mode_ = "low_latency";
-  std::string transport_ = "inproc";
+  std::string deepep_mode_ = "auto";
+  std::string layout_;
+  bool allow_prereduce_ = false;
+  bool two_batch_overlap_ = false;
+  std::string transport_;
+  std::string fabric_provider_;
+  bool fabric_progress_thread_ = false;
   int threads_ = 0;
   std::string weights_;
   std::string dispatch_wire_;
@@ -54,12 +67,22 @@ class CommonOptions {
   int context_length_ = 0;
   int max_tokens_ = 512;
   int max_sequences_ = 16;
+  BalanceFlags balance_;
   bool json_ = false;
   bool quiet_ = false;
 };
 
 /// f32 or bf16; empty text = absent. Throws ConfigError that names `option`.
 std::optional<DType> parse_dtype_option(std::string_view option, const std::string& text);
+
+/// The ranks that a launcher started, where there are several.
+std::optional<World> started_world();
+
+/// Throws ConfigError under a launcher, for commands that start their own ranks.
+void refuse_launcher(std::string_view command);
+
+/// What --transport means when it is not given.
+std::string default_transport(const std::optional<World>& world);
 
 /// Cores of this machine over ranks, at least 1.
 int default_threads(int ranks);

@@ -15,6 +15,7 @@ namespace {
 
 using nlohmann::json;
 
+const std::string kMapKey = "physical_to_logical_map";
 constexpr double kMaxCount = 1e15;  // sums stay exact enough, and finite
 
 /// The array `value`, of `size` elements where that is not 0.
@@ -63,40 +64,127 @@ ExpertLoad read_step(const json& value,
   return load;
 }
 
+/// A row of expert ids or -1. `experts`: their number, 0 where it is not known.
+std::vector<ExpertId> read_slots(const json& value,
+                                 std::size_t size,
+                                 int experts,
+                                 const std::string& file,
+                                 const std::string& place) {
+  constexpr int kMaxExperts = 1 << 20;
+  const int most = (experts > 0 ? experts : kMaxExperts) - 1;
+  std::vector<ExpertId> slots;
+  for (const json& id : array(value, size, file, place)) {
+    if (!id.is_number_integer() || id.get<double>() < -1 || id.get<double>() > most) {
+      fail<ModelError>("{}: {} holds {}: expected an expert from 0 to {}, or -1",
+                       file,
+                       place,
+                       describe(id),
+                       most);
+    }
+    slots.push_back(id.get<ExpertId>());
+  }
+  return slots;
+}
+
+/// [layer][slot] with as many slots in each layer.
+std::vector<std::vector<ExpertId>> read_maps(const json& value,
+                                             int experts,
+                                             const std::string& file) {
+  std::vector<std::vector<ExpertId>> map;
+  for (const json& layer : array(value, 0, file, kMapKey)) {
+    const std::string place = fmt::format("{}[{}]", kMapKey, map.size());
+    map.push_back(read_slots(layer, map.empty() ? 0 : map.front().size(), experts, file, place));
+  }
+  return map;
+}
+
 std::vector<std::vector<ExpertId>> read_map(const json& value,
                                             const ExpertLoad& load,
                                             const std::string& file) {
-  const std::string key = "physical_to_logical_map";
-  array(value, 0, file, key);
-  if (value.size() != static_cast<std::size_t>(load.layers)) {
+  std::vector<std::vector<ExpertId>> map = read_maps(value, load.experts, file);
+  if (map.size() != static_cast<std::size_t>(load.layers)) {
     fail<ModelError>(
-        "{}: {} has {} layers, logical_count {}", file, key, value.size(), load.layers);
+        "{}: {} has {} layers, logical_count {}", file, kMapKey, map.size(), load.layers);
   }
-  std::vector<std::vector<ExpertId>> map(value.size());
-  for (std::size_t l = 0; l < value.size(); ++l) {
-    const std::string place = fmt::format("{}[{}]", key, l);
-    for (const json& id : array(value[l], map.front().size(), file, place)) {
-      const bool fits = id.is_number_integer() && id.get<double>() >= -1 &&
-                        id.get<double>() < static_cast<double>(load.experts);
-      if (!fits) {
-        fail<ModelError>("{}: {} holds {}: expected an expert from 0 to {}, or -1",
-                         file,
-                         place,
-                         describe(id),
-                         load.experts - 1);
-      }
-      map[l].push_back(id.get<ExpertId>());
-    }
+  for (std::size_t l = 0; l < map.size(); ++l) {
     std::vector<bool> present(static_cast<std::size_t>(load.experts), false);
     for (const ExpertId e : map[l])
       if (e >= 0) present[static_cast<std::size_t>(e)] = true;
     if (const auto lost = std::find(present.begin(), present.end(), false); lost != present.end())
-      fail<ModelError>("{}: {} has no slot for expert {}", file, place, lost - present.begin());
+      fail<ModelError>(
+          "{}: {}[{}] has no slot for expert {}", file, kMapKey, l, lost - present.begin());
+  }
+  return map;
+}
+
+/// The objects of `list` by their id under `key`, which must be 0, 1, ... in any order.
+std::vector<const json*> by_id(const json& list,
+                               const char* key,
+                               const std::string& file,
+                               const std::string& what) {
+  std::vector<const json*> sorted(array(list, 0, file, what).size(), nullptr);
+  for (const json& entry : list) {
+    const auto id = entry.is_object() ? entry.find(key) : entry.end();
+    const bool fits = entry.is_object() && id != entry.end() && id->is_number_integer() &&
+                      id->get<double>() >= 0 &&
+                      id->get<double>() < static_cast<double>(sorted.size());
+    if (!fits || sorted[id->get<std::size_t>()] != nullptr) {
+      fail<ModelError>(
+          "{}: {} needs one object for each {} from 0 to {}", file, what, key, sorted.size() - 1);
+    }
+    sorted[id->get<std::size_t>()] = &entry;
+  }
+  return sorted;
+}
+
+/// Throws unless `object` says `number` under `key`, or nothing.
+void check_number(const json& object,
+                  const char* key,
+                  std::size_t number,
+                  const std::string& file,
+                  const std::string& what) {
+  const auto said = object.find(key);
+  if (said != object.end() && *said != number)
+    fail<ModelError>("{}: {} is {}, {} are there", file, what, describe(*said), number);
+}
+
+std::vector<std::vector<ExpertId>> read_layer_list(const json& root,
+                                                   int ranks,
+                                                   const std::string& file) {
+  const std::vector<const json*> layers = by_id(root["layer_list"], "layer_id", file, "layer_list");
+  check_number(root, "moe_layer_count", layers.size(), file, "moe_layer_count");
+  std::vector<std::vector<ExpertId>> map(layers.size());
+  std::size_t per_device = 0;
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const std::string place = fmt::format("layer_id {}", l);
+    if (!layers[l]->contains("device_list"))
+      fail<ModelError>("{}: {} has no device_list", file, place);
+    const std::vector<const json*> devices =
+        by_id((*layers[l])["device_list"], "device_id", file, place + ", device_list");
+    check_number(*layers[l], "device_count", devices.size(), file, place + ", device_count");
+    if (devices.size() != static_cast<std::size_t>(ranks))
+      fail<ModelError>("{}: {} has {} devices, not {} ranks", file, place, devices.size(), ranks);
+    for (std::size_t d = 0; d < devices.size(); ++d) {
+      const std::string device = fmt::format("{}, device_id {}", place, d);
+      if (!devices[d]->contains("device_expert"))
+        fail<ModelError>("{}: {} has no device_expert", file, device);
+      const std::vector<ExpertId> slots =
+          read_slots((*devices[d])["device_expert"], per_device, 0, file, device);
+      per_device = slots.size();
+      map[l].insert(map[l].end(), slots.begin(), slots.end());
+    }
   }
   return map;
 }
 
 }  // namespace
+
+std::vector<std::vector<ExpertId>> read_placement(const std::string& file, int ranks) {
+  const json root = parse_json(read_text_file(file), file);
+  if (root.is_object() && root.contains("layer_list")) return read_layer_list(root, ranks, file);
+  if (root.is_object() && root.contains(kMapKey)) return read_maps(root[kMapKey], 0, file);
+  fail<ModelError>("{}: expected an object with the key {} or layer_list", file, kMapKey);
+}
 
 LoadDump read_load_dump(const std::string& file) {
   const json dump = parse_json(read_text_file(file), file);
@@ -115,19 +203,9 @@ LoadDump read_load_dump(const std::string& file) {
   } else {
     result.steps.push_back(read_step(counts, nullptr, file, key));
   }
-  if (const auto map = dump.find("physical_to_logical_map"); map != dump.end() && !map->is_null())
+  if (const auto map = dump.find(kMapKey); map != dump.end() && !map->is_null())
     result.physical_to_logical_map = read_map(*map, result.steps.front(), file);
   return result;
-}
-
-ExpertLoad total_load(const Trace& steps) {
-  ExpertLoad sum = steps.front();
-  for (std::size_t step = 1; step < steps.size(); ++step) {
-    const std::vector<double>& counts = steps[step].counts;
-    std::transform(
-        counts.begin(), counts.end(), sum.counts.begin(), sum.counts.begin(), std::plus<>());
-  }
-  return sum;
 }
 
 }  // namespace ferry

@@ -1,4 +1,5 @@
-// Load dumps: JSON with SGLang's keys, from its recorder or ours.
+// Load dumps: JSON with SGLang's keys, from its recorder or ours. Placements: the same, or the
+// layout of vllm-ascend's expert_map_path.
 #pragma once
 
 #include <optional>
@@ -19,7 +20,11 @@ struct LoadDump {
 /// anything that is not that; counts must be finite and not negative, shapes regular.
 LoadDump read_load_dump(const std::string& file);
 
-/// All steps together.
-ExpertLoad total_load(const Trace& steps);
+/// Reads a placement [layer][P] from {"physical_to_logical_map": [layer][P]} or from {"layer_list":
+/// [{"layer_id", "device_list": [{"device_id", "device_expert": [slots of that rank]}]}]}; layers
+/// and devices may stand in any order. ModelError as above, also for a file that says another
+/// number of ranks, layers or devices than there are. The shape [layer][slot] is regular, ids are
+/// at least -1; whether every expert has a slot is for ExpertPlacement to say.
+std::vector<std::vector<ExpertId>> read_placement(const std::string& file, int ranks);
 
 }  // namespace ferry

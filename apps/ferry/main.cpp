@@ -1,5 +1,6 @@
 // The program: parses the command line, runs one subcommand, turns errors into one line and an
 // exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <signal.h>
 #include <spdlog/sinks/stdout_sinks.h>
@@ -11,7 +12,9 @@
 #include <string>
 
 #include "apps/ferry/command.h"
+#include "apps/ferry/common_options.h"
 #include "ferry/core/error.h"
+#include "ferry/transport/unique_fd.h"
 
 namespace ferry {
 namespace {
@@ -49,7 +52,16 @@ int usage_error(const CLI::App& app, const CLI::ParseError& error, const char* f
   return 2;
 }
 
+/// Of ranks that a launcher started only rank 0 prints results; errors are everybody's.
+void silence_other_ranks() {
+  const auto world = started_world();
+  if (!world || world->rank == 0) return;
+  const UniqueFd nowhere(open("/dev/null", O_WRONLY | O_CLOEXEC));
+  dup2(nowhere.get(), STDOUT_FILENO);
+}
+
 int run(int argc, char** argv) {
+  silence_other_ranks();
   CLI::App app{"Tokenferry: mixture-of-experts models with the experts spread over ranks.",
                "ferry"};
   app.set_version_flag("--version", "ferry " FERRY_VERSION, "Print the version and exit");

@@ -78,16 +78,18 @@ class RankBench {
       : moe_(moe),
         transport_(transport),
         pool_(moe.threads),
-        placement_(Placement::identity(moe.experts, moe.ranks)),
+        placement_((moe.placement.empty() ? Placement::identity(moe.experts, moe.ranks)
+                                          : Placement(moe.placement, moe.experts, moe.ranks))
+                       .choosing({.source = transport.rank()})),
         layout_{moe.weights, moe.hidden, moe.inter},
         dispatcher_({.exchange = exchange_options(moe.backend),
                      .slots_per_rank = placement_.slots_per_rank(),
                      .hidden = moe.hidden,
                      .topk = moe.topk,
                      .max_tokens = moe.tokens,
-                     .dispatch_wire = moe.weights,
-                     .expert_type = moe.weights,
-                     .combine_wire = moe.weights},
+                     .dispatch_wire = wire_type(moe.weights),
+                     .expert_type = wire_type(moe.weights),
+                     .combine_wire = wire_type(moe.weights)},
                     transport,
                     pool_),
         experts_({.hidden = moe.hidden,
@@ -98,7 +100,9 @@ class RankBench {
         row_bytes_(static_cast<std::size_t>(moe.hidden) * dtype_bytes(moe.weights)),
         hidden_(static_cast<std::size_t>(moe.tokens) * row_bytes_),
         out_(static_cast<std::size_t>(moe.tokens * moe.hidden) * sizeof(float)),
-        slots_(static_cast<std::size_t>(moe.tokens * moe.topk)),
+        experts_drawn_(static_cast<std::size_t>(moe.tokens * moe.topk)),
+        slots_(experts_drawn_.size()),
+        expert_rows_(static_cast<std::size_t>(moe.experts)),
         weights_(slots_.size(), 1.0F / static_cast<float>(moe.topk)) {
     fill(hidden_.data(), hidden_.size(), static_cast<std::uint64_t>(transport.rank()) + 1);
     make_layers();
@@ -126,6 +130,9 @@ class RankBench {
 
   std::size_t num_layers() const { return layers_.size(); }
 
+  /// Tokens that this rank has sent to each expert in all iterations so far.
+  std::span<const std::uint64_t> expert_rows() const { return expert_rows_; }
+
  private:
   struct Layer {
     Buffer memory;
@@ -147,18 +154,26 @@ class RankBench {
         for (; i < end; ++i) {
           fill(layer.memory.data() + static_cast<std::size_t>(i) * layout_.bytes(),
                layout_.bytes(),
-               seed_of(transport_.rank() * placement_.slots_per_rank() + static_cast<SlotId>(i)));
+               seed_of(expert_at(static_cast<SlotId>(i))));
         }
       });
     }
   }
 
-  static std::uint64_t seed_of(SlotId slot) { return 1000 + static_cast<std::uint64_t>(slot); }
+  /// What a slot of this rank holds; an empty one is filled like a last expert more.
+  ExpertId expert_at(SlotId local) const {
+    const ExpertId e =
+        placement_.expert_of(transport_.rank() * placement_.slots_per_rank() + local);
+    return e < 0 ? moe_.experts : e;
+  }
+
+  static std::uint64_t seed_of(ExpertId e) { return 1000 + static_cast<std::uint64_t>(e); }
 
   void draw(std::size_t iteration) {
     const auto rank = static_cast<std::size_t>(transport_.rank());
-    // Placement::identity: an expert's slot has its number.
-    draw_routing(moe_.routing, moe_.experts, moe_.topk, iteration * 131 + rank, slots_);
+    draw_routing(moe_.routing, moe_.experts, moe_.topk, iteration * 131 + rank, experts_drawn_);
+    placement_.place(experts_drawn_, moe_.topk, slots_);
+    for (const ExpertId e : experts_drawn_) ++expert_rows_[static_cast<std::size_t>(e)];
   }
 
   double cpu_us() {
@@ -200,7 +215,9 @@ class RankBench {
   Experts experts_;
   std::size_t row_bytes_;
   Buffer hidden_, out_;  // [tokens, H] of the weights' type, f32 [tokens, H]
+  std::vector<ExpertId> experts_drawn_;
   std::vector<SlotId> slots_;
+  std::vector<std::uint64_t> expert_rows_;
   std::vector<float> weights_;
   std::vector<Layer> layers_;
 };
@@ -213,14 +230,14 @@ void RankBench::verify() {
   const auto hidden = static_cast<std::size_t>(moe_.hidden);
   std::vector<float> sum(hidden), one(hidden);
   for (std::size_t k = 0; k < static_cast<std::size_t>(moe_.topk); ++k) {
-    fill(expert.data(), expert.size(), seed_of(slots_[k]));
+    fill(expert.data(), expert.size(), seed_of(experts_drawn_[k]));
     const GatedFfnWeights ffn = layout_.view(expert.data());
     const std::int32_t count = 1;
     const std::int64_t offset = 0;
     experts_.run({.counts = {&count, 1},
                   .offsets = {&offset, 1},
                   .in = rows(),
-                  .in_type = moe_.weights,
+                  .in_type = wire_type(moe_.weights),
                   .out = {reinterpret_cast<std::byte*>(one.data()), 0},
                   .hidden = moe_.hidden},
                  {&ffn, 1});
@@ -245,6 +262,7 @@ void RankBench::verify() {
 void run_rank(const MoeCase& moe,
               Transport& transport,
               const SharedArray<Sample>& samples,
+              const SharedArray<double>& expert_rows,
               const SharedArray<std::size_t>& iterations) {
   RankBench bench(moe, transport);
   bench.verify();
@@ -260,6 +278,11 @@ void run_rank(const MoeCase& moe,
   const std::size_t first = static_cast<std::size_t>(transport.rank()) * kMostIterations;
   for (std::size_t i = 0; i < iterations[0]; ++i)
     samples[first + i] = bench.iterate(warmup + 1 + i);
+  const auto drawn = static_cast<double>(1 + warmup + iterations[0]);  // one to verify
+  const auto experts = static_cast<std::size_t>(moe.experts);
+  for (std::size_t e = 0; e < experts; ++e)
+    expert_rows[static_cast<std::size_t>(transport.rank()) * experts + e] =
+        static_cast<double>(bench.expert_rows()[e]) / drawn;
 }
 
 }  // namespace
@@ -267,10 +290,12 @@ void run_rank(const MoeCase& moe,
 MoeResult measure_moe(const MoeCase& moe, const MachinePeaks& peaks) {
   const auto ranks = static_cast<std::size_t>(moe.ranks);
   const SharedArray<Sample> samples(ranks * kMostIterations);
+  const auto experts = static_cast<std::size_t>(moe.experts);
+  const SharedArray<double> expert_rows(ranks * experts);
   const SharedArray<std::size_t> iterations(1);
   const int status =
       run_ranks({.transport = moe.transport, .ranks = moe.ranks}, [&](Transport& transport) {
-        run_rank(moe, transport, samples, iterations);
+        run_rank(moe, transport, samples, expert_rows, iterations);
         return 0;
       });
   if (status != 0) fail<Error>("bench moe: a rank failed; its reason is above");
@@ -296,6 +321,9 @@ MoeResult measure_moe(const MoeCase& moe, const MachinePeaks& peaks) {
     result.rank_us.push_back(summarize(std::move(own)).p50);
     result.rank_cpu_us.push_back(cpu);
   }
+  result.expert_rows.resize(experts);
+  for (std::size_t i = 0; i < ranks * experts; ++i)
+    result.expert_rows[i % experts] += expert_rows[i];
   result.memory_bound = result.work.memory_bound(peaks);
   return result;
 }

@@ -22,6 +22,7 @@ struct MoeCase {
   int experts = 0;
   int topk = 0;
   BenchRouting routing = BenchRouting::uniform;
+  std::vector<ExpertId> placement;  ///< [P] slot -> expert; empty = identity
   DType weights = DType::bf16;
   double seconds = 1;  ///< about how long to measure
 };
@@ -31,6 +32,7 @@ struct MoeResult {
   std::vector<double> floors_us;    ///< of each iteration: what its slowest rank's share allows
   std::vector<double> rank_us;      ///< [ranks] median of each rank's own times
   std::vector<double> rank_cpu_us;  ///< [ranks] mean CPU time of an iteration, over its threads
+  std::vector<double> expert_rows;  ///< [experts] mean of an iteration, over all ranks
   Work work;                        ///< mean of an iteration, over all ranks
   bool memory_bound = false;
 };

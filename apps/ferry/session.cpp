@@ -10,20 +10,93 @@
 #include "apps/ferry/progress.h"
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
+#include "ferry/moe/choose_backend.h"
 
 namespace ferry {
 
+namespace {
+
+/// Replaces "auto" by what it stands for here.
+void choose_backend_of(Session& session) {
+  const RunOptions& o = session.options;
+  DecoderOptions& decoder = session.options.decoder;
+  const WireType own = wire_type(session.weights);
+  const auto transports = list_transports();
+  const auto transport = std::find_if(transports.begin(), transports.end(), [&](const auto& t) {
+    return t.name == o.launch.transport;
+  });
+  BackendSituation situation{.ranks = o.launch.ranks,
+                             .tokens = decoder.max_tokens,
+                             .hidden = session.config().hidden,
+                             .topk = session.config().moe.topk,
+                             .dispatch_wire = decoder.dispatch_wire.value_or(own),
+                             .combine_wire = decoder.combine_wire.value_or(own),
+                             .load_store = transport->load_store,
+                             .allow_prereduce = o.allow_prereduce};
+  situation.experts_take_pointers = situation.dispatch_wire == own;
+  const BackendChoice choice = choose_backend(decoder.backend, decoder.deepep_mode, situation);
+  decoder.backend = choice.backend;
+  decoder.deepep_mode = choice.mode;
+  if (!choice.why.empty() && !o.quiet) spdlog::info("{}", choice.why);
+}
+
+/// Cheap and good enough to tell two checkpoints apart: names and sizes of all tensors, and the
+/// first bytes of some.
+std::uint64_t fingerprint(const Checkpoint& checkpoint) {
+  constexpr std::size_t kSamples = 256;
+  constexpr std::size_t kSampleBytes = 256;
+  std::uint64_t hash = 0xcbf29ce484222325U;  // FNV-1a
+  const auto add = [&](std::span<const std::byte> bytes) {
+    for (const std::byte b : bytes) hash = (hash ^ static_cast<std::uint64_t>(b)) * 0x100000001b3U;
+  };
+  for (const SafetensorsFile& file : checkpoint.files()) {
+    const auto& entries = file.entries();
+    const std::size_t every = std::max<std::size_t>(1, entries.size() / kSamples);
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+      add(std::as_bytes(std::span(entries[i].name)));
+      add(std::as_bytes(std::span(&entries[i].bytes, 1)));
+      if (i % every != 0 || !entries[i].dtype) continue;
+      add(file.view(entries[i]).span().first(std::min(entries[i].bytes, kSampleBytes)));
+    }
+  }
+  return hash;
+}
+
+/// What ranks that were started apart must have alike, beside options.
+void add_model(const Session& session, Agreement& agreement) {
+  const ModelConfig& config = session.config();
+  agreement.insert(agreement.end(),
+                   {{"architecture", config.architecture},
+                    {"experts", std::to_string(config.moe.experts)},
+                    {"hidden size", std::to_string(config.hidden)},
+                    {"top-k", std::to_string(config.moe.topk)},
+                    {"weight type", std::string(dtype_name(session.weights))},
+                    {"context", std::to_string(session.max_context)},
+                    {"expert location", fmt::format("{:016x}", session.experts.hash())},
+                    {"model files", fmt::format("{:016x}", fingerprint(session.checkpoint))}});
+}
+
+}  // namespace
+
 Session open_session(const RunOptions& options) {
   static_cast<void>(kernels());  // an unknown FERRY_ISA is wrong usage, and known before any work
+  Checkpoint checkpoint = Checkpoint::open(options.model);
+  ExpertPlacement experts = initial_placement(options.expert_location,
+                                              checkpoint.config(),
+                                              options.launch.ranks,
+                                              options.engine.balance.rebalance.policy);
   Session session{.options = options,
-                  .checkpoint = Checkpoint::open(options.model),
+                  .checkpoint = std::move(checkpoint),
                   .tokenizer = {},
                   .max_context = 0,
-                  .weights = DType::f32};
+                  .weights = DType::f32,
+                  .experts = std::move(experts)};
   session.max_context = resolve_context(session.config(), options.engine.max_context);
   session.weights = weight_dtype(session.checkpoint, options.weights);
   if (std::filesystem::exists(options.model / "tokenizer.json"))
     session.tokenizer = Tokenizer::load(options.model);
+  choose_backend_of(session);
+  add_model(session, session.options.launch.agreement);
   return session;
 }
 
@@ -46,16 +119,19 @@ void check_prompt(const Session& session, const Request& request, const std::str
 int run_ranks_with_decoder(const Session& session,
                            const std::function<int(Decoder&, Transport&)>& body) {
   const RunOptions& options = session.options;
-  // Loaded once, before there are ranks: threads share it, and so do forked processes, which never
-  // write to it. The pool is gone before the fork.
   std::shared_ptr<const DenseWeights> dense;
-  {
+  const auto load_dense = [&] {
     ThreadPool pool(options.threads);
     Progress progress("dense weights", !options.quiet);
     dense = std::make_shared<DenseWeights>(
         load_dense_weights(session.checkpoint, session.weights, pool, progress.callback()));
-  }
+  };
+  // Loaded once, before there are ranks: threads share it, and so do forked processes, which never
+  // write to it. The pool is gone before the fork. Ranks that were started apart meet first, to
+  // learn early when something is wrong.
+  if (!options.launch.world) load_dense();
   return run_ranks(options.launch, [&](Transport& transport) {
+    if (!dense) load_dense();
     const bool leads = transport.rank() == 0;
     ThreadPool pool(options.threads);
     std::optional<ExpertWeights> experts;
@@ -63,8 +139,8 @@ int run_ranks_with_decoder(const Session& session,
       Progress progress("experts of rank 0", leads && !options.quiet);
       experts = load_expert_weights(session.checkpoint,
                                     session.weights,
+                                    session.experts,
                                     transport.rank(),
-                                    transport.size(),
                                     pool,
                                     progress.callback());
     }

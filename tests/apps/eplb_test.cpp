@@ -54,6 +54,7 @@ TEST_F(Eplb, PlanReportsTheReadmesPlacement) {
                           "balancedness_after",
                           "bound",
                           "moves",
+                          "moves_bound",
                           "bytes_moved",
                           "plan_us"})
     EXPECT_TRUE(plan.contains(key)) << key;
@@ -71,6 +72,27 @@ TEST_F(Eplb, PlanStartsFromThePlacementOfTheDumpAndSumsItsSteps) {
   EXPECT_EQ(plan["physical_to_logical_map"], json({{1, 0}}));
 }
 
+TEST_F(Eplb, WeightedPlansHaveTheShareOfEachSlot) {
+  const std::string file = dump(R"({"logical_count": [[6, 6, 3, 0]],
+                                    "physical_to_logical_map": [[0, 2, 0, 1, 1, 3]]})");
+  const auto outcome = test::run_program({"eplb",
+                                          "plan",
+                                          "--stats",
+                                          file,
+                                          "--ranks",
+                                          "3",
+                                          "--policy",
+                                          "incremental",
+                                          "--weighted",
+                                          "--json"});
+  ASSERT_EQ(outcome.status, 0) << outcome.err;
+  const json plan = json::parse(outcome.out);
+  EXPECT_EQ(plan["moves"], 0) << "shares alone make it even";
+  ASSERT_EQ(plan["shares"].size(), 1U);
+  EXPECT_NEAR(plan["shares"][0][2], 4, 0.01);  // of expert 0's 6 rows, on rank 1
+  EXPECT_NEAR(plan["balancedness_after"], 1, 0.001);
+}
+
 TEST_F(Eplb, DamagedDumpsGiveOneLineAndStatusOne) {
   const auto refused = [&](const std::string& text, const std::string& says) {
     test::expect_one_line(
@@ -86,6 +108,7 @@ TEST_F(Eplb, DamagedDumpsGiveOneLineAndStatusOne) {
   refused(R"({"logical_count": [[1, -2]]})", "holds -2");
   refused(R"({"logical_count": [[1, 1e300]]})", "holds 1e+300");
   refused(R"({"logical_count": [[1, null]]})", "holds null");
+  refused(R"({"logical_count": [[1, NaN]]})", "not JSON");
   refused(R"({"logical_count": [[1, 2]], "physical_to_logical_map": [[0, 0]]})", "expert 1");
   refused(R"({"logical_count": [[1, 2]], "physical_to_logical_map": [[0, 2]]})", "holds 2");
   refused(R"({"logical_count": [[1, 2]], "physical_to_logical_map": [[0, 1], [0, 1]]})",
@@ -94,6 +117,79 @@ TEST_F(Eplb, DamagedDumpsGiveOneLineAndStatusOne) {
       test::run_program({"eplb", "plan", "--stats", "/nowhere.json", "--ranks", "2"}),
       1,
       "nowhere");
+}
+
+TEST_F(Eplb, StatsTellBalanceOverTimeLoadByRankAndHottestExperts) {
+  std::string steps;
+  for (int step = 0; step < 30; ++step)
+    steps += std::string(step == 0 ? "" : ",") + (step < 25 ? "[[4,4]]" : "[[6,2]]");
+  const std::string file = dump("{\"logical_count\": [" + steps + "]}");
+  const Arguments call{"eplb", "stats", "--stats", file, "--ranks", "2"};
+  const auto outcome = test::run_program(call + Arguments{"--json", "--hottest", "1"});
+  ASSERT_EQ(outcome.status, 0) << outcome.err;
+  const json stats = json::parse(outcome.out);
+  EXPECT_DOUBLE_EQ(stats["balancedness"], 4.0 / 6);
+  EXPECT_DOUBLE_EQ(stats["last_10_average_balancedness"], (5 + 5 * 4.0 / 6) / 10);
+  EXPECT_DOUBLE_EQ(stats["last_100_average_balancedness"], (25 + 5 * 4.0 / 6) / 30);
+  EXPECT_EQ(stats["rank_rows"], json({130.0, 110.0}));
+  ASSERT_EQ(stats["hottest"].size(), 1U);
+  EXPECT_EQ(stats["hottest"][0]["expert"], 0);
+  EXPECT_DOUBLE_EQ(stats["hottest"][0]["of_a_rank"], 130.0 / 120);
+  EXPECT_EQ(test::run_program(call).status, 0);
+  test::expect_one_line(test::run_program(call + Arguments{"--hottest", "0"}), 2, "--hottest");
+}
+
+TEST_F(Eplb, PlanStartsFromAPlacementOfVllmAscend) {
+  const std::string file = dump(R"({"logical_count": [[5, 1, 1, 5], [1, 5, 1, 5]]})");
+  const std::string placement = (directory_.path() / "placement.json").string();
+  const auto device = [](int id, const std::string& experts) {
+    return R"({"device_id": )" + std::to_string(id) + R"(, "device_expert": )" + experts + "}";
+  };
+  const auto layer = [&](int id, const std::string& first, const std::string& second) {
+    return R"({"layer_id": )" + std::to_string(id) + R"(, "device_count": 2, "device_list": [)" +
+           device(1, second) + "," + device(0, first) + "]}";
+  };
+  const auto with = [&](const std::string& layers, const std::string& ranks = "2") {
+    test::write_file(placement, R"({"moe_layer_count": 2, "layer_list": [)" + layers + "]}");
+    return test::run_program({"eplb",
+                              "plan",
+                              "--stats",
+                              file,
+                              "--ranks",
+                              ranks,
+                              "--json",
+                              "--policy",
+                              "incremental",
+                              "--placement",
+                              placement});
+  };
+  const std::string good =
+      layer(1, "[0, 1, 2]", "[2, 3, 0]") + "," + layer(0, "[0, 1, 3]", "[2, 3, 0]");
+  const auto outcome = with(good);
+  ASSERT_EQ(outcome.status, 0) << outcome.err;
+  const json plan = json::parse(outcome.out);
+  EXPECT_EQ(plan["redundant"], 2);
+  EXPECT_EQ(plan["moves"], 0) << "it is as even as can be";
+  EXPECT_EQ(plan["physical_to_logical_map"], json({{0, 1, 3, 2, 3, 0}, {0, 1, 2, 2, 3, 0}}));
+
+  const auto refused = [&](const std::string& layers, const std::string& says) {
+    test::expect_one_line(with(layers), 1, says);
+  };
+  refused(good + "," + good, "layer_id from 0 to 3");
+  refused(layer(0, "[0, 1]", "[2, 3]"), "moe_layer_count is 2, 1 are there");
+  refused(layer(0, "[0, 1]", "[2, 3]") + "," + layer(1, "[0, 1]", "[2]"), "has 1 elements");
+  refused(layer(0, "[0, 1]", "[2, 3]") + "," + layer(1, "[0, 1]", "[2, 2]"), "expert 3");
+  refused(layer(0, "[0, 1]", "[2, 3]") + "," + layer(1, "[0, 1]", "[2, 9]"), "expert 9");
+  refused(layer(0, "[0, 1]", "[2, -3]"), "moe_layer_count");
+  refused(layer(0, "[0, 1]", "[2, 3]") + R"(,{"layer_id": 1})", "no device_list");
+  refused("7", "layer_id");
+  test::expect_one_line(with(good, "3"), 1, "2 devices, not 3 ranks");
+  test::write_file(placement, R"({"physical_to_logical_map": [[0, 1, 2]]})");
+  test::expect_one_line(
+      test::run_program(
+          {"eplb", "stats", "--stats", file, "--ranks", "2", "--placement", placement}),
+      1,
+      "placement.json");
 }
 
 TEST_F(Eplb, WrongUsageGivesStatusTwo) {
@@ -112,7 +208,7 @@ TEST_F(Eplb, WrongUsageGivesStatusTwo) {
 }
 
 TEST_F(Eplb, SimulateComparesPolicies) {
-  for (const char* trace : {"zipf", "drifting", "bursty"}) {
+  for (const char* trace : {"zipf", "drifting", "bursty", "topics"}) {
     const auto outcome = test::run_program({"eplb",
                                             "simulate",
                                             "--trace",
@@ -130,7 +226,7 @@ TEST_F(Eplb, SimulateComparesPolicies) {
                                             "--json"});
     ASSERT_EQ(outcome.status, 0) << outcome.err;
     const json report = json::parse(outcome.out);
-    ASSERT_EQ(report.size(), 4U);
+    ASSERT_EQ(report.size(), 5U);
     EXPECT_GT(report[2]["balancedness_mean"], report[0]["balancedness_mean"]);
     EXPECT_LT(report[2]["step_us"], report[0]["step_us"]);
     EXPECT_LT(report[3]["moves"], report[2]["moves"]);

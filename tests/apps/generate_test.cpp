@@ -191,6 +191,11 @@ TEST(Generate, BackendsThatCombinePerExpertGiveTheSameBits) {
   const json pplx = results({"pplx"});
   EXPECT_EQ(results({"alltoallv"}), pplx);
   EXPECT_EQ(results({"deepep"}), pplx);
+  EXPECT_EQ(results({"mooncake"}), pplx);
+  EXPECT_EQ(results({"ascend_fuseep"}), pplx);
+  EXPECT_EQ(results({"auto"}), pplx);
+  EXPECT_EQ(results({"pplx", "--layout", "row_pointers", "--transport", "shm"}), pplx);
+  EXPECT_EQ(results({"pplx", "--layout", "ragged", "--two-batch-overlap"}), pplx);
   // These sum on each rank first: stable, if not equal.
   EXPECT_EQ(results({"none"}), results({"none"}));
   const Arguments normal{"deepep", "--deepep-mode", "normal"};
@@ -210,6 +215,10 @@ TEST(Generate, WeightsAndWiresCanBeChosen) {
   EXPECT_NE(narrow, f32);
   EXPECT_EQ(hash({"--dispatch-wire", "bf16", "--ep", "3"}), narrow);
   EXPECT_NE(hash({"--combine-wire", "bf16"}), f32);
+  const Arguments quantised{"--dispatch-wire", "fp8", "--combine-wire", "int8_block"};
+  const std::string small = hash(quantised);
+  EXPECT_NE(small, f32);
+  EXPECT_EQ(hash(quantised + Arguments{"--ep", "3", "--moe-a2a-backend", "alltoallv"}), small);
 }
 
 }  // namespace

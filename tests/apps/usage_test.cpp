@@ -58,6 +58,7 @@ INSTANTIATE_TEST_SUITE_P(
         generate("TensorParallel", {"--tp", "2"}, "--tp"),
         generate("UnknownBackend", {"--moe-a2a-backend", "x"}, "pplx"),
         generate("UnknownDeepepMode", {"--deepep-mode", "x"}, "low_latency"),
+        generate("UnknownLayout", {"--layout", "x"}, "row_pointers"),
         generate("UnknownTransport", {"--transport", "x"}, "inproc"),
         generate("UnknownWeights", {"--weights", "int3"}, "bf16"),
         generate("UnknownDispatchWire", {"--dispatch-wire", "x"}, "--dispatch-wire"),

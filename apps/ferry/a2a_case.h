@@ -1,0 +1,59 @@
+// What `ferry bench a2a` measures: one case of its lists, and what came out.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "apps/ferry/bench_support.h"
+#include "ferry/kernels/wire.h"
+#include "ferry/moe/dispatcher.h"
+
+namespace ferry {
+
+struct A2aCase {
+  std::string backend = "pplx";  ///< as asked for: "auto" too
+  std::string mode;              ///< of deepep, as asked for
+  std::string chosen;            ///< what an "auto" stands for here
+  ExchangeOptions exchange;
+  std::string transport = "inproc";
+  int ranks = 2;
+  int threads = 1;  ///< per rank
+  int tokens = 1;   ///< per rank
+  int hidden = 0;
+  int experts = 0;
+  int topk = 0;
+  BenchRouting routing = BenchRouting::uniform;
+  WireType dispatch_wire = WireType::bf16;
+  WireType expert_type = WireType::bf16;  ///< what experts take: the wire's own rows, or bf16
+  WireType combine_wire = WireType::bf16;
+  double seconds = 1;  ///< about how long to measure
+
+  int slots_per_rank() const { return static_cast<int>(ceil_div(experts, ranks)); }
+
+  /// Dispatch, experts and combine are one pipeline: there is no time of each.
+  bool fused() const { return exchange.pipeline == ExchangeOptions::Pipeline::tiles; }
+
+  DispatcherOptions dispatcher() const;
+};
+
+/// Microseconds of one iteration on one rank.
+struct A2aIteration {
+  double dispatch = 0, consumer = 0, combine = 0, total = 0;
+  double floor_dispatch = 0, floor_combine = 0;
+  double classic_dispatch = 0, classic_combine = 0;
+};
+
+/// Bytes of payload of one rank and exchange, averaged over both.
+struct A2aBytes {
+  double logical_dispatch = 0, logical_combine = 0;  ///< a row for each (token, expert)
+  double wire_dispatch = 0, wire_combine = 0;        ///< that crossed between ranks
+};
+
+struct A2aResult {
+  std::vector<A2aIteration> slowest;    ///< an iteration's time is that of its slowest rank
+  std::vector<A2aIteration> all_ranks;  ///< [ranks][iterations]
+  A2aBytes bytes;
+};
+
+}  // namespace ferry

@@ -1,0 +1,180 @@
+#include "apps/ferry/balance_options.h"
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "apps/ferry/eplb_dump.h"
+#include "ferry/core/error.h"
+#include "ferry/model/json_file.h"
+
+namespace ferry {
+
+namespace {
+
+constexpr int kMaxWindow = 1 << 20;
+constexpr std::size_t kMaxStepBytes = std::size_t{1} << 30;
+
+ExpertPlacement placement_from(const std::string& file,
+                               const ExpertLocationOptions& options,
+                               const ModelConfig& config,
+                               int ranks,
+                               Policy policy) {
+  const nlohmann::json json = parse_json(read_text_file(file), file);
+  if (json.is_object() &&
+      (json.contains("physical_to_logical_map") || json.contains("layer_list"))) {
+    const auto map = read_placement(file, ranks);
+    if (std::ssize(map) != config.layers)
+      fail<ModelError>("{}: a map of {} layers for a model of {}", file, map.size(), config.layers);
+    return {map, config.moe.experts, ranks};
+  }
+  const ExpertLoad load = total_load(read_load_dump(file).steps);
+  if (load.layers != config.layers || load.experts != config.moe.experts) {
+    fail<ModelError>("{}: load of {} layers and {} experts for a model of {} and {}",
+                     file,
+                     load.layers,
+                     load.experts,
+                     config.layers,
+                     config.moe.experts);
+  }
+  return plan_placement(load,
+                        {},
+                        {.ranks = ranks},
+                        {.policy = policy, .redundant = options.redundant.value_or(0)})
+      .placement;
+}
+
+}  // namespace
+
+ExpertPlacement initial_placement(const ExpertLocationOptions& options,
+                                  const ModelConfig& config,
+                                  int ranks,
+                                  Policy policy) {
+  if (config.sparse_layers() == 0) {
+    if (options.redundant.value_or(0) != 0 || options.init != "trivial")
+      fail<ConfigError>("this model has no experts to place");
+    return ExpertPlacement::identity(config.layers, 1, ranks);
+  }
+  const int experts = config.moe.experts;
+  const int redundant =
+      settle_redundant(experts, ranks, options.redundant.value_or(0), UnevenSlots::allow_empty);
+  if (options.init == "trivial")
+    return ExpertPlacement::identity(config.layers, experts, ranks, redundant);
+  try {
+    ExpertPlacement placement = placement_from(options.init, options, config, ranks, policy);
+    const auto wanted = round_up(experts + redundant, ranks);
+    if (options.redundant && placement.slots() != wanted) {
+      fail<ConfigError>("it has {} slots, but --ep-num-redundant-experts {} on {} ranks makes {}",
+                        placement.slots(),
+                        redundant,
+                        ranks,
+                        wanted);
+    }
+    return placement;
+  } catch (const ConfigError& e) {
+    fail<ModelError>("--init-expert-location {}: {}", options.init, e.what());
+  }
+}
+
+void BalanceFlags::add_to(CLI::App& app) {
+  constexpr const char* kGroup = "Expert load";
+  app.add_option("--record-expert-distribution",
+                 record_file_,
+                 "Write the experts' load in the last steps as JSON, for ferry eplb --stats")
+      ->type_name("FILE")
+      ->group(kGroup);
+  app.add_option(
+         "--expert-distribution-recorder-buffer-size", window_, "Steps that are kept of the load")
+      ->type_name("N")
+      ->capture_default_str()
+      ->group(kGroup);
+  app.add_option("--expert-distribution-phase",
+                 phase_,
+                 "Steps that count: all, prefill (with any prompt token), decode (the others)")
+      ->type_name("P")
+      ->capture_default_str()
+      ->group(kGroup);
+  app.add_flag("--enable-expert-distribution-metrics",
+               metrics_,
+               "How even the ranks' load was; on stderr, with --json as eplb")
+      ->group(kGroup);
+  add_rebalancing_to(app);
+}
+
+void BalanceFlags::add_rebalancing_to(CLI::App& app) {
+  constexpr const char* kGroup = "Expert placement";
+  app.add_option("--init-expert-location",
+                 init_location_,
+                 "Where experts lie at the start: trivial, or a JSON file with "
+                 "physical_to_logical_map or logical_count")
+      ->type_name("FILE")
+      ->capture_default_str()
+      ->group(kGroup);
+  app.add_option("--ep-num-redundant-experts",
+                 redundant_,
+                 "Replicas beyond one of each expert, in every layer [as the file, or 0]")
+      ->type_name("N")
+      ->group(kGroup);
+  app.add_flag("--enable-eplb",
+               rebalance_.enabled,
+               "Move experts while the model runs, so that ranks finish together; same bits")
+      ->group(kGroup);
+  app.add_option("--eplb-rebalance-num-iterations", rebalance_.every, "Steps between two plans")
+      ->type_name("N")
+      ->capture_default_str()
+      ->group(kGroup);
+  app.add_option("--eplb-algorithm", policy_, fmt::format("Of {}", kPolicyNames))
+      ->type_name("P")
+      ->capture_default_str()
+      ->group(kGroup);
+  app.add_option("--eplb-min-rebalancing-utilization-threshold",
+                 rebalance_.enough,
+                 "Nothing moves while the balancedness of the recorded load is above this")
+      ->type_name("X")
+      ->capture_default_str()
+      ->group(kGroup);
+  app.add_option("--eplb-min-gain",
+                 rebalance_.least_gain,
+                 "Nothing moves for a plan that raises balancedness by less")
+      ->type_name("X")
+      ->capture_default_str()
+      ->group(kGroup);
+  app.add_option("--eplb-bytes-per-step",
+                 step_bytes_,
+                 "Weights that a rank sends, and receives, at most in a step [what copies in a "
+                 "twentieth of it]")
+      ->type_name("N")
+      ->group(kGroup);
+  app.add_flag("--eplb-canary",
+               rebalance_.canary,
+               "Check every expert that has moved, byte for byte; a wrong one ends the run")
+      ->group(kGroup);
+}
+
+BalanceOptions BalanceFlags::resolve() const {
+  if (window_ < 1 || window_ > kMaxWindow) {
+    fail<ConfigError>(
+        "--expert-distribution-recorder-buffer-size must be 1 to {}, not {}", kMaxWindow, window_);
+  }
+  if (rebalance_.every < 1)
+    fail<ConfigError>("--eplb-rebalance-num-iterations must be at least 1, not {}",
+                      rebalance_.every);
+  if (!(rebalance_.enough >= 0 && rebalance_.enough <= 1)) {
+    fail<ConfigError>("--eplb-min-rebalancing-utilization-threshold must be 0 to 1, not {}",
+                      rebalance_.enough);
+  }
+  if (!(rebalance_.least_gain >= 0 && rebalance_.least_gain <= 1))
+    fail<ConfigError>("--eplb-min-gain must be 0 to 1, not {}", rebalance_.least_gain);
+  if (step_bytes_ > kMaxStepBytes) {
+    fail<ConfigError>(
+        "--eplb-bytes-per-step must be 1 to {}, or 0, not {}", kMaxStepBytes, step_bytes_);
+  }
+  RebalanceOptions rebalance = rebalance_;
+  rebalance.policy = parse_policy(policy_);
+  rebalance.step_bytes = step_bytes_;
+  return {.record = metrics_ || !record_file_.empty(),
+          .phase = parse_load_phase(phase_),
+          .window = window_,
+          .rebalance = rebalance};
+}
+
+}  // namespace ferry

@@ -1,0 +1,149 @@
+#include "apps/ferry/load_report.h"
+
+#include <spdlog/spdlog.h>
+
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "ferry/core/error.h"
+
+namespace ferry {
+
+namespace {
+
+struct Close {
+  void operator()(std::FILE* file) const { std::fclose(file); }
+};
+
+/// A list of numbers without building it as a document: a window can have millions.
+template <class Numbers>
+void print_list(std::FILE* file, const Numbers& numbers) {
+  fmt::print(file, "[{}]", fmt::join(numbers, ","));
+}
+
+/// All layers of the model stand in the file, as in SGLang's; a dense one has no load.
+void write_dump(const std::string& path, const Engine& engine, const ModelConfig& config) {
+  const LoadRecorder& recorder = engine.balancer()->recorder();
+  const std::unique_ptr<std::FILE, Close> file(std::fopen(path.c_str(), "w"));
+  if (!file) fail<Error>("{}: cannot be written", path);
+  const auto experts = static_cast<std::size_t>(config.moe.experts);
+  const std::vector<std::int32_t> no_load(experts, 0);
+  fmt::print(file.get(), "{{\"logical_count\":[");
+  for (int step = 0; step < recorder.window_steps(); ++step) {
+    std::span<const std::int32_t> counts = recorder.step_counts(step);
+    fmt::print(file.get(), "{}[", step == 0 ? "\n" : ",\n");
+    for (int layer = 0; layer < config.layers; ++layer) {
+      if (layer > 0) fmt::print(file.get(), ",");
+      print_list(file.get(), config.sparse(layer) ? counts.first(experts) : std::span(no_load));
+      if (config.sparse(layer)) counts = counts.subspan(experts);
+    }
+    fmt::print(file.get(), "]");
+  }
+  fmt::print(file.get(), "],\n\"physical_to_logical_map\":[");
+  for (int layer = 0; layer < config.layers; ++layer) {
+    fmt::print(file.get(), "{}\n", layer == 0 ? "" : ",");
+    print_list(file.get(), engine.balancer()->map_of_layer(layer));
+  }
+  fmt::print(file.get(), "]}}\n");
+  if (std::fflush(file.get()) != 0 || std::ferror(file.get()) != 0)
+    fail<Error>("{}: writing failed; is the disk full?", path);
+}
+
+/// What part of the steps' time went into recording.
+double recording_share(const Engine& engine) {
+  const EngineStats& stats = engine.stats();
+  const std::chrono::duration<double> steps = stats.prefill_time + stats.decode_time;
+  const std::chrono::duration<double> recording = engine.balancer()->recording_time();
+  return steps.count() > 0 ? recording / steps : 0.0;
+}
+
+}  // namespace
+
+nlohmann::ordered_json load_json(const Engine& engine) {
+  if (!engine.balancer()) return nullptr;
+  const LoadMetrics metrics = engine.balancer()->recorder().metrics();
+  nlohmann::ordered_json json{{"steps", metrics.steps},
+                              {"balancedness", metrics.current},
+                              {"last_10_average_balancedness", metrics.last_10},
+                              {"last_100_average_balancedness", metrics.last_100},
+                              {"last_1000_average_balancedness", metrics.last_1000},
+                              {"rank_rows", metrics.rank_rows},
+                              {"recording_share", recording_share(engine)}};
+  const std::optional<RebalanceStats> stats = engine.balancer()->rebalance_stats();
+  if (!stats) return json;
+  json["plans"] = stats->plans;
+  json["plans_adopted"] = stats->plans_adopted;
+  json["plans_failed"] = stats->plans_failed;
+  json["last_failure"] = stats->last_failure;
+  json["layers_switched"] = stats->layers_switched;
+  json["bytes_moved_by_rank_0"] = stats->bytes_moved;
+  json["moving"] = stats->moving;
+  json["predicted_balancedness"] = stats->predicted;
+  json["achieved_balancedness"] =
+      stats->settled ? nlohmann::ordered_json(metrics.since_mark) : nlohmann::ordered_json();
+  json["achieved_steps"] = stats->settled ? metrics.steps_since_mark : 0;
+  json["quiet_step_us"] = {{"p50", stats->quiet_step_us}, {"p99", stats->quiet_p99_us}};
+  json["moving_step_us"] = {{"p50", stats->moving_step_us}, {"p99", stats->moving_p99_us}};
+  json["moving_steps"] = stats->moving_steps;
+  return json;
+}
+
+namespace {
+
+void report_rebalancing(const RebalanceStats& stats, const LoadMetrics& metrics) {
+  spdlog::info(
+      "eplb: {} plans, {} carried out{}, {} layers switched, {:.1f} MB sent by rank 0; a step took "
+      "{:.0f} us (p50; p99 {:.0f}), {} steps with moves {:.0f} us (p99 {:.0f})",
+      stats.plans,
+      stats.plans_adopted,
+      stats.moving ? " (the last one not to the end)" : "",
+      stats.layers_switched,
+      static_cast<double>(stats.bytes_moved) * 1e-6,
+      stats.quiet_step_us,
+      stats.quiet_p99_us,
+      stats.moving_steps,
+      stats.moving_step_us,
+      stats.moving_p99_us);
+  if (stats.settled) {
+    spdlog::info(
+        "eplb: the last plan predicted a balancedness of {:.3f}; the {} steps since had {:.3f}",
+        stats.predicted,
+        metrics.steps_since_mark,
+        metrics.since_mark);
+  }
+  if (stats.plans_failed > 0)
+    spdlog::warn("eplb: {} plans failed, the last: {}", stats.plans_failed, stats.last_failure);
+}
+
+}  // namespace
+
+void report_load(const Session& session, const Engine& engine) {
+  const LoadReportOptions& options = session.options.load_report;
+  if (!engine.balancer()) return;
+  const LoadRecorder& recorder = engine.balancer()->recorder();
+  if (options.metrics && !session.options.quiet) {
+    const LoadMetrics m = recorder.metrics();
+    spdlog::info(
+        "expert load: balancedness {:.3f}, over the last 10 / 100 / 1000 of {} steps {:.3f} / "
+        "{:.3f} / {:.3f}; rows of each rank in the last step {}; "
+        "recording took {:.2f} % of the steps' time",
+        m.current,
+        m.steps,
+        m.last_10,
+        m.last_100,
+        m.last_1000,
+        fmt::join(m.rank_rows, " "),
+        100 * recording_share(engine));
+  }
+  const std::optional<RebalanceStats> stats = engine.balancer()->rebalance_stats();
+  if (stats && !session.options.quiet) report_rebalancing(*stats, recorder.metrics());
+  if (options.file.empty()) return;
+  if (recorder.window_steps() == 0)
+    fail<Error>("{}: no step was recorded, so there is nothing to write", options.file);
+  write_dump(options.file, engine, session.config());
+  if (!session.options.quiet)
+    spdlog::info("load of {} steps written to {}", recorder.window_steps(), options.file);
+}
+
+}  // namespace ferry

@@ -1,0 +1,167 @@
+// Rebalancing from the outside: the same bits with and without it, given placements, bad input.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "apps/program.h"
+
+namespace ferry {
+namespace {
+
+using nlohmann::json;
+using test::Arguments;
+using test::operator+;
+
+class OnlineEplb : public testing::Test {
+ protected:
+  /// The demo model on four prompts.
+  json run(const Arguments& how) {
+    test::write_file(directory_.path() / "ids.txt",
+                     "5 6 7 8 9 10\n9 10 11 12\n30 31 32 33 34\n40 41 42 43 44 45 46\n");
+    const auto outcome = test::run_program(Arguments{"generate",
+                                                     "--input-ids",
+                                                     (directory_.path() / "ids.txt").string(),
+                                                     "--max-new-tokens",
+                                                     "60",
+                                                     "--ignore-eos",
+                                                     "--json"} +
+                                           how);
+    EXPECT_EQ(outcome.status, 0) << outcome.err;
+    return json::parse(outcome.out, nullptr, /*allow_exceptions=*/false);
+  }
+
+  std::string write(const std::string& text) {
+    std::string file = (directory_.path() / "placement.json").string();
+    test::write_file(file, text);
+    return file;
+  }
+
+  test::TempDir directory_;
+};
+
+const Arguments kRestless = {"--enable-eplb",
+                             "--eplb-rebalance-num-iterations",
+                             "5",
+                             "--expert-distribution-recorder-buffer-size",
+                             "5",
+                             "--eplb-min-gain",
+                             "0",
+                             "--eplb-canary"};
+
+TEST_F(OnlineEplb, LogitsAreTheSameBitsWithAndWithoutIt) {
+  const json still = run({"--ep", "1"})["results"];
+  for (const char* transport : {"inproc", "shm"}) {
+    for (const char* ep : {"2", "3", "4"}) {
+      for (const char* bytes : {"40000", "1000000", "0"}) {
+        const json report = run(Arguments{"--transport",
+                                          transport,
+                                          "--ep",
+                                          ep,
+                                          "--ep-num-redundant-experts",
+                                          ep[0] == '3' ? "0" : ep,
+                                          "--eplb-bytes-per-step",
+                                          bytes} +
+                                kRestless);
+        EXPECT_EQ(report["results"], still) << transport << ", ep " << ep;
+        EXPECT_GT(report["eplb"]["plans_adopted"], 0) << transport << ", ep " << ep;
+        EXPECT_GT(report["eplb"]["layers_switched"], 0) << transport << ", ep " << ep;
+        EXPECT_EQ(report["eplb"]["plans_failed"], 0) << report["eplb"]["last_failure"];
+      }
+    }
+  }
+}
+
+TEST_F(OnlineEplb, EveryPolicyAndExactBackendKeepsTheBits) {
+  const json still = run({"--ep", "1"})["results"];
+  for (const char* policy : {"identity", "deepseek", "incremental", "risk"}) {
+    EXPECT_EQ(run(Arguments{"--ep", "2", "--eplb-algorithm", policy} + kRestless)["results"], still)
+        << policy;
+  }
+  for (const char* backend : {"alltoallv", "deepep"}) {
+    EXPECT_EQ(run(Arguments{"--ep", "2", "--moe-a2a-backend", backend} + kRestless)["results"],
+              still)
+        << backend;
+  }
+}
+
+TEST_F(OnlineEplb, StartsWithAGivenPlacementOrPlansFromALoad) {
+  const json still = run({"--ep", "2"})["results"];
+  json maps = json::array();
+  json counts = json::array();
+  for (int layer = 0; layer < 4; ++layer) {
+    std::vector<int> map(18), load(16, 1);
+    for (int i = 0; i < 18; ++i) map[static_cast<std::size_t>(i)] = (15 - i + 16) % 16;
+    load[static_cast<std::size_t>(layer)] = 100;
+    maps.push_back(map);
+    counts.push_back(load);
+  }
+  const std::string dump = (directory_.path() / "load.json").string();
+  const std::string given = write(json{{"physical_to_logical_map", maps}}.dump());
+  const Arguments record{"--ep", "2", "--record-expert-distribution", dump};
+  EXPECT_EQ(run(record + Arguments{"--init-expert-location", given})["results"], still);
+  EXPECT_EQ(json::parse(test::read_file(dump))["physical_to_logical_map"], maps);
+
+  const std::string load = write(json{{"logical_count", counts}}.dump());
+  EXPECT_EQ(
+      run(record +
+          Arguments{"--init-expert-location", load, "--ep-num-redundant-experts", "2"})["results"],
+      still);
+  const json planned = json::parse(test::read_file(dump))["physical_to_logical_map"];
+  for (int layer = 0; layer < 4; ++layer) {
+    const json& map = planned[static_cast<std::size_t>(layer)];
+    ASSERT_EQ(map.size(), 18U);
+    EXPECT_EQ(std::count(map.begin(), map.end(), layer), 2) << "the hot expert's replica";
+  }
+}
+
+TEST_F(OnlineEplb, HighThresholdsKeepExpertsInPlace) {
+  for (const Arguments& options : {Arguments{"--eplb-min-rebalancing-utilization-threshold", "0"},
+                                   Arguments{"--eplb-min-gain", "1"}}) {
+    const json eplb =
+        run(Arguments{"--ep", "2", "--enable-eplb", "--eplb-rebalance-num-iterations", "5"} +
+            options)["eplb"];
+    EXPECT_GT(eplb["plans"], 0);
+    EXPECT_EQ(eplb["plans_adopted"], 0);
+    EXPECT_EQ(eplb["layers_switched"], 0);
+  }
+}
+
+TEST_F(OnlineEplb, RefusesWhatCannotBe) {
+  const auto refused = [&](const Arguments& options, int status, const std::string& text) {
+    test::expect_one_line(
+        test::run_program(Arguments{"generate", "--prompt", "a", "--ep", "2"} + options),
+        status,
+        text);
+  };
+  const auto file = [&](const std::string& text) {
+    return Arguments{"--init-expert-location", write(text)};
+  };
+  refused({"--enable-eplb", "--eplb-algorithm", "best"}, 2, "unknown policy \"best\"");
+  refused({"--eplb-rebalance-num-iterations", "0"}, 2, "--eplb-rebalance-num-iterations");
+  refused({"--eplb-min-gain", "2"}, 2, "--eplb-min-gain");
+  refused({"--ep-num-redundant-experts", "17"}, 2, "");
+  refused({"--ep-num-redundant-experts", "-1"}, 2, "");
+  refused({"--init-expert-location", "/nowhere.json"}, 1, "/nowhere.json");
+  refused(file("{"), 1, "placement.json");
+  refused(file("{}"), 1, "logical_count");
+  refused(file(R"({"physical_to_logical_map": [[0, 1]]})"), 1, "1 layers for a model of 4");
+  refused(file(R"({"physical_to_logical_map": 7})"), 1, "placement.json");
+  refused(file(R"({"physical_to_logical_map": [["a"], [0], [0], [0]]})"), 1, "\"a\"");
+  refused(file(R"({"logical_count": [[1, 2]]})"), 1, "1 layers and 2 experts");
+  json lost = json::array();
+  for (int layer = 0; layer < 4; ++layer) lost.push_back(std::vector<int>(16, layer == 2 ? 0 : 1));
+  refused(file(json{{"physical_to_logical_map", lost}}.dump()), 1, "has no slot");
+  json small = json::array();
+  for (int layer = 0; layer < 4; ++layer) {
+    small.push_back(json::array());
+    for (int e = 0; e < 16; ++e) small.back().push_back(e);
+  }
+  refused(file(json{{"physical_to_logical_map", small}}.dump()) +
+              Arguments{"--ep-num-redundant-experts", "2"},
+          1,
+          "--ep-num-redundant-experts 2");
+}
+
+}  // namespace
+}  // namespace ferry
