@@ -130,7 +130,8 @@ void read_moe(const ConfigReader& in, MoeConfig& moe) {
     in.refuse("num_experts_per_tok", fmt::format("at most {} = {}", key, moe.experts));
   }
   moe.inter = in.size("moe_intermediate_size", kMaxWidth);
-  moe.renormalize = in.flag_or("norm_topk_prob", false);
+  moe.router = {
+      .experts = moe.experts, .topk = moe.topk, .renormalize = in.flag_or("norm_topk_prob", false)};
 }
 
 std::vector<std::int32_t> read_eos(const ConfigReader& in, int vocab) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "ferry/core/types.h"
+#include "ferry/moe/router.h"
 
 namespace ferry {
 
@@ -20,12 +21,13 @@ struct RopeOptions {
 
 /// The mixture-of-experts block that all sparse layers of a model share.
 struct MoeConfig {
-  int experts = 0;           ///< E
-  int topk = 0;              ///< K <= E
-  int inter = 0;             ///< width of one expert
-  bool renormalize = false;  ///< the K weights are divided by their sum
-  int shared_inter = 0;      ///< width of the shared expert; 0 = none
-  bool shared_gate = false;  ///< its result is multiplied by sigmoid(hidden . gate)
+  int experts = 0;              ///< E
+  int topk = 0;                 ///< K <= E
+  int inter = 0;                ///< width of one expert
+  RouterOptions router;         ///< the formula, its experts and topk those above
+  bool selection_bias = false;  ///< the choice, not the weights, adds a bias to each score
+  int shared_inter = 0;         ///< width of the shared expert; 0 = none
+  bool shared_gate = false;     ///< its result is multiplied by sigmoid(hidden . gate)
 };
 
 enum class LayerKind : std::uint8_t { dense, sparse };

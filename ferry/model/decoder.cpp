@@ -48,7 +48,7 @@ MoeContext::Options moe_options(const ModelConfig& config,
   const MoeConfig& moe = config.moe;
   ExchangeOptions exchange = exchange_options(options.backend, options.deepep_mode);
   exchange.format = options.layout.value_or(exchange.format);
-  return {.router = {.experts = moe.experts, .topk = moe.topk, .renormalize = moe.renormalize},
+  return {.router = moe.router,
           .dispatcher = {.exchange = exchange,
                          .slots_per_rank = slots_per_rank,
                          .hidden = config.hidden,
@@ -169,6 +169,7 @@ void Decoder::Impl::make_moe_layers(Transport& transport) {
       moe_.emplace(moe_options(config_, options_, type_, slots_per_rank), transport, pool_);
     }
     MoeWeights weights{.router = layer.router.view,
+                       .selection_bias = layer.selection_bias,
                        .local = local.slots,
                        .shared = {},
                        .shared_gate = layer.shared_gate.view};

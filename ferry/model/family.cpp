@@ -134,6 +134,7 @@ class Visitor {
   void sparse() {
     const MoeConfig& moe = config_.moe;
     add(names_.router, {moe.experts, hidden()}, TensorRole::router);
+    if (moe.selection_bias) add(names_.selection_bias, {moe.experts}, TensorRole::bias);
     for (expert_ = 0; expert_ < moe.experts; ++expert_) {
       ffn(names_.expert_gate, names_.expert_up, names_.expert_down, moe.inter);
     }

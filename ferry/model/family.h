@@ -32,6 +32,7 @@ struct TensorNames {
   std::string_view q_norm, k_norm;                    ///< [head_dim]
   std::string_view dense_gate, dense_up, dense_down;  ///< [dense_inter, H] x2, [H, dense_inter]
   std::string_view router;                            ///< [E, H]
+  std::string_view selection_bias;                    ///< [E]
   std::string_view expert_gate, expert_up;            ///< [inter, H]
   std::string_view expert_down;                       ///< [H, inter]
   std::string_view shared_gate, shared_up;            ///< [shared_inter, H]

@@ -266,6 +266,8 @@ DenseWeights::Layer load_layer(
   }
   // Routing and its weights stay f32 whatever the experts are held in.
   layer.router = packer.matrix({{names.router, config.moe.experts}}, hidden, DType::f32);
+  if (config.moe.selection_bias)
+    layer.selection_bias = packer.vector({{names.selection_bias, config.moe.experts}});
   if (config.moe.shared_inter > 0) {
     layer.shared = packer.ffn({names.shared_gate, names.shared_up, names.shared_down},
                               config.moe.shared_inter);

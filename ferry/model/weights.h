@@ -40,11 +40,12 @@ struct DenseWeights {
     std::vector<float> output_bias;     // empty = none
     std::vector<float> query_norm;      // [head_dim]; empty = none
     std::vector<float> key_norm;
-    std::vector<float> ffn_norm;  // [H], before the feed-forward block
-    OwnedFfn ffn;                 // dense layers
-    OwnedMatrix router;           // sparse layers: f32 [H, E]
-    OwnedFfn shared;              // shared expert of sparse layers
-    OwnedMatrix shared_gate;      // f32 [H, 1]
+    std::vector<float> ffn_norm;        // [H], before the feed-forward block
+    OwnedFfn ffn;                       // dense layers
+    OwnedMatrix router;                 // sparse layers: f32 [H, E]
+    std::vector<float> selection_bias;  // [E]; empty = none
+    OwnedFfn shared;                    // shared expert of sparse layers
+    OwnedMatrix shared_gate;            // f32 [H, 1]
   };
 
   DType dtype = DType::f32;  // of weights and activations: f32 or bf16

@@ -81,7 +81,8 @@ void MoeLayer::route(const RowsView& hidden, MoeContext::Lane& lane) {
                  .out = {reinterpret_cast<std::byte*>(c.logits_.data()), stride}});
   const std::size_t scores =
       static_cast<std::size_t>(lane.tokens) * static_cast<std::size_t>(router.experts);
-  ferry::route(router, {c.logits_.data(), scores}, lane.experts, lane.weights);
+  ferry::route(
+      router, {c.logits_.data(), scores}, lane.experts, lane.weights, weights_.selection_bias);
 }
 
 /// out = shared expert's FFN, times the sigmoid of its gate where there is one. False: no such

@@ -22,6 +22,7 @@ namespace ferry {
 /// Weights of one layer, as this rank holds them. Borrowed.
 struct MoeWeights {
   PackedMatrix router;                     ///< f32 [H, E]
+  std::span<const float> selection_bias;   ///< [E] or empty; see route()
   std::span<const GatedFfnWeights> local;  ///< [slots_per_rank]; empty slots have no data
   std::optional<GatedFfnWeights> shared;   ///< shared expert, whole on every rank
   PackedMatrix shared_gate;                ///< f32 [H, 1]; no data = no gate

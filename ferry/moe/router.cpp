@@ -1,5 +1,8 @@
 #include "ferry/moe/router.h"
 
+#include <algorithm>
+#include <array>
+#include <bitset>
 #include <cmath>
 #include <limits>
 
@@ -10,25 +13,106 @@ namespace ferry {
 
 namespace {
 
-/// Puts the K greatest of scores + bias (if there is one) and their experts into ids and best, in
-/// falling order; ties go to the lowest id, and NaN loses to every number.
-void top_k(std::span<const float> scores,
-           std::span<const float> bias,
-           std::span<ExpertId> ids,
-           std::span<float> best) {
-  std::size_t filled = 0;
-  for (std::size_t e = 0; e < scores.size(); ++e) {
-    const float biased = bias.empty() ? scores[e] : scores[e] + bias[e];
-    const float score = std::isnan(biased) ? -std::numeric_limits<float>::infinity() : biased;
-    if (filled == ids.size() && score <= best[filled - 1]) continue;
-    std::size_t at = filled < ids.size() ? filled++ : filled - 1;
-    for (; at > 0 && best[at - 1] < score; --at) {
-      best[at] = best[at - 1];
-      ids[at] = ids[at - 1];
+constexpr float kLeast = -std::numeric_limits<float>::infinity();
+/// Keeps a sum of sigmoids that all underflowed from dividing by zero; lost in any other sum.
+constexpr float kSumFloor = 1e-20F;
+
+/// The greatest keys offered so far and whose they are, in falling order. Of equal keys the first
+/// one stays ahead, so ids are offered in rising order; NaN loses to every number.
+class Best {
+ public:
+  Best(std::span<ExpertId> ids, std::span<float> keys) : ids_(ids), keys_(keys) {}
+
+  void offer(ExpertId id, float key) {
+    if (std::isnan(key)) key = kLeast;
+    if (filled_ == ids_.size() && key <= keys_[filled_ - 1]) return;
+    std::size_t at = filled_ < ids_.size() ? filled_++ : filled_ - 1;
+    for (; at > 0 && keys_[at - 1] < key; --at) {
+      keys_[at] = keys_[at - 1];
+      ids_[at] = ids_[at - 1];
     }
-    best[at] = score;
-    ids[at] = static_cast<ExpertId>(e);
+    keys_[at] = key;
+    ids_[at] = id;
   }
+
+ private:
+  std::span<ExpertId> ids_;
+  std::span<float> keys_;
+  std::size_t filled_ = 0;
+};
+
+/// What one token's choice is made by.
+struct Keys {
+  std::span<const float> scores;  // [E]
+  std::span<const float> bias;    // [E] or empty
+
+  float operator[](std::size_t e) const { return bias.empty() ? scores[e] : scores[e] + bias[e]; }
+};
+
+float group_score(const RouterOptions& options, const Keys& keys, std::size_t first) {
+  const std::size_t size = keys.scores.size() / static_cast<std::size_t>(options.groups);
+  std::array<float, 2> greatest = {kLeast, kLeast};
+  std::array<ExpertId, 2> ids{};
+  Best best{ids, greatest};
+  for (std::size_t e = first; e < first + size; ++e) best.offer(static_cast<ExpertId>(e), keys[e]);
+  return options.group_score == RouterOptions::GroupScore::max ? greatest[0]
+                                                               : greatest[0] + greatest[1];
+}
+
+/// The groups that take part.
+std::bitset<kMaxExpertGroups> choose_groups(const RouterOptions& options, const Keys& keys) {
+  const auto groups = static_cast<std::size_t>(options.groups);
+  const auto chosen = static_cast<std::size_t>(options.topk_groups);
+  std::bitset<kMaxExpertGroups> take_part;
+  if (chosen == groups) return take_part.set();
+  std::array<ExpertId, kMaxExpertGroups> ids{};
+  std::array<float, kMaxExpertGroups> scores{};
+  Best best{std::span(ids).first(chosen), scores};
+  for (std::size_t g = 0; g < groups; ++g) {
+    best.offer(static_cast<ExpertId>(g),
+               group_score(options, keys, g * (keys.scores.size() / groups)));
+  }
+  for (const ExpertId g : std::span(ids).first(chosen)) take_part.set(static_cast<std::size_t>(g));
+  return take_part;
+}
+
+void choose(const RouterOptions& options,
+            const Keys& keys,
+            std::span<ExpertId> ids,
+            std::span<float> scratch) {
+  const std::size_t size = keys.scores.size() / static_cast<std::size_t>(options.groups);
+  const auto take_part = choose_groups(options, keys);
+  Best best(ids, scratch);
+  for (std::size_t g = 0; g < static_cast<std::size_t>(options.groups); ++g) {
+    if (!take_part[g]) continue;
+    for (std::size_t e = g * size; e < (g + 1) * size; ++e)
+      best.offer(static_cast<ExpertId>(e), keys[e]);
+  }
+}
+
+/// Logits become scores, in place.
+void score(RouterOptions::Score formula, std::span<float> logits) {
+  const auto n = static_cast<std::int64_t>(logits.size());
+  if (formula == RouterOptions::Score::softmax) {
+    kernels().softmax(logits.data(), n);
+  } else {
+    kernels().sigmoid(logits.data(), logits.data(), n);
+  }
+}
+
+void check(const RouterOptions& o) {
+  FERRY_CHECK(o.topk >= 1 && o.topk <= o.experts, "top-{} of {} experts", o.topk, o.experts);
+  FERRY_CHECK(o.groups >= 1 && o.groups <= kMaxExpertGroups && o.experts % o.groups == 0,
+              "{} experts in {} groups",
+              o.experts,
+              o.groups);
+  FERRY_CHECK(o.topk_groups >= 1 && o.topk_groups <= o.groups &&
+                  o.topk <= o.experts / o.groups * o.topk_groups,
+              "top-{} of {} experts in {} of {} groups",
+              o.topk,
+              o.experts,
+              o.topk_groups,
+              o.groups);
 }
 
 }  // namespace
@@ -38,9 +122,9 @@ void route(const RouterOptions& options,
            std::span<ExpertId> experts,
            std::span<float> weights,
            std::span<const float> selection_bias) {
+  check(options);
   const auto num_experts = static_cast<std::size_t>(options.experts);
   const auto topk = static_cast<std::size_t>(options.topk);
-  FERRY_CHECK(topk >= 1 && topk <= num_experts, "top-{} of {} experts", topk, num_experts);
   const std::size_t tokens = logits.size() / num_experts;
   FERRY_CHECK(experts.size() == tokens * topk && weights.size() == experts.size(),
               "{} ids and {} weights for {} tokens",
@@ -54,18 +138,18 @@ void route(const RouterOptions& options,
 
   for (std::size_t t = 0; t < tokens; ++t) {
     const std::span<float> scores = logits.subspan(t * num_experts, num_experts);
-    kernels().softmax(scores.data(), options.experts);
-    const std::span<float> best = weights.subspan(t * topk, topk);
+    const std::span<float> chosen = weights.subspan(t * topk, topk);
     const std::span<ExpertId> ids = experts.subspan(t * topk, topk);
-    top_k(scores, selection_bias, ids, best);
-    if (!selection_bias.empty()) {
-      for (std::size_t k = 0; k < topk; ++k) best[k] = scores[static_cast<std::size_t>(ids[k])];
-    }
+    if (!options.choose_first) score(options.score, scores);
+    choose(options, {scores, selection_bias}, ids, chosen);
+    for (std::size_t k = 0; k < topk; ++k) chosen[k] = scores[static_cast<std::size_t>(ids[k])];
+    if (options.choose_first) score(options.score, chosen);
     if (options.renormalize) {
       float sum = 0;
-      for (const float w : best) sum += w;
-      for (float& w : best) w /= sum;
+      for (const float w : chosen) sum += w;
+      for (float& w : chosen) w /= sum + kSumFloor;
     }
+    for (float& w : chosen) w *= options.scaling;
   }
 }
 

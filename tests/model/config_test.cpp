@@ -66,7 +66,7 @@ TEST(Config, ReadsQwen2Moe) {
   EXPECT_EQ(c.moe.experts, 7);
   EXPECT_EQ(c.moe.topk, 4);
   EXPECT_EQ(c.moe.inter, 24);
-  EXPECT_TRUE(c.moe.renormalize);
+  EXPECT_TRUE(c.moe.router.renormalize);
   EXPECT_EQ(c.moe.shared_inter, 48);
   EXPECT_TRUE(c.moe.shared_gate);
   EXPECT_EQ(c.dtype, DType::f32);
@@ -94,7 +94,7 @@ TEST(Config, ReadsQwen3MoeInTheNewForm) {
 TEST(Config, DefaultsAreThoseOfTransformers) {
   EXPECT_TRUE(without("qwen2_new_config", "qkv_bias").attention_bias);
   EXPECT_FALSE(with("qwen2_new_config", "qkv_bias", false).attention_bias);
-  EXPECT_FALSE(without("qwen2_untied", "norm_topk_prob").moe.renormalize);
+  EXPECT_FALSE(without("qwen2_untied", "norm_topk_prob").moe.router.renormalize);
   EXPECT_FALSE(without("qwen3_untied", "attention_bias").attention_bias);
   EXPECT_FALSE(without("qwen3_untied", "tie_word_embeddings").tied_embeddings);
   EXPECT_EQ(without("qwen3_untied", "head_dim").head_dim, 12);
