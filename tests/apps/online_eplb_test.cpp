@@ -23,7 +23,7 @@ class OnlineEplb : public testing::Test {
                                                      "--input-ids",
                                                      (directory_.path() / "ids.txt").string(),
                                                      "--max-new-tokens",
-                                                     "60",
+                                                     "100",
                                                      "--ignore-eos",
                                                      "--json"} +
                                            how);
@@ -53,7 +53,7 @@ TEST_F(OnlineEplb, LogitsAreTheSameBitsWithAndWithoutIt) {
   const json still = run({"--ep", "1"})["results"];
   for (const char* transport : {"inproc", "shm"}) {
     for (const char* ep : {"2", "3", "4"}) {
-      for (const char* bytes : {"40000", "1000000", "0"}) {
+      for (const char* bytes : {"60000", "1000000", "0"}) {
         const json report = run(Arguments{"--transport",
                                           transport,
                                           "--ep",
