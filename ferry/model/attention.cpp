@@ -28,17 +28,6 @@ const float* or_null(const std::vector<float>& x) { return x.empty() ? nullptr :
 
 }  // namespace
 
-std::vector<float> rope_inverse_frequencies(double theta, int head_dim) {
-  std::vector<float> result;
-  for (int i = 0; i < head_dim / 2; ++i) {
-    const float exponent = static_cast<float>(2 * i) / static_cast<float>(head_dim);
-    const auto power = static_cast<float>(
-        std::pow(static_cast<double>(static_cast<float>(theta)), static_cast<double>(exponent)));
-    result.push_back(1.0F / power);
-  }
-  return result;
-}
-
 Attention::Attention(const ModelConfig& config,
                      DType type,
                      int max_tokens,
@@ -51,9 +40,9 @@ Attention::Attention(const ModelConfig& config,
       heads_width_(std::int64_t{config.heads} * config.head_dim),
       pool_(pool),
       gemm_scratch_(gemm_scratch),
-      inverse_frequencies_(rope_inverse_frequencies(config.rope.theta, config.head_dim)),
-      cos_(rows_buffer(max_tokens, config.head_dim / 2, DType::f32)),
-      sin_(rows_buffer(max_tokens, config.head_dim / 2, DType::f32)),
+      rope_(config.rope),
+      cos_(rows_buffer(max_tokens, rope_.pairs(), DType::f32)),
+      sin_(rows_buffer(max_tokens, rope_.pairs(), DType::f32)),
       qkv_(rows_buffer(max_tokens, qkv_width_, DType::f32)),
       heads_out_(rows_buffer(max_tokens, heads_width_, type)),
       projected_(rows_buffer(max_tokens, config.hidden, DType::f32)) {
@@ -67,16 +56,11 @@ void Attention::begin_step(std::span<const TokenPlace> tokens) {
               tokens.size(),
               max_tokens_);
   tokens_ = tokens;
-  const auto pairs = static_cast<std::int64_t>(inverse_frequencies_.size());
   pool_.parallel_for(num_tokens(), kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t t = begin; t < end; ++t) {
-      const auto position = static_cast<float>(tokens_[static_cast<std::size_t>(t)].position);
-      for (std::int64_t i = 0; i < pairs; ++i) {
-        // The angle is rounded to f32 before its cosine is taken, as transformers does.
-        const float angle = position * inverse_frequencies_[static_cast<std::size_t>(i)];
-        cos_.as<float>()[t * pairs + i] = static_cast<float>(std::cos(static_cast<double>(angle)));
-        sin_.as<float>()[t * pairs + i] = static_cast<float>(std::sin(static_cast<double>(angle)));
-      }
+      rope_.angles(tokens_[static_cast<std::size_t>(t)].position,
+                   cos_.as<float>() + t * rope_.pairs(),
+                   sin_.as<float>() + t * rope_.pairs());
     }
   });
 }
@@ -119,8 +103,8 @@ void Attention::rotate_and_store(int layer,
                                  std::int64_t token) {
   const Kernels& k = kernels();
   const std::int64_t head_dim = config_.head_dim;
-  const float* cos = cos_.as<float>() + token * (head_dim / 2);
-  const float* sin = sin_.as<float>() + token * (head_dim / 2);
+  const float* cos = cos_.as<float>() + token * rope_.pairs();
+  const float* sin = sin_.as<float>() + token * rope_.pairs();
   const TokenPlace& place = tokens_[static_cast<std::size_t>(token)];
   float* query = qkv_row(token);
   float* key = query + heads_width_;
@@ -129,7 +113,7 @@ void Attention::rotate_and_store(int layer,
   const auto turn = [&](float* x, const std::vector<float>& norm) {
     if (!norm.empty())
       k.rms_norm(bytes_of(x), DType::f32, norm.data(), config_.rms_eps, bytes_of(x), head_dim);
-    k.rope(x, cos, sin, head_dim);
+    rope_.turn(x, cos, sin);
   };
   for (int head = 0; head < config_.heads; ++head)
     turn(query + head * head_dim, weights.query_norm);

@@ -11,6 +11,7 @@
 #include "ferry/core/types.h"
 #include "ferry/model/config.h"
 #include "ferry/model/kv_cache.h"
+#include "ferry/model/rope.h"
 #include "ferry/model/weights.h"
 #include "ferry/moe/parallel_gemm.h"
 
@@ -65,16 +66,13 @@ class Attention {
   ThreadPool& pool_;
   const GemmScratch& gemm_scratch_;
 
-  std::vector<float> inverse_frequencies_;  // [head_dim / 2]
+  const Rope rope_;
   std::span<const TokenPlace> tokens_;
-  Buffer cos_, sin_;  // f32 [tokens, head_dim / 2]
+  Buffer cos_, sin_;  // f32 [tokens, rope_.pairs()]
   Buffer qkv_;        // f32 [tokens, qkv_width]: query heads, key heads, value heads
   Buffer heads_out_;  // [tokens, heads_width] of the activation type
   Buffer projected_;  // f32 [tokens, H]
   std::vector<Buffer> attend_scratch_;  // one a thread: f32 result [head_dim], scores [positions]
 };
-
-/// theta^(-2i/head_dim) for i < head_dim / 2, rounded at each step as transformers does it in f32.
-std::vector<float> rope_inverse_frequencies(double theta, int head_dim);
 
 }  // namespace ferry

@@ -15,7 +15,7 @@ namespace {
 
 // As kMaxWidth: limits that only a damaged file passes.
 constexpr int kMaxHeads = 1 << 14;
-constexpr int kMaxHeadDim = 1 << 12;
+constexpr int kMaxHeadDim = Rope::kMaxDim;
 constexpr int kMaxLayers = 1 << 12;
 constexpr int kMaxExperts = 1 << 16;
 constexpr int kMaxPositions = 1 << 28;
@@ -90,6 +90,7 @@ void read_attention(const ConfigReader& in, ModelConfig& config) {
                      config.head_dim,
                      in.has("head_dim") ? "" : " (hidden_size / num_attention_heads)");
   }
+  config.rope.dim = config.head_dim;
   if (in.flag_or("use_sliding_window", false)) {
     in.refuse("use_sliding_window", "false (sliding windows are not supported)");
   }

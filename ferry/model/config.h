@@ -10,14 +10,10 @@
 #include <vector>
 
 #include "ferry/core/types.h"
+#include "ferry/model/rope.h"
 #include "ferry/moe/router.h"
 
 namespace ferry {
-
-/// Rotary embedding: position p turns pair (i, i + head_dim/2) by p * theta^(-2i/head_dim).
-struct RopeOptions {
-  double theta = 10000.0;
-};
 
 /// The mixture-of-experts block that all sparse layers of a model share.
 struct MoeConfig {
