@@ -3,11 +3,13 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "ferry/core/error.h"
+#include "ferry/kernels/wire.h"
 #include "ferry/model/json_file.h"
 
 namespace ferry {
@@ -18,6 +20,10 @@ namespace {
 
 constexpr const char* kSingleFile = "model.safetensors";
 constexpr const char* kIndexFile = "model.safetensors.index.json";
+constexpr std::string_view kFp8Type = "F8_E4M3";
+
+/// Where the scales of an fp8 matrix lie, beside "x.weight" as "x.weight_scale_inv".
+std::string scales_name(std::string_view matrix) { return std::string(matrix) + "_scale_inv"; }
 
 /// tensor -> shard file of an index. File names must stay inside the directory.
 std::map<std::string, std::string> read_weight_map(const std::filesystem::path& index) {
@@ -96,7 +102,7 @@ void Checkpoint::open_shards(const std::filesystem::path& index) {
 }
 
 void Checkpoint::check() const {
-  for_each_tensor(config_, [&](const TensorSpec& spec) { tensor(spec); });
+  for_each_tensor(config_, [&](const TensorSpec& spec) { stored_bytes(spec); });
 }
 
 const Checkpoint::Place* Checkpoint::find(std::string_view name) const {
@@ -109,7 +115,8 @@ DType Checkpoint::weight_type() const {
   return *find(names().embedding)->entry->dtype;  // check() made sure of both
 }
 
-TensorView Checkpoint::tensor(std::string_view name, std::span<const std::int64_t> shape) const {
+const Checkpoint::Place& Checkpoint::find(std::string_view name,
+                                          std::span<const std::int64_t> shape) const {
   const Place* place = find(name);
   if (place == nullptr) {
     fail<ModelError>("{}: tensor {}: expected [{}], found no such tensor",
@@ -117,15 +124,39 @@ TensorView Checkpoint::tensor(std::string_view name, std::span<const std::int64_
                      name,
                      fmt::join(shape, ", "));
   }
-  const SafetensorsFile& file = files_[place->file];
   if (!std::ranges::equal(place->entry->shape, shape)) {
     fail<ModelError>("{}: tensor {}: expected [{}] as config.json says, found [{}]",
-                     file.path(),
+                     files_[place->file].path(),
                      name,
                      fmt::join(shape, ", "),
                      fmt::join(place->entry->shape, ", "));
   }
-  return file.view(*place->entry);
+  return *place;
+}
+
+TensorView Checkpoint::tensor(std::string_view name, std::span<const std::int64_t> shape) const {
+  const Place& place = find(name, shape);
+  return files_[place.file].view(*place.entry);
+}
+
+StoredMatrix Checkpoint::matrix(std::string_view name,
+                                std::int64_t rows,
+                                std::int64_t columns) const {
+  const Place& place = find(name, std::array{rows, columns});
+  if (config_.quantization != Quantization::fp8 || place.entry->dtype_name != kFp8Type)
+    return plain_matrix(files_[place.file].view(*place.entry));
+  return {.format = StoredMatrix::Format::fp8,
+          .rows = rows,
+          .columns = columns,
+          .data = files_[place.file].data(*place.entry),
+          .scales = tensor(scales_name(name),
+                           std::array{ceil_div(rows, StoredMatrix::kFp8BlockRows),
+                                      ceil_div(columns, kWireBlock)})};
+}
+
+std::uint64_t Checkpoint::stored_bytes(const TensorSpec& spec) const {
+  return spec.shape.size() == 2 ? matrix(spec.name, spec.shape[0], spec.shape[1]).bytes()
+                                : tensor(spec).bytes;
 }
 
 std::vector<const SafetensorsFile::Entry*> Checkpoint::entries() const {
@@ -139,7 +170,10 @@ std::vector<const SafetensorsFile::Entry*> Checkpoint::entries() const {
 std::vector<std::string> Checkpoint::unused() const {
   std::set<std::string> names;
   for (const auto* entry : entries()) names.insert(entry->name);
-  for_each_tensor(config_, [&](const TensorSpec& spec) { names.erase(spec.name); });
+  for_each_tensor(config_, [&](const TensorSpec& spec) {
+    names.erase(spec.name);
+    if (find(spec.name)->entry->dtype_name == kFp8Type) names.erase(scales_name(spec.name));
+  });
   return {names.begin(), names.end()};
 }
 

@@ -14,6 +14,7 @@
 #include "ferry/model/config.h"
 #include "ferry/model/family.h"
 #include "ferry/model/safetensors.h"
+#include "ferry/model/stored_matrix.h"
 
 namespace ferry {
 
@@ -43,6 +44,13 @@ class Checkpoint {
 
   TensorView tensor(const TensorSpec& spec) const { return tensor(spec.name, spec.shape); }
 
+  /// The matrix [rows, columns] of that name, which may be quantised as config.json says. Throws
+  /// ModelError as tensor() does, also about its scales.
+  StoredMatrix matrix(std::string_view name, std::int64_t rows, std::int64_t columns) const;
+
+  /// Bytes of a tensor that the model needs, its scales included. Throws as the above.
+  std::uint64_t stored_bytes(const TensorSpec& spec) const;
+
   /// Every tensor in the files, also those that the model does not use.
   std::vector<const SafetensorsFile::Entry*> entries() const;
 
@@ -62,6 +70,7 @@ class Checkpoint {
   void open_shards(const std::filesystem::path& index);
   void check() const;
   const Place* find(std::string_view name) const;
+  const Place& find(std::string_view name, std::span<const std::int64_t> shape) const;
 
   std::string directory_;
   ModelConfig config_;

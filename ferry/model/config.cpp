@@ -4,8 +4,10 @@
 #include <nlohmann/json.hpp>
 
 #include "ferry/core/error.h"
+#include "ferry/kernels/wire.h"
 #include "ferry/model/config_reader.h"
 #include "ferry/model/family.h"
+#include "ferry/model/stored_matrix.h"
 
 namespace ferry {
 
@@ -47,6 +49,18 @@ std::optional<DType> read_dtype(const ConfigReader& in) {
   if (name == "bfloat16") return DType::bf16;
   if (name == "float16") return DType::f16;
   in.refuse(key, "float32, bfloat16 or float16");
+}
+
+Quantization read_quantization(const ConfigReader& in) {
+  if (!in.has("quantization_config")) return Quantization::none;
+  const ConfigReader quantization = in.object("quantization_config");
+  if (quantization.text_or("quant_method", "") != "fp8")
+    quantization.refuse("quant_method", "\"fp8\" (no other quantised checkpoints are supported)");
+  if (quantization.text_or("fmt", "e4m3") != "e4m3") quantization.refuse("fmt", "\"e4m3\"");
+  const json block = json::array({StoredMatrix::kFp8BlockRows, kWireBlock});
+  if (!quantization.has("weight_block_size") || quantization.value("weight_block_size") != block)
+    quantization.refuse("weight_block_size", block.dump());
+  return Quantization::fp8;
 }
 
 void require_default_rope(const ConfigReader& rope) {
@@ -157,9 +171,7 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   config.architecture = family.architecture;
   config.model_type = family.model_type;
   if (in.text_or("hidden_act", "silu") != "silu") in.refuse("hidden_act", "\"silu\"");
-  if (in.has("quantization_config")) {
-    in.refuse("quantization_config", "none (quantised checkpoints are not supported)");
-  }
+  config.quantization = read_quantization(in);
   config.hidden = in.size("hidden_size", kMaxWidth);
   config.vocab = in.size("vocab_size", kMaxWidth);
   config.max_positions = in.size("max_position_embeddings", kMaxPositions);

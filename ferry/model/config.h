@@ -28,6 +28,12 @@ struct MoeConfig {
 
 enum class LayerKind : std::uint8_t { dense, sparse };
 
+/// How the checkpoint's matrices may be stored; those that are not lie as plain elements.
+enum class Quantization : std::uint8_t {
+  none,
+  fp8,  ///< e4m3 with a scale for each 128 x 128 values
+};
+
 /// Invariants (checked by load_config): all sizes positive, heads % kv_heads == 0, head_dim even,
 /// layer_kinds.size() == layers, 1 <= topk <= experts where any layer is sparse.
 struct ModelConfig {
@@ -55,6 +61,7 @@ struct ModelConfig {
   /// Type the checkpoint says its weights have; absent when config.json is silent. Single tensors
   /// may differ. Checkpoint::weight_type() always knows.
   std::optional<DType> dtype;
+  Quantization quantization = Quantization::none;
   std::vector<std::int32_t> eos_ids;  ///< generation ends on any of these; may be empty
 
   bool sparse(int layer) const {

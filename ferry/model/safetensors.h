@@ -56,6 +56,11 @@ class SafetensorsFile {
   /// Null when there is none.
   const Entry* find(std::string_view name) const;
 
+  /// The bytes of any tensor. REQUIRES: entry is one of entries().
+  std::span<const std::byte> data(const Entry& entry) const {
+    return file_.bytes().subspan(entry.offset, entry.bytes);
+  }
+
   /// Throws ModelError for an element type that cannot be loaded.
   /// REQUIRES: entry is one of entries().
   TensorView view(const Entry& entry) const;

@@ -36,7 +36,7 @@ std::vector<RankBytes> bytes_per_rank(const Checkpoint& checkpoint, int ranks) {
   }
   std::uint64_t dense = 0;
   for_each_tensor(checkpoint.config(), [&](const TensorSpec& spec) {
-    const std::uint64_t bytes = checkpoint.tensor(spec).bytes;
+    const std::uint64_t bytes = checkpoint.stored_bytes(spec);
     if (spec.role != TensorRole::expert) {
       dense += bytes;
       return;

@@ -45,16 +45,6 @@ struct FfnLayout {
   }
 };
 
-/// A matrix [rows, k] of the checkpoint.
-struct Source {
-  TensorView tensor;
-  std::int64_t rows = 0;
-
-  const std::byte* row(std::int64_t i) const {
-    return tensor.data + i * (static_cast<std::ptrdiff_t>(tensor.bytes) / rows);
-  }
-};
-
 /// Where packed panels go.
 struct Target {
   DType dtype = DType::f32;
@@ -63,8 +53,9 @@ struct Target {
 };
 
 /// Packs columns [begin, end) of the merged matrix whose columns are the rows of `sources` one
-/// behind the other, to the panel at `out`. A panel that two sources share is put together first.
-void pack_columns(std::span<const Source> sources,
+/// behind the other, to the panel at `out`. A panel that two sources share is put together first,
+/// and so is one of quantised values.
+void pack_columns(std::span<const StoredMatrix> sources,
                   std::int64_t k,
                   std::int64_t begin,
                   std::int64_t end,
@@ -76,19 +67,20 @@ void pack_columns(std::span<const Source> sources,
     end -= sources.front().rows;
     sources = sources.subspan(1);
   }
-  if (end <= sources.front().rows) {
+  if (end <= sources.front().rows && sources.front().format == StoredMatrix::Format::plain) {
     args.source = sources.front().row(begin);
-    args.source_type = sources.front().tensor.dtype;
+    args.source_type = sources.front().dtype;
     pack_matrix(args);
     return;
   }
   // As f32, which every type fits in, so that the sources' types may differ.
   std::vector<float> merged(static_cast<std::size_t>((end - begin) * k));
   std::byte* row = as_bytes(merged.data());
-  for (const Source& source : sources) {
-    for (; begin < std::min(end, source.rows); ++begin, row += k * std::ptrdiff_t{4})
-      kernels().convert(source.row(begin), source.tensor.dtype, row, DType::f32, k);
-    begin -= source.rows;
+  for (const StoredMatrix& source : sources) {
+    const std::int64_t here = std::min(end, source.rows) - begin;
+    source.read_rows(begin, here, DType::f32, row);
+    row += here * k * std::ptrdiff_t{4};
+    begin = 0;
     end -= source.rows;
     if (end <= 0) break;
   }
@@ -103,7 +95,7 @@ std::uint64_t tensor_bytes(const Checkpoint& checkpoint, const Wanted& wanted) {
   std::uint64_t bytes = 0;
   for_each_tensor(checkpoint.config(), [&](const TensorSpec& spec) {
     const std::uint64_t times = wanted(spec);
-    if (times > 0) bytes += times * checkpoint.tensor(spec).bytes;
+    if (times > 0) bytes += times * checkpoint.stored_bytes(spec);
   });
   return bytes;
 }
@@ -146,10 +138,10 @@ class Packer {
       std::initializer_list<std::pair<std::string_view, std::int64_t>> names_and_rows,
       std::int64_t k,
       DType dtype) {
-    std::vector<Source> sources;
+    std::vector<StoredMatrix> sources;
     std::int64_t columns = 0;
     for (const auto& [name, rows] : names_and_rows) {
-      sources.push_back({find(name, {rows, k}), rows});
+      sources.push_back(find_matrix(name, rows, k));
       columns += rows;
     }
     OwnedMatrix matrix;
@@ -162,11 +154,11 @@ class Packer {
   /// A gated block into memory of this layout; gate's and up's panels alternate.
   void ffn(const FfnNames& names, const FfnLayout& layout, std::byte* gate_up, std::byte* down) {
     const std::size_t panel = PackedMatrix::packed_panel_bytes(layout.dtype, layout.hidden);
-    const Source gate{find(names.gate, {layout.inter, layout.hidden}), layout.inter};
-    const Source up{find(names.up, {layout.inter, layout.hidden}), layout.inter};
+    const StoredMatrix gate = find_matrix(names.gate, layout.inter, layout.hidden);
+    const StoredMatrix up = find_matrix(names.up, layout.inter, layout.hidden);
     pack({&gate, 1}, layout.hidden, {layout.dtype, gate_up, 2});
     pack({&up, 1}, layout.hidden, {layout.dtype, gate_up + panel, 2});
-    const Source source{find(names.down, {layout.hidden, layout.inter}), layout.hidden};
+    const StoredMatrix source = find_matrix(names.down, layout.hidden, layout.inter);
     pack({&source, 1}, layout.inter, {layout.dtype, down, 1});
   }
 
@@ -180,16 +172,13 @@ class Packer {
 
   /// Rows as they are, in the type of the weights.
   Buffer rows(std::string_view name, std::int64_t rows, std::int64_t width) {
-    const Source source{find(name, {rows, width}), rows};
+    const StoredMatrix source = find_matrix(name, rows, width);
     const auto row_bytes = width * static_cast<std::ptrdiff_t>(dtype_bytes(dtype_));
     Buffer out(static_cast<std::size_t>(rows * row_bytes));
     pool_.parallel_for(rows, kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
-      for (std::int64_t i = begin; i < end; ++i) {
-        kernels().convert(
-            source.row(i), source.tensor.dtype, out.data() + i * row_bytes, dtype_, width);
-      }
+      source.read_rows(begin, end - begin, dtype_, out.data() + begin * row_bytes);
     });
-    done_with(source.tensor);
+    done_with(source);
     return out;
   }
 
@@ -201,14 +190,25 @@ class Packer {
     return tensor;
   }
 
+  StoredMatrix find_matrix(std::string_view name, std::int64_t rows, std::int64_t columns) const {
+    StoredMatrix matrix = checkpoint_.matrix(tensor_name(name, layer_, expert_), rows, columns);
+    advise_read_soon(matrix.data);
+    return matrix;
+  }
+
   void done_with(const TensorView& tensor) {
     advise_read_done(tensor.span());
     report(tensor.bytes);
   }
 
-  void pack(std::span<const Source> sources, std::int64_t k, const Target& target) {
+  void done_with(const StoredMatrix& matrix) {
+    advise_read_done(matrix.data);
+    report(matrix.bytes());
+  }
+
+  void pack(std::span<const StoredMatrix> sources, std::int64_t k, const Target& target) {
     std::int64_t columns = 0;
-    for (const Source& source : sources) columns += source.rows;
+    for (const StoredMatrix& source : sources) columns += source.rows;
     const std::size_t panel_bytes = PackedMatrix::packed_panel_bytes(target.dtype, k);
     pool_.parallel_for(
         panels_of(columns), kPanelGrain, [&](std::int64_t begin, std::int64_t end, int) {
@@ -222,7 +222,7 @@ class Packer {
                          {.dtype = target.dtype, .out = out});
           }
         });
-    for (const Source& source : sources) done_with(source.tensor);
+    for (const StoredMatrix& source : sources) done_with(source);
   }
 
   void report(std::size_t bytes) {

@@ -1,0 +1,43 @@
+// A matrix as it lies in a checkpoint's files: plain elements, or bytes that share scales.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "ferry/core/types.h"
+#include "ferry/model/safetensors.h"
+
+namespace ferry {
+
+/// Borrowed from the files. Threads: safe for several.
+struct StoredMatrix {
+  enum class Format : std::uint8_t {
+    plain,  ///< elements of `dtype`
+    fp8,    ///< e4m3fn; element = byte * scale of its block of kFp8BlockRows x kWireBlock
+  };
+  static constexpr std::int64_t kFp8BlockRows = 128;
+
+  Format format = Format::plain;
+  DType dtype = DType::f32;  ///< of plain elements
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+  std::span<const std::byte> data;  ///< row after row; may be unaligned
+  TensorView scales;                ///< fp8: [rows / 128, columns / 128], rounded up
+
+  /// REQUIRES: rows > 0.
+  const std::byte* row(std::int64_t i) const {
+    return data.data() + i * (static_cast<std::ptrdiff_t>(data.size()) / rows);
+  }
+
+  std::size_t bytes() const { return data.size() + scales.bytes; }
+
+  /// Rows [first, first + count) as elements of `type`, one behind the other: what is quantised
+  /// becomes f32 by one rounded product, then `type`.
+  void read_rows(std::int64_t first, std::int64_t count, DType type, std::byte* out) const;
+};
+
+/// A tensor of plain elements of shape [rows, columns].
+StoredMatrix plain_matrix(const TensorView& tensor);
+
+}  // namespace ferry
