@@ -63,30 +63,6 @@ Quantization read_quantization(const ConfigReader& in) {
   return Quantization::fp8;
 }
 
-void require_default_rope(const ConfigReader& rope) {
-  for (const char* key : {"rope_type", "type"}) {
-    if (rope.has(key) && rope.text_or(key, "") != "default") {
-      rope.refuse(key, "\"default\" (scaled rotary embeddings are not supported)");
-    }
-  }
-}
-
-RopeOptions read_rope(const ConfigReader& in) {
-  RopeOptions rope;
-  rope.theta = in.positive_or("rope_theta", rope.theta);
-  if (in.has("rope_parameters")) {
-    const ConfigReader parameters = in.object("rope_parameters");
-    require_default_rope(parameters);
-    rope.theta = parameters.positive_or("rope_theta", rope.theta);
-    // Some writers put partial rotation here: the rest of the head would stay unturned.
-    if (parameters.positive_or("partial_rotary_factor", 1.0) != 1.0) {
-      parameters.refuse("partial_rotary_factor", "1 (partial rotation is not supported)");
-    }
-  }
-  if (in.has("rope_scaling")) require_default_rope(in.object("rope_scaling"));
-  return rope;
-}
-
 void read_attention(const ConfigReader& in, ModelConfig& config) {
   config.heads = in.size("num_attention_heads", kMaxHeads);
   config.kv_heads = in.size_or("num_key_value_heads", kMaxHeads, config.heads);
@@ -104,7 +80,7 @@ void read_attention(const ConfigReader& in, ModelConfig& config) {
                      config.head_dim,
                      in.has("head_dim") ? "" : " (hidden_size / num_attention_heads)");
   }
-  config.rope.dim = config.head_dim;
+  config.rope = read_rope(in, config.head_dim, config.max_positions);
   if (in.flag_or("use_sliding_window", false)) {
     in.refuse("use_sliding_window", "false (sliding windows are not supported)");
   }
@@ -176,7 +152,6 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   config.vocab = in.size("vocab_size", kMaxWidth);
   config.max_positions = in.size("max_position_embeddings", kMaxPositions);
   config.rms_eps = static_cast<float>(in.positive_or("rms_norm_eps", 1e-6));
-  config.rope = read_rope(in);
   read_attention(in, config);
   read_layers(in, config);
   read_moe(in, config.moe);

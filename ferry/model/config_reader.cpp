@@ -21,6 +21,8 @@ bool integer_within(const json& value, std::int64_t min, std::int64_t max) {
          value.get<std::int64_t>() <= max;
 }
 
+bool finite(const json& value) { return value.is_number() && std::isfinite(value.get<double>()); }
+
 }  // namespace
 
 bool ConfigReader::has(const char* key) const {
@@ -54,13 +56,20 @@ bool ConfigReader::flag_or(const char* key, bool fallback) const {
   return fields_[key].get<bool>();
 }
 
-double ConfigReader::positive_or(const char* key, double fallback) const {
-  if (!has(key)) return fallback;
-  const json& value = fields_[key];
-  if (!value.is_number() || !std::isfinite(value.get<double>()) || value.get<double>() <= 0) {
+double ConfigReader::positive(const char* key) const {
+  if (!has(key) || !finite(fields_[key]) || fields_[key].get<double>() <= 0)
     refuse(key, "a number above 0");
-  }
-  return value.get<double>();
+  return fields_[key].get<double>();
+}
+
+double ConfigReader::positive_or(const char* key, double fallback) const {
+  return has(key) ? positive(key) : fallback;
+}
+
+double ConfigReader::from_zero_or(const char* key, double fallback) const {
+  if (!has(key)) return fallback;
+  if (!finite(fields_[key]) || fields_[key].get<double>() < 0) refuse(key, "a number from 0 on");
+  return fields_[key].get<double>();
 }
 
 std::string ConfigReader::text_or(const char* key, const std::string& fallback) const {

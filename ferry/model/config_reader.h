@@ -28,7 +28,10 @@ class ConfigReader {
   int size_or(const char* key, int max, int fallback) const;
   bool flag_or(const char* key, bool fallback) const;
   /// A finite number above 0.
+  double positive(const char* key) const;
   double positive_or(const char* key, double fallback) const;
+  /// A finite number from 0 on.
+  double from_zero_or(const char* key, double fallback) const;
   std::string text_or(const char* key, const std::string& fallback) const;
   /// An integer or a list of them, each in [min, max]; absent is empty.
   std::vector<std::int32_t> integers(const char* key, std::int64_t min, std::int64_t max) const;

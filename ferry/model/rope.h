@@ -6,12 +6,34 @@
 
 namespace ferry {
 
-/// Position p turns pair i of a head's first `dim` elements by p * theta^(-2i/dim); the elements
-/// behind them stay as they are.
+class ConfigReader;
+
+/// How a model reaches beyond the positions it was first trained on (Hugging Face's rope_type).
+enum class RopeScaling : std::uint8_t {
+  none,
+  linear,  ///< every frequency divided by factor
+  llama3,  ///< low frequencies divided, high ones kept, a straight transition between
+  yarn,    ///< the same by pair number instead of wavelength, and all results magnified
+};
+
+/// Position p turns pair i of a head's first `dim` elements by p * theta^(-2i/dim), scaled; the
+/// elements behind them stay as they are.
 struct RopeOptions {
   double theta = 10000.0;
   int dim = 0;               ///< even, at most the head's size
   bool interleaved = false;  ///< pair i is (2i, 2i + 1), not (i, i + dim/2)
+
+  RopeScaling scaling = RopeScaling::none;
+  double factor = 1.0;              ///< of the positions
+  double original_positions = 0.0;  ///< llama3, yarn: those trained on first
+  /// Full turns within the original positions: with fewer than `low` a frequency is divided, with
+  /// more than `high` kept. llama3's low_freq_factor and high_freq_factor; yarn's beta_slow and
+  /// beta_fast.
+  double low_turns = 1.0;
+  double high_turns = 4.0;
+  bool whole_pairs = true;      ///< yarn: the transition starts and ends at whole pairs
+  double magnitude = 1.0;       ///< yarn: turned elements are that much longer
+  double mscale_all_dim = 0.0;  ///< yarn: what attention makes of it is the family's affair
 };
 
 /// The embedding of one model. Threads: const and safe for several.
@@ -24,7 +46,7 @@ class Rope {
 
   std::int64_t pairs() const { return static_cast<std::int64_t>(frequencies_.size()); }
 
-  /// cos and sin, [pairs()] each, of the angles at one position.
+  /// cos and sin, [pairs()] each, of the angles at one position, times the magnitude.
   void angles(std::int32_t position, float* cos, float* sin) const;
 
   /// Turns one head in place. Interleaved pairs come out in halves, (i, i + dim/2): queries and
@@ -36,7 +58,15 @@ class Rope {
   std::vector<float> frequencies_;  // [dim / 2]
 };
 
-/// theta^(-2i/dim) for i < dim / 2, rounded at each step as transformers does it in f32.
+/// The frequency of each pair, [dim / 2], rounded at each step as transformers does it in f32.
 std::vector<float> rope_frequencies(const RopeOptions& options);
+
+/// 0.1 * mscale * ln(factor) + 1: how much yarn magnifies.
+double yarn_mscale(double factor, double mscale);
+
+/// What config.json says of it: rope_theta, and rope_parameters or rope_scaling, for heads of
+/// `head_dim` elements. Throws ModelError naming the field; scalings other than those above are
+/// refused.
+RopeOptions read_rope(const ConfigReader& in, int head_dim, int max_positions);
 
 }  // namespace ferry

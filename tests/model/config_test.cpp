@@ -132,9 +132,12 @@ TEST(Config, RefusesWhatIsNotSupportedByName) {
   EXPECT_THAT(error_with("qwen2_untied", "hidden_act", "gelu"),
               HasSubstr("expected \"silu\", found \"gelu\""));
   error_with("qwen2_untied", "use_sliding_window", true);
-  error_with("qwen2_untied", "rope_scaling", {{"rope_type", "yarn"}, {"factor", 4.0}});
-  error_with("qwen2_untied", "rope_scaling", {{"type", "linear"}, {"factor", 4.0}});
-  error_with("qwen2_new_config", "rope_parameters", {{"rope_type", "llama3"}});
+  error_with("qwen2_untied", "rope_scaling", {{"rope_type", "dynamic"}, {"factor", 4.0}});
+  error_with("qwen2_untied", "rope_scaling", {{"type", "linear"}});
+  error_with("qwen2_new_config", "rope_parameters", {{"rope_type", "llama3"}, {"factor", 8.0}});
+  error_with("qwen2_untied", "rope_scaling", {{"type", "yarn"}, {"factor", -4.0}});
+  error_with("qwen2_untied", "partial_rotary_factor", 1.5);
+  error_with("qwen2_untied", "partial_rotary_factor", 0.01);
   error_with("qwen2_untied", "quantization_config", {{"quant_method", "fp8"}});
   error_with("qwen2_new_config", "layer_types", {"sliding_attention", "full_attention"});
   error_with("qwen2_untied", "torch_dtype", "float8_e4m3fn");
@@ -201,6 +204,53 @@ TEST(Families, AreFoundByEitherName) {
   EXPECT_EQ(find_family("qwen2_moe"), find_family("Qwen2MoeForCausalLM"));
   EXPECT_EQ(find_family("gpt2"), nullptr);
   EXPECT_EQ(tensor_name("a.{layer}.b.{expert}.c", 3, 12), "a.3.b.12.c");
+}
+
+TEST(Config, ReadsYarnAsDeepseekWritesIt) {
+  const RopeOptions rope = with("qwen2_untied",
+                                "rope_scaling",
+                                {{"type", "yarn"},
+                                 {"factor", 40},
+                                 {"beta_fast", 32},
+                                 {"beta_slow", 1},
+                                 {"mscale", 0.707},
+                                 {"mscale_all_dim", 0.5},
+                                 {"original_max_position_embeddings", 4096}})
+                               .rope;
+  EXPECT_EQ(rope.scaling, RopeScaling::yarn);
+  EXPECT_EQ(rope.theta, 1000000.0);
+  EXPECT_EQ(rope.factor, 40);
+  EXPECT_EQ(rope.high_turns, 32);
+  EXPECT_EQ(rope.low_turns, 1);
+  EXPECT_EQ(rope.original_positions, 4096);
+  EXPECT_EQ(rope.mscale_all_dim, 0.5);
+  EXPECT_NEAR(rope.magnitude, 1.064468903941252, 1e-12);  // transformers' attention_factor
+  EXPECT_TRUE(rope.whole_pairs);
+}
+
+TEST(Config, ReadsYarnOfTransformers5) {
+  const RopeOptions rope = with("qwen2_new_config",
+                                "rope_parameters",
+                                {{"rope_type", "yarn"},
+                                 {"rope_theta", 150000.0},
+                                 {"factor", 32.0},
+                                 {"truncate", false},
+                                 {"original_max_position_embeddings", 4096}})
+                               .rope;
+  EXPECT_EQ(rope.theta, 150000.0);
+  EXPECT_FALSE(rope.whole_pairs);
+  EXPECT_EQ(rope.mscale_all_dim, 0);
+  EXPECT_NEAR(rope.magnitude, 1.3465735902799727, 1e-12);
+}
+
+TEST(Config, ReadsPartialRotationWhereverItIsWritten) {
+  const ModelConfig whole = load_config(test::data_dir("qwen2_untied"));
+  EXPECT_EQ(whole.rope.dim, whole.head_dim);
+  EXPECT_EQ(with("qwen2_untied", "partial_rotary_factor", 0.5).rope.dim, whole.head_dim / 2);
+  const ModelConfig part = with("qwen2_new_config",
+                                "rope_parameters",
+                                {{"rope_type", "default"}, {"partial_rotary_factor", 0.5}});
+  EXPECT_EQ(part.rope.dim, part.head_dim / 2);
 }
 
 }  // namespace

@@ -1,0 +1,76 @@
+// The rotary embedding as config.json describes it, in the forms of transformers 4 and 5.
+#include <fmt/format.h>
+
+#include "ferry/model/config_reader.h"
+#include "ferry/model/rope.h"
+
+namespace ferry {
+
+namespace {
+
+RopeScaling read_scaling(const ConfigReader& in) {
+  const char* key = in.has("rope_type") ? "rope_type" : "type";
+  const std::string name = in.text_or(key, "default");
+  if (name == "default") return RopeScaling::none;
+  if (name == "linear") return RopeScaling::linear;
+  if (name == "llama3") return RopeScaling::llama3;
+  if (name == "yarn") return RopeScaling::yarn;
+  in.refuse(key, "\"default\", \"linear\", \"llama3\" or \"yarn\"");
+}
+
+void read_yarn(const ConfigReader& in, RopeOptions& rope) {
+  rope.high_turns = in.positive_or("beta_fast", 32);
+  rope.low_turns = in.positive_or("beta_slow", 1);
+  rope.whole_pairs = in.flag_or("truncate", true);
+  const double mscale = in.from_zero_or("mscale", 0);
+  rope.mscale_all_dim = in.from_zero_or("mscale_all_dim", 0);
+  rope.magnitude =
+      mscale != 0 && rope.mscale_all_dim != 0
+          ? yarn_mscale(rope.factor, mscale) / yarn_mscale(rope.factor, rope.mscale_all_dim)
+          : yarn_mscale(rope.factor, 1);
+  rope.magnitude = in.positive_or("attention_factor", rope.magnitude);
+}
+
+/// `in`: rope_parameters or rope_scaling.
+void read_scaled(const ConfigReader& in, int max_positions, RopeOptions& rope) {
+  rope.theta = in.positive_or("rope_theta", rope.theta);
+  rope.scaling = read_scaling(in);
+  if (rope.scaling == RopeScaling::none) return;
+  rope.original_positions = in.positive_or("original_max_position_embeddings", max_positions);
+  if (in.has("factor") || rope.scaling != RopeScaling::yarn) {
+    rope.factor = in.positive("factor");
+  } else {
+    rope.factor = max_positions / rope.original_positions;
+  }
+  if (rope.scaling == RopeScaling::yarn) read_yarn(in, rope);
+  if (rope.scaling == RopeScaling::llama3) {
+    rope.low_turns = in.positive("low_freq_factor");
+    rope.high_turns = in.positive("high_freq_factor");
+    if (rope.high_turns <= rope.low_turns)
+      in.refuse("high_freq_factor", fmt::format("more than low_freq_factor {}", rope.low_turns));
+  }
+}
+
+}  // namespace
+
+RopeOptions read_rope(const ConfigReader& in, int head_dim, int max_positions) {
+  RopeOptions rope;
+  rope.theta = in.positive_or("rope_theta", rope.theta);
+  double part = in.positive_or("partial_rotary_factor", 1.0);
+  for (const char* key : {"rope_scaling", "rope_parameters"}) {
+    if (!in.has(key)) continue;
+    const ConfigReader parameters = in.object(key);
+    read_scaled(parameters, max_positions, rope);
+    part = parameters.positive_or("partial_rotary_factor", part);
+  }
+  rope.dim = static_cast<int>(head_dim * part);
+  if (part > 1 || rope.dim < 2 || rope.dim % 2 != 0) {
+    in.refuse("partial_rotary_factor",
+              fmt::format("a part of {} elements that is even and not 0", head_dim));
+  }
+  if (rope.scaling == RopeScaling::yarn && rope.theta <= 1)
+    in.refuse("rope_theta", "more than 1 for yarn");
+  return rope;
+}
+
+}  // namespace ferry
