@@ -6,6 +6,7 @@
 // first, because a row's place depends on what all ranks send; then the rows.
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
@@ -252,12 +253,7 @@ void Dispatcher::read_dispatch_message(Rank home) {
   if (!await(home, ExchangeSignal::dispatch_message, epoch_)) return;
   const auto* header =
       at<const DispatchHeader>(layout_.dispatch_inbox + h * layout_.dispatch_message_bytes);
-  const auto max_tokens = static_cast<std::uint32_t>(options_.max_tokens);
-  if (header->epoch != epoch_ || header->tokens > max_tokens ||
-      header->records > layout_.max_records ||
-      header->reduce_entries > header->tokens * static_cast<std::uint32_t>(options_.topk) ||
-      header->repeats != (cached_ ? 1U : 0U))
-    throw contradiction(home);
+  if (!sane(*header)) throw contradiction(home);
   chunks_of_all_ = std::max(chunks_of_all_, static_cast<int>(header->chunks));
   tokens_of_[h] = header->tokens;
   if (cached_) {
@@ -270,16 +266,51 @@ void Dispatcher::read_dispatch_message(Rank home) {
   const auto* entries = reinterpret_cast<const ReduceEntry*>(records + header->records);
   const DispatchMessage message{
       header->payload_puts, counts, {records, header->records}, {entries, header->reduce_entries}};
-  bool sane = true;
-  for (const Record& record : message.records) {
-    const bool inside = record.token < header->tokens && record.slot < counts.size();
-    // A slot has room for every token once.
-    sane &= inside && ++counts[record.slot] <= header->tokens;
-  }
-  for (const ReduceEntry& entry : message.entries)
-    sane &= entry.token < header->tokens && entry.record < header->records;
-  if (!sane) throw contradiction(home);
+  if (!count_records(home, header->tokens, message.records) || !sane(message))
+    throw contradiction(home);
   messages_[h] = message;
+}
+
+/// Whether what follows the header fits into a message, and is of this exchange.
+bool Dispatcher::sane(const DispatchHeader& header) const {
+  const auto topk = static_cast<std::uint32_t>(options_.topk);
+  const std::uint32_t most_entries = sums_per_rank() && !cached_ ? header.tokens * topk : 0;
+  return header.epoch == epoch_ &&
+         header.tokens <= static_cast<std::uint32_t>(options_.max_tokens) &&
+         header.records <= layout_.max_records && header.reduce_entries <= most_entries &&
+         header.repeats == (cached_ ? 1U : 0U) && header.chunks >= 1 &&
+         header.chunks <= std::uint32_t{std::numeric_limits<int>::max()};
+}
+
+/// Counts the records of each slot. False: not those of tokens that `home` sends to slots here.
+bool Dispatcher::count_records(Rank home, std::uint32_t tokens, std::span<const Record> records) {
+  const std::span<std::uint32_t> counts = counts_of(home);
+  // Of the tokens that its group holds it sends a share; a slot has room for each of them once.
+  const auto members = static_cast<std::uint32_t>(options_.dp_size);
+  const auto member = static_cast<std::uint32_t>(home - base_of(home));
+  const std::uint32_t share = (tokens + members - 1 - member) / members;
+  for (const Record& record : records) {
+    if (record.token >= tokens || record.token % members != member ||
+        record.slot >= counts.size() || ++counts[record.slot] > share)
+      return false;
+  }
+  return true;
+}
+
+/// Whether the entries are of the message's records, token by token and top-k at most of each:
+/// there is room for so many terms of a sum.
+bool Dispatcher::sane(const DispatchMessage& message) const {
+  std::int64_t token = -1;
+  int terms = 0;
+  for (const ReduceEntry& entry : message.entries) {
+    if (entry.token < token || entry.record >= message.records.size() ||
+        message.records[entry.record].token != entry.token)
+      return false;
+    terms = entry.token == token ? terms + 1 : 1;
+    if (terms > options_.topk) return false;
+    token = entry.token;
+  }
+  return true;
 }
 
 std::span<std::uint32_t> Dispatcher::counts_of(Rank home) {

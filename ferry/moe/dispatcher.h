@@ -157,6 +157,9 @@ class Dispatcher {
   std::span<std::uint32_t> counts_of(Rank home);
   void receive_messages();
   void read_dispatch_message(Rank home);
+  bool sane(const DispatchHeader& header) const;
+  bool sane(const DispatchMessage& message) const;
+  bool count_records(Rank home, std::uint32_t tokens, std::span<const Record> records);
   void check_groups() const;
   void take_rows(Rank home);
   void copy_rows(Rank home);

@@ -89,7 +89,22 @@ void FaultyTransport::put(const Put& put) {
             .watched = watch ? put.source : std::span<const std::byte>(),
             .due = due};
   held.put.source = {};
+  if (faults_.corrupt > 0 && chance() < faults_.corrupt) change_a_word(held);
   held_.push_back(std::move(held));
+}
+
+/// To something near, to one of the ends, or to anything.
+void FaultyTransport::change_a_word(Held& held) {
+  const std::size_t words = held.bytes.size() / sizeof(std::uint32_t);
+  if (words == 0) return;
+  std::byte* at = held.bytes.data() + random_() % words * sizeof(std::uint32_t);
+  std::uint32_t word = 0;
+  std::memcpy(&word, at, sizeof word);
+  const auto any = static_cast<std::uint32_t>(random_());
+  const std::uint32_t others[] = {word + 1, word - 1, word + 8, 0, 1, ~0U, any % 32, any};
+  word = others[random_() % std::size(others)];
+  std::memcpy(at, &word, sizeof word);
+  held.watched = {};  // delivered from here: mapped memory takes any source
 }
 
 void FaultyTransport::deliver_due(Deadline now) {

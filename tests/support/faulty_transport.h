@@ -1,5 +1,5 @@
 // A transport that misbehaves within what the contract allows (late, out of order, like a network),
-// or beyond it (lost puts, a rank that ends itself). Wraps any transport; seeded.
+// or beyond it (lost puts, wrong bytes, a rank that ends itself). Wraps any transport; seeded.
 #pragma once
 
 #include <chrono>
@@ -22,7 +22,9 @@ struct Faults {
   /// As on a network: no peer windows, and `source` must obey the contract of Put; a put whose
   /// source is not in a region, or has changed before it was delivered, is a BrokenContract.
   bool network = false;
-  double drop = 0;              ///< probability that a put is lost
+  double drop = 0;  ///< probability that a put is lost
+  /// Probability that one 32-bit word of a put is another one: over mapped memory only.
+  double corrupt = 0;
   int ends_at_put = -1;         ///< the rank ends itself when it starts this put, counted from 0
   bool ends_by_signal = false;  ///< with SIGKILL (processes); else by throwing RankEnded
 };
@@ -74,6 +76,7 @@ class FaultyTransport final : public Transport {
   };
 
   void check_source(const Put& put) const;
+  void change_a_word(Held& held);
   void deliver_due(Deadline now);
 
   void deliver_all() { deliver_due(kNoDeadline); }
