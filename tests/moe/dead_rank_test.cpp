@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <optional>
 #include <string>
 #include <thread>
 #include <tuple>
@@ -27,23 +28,27 @@ enum class DiesBefore { dispatch_send, dispatch_recv, combine_send, combine_recv
 
 struct Setting {
   std::string name;
-  ExchangeOptions::ReduceAt reduce_at = ExchangeOptions::ReduceAt::home;
-  DispatchFormat format = DispatchFormat::padded;
+  MoeA2ABackend backend = MoeA2ABackend::mooncake;  ///< masking is an option of all of them
+  std::optional<DispatchFormat> format = {};        ///< instead of the backend's
+  WireType wire = WireType::f32;
   bool network = false;
   int dp_size = 1;
   int ranks = 4;
 };
 
 DispatcherOptions options_of(const Setting& setting) {
-  DispatcherOptions o{.exchange = exchange_options(MoeA2ABackend::mooncake),
+  DispatcherOptions o{.exchange = exchange_options(setting.backend),
                       .slots_per_rank = 3,
                       .hidden = 24,
                       .topk = 3,
                       .max_tokens = 9,
                       .dp_size = setting.dp_size,
+                      .dispatch_wire = setting.wire,
+                      .expert_type = setting.wire,
+                      .combine_wire = setting.wire,
                       .timeout = std::chrono::seconds(20)};
-  o.exchange.reduce_at = setting.reduce_at;
-  o.exchange.format = setting.format;
+  o.exchange.on_dead_rank = ExchangeOptions::OnDeadRank::mask;
+  if (setting.format) o.exchange.format = *setting.format;
   return o;
 }
 
@@ -138,9 +143,12 @@ TEST_P(DeadRank, IsMaskedAndWhatItHadIsReported) {
 const Setting kSettings[] = {
     {.name = "padded"},
     {.name = "pointers", .format = DispatchFormat::row_pointers},
-    {.name = "sums", .reduce_at = ExchangeOptions::ReduceAt::rank_then_home},
+    {.name = "gathered", .backend = MoeA2ABackend::none},
+    {.name = "int8", .wire = WireType::int8},
     {.name = "network", .network = true},
-    {.name = "networkPointers", .format = DispatchFormat::row_pointers, .network = true},
+    {.name = "networkTiles", .backend = MoeA2ABackend::ascend_fuseep, .network = true},
+    {.name = "networkPerExpert", .backend = MoeA2ABackend::alltoallv, .network = true},
+    {.name = "networkGathered", .backend = MoeA2ABackend::none, .network = true},
     {.name = "groups", .dp_size = 2},
     {.name = "twoRanks", .ranks = 2},
 };

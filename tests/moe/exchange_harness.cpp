@@ -10,6 +10,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
+#include "sum_bounds.h"
 
 namespace ferry::testing {
 
@@ -262,27 +263,55 @@ std::vector<float> expected_sums(const ExchangeCase& exchange,
 
 namespace {
 
-/// One exchange from the first phase to the last, so that several can be told apart and
-/// interleaved.
+/// One exchange, phase by phase, so that several can be told apart and interleaved.
 class LiveExchange {
  public:
-  LiveExchange(Dispatcher& dispatcher, Rank rank, int number)
-      : dispatcher_(dispatcher), rank_(rank), number_(number) {}
+  static constexpr int kPhases = 4;
 
-  void send(const ExchangeCase& exchange, const CachedRouting* cached) {
-    exchange_ = exchange;
-    rows_ = exchange.rows(rank_);
-    slots_ = exchange.slots(rank_);
-    weights_ = exchange.weights(rank_);
-    const auto stride = static_cast<std::ptrdiff_t>(sizeof(float)) * exchange.options.hidden;
-    const float* first = rows_.data() + exchange.first_column(rank_);
+  /// `cached`: its routing is sent again instead of the case's slots.
+  LiveExchange(const ExchangeCase& exchange,
+               const CachedRouting* cached,
+               Dispatcher& dispatcher,
+               Rank rank,
+               int number)
+      : exchange_(exchange),
+        cached_(cached),
+        dispatcher_(dispatcher),
+        rank_(rank),
+        number_(number),
+        rows_(exchange.rows(rank)),
+        slots_(exchange.slots(rank)),
+        weights_(exchange.weights(rank)) {}
+
+  /// Returns the number of phases that are done.
+  int next_phase() {
+    switch (++phases_done_) {
+      case 1:
+        send();
+        break;
+      case 2:
+        compute();
+        break;
+      case 3:
+        dispatcher_.combine_send();
+        break;
+      default:
+        finish();
+    }
+    return phases_done_;
+  }
+
+ private:
+  void send() {
+    const auto stride = static_cast<std::ptrdiff_t>(sizeof(float)) * exchange_.options.hidden;
+    const float* first = rows_.data() + exchange_.first_column(rank_);
     dispatcher_.dispatch_send({.rows = {bytes_of(first), stride},
                                .type = DType::f32,
-                               .tokens = exchange.tokens(rank_),
-                               .slots = cached ? std::span<const SlotId>() : slots_,
-                               .weights = cached ? std::span<const float>() : weights_,
+                               .tokens = exchange_.tokens(rank_),
+                               .slots = cached_ ? std::span<const SlotId>() : slots_,
+                               .weights = cached_ ? std::span<const float>() : weights_,
                                .layer = number_,
-                               .cached = cached});
+                               .cached = cached_});
   }
 
   void compute() {
@@ -293,7 +322,6 @@ class LiveExchange {
   }
 
   void finish() {
-    dispatcher_.combine_send();
     if (number_ % 3 == 2) wait_by_polling();
     const bool accumulate = number_ % 2 == 1;
     const std::vector<float> sums = expected_sums(exchange_, rank_);
@@ -303,7 +331,15 @@ class LiveExchange {
         {.weights = weights_,
          .rows = {bytes_of(out.data()), static_cast<std::ptrdiff_t>(sizeof(float) * columns)},
          .accumulate = accumulate});
+    const BoundedSums bounded = bounded_sums(exchange_, rank_);
     for (std::size_t i = 0; i < out.size(); ++i) {
+      FERRY_CHECK(std::abs(double{sums[i]} - bounded.exact[i]) <= bounded.bound[i],
+                  "exchange {} rank {}: {} is further from {} than {}",
+                  number_,
+                  rank_,
+                  sums[i],
+                  bounded.exact[i],
+                  bounded.bound[i]);
       const float expected = accumulate ? 0.5F + sums[i] : sums[i];
       FERRY_CHECK(std::bit_cast<std::uint32_t>(out[i]) == std::bit_cast<std::uint32_t>(expected),
                   "exchange {} rank {} token {} column {}: got {}, expected {}",
@@ -316,19 +352,30 @@ class LiveExchange {
     }
   }
 
- private:
   void wait_by_polling() {
     while (!dispatcher_.poll()) std::this_thread::yield();
   }
 
+  const ExchangeCase exchange_;
+  const CachedRouting* cached_;
   Dispatcher& dispatcher_;
   const Rank rank_;
   const int number_;
-  ExchangeCase exchange_;
-  std::vector<float> rows_;
-  std::vector<SlotId> slots_;
-  std::vector<float> weights_;
+  const std::vector<float> rows_;
+  const std::vector<SlotId> slots_;
+  const std::vector<float> weights_;
+  int phases_done_ = 0;
 };
+
+/// Which lane goes on, phase after phase: any order, the same on all ranks.
+std::vector<std::size_t> interleaving(std::size_t lanes, std::uint64_t seed) {
+  std::vector<std::size_t> order;
+  for (std::size_t lane = 0; lane < lanes; ++lane)
+    order.insert(order.end(), LiveExchange::kPhases, lane);
+  auto engine = engine_of(seed, 0, 4);
+  std::shuffle(order.begin(), order.end(), engine);
+  return order;
+}
 
 }  // namespace
 
@@ -342,6 +389,7 @@ void run_exchanges(const HarnessOptions& options, Transport& transport, ThreadPo
   for (int n = 0; n < options.count; n += options.lanes) {
     std::vector<LiveExchange> live;
     live.reserve(lanes.size());
+    const bool keep = n / options.lanes % 4 == 2;
     const bool repeat = n / options.lanes % 4 == 3;
     for (std::size_t lane = 0; lane < lanes.size(); ++lane) {
       const std::uint64_t number = static_cast<std::uint64_t>(n) + lane;
@@ -349,14 +397,15 @@ void run_exchanges(const HarnessOptions& options, Transport& transport, ThreadPo
       // A repeated exchange has the routing of the one before on its lane.
       const std::uint64_t routed = repeat ? number - lanes.size() : number;
       exchange.seed = options.seed * 1'000'003 + routed;
-      live.emplace_back(*lanes[lane], transport.rank(), n + static_cast<int>(lane));
-      live.back().send(exchange, repeat ? kept[lane].get() : nullptr);
+      live.emplace_back(exchange,
+                        repeat ? kept[lane].get() : nullptr,
+                        *lanes[lane],
+                        transport.rank(),
+                        n + static_cast<int>(lane));
     }
-    for (std::size_t lane = 0; lane < lanes.size(); ++lane) {
-      live[lane].compute();
-      if (n / options.lanes % 4 == 2) kept[lane] = lanes[lane]->keep_routing();
+    for (const std::size_t lane : interleaving(lanes.size(), exchange.seed)) {
+      if (live[lane].next_phase() == 2 && keep) kept[lane] = lanes[lane]->keep_routing();
     }
-    for (LiveExchange& one : live) one.finish();
   }
 }
 

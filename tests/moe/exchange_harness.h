@@ -76,9 +76,9 @@ std::vector<float> expected_sums(const ExchangeCase& exchange,
 /// Whether token `token` of `rank` has an expert on `peer`.
 bool needs_rank(const ExchangeCase& exchange, Rank rank, int token, Rank peer);
 
-/// Runs `count` exchanges on this rank, on `lanes` lanes in turn, and checks each; throws on the
-/// first wrong byte. Some are polled for, some accumulate, every fourth repeats the routing before
-/// it with other rows from a kept handle.
+/// Runs `count` exchanges on this rank, `lanes` of them at a time with their phases interleaved at
+/// random, and checks each; throws on the first wrong byte. Some are polled for, some accumulate,
+/// every fourth repeats the routing before it with other rows from a kept handle.
 struct HarnessOptions {
   DispatcherOptions dispatcher = {};
   Routing routing = Routing::random;
