@@ -122,7 +122,7 @@ void BalanceFlags::add_rebalancing_to(CLI::App& app) {
       ->type_name("N")
       ->capture_default_str()
       ->group(kGroup);
-  app.add_option("--eplb-algorithm", policy_, fmt::format("Of {}", kPolicyNames))
+  app.add_option("--eplb-algorithm,--eplb-policy", policy_, fmt::format("Of {}", kPolicyNames))
       ->type_name("P")
       ->capture_default_str()
       ->group(kGroup);

@@ -14,9 +14,11 @@
 #include <string>
 #include <vector>
 
+#include "apps/ferry/balanced_steps.h"
 #include "apps/ferry/bench_support.h"
 #include "apps/ferry/command.h"
 #include "apps/ferry/common_options.h"
+#include "apps/ferry/load_report.h"
 #include "apps/ferry/machine_peaks.h"
 #include "apps/ferry/session.h"
 #include "ferry/core/error.h"
@@ -50,7 +52,12 @@ struct Test {
 class RankRun {
  public:
   RankRun(const Session& session, Decoder& decoder, Transport& transport)
-      : session_(session), decoder_(decoder), transport_(transport) {}
+      : session_(session),
+        decoder_(decoder),
+        transport_(transport),
+        steps_(session.options.engine, decoder, transport) {}
+
+  const BalancedSteps& steps() const { return steps_; }
 
   /// Seconds from a common start until the last rank was done, and CPU time of this process.
   struct Time {
@@ -113,7 +120,7 @@ class RankRun {
              .tokens = std::span(tokens_[s]).subspan(begin - s * length, end - begin),
              .logits = whole ? SequenceStep::Logits::last : SequenceStep::Logits::none});
       }
-      decoder_.forward(batch);
+      steps_.run(/*prefill=*/true, [&] { decoder_.forward(batch); });
     }
   }
 
@@ -122,13 +129,14 @@ class RankRun {
       std::vector<SequenceStep> batch;
       for (std::size_t s = 0; s < tokens_.size(); ++s)
         batch.push_back({.cache = &caches_[s], .tokens = std::span(tokens_[s]).subspan(t, 1)});
-      decoder_.forward(batch);
+      steps_.run(/*prefill=*/false, [&] { decoder_.forward(batch); });
     }
   }
 
   const Session& session_;
   Decoder& decoder_;
   Transport& transport_;
+  BalancedSteps steps_;
   std::deque<KvCache> caches_;
   std::vector<std::vector<std::int32_t>> tokens_;  // of each of this rank's sequences
 };
@@ -174,7 +182,7 @@ class Report {
                "CPU us/token");
   }
 
-  void add(const Test& test, const std::vector<RankRun::Time>& times) {
+  void add(const Test& test, const std::vector<RankRun::Time>& times, const BalancedSteps& steps) {
     const double tokens = 1.0 * test.tokens * test.batch;
     std::vector<double> rates, cpu;
     for (const RankRun::Time& time : times) {
@@ -189,6 +197,7 @@ class Report {
         (test.prompt ? tokens : static_cast<double>(test.batch)) / work.seconds(peaks_);
     if (session_.options.json) {
       all_.push_back(row(test, rate, cpu_us, work, floor));
+      if (steps.balancer()) all_.back()["eplb"] = load_json(*steps.balancer(), steps.step_time());
       return;
     }
     fmt::print("{:<8} {:>5} {:>24} {:>12.1f} {:>8.2f} {:>14.1f}\n",
@@ -246,9 +255,11 @@ int run(const BenchModelOptions& o) {
       std::vector<RankRun::Time> times;
       times.reserve(static_cast<std::size_t>(o.repetitions));
       for (int i = 0; i < o.repetitions; ++i) times.push_back(run.measure(test));
-      if (report) report->add(test, times);
+      if (report) report->add(test, times, run.steps());
     }
     if (report) report->finish();
+    if (report && run.steps().balancer())
+      report_load(session, *run.steps().balancer(), run.steps().step_time());
     return 0;
   });
 }

@@ -35,6 +35,7 @@ struct BenchMoeOptions {
   int threads = 0;
   std::string weights = "bf16";
   double seconds = 1;
+  bool enable_eplb = false;
   std::string policy;  // empty = no plan
   int redundant = 0;
   bool json = false;
@@ -232,9 +233,10 @@ void add_bench_moe(CLI::App& bench, int& status) {
   size("--inter", o->inter, "Width of an expert");
   size("--experts", o->experts, "Experts over all ranks");
   size("--topk", o->topk, "Experts of each token");
-  moe->add_option("--eplb-algorithm",
+  moe->add_flag("--enable-eplb", o->enable_eplb, "Measure again under a plan for the load it had");
+  moe->add_option("--eplb-algorithm,--eplb-policy",
                   o->policy,
-                  fmt::format("Measure again under a plan of this policy: {}", kPolicyNames));
+                  fmt::format("The same, by one of {} [greedy]", kPolicyNames));
   moe->add_option("--ep-num-redundant-experts", o->redundant, "Replicas that the plan may place")
       ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
@@ -247,6 +249,7 @@ void add_bench_moe(CLI::App& bench, int& status) {
   moe->add_flag("--json", o->json, "One JSON array on stdout");
   moe->callback([o, &status] {
     refuse_launcher("bench moe");
+    if (o->enable_eplb && o->policy.empty()) o->policy = policy_name(Policy::greedy);
     status = run(*o);
   });
 }

@@ -23,8 +23,8 @@ void print_list(std::FILE* file, const Numbers& numbers) {
 }
 
 /// All layers of the model stand in the file, as in SGLang's; a dense one has no load.
-void write_dump(const std::string& path, const Engine& engine, const ModelConfig& config) {
-  const LoadRecorder& recorder = engine.balancer()->recorder();
+void write_dump(const std::string& path, const Balancer& balancer, const ModelConfig& config) {
+  const LoadRecorder& recorder = balancer.recorder();
   const std::unique_ptr<std::FILE, Close> file(std::fopen(path.c_str(), "w"));
   if (!file) fail<Error>("{}: cannot be written", path);
   const auto experts = static_cast<std::size_t>(config.moe.experts);
@@ -43,7 +43,7 @@ void write_dump(const std::string& path, const Engine& engine, const ModelConfig
   fmt::print(file.get(), "],\n\"physical_to_logical_map\":[");
   for (int layer = 0; layer < config.layers; ++layer) {
     fmt::print(file.get(), "{}\n", layer == 0 ? "" : ",");
-    print_list(file.get(), engine.balancer()->map_of_layer(layer));
+    print_list(file.get(), balancer.map_of_layer(layer));
   }
   fmt::print(file.get(), "]}}\n");
   if (std::fflush(file.get()) != 0 || std::ferror(file.get()) != 0)
@@ -51,26 +51,33 @@ void write_dump(const std::string& path, const Engine& engine, const ModelConfig
 }
 
 /// What part of the steps' time went into recording.
-double recording_share(const Engine& engine) {
-  const EngineStats& stats = engine.stats();
-  const std::chrono::duration<double> steps = stats.prefill_time + stats.decode_time;
-  const std::chrono::duration<double> recording = engine.balancer()->recording_time();
+double recording_share(const Balancer& balancer, std::chrono::nanoseconds step_time) {
+  const std::chrono::duration<double> steps = step_time;
+  const std::chrono::duration<double> recording = balancer.recording_time();
   return steps.count() > 0 ? recording / steps : 0.0;
+}
+
+std::chrono::nanoseconds step_time(const Engine& engine) {
+  return engine.stats().prefill_time + engine.stats().decode_time;
 }
 
 }  // namespace
 
 nlohmann::ordered_json load_json(const Engine& engine) {
   if (!engine.balancer()) return nullptr;
-  const LoadMetrics metrics = engine.balancer()->recorder().metrics();
+  return load_json(*engine.balancer(), step_time(engine));
+}
+
+nlohmann::ordered_json load_json(const Balancer& balancer, std::chrono::nanoseconds step_time) {
+  const LoadMetrics metrics = balancer.recorder().metrics();
   nlohmann::ordered_json json{{"steps", metrics.steps},
                               {"balancedness", metrics.current},
                               {"last_10_average_balancedness", metrics.last_10},
                               {"last_100_average_balancedness", metrics.last_100},
                               {"last_1000_average_balancedness", metrics.last_1000},
                               {"rank_rows", metrics.rank_rows},
-                              {"recording_share", recording_share(engine)}};
-  const std::optional<RebalanceStats> stats = engine.balancer()->rebalance_stats();
+                              {"recording_share", recording_share(balancer, step_time)}};
+  const std::optional<RebalanceStats> stats = balancer.rebalance_stats();
   if (!stats) return json;
   json["plans"] = stats->plans;
   json["plans_adopted"] = stats->plans_adopted;
@@ -119,9 +126,14 @@ void report_rebalancing(const RebalanceStats& stats, const LoadMetrics& metrics)
 }  // namespace
 
 void report_load(const Session& session, const Engine& engine) {
+  if (engine.balancer()) report_load(session, *engine.balancer(), step_time(engine));
+}
+
+void report_load(const Session& session,
+                 const Balancer& balancer,
+                 std::chrono::nanoseconds step_time) {
   const LoadReportOptions& options = session.options.load_report;
-  if (!engine.balancer()) return;
-  const LoadRecorder& recorder = engine.balancer()->recorder();
+  const LoadRecorder& recorder = balancer.recorder();
   if (options.metrics && !session.options.quiet) {
     const LoadMetrics m = recorder.metrics();
     spdlog::info(
@@ -134,14 +146,14 @@ void report_load(const Session& session, const Engine& engine) {
         m.last_100,
         m.last_1000,
         fmt::join(m.rank_rows, " "),
-        100 * recording_share(engine));
+        100 * recording_share(balancer, step_time));
   }
-  const std::optional<RebalanceStats> stats = engine.balancer()->rebalance_stats();
+  const std::optional<RebalanceStats> stats = balancer.rebalance_stats();
   if (stats && !session.options.quiet) report_rebalancing(*stats, recorder.metrics());
   if (options.file.empty()) return;
   if (recorder.window_steps() == 0)
     fail<Error>("{}: no step was recorded, so there is nothing to write", options.file);
-  write_dump(options.file, engine, session.config());
+  write_dump(options.file, balancer, session.config());
   if (!session.options.quiet)
     spdlog::info("load of {} steps written to {}", recorder.window_steps(), options.file);
 }

@@ -14,6 +14,7 @@ namespace {
 
 using nlohmann::json;
 using test::Arguments;
+using test::operator+;
 
 const std::string kModel = test::data_dir("qwen3_bf16").string();
 
@@ -45,7 +46,6 @@ struct SmallA2a {
   std::string transport = "inproc";
 
   Arguments with(const Arguments& more) const {
-    using test::operator+;
     const Arguments shape{"--hidden", "264", "--experts", "5", "--topk", "2"};
     return Arguments{"bench", "a2a", "--seconds", "0.01", "--ep", ep, "--tokens", tokens} + shape +
            Arguments{"--transport", transport} + more;
@@ -244,6 +244,21 @@ TEST(BenchModel, NamesTestsAsLlamaBenchDoes) {
     EXPECT_GT(row["tokens_per_s"], 0);
     EXPECT_GT(row["floor_tokens_per_s"], 0);
     EXPECT_EQ(row["ep"], 2);
+  }
+}
+
+TEST(BenchModel, RebalancesWhileItMeasures) {
+  for (const char* transport : {"inproc", "shm"}) {
+    const json rows = run_json(Arguments{"bench", "model", "--json", "--quiet", "--model", kModel} +
+                               Arguments{"-p", "8", "-n", "40", "-r", "1", "--ep", "2"} +
+                               Arguments{"--transport", transport, "--enable-eplb"} +
+                               Arguments{"--eplb-policy", "incremental", "--eplb-min-gain", "0"} +
+                               Arguments{"--eplb-rebalance-num-iterations", "5", "--eplb-canary"});
+    ASSERT_EQ(rows.size(), 2U);
+    const json& eplb = rows[1]["eplb"];
+    EXPECT_EQ(eplb["steps"], 2 + 2 * 40) << "each test runs once before it is measured";
+    EXPECT_GT(eplb["plans"], 0);
+    EXPECT_EQ(eplb["plans_failed"], 0) << eplb["last_failure"];
   }
 }
 
