@@ -37,6 +37,8 @@ double cost_of(const ExchangeOptions& row, const BackendSituation& s) {
   // are read and written once more.
   double memory = copies ? 2 * rows * out_bytes : 0;
   memory += rows * back_bytes;
+  // Experts write f32 for a quantised wire, which is read again to be encoded.
+  if (is_quantized(s.combine_wire)) memory += rows * static_cast<double>(sizeof(float)) * s.hidden;
   if (sums) memory += 2 * tokens * (ranks_of_token + 1) * back_bytes;
   const double phases = 2.0 * (s.ranks - 1);
   if (s.load_store) return memory / kMemoryBytesPerUs + phases * kSharedMessageUs;
@@ -54,6 +56,17 @@ double cost_of(const ExchangeOptions& row, const BackendSituation& s) {
 std::string_view link_of(const BackendSituation& s) {
   if (s.ranks == 1) return "one rank";
   return s.load_store ? "ranks that read each other's memory" : "a network";
+}
+
+/// What is said about a combine wire that costs more than it saves here; empty if it does not.
+std::string better_wire(const ExchangeOptions& row, BackendSituation s) {
+  if (!is_quantized(s.combine_wire)) return {};
+  const double as_asked = cost_of(row, s);
+  const std::string_view asked = wire_type_name(s.combine_wire);
+  s.combine_wire = WireType::bf16;
+  const double as_bf16 = cost_of(row, s);
+  if (as_bf16 >= as_asked) return {};
+  return fmt::format("; with --combine-wire bf16 instead of {} {:.0f}", asked, as_bf16);
 }
 
 BackendChoice choose_mode(const BackendSituation& s) {
@@ -114,13 +127,14 @@ BackendChoice choose_backend(MoeA2ABackend asked,
   return {best.backend,
           best.mode,
           fmt::format("auto chose {}: {:.0f} us an exchange over {} with {} tokens a rank, next {} "
-                      "with {:.0f}",
+                      "with {:.0f}{}",
                       name(best),
                       best.us,
                       link_of(situation),
                       situation.tokens,
                       name(costs[1]),
-                      costs[1].us)};
+                      costs[1].us,
+                      better_wire(exchange_options(best.backend, best.mode), situation))};
 }
 
 }  // namespace ferry

@@ -55,6 +55,17 @@ TEST(ChooseBackend, CostsGrowWithTokensAndShrinkWithTheWire) {
   EXPECT_LT(backend_costs(fp8).front().us, full);
 }
 
+TEST(ChooseBackend, SaysWhereAnEightBitCombineWireDoesNotPay) {
+  const auto why = [](WireType wire, bool load_store) {
+    BackendSituation situation = prefill(load_store);
+    situation.combine_wire = wire;
+    return choose_backend(MoeA2ABackend::automatic, DeepepMode::automatic, situation).why;
+  };
+  EXPECT_NE(why(WireType::fp8, true).find("--combine-wire bf16"), std::string::npos);
+  EXPECT_EQ(why(WireType::fp8, false).find("--combine-wire"), std::string::npos);
+  EXPECT_EQ(why(WireType::f32, true).find("--combine-wire"), std::string::npos);
+}
+
 TEST(ChooseBackend, ChoosesForOneRankToo) {
   BackendSituation alone = prefill(true);
   alone.ranks = 1;
