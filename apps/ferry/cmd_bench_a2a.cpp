@@ -14,6 +14,7 @@
 #include "apps/ferry/a2a_report.h"
 #include "apps/ferry/command.h"
 #include "apps/ferry/common_options.h"
+#include "apps/ferry/svg_name.h"
 #include "ferry/core/error.h"
 #include "ferry/moe/choose_backend.h"
 #include "ferry/moe/compatibility.h"
@@ -256,8 +257,9 @@ void add_bench_a2a(CLI::App& bench, int& status) {
   a2a->add_option("--seconds", o->seconds, "About how long to measure each case")
       ->check(CLI::Range(0.01, 3600.0))
       ->capture_default_str();
-  a2a->add_option(
-      "--plot", o->plot, "Write the median total over tokens per rank to this SVG file");
+  a2a->add_option("--plot", o->plot, "Write the median total over tokens per rank to this SVG file")
+      ->type_name("FILE")
+      ->check(svg_name_error);
   a2a->add_flag("--json", o->json, "One JSON array on stdout");
   a2a->callback([o, &status] {
     refuse_launcher("bench a2a");

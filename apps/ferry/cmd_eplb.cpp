@@ -16,6 +16,7 @@
 #include "apps/ferry/command.h"
 #include "apps/ferry/eplb_dump.h"
 #include "apps/ferry/eplb_report.h"
+#include "apps/ferry/svg_name.h"
 #include "ferry/balance/heat_map.h"
 #include "ferry/balance/planner.h"
 #include "ferry/balance/simulate.h"
@@ -380,7 +381,9 @@ void add_eplb(CLI::App& app, int& status) {
   const auto [shown, show_o] = add("show", "Show load by layer and rank before and after", show);
   add_stats(*shown, *show_o);
   add_policy(*shown, *show_o);
-  shown->add_option("--plot", show_o->plot, "Write the picture as SVG too")->type_name("FILE");
+  shown->add_option("--plot", show_o->plot, "Write the picture as SVG too")
+      ->type_name("FILE")
+      ->check(svg_name_error);
 }
 
 }  // namespace ferry

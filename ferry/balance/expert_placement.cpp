@@ -75,11 +75,14 @@ int settle_redundant(int experts, int ranks, int redundant, UnevenSlots uneven) 
   const int over = (experts + redundant) % ranks;
   if (over == 0 || uneven == UnevenSlots::allow_empty) return redundant;
   if (uneven == UnevenSlots::strict) {
-    fail<ConfigError>("{} experts + {} redundant do not divide by {} ranks: {} slots stay empty",
-                      experts,
-                      redundant,
-                      ranks,
-                      ranks - over);
+    fail<ConfigError>(
+        "{} experts + {} redundant do not divide by {} ranks: {} slots stay empty; {} redundant "
+        "fill them",
+        experts,
+        redundant,
+        ranks,
+        ranks - over,
+        redundant + ranks - over);
   }
   if (redundant < over) {
     fail<ConfigError>(

@@ -251,6 +251,10 @@ TEST_F(Eplb, ShowDrawsBeforeAndAfter) {
   const std::string svg = test::read_file(picture);
   EXPECT_EQ(svg.rfind("<svg", 0), 0U);
   EXPECT_NE(svg.find("</svg>"), std::string::npos);
+  for (const Arguments& command :
+       {Arguments{"eplb", "show", "--stats", "x.json", "--ranks", "2"}, Arguments{"bench", "a2a"}})
+    test::expect_one_line(
+        test::run_program(command + Arguments{"--plot", "heat.png"}), 2, "ends in .svg");
 }
 
 }  // namespace
