@@ -8,40 +8,81 @@
 
 namespace ferry {
 
+namespace {
+
+std::int64_t pages_of(std::int64_t positions) { return ceil_div(positions, kKvPageTokens); }
+
+}  // namespace
+
 Batcher::Batcher(const BatcherOptions& options) : options_(options) {
-  FERRY_CHECK(options.ranks >= 1 && options.max_sequences >= 1 && options.max_tokens >= 1,
+  FERRY_CHECK(options.ranks >= 1 && options.max_sequences >= 1 && options.max_tokens >= 1 &&
+                  options.max_running >= 1 && options.kv_pages >= 1,
               "a batcher needs positive sizes");
   options_.max_sequences = std::min(options.max_sequences, options.max_tokens);
   loads_.resize(static_cast<std::size_t>(options.ranks));
 }
 
-void Batcher::enqueue(std::uint64_t id, Request request) {
-  queue_.push_back({.id = id, .request = std::move(request)});
+void Batcher::enqueue(Admission admission) { queue_.push(std::move(admission)); }
+
+bool Batcher::cancel(std::uint64_t id) {
+  if (queue_.remove(id)) return true;
+  for (RankLoad& load : loads_) {
+    if (std::erase_if(load.sequences, [&](const Sequence& s) { return s.id == id; }) == 0) continue;
+    load.dropped.push_back(id);
+    return true;
+  }
+  return false;
 }
 
 bool Batcher::idle() const {
   return queue_.empty() && std::all_of(loads_.begin(), loads_.end(), [](const RankLoad& load) {
-           return load.sequences.empty();
+           return load.sequences.empty() && load.dropped.empty();
          });
 }
 
-std::size_t Batcher::RankLoad::prompt_left() const {
-  std::size_t tokens = 0;
+std::size_t Batcher::running() const {
+  std::size_t sum = 0;
+  for (const RankLoad& load : loads_) sum += load.sequences.size();
+  return sum;
+}
+
+std::int64_t Batcher::used_pages() const {
+  std::int64_t sum = 0;
+  for (const RankLoad& load : loads_) sum += load.pages();
+  return sum;
+}
+
+std::int64_t Batcher::RankLoad::prompt_left() const {
+  std::int64_t tokens = 0;
   for (const Sequence& s : sequences) tokens += s.prompt_left;
   return tokens;
 }
 
+std::int64_t Batcher::RankLoad::pages() const {
+  std::int64_t sum = 0;
+  for (const Sequence& s : sequences) sum += s.pages;
+  return sum;
+}
+
+bool Batcher::RankLoad::all_started() const {
+  return std::all_of(
+      sequences.begin(), sequences.end(), [](const Sequence& s) { return s.pages > 0; });
+}
+
+/// Those that were evicted come before anybody new.
+bool Batcher::has_room(const RankLoad& load, const Admission& admission) const {
+  return load.sequences.size() < static_cast<std::size_t>(options_.max_sequences) &&
+         load.record_left >= encoded_bytes(admission) && load.all_started() &&
+         load.pages() + pages_of(std::ssize(admission.request.prompt)) <= options_.kv_pages;
+}
+
 Batcher::RankLoad* Batcher::rank_for(const Admission& admission) {
-  const std::size_t bytes = encoded_bytes(admission);
   RankLoad* best = nullptr;
   const auto work = [](const RankLoad& load) {
     return std::tuple(load.sequences.size(), load.prompt_left());
   };
-  for (RankLoad& load : loads_) {
-    if (load.sequences.size() >= static_cast<std::size_t>(options_.max_sequences)) continue;
-    if (load.record_left < bytes) continue;
-    if (!best || work(load) < work(*best)) best = &load;
-  }
+  for (RankLoad& load : loads_)
+    if (has_room(load, admission) && (!best || work(load) < work(*best))) best = &load;
   return best;
 }
 
@@ -49,42 +90,107 @@ void Batcher::admit(std::vector<StepRecord>& records) {
   const std::size_t fixed = record_bytes_without_admissions(options_.max_sequences);
   FERRY_CHECK(fixed < options_.record_bytes, "step records of {} bytes", options_.record_bytes);
   for (RankLoad& load : loads_) load.record_left = options_.record_bytes - fixed;
-  while (!queue_.empty()) {
-    RankLoad* load = rank_for(queue_.front());
-    if (!load) return;
+  for (std::size_t running = this->running();
+       !queue_.empty() && running < static_cast<std::size_t>(options_.max_running);
+       ++running) {
     Admission& next = queue_.front();
+    RankLoad* load = rank_for(next);
+    if (!load) return;
     load->record_left -= encoded_bytes(next);
-    load->sequences.push_back({.id = next.id, .prompt_left = next.request.prompt.size()});
+    const std::int64_t prompt = std::ssize(next.request.prompt);
+    load->sequences.push_back(
+        {.id = next.id, .prompt_left = prompt, .length = 0, .pages = pages_of(prompt)});
     records[static_cast<std::size_t>(load - loads_.data())].admissions.push_back(std::move(next));
-    queue_.pop_front();
+    queue_.pop();
   }
 }
 
-void Batcher::plan_rank(RankLoad& load, StepRecord& record) {
-  int room = options_.max_tokens;
-  for (const Sequence& s : load.sequences) {
-    if (s.prompt_left > 0) continue;
-    record.runs.push_back({.id = s.id, .tokens = 1});
-    --room;
+void Batcher::evict(Sequence& sequence, StepRecord& record) {
+  record.evicted.push_back(sequence.id);
+  // Past its prompt it knows one token that it has not run.
+  sequence.prompt_left = sequence.length + std::max<std::int64_t>(sequence.prompt_left, 1);
+  sequence.length = 0;
+  sequence.pages = 0;
+}
+
+/// A page for one more position; false when the sequence had to give up its own.
+bool Batcher::grow(RankLoad& load, std::size_t sequence, StepRecord& record) {
+  const std::int64_t wanted = pages_of(load.sequences[sequence].length + 1);
+  while (load.sequences[sequence].pages < wanted && load.pages() >= options_.kv_pages) {
+    std::size_t youngest = load.sequences.size() - 1;
+    while (load.sequences[youngest].pages == 0) --youngest;
+    evict(load.sequences[youngest], record);
+    ++evictions_;
+    if (youngest == sequence) return false;
+  }
+  load.sequences[sequence].pages = wanted;
+  return true;
+}
+
+void Batcher::plan_decodes(RankLoad& load, StepRecord& record) {
+  for (std::size_t i = 0; i < load.sequences.size(); ++i) {
+    // One that is evicted on the way has a prompt again and is skipped.
+    if (load.sequences[i].prompt_left > 0 || !grow(load, i, record)) continue;
+    record.runs.push_back({.id = load.sequences[i].id, .tokens = 1});
+    ++load.sequences[i].length;
     ++planned_decode_tokens_;
   }
+}
+
+/// In order, so that a large one is not kept waiting by small ones.
+void Batcher::restart(RankLoad& load) const {
   for (Sequence& s : load.sequences) {
-    const int chunk = static_cast<int>(std::min(s.prompt_left, static_cast<std::size_t>(room)));
-    if (chunk == 0) continue;
-    record.runs.push_back({.id = s.id, .tokens = chunk});
-    s.prompt_left -= static_cast<std::size_t>(chunk);
-    room -= chunk;
-    planned_prompt_tokens_ += chunk;
+    if (s.pages > 0) continue;
+    if (load.pages() + pages_of(s.prompt_left) > options_.kv_pages) return;
+    s.pages = pages_of(s.prompt_left);
   }
 }
 
-std::vector<StepRecord> Batcher::plan() {
+void Batcher::plan_prompts(RankLoad& load, StepRecord& record, int room) {
+  std::vector<Sequence*> prompts;
+  for (Sequence& s : load.sequences)
+    if (s.prompt_left > 0 && s.pages > 0) prompts.push_back(&s);
+  if (prompts.empty()) return;
+
+  Sequence* const first = prompts.front();
+  std::stable_sort(prompts.begin(), prompts.end(), [](const Sequence* a, const Sequence* b) {
+    return a->prompt_left < b->prompt_left;
+  });
+  std::int64_t left = room;
+  std::int64_t for_first = std::min<std::int64_t>(first->prompt_left, (left + 1) / 2);
+  left -= for_first;
+  const auto run = [&](Sequence& s, std::int64_t tokens) {
+    if (tokens == 0) return;
+    record.runs.push_back({.id = s.id, .tokens = static_cast<std::int32_t>(tokens)});
+    s.prompt_left -= tokens;
+    s.length += tokens;
+    planned_prompt_tokens_ += static_cast<int>(tokens);
+  };
+  for (Sequence* s : prompts) {
+    if (s == first) continue;
+    const std::int64_t chunk = std::min(s->prompt_left, left);
+    run(*s, chunk);
+    left -= chunk;
+  }
+  run(*first, std::min(first->prompt_left, for_first + left));
+}
+
+std::vector<StepRecord> Batcher::plan(int prompt_tokens) {
   std::vector<StepRecord> records(loads_.size());
-  planned_prompt_tokens_ = planned_decode_tokens_ = 0;
-  admit(records);
+  planned_prompt_tokens_ = planned_decode_tokens_ = most_prompt_tokens_ = 0;
   for (std::size_t r = 0; r < loads_.size(); ++r) {
     records[r].step = next_step_;
-    plan_rank(loads_[r], records[r]);
+    records[r].dropped = std::exchange(loads_[r].dropped, {});
+    plan_decodes(loads_[r], records[r]);
+    restart(loads_[r]);
+  }
+  admit(records);
+  for (std::size_t r = 0; r < loads_.size(); ++r) {
+    int room = options_.max_tokens - static_cast<int>(records[r].runs.size());
+    if (planned_decode_tokens_ > 0) room = std::min(room, prompt_tokens);
+    const int before = planned_prompt_tokens_;
+    plan_prompts(loads_[r], records[r], room);
+    most_prompt_tokens_ = std::max(most_prompt_tokens_, planned_prompt_tokens_ - before);
   }
   ++next_step_;
   return records;
@@ -101,8 +207,9 @@ std::vector<StepRecord> Batcher::plan_stop() {
   return records;
 }
 
-void Batcher::finish_step(Rank rank, const StepResult& result) {
+std::size_t Batcher::finish_step(Rank rank, const StepResult& result) {
   auto& sequences = loads_[static_cast<std::size_t>(rank)].sequences;
+  std::size_t finished = 0;
   for (const TokenResult& token : result.tokens) {
     const auto found = std::find_if(
         sequences.begin(), sequences.end(), [&](const Sequence& s) { return s.id == token.id; });
@@ -110,8 +217,11 @@ void Batcher::finish_step(Rank rank, const StepResult& result) {
                 "rank {} gave a token for request {}, which it was not asked for",
                 rank,
                 token.id);
-    if (token.last) sequences.erase(found);
+    if (!token.last) continue;
+    sequences.erase(found);
+    ++finished;
   }
+  return finished;
 }
 
 }  // namespace ferry

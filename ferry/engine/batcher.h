@@ -2,75 +2,117 @@
 // logic; no ranks, no model.
 #pragma once
 
+#include <climits>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <vector>
 
 #include "ferry/core/types.h"
+#include "ferry/engine/fair_queue.h"
 #include "ferry/engine/step_record.h"
 
 namespace ferry {
 
+/// Memory for keys and values is counted in pages of so many positions.
+inline constexpr int kKvPageTokens = 16;
+
 struct BatcherOptions {
   int ranks = 1;
   int max_sequences = 16;        ///< that run at once on one rank
+  int max_running = INT_MAX;     ///< and over all ranks
   int max_tokens = 512;          ///< of one rank in one step
+  int kv_pages = INT_MAX;        ///< that the sequences of one rank may fill
   std::size_t record_bytes = 0;  ///< that one rank's step record may have
 };
 
-/// Requests wait in one queue, in order. The first goes to the rank that runs the fewest sequences
-/// (then the fewest prompt tokens still to run, then the lowest number) as soon as one has room; no
-/// request overtakes another. On each rank, sequences that are past their prompt run one token each
-/// in every step; what is left of max_tokens goes to prompts in order of admission, cut into chunks
-/// where they do not fit. A rank never runs more sequences than max_tokens.
+/// Requests wait in one fair queue. The first goes to the rank that runs the fewest sequences (then
+/// the fewest prompt tokens still to run, then the lowest number) as soon as one has room; nobody
+/// overtakes it there.
+///
+/// On each rank, sequences that are past their prompt run one token each in every step. Prompts
+/// share what is left of max_tokens, cut into chunks where they do not fit: half goes to the prompt
+/// that has waited longest, the rest to the shortest ones. A rank never runs more sequences than
+/// max_tokens.
+///
+/// A sequence holds the pages of its prompt from when it starts and takes more as it grows. Where a
+/// rank has no page left the youngest sequence gives up its cache and later runs again from its
+/// first token, which changes none of its tokens. The oldest always goes on.
 class Batcher {
  public:
-  /// REQUIRES: all options positive; record_bytes holds any request that enqueue() will see.
+  /// REQUIRES: all options positive; any request that enqueue() will see fits record_bytes, and its
+  /// most_positions() fit kv_pages.
   explicit Batcher(const BatcherOptions& options);
 
-  void enqueue(std::uint64_t id, Request request);
+  void enqueue(Admission admission);
 
-  /// Nothing waits and nothing runs.
+  /// True when the request was still waiting or running.
+  bool cancel(std::uint64_t id);
+
+  /// Nothing waits, nothing runs, and nothing has to be told.
   bool idle() const;
 
   /// The next step: one record a rank; every rank gets one, also when it has nothing to run.
-  std::vector<StepRecord> plan();
+  /// `prompt_tokens`: that a rank may run at most in a step with decodes on any rank.
+  std::vector<StepRecord> plan(int prompt_tokens = INT_MAX);
 
   /// What the last plan held, over all ranks.
   int planned_prompt_tokens() const { return planned_prompt_tokens_; }
 
   int planned_decode_tokens() const { return planned_decode_tokens_; }
 
+  /// Prompt tokens of the rank that got most.
+  int most_prompt_tokens() const { return most_prompt_tokens_; }
+
   /// A record that ends the loop of every rank. REQUIRES: idle().
   std::vector<StepRecord> plan_stop();
 
-  /// Takes in what a rank's step gave: finished sequences make room.
-  void finish_step(Rank rank, const StepResult& result);
+  /// Takes in what a rank's step gave: finished sequences make room. Returns how many finished.
+  std::size_t finish_step(Rank rank, const StepResult& result);
+
+  std::size_t waiting() const { return queue_.size(); }
+
+  std::size_t running() const;
+
+  /// Over all ranks.
+  std::int64_t used_pages() const;
+
+  std::uint64_t evictions() const { return evictions_; }
 
  private:
   struct Sequence {
     std::uint64_t id = 0;
-    std::size_t prompt_left = 0;  ///< tokens of the prompt that no step has run yet
+    std::int64_t prompt_left = 0;  ///< known tokens that no step has run yet, while in the prompt
+    std::int64_t length = 0;       ///< positions in its cache
+    std::int64_t pages = 0;        ///< that it holds; 0: it has been evicted and waits
   };
 
   struct RankLoad {
     std::vector<Sequence> sequences;  ///< in order of admission
-    std::size_t record_left = 0;      ///< bytes for admissions in the record being planned
+    std::vector<std::uint64_t> dropped;
+    std::size_t record_left = 0;  ///< bytes for admissions in the record being planned
 
-    std::size_t prompt_left() const;
+    std::int64_t prompt_left() const;
+    std::int64_t pages() const;
+    bool all_started() const;
   };
 
+  bool has_room(const RankLoad& load, const Admission& admission) const;
   RankLoad* rank_for(const Admission& admission);
   void admit(std::vector<StepRecord>& records);
-  void plan_rank(RankLoad& load, StepRecord& record);
+  bool grow(RankLoad& load, std::size_t sequence, StepRecord& record);
+  static void evict(Sequence& sequence, StepRecord& record);
+  void plan_decodes(RankLoad& load, StepRecord& record);
+  void restart(RankLoad& load) const;
+  void plan_prompts(RankLoad& load, StepRecord& record, int room);
 
   BatcherOptions options_;
-  std::deque<Admission> queue_;
+  FairQueue queue_;
   std::vector<RankLoad> loads_;  // [ranks]
   std::uint64_t next_step_ = 0;
   int planned_prompt_tokens_ = 0;
   int planned_decode_tokens_ = 0;
+  int most_prompt_tokens_ = 0;
+  std::uint64_t evictions_ = 0;
 };
 
 }  // namespace ferry

@@ -1,15 +1,47 @@
 #include "ferry/engine/engine.h"
 
+#include <algorithm>
+#include <climits>
 #include <optional>
 #include <utility>
 
 #include "ferry/core/error.h"
 #include "ferry/engine/batcher.h"
+#include "ferry/engine/inbox.h"
 #include "ferry/engine/logits_hash.h"
+#include "ferry/engine/prompt_pacer.h"
 #include "ferry/engine/sequences.h"
 #include "ferry/engine/step_link.h"
 
 namespace ferry {
+
+namespace {
+
+/// How often a rank 0 without work looks whether its peers live.
+constexpr std::chrono::milliseconds kIdleLook{50};
+
+int or_any(int limit) { return limit == 0 ? INT_MAX : limit; }
+
+/// Whole pages that fit; any number where there is no limit.
+int kv_pages(const EngineOptions& options) {
+  if (options.max_kv_tokens == 0) return INT_MAX;
+  if (options.max_kv_tokens < kKvPageTokens) {
+    fail<ConfigError>("{} positions for keys and values of a rank; at least {} are needed",
+                      options.max_kv_tokens,
+                      kKvPageTokens);
+  }
+  return static_cast<int>(std::min<std::int64_t>(options.max_kv_tokens / kKvPageTokens, INT_MAX));
+}
+
+std::size_t max_live(const EngineOptions& options, int ranks) {
+  if (options.max_waiting == 0) return 0;
+  const auto places =
+      static_cast<std::size_t>(ranks) * static_cast<std::size_t>(options.max_sequences_per_rank);
+  return std::min(places, static_cast<std::size_t>(or_any(options.max_running))) +
+         static_cast<std::size_t>(options.max_waiting);
+}
+
+}  // namespace
 
 int resolve_context(const ModelConfig& config, int wanted) {
   if (wanted < 0 || wanted > config.max_positions) {
@@ -30,20 +62,39 @@ class Engine::Impl {
         sequences_(decoder, max_context_, options.hash_logits),
         batcher_({.ranks = transport.size(),
                   .max_sequences = options.max_sequences_per_rank,
+                  .max_running = or_any(options.max_running),
                   .max_tokens = options.max_tokens_per_step,
+                  .kv_pages = kv_pages(options),
                   .record_bytes = record_capacity(max_context_, options.max_sequences_per_rank)}),
         link_(transport,
               record_capacity(max_context_, options.max_sequences_per_rank),
-              result_capacity(options.max_sequences_per_rank)) {
+              result_capacity(options.max_sequences_per_rank)),
+        inbox_(max_live(options, transport.size())),
+        pacer_(options.max_tokens_per_step) {
     if (options.balance.on() && decoder.config().sparse_layers() > 0)
       balancer_.emplace(options.balance, decoder, transport, options.timeout);
   }
 
-  std::uint64_t submit(Request request) {
-    FERRY_CHECK(leads(), "only rank 0 takes requests");
+  std::optional<std::uint64_t> submit(Request request) {
+    check(request);
+    return inbox().submit(std::move(request));
+  }
+
+  void check(const Request& request) const {
     check_request(request, vocab_, max_context_);
-    batcher_.enqueue(requests_, std::move(request));
-    return requests_++;
+    const int wanted = most_positions(request, max_context_);
+    if (options_.max_kv_tokens != 0 && ceil_div(wanted, kKvPageTokens) > kv_pages(options_)) {
+      fail<ConfigError>(
+          "prompt and new tokens may fill {} positions, but a rank has room for {}; ask for fewer "
+          "tokens or raise --max-total-tokens",
+          wanted,
+          options_.max_kv_tokens);
+    }
+  }
+
+  Inbox& inbox() {
+    FERRY_CHECK(leads(), "only rank 0 takes requests");
+    return inbox_;
   }
 
   void run(const std::function<void(const TokenEvent&)>& on_token) {
@@ -55,7 +106,14 @@ class Engine::Impl {
     }
   }
 
-  const EngineStats& stats() const { return stats_; }
+  EngineStats stats() const {
+    EngineStats stats = stats_;
+    stats.requests_running = batcher_.running();
+    stats.requests_waiting = batcher_.waiting();
+    stats.kv_tokens = batcher_.used_pages() * kKvPageTokens;
+    stats.evictions = batcher_.evictions();
+    return stats;
+  }
 
   const Balancer* balancer() const { return balancer_ ? &*balancer_ : nullptr; }
 
@@ -67,6 +125,7 @@ class Engine::Impl {
   /// False when the record said that nothing is left to do. That one is answered too: its buffer is
   /// free only then.
   bool run_step(const std::function<void(const TokenEvent&)>& on_token) {
+    if (leads()) take_mail();
     const Clock::time_point begin = Clock::now();
     if (leads()) send_records();
     StepRecord record = link_.receive_record(step_);
@@ -74,10 +133,10 @@ class Engine::Impl {
     link_.send_result(stop ? StepResult{.step = step_, .tokens = {}}
                            : run_record(std::move(record)));
     if (leads()) {
-      const std::vector<StepResult> results = receive_results();
+      std::vector<StepResult> results = receive_results();
       if (!stop && balancer_) balancer_->take_loads(batcher_.planned_prompt_tokens() > 0);
       if (!stop) count_step(Clock::now() - begin);
-      for (const StepResult& result : results) deliver(result, on_token);
+      for (StepResult& result : results) deliver(result, on_token);
     }
     ++step_;
     return !stop;
@@ -90,9 +149,23 @@ class Engine::Impl {
     return result;
   }
 
+  /// Comes back when there is a step to plan, or none will ever be.
+  void take_mail() {
+    for (;;) {
+      Inbox::Mail mail = inbox_.take();
+      for (Admission& admission : mail.admissions) batcher_.enqueue(std::move(admission));
+      std::size_t cancelled = 0;
+      for (const std::uint64_t id : mail.cancelled) cancelled += batcher_.cancel(id) ? 1 : 0;
+      inbox_.finished(cancelled);
+      for (const Inbox::Task& task : mail.tasks) task();
+      if (!batcher_.idle() || !mail.open) return;
+      while (!inbox_.wait(kIdleLook)) transport_.progress();  // throws when a peer is gone
+    }
+  }
+
   void send_records() {
     const bool stop = batcher_.idle();
-    std::vector<StepRecord> records = stop ? batcher_.plan_stop() : batcher_.plan();
+    std::vector<StepRecord> records = stop ? batcher_.plan_stop() : batcher_.plan(pacer_.tokens());
     if (balancer_ && !stop) {
       const MoveOrders moves = balancer_->orders();
       for (StepRecord& record : records) record.moves = moves;
@@ -105,13 +178,14 @@ class Engine::Impl {
     std::vector<StepResult> results;
     for (Rank r = 0; r < transport_.size(); ++r) {
       results.push_back(link_.receive_result(r, step_, options_.timeout));
-      batcher_.finish_step(r, results.back());
+      inbox_.finished(batcher_.finish_step(r, results.back()));
     }
     return results;
   }
 
   void count_step(std::chrono::nanoseconds time) {
     ++stats_.steps;
+    pacer_.observe(batcher_.most_prompt_tokens(), batcher_.planned_decode_tokens(), time);
     if (batcher_.planned_prompt_tokens() > 0) {
       stats_.prefill_tokens += static_cast<std::uint64_t>(batcher_.planned_prompt_tokens());
       stats_.prefill_time += time;
@@ -121,10 +195,13 @@ class Engine::Impl {
     }
   }
 
-  void deliver(const StepResult& result, const std::function<void(const TokenEvent&)>& on_token) {
-    for (const TokenResult& token : result.tokens) {
-      TokenEvent event{
-          .request = token.id, .token = token.token, .last = token.last, .logits_sha256 = {}};
+  void deliver(StepResult& result, const std::function<void(const TokenEvent&)>& on_token) {
+    for (TokenResult& token : result.tokens) {
+      TokenEvent event{.request = token.id,
+                       .token = token.token,
+                       .last = token.last,
+                       .logits_sha256 = {},
+                       .logprobs = std::move(token.logprobs)};
       if (token.last && options_.hash_logits) event.logits_sha256 = to_hex(token.logits_sha256);
       on_token(event);
     }
@@ -137,10 +214,11 @@ class Engine::Impl {
   Sequences sequences_;
   Batcher batcher_;  // used on rank 0 only
   StepLink link_;
+  Inbox inbox_;        // used on rank 0 only
+  PromptPacer pacer_;  // on rank 0 only
   std::optional<Balancer> balancer_;
   EngineStats stats_;
   std::uint64_t step_ = 0;
-  std::uint64_t requests_ = 0;
 };
 
 Engine::Engine(const EngineOptions& options, Decoder& decoder, Transport& transport)
@@ -148,11 +226,23 @@ Engine::Engine(const EngineOptions& options, Decoder& decoder, Transport& transp
 
 Engine::~Engine() = default;
 
-std::uint64_t Engine::submit(Request request) { return impl_->submit(std::move(request)); }
+std::optional<std::uint64_t> Engine::submit(Request request) {
+  return impl_->submit(std::move(request));
+}
+
+void Engine::check(const Request& request) const { impl_->check(request); }
+
+void Engine::cancel(std::uint64_t request) { impl_->inbox().cancel(request); }
+
+void Engine::post(std::function<void()> task) { impl_->inbox().post(std::move(task)); }
+
+void Engine::open() { impl_->inbox().set_open(true); }
+
+void Engine::close() { impl_->inbox().set_open(false); }
 
 void Engine::run(const std::function<void(const TokenEvent&)>& on_token) { impl_->run(on_token); }
 
-const EngineStats& Engine::stats() const { return impl_->stats(); }
+EngineStats Engine::stats() const { return impl_->stats(); }
 
 const Balancer* Engine::balancer() const { return impl_->balancer(); }
 

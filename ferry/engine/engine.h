@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 
 #include "ferry/engine/balancer.h"
 #include "ferry/engine/request.h"
@@ -19,6 +20,9 @@ struct EngineOptions {
   int max_tokens_per_step = 512;    ///< per rank; longer prompts are cut into chunks.
                                     ///< REQUIRES: at most the decoder's max_tokens
   int max_context = 0;              ///< positions a sequence may have; 0 = the model's
+  int max_running = 0;              ///< sequences that run at once over all ranks; 0 = any
+  int max_waiting = 0;              ///< requests that may wait beside those; 0 = any
+  std::int64_t max_kv_tokens = 0;   ///< positions that the sequences of one rank may fill; 0 = any
   bool hash_logits = false;
   std::chrono::nanoseconds timeout = std::chrono::seconds(30);  ///< of a wait inside a step
   BalanceOptions balance;
@@ -27,6 +31,10 @@ struct EngineOptions {
 /// A rate is tokens over time of the same kind: steps that held any prompt token count as prefill,
 /// with their prompt tokens only; all others as decode.
 struct EngineStats {
+  std::uint64_t requests_running = 0;  ///< now
+  std::uint64_t requests_waiting = 0;
+  std::int64_t kv_tokens = 0;   ///< that hold memory now, over all ranks, in whole pages
+  std::uint64_t evictions = 0;  ///< times that a sequence had to start over for want of pages
   std::uint64_t steps = 0;
   std::uint64_t prefill_tokens = 0;
   std::uint64_t decode_tokens = 0;
@@ -37,7 +45,8 @@ struct EngineStats {
 /// The context that `wanted` (0 = the model's) gives. Throws ConfigError where the model has less.
 int resolve_context(const ModelConfig& config, int wanted);
 
-/// One rank's engine; construction is collective. Threads: one at a time.
+/// One rank's engine; construction is collective. Threads: one at a time, but what says "any
+/// thread" may also be called while run() runs.
 /// Errors: TransportError begins with the step it came from. After any error the engine may only be
 /// destroyed; the caller aborts the transport (run_ranks does).
 class Engine {
@@ -45,16 +54,33 @@ class Engine {
   Engine(const EngineOptions& options, Decoder& decoder, Transport& transport);
   ~Engine();
 
-  /// Rank 0 only. Throws ConfigError as check_request() does. Returns the request's number, counted
-  /// from 0.
-  std::uint64_t submit(Request request);
+  /// Rank 0 only; any thread. Returns the request's number, counted from 0; none where max_running
+  /// and max_waiting requests are there already. Throws ConfigError as check() does.
+  std::optional<std::uint64_t> submit(Request request);
+
+  /// Throws ConfigError as check_request() does, and for a request that no rank has the memory for.
+  /// Any thread.
+  void check(const Request& request) const;
+
+  /// Rank 0 only; any thread. The request ends soon; no event says so, and some may still come.
+  /// Unknown and finished ones are ignored.
+  void cancel(std::uint64_t request);
+
+  /// Rank 0 only; any thread. run() calls `task` between two steps, at once where it waits for
+  /// work.
+  void post(std::function<void()> task);
+
+  /// Rank 0 only; any thread. An open engine's run() waits for more requests instead of returning;
+  /// once closed again it returns when all are done.
+  void open();
+  void close();
 
   /// Collective: runs steps until all submitted requests are done (rank 0 decides). Events are
-  /// delivered on rank 0 as they happen.
+  /// delivered on rank 0 as they happen. Ranks that wait for work sleep, and notice a dead peer.
   void run(const std::function<void(const TokenEvent&)>& on_token);
 
-  /// On rank 0; zeros elsewhere.
-  const EngineStats& stats() const;
+  /// On rank 0, between two steps; zeros elsewhere.
+  EngineStats stats() const;
 
   /// None where nothing is recorded or the model has no sparse layer.
   const Balancer* balancer() const;

@@ -1,8 +1,15 @@
 #include "ferry/engine/request.h"
 
+#include <algorithm>
+
 #include "ferry/core/error.h"
 
 namespace ferry {
+
+int most_positions(const Request& request, int max_context) {
+  const auto wanted = static_cast<std::int64_t>(request.prompt.size()) + request.max_new_tokens - 1;
+  return static_cast<int>(std::min<std::int64_t>(wanted, max_context));
+}
 
 void check_request(const Request& request, int vocab, int max_context) {
   if (request.prompt.empty()) fail<ConfigError>("the prompt is empty; give at least one token");
@@ -28,6 +35,12 @@ void check_request(const Request& request, int vocab, int max_context) {
   if (request.stop_ids.size() > kMaxStopIds) {
     fail<ConfigError>(
         "{} stop ids given; at most {} are possible", request.stop_ids.size(), kMaxStopIds);
+  }
+  if (request.top_logprobs &&
+      (*request.top_logprobs < 0 || *request.top_logprobs > kMaxTopLogprobs)) {
+    fail<ConfigError>("logprobs of {} tokens asked for; 0 to {} are possible",
+                      *request.top_logprobs,
+                      kMaxTopLogprobs);
   }
   check_sampling(request.sampling);
 }

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "ferry/engine/logprobs.h"
 #include "ferry/engine/sampler.h"
 
 namespace ferry {
@@ -16,6 +18,9 @@ struct Request {
   int max_new_tokens = 64;           ///< at least 1
   SamplingOptions sampling;
   std::vector<std::int32_t> stop_ids;  ///< at most kMaxStopIds
+  std::optional<int> top_logprobs;     ///< given: logprobs of each token and of so many most
+                                       ///< probable ones, at most kMaxTopLogprobs
+  std::uint64_t client = 0;            ///< who asks: clients' requests start in turn
 };
 
 inline constexpr std::size_t kMaxStopIds = 256;
@@ -26,7 +31,11 @@ struct TokenEvent {
   std::int32_t token = 0;
   bool last = false;
   std::string logits_sha256;  ///< with the last token, when hashing was asked for
+  std::optional<Logprobs> logprobs;
 };
+
+/// Positions that a request may come to fill. The last token is never run, so it needs none.
+int most_positions(const Request& request, int max_context);
 
 /// Throws ConfigError when the prompt is empty, has ids outside the vocabulary or is longer than
 /// the context, or when an option is out of range.

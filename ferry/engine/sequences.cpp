@@ -11,18 +11,22 @@ namespace ferry {
 Sequences::Sequences(Decoder& decoder, int max_context, bool hash_logits)
     : decoder_(decoder), max_context_(max_context), hash_logits_(hash_logits) {}
 
+KvCache Sequences::new_cache(const Request& request) const {
+  return {decoder_.config(), decoder_.activation_type(), most_positions(request, max_context_)};
+}
+
 void Sequences::admit(Admission admission) {
-  // The last token is never run, so it needs no place.
-  const auto wanted = static_cast<std::int64_t>(admission.request.prompt.size()) +
-                      admission.request.max_new_tokens - 1;
-  const int capacity = static_cast<int>(std::min<std::int64_t>(wanted, max_context_));
-  Sequence sequence{.request = std::move(admission.request),
-                    .ids = {},
-                    .cache = KvCache(decoder_.config(), decoder_.activation_type(), capacity),
-                    .hash = {}};
+  KvCache cache = new_cache(admission.request);
+  Sequence sequence{
+      .request = std::move(admission.request), .ids = {}, .cache = std::move(cache), .hash = {}};
   sequence.ids = sequence.request.prompt;
   if (hash_logits_) sequence.hash.emplace();
   sequences_.emplace(admission.id, std::move(sequence));
+}
+
+void Sequences::evict(std::uint64_t id) {
+  Sequence& sequence = sequences_.at(id);
+  sequence.cache = new_cache(sequence.request);  // the old one's memory is free again
 }
 
 bool Sequences::finished(const Sequence& sequence) const {
@@ -37,7 +41,10 @@ TokenResult Sequences::choose_token(std::uint64_t id,
                                     std::span<const float> logits) {
   if (sequence.hash) sequence.hash->add(logits);
   TokenResult result{.id = id};
-  result.token = sampler_.sample(logits, sequence.request.sampling, sequence.generated());
+  const Request& request = sequence.request;
+  result.token = sampler_.sample(logits, request.sampling, sequence.generated());
+  if (request.top_logprobs)
+    result.logprobs = logprobs_of(logits, result.token, *request.top_logprobs);
   sequence.ids.push_back(result.token);
   result.last = finished(sequence);
   if (result.last && sequence.hash) result.logits_sha256 = sequence.hash->finish();
@@ -45,6 +52,8 @@ TokenResult Sequences::choose_token(std::uint64_t id,
 }
 
 StepResult Sequences::run_step(StepRecord record) {
+  for (const std::uint64_t id : record.dropped) sequences_.erase(id);
+  for (const std::uint64_t id : record.evicted) evict(id);
   for (Admission& admission : record.admissions) admit(std::move(admission));
 
   batch_.clear();

@@ -20,8 +20,9 @@ class Sequences {
  public:
   Sequences(Decoder& decoder, int max_context, bool hash_logits);
 
-  /// Collective, as Decoder::forward is. Takes in the record's admissions, runs its tokens and
-  /// samples where a sequence has come to its end; finished sequences leave.
+  /// Collective, as Decoder::forward is. Drops and evicts what the record says, takes in its
+  /// admissions, runs its tokens and samples where a sequence has come to its end; finished
+  /// sequences leave.
   StepResult run_step(StepRecord record);
 
  private:
@@ -35,6 +36,8 @@ class Sequences {
   };
 
   void admit(Admission admission);
+  KvCache new_cache(const Request& request) const;
+  void evict(std::uint64_t id);
   TokenResult choose_token(std::uint64_t id, Sequence& sequence, std::span<const float> logits);
   bool finished(const Sequence& sequence) const;
 

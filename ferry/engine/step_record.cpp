@@ -1,11 +1,13 @@
 // Layout, native byte order (ranks of a group run the same program):
-//   record    = head, moves, stop u32, admissions u32, runs u32, admission*, run*
+//   record    = head, moves, stop u32, dropped u32, evicted u32, admissions u32, runs u32,
+//               dropped id u64*, evicted id u64*, admission*, run*
 //   moves     = plan u64, switches u64, bytes u64
 //   admission = id u64, max_new i32, top_k i32, temperature f64, top_p f64, seed u64,
-//               prompt u32, stop ids u32, prompt i32*, stop id i32*
+//               logprobs i32 (-1 = none), prompt u32, stop ids u32, prompt i32*, stop id i32*
 //   run       = id u64, tokens i32
 //   result    = head, tokens u32, token*
-//   token     = id u64, token i32, last u32, sha256 32 bytes
+//   token     = id u64, token i32, last u32, sha256 32 bytes, logprobs u32, [chosen f32, top u32,
+//               (id i32, logprob f32)*]: what stands in brackets only where logprobs is 1
 //   head      = magic u32, step u64
 #include "ferry/engine/step_record.h"
 
@@ -22,9 +24,12 @@ constexpr std::uint32_t kRecordMagic = 0x46525243;  // "FRRC"
 constexpr std::uint32_t kResultMagic = 0x46525253;  // "FRRS"
 constexpr std::size_t kHeadBytes = 4 + 8;
 constexpr std::size_t kMovesBytes = 8 + 8 + 8;
-constexpr std::size_t kAdmissionFixedBytes = 8 + 4 + 4 + 8 + 8 + 8 + 4 + 4;
+constexpr std::size_t kAdmissionFixedBytes = 8 + 4 + 4 + 8 + 8 + 8 + 4 + 4 + 4;
 constexpr std::size_t kRunBytes = 8 + 4;
-constexpr std::size_t kTokenBytes = 8 + 4 + 4 + sizeof(Sha256);
+constexpr std::size_t kTokenBytes = 8 + 4 + 4 + sizeof(Sha256) + 4;
+constexpr std::size_t kLogprobBytes = 4 + 4;
+constexpr std::size_t kMostTokenBytes = kTokenBytes + 4 + 4 + kMaxTopLogprobs * kLogprobBytes;
+static_assert(sizeof(TokenLogprob) == kLogprobBytes);
 
 class Writer {
  public:
@@ -36,8 +41,10 @@ class Writer {
     bytes(&v, sizeof(T));
   }
 
-  void ids(const std::vector<std::int32_t>& values) {
-    bytes(values.data(), values.size() * sizeof(std::int32_t));
+  template <class T>
+  void values(const std::vector<T>& all) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    bytes(all.data(), all.size() * sizeof(T));
   }
 
   void count(std::size_t n) { value(static_cast<std::uint32_t>(n)); }
@@ -75,11 +82,13 @@ class Reader {
     return n;
   }
 
-  std::vector<std::int32_t> ids(std::size_t n) {
-    std::vector<std::int32_t> values(n);
-    const std::byte* from = take(n * sizeof(std::int32_t));
-    if (n > 0) std::memcpy(values.data(), from, n * sizeof(std::int32_t));
-    return values;
+  template <class T>
+  std::vector<T> values(std::size_t n) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    std::vector<T> all(n);
+    const std::byte* from = take(n * sizeof(T));
+    if (n > 0) std::memcpy(all.data(), from, n * sizeof(T));
+    return all;
   }
 
   void expect_magic(std::uint32_t magic) {
@@ -116,10 +125,11 @@ void write_admission(Writer& w, const Admission& admission) {
   w.value(r.sampling.temperature);
   w.value(r.sampling.top_p);
   w.value(r.sampling.seed);
+  w.value(static_cast<std::int32_t>(r.top_logprobs.value_or(-1)));
   w.count(r.prompt.size());
   w.count(r.stop_ids.size());
-  w.ids(r.prompt);
-  w.ids(r.stop_ids);
+  w.values(r.prompt);
+  w.values(r.stop_ids);
 }
 
 Admission read_admission(Reader& in) {
@@ -131,11 +141,38 @@ Admission read_admission(Reader& in) {
   r.sampling.temperature = in.value<double>();
   r.sampling.top_p = in.value<double>();
   r.sampling.seed = in.value<std::uint64_t>();
+  const auto logprobs = in.value<std::int32_t>();
+  if (logprobs >= 0) r.top_logprobs = logprobs;
   const std::size_t prompt = in.count(sizeof(std::int32_t));
   const std::size_t stop_ids = in.count(sizeof(std::int32_t));
-  r.prompt = in.ids(prompt);
-  r.stop_ids = in.ids(stop_ids);
+  r.prompt = in.values<std::int32_t>(prompt);
+  r.stop_ids = in.values<std::int32_t>(stop_ids);
   return admission;
+}
+
+void write_token(Writer& w, const TokenResult& token) {
+  w.value(token.id);
+  w.value(token.token);
+  w.value(static_cast<std::uint32_t>(token.last));
+  w.value(token.logits_sha256);
+  w.value(static_cast<std::uint32_t>(token.logprobs.has_value()));
+  if (!token.logprobs) return;
+  w.value(token.logprobs->chosen);
+  w.count(token.logprobs->top.size());
+  w.values(token.logprobs->top);
+}
+
+TokenResult read_token(Reader& in) {
+  TokenResult token;
+  token.id = in.value<std::uint64_t>();
+  token.token = in.value<std::int32_t>();
+  token.last = in.value<std::uint32_t>() != 0;
+  token.logits_sha256 = in.value<Sha256>();
+  if (in.value<std::uint32_t>() == 0) return token;
+  Logprobs& logprobs = token.logprobs.emplace();
+  logprobs.chosen = in.value<float>();
+  logprobs.top = in.values<TokenLogprob>(in.count(kLogprobBytes));
+  return token;
 }
 
 }  // namespace
@@ -147,8 +184,9 @@ std::size_t encoded_bytes(const Admission& admission) {
 }
 
 std::size_t record_bytes_without_admissions(int sequences) {
-  return kHeadBytes + kMovesBytes + 3 * sizeof(std::uint32_t) +
-         static_cast<std::size_t>(sequences) * kRunBytes;
+  // A sequence that was dropped may have made room for one that runs; none is dropped and evicted.
+  return kHeadBytes + kMovesBytes + 5 * sizeof(std::uint32_t) +
+         static_cast<std::size_t>(sequences) * (kRunBytes + sizeof(std::uint64_t));
 }
 
 std::size_t record_capacity(int max_context, int sequences) {
@@ -157,7 +195,7 @@ std::size_t record_capacity(int max_context, int sequences) {
 }
 
 std::size_t result_capacity(int sequences) {
-  return kHeadBytes + sizeof(std::uint32_t) + static_cast<std::size_t>(sequences) * kTokenBytes;
+  return kHeadBytes + sizeof(std::uint32_t) + static_cast<std::size_t>(sequences) * kMostTokenBytes;
 }
 
 std::size_t encode(const StepRecord& record, std::span<std::byte> out) {
@@ -168,8 +206,12 @@ std::size_t encode(const StepRecord& record, std::span<std::byte> out) {
   w.value(record.moves.switches);
   w.value(record.moves.bytes);
   w.value(static_cast<std::uint32_t>(record.stop));
+  w.count(record.dropped.size());
+  w.count(record.evicted.size());
   w.count(record.admissions.size());
   w.count(record.runs.size());
+  w.values(record.dropped);
+  w.values(record.evicted);
   for (const Admission& admission : record.admissions) write_admission(w, admission);
   for (const SequenceRun& run : record.runs) {
     w.value(run.id);
@@ -183,12 +225,7 @@ std::size_t encode(const StepResult& result, std::span<std::byte> out) {
   w.value(kResultMagic);
   w.value(result.step);
   w.count(result.tokens.size());
-  for (const TokenResult& token : result.tokens) {
-    w.value(token.id);
-    w.value(token.token);
-    w.value(static_cast<std::uint32_t>(token.last));
-    w.value(token.logits_sha256);
-  }
+  for (const TokenResult& token : result.tokens) write_token(w, token);
   return w.written();
 }
 
@@ -201,8 +238,12 @@ StepRecord decode_step_record(std::span<const std::byte> bytes) {
   record.moves.switches = in.value<std::uint64_t>();
   record.moves.bytes = in.value<std::uint64_t>();
   record.stop = in.value<std::uint32_t>() != 0;
+  const std::size_t dropped = in.count(sizeof(std::uint64_t));
+  const std::size_t evicted = in.count(sizeof(std::uint64_t));
   const std::size_t admissions = in.count(kAdmissionFixedBytes);
   const std::size_t runs = in.count(kRunBytes);
+  record.dropped = in.values<std::uint64_t>(dropped);
+  record.evicted = in.values<std::uint64_t>(evicted);
   for (std::size_t i = 0; i < admissions; ++i) record.admissions.push_back(read_admission(in));
   for (std::size_t i = 0; i < runs; ++i) {
     const auto id = in.value<std::uint64_t>();
@@ -217,14 +258,7 @@ StepResult decode_step_result(std::span<const std::byte> bytes) {
   StepResult result;
   result.step = in.value<std::uint64_t>();
   const std::size_t tokens = in.count(kTokenBytes);
-  for (std::size_t i = 0; i < tokens; ++i) {
-    TokenResult token;
-    token.id = in.value<std::uint64_t>();
-    token.token = in.value<std::int32_t>();
-    token.last = in.value<std::uint32_t>() != 0;
-    token.logits_sha256 = in.value<Sha256>();
-    result.tokens.push_back(token);
-  }
+  for (std::size_t i = 0; i < tokens; ++i) result.tokens.push_back(read_token(in));
   return result;
 }
 

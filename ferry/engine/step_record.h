@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -30,6 +31,8 @@ struct StepRecord {
   std::uint64_t step = 0;
   bool stop = false;  ///< nothing is left to do: the loop ends, no step is run
   MoveOrders moves;   ///< the placement this step runs on, and what moves while it runs
+  std::vector<std::uint64_t> dropped;  ///< sequences that nobody waits for any more
+  std::vector<std::uint64_t> evicted;  ///< give up their caches and run from the start again
   std::vector<Admission> admissions;
   std::vector<SequenceRun> runs;  ///< in this order in the batch
 };
@@ -41,6 +44,7 @@ struct TokenResult {
   std::int32_t token = 0;
   bool last = false;
   Sha256 logits_sha256{};  ///< with the last token, when hashing was asked for
+  std::optional<Logprobs> logprobs;
 };
 
 /// The tokens that one rank's sequences gave in one step; a sequence in the middle of its prompt
@@ -53,12 +57,12 @@ struct StepResult {
 /// Bytes that an admission takes in a record.
 std::size_t encoded_bytes(const Admission& admission);
 
-/// Bytes that suffice for a record with `sequences` runs and one admission with a prompt as long as
-/// the context; several shorter prompts share that space.
+/// Bytes that suffice for a record of a rank with `sequences` sequences and one admission with a
+/// prompt as long as the context; several shorter prompts share that space.
 std::size_t record_capacity(int max_context, int sequences);
 std::size_t result_capacity(int sequences);
 
-/// Bytes of a record with `sequences` runs and no admission.
+/// Bytes of a record of a rank with `sequences` sequences and no admission.
 std::size_t record_bytes_without_admissions(int sequences);
 
 /// Write to the front of `out` and return the bytes written. REQUIRES: `out` is large enough.

@@ -33,7 +33,7 @@ BatcherOptions options(int ranks, int max_sequences, int max_tokens) {
 TEST(Batcher, IdleUntilAskedAndAgainAtTheEnd) {
   Batcher batcher(options(1, 4, 64));
   EXPECT_TRUE(batcher.idle());
-  batcher.enqueue(0, prompt_of(3));
+  batcher.enqueue({.id = 0, .request = prompt_of(3)});
   EXPECT_FALSE(batcher.idle());
   const auto step = batcher.plan();
   ASSERT_EQ(step.size(), 1U);
@@ -45,7 +45,7 @@ TEST(Batcher, IdleUntilAskedAndAgainAtTheEnd) {
 
 TEST(Batcher, SpreadsRequestsEvenly) {
   Batcher batcher(options(3, 4, 64));
-  for (std::uint64_t id = 0; id < 6; ++id) batcher.enqueue(id, prompt_of(2));
+  for (std::uint64_t id = 0; id < 6; ++id) batcher.enqueue({.id = id, .request = prompt_of(2)});
   const auto step = batcher.plan();
   for (std::size_t r = 0; r < 3; ++r) {
     ASSERT_EQ(step[r].admissions.size(), 2U);
@@ -59,9 +59,9 @@ TEST(Batcher, SpreadsRequestsEvenly) {
 
 TEST(Batcher, AmongEquallyBusyRanksTheOneWithLessPromptLeftGetsTheNext) {
   Batcher batcher(options(2, 4, 10));
-  batcher.enqueue(0, prompt_of(100));
-  batcher.enqueue(1, prompt_of(3));
-  batcher.enqueue(2, prompt_of(3));
+  batcher.enqueue({.id = 0, .request = prompt_of(100)});
+  batcher.enqueue({.id = 1, .request = prompt_of(3)});
+  batcher.enqueue({.id = 2, .request = prompt_of(3)});
   const auto step = batcher.plan();
   EXPECT_EQ(step[0].admissions.size(), 1U);
   EXPECT_EQ(step[1].admissions.size(), 2U);
@@ -69,7 +69,7 @@ TEST(Batcher, AmongEquallyBusyRanksTheOneWithLessPromptLeftGetsTheNext) {
 
 TEST(Batcher, CutsLongPromptsIntoChunks) {
   Batcher batcher(options(1, 4, 10));
-  batcher.enqueue(0, prompt_of(25));
+  batcher.enqueue({.id = 0, .request = prompt_of(25)});
   EXPECT_EQ(tokens_of(batcher.plan()[0]), 10);
   EXPECT_EQ(tokens_of(batcher.plan()[0]), 10);
   EXPECT_EQ(tokens_of(batcher.plan()[0]), 5);
@@ -80,9 +80,9 @@ TEST(Batcher, CutsLongPromptsIntoChunks) {
 
 TEST(Batcher, DecodeComesBeforePrompts) {
   Batcher batcher(options(1, 4, 4));
-  batcher.enqueue(0, prompt_of(1));
+  batcher.enqueue({.id = 0, .request = prompt_of(1)});
   static_cast<void>(batcher.plan());
-  batcher.enqueue(1, prompt_of(20));
+  batcher.enqueue({.id = 1, .request = prompt_of(20)});
   const auto step = batcher.plan();
   ASSERT_EQ(step[0].runs.size(), 2U);
   EXPECT_EQ(step[0].runs[0].id, 0U);
@@ -95,7 +95,7 @@ TEST(Batcher, NoMoreSequencesThanPlacesOrTokens) {
   Batcher by_places(options(1, 2, 64));
   Batcher by_tokens(options(1, 16, 2));
   for (Batcher* batcher : {&by_places, &by_tokens}) {
-    for (std::uint64_t id = 0; id < 5; ++id) batcher->enqueue(id, prompt_of(1));
+    for (std::uint64_t id = 0; id < 5; ++id) batcher->enqueue({.id = id, .request = prompt_of(1)});
     EXPECT_EQ(batcher->plan()[0].admissions.size(), 2U);
     const auto step = batcher->plan();
     EXPECT_TRUE(step[0].admissions.empty());
@@ -112,16 +112,16 @@ TEST(Batcher, AdmissionsThatDoNotFitTheRecordWait) {
   small.record_bytes = record_capacity(1000, 8);
   Batcher batcher(small);
   // Two of these do not fit one record, and the short one may not overtake.
-  batcher.enqueue(0, prompt_of(900));
-  batcher.enqueue(1, prompt_of(900));
-  batcher.enqueue(2, prompt_of(1));
+  batcher.enqueue({.id = 0, .request = prompt_of(900)});
+  batcher.enqueue({.id = 1, .request = prompt_of(900)});
+  batcher.enqueue({.id = 2, .request = prompt_of(1)});
   EXPECT_EQ(batcher.plan()[0].admissions.size(), 1U);
   EXPECT_EQ(batcher.plan()[0].admissions.size(), 2U);
 }
 
 TEST(Batcher, RanksWithoutWorkStillGetTheirRecord) {
   Batcher batcher(options(4, 4, 64));
-  batcher.enqueue(0, prompt_of(2));
+  batcher.enqueue({.id = 0, .request = prompt_of(2)});
   const auto step = batcher.plan();
   ASSERT_EQ(step.size(), 4U);
   for (std::size_t r = 1; r < 4; ++r) {
@@ -140,7 +140,7 @@ TEST(Batcher, EveryRequestRunsToItsEndUnderRandomLoad) {
     std::map<std::uint64_t, std::pair<int, int>> left;  // request -> prompt, new tokens
     for (std::uint64_t id = 0; id < 20; ++id) {
       left[id] = {1 + static_cast<int>(random() % 50), 1 + static_cast<int>(random() % 10)};
-      batcher.enqueue(id, prompt_of(static_cast<std::size_t>(left[id].first)));
+      batcher.enqueue({.id = id, .request = prompt_of(static_cast<std::size_t>(left[id].first))});
     }
     for (int steps = 0; !batcher.idle(); ++steps) {
       ASSERT_LT(steps, 5000);
@@ -167,6 +167,136 @@ TEST(Batcher, EveryRequestRunsToItsEndUnderRandomLoad) {
     }
     EXPECT_TRUE(left.empty());
   }
+}
+
+TEST(Batcher, CancelledRequestsLeaveTheQueueOrTheirRank) {
+  Batcher batcher(options(1, 1, 64));
+  for (std::uint64_t id = 0; id < 3; ++id) batcher.enqueue({.id = id, .request = prompt_of(2)});
+  static_cast<void>(batcher.plan());
+  EXPECT_TRUE(batcher.cancel(1));  // waits
+  EXPECT_TRUE(batcher.cancel(0));  // runs
+  EXPECT_FALSE(batcher.cancel(0));
+  EXPECT_FALSE(batcher.cancel(77));
+  const auto step = batcher.plan();
+  EXPECT_EQ(step[0].dropped, std::vector<std::uint64_t>{0});
+  ASSERT_EQ(step[0].admissions.size(), 1U);
+  EXPECT_EQ(step[0].admissions[0].id, 2U);
+  EXPECT_TRUE(batcher.cancel(2));
+  EXPECT_FALSE(batcher.idle()) << "its rank does not know yet";
+  EXPECT_EQ(batcher.plan()[0].dropped, std::vector<std::uint64_t>{2});
+  EXPECT_TRUE(batcher.idle());
+}
+
+TEST(Batcher, NoMoreRunOverAllRanksThanAllowed) {
+  BatcherOptions o = options(2, 4, 64);
+  o.max_running = 3;
+  Batcher batcher(o);
+  for (std::uint64_t id = 0; id < 5; ++id) batcher.enqueue({.id = id, .request = prompt_of(1)});
+  const auto step = batcher.plan();
+  EXPECT_EQ(step[0].admissions.size() + step[1].admissions.size(), 3U);
+  EXPECT_EQ(batcher.running(), 3U);
+  EXPECT_EQ(batcher.waiting(), 2U);
+}
+
+TEST(Batcher, ShortPromptsPassALongOneThatStillGetsHalf) {
+  Batcher batcher(options(1, 4, 20));
+  batcher.enqueue({.id = 0, .request = prompt_of(1000)});
+  batcher.enqueue({.id = 1, .request = prompt_of(30)});
+  batcher.enqueue({.id = 2, .request = prompt_of(4)});
+  std::map<std::uint64_t, int> tokens;
+  const auto step = batcher.plan();
+  for (const SequenceRun& run : step[0].runs) tokens[run.id] = run.tokens;
+  EXPECT_EQ(tokens, (std::map<std::uint64_t, int>{{0, 10}, {1, 6}, {2, 4}}));
+}
+
+TEST(Batcher, FewPromptTokensRunBesideDecodesOfAnyRank) {
+  Batcher batcher(options(2, 4, 64));
+  batcher.enqueue({.id = 0, .request = prompt_of(1)});
+  static_cast<void>(batcher.plan(8));
+  batcher.enqueue({.id = 1, .request = prompt_of(100)});  // on the other rank
+  const auto mixed = batcher.plan(8);
+  EXPECT_EQ(tokens_of(mixed[0]), 1);
+  EXPECT_EQ(tokens_of(mixed[1]), 8);
+  EXPECT_EQ(batcher.most_prompt_tokens(), 8);
+  batcher.finish_step(0, result_of(mixed[0], {{.id = 0, .token = 1, .last = true}}));
+  EXPECT_EQ(tokens_of(batcher.plan(8)[1]), 64) << "nobody decodes";
+}
+
+/// Runs all of `requests` (prompt, new tokens) over few pages; checks each step's use of pages.
+void run_over_pages(const BatcherOptions& o, const std::vector<std::pair<int, int>>& requests) {
+  Batcher batcher(o);
+
+  struct Progress {
+    int known, cached, fresh;
+  };
+
+  std::map<std::uint64_t, Progress> live;
+  for (std::uint64_t id = 0; id < requests.size(); ++id) {
+    const auto [prompt, fresh] = requests[id];
+    live[id] = {.known = prompt, .cached = 0, .fresh = fresh};
+    batcher.enqueue({.id = id, .request = prompt_of(static_cast<std::size_t>(prompt))});
+  }
+  int steps = 0;
+  for (; !batcher.idle() && steps < 10000; ++steps) {
+    const auto records = batcher.plan();
+    for (Rank r = 0; r < o.ranks; ++r) {
+      const StepRecord& record = records[static_cast<std::size_t>(r)];
+      for (const std::uint64_t id : record.evicted) live.at(id).cached = 0;
+      std::vector<TokenResult> tokens;
+      for (const SequenceRun& run : record.runs) {
+        Progress& p = live.at(run.id);
+        p.cached += run.tokens;
+        ASSERT_LE(p.cached, p.known);
+        if (p.cached < p.known) continue;
+        ++p.known;
+        tokens.push_back({.id = run.id, .token = 1, .last = --p.fresh == 0});
+        if (p.fresh == 0) live.erase(run.id);
+      }
+      ASSERT_LE(batcher.used_pages(), static_cast<std::int64_t>(o.kv_pages) * o.ranks);
+      batcher.finish_step(r, result_of(record, tokens));
+    }
+    int pages = 0;
+    for (const auto& [id, p] : live) pages += (p.cached + kKvPageTokens - 1) / kKvPageTokens;
+    ASSERT_LE(pages, o.kv_pages * o.ranks) << "step " << steps;
+  }
+  EXPECT_TRUE(live.empty()) << "no progress";
+}
+
+TEST(Batcher, SequencesStartOverWhereThereAreNoPagesAndAllComeToTheirEnd) {
+  std::mt19937 random(3);
+  for (const int ranks : {1, 2}) {
+    for (int round = 0; round < 50; ++round) {
+      BatcherOptions o = options(ranks, 5, 40);
+      o.kv_pages = 3 + round % 7;
+      std::vector<std::pair<int, int>> requests;
+      for (int i = 0; i < 12; ++i) {
+        const int most = o.kv_pages * kKvPageTokens;
+        const int prompt = 1 + static_cast<int>(random() % static_cast<unsigned>(most));
+        requests.emplace_back(
+            prompt, 1 + static_cast<int>(random() % static_cast<unsigned>(most - prompt + 1)));
+      }
+      run_over_pages(o, requests);
+    }
+  }
+}
+
+TEST(Batcher, TheYoungestStartsOver) {
+  BatcherOptions o = options(1, 4, 64);
+  o.kv_pages = 2;
+  Batcher batcher(o);
+  batcher.enqueue({.id = 0, .request = prompt_of(kKvPageTokens)});
+  batcher.enqueue({.id = 1, .request = prompt_of(kKvPageTokens)});
+  EXPECT_EQ(batcher.plan()[0].admissions.size(), 2U);
+  const auto step = batcher.plan();
+  EXPECT_EQ(step[0].evicted, std::vector<std::uint64_t>{1});
+  ASSERT_EQ(step[0].runs.size(), 1U);
+  EXPECT_EQ(step[0].runs[0].id, 0U);
+  EXPECT_EQ(batcher.evictions(), 1U);
+  batcher.finish_step(0, result_of(step[0], {{.id = 0, .token = 1, .last = true}}));
+  const auto again = batcher.plan();
+  ASSERT_EQ(again[0].runs.size(), 1U);
+  EXPECT_EQ(again[0].runs[0].id, 1U);
+  EXPECT_EQ(again[0].runs[0].tokens, kKvPageTokens + 1) << "its prompt and the token it had given";
 }
 
 }  // namespace

@@ -10,12 +10,15 @@ namespace {
 StepRecord sample_record() {
   StepRecord record{.step = 0x123456789a, .stop = false, .admissions = {}, .runs = {}};
   record.moves = {.plan = 3, .switches = 1ULL << 40, .bytes = 77};
+  record.dropped = {5};
+  record.evicted = {6, 1ULL << 50};
   record.admissions.push_back(
       {.id = 7,
        .request = {.prompt = {1, 2, 3, 400000},
                    .max_new_tokens = 5,
                    .sampling = {.temperature = 0.7, .top_k = 3, .top_p = 0.5, .seed = ~0ULL},
-                   .stop_ids = {9, 10}}});
+                   .stop_ids = {9, 10},
+                   .top_logprobs = 4}});
   record.admissions.push_back(
       {.id = 8, .request = {.prompt = {5}, .max_new_tokens = 1, .sampling = {}, .stop_ids = {}}});
   record.runs = {{.id = 3, .tokens = 1}, {.id = 7, .tokens = 4}};
@@ -44,6 +47,10 @@ TEST(StepRecord, ComesBackAsItWentOut) {
   EXPECT_EQ(request.sampling.top_p, 0.5);
   EXPECT_EQ(request.sampling.seed, ~0ULL);
   EXPECT_EQ(request.stop_ids, (std::vector<std::int32_t>{9, 10}));
+  EXPECT_EQ(request.top_logprobs, 4);
+  EXPECT_EQ(in.admissions[1].request.top_logprobs, std::nullopt);
+  EXPECT_EQ(in.dropped, out.dropped);
+  EXPECT_EQ(in.evicted, out.evicted);
   ASSERT_EQ(in.runs.size(), 2U);
   EXPECT_EQ(in.runs[1].id, 7U);
   EXPECT_EQ(in.runs[1].tokens, 4);
@@ -58,6 +65,8 @@ TEST(StepRecord, SizesAreAsAnnounced) {
   StepRecord record = sample_record();
   std::size_t expected = record_bytes_without_admissions(static_cast<int>(record.runs.size()));
   for (const Admission& admission : record.admissions) expected += encoded_bytes(admission);
+  record.dropped = {1, 2};
+  record.evicted = {};
   EXPECT_EQ(bytes_of(record).size(), expected);
 
   // The greatest request that check_request lets through.
@@ -66,6 +75,8 @@ TEST(StepRecord, SizesAreAsAnnounced) {
   record.admissions.clear();
   record.admissions.push_back({.id = 1, .request = largest});
   record.runs.assign(16, {.id = 1, .tokens = 1});
+  record.dropped.assign(7, 1);
+  record.evicted.assign(9, 1);
   EXPECT_EQ(bytes_of(record).size(), record_capacity(100, 16));
 }
 
@@ -99,6 +110,9 @@ TEST(StepResult, ComesBackAsItWentOut) {
   StepResult out{.step = 12, .tokens = {{.id = 1, .token = 77, .last = false}}};
   out.tokens.push_back({.id = 2, .token = 78, .last = true});
   out.tokens.back().logits_sha256.fill(std::byte{0xab});
+  for (TokenResult& token : out.tokens)
+    token.logprobs = {.chosen = -0.5F,
+                      .top = std::vector<TokenLogprob>(kMaxTopLogprobs, {.id = 3, .logprob = -9})};
   std::vector<std::byte> bytes(result_capacity(2));
   ASSERT_EQ(encode(out, bytes), bytes.size());
   const StepResult in = decode_step_result(bytes);
@@ -108,6 +122,7 @@ TEST(StepResult, ComesBackAsItWentOut) {
   EXPECT_FALSE(in.tokens[0].last);
   EXPECT_EQ(in.tokens[1].id, 2U);
   EXPECT_TRUE(in.tokens[1].last);
+  EXPECT_EQ(in.tokens[1].logprobs, out.tokens[1].logprobs);
   EXPECT_EQ(in.tokens[1].logits_sha256, out.tokens[1].logits_sha256);
   for (std::size_t n = 0; n < bytes.size(); ++n)
     EXPECT_THROW(decode_step_result(std::span(bytes).first(n)), TransportError);

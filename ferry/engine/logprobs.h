@@ -1,0 +1,32 @@
+// How probable the model finds tokens: for callers that asked for it.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace ferry {
+
+inline constexpr int kMaxTopLogprobs = 20;
+
+/// ln of a token's probability under the model: before temperature and before any cut.
+struct TokenLogprob {
+  std::int32_t id = 0;
+  float logprob = 0;
+
+  bool operator==(const TokenLogprob&) const = default;
+};
+
+struct Logprobs {
+  float chosen = 0;               ///< of the token that was chosen
+  std::vector<TokenLogprob> top;  ///< the most probable first; ties: the lowest id
+
+  bool operator==(const Logprobs&) const = default;
+};
+
+/// Pure; sums in order of ids, so the bits depend on the logits alone. REQUIRES: finite logits or
+/// -infinity, one of them finite; `chosen` among them; top >= 0, of which there are at most as many
+/// as logits.
+Logprobs logprobs_of(std::span<const float> logits, std::int32_t chosen, int top);
+
+}  // namespace ferry
