@@ -7,7 +7,7 @@
 
 namespace ferry {
 
-/// Paces a polling loop. Call pause() after each look that found nothing; it spins for about a
+/// Paces a polling loop. Call pause() after each look that found nothing; it spins for a tenth of a
 /// microsecond, then yields the core. Once idle() says that about a millisecond has gone by the
 /// caller should sleep in the kernel: measured, a futex hand-off costs 40 us while pure spinning
 /// beyond the cores costs a whole scheduler tick (4 ms).
