@@ -23,6 +23,7 @@ using ferry::Buffer;
 using ferry::DType;
 using ferry::Isa;
 using ferry::PackedMatrix;
+using ferry::WeightType;
 using ferry::WireType;
 
 constexpr std::int64_t kDepth = 2048;
@@ -44,8 +45,8 @@ Buffer filled(std::size_t bytes) {
 
 /// Packed matrices one behind the other: one when hot, as many as cold_bytes() when cold.
 const Buffer& weights(bool cold) {
-  static const std::size_t one =
-      PackedMatrix::packed_panel_bytes(DType::bf16, kDepth) * (kColumns / ferry::kPanelColumns);
+  static const std::size_t one = PackedMatrix::packed_panel_bytes(WeightType::bf16, kDepth) *
+                                 (kColumns / ferry::kPanelColumns);
   static const Buffer hot_weights = filled(one);
   if (!cold) return hot_weights;
   static const Buffer cold_weights = filled(std::max(one, cold_bytes() / one * one));
@@ -59,8 +60,8 @@ void gemm(benchmark::State& state, Isa isa, bool cold) {
   const Buffer& memory = weights(cold);
   const Buffer in = filled(static_cast<std::size_t>(rows * kDepth) * 2);
   const Buffer out(static_cast<std::size_t>(rows * kColumns) * 4);
-  const Buffer scratch(kernels.gemm_scratch_bytes(DType::bf16, kDepth));
-  PackedMatrix matrix{DType::bf16, kDepth, kColumns, memory.data()};
+  const Buffer scratch(kernels.gemm_scratch_bytes(WeightType::bf16, kDepth));
+  PackedMatrix matrix{WeightType::bf16, kDepth, kColumns, memory.data()};
   const std::size_t bytes = matrix.panel_bytes() * static_cast<std::size_t>(matrix.panels());
   ferry::GemmArgs args;
   args.in = {in.data(), kDepth * 2, nullptr};

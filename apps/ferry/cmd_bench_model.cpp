@@ -167,7 +167,7 @@ class Report {
         "{}, {} weights, {}, {} ranks x {} threads; the machine reads {:.1f} GB/s and multiplies "
         "at {:.2f} TFLOP/s\n",
         o.model.string(),
-        dtype_name(session.weights),
+        weight_type_name(session.weights.type),
         isa_name(kernels().isa),
         o.launch.ranks,
         o.threads,
@@ -192,7 +192,7 @@ class Report {
     const Summary rate = summarize(std::move(rates));
     const double cpu_us = summarize(std::move(cpu)).p50;
     const auto work_of = test.prompt ? prompt_work : decode_work;
-    const Work work = work_of(session_.config(), session_.weights, test.tokens, test.batch);
+    const Work work = work_of(session_.config(), session_.weights.type, test.tokens, test.batch);
     const double floor =
         (test.prompt ? tokens : static_cast<double>(test.batch)) / work.seconds(peaks_);
     if (session_.options.json) {
@@ -217,7 +217,7 @@ class Report {
   Json row(
       const Test& test, const Summary& rate, double cpu_us, const Work& work, double floor) const {
     const RunOptions& o = session_.options;
-    return {{"weights", dtype_name(session_.weights)},
+    return {{"weights", weight_type_name(session_.weights.type)},
             {"ep", o.launch.ranks},
             {"tp", 1},
             {"threads", o.threads},
@@ -245,7 +245,8 @@ int run(const BenchModelOptions& o) {
   const Session session = open_session(options);
   const std::vector<Test> tests = tests_of(o, session.max_context);
   // Before there are ranks: its threads are gone when processes fork.
-  const MachinePeaks peaks = measure_peaks(options.launch.ranks * options.threads, session.weights);
+  const MachinePeaks peaks =
+      measure_peaks(options.launch.ranks * options.threads, session.weights.type);
   return run_ranks_with_decoder(session, [&](Decoder& decoder, Transport& transport) {
     RankRun run(session, decoder, transport);
     std::optional<Report> report;

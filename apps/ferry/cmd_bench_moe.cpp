@@ -61,7 +61,7 @@ std::vector<MoeCase> cases_of(const BenchMoeOptions& o) {
                  .experts = o.experts,
                  .topk = o.topk,
                  .routing = parse_routing(routing),
-                 .weights = parse_dtype_option("--weights", o.weights).value_or(DType::bf16),
+                 .weights = parse_weights_option("--weights", o.weights).value_or(WeightType::bf16),
                  .seconds = o.seconds});
   for (const MoeCase& moe : cases) check_launch({.transport = moe.transport, .ranks = moe.ranks});
   return cases;
@@ -70,7 +70,7 @@ std::vector<MoeCase> cases_of(const BenchMoeOptions& o) {
 Json json_of(const MoeCase& moe, const MoeResult& result, const MachinePeaks& peaks) {
   const Summary time = summarize(result.times_us);
   return {{"kernel", kernels().name},
-          {"weights", dtype_name(moe.weights)},
+          {"weights", weight_type_name(moe.weights)},
           {"ep", moe.ranks},
           {"threads", moe.threads},
           {"backend", backend_name(moe.backend)},
@@ -242,7 +242,7 @@ void add_bench_moe(CLI::App& bench, int& status) {
       ->capture_default_str();
   moe->add_option("--threads", o->threads, "Threads of each rank [cores / ranks]")
       ->check(at_least_one);
-  moe->add_option("--weights", o->weights, "f32 or bf16")->capture_default_str();
+  moe->add_option("--weights", o->weights, "f32, bf16, int8, fp8 or int4")->capture_default_str();
   moe->add_option("--seconds", o->seconds, "About how long to measure each case")
       ->check(CLI::Range(0.01, 3600.0))
       ->capture_default_str();

@@ -142,13 +142,13 @@ struct DoctorOptions {
 void measure(const DoctorOptions& o, Json& report) {
   std::optional<Checkpoint> checkpoint;
   if (!o.model.empty()) checkpoint = Checkpoint::open(o.model);
-  std::optional<DType> weights = parse_dtype_option("--weights", o.weights);
-  if (checkpoint) weights = weight_dtype(*checkpoint, weights);
+  std::optional<WeightType> weights = parse_weights_option("--weights", o.weights);
+  if (checkpoint) weights = choose_weights(*checkpoint, weights).type;
   constexpr int kPrompt = 512;
   constexpr int kGenerated = 64;
   const int all = default_threads(1);
   for (const int threads : {1, all}) {
-    const MachinePeaks peaks = measure_peaks(threads, weights.value_or(DType::bf16));
+    const MachinePeaks peaks = measure_peaks(threads, weights.value_or(WeightType::bf16));
     Json measured = {{"threads", threads},
                      {"read_gbps", peaks.bytes_per_s * 1e-9},
                      {"peak_tflops", peaks.operations_per_s * 1e-12}};
@@ -200,7 +200,9 @@ void add_doctor(CLI::App& app, int& status) {
       command->add_option("--model,--model-path", o->model, "And what that allows this checkpoint")
           ->type_name("DIR")
           ->needs("--measure");
-  command->add_option("--weights", o->weights, "Held as f32 or bf16 [as in the checkpoint]")
+  command
+      ->add_option(
+          "--weights", o->weights, "Held as f32, bf16, int8, fp8 or int4 [as in the checkpoint]")
       ->type_name("W")
       ->needs(model);
   command->callback([o, &status] {

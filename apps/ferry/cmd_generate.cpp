@@ -123,7 +123,7 @@ void print_json(const Session& session,
   report["backend"] = backend_name(o.decoder.backend);
   report["transport"] = o.launch.transport;
   report["threads"] = o.threads;
-  report["weights"] = dtype_name(session.weights);
+  report["weights"] = weight_type_name(session.weights.type);
   report["isa"] = isa_name(kernels().isa);
   report["prefill_tokens_per_s"] = rate(stats.prefill_tokens, stats.prefill_time);
   report["decode_tokens_per_s"] = rate(stats.decode_tokens, stats.decode_time);

@@ -43,6 +43,12 @@ struct MakeModelOptions {
   bool quiet = false;
 };
 
+DType parse_element_type(const std::string& name) {
+  for (const DType type : {DType::f32, DType::bf16})
+    if (name == dtype_name(type)) return type;
+  fail<ConfigError>("--dtype must be f32 or bf16, not \"{}\"", name);
+}
+
 RandomModelOptions model_options(const MakeModelOptions& o, const CLI::App& command) {
   std::optional<RandomModelOptions> model = random_model_preset(o.preset);
   if (!model) {
@@ -52,7 +58,7 @@ RandomModelOptions model_options(const MakeModelOptions& o, const CLI::App& comm
   model->arch = o.arch;
   for (std::size_t i = 0; i < kSizes.size(); ++i)
     if (command.count(kSizes[i].first) > 0) (*model).*(kSizes[i].second) = o.sizes[i];
-  model->dtype = *parse_dtype_option("--dtype", o.dtype);
+  model->dtype = parse_element_type(o.dtype);
   model->seed = o.seed;
   model->tied_embeddings = model->tied_embeddings || o.tied;
   if (!(o.shard_gb > 0 && o.shard_gb < 1e6))

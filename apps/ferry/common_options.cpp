@@ -86,15 +86,20 @@ CommonOptions::CommonOptions(CLI::App& app) {
   app.add_option("--threads", threads_, "Threads of each rank [cores / ranks]")
       ->type_name("N")
       ->group(kGroup);
-  app.add_option("--weights", weights_, "Hold weights as f32 or bf16 [as in the checkpoint]")
+  app.add_option(
+         "--weights",
+         weights_,
+         "Hold weights as f32, bf16, int8, fp8 or int4; quantised as they are loaded [as in "
+         "the checkpoint]")
       ->type_name("W")
       ->group(kGroup);
   app.add_option("--dispatch-wire",
                  dispatch_wire_,
-                 "Rows travel out as f32, bf16, fp8, fp8_pow2, int8, int8_block [as weights]")
+                 "Rows travel out as f32, bf16, fp8, fp8_pow2, int8, int8_block [as activations]")
       ->type_name("W")
       ->group(kGroup);
-  app.add_option("--combine-wire", combine_wire_, "Results come back as one of these [as weights]")
+  app.add_option(
+         "--combine-wire", combine_wire_, "Results come back as one of these [as activations]")
       ->type_name("W")
       ->group(kGroup);
   app.add_option("--context-length", context_length_, "Positions of a sequence [the model's]")
@@ -158,7 +163,7 @@ RunOptions CommonOptions::resolve() const {
   check_launch(o.launch);
   o.threads = threads_ == 0 ? default_threads(o.launch.ranks)
                             : in_range("--threads", threads_, 1, kMaxThreads);
-  o.weights = parse_dtype_option("--weights", weights_);
+  o.weights = parse_weights_option("--weights", weights_);
   o.decoder = {.max_tokens = in_range("--max-tokens", max_tokens_, 1, 1 << 20),
                .backend = parse_backend(backend_),
                .deepep_mode = parse_deepep_mode(deepep_mode_),
@@ -182,11 +187,9 @@ RunOptions CommonOptions::resolve() const {
   return o;
 }
 
-std::optional<DType> parse_dtype_option(std::string_view option, const std::string& text) {
+std::optional<WeightType> parse_weights_option(std::string_view option, const std::string& text) {
   if (text.empty()) return std::nullopt;
-  if (text == "f32") return DType::f32;
-  if (text == "bf16") return DType::bf16;
-  fail<ConfigError>("{} must be f32 or bf16, not \"{}\"", option, text);
+  return parse_weight_type(text, option);
 }
 
 std::optional<World> started_world() {

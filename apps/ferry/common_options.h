@@ -24,7 +24,7 @@ struct RunOptions {
   std::filesystem::path model;  ///< exists
   LaunchOptions launch;
   int threads = 1;  ///< of each rank
-  std::optional<DType> weights;
+  std::optional<WeightType> weights;
   DecoderOptions decoder;  ///< backend and mode as asked for; open_session() replaces "auto"
   bool allow_prereduce = false;
   EngineOptions engine;
@@ -72,8 +72,8 @@ class CommonOptions {
   bool quiet_ = false;
 };
 
-/// f32 or bf16; empty text = absent. Throws ConfigError that names `option`.
-std::optional<DType> parse_dtype_option(std::string_view option, const std::string& text);
+/// Empty text = absent. Throws ConfigError that names `option`.
+std::optional<WeightType> parse_weights_option(std::string_view option, const std::string& text);
 
 /// The ranks that a launcher started, where there are several.
 std::optional<World> started_world();

@@ -41,7 +41,7 @@ double measure_read(ThreadPool& pool) {
   return best;
 }
 
-double measure_products(ThreadPool& pool, DType weights) {
+double measure_products(ThreadPool& pool, WeightType weights) {
   double best = 0;
   std::int64_t rounds = 1000;
   for (int pass = 0; pass < kPasses;) {
@@ -61,7 +61,7 @@ double measure_products(ThreadPool& pool, DType weights) {
 
 }  // namespace
 
-MachinePeaks measure_peaks(int threads, DType weights) {
+MachinePeaks measure_peaks(int threads, WeightType weights) {
   ThreadPool pool(threads);
   return {.bytes_per_s = measure_read(pool), .operations_per_s = measure_products(pool, weights)};
 }
@@ -74,12 +74,18 @@ bool Work::memory_bound(const MachinePeaks& peaks) const {
   return bytes / peaks.bytes_per_s >= operations / peaks.operations_per_s;
 }
 
+/// Scales included. Columns of other lengths differ by a fraction of a percent.
+double bytes_per_weight(WeightType type, std::int64_t k) {
+  return static_cast<double>(PackedMatrix::packed_panel_bytes(type, k)) /
+         static_cast<double>(k * kPanelColumns);
+}
+
 double experts_touched(int experts, int topk, double tokens) {
   const double missed = 1.0 - static_cast<double>(topk) / experts;
   return experts * (1.0 - std::pow(missed, tokens));
 }
 
-Work step_work(const ModelConfig& config, DType weights, const StepShape& step) {
+Work step_work(const ModelConfig& config, WeightType weights, const StepShape& step) {
   const double hidden = config.hidden;
   const double heads_width = static_cast<double>(config.heads) * config.head_dim;
   const double kv_width = 2.0 * config.kv_heads * config.head_dim;  // keys and values
@@ -102,14 +108,14 @@ Work step_work(const ModelConfig& config, DType weights, const StepShape& step) 
     active += both;
   }
   const double head = hidden * config.vocab;
-  const auto bytes = static_cast<double>(dtype_bytes(weights));
-  return {.bytes = (held + head) * bytes + router * sizeof(float) +
-                   step.cached * config.layers * kv_width * bytes,
+  const auto cache_bytes = static_cast<double>(dtype_bytes(activation_type(weights)));
+  return {.bytes = (held + head) * bytes_per_weight(weights, config.hidden) +
+                   router * sizeof(float) + step.cached * config.layers * kv_width * cache_bytes,
           .operations = 2 * (step.tokens * (active + router) + step.wanted * head +
                              step.attended * config.layers * 2 * heads_width)};
 }
 
-Work prompt_work(const ModelConfig& config, DType weights, int tokens, int batch) {
+Work prompt_work(const ModelConfig& config, WeightType weights, int tokens, int batch) {
   const double n = tokens;
   return step_work(
       config,
@@ -117,7 +123,7 @@ Work prompt_work(const ModelConfig& config, DType weights, int tokens, int batch
       {.tokens = n * batch, .wanted = 1.0 * batch, .attended = n * (n + 1) / 2 * batch});
 }
 
-Work decode_work(const ModelConfig& config, DType weights, int tokens, int batch) {
+Work decode_work(const ModelConfig& config, WeightType weights, int tokens, int batch) {
   const double mean_length = (tokens + 1) / 2.0;
   return step_work(config,
                    weights,

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "ferry/core/types.h"
+#include "ferry/kernels/packed_matrix.h"
 #include "ferry/model/config.h"
 
 namespace ferry {
@@ -16,7 +17,7 @@ struct MachinePeaks {
 };
 
 /// Takes about a second and 1 GiB of memory. Starts and ends its own threads.
-MachinePeaks measure_peaks(int threads, DType weights);
+MachinePeaks measure_peaks(int threads, WeightType weights);
 
 /// What a computation cannot do without.
 struct Work {
@@ -36,15 +37,18 @@ struct StepShape {
 };
 
 /// One step of a whole model; experts as even routing touches them.
-Work step_work(const ModelConfig& config, DType weights, const StepShape& step);
+Work step_work(const ModelConfig& config, WeightType weights, const StepShape& step);
+
+/// Of a packed matrix with columns of k.
+double bytes_per_weight(WeightType type, std::int64_t k);
 
 /// Distinct experts that `tokens` tokens go to under even routing.
 double experts_touched(int experts, int topk, double tokens);
 
 /// Prompts of `tokens` tokens for `batch` sequences in one step.
-Work prompt_work(const ModelConfig& config, DType weights, int tokens, int batch);
+Work prompt_work(const ModelConfig& config, WeightType weights, int tokens, int batch);
 
 /// The mean step of generating `tokens` tokens from nothing for `batch` sequences.
-Work decode_work(const ModelConfig& config, DType weights, int tokens, int batch);
+Work decode_work(const ModelConfig& config, WeightType weights, int tokens, int batch);
 
 }  // namespace ferry

@@ -33,13 +33,13 @@ struct Sample {
 
 /// The packed weights of one expert.
 struct ExpertLayout {
-  DType dtype = DType::f32;
+  WeightType type = WeightType::f32;
   std::int64_t hidden = 0;
   std::int64_t inter = 0;
 
   GatedFfnWeights view(const std::byte* data) const {
-    GatedFfnWeights w{.gate_up = {.dtype = dtype, .k = hidden, .n = 2 * inter, .data = data},
-                      .down = {.dtype = dtype, .k = inter, .n = hidden, .data = data}};
+    GatedFfnWeights w{.gate_up = {.type = type, .k = hidden, .n = 2 * inter, .data = data},
+                      .down = {.type = type, .k = inter, .n = hidden, .data = data}};
     w.down.data += gate_up_bytes(w);
     return w;
   }
@@ -55,12 +55,24 @@ struct ExpertLayout {
   }
 };
 
-/// Words that are numbers of either sign around 1/64, both as one f32 and as two bf16.
-void fill(std::byte* out, std::size_t bytes, std::uint64_t seed) {
+/// What random bits are cut down to, so that a word is a number of either sign.
+struct Pattern {
+  std::uint32_t kept;
+  std::uint32_t set;
+
+  /// Around 1/64, both as one f32 and as two bf16. Codes and scales of quantised types: small ones,
+  /// no NaN among them.
+  static Pattern of(WeightType type) {
+    if (is_quantized(type)) return {0xb7b7b7b7U, 0};
+    return {0x807f807fU, 0x3c803c80U};
+  }
+};
+
+void fill(std::byte* out, std::size_t bytes, Pattern pattern, std::uint64_t seed) {
   std::uint64_t state = seed * 0x9e3779b97f4a7c15U + 1;
   for (std::size_t i = 0; i + 4 <= bytes; i += 4) {
     state = state * 6364136223846793005U + 1442695040888963407U;
-    const auto word = static_cast<std::uint32_t>(state >> 32 & 0x807f807fU) | 0x3c803c80U;
+    const auto word = static_cast<std::uint32_t>(state >> 32 & pattern.kept) | pattern.set;
     std::memcpy(out + i, &word, 4);
   }
 }
@@ -87,24 +99,28 @@ class RankBench {
                      .hidden = moe.hidden,
                      .topk = moe.topk,
                      .max_tokens = moe.tokens,
-                     .dispatch_wire = wire_type(moe.weights),
-                     .expert_type = wire_type(moe.weights),
-                     .combine_wire = wire_type(moe.weights)},
+                     .dispatch_wire = wire_type(activation_type(moe.weights)),
+                     .expert_type = wire_type(activation_type(moe.weights)),
+                     .combine_wire = wire_type(activation_type(moe.weights))},
                     transport,
                     pool_),
         experts_({.hidden = moe.hidden,
                   .inter = moe.inter,
-                  .dtype = moe.weights,
+                  .dtype = activation_type(moe.weights),
                   .max_rows = kExpertRowsPerTurn},
                  pool_),
-        row_bytes_(static_cast<std::size_t>(moe.hidden) * dtype_bytes(moe.weights)),
+        row_bytes_(static_cast<std::size_t>(moe.hidden) *
+                   dtype_bytes(activation_type(moe.weights))),
         hidden_(static_cast<std::size_t>(moe.tokens) * row_bytes_),
         out_(static_cast<std::size_t>(moe.tokens * moe.hidden) * sizeof(float)),
         experts_drawn_(static_cast<std::size_t>(moe.tokens * moe.topk)),
         slots_(experts_drawn_.size()),
         expert_rows_(static_cast<std::size_t>(moe.experts)),
         weights_(slots_.size(), 1.0F / static_cast<float>(moe.topk)) {
-    fill(hidden_.data(), hidden_.size(), static_cast<std::uint64_t>(transport.rank()) + 1);
+    fill(hidden_.data(),
+         hidden_.size(),
+         Pattern::of(weight_type(activation_type(moe.weights))),
+         static_cast<std::uint64_t>(transport.rank()) + 1);
     make_layers();
   }
 
@@ -154,6 +170,7 @@ class RankBench {
         for (; i < end; ++i) {
           fill(layer.memory.data() + static_cast<std::size_t>(i) * layout_.bytes(),
                layout_.bytes(),
+               Pattern::of(moe_.weights),
                seed_of(expert_at(static_cast<SlotId>(i))));
         }
       });
@@ -185,7 +202,7 @@ class RankBench {
   /// The layer as MoeLayer runs it behind its router. Returns what this rank had to do at least.
   Work forward(std::span<const GatedFfnWeights> slots) {
     dispatcher_.dispatch_send({.rows = rows(),
-                               .type = moe_.weights,
+                               .type = activation_type(moe_.weights),
                                .tokens = moe_.tokens,
                                .slots = slots_,
                                .weights = weights_});
@@ -230,14 +247,14 @@ void RankBench::verify() {
   const auto hidden = static_cast<std::size_t>(moe_.hidden);
   std::vector<float> sum(hidden), one(hidden);
   for (std::size_t k = 0; k < static_cast<std::size_t>(moe_.topk); ++k) {
-    fill(expert.data(), expert.size(), seed_of(experts_drawn_[k]));
+    fill(expert.data(), expert.size(), Pattern::of(moe_.weights), seed_of(experts_drawn_[k]));
     const GatedFfnWeights ffn = layout_.view(expert.data());
     const std::int32_t count = 1;
     const std::int64_t offset = 0;
     experts_.run({.counts = {&count, 1},
                   .offsets = {&offset, 1},
                   .in = rows(),
-                  .in_type = wire_type(moe_.weights),
+                  .in_type = wire_type(activation_type(moe_.weights)),
                   .out = {reinterpret_cast<std::byte*>(one.data()), 0},
                   .hidden = moe_.hidden},
                  {&ffn, 1});

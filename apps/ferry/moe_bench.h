@@ -7,6 +7,7 @@
 #include "apps/ferry/bench_support.h"
 #include "apps/ferry/machine_peaks.h"
 #include "ferry/core/types.h"
+#include "ferry/kernels/packed_matrix.h"
 #include "ferry/moe/dispatcher.h"
 
 namespace ferry {
@@ -23,7 +24,7 @@ struct MoeCase {
   int topk = 0;
   BenchRouting routing = BenchRouting::uniform;
   std::vector<ExpertId> placement;  ///< [P] slot -> expert; empty = identity
-  DType weights = DType::bf16;
+  WeightType weights = WeightType::bf16;
   double seconds = 1;  ///< about how long to measure
 };
 

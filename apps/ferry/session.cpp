@@ -20,7 +20,7 @@ namespace {
 void choose_backend_of(Session& session) {
   const RunOptions& o = session.options;
   DecoderOptions& decoder = session.options.decoder;
-  const WireType own = wire_type(session.weights);
+  const WireType own = wire_type(activation_type(session.weights.type));
   const auto transports = list_transports();
   const auto transport = std::find_if(transports.begin(), transports.end(), [&](const auto& t) {
     return t.name == o.launch.transport;
@@ -70,7 +70,7 @@ void add_model(const Session& session, Agreement& agreement) {
                     {"experts", std::to_string(config.moe.experts)},
                     {"hidden size", std::to_string(config.hidden)},
                     {"top-k", std::to_string(config.moe.topk)},
-                    {"weight type", std::string(dtype_name(session.weights))},
+                    {"weight type", std::string(weight_type_name(session.weights.type))},
                     {"context", std::to_string(session.max_context)},
                     {"expert location", fmt::format("{:016x}", session.experts.hash())},
                     {"model files", fmt::format("{:016x}", fingerprint(session.checkpoint))}});
@@ -89,10 +89,10 @@ Session open_session(const RunOptions& options) {
                   .checkpoint = std::move(checkpoint),
                   .tokenizer = {},
                   .max_context = 0,
-                  .weights = DType::f32,
+                  .weights = {},
                   .experts = std::move(experts)};
   session.max_context = resolve_context(session.config(), options.engine.max_context);
-  session.weights = weight_dtype(session.checkpoint, options.weights);
+  session.weights = choose_weights(session.checkpoint, options.weights);
   if (std::filesystem::exists(options.model / "tokenizer.json"))
     session.tokenizer = Tokenizer::load(options.model);
   choose_backend_of(session);
@@ -179,7 +179,7 @@ void print_summary(const Session& session, const EngineStats& stats) {
       o.threads == 1 ? "" : "s",
       o.launch.transport,
       backend_name(o.decoder.backend),
-      dtype_name(session.weights),
+      weight_type_name(session.weights.type),
       isa_name(kernels().isa));
 }
 

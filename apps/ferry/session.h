@@ -23,7 +23,7 @@ struct Session {
   Checkpoint checkpoint;
   std::optional<Tokenizer> tokenizer;  ///< absent when the checkpoint has no tokenizer.json
   int max_context = 0;
-  DType weights = DType::f32;
+  WeightChoice weights;
   ExpertPlacement experts;  ///< where they lie at the start; a layer for each of the model's
 
   const ModelConfig& config() const { return checkpoint.config(); }

@@ -6,6 +6,8 @@
 //   gemm, bf16 weights: TDPBF16PS's. For each 32 k: a chain of fused multiply-adds over the even k
 //     from 0, one over the odd k from 0, the two added, then added to the accumulator.
 //   gemm, f32 weights: one chain of fused multiply-adds over k from 0.
+//   gemm, fp8 weights: as bf16 over each 128 k, then one fused multiply-add with the scale.
+//   gemm, int8 and int4 weights: exact integer sums over each group, then the same.
 //   every other reduction over a row (dot, sum of squares, sum of exponentials): "lane16": lane j
 //     takes elements j, j+16, j+32, ... by fused multiply-add (or addition) from 0; then lanes are
 //     folded 16 -> 8 -> 4 -> 2 -> 1 as lane[j] += lane[j + half].
@@ -19,39 +21,12 @@
 #include <string_view>
 
 #include "ferry/core/types.h"
+#include "ferry/kernels/packed_matrix.h"
 #include "ferry/kernels/wire.h"
 
 namespace ferry {
 
 enum class Isa : std::uint8_t { scalar, avx2, avx512, amx };
-
-inline constexpr int kPanelColumns = 16;  // columns of a weight panel
-inline constexpr int kBf16KBlock = 32;    // bf16 panels are padded to this many k
-
-/// A weight matrix [k, n] (out = in * W) packed once at load into panels of 16 columns, panel after
-/// panel, columns beyond n and k beyond the padded end zero. Borrowed memory, 64-byte aligned.
-///   bf16 panel: [k_padded / 2][16 columns][2]: pairs of consecutive k side by side, as AMX and
-///     VDPBF16PS want them; k_padded = k rounded up to 32.
-///   f32 panel: [k][16 columns].
-struct PackedMatrix {
-  DType dtype = DType::f32;  ///< f32 or bf16
-  std::int64_t k = 0;
-  std::int64_t n = 0;
-  const std::byte* data = nullptr;
-
-  std::int64_t panels() const { return ceil_div(n, kPanelColumns); }
-
-  /// Panels of a gate, up matrix: n = 2 * inter columns, but each half is padded by itself.
-  std::int64_t gated_panels() const { return 2 * ceil_div(n / 2, kPanelColumns); }
-
-  std::size_t panel_bytes() const { return packed_panel_bytes(dtype, k); }
-
-  static std::size_t packed_panel_bytes(DType dtype, std::int64_t k) {
-    return dtype == DType::bf16
-               ? static_cast<std::size_t>(round_up(k, kBf16KBlock) * kPanelColumns * 2)
-               : static_cast<std::size_t>(k * kPanelColumns * 4);
-  }
-};
 
 enum class Epilogue : std::uint8_t {
   store,       ///< out[:, n] = acc (+ bias)
@@ -60,7 +35,7 @@ enum class Epilogue : std::uint8_t {
 
 /// out = in * W for `rows` rows and the panels [first_panel, last_panel).
 struct GemmArgs {
-  RowsView in;  ///< rows of k elements of the weights' type; any alignment of 2 or 4 bytes
+  RowsView in;  ///< rows of k elements of activation_type(weights); aligned to 2 or 4 bytes
   std::int64_t rows = 0;
   const PackedMatrix* weights = nullptr;
   std::int64_t first_panel = 0;
@@ -107,7 +82,7 @@ struct Kernels {
   std::string_view name;
 
   /// Scratch that one thread's gemm calls need for inputs of up to k elements.
-  std::size_t (*gemm_scratch_bytes)(DType weights, std::int64_t k);
+  std::size_t (*gemm_scratch_bytes)(WeightType weights, std::int64_t k);
   void (*gemm)(const GemmArgs& args);
 
   void (*attend)(const AttendArgs& args);
@@ -152,7 +127,7 @@ struct Kernels {
 
   /// For the floors of benchmarks. `rounds` of what gemm's inner loop for many rows does, on
   /// registers alone; returns the operations done, two for each multiply-add.
-  std::uint64_t (*multiply_in_registers)(DType weights, std::int64_t rounds);
+  std::uint64_t (*multiply_in_registers)(WeightType weights, std::int64_t rounds);
   /// The greatest of n numbers, n >= 1, none of them NaN: reads memory as fast as one thread can.
   float (*greatest)(const float* x, std::int64_t n);
 };
@@ -166,20 +141,5 @@ const Kernels& kernels_for(Isa isa);
 
 bool isa_supported(Isa isa);
 std::string_view isa_name(Isa isa);
-
-/// Packs a matrix [n, k] as checkpoints store it into panels: column c of W is source row c. Pads
-/// with zeros.
-struct PackArgs {
-  DType dtype = DType::f32;           ///< type of the packed weights
-  const std::byte* source = nullptr;  ///< [n, k] row-major of source_type
-  DType source_type = DType::f32;
-  std::int64_t k = 0;
-  std::int64_t n = 0;
-  std::byte* out = nullptr;  ///< ceil(n / 16) panels
-  /// Distance between the panels written, in panels: 2 interleaves gate and up.
-  std::int64_t panel_step = 1;
-};
-
-void pack_matrix(const PackArgs& args);
 
 }  // namespace ferry

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "ferry/kernels/kernels.h"
+#include "ferry/kernels/packed_matrix.h"
 
 namespace ferry {
 
@@ -22,7 +23,8 @@ void read_chunk(const PackArgs& args,
                 std::int64_t count,
                 Chunk& chunk) {
   const std::int64_t from_bytes = static_cast<std::int64_t>(dtype_bytes(args.source_type));
-  const std::int64_t to_bytes = static_cast<std::int64_t>(dtype_bytes(args.dtype));
+  const DType to_type = activation_type(args.type);
+  const std::int64_t to_bytes = static_cast<std::int64_t>(dtype_bytes(to_type));
   for (std::int64_t c = 0; c < kPanelColumns; ++c) {
     const std::int64_t column = panel * kPanelColumns + c;
     const std::int64_t have =
@@ -30,7 +32,7 @@ void read_chunk(const PackArgs& args,
     std::byte* to = chunk.data + c * kChunk * to_bytes;
     if (have > 0) {
       const std::byte* from = args.source + (column * args.k + first) * from_bytes;
-      kernels().convert(from, args.source_type, to, args.dtype, have);
+      kernels().convert(from, args.source_type, to, to_type, have);
     }
     std::memset(to + have * to_bytes, 0, static_cast<std::size_t>((count - have) * to_bytes));
   }
@@ -43,14 +45,12 @@ void write_chunk(const Chunk& chunk, std::int64_t units, std::int64_t chunk_unit
       std::memcpy(out + (u * kPanelColumns + c) * 4, chunk.data + (c * chunk_units + u) * 4, 4);
 }
 
-}  // namespace
-
-void pack_matrix(const PackArgs& args) {
-  const bool pairs = args.dtype == DType::bf16;
+void pack_plain(const PackArgs& args) {
+  const bool pairs = args.type == WeightType::bf16;
   const std::int64_t k = pairs ? round_up(args.k, kBf16KBlock) : args.k;
   const std::int64_t per_unit = pairs ? 2 : 1;
   const auto panel_bytes =
-      static_cast<std::int64_t>(PackedMatrix::packed_panel_bytes(args.dtype, args.k));
+      static_cast<std::int64_t>(PackedMatrix::packed_panel_bytes(args.type, args.k));
   Chunk chunk;
   for (std::int64_t panel = 0; panel < ceil_div(args.n, kPanelColumns); ++panel) {
     std::byte* out = args.out + panel * args.panel_step * panel_bytes;
@@ -61,6 +61,71 @@ void pack_matrix(const PackArgs& args) {
           chunk, count / per_unit, kChunk / per_unit, out + first / per_unit * kPanelColumns * 4);
     }
   }
+}
+
+/// Where a code goes in its panel.
+std::int64_t code_at(WeightType type, std::int64_t column, std::int64_t i) {
+  switch (type) {
+    case WeightType::int8:
+      return (i / 4 * kPanelColumns + column) * 4 + i % 4;
+    case WeightType::int4:
+      return (i / 8 * kPanelColumns + column) * 4 + i % 4;
+    default:
+      return i * kPanelColumns + column;
+  }
+}
+
+/// One column's codes into its panel, which holds the codes of zeros.
+void put_codes(WeightType type,
+               const std::byte* codes,
+               std::int64_t k,
+               std::int64_t column,
+               std::byte* panel) {
+  constexpr auto kSignBit = std::byte{0x80};  // flipping it adds 128
+  for (std::int64_t i = 0; i < k; ++i) {
+    std::byte& out = panel[code_at(type, column, i)];
+    if (type == WeightType::int4) {
+      const auto code = codes[i / 2] >> (i % 2 * 4) & std::byte{15};
+      out = i % 8 < 4 ? (out & std::byte{0xf0}) | code : (out & std::byte{15}) | code << 4;
+    } else {
+      out = type == WeightType::int8 ? codes[i] ^ kSignBit : codes[i];
+    }
+  }
+}
+
+std::byte code_of_zeros(WeightType type) {
+  if (type == WeightType::int8) return std::byte{0x80};
+  return type == WeightType::int4 ? std::byte{0x88} : std::byte{0};
+}
+
+void pack_codes(const PackArgs& args) {
+  const std::int64_t groups = weight_groups(args.type, args.k);
+  const auto panel_bytes =
+      static_cast<std::int64_t>(PackedMatrix::packed_panel_bytes(args.type, args.k));
+  const std::int64_t scales_at = panel_bytes - groups * kPanelColumns * 4;
+  const float factor = args.type == WeightType::fp8 ? 256.0F : 1.0F;
+  for (std::int64_t panel = 0; panel < ceil_div(args.n, kPanelColumns); ++panel) {
+    std::byte* out = args.out + panel * args.panel_step * panel_bytes;
+    std::memset(
+        out, std::to_integer<int>(code_of_zeros(args.type)), static_cast<std::size_t>(scales_at));
+    auto* scales = reinterpret_cast<float*>(out + scales_at);
+    std::fill_n(scales, groups * kPanelColumns, 0.0F);
+    for (std::int64_t c = 0; c < kPanelColumns && panel * kPanelColumns + c < args.n; ++c) {
+      const std::int64_t row = panel * kPanelColumns + c;
+      put_codes(args.type, args.source + row * code_row_bytes(args.type, args.k), args.k, c, out);
+      for (std::int64_t g = 0; g < groups; ++g)
+        scales[g * kPanelColumns + c] = args.scales[row / args.scale_rows * groups + g] * factor;
+    }
+  }
+}
+
+}  // namespace
+
+void pack_matrix(const PackArgs& args) {
+  if (is_quantized(args.type))
+    pack_codes(args);
+  else
+    pack_plain(args);
 }
 
 }  // namespace ferry

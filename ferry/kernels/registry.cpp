@@ -24,6 +24,7 @@ constexpr Isa kAllIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx};
 struct Supported {
   bool avx2 = false;
   bool avx512 = false;
+  bool vnni = false;  // no level of its own: it makes avx512 faster
   bool amx = false;
 };
 
@@ -61,6 +62,7 @@ Supported detect() {
   constexpr unsigned kOsxsaveAvxFmaF16c = 1U << 27 | 1U << 28 | 1U << 12 | 1U << 29;
   constexpr unsigned kAvx2 = 1U << 5;
   constexpr unsigned kAvx512FDqBwVl = 1U << 16 | 1U << 17 | 1U << 30 | 1U << 31;
+  constexpr unsigned kVnni = 1U << 11;
   constexpr unsigned kAmxBf16Tile = 1U << 22 | 1U << 24;
   constexpr std::uint64_t kYmmState = 0x6;
   constexpr std::uint64_t kZmmState = 0xe6;
@@ -71,22 +73,10 @@ Supported detect() {
   const std::uint64_t states = saved_states();
   have.avx2 = has(extended.ebx, kAvx2) && has(states, kYmmState);
   have.avx512 = have.avx2 && has(extended.ebx, kAvx512FDqBwVl) && has(states, kZmmState);
-  have.amx = have.avx512 && has(extended.edx, kAmxBf16Tile) && has(states, kTileState) &&
-             tiles_permitted();
+  have.vnni = have.avx512 && has(extended.ecx, kVnni);
+  have.amx =
+      have.vnni && has(extended.edx, kAmxBf16Tile) && has(states, kTileState) && tiles_permitted();
   return have;
-}
-
-const Kernels& amx_table() {
-  static const Kernels table = [] {
-    Kernels t = cpu::kAvx512;
-    t.isa = Isa::amx;
-    t.name = "amx";
-    t.gemm = cpu::amx_gemm;
-    t.gemm_scratch_bytes = cpu::amx_gemm_scratch_bytes;
-    t.multiply_in_registers = cpu::amx_multiply_in_registers;
-    return t;
-  }();
-  return table;
 }
 
 #else
@@ -99,6 +89,33 @@ const Supported& supported() {
   static const Supported have = detect();
   return have;
 }
+
+#if defined(__x86_64__)
+
+const Kernels& vnni_table() {
+  static const Kernels table = [] {
+    Kernels t = cpu::kAvx512;
+    t.gemm = cpu::vnni_gemm;
+    t.multiply_in_registers = cpu::vnni_multiply_in_registers;
+    return t;
+  }();
+  return table;
+}
+
+const Kernels& amx_table() {
+  static const Kernels table = [] {
+    Kernels t = vnni_table();
+    t.isa = Isa::amx;
+    t.name = "amx";
+    t.gemm = cpu::amx_gemm;
+    t.gemm_scratch_bytes = cpu::amx_gemm_scratch_bytes;
+    t.multiply_in_registers = cpu::amx_multiply_in_registers;
+    return t;
+  }();
+  return table;
+}
+
+#endif
 
 std::string names_of_supported() {
   std::string names;
@@ -162,7 +179,7 @@ const Kernels& kernels_for(Isa isa) {
   }
 #if defined(__x86_64__)
   if (isa == Isa::avx2) return cpu::kAvx2;
-  if (isa == Isa::avx512) return cpu::kAvx512;
+  if (isa == Isa::avx512) return supported().vnni ? vnni_table() : cpu::kAvx512;
   if (isa == Isa::amx) return amx_table();
 #endif
   return cpu::kScalar;

@@ -34,17 +34,72 @@ void read_fp8_rows(const StoredMatrix& matrix,
   }
 }
 
+/// The type of weights that are held as such a matrix is stored. REQUIRES: not plain.
+WeightType weight_type_of(StoredMatrix::Format format) {
+  switch (format) {
+    case StoredMatrix::Format::int8:
+      return WeightType::int8;
+    case StoredMatrix::Format::int4:
+      return WeightType::int4;
+    default:
+      return WeightType::fp8;
+  }
+}
+
+/// Codes are integers times scales: one rounded product each.
+void read_integer_rows(const StoredMatrix& matrix,
+                       std::int64_t first,
+                       std::int64_t count,
+                       DType type,
+                       std::byte* out) {
+  const std::int64_t k = matrix.columns;
+  const WeightType held = weight_type_of(matrix.format);
+  const std::int64_t group = held == WeightType::int8 ? k : kInt4Group;
+  std::vector<std::byte> codes(static_cast<std::size_t>(code_row_bytes(held, k)));
+  std::vector<float> scales(static_cast<std::size_t>(weight_groups(held, k)));
+  std::vector<float> row(static_cast<std::size_t>(k));
+  for (std::int64_t i = first; i < first + count; ++i) {
+    matrix.read_codes(i, codes.data(), scales.data());
+    for (std::int64_t j = 0; j < k; ++j) {
+      const auto at = static_cast<std::size_t>(j);
+      const int code = held == WeightType::int8
+                           ? static_cast<std::int8_t>(codes[at])
+                           : std::to_integer<int>(codes[at / 2] >> (j % 2 * 4) & std::byte{15}) - 8;
+      row[at] = static_cast<float>(code) * scales[static_cast<std::size_t>(j / group)];
+    }
+    kernels().convert(reinterpret_cast<const std::byte*>(row.data()), DType::f32, out, type, k);
+    out += k * static_cast<std::ptrdiff_t>(dtype_bytes(type));
+  }
+}
+
 }  // namespace
+
+bool StoredMatrix::holds(WeightType type) const {
+  return !is_plain() && weight_type_of(format) == type;
+}
+
+void StoredMatrix::read_codes(std::int64_t i, std::byte* codes, float* into) const {
+  const WeightType held = weight_type_of(format);
+  const std::int64_t groups = weight_groups(held, columns);
+  std::memcpy(codes, row(i), static_cast<std::size_t>(code_row_bytes(held, columns)));
+  const auto scale_bytes = static_cast<std::ptrdiff_t>(dtype_bytes(scales.dtype));
+  kernels().convert(scales.data + i / rows_per_scale(held) * groups * scale_bytes,
+                    scales.dtype,
+                    reinterpret_cast<std::byte*>(into),
+                    DType::f32,
+                    groups);
+}
 
 void StoredMatrix::read_rows(std::int64_t first,
                              std::int64_t count,
                              DType type,
                              std::byte* out) const {
-  if (format == Format::fp8) {
-    read_fp8_rows(*this, first, count, type, out);
-  } else {
+  if (is_plain())
     kernels().convert(row(first), dtype, out, type, count * columns);
-  }
+  else if (format == Format::fp8)
+    read_fp8_rows(*this, first, count, type, out);
+  else
+    read_integer_rows(*this, first, count, type, out);
 }
 
 StoredMatrix plain_matrix(const TensorView& tensor) {

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "ferry/core/types.h"
+#include "ferry/kernels/packed_matrix.h"
 #include "ferry/model/safetensors.h"
 
 namespace ferry {
@@ -15,6 +16,8 @@ struct StoredMatrix {
   enum class Format : std::uint8_t {
     plain,  ///< elements of `dtype`
     fp8,    ///< e4m3fn; element = byte * scale of its block of kFp8BlockRows x kWireBlock
+    int8,   ///< element = signed byte * scale of its row
+    int4,   ///< two in a byte, lower half first; element = (half - 8) * scale of its 64 in the row
   };
   static constexpr std::int64_t kFp8BlockRows = 128;
 
@@ -23,7 +26,8 @@ struct StoredMatrix {
   std::int64_t rows = 0;
   std::int64_t columns = 0;
   std::span<const std::byte> data;  ///< row after row; may be unaligned
-  TensorView scales;                ///< fp8: [rows / 128, columns / 128], rounded up
+  TensorView scales;  ///< fp8: [rows / 128, columns / 128], int8: [rows, 1], int4: [rows,
+                      ///< columns / 64], rounded up
 
   /// REQUIRES: rows > 0.
   const std::byte* row(std::int64_t i) const {
@@ -31,6 +35,14 @@ struct StoredMatrix {
   }
 
   std::size_t bytes() const { return data.size() + scales.bytes; }
+
+  bool is_plain() const { return format == Format::plain; }
+
+  /// Whether it has the codes that weights of that type are held as.
+  bool holds(WeightType type) const;
+
+  /// One row's codes as they are, and its scales: as quantize_row writes them. REQUIRES: holds(..).
+  void read_codes(std::int64_t row, std::byte* codes, float* scales) const;
 
   /// Rows [first, first + count) as elements of `type`, one behind the other: what is quantised
   /// becomes f32 by one rounded product, then `type`.

@@ -8,18 +8,18 @@
 
 #include "ferry/core/error.h"
 #include "ferry/model/family.h"
+#include "ferry/model/pack_stored.h"
 
 namespace ferry {
 
 namespace {
 
-constexpr std::int64_t kPanelGrain = 8;
 constexpr std::int64_t kRowGrain = 64;
 
 std::int64_t panels_of(std::int64_t columns) { return ceil_div(columns, kPanelColumns); }
 
-std::size_t packed_bytes(DType dtype, std::int64_t k, std::int64_t panels) {
-  return PackedMatrix::packed_panel_bytes(dtype, k) * static_cast<std::size_t>(panels);
+std::size_t packed_bytes(WeightType type, std::int64_t k, std::int64_t panels) {
+  return PackedMatrix::packed_panel_bytes(type, k) * static_cast<std::size_t>(panels);
 }
 
 std::byte* as_bytes(float* x) { return reinterpret_cast<std::byte*>(x); }
@@ -31,63 +31,19 @@ struct FfnNames {
 
 /// What the memory of a packed block looks like: gate and up, then down.
 struct FfnLayout {
-  DType dtype = DType::f32;
+  WeightType type = WeightType::f32;
   std::int64_t hidden = 0;
   std::int64_t inter = 0;
 
-  std::size_t gate_up_bytes() const { return packed_bytes(dtype, hidden, 2 * panels_of(inter)); }
+  std::size_t gate_up_bytes() const { return packed_bytes(type, hidden, 2 * panels_of(inter)); }
 
-  std::size_t down_bytes() const { return packed_bytes(dtype, inter, panels_of(hidden)); }
+  std::size_t down_bytes() const { return packed_bytes(type, inter, panels_of(hidden)); }
 
   GatedFfnWeights view(const std::byte* gate_up, const std::byte* down) const {
-    return {.gate_up = {.dtype = dtype, .k = hidden, .n = 2 * inter, .data = gate_up},
-            .down = {.dtype = dtype, .k = inter, .n = hidden, .data = down}};
+    return {.gate_up = {.type = type, .k = hidden, .n = 2 * inter, .data = gate_up},
+            .down = {.type = type, .k = inter, .n = hidden, .data = down}};
   }
 };
-
-/// Where packed panels go.
-struct Target {
-  DType dtype = DType::f32;
-  std::byte* data = nullptr;
-  std::int64_t panel_step = 1;
-};
-
-/// Packs columns [begin, end) of the merged matrix whose columns are the rows of `sources` one
-/// behind the other, to the panel at `out`. A panel that two sources share is put together first,
-/// and so is one of quantised values.
-void pack_columns(std::span<const StoredMatrix> sources,
-                  std::int64_t k,
-                  std::int64_t begin,
-                  std::int64_t end,
-                  PackArgs args) {
-  args.k = k;
-  args.n = end - begin;
-  while (begin >= sources.front().rows) {
-    begin -= sources.front().rows;
-    end -= sources.front().rows;
-    sources = sources.subspan(1);
-  }
-  if (end <= sources.front().rows && sources.front().format == StoredMatrix::Format::plain) {
-    args.source = sources.front().row(begin);
-    args.source_type = sources.front().dtype;
-    pack_matrix(args);
-    return;
-  }
-  // As f32, which every type fits in, so that the sources' types may differ.
-  std::vector<float> merged(static_cast<std::size_t>((end - begin) * k));
-  std::byte* row = as_bytes(merged.data());
-  for (const StoredMatrix& source : sources) {
-    const std::int64_t here = std::min(end, source.rows) - begin;
-    source.read_rows(begin, here, DType::f32, row);
-    row += here * k * std::ptrdiff_t{4};
-    begin = 0;
-    end -= source.rows;
-    if (end <= 0) break;
-  }
-  args.source = as_bytes(merged.data());
-  args.source_type = DType::f32;
-  pack_matrix(args);
-}
 
 /// Bytes of the checkpoint's tensors that are wanted, as often as they are wanted.
 template <class Wanted>
@@ -104,12 +60,15 @@ std::uint64_t tensor_bytes(const Checkpoint& checkpoint, const Wanted& wanted) {
 class Packer {
  public:
   Packer(const Checkpoint& checkpoint,
-         DType dtype,
+         const WeightChoice& weights,
          ThreadPool& pool,
          const LoadProgress& progress,
          std::uint64_t total)
-      : checkpoint_(checkpoint), dtype_(dtype), pool_(pool), progress_(progress), total_(total) {
-    FERRY_CHECK(dtype != DType::f16, "weights are held as f32 or bf16");
+      : checkpoint_(checkpoint),
+        weights_(weights),
+        pool_(pool),
+        progress_(progress),
+        total_(total) {
     report(0);
   }
 
@@ -133,50 +92,54 @@ class Packer {
     return out;
   }
 
-  /// Matrices [n, k] packed as one of [k, n + n + ..].
+  /// Matrices [n, k] packed as one of [k, n + n + ..], of the chosen type where none is given.
   OwnedMatrix matrix(
       std::initializer_list<std::pair<std::string_view, std::int64_t>> names_and_rows,
       std::int64_t k,
-      DType dtype) {
+      std::optional<WeightType> wanted = {}) {
     std::vector<StoredMatrix> sources;
     std::int64_t columns = 0;
     for (const auto& [name, rows] : names_and_rows) {
       sources.push_back(find_matrix(name, rows, k));
       columns += rows;
     }
+    const WeightType type = wanted.value_or(type_for(sources));
     OwnedMatrix matrix;
-    matrix.memory = Buffer(packed_bytes(dtype, k, panels_of(columns)));
-    matrix.view = {.dtype = dtype, .k = k, .n = columns, .data = matrix.memory.data()};
-    pack(sources, k, {.dtype = dtype, .data = matrix.memory.data()});
+    matrix.memory = Buffer(packed_bytes(type, k, panels_of(columns)));
+    matrix.view = {.type = type, .k = k, .n = columns, .data = matrix.memory.data()};
+    pack(sources, {.type = type, .data = matrix.memory.data()});
     return matrix;
   }
 
   /// A gated block into memory of this layout; gate's and up's panels alternate.
   void ffn(const FfnNames& names, const FfnLayout& layout, std::byte* gate_up, std::byte* down) {
-    const std::size_t panel = PackedMatrix::packed_panel_bytes(layout.dtype, layout.hidden);
+    const std::size_t panel = PackedMatrix::packed_panel_bytes(layout.type, layout.hidden);
     const StoredMatrix gate = find_matrix(names.gate, layout.inter, layout.hidden);
     const StoredMatrix up = find_matrix(names.up, layout.inter, layout.hidden);
-    pack({&gate, 1}, layout.hidden, {layout.dtype, gate_up, 2});
-    pack({&up, 1}, layout.hidden, {layout.dtype, gate_up + panel, 2});
+    pack({&gate, 1}, {layout.type, gate_up, 2});
+    pack({&up, 1}, {layout.type, gate_up + panel, 2});
     const StoredMatrix source = find_matrix(names.down, layout.hidden, layout.inter);
-    pack({&source, 1}, layout.inter, {layout.dtype, down, 1});
+    pack({&source, 1}, {layout.type, down, 1});
   }
 
   OwnedFfn ffn(const FfnNames& names, std::int64_t inter) {
-    const FfnLayout layout{dtype_, checkpoint_.config().hidden, inter};
+    const std::int64_t hidden = checkpoint_.config().hidden;
+    const StoredMatrix gate = find_matrix(names.gate, inter, hidden);
+    const FfnLayout layout{type_for({&gate, 1}), hidden, inter};
     OwnedFfn owned{Buffer(layout.gate_up_bytes()), Buffer(layout.down_bytes()), {}};
     ffn(names, layout, owned.gate_up.data(), owned.down.data());
     owned.view = layout.view(owned.gate_up.data(), owned.down.data());
     return owned;
   }
 
-  /// Rows as they are, in the type of the weights.
+  /// Rows as elements of the activations' type.
   Buffer rows(std::string_view name, std::int64_t rows, std::int64_t width) {
     const StoredMatrix source = find_matrix(name, rows, width);
-    const auto row_bytes = width * static_cast<std::ptrdiff_t>(dtype_bytes(dtype_));
+    const DType dtype = activation_type(weights_.type);
+    const auto row_bytes = width * static_cast<std::ptrdiff_t>(dtype_bytes(dtype));
     Buffer out(static_cast<std::size_t>(rows * row_bytes));
     pool_.parallel_for(rows, kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
-      source.read_rows(begin, end - begin, dtype_, out.data() + begin * row_bytes);
+      source.read_rows(begin, end - begin, dtype, out.data() + begin * row_bytes);
     });
     done_with(source);
     return out;
@@ -206,22 +169,15 @@ class Packer {
     report(matrix.bytes());
   }
 
-  void pack(std::span<const StoredMatrix> sources, std::int64_t k, const Target& target) {
-    std::int64_t columns = 0;
-    for (const StoredMatrix& source : sources) columns += source.rows;
-    const std::size_t panel_bytes = PackedMatrix::packed_panel_bytes(target.dtype, k);
-    pool_.parallel_for(
-        panels_of(columns), kPanelGrain, [&](std::int64_t begin, std::int64_t end, int) {
-          for (std::int64_t p = begin; p < end; ++p) {
-            std::byte* out =
-                target.data + static_cast<std::size_t>(p * target.panel_step) * panel_bytes;
-            pack_columns(sources,
-                         k,
-                         p * kPanelColumns,
-                         std::min(columns, (p + 1) * kPanelColumns),
-                         {.dtype = target.dtype, .out = out});
-          }
-        });
+  /// How a matrix made of these is held.
+  WeightType type_for(std::span<const StoredMatrix> sources) const {
+    const bool plain = std::ranges::all_of(sources, &StoredMatrix::is_plain);
+    return plain && weights_.plain_stays ? weight_type(activation_type(weights_.type))
+                                         : weights_.type;
+  }
+
+  void pack(std::span<const StoredMatrix> sources, const PackTarget& target) {
+    pack_stored(sources, target, pool_);
     for (const StoredMatrix& source : sources) done_with(source);
   }
 
@@ -231,7 +187,7 @@ class Packer {
   }
 
   const Checkpoint& checkpoint_;
-  DType dtype_;
+  WeightChoice weights_;
   ThreadPool& pool_;
   const LoadProgress& progress_;
   int layer_ = -1;
@@ -240,17 +196,19 @@ class Packer {
   std::uint64_t done_ = 0;
 };
 
-DenseWeights::Layer load_layer(
-    Packer& packer, const ModelConfig& config, const TensorNames& names, DType dtype, bool sparse) {
+DenseWeights::Layer load_layer(Packer& packer,
+                               const ModelConfig& config,
+                               const TensorNames& names,
+                               bool sparse) {
   const std::int64_t hidden = config.hidden;
   const std::int64_t head_dim = config.head_dim;
   const std::int64_t q = config.heads * head_dim;
   const std::int64_t kv = config.kv_heads * head_dim;
   DenseWeights::Layer layer;
   layer.attention_norm = packer.vector({{names.attention_norm, hidden}});
-  layer.qkv = packer.matrix(
-      {{names.q_weight, q}, {names.k_weight, kv}, {names.v_weight, kv}}, hidden, dtype);
-  layer.output = packer.matrix({{names.o_weight, hidden}}, q, dtype);
+  layer.qkv =
+      packer.matrix({{names.q_weight, q}, {names.k_weight, kv}, {names.v_weight, kv}}, hidden);
+  layer.output = packer.matrix({{names.o_weight, hidden}}, q);
   if (config.attention_bias)
     layer.qkv_bias = packer.vector({{names.q_bias, q}, {names.k_bias, kv}, {names.v_bias, kv}});
   if (config.output_bias) layer.output_bias = packer.vector({{names.o_bias, hidden}});
@@ -265,7 +223,7 @@ DenseWeights::Layer load_layer(
     return layer;
   }
   // Routing and its weights stay f32 whatever the experts are held in.
-  layer.router = packer.matrix({{names.router, config.moe.experts}}, hidden, DType::f32);
+  layer.router = packer.matrix({{names.router, config.moe.experts}}, hidden, WeightType::f32);
   if (config.moe.selection_bias)
     layer.selection_bias = packer.vector({{names.selection_bias, config.moe.experts}});
   if (config.moe.shared_inter > 0) {
@@ -273,7 +231,7 @@ DenseWeights::Layer load_layer(
                               config.moe.shared_inter);
   }
   if (config.moe.shared_gate)
-    layer.shared_gate = packer.matrix({{names.shared_scale, 1}}, hidden, DType::f32);
+    layer.shared_gate = packer.matrix({{names.shared_scale, 1}}, hidden, WeightType::f32);
   return layer;
 }
 
@@ -318,15 +276,19 @@ GatedFfnWeights at_block(GatedFfnWeights w, const std::byte* block) {
   return w;
 }
 
-DType weight_dtype(const Checkpoint& checkpoint, std::optional<DType> wanted) {
-  if (wanted == DType::f16)
-    fail<ConfigError>("--weights f16: weights are held as f32 or bf16; use one of these");
-  if (wanted) return *wanted;
-  return checkpoint.weight_type() == DType::bf16 ? DType::bf16 : DType::f32;
+WeightChoice choose_weights(const Checkpoint& checkpoint, std::optional<WeightType> wanted) {
+  if (wanted) return {.type = *wanted};
+  switch (checkpoint.config().quantization) {
+    case Quantization::fp8:
+      return {.type = WeightType::fp8, .plain_stays = true};
+    case Quantization::none:
+      break;
+  }
+  return {.type = checkpoint.weight_type() == DType::bf16 ? WeightType::bf16 : WeightType::f32};
 }
 
 DenseWeights load_dense_weights(const Checkpoint& checkpoint,
-                                DType dtype,
+                                const WeightChoice& choice,
                                 ThreadPool& pool,
                                 const LoadProgress& progress) {
   const ModelConfig& config = checkpoint.config();
@@ -337,26 +299,24 @@ DenseWeights load_dense_weights(const Checkpoint& checkpoint,
     total += tensor_bytes(
         checkpoint, [](const TensorSpec& spec) { return spec.role == TensorRole::embedding; });
   }
-  Packer packer(checkpoint, dtype, pool, progress, total);
+  Packer packer(checkpoint, choice, pool, progress, total);
 
   DenseWeights weights;
-  weights.dtype = dtype;
+  weights.dtype = activation_type(choice.type);
   weights.embedding = packer.rows(names.embedding, config.vocab, config.hidden);
   for (int layer = 0; layer < config.layers; ++layer) {
     packer.at(layer);
-    weights.layers.push_back(load_layer(packer, config, names, dtype, config.sparse(layer)));
+    weights.layers.push_back(load_layer(packer, config, names, config.sparse(layer)));
   }
   packer.at(-1);
   weights.final_norm = packer.vector({{names.final_norm, config.hidden}});
-  weights.head =
-      packer.matrix({{config.tied_embeddings ? names.embedding : names.lm_head, config.vocab}},
-                    config.hidden,
-                    dtype);
+  weights.head = packer.matrix(
+      {{config.tied_embeddings ? names.embedding : names.lm_head, config.vocab}}, config.hidden);
   return weights;
 }
 
 ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
-                                  DType dtype,
+                                  const WeightChoice& choice,
                                   const ExpertPlacement& placement,
                                   Rank rank,
                                   ThreadPool& pool,
@@ -369,7 +329,7 @@ ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
               placement.experts(),
               config.layers,
               config.moe.experts);
-  const FfnLayout layout{dtype, config.hidden, config.moe.inter};
+  const FfnLayout layout{choice.type, config.hidden, config.moe.inter};
   ExpertWeights weights;
   for (int layer = 0; layer < config.layers; ++layer) {
     weights.layers.push_back({config.sparse(layer)
@@ -385,7 +345,7 @@ ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
     return static_cast<std::uint64_t>(
         std::ranges::count_if(replicas, [&](SlotId slot) { return map.rank_of(slot) == rank; }));
   };
-  Packer packer(checkpoint, dtype, pool, progress, tensor_bytes(checkpoint, here));
+  Packer packer(checkpoint, choice, pool, progress, tensor_bytes(checkpoint, here));
   for (int layer = 0; layer < config.layers; ++layer) {
     if (config.sparse(layer)) {
       load_slots(packer,
@@ -400,7 +360,7 @@ ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
 }
 
 ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
-                                  DType dtype,
+                                  const WeightChoice& choice,
                                   Rank rank,
                                   int ranks,
                                   ThreadPool& pool,
@@ -408,7 +368,7 @@ ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
   const ModelConfig& config = checkpoint.config();
   const int experts = config.sparse_layers() > 0 ? config.moe.experts : 1;
   return load_expert_weights(checkpoint,
-                             dtype,
+                             choice,
                              ExpertPlacement::identity(config.layers, experts, ranks),
                              rank,
                              pool,

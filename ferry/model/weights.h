@@ -48,7 +48,7 @@ struct DenseWeights {
     OwnedMatrix shared_gate;            // f32 [H, 1]
   };
 
-  DType dtype = DType::f32;  // of weights and activations: f32 or bf16
+  DType dtype = DType::f32;  // of activations and embedding: f32 or bf16
   Buffer embedding;          // [vocab, H] of dtype
   std::vector<float> final_norm;
   OwnedMatrix head;  // [H, vocab]
@@ -76,22 +76,30 @@ GatedFfnWeights at_block(GatedFfnWeights weights, const std::byte* block);
 /// Called with bytes of the checkpoint read and bytes to read in all; from the loading thread.
 using LoadProgress = std::function<void(std::uint64_t done, std::uint64_t total)>;
 
-/// The type weights are held in: what --weights says, else the checkpoint's (f16 is held as f32,
-/// which loses nothing). Throws ConfigError when f16 is wanted.
-DType weight_dtype(const Checkpoint& checkpoint, std::optional<DType> wanted);
+/// How matrices are held. Router, norms and embeddings are not meant: they stay f32, or elements
+/// of the activations' type.
+struct WeightChoice {
+  WeightType type = WeightType::f32;
+  /// Matrices outside the routed experts that the checkpoint does not hold quantised stay so.
+  bool plain_stays = false;
+};
 
-/// Packs all but the routed experts; f32 weights held as bf16 are rounded to nearest even.
+/// What --weights says, else as the checkpoint has them (f16 is held as f32, which loses nothing).
+WeightChoice choose_weights(const Checkpoint& checkpoint, std::optional<WeightType> wanted);
+
+/// Packs all but the routed experts; f32 weights held as bf16 are rounded to nearest even, what is
+/// quantised as docs/numerics.md says.
 /// `progress` may be empty. Throws ModelError naming file, tensor, expected and found shape, before
 /// anything is packed.
 DenseWeights load_dense_weights(const Checkpoint& checkpoint,
-                                DType dtype,
+                                const WeightChoice& choice,
                                 ThreadPool& pool,
                                 const LoadProgress& progress);
 
 /// Packs the routed experts that `rank` holds under `placement`, which has a layer for each of the
 /// model's (those of dense ones are not looked at). As above.
 ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
-                                  DType dtype,
+                                  const WeightChoice& choice,
                                   const ExpertPlacement& placement,
                                   Rank rank,
                                   ThreadPool& pool,
@@ -99,7 +107,7 @@ ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
 
 /// The same under the identity on `ranks` ranks, without replicas.
 ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
-                                  DType dtype,
+                                  const WeightChoice& choice,
                                   Rank rank,
                                   int ranks,
                                   ThreadPool& pool,

@@ -48,13 +48,14 @@ class Experts {
   struct Options {
     int hidden = 0;
     int inter = 0;
-    DType dtype = DType::f32;  ///< of weights and of the rows between the two projections
+    DType dtype = DType::f32;  ///< of rows, also of those between the two projections
     std::int64_t max_rows = 0;
   };
 
   Experts(const Options& options, ThreadPool& pool);
 
-  /// REQUIRES: rows.in_type is the weights' type; weights[l].gate_up.data is not null for every
+  /// REQUIRES: rows.in_type is that of the options, and the activation type of the weights;
+  /// weights[l].gate_up.data is not null for every
   /// slot l with rows.
   void run(const ExpertRows& rows, std::span<const GatedFfnWeights> weights);
 

@@ -40,7 +40,7 @@ class MoeContext {
     bool two_batch_overlap = false;
     int inter = 0;
     int shared_inter = 0;      ///< 0 = no shared expert
-    DType dtype = DType::f32;  ///< weights and activations
+    DType dtype = DType::f32;  ///< of activations
   };
 
   MoeContext(const Options& options, Transport& transport, ThreadPool& pool);

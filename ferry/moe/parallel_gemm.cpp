@@ -5,8 +5,11 @@
 namespace ferry {
 
 GemmScratch::GemmScratch(int threads, DType dtype, std::int64_t max_k) {
-  for (int t = 0; t < threads; ++t)
-    buffers_.emplace_back(kernels().gemm_scratch_bytes(dtype, max_k));
+  std::size_t bytes = 0;
+  for (const WeightType type : weight_types())
+    if (activation_type(type) == dtype)
+      bytes = std::max(bytes, kernels().gemm_scratch_bytes(type, max_k));
+  for (int t = 0; t < threads; ++t) buffers_.emplace_back(bytes);
 }
 
 std::int64_t panel_grain(std::int64_t panels, int threads, Epilogue epilogue) {

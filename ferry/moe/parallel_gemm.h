@@ -9,7 +9,8 @@
 
 namespace ferry {
 
-/// The scratch of the gemm kernels, one piece a thread, for inputs of up to `max_k` elements.
+/// The scratch of the gemm kernels, one piece a thread, for inputs of up to `max_k` elements of
+/// `dtype` and any weights that take them.
 class GemmScratch {
  public:
   GemmScratch(int threads, DType dtype, std::int64_t max_k);

@@ -45,7 +45,7 @@ std::vector<Outcome> generate(const std::string& model,
   {
     ThreadPool loader(1);  // gone again before processes are forked
     dense = std::make_shared<DenseWeights>(
-        load_dense_weights(checkpoint, run.weights, loader, /*progress=*/{}));
+        load_dense_weights(checkpoint, {weight_type(run.weights)}, loader, /*progress=*/{}));
   }
   const ExpertPlacement placement = ExpertPlacement::identity(
       checkpoint.config().layers, checkpoint.config().moe.experts, run.ranks, run.redundant);
@@ -57,7 +57,8 @@ std::vector<Outcome> generate(const std::string& model,
         Decoder decoder(
             checkpoint.config(),
             dense,
-            load_expert_weights(checkpoint, run.weights, placement, transport.rank(), pool, {}),
+            load_expert_weights(
+                checkpoint, {weight_type(run.weights)}, placement, transport.rank(), pool, {}),
             {.max_tokens = run.max_tokens, .dispatch_wire = {}, .combine_wire = {}},
             transport,
             pool);
@@ -229,13 +230,14 @@ TEST(Engine, RunsAgainAfterItRanDry) {
   const std::vector<test::GoldenPrompt> prompts = test::golden_prompts(kModel);
   run_ranks({.transport = "inproc", .ranks = 2}, [&](Transport& transport) {
     ThreadPool pool(1);
-    Decoder decoder(checkpoint.config(),
-                    std::make_shared<DenseWeights>(
-                        load_dense_weights(checkpoint, DType::f32, pool, /*progress=*/{})),
-                    load_expert_weights(checkpoint, DType::f32, transport.rank(), 2, pool, {}),
-                    {.max_tokens = 16, .dispatch_wire = {}, .combine_wire = {}},
-                    transport,
-                    pool);
+    Decoder decoder(
+        checkpoint.config(),
+        std::make_shared<DenseWeights>(
+            load_dense_weights(checkpoint, {WeightType::f32}, pool, /*progress=*/{})),
+        load_expert_weights(checkpoint, {WeightType::f32}, transport.rank(), 2, pool, {}),
+        {.max_tokens = 16, .dispatch_wire = {}, .combine_wire = {}},
+        transport,
+        pool);
     Engine engine({.max_tokens_per_step = 16}, decoder, transport);
     engine.run([](const TokenEvent&) { ADD_FAILURE() << "nothing was asked for"; });
     for (const test::GoldenPrompt& p : prompts) {

@@ -72,15 +72,16 @@ void with_open_engine(const EngineOptions& options,
   const Checkpoint checkpoint = Checkpoint::open(test::data_dir(kModel));
   ThreadPool loader(1);
   const auto dense = std::make_shared<const DenseWeights>(
-      load_dense_weights(checkpoint, DType::f32, loader, /*progress=*/{}));
+      load_dense_weights(checkpoint, {WeightType::f32}, loader, /*progress=*/{}));
   run_ranks({.transport = "inproc", .ranks = ranks}, [&](Transport& transport) {
     ThreadPool pool(1);
-    Decoder decoder(checkpoint.config(),
-                    dense,
-                    load_expert_weights(checkpoint, DType::f32, transport.rank(), ranks, pool, {}),
-                    {.max_tokens = options.max_tokens_per_step},
-                    transport,
-                    pool);
+    Decoder decoder(
+        checkpoint.config(),
+        dense,
+        load_expert_weights(checkpoint, {WeightType::f32}, transport.rank(), ranks, pool, {}),
+        {.max_tokens = options.max_tokens_per_step},
+        transport,
+        pool);
     Engine engine(options, decoder, transport);
     if (transport.rank() != 0) {
       engine.run({});
@@ -222,13 +223,14 @@ TEST(LiveEngine, IdleRankZeroNoticesThatAPeerGaveUp) {
   const auto run = [&] {
     run_ranks({.transport = "inproc", .ranks = 2}, [&](Transport& transport) {
       ThreadPool pool(1);
-      Decoder decoder(checkpoint.config(),
-                      std::make_shared<DenseWeights>(
-                          load_dense_weights(checkpoint, DType::f32, pool, /*progress=*/{})),
-                      load_expert_weights(checkpoint, DType::f32, transport.rank(), 2, pool, {}),
-                      {.max_tokens = 32},
-                      transport,
-                      pool);
+      Decoder decoder(
+          checkpoint.config(),
+          std::make_shared<DenseWeights>(
+              load_dense_weights(checkpoint, {WeightType::f32}, pool, /*progress=*/{})),
+          load_expert_weights(checkpoint, {WeightType::f32}, transport.rank(), 2, pool, {}),
+          {.max_tokens = 32},
+          transport,
+          pool);
       Engine engine(small(), decoder, transport);
       if (transport.rank() == 1) fail<ModelError>("rank 1 has had enough");
       engine.open();

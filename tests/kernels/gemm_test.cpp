@@ -1,6 +1,7 @@
 // gemm: every instruction set gives the scalar one's bytes, and those are the right ones.
 #include <cmath>
 
+#include "ferry/kernels/cpu/tables.h"
 #include "kernels/kernel_testing.h"
 
 namespace ferry::testing {
@@ -8,7 +9,7 @@ namespace ferry::testing {
 namespace {
 
 struct Case {
-  DType dtype = DType::f32;
+  WeightType type = WeightType::f32;
   std::int64_t rows = 0;
   std::int64_t k = 0;
   std::int64_t n = 0;
@@ -21,10 +22,12 @@ struct Case {
   bool gated() const { return epilogue == Epilogue::gated_silu; }
 
   std::int64_t columns() const { return gated() ? n / 2 : n; }
+
+  DType in_type() const { return activation_type(type); }
 };
 
 std::ostream& operator<<(std::ostream& out, const Case& c) {
-  return out << dtype_name(c.dtype) << " rows " << c.rows << " k " << c.k << " n " << c.n
+  return out << weight_type_name(c.type) << " rows " << c.rows << " k " << c.k << " n " << c.n
              << (c.gated() ? " gated" : "") << " out " << dtype_name(c.out_type)
              << (c.bias ? " bias" : "") << (c.pointers ? " pointers" : "");
 }
@@ -35,13 +38,13 @@ class Problem {
   explicit Problem(const Case& c, std::uint32_t seed = 1)
       : case_(c),
         random_(seed),
-        weights_(random_, c.dtype, c.k, c.n, c.values, c.gated()),
+        weights_(random_, c.type, c.k, c.n, c.values, c.gated()),
         bias_(random_.row(c.n, c.values)),
-        in_stride_((c.k + 3) * size_of(c.dtype)),
+        in_stride_((c.k + 3) * size_of(c.in_type())),
         out_stride_((c.columns() + 1) * size_of(c.out_type)),
         in_values_(random_.row((c.k + 3) * (c.rows + 1), c.values)),
-        in_(to_type(in_values_, c.dtype)) {
-    in_values_ = to_floats(in_.data(), c.dtype, static_cast<std::int64_t>(in_values_.size()));
+        in_(to_type(in_values_, c.in_type())) {
+    in_values_ = to_floats(in_.data(), c.in_type(), static_cast<std::int64_t>(in_values_.size()));
     for (std::int64_t r = c.rows; r-- > 0;) pointers_.push_back(row(r));
   }
 
@@ -61,6 +64,16 @@ class Problem {
     return weights_.values[static_cast<std::size_t>(column * case_.k + i)];
   }
 
+  /// With its scale.
+  double weight_value(std::int64_t i, std::int64_t column) const {
+    const double code = weight(i, column);
+    if (!is_quantized(case_.type)) return code;
+    const std::int64_t group = case_.type == WeightType::int8   ? case_.k
+                               : case_.type == WeightType::int4 ? kInt4Group
+                                                                : kFp8Block;
+    return code * weights_.scale(column, i / group);
+  }
+
   float bias(std::int64_t column) const { return bias_[static_cast<std::size_t>(column)]; }
 
   std::vector<std::byte> blank() const {
@@ -75,7 +88,7 @@ class Problem {
            std::int64_t rows,
            std::int64_t first_panel,
            std::int64_t last_panel) const {
-    std::vector<std::byte> scratch(kernels.gemm_scratch_bytes(case_.dtype, case_.k));
+    std::vector<std::byte> scratch(kernels.gemm_scratch_bytes(case_.type, case_.k));
     GemmArgs args;
     args.in =
         case_.pointers ? RowsView{nullptr, 0, pointers_.data()} : RowsView{row(0), in_stride_};
@@ -106,7 +119,7 @@ class Problem {
   static std::int64_t size_of(DType type) { return static_cast<std::int64_t>(dtype_bytes(type)); }
 
   const std::byte* row(std::int64_t r) const {
-    return in_.data() + r * in_stride_ + size_of(case_.dtype);
+    return in_.data() + r * in_stride_ + size_of(case_.in_type());
   }
 
   Case case_;
@@ -130,23 +143,78 @@ Case with_variant(Case c, std::uint32_t variant) {
   return c;
 }
 
-/// The same sums by plain loops, straight from the contract in kernels.h.
-float contract_sum(const Problem& problem, const Case& c, std::int64_t r, std::int64_t column) {
+/// Pairs of k as bf16 and fp8 weights sum them, over k from `first` to `end`.
+float pair_sum(const Problem& problem,
+               const Case& c,
+               std::int64_t r,
+               std::int64_t column,
+               std::int64_t first,
+               std::int64_t end,
+               float factor) {
   float sum = 0;
-  if (c.dtype == DType::f32) {
-    for (std::int64_t i = 0; i < c.k; ++i)
-      sum = std::fmaf(problem.in(r, i), problem.weight(i, column), sum);
-    return sum;
-  }
-  for (std::int64_t block = 0; block < c.k; block += 32) {
+  for (std::int64_t block = first; block < end; block += 32) {
     float chains[2] = {0, 0};
     for (std::int64_t i = block; i < block + 32; ++i) {
       const float x = i < c.k ? problem.in(r, i) : 0;
-      const float w = i < c.k ? problem.weight(i, column) : 0;
+      const float w = i < c.k ? problem.weight(i, column) * factor : 0;
       chains[i % 2] = std::fmaf(x, w, chains[i % 2]);
     }
     const float both = chains[0] + chains[1];
     sum = sum + both;
+  }
+  return sum;
+}
+
+/// A row rounded to int8, as docs/numerics.md says.
+struct RoundedRow {
+  float scale = 0;
+  std::vector<int> codes;
+
+  RoundedRow(const Problem& problem, const Case& c, std::int64_t r) {
+    float greatest = 0;
+    for (std::int64_t i = 0; i < c.k; ++i)
+      greatest = std::max(greatest, std::abs(problem.in(r, i)));
+    scale = std::max(greatest / 127.0F, 0x1p-126F);
+    const float inverse = 1.0F / scale;
+    for (std::int64_t i = 0; i < c.k; ++i)
+      codes.push_back(static_cast<int>(std::nearbyint(problem.in(r, i) * inverse)));
+  }
+};
+
+float int_sum(const Problem& problem, const Case& c, std::int64_t r, std::int64_t column) {
+  const RoundedRow row(problem, c, r);
+  const std::int64_t group = c.type == WeightType::int4 ? kInt4Group : c.k;
+  float total = 0;
+  for (std::int64_t g = 0; g * group < c.k; ++g) {
+    std::int64_t exact = 0;
+    for (std::int64_t i = g * group; i < std::min(c.k, (g + 1) * group); ++i)
+      exact += row.codes[static_cast<std::size_t>(i)] *
+               static_cast<std::int64_t>(problem.weight(i, column));
+    total = std::fmaf(static_cast<float>(exact), problem.weights().scale(column, g), total);
+  }
+  return total * row.scale;
+}
+
+/// The same sums by plain loops, straight from the contract in kernels.h.
+float contract_sum(const Problem& problem, const Case& c, std::int64_t r, std::int64_t column) {
+  float sum = 0;
+  switch (c.type) {
+    case WeightType::f32:
+      for (std::int64_t i = 0; i < c.k; ++i)
+        sum = std::fmaf(problem.in(r, i), problem.weight(i, column), sum);
+      return sum;
+    case WeightType::bf16:
+      return pair_sum(problem, c, r, column, 0, c.k, 1.0F);
+    case WeightType::fp8:
+      for (std::int64_t first = 0; first < c.k; first += kFp8Block) {
+        const float part =
+            pair_sum(problem, c, r, column, first, std::min(c.k, first + kFp8Block), 0x1p-8F);
+        sum = std::fmaf(part, problem.weights().scale(column, first / kFp8Block) * 0x1p8F, sum);
+      }
+      return sum;
+    case WeightType::int8:
+    case WeightType::int4:
+      return int_sum(problem, c, r, column);
   }
   return sum;
 }
@@ -167,14 +235,13 @@ class GemmOfFasterIsa : public PerIsa {};
 
 TEST_P(GemmOfFasterIsa, EqualsScalarAsBytesOnRaggedShapes) {
   std::uint32_t variant = 0;
-  for (const DType dtype : {DType::bf16, DType::f32}) {
+  for (const WeightType type : weight_types()) {
     for (const std::int64_t rows : kRows) {
       for (const std::int64_t k : kDepths) {
         for (const std::int64_t n : kColumns) {
           variant = variant * 1664525 + 1013904223;
           if ((variant >> 16) % kEveryNthShape != 0) continue;
-          const Case c =
-              with_variant({.dtype = dtype, .rows = rows, .k = k, .n = n}, variant >> 24);
+          const Case c = with_variant({.type = type, .rows = rows, .k = k, .n = n}, variant >> 24);
           const Problem problem(c, variant);
           ASSERT_TRUE(same_bytes(problem.run(fast()), problem.run(scalar()), c.out_type)) << c;
         }
@@ -184,9 +251,9 @@ TEST_P(GemmOfFasterIsa, EqualsScalarAsBytesOnRaggedShapes) {
 }
 
 TEST_P(GemmOfFasterIsa, EqualsScalarOnLongSums) {
-  for (const DType dtype : {DType::bf16, DType::f32}) {
+  for (const WeightType type : weight_types()) {
     for (const std::int64_t rows : {1, 20}) {
-      const Case c{.dtype = dtype, .rows = rows, .k = 2080, .n = 48, .values = Values::mixed};
+      const Case c{.type = type, .rows = rows, .k = 2080, .n = 48, .values = Values::mixed};
       const Problem problem(c);
       EXPECT_TRUE(same_bytes(problem.run(fast()), problem.run(scalar()), c.out_type)) << c;
     }
@@ -194,16 +261,36 @@ TEST_P(GemmOfFasterIsa, EqualsScalarOnLongSums) {
 }
 
 TEST_P(GemmOfFasterIsa, TakesMoreRowsThanItsScratchHolds) {
-  const Case c{.dtype = DType::bf16, .rows = 300, .k = 40, .n = 16};
-  const Problem problem(c);
-  EXPECT_TRUE(same_bytes(problem.run(fast()), problem.run(scalar()), c.out_type));
+  for (const WeightType type : weight_types()) {
+    const Case c{.type = type, .rows = 300, .k = 40, .n = 16};
+    const Problem problem(c);
+    EXPECT_TRUE(same_bytes(problem.run(fast()), problem.run(scalar()), c.out_type)) << c;
+  }
 }
 
+#if defined(__x86_64__)
+
+TEST(Avx512Gemm, GivesTheSameBytesWithoutVnni) {
+  if (!isa_supported(Isa::avx512)) GTEST_SKIP() << "this machine has no avx512";
+  const FlushDenormals flush;
+  for (const WeightType type : {WeightType::int8, WeightType::int4}) {
+    for (const std::int64_t rows : {1, 2, 7}) {
+      const Case c{.type = type, .rows = rows, .k = 200, .n = 72, .values = Values::mixed};
+      const Problem problem(c);
+      EXPECT_TRUE(
+          same_bytes(problem.run(cpu::kAvx512), problem.run(kernels_for(Isa::scalar)), c.out_type))
+          << c;
+    }
+  }
+}
+
+#endif
+
 TEST_P(GemmOfFasterIsa, SurvivesInfinitiesAndNan) {
-  for (const DType dtype : {DType::bf16, DType::f32}) {
+  for (const WeightType type : weight_types()) {
     for (const std::int64_t rows : {1, 20}) {
       for (const Epilogue epilogue : {Epilogue::store, Epilogue::gated_silu}) {
-        const Case c{.dtype = dtype,
+        const Case c{.type = type,
                      .rows = rows,
                      .k = 8,
                      .n = 64,
@@ -218,8 +305,8 @@ TEST_P(GemmOfFasterIsa, SurvivesInfinitiesAndNan) {
 }
 
 TEST_P(GemmOfIsa, RowDependsOnNoOtherRow) {
-  for (const DType dtype : {DType::bf16, DType::f32}) {
-    const Case c{.dtype = dtype, .rows = 70, .k = 104, .n = 80, .values = Values::mixed};
+  for (const WeightType type : weight_types()) {
+    const Case c{.type = type, .rows = 70, .k = 104, .n = 80, .values = Values::mixed};
     const Problem problem(c);
     auto alone = problem.blank();
     for (std::int64_t r = 0; r < c.rows; ++r) problem.run(fast(), alone, r, 1, 0, problem.panels());
@@ -233,9 +320,11 @@ TEST_P(GemmOfIsa, RowDependsOnNoOtherRow) {
 }
 
 TEST_P(GemmOfIsa, SplitOfPanelsChangesNothing) {
-  for (const Epilogue epilogue : {Epilogue::store, Epilogue::gated_silu}) {
+  std::uint32_t variant = 0;
+  for (const WeightType type : weight_types()) {
     for (const std::int64_t rows : {1, 40}) {
-      const Case c{.dtype = DType::bf16, .rows = rows, .k = 72, .n = 176, .epilogue = epilogue};
+      const Epilogue epilogue = ++variant % 2 == 0 ? Epilogue::store : Epilogue::gated_silu;
+      const Case c{.type = type, .rows = rows, .k = 72, .n = 176, .epilogue = epilogue};
       const Problem problem(c);
       const auto whole = problem.run(fast());
       for (const std::int64_t step : {2, 4, 6}) {
@@ -249,7 +338,7 @@ TEST_P(GemmOfIsa, SplitOfPanelsChangesNothing) {
 }
 
 TEST_P(GemmOfIsa, WritesOnlyItsPanels) {
-  const Case c{.dtype = DType::bf16, .rows = 20, .k = 32, .n = 64};
+  const Case c{.type = WeightType::bf16, .rows = 20, .k = 32, .n = 64};
   const Problem problem(c);
   auto out = problem.blank();
   problem.run(fast(), out, 0, c.rows, 1, 3);
@@ -275,9 +364,9 @@ INSTANTIATE_TEST_SUITE_P(Kernels,
 
 TEST(ScalarGemm, SumsInTheOrderOfTheContract) {
   const FlushDenormals flush;
-  for (const DType dtype : {DType::bf16, DType::f32}) {
+  for (const WeightType type : weight_types()) {
     for (const std::int64_t k : {1, 31, 33, 200}) {
-      const Case c{.dtype = dtype, .rows = 5, .k = k, .n = 33, .values = Values::mixed};
+      const Case c{.type = type, .rows = 5, .k = k, .n = 33, .values = Values::mixed};
       const Problem problem(c);
       const auto out = problem.run(kernels_for(Isa::scalar));
       for (std::int64_t r = 0; r < c.rows; ++r) {
@@ -294,23 +383,25 @@ TEST(ScalarGemm, SumsInTheOrderOfTheContract) {
 struct Exact {
   double sum = 0;
   double magnitude = 0;
+  double weights = 0;  ///< sum of the weights' magnitudes
 };
 
 Exact exact_sum(const Problem& problem, const Case& c, std::int64_t r, std::int64_t column) {
   Exact exact;
   for (std::int64_t i = 0; i < c.k; ++i) {
-    const double product = static_cast<double>(problem.in(r, i)) * problem.weight(i, column);
+    const double product = static_cast<double>(problem.in(r, i)) * problem.weight_value(i, column);
     exact.sum += product;
     exact.magnitude += std::abs(product);
+    exact.weights += std::abs(problem.weight_value(i, column));
   }
   return exact;
 }
 
 TEST(ScalarGemm, AgreesWithDoublePrecision) {
   const FlushDenormals flush;
-  for (const DType dtype : {DType::bf16, DType::f32}) {
+  for (const WeightType type : weight_types()) {
     for (const std::int64_t k : {1, 33, 200}) {
-      const Case c{.dtype = dtype, .rows = 7, .k = k, .n = 40, .bias = true, .pointers = true};
+      const Case c{.type = type, .rows = 7, .k = k, .n = 40, .bias = true, .pointers = true};
       const Problem problem(c);
       const auto out = problem.run(kernels_for(Isa::scalar));
       for (std::int64_t r = 0; r < c.rows; ++r) {
@@ -318,8 +409,12 @@ TEST(ScalarGemm, AgreesWithDoublePrecision) {
         for (std::int64_t column = 0; column < c.n; ++column) {
           const Exact exact = exact_sum(problem, c, r, column);
           const double bias = problem.bias(column);
-          const double bound =
-              static_cast<double>(k + 2) * 0x1p-24 * (exact.magnitude + std::abs(bias));
+          double bound = static_cast<double>(k + 2) * 0x1p-24 * (exact.magnitude + std::abs(bias));
+          if (type == WeightType::int8 || type == WeightType::int4) {
+            // Each number of the row moves by half a unit at most, times the roundings of the unit.
+            const double half_unit = RoundedRow(problem, c, r).scale / 2 * (1 + 0x1p-16);
+            bound += half_unit * exact.weights;
+          }
           ASSERT_NEAR(row[static_cast<std::size_t>(column)], exact.sum + bias, bound) << c;
         }
       }
@@ -329,7 +424,8 @@ TEST(ScalarGemm, AgreesWithDoublePrecision) {
 
 TEST(ScalarGemm, GatedSiluAgreesWithDoublePrecision) {
   const FlushDenormals flush;
-  const Case c{.dtype = DType::bf16, .rows = 7, .k = 40, .n = 80, .epilogue = Epilogue::gated_silu};
+  const Case c{
+      .type = WeightType::bf16, .rows = 7, .k = 40, .n = 80, .epilogue = Epilogue::gated_silu};
   const Problem problem(c);
   const auto out = problem.run(kernels_for(Isa::scalar));
   for (std::int64_t r = 0; r < c.rows; ++r) {

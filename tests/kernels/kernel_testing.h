@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -72,33 +73,90 @@ inline std::vector<float> to_floats(const std::byte* row, DType type, std::int64
 }
 
 /// A weight matrix and its packed form. For gate and up: `n` columns of which the first half are
-/// gate's, packed panel by panel in turns.
+/// gate's, packed panel by panel in turns, and quantised apart.
 struct Weights {
   PackedMatrix packed;
-  std::vector<float> values;  ///< [n, k], rounded to the packed type
+  std::vector<float> values;  ///< [n, k], as held; codes without their scales
+  std::vector<float> scales;  ///< [n][weight_groups] of quantised types
   Buffer memory;
 
-  Weights(
-      RandomValues& random, DType dtype, std::int64_t k, std::int64_t n, Values kind, bool gated) {
+  Weights(RandomValues& random,
+          WeightType type,
+          std::int64_t k,
+          std::int64_t n,
+          Values kind,
+          bool gated) {
     const std::vector<float> wanted = random.row(n * k, kind);
-    const std::vector<std::byte> source = to_type(wanted, dtype);
-    values = to_floats(source.data(), dtype, n * k);
-    packed = {dtype, k, n, nullptr};
+    packed = {type, k, n, nullptr};
     const std::int64_t panels = gated ? packed.gated_panels() : packed.panels();
     memory = Buffer(static_cast<std::size_t>(panels) * packed.panel_bytes() + 1);
     packed.data = memory.data();
-    PackArgs args{.dtype = dtype,
-                  .source = source.data(),
-                  .source_type = dtype,
-                  .k = k,
-                  .n = gated ? n / 2 : n,
-                  .out = memory.data(),
-                  .panel_step = gated ? 2 : 1};
+    const std::int64_t part = gated ? n / 2 : n;
+    for (std::int64_t first = 0; first < n; first += part) {
+      const auto begin = wanted.begin() + first * k;
+      add(type, {begin, begin + part * k}, part, gated ? 2 : 1, first == 0 ? 0 : 1);
+    }
+  }
+
+  float scale(std::int64_t column, std::int64_t group) const {
+    const std::int64_t groups = weight_groups(packed.type, packed.k);
+    return scales[static_cast<std::size_t>(column * groups + group)];
+  }
+
+ private:
+  void add(WeightType type,
+           const std::vector<float>& wanted,
+           std::int64_t n,
+           std::int64_t panel_step,
+           std::int64_t first_panel) {
+    const DType dtype = activation_type(type);
+    const std::vector<std::byte> source = to_type(wanted, dtype);
+    PackArgs args{
+        .type = type,
+        .source = source.data(),
+        .source_type = dtype,
+        .k = packed.k,
+        .n = n,
+        .out = memory.data() + first_panel * static_cast<std::int64_t>(packed.panel_bytes()),
+        .panel_step = panel_step};
+    QuantizedMatrix quantized;
+    if (is_quantized(type)) {
+      quantized = quantize_matrix(type, source.data(), dtype, n, packed.k);
+      args.source = quantized.codes.data();
+      args.scales = quantized.scales.data();
+      args.scale_rows = rows_per_scale(type);
+      keep(type, quantized, n);
+    } else {
+      const auto plain = to_floats(source.data(), dtype, n * packed.k);
+      values.insert(values.end(), plain.begin(), plain.end());
+    }
     pack_matrix(args);
-    if (!gated) return;
-    args.source += static_cast<std::size_t>(n / 2 * k) * dtype_bytes(dtype);
-    args.out += packed.panel_bytes();
-    pack_matrix(args);
+  }
+
+  void keep(WeightType type, const QuantizedMatrix& quantized, std::int64_t n) {
+    const std::int64_t groups = weight_groups(type, packed.k);
+    for (std::int64_t row = 0; row < n; ++row) {
+      const std::byte* codes = quantized.codes.data() + row * code_row_bytes(type, packed.k);
+      for (std::int64_t i = 0; i < packed.k; ++i) values.push_back(value_of(type, codes, i));
+      for (std::int64_t g = 0; g < groups; ++g) {
+        scales.push_back(
+            quantized.scales[static_cast<std::size_t>(row / rows_per_scale(type) * groups + g)]);
+      }
+    }
+  }
+
+  static float value_of(WeightType type, const std::byte* codes, std::int64_t i) {
+    if (type == WeightType::int8) return static_cast<float>(static_cast<std::int8_t>(codes[i]));
+    if (type == WeightType::int4)
+      return static_cast<float>(std::to_integer<int>(codes[i / 2] >> (i % 2 * 4) & std::byte{15})) -
+             8.0F;
+    const int code = std::to_integer<int>(codes[i]);
+    const int exponent = code >> 3 & 15;
+    const int mantissa = code & 7;
+    const float magnitude = exponent == 0
+                                ? std::ldexp(static_cast<float>(mantissa), -9)
+                                : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
+    return code < 128 ? magnitude : -magnitude;
   }
 };
 

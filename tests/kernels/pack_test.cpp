@@ -5,15 +5,16 @@ namespace ferry::testing {
 
 namespace {
 
-/// Element (k, column) of a packed matrix, by the layout that kernels.h states.
+/// Element (k, column) of a packed matrix, by the layout that packed_matrix.h states.
 float packed_at(const PackedMatrix& m, std::int64_t k, std::int64_t column) {
   const std::byte* panel =
       m.data + column / kPanelColumns * static_cast<std::int64_t>(m.panel_bytes());
   const std::int64_t c = column % kPanelColumns;
   const std::int64_t at =
-      m.dtype == DType::f32 ? k * kPanelColumns + c : (k / 2 * kPanelColumns + c) * 2 + k % 2;
-  const auto size = static_cast<std::int64_t>(dtype_bytes(m.dtype));
-  return to_floats(panel + at * size, m.dtype, 1)[0];
+      m.type == WeightType::f32 ? k * kPanelColumns + c : (k / 2 * kPanelColumns + c) * 2 + k % 2;
+  const DType dtype = activation_type(m.type);
+  const auto size = static_cast<std::int64_t>(dtype_bytes(dtype));
+  return to_floats(panel + at * size, dtype, 1)[0];
 }
 
 TEST(PackMatrix, PutsEveryElementAtItsPlaceAndZerosElsewhere) {
@@ -24,11 +25,11 @@ TEST(PackMatrix, PutsEveryElementAtItsPlaceAndZerosElsewhere) {
         for (const std::int64_t n : {1, 16, 40}) {
           const auto source = to_type(random.row(n * k), source_type);
           const auto values = to_floats(source.data(), source_type, n * k);
-          PackedMatrix packed{dtype, k, n, nullptr};
+          PackedMatrix packed{weight_type(dtype), k, n, nullptr};
           std::vector<std::byte> memory(
               static_cast<std::size_t>(packed.panels()) * packed.panel_bytes(), std::byte{0x77});
           packed.data = memory.data();
-          pack_matrix({.dtype = dtype,
+          pack_matrix({.type = weight_type(dtype),
                        .source = source.data(),
                        .source_type = source_type,
                        .k = k,
@@ -55,9 +56,9 @@ TEST(PackMatrix, PutsEveryElementAtItsPlaceAndZerosElsewhere) {
 TEST(PackMatrix, PanelStepLeavesTheOtherPanelsAlone) {
   RandomValues random(12);
   const auto source = to_type(random.row(40 * 8), DType::f32);
-  const std::size_t panel_bytes = PackedMatrix::packed_panel_bytes(DType::f32, 8);
+  const std::size_t panel_bytes = PackedMatrix::packed_panel_bytes(WeightType::f32, 8);
   std::vector<std::byte> memory(6 * panel_bytes, std::byte{0x77});
-  pack_matrix({.dtype = DType::f32,
+  pack_matrix({.type = WeightType::f32,
                .source = source.data(),
                .source_type = DType::f32,
                .k = 8,
@@ -68,7 +69,7 @@ TEST(PackMatrix, PanelStepLeavesTheOtherPanelsAlone) {
     for (std::size_t i = 0; i < panel_bytes; ++i)
       ASSERT_EQ(memory[panel * panel_bytes + i], std::byte{0x77}) << "panel " << panel;
   std::vector<std::byte> plain(3 * panel_bytes);
-  pack_matrix({.dtype = DType::f32,
+  pack_matrix({.type = WeightType::f32,
                .source = source.data(),
                .source_type = DType::f32,
                .k = 8,

@@ -28,7 +28,7 @@ TEST(Peaks, OperationsGrowWithTheRounds) {
   const FlushDenormals flush;
   for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx}) {
     if (!isa_supported(isa)) continue;
-    for (const DType weights : {DType::f32, DType::bf16}) {
+    for (const WeightType weights : weight_types()) {
       const std::uint64_t once = kernels_for(isa).multiply_in_registers(weights, 1);
       EXPECT_GT(once, 0U);
       EXPECT_EQ(kernels_for(isa).multiply_in_registers(weights, 1000), 1000 * once);

@@ -66,11 +66,13 @@ TEST(KernelRegistryDeathTest, UnknownNameIsAConfigErrorThatListsWhatThereIs) {
 TEST(KernelRegistry, ScratchGrowsWithDepth) {
   for (const Isa isa : kAllIsas) {
     if (!isa_supported(isa)) continue;
-    std::size_t before = 0;
-    for (std::int64_t k = 1; k < 20000; k += 37) {
-      const std::size_t bytes = kernels_for(isa).gemm_scratch_bytes(DType::bf16, k);
-      ASSERT_GE(bytes, before) << isa_name(isa) << " k " << k;
-      before = bytes;
+    for (const WeightType type : weight_types()) {
+      std::size_t before = 0;
+      for (std::int64_t k = 1; k < 20000; k += 37) {
+        const std::size_t bytes = kernels_for(isa).gemm_scratch_bytes(type, k);
+        ASSERT_GE(bytes, before) << isa_name(isa) << " " << weight_type_name(type) << " k " << k;
+        before = bytes;
+      }
     }
   }
 }

@@ -1,5 +1,6 @@
 #include "ferry/model/decoder.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <bit>
@@ -51,7 +52,7 @@ class Golden : public testing::TestWithParam<const char*> {
 };
 
 TEST_P(Golden, LogitsInF32AgreeWithTransformers) {
-  const Logits logits = test::run_model(model(), sequences_, {.weights = DType::f32});
+  const Logits logits = test::run_model(model(), sequences_, {.weights = WeightType::f32});
   for (std::size_t s = 0; s < prompts_.size(); ++s) {
     const std::vector<float> expected = expected_logits(prompts_[s]);
     const auto [low, high] = std::minmax_element(expected.begin(), expected.end());
@@ -65,7 +66,8 @@ TEST_P(Golden, LogitsInF32AgreeWithTransformers) {
 }
 
 TEST_P(Golden, GreedyContinuationIsThatOfTransformers) {
-  const Logits logits = test::run_model(model(), sequences_, {.weights = DType::f32, .chunk = 1});
+  const Logits logits =
+      test::run_model(model(), sequences_, {.weights = WeightType::f32, .chunk = 1});
   for (std::size_t s = 0; s < prompts_.size(); ++s) {
     const std::size_t vocab = logits[s].size() / sequences_[s].size();
     std::vector<std::int32_t> greedy;
@@ -77,25 +79,35 @@ TEST_P(Golden, GreedyContinuationIsThatOfTransformers) {
   }
 }
 
-TEST_P(Golden, Bf16WeightsStayClose) {
-  const Logits logits = test::run_model(model(), sequences_, {.weights = DType::bf16});
-  for (std::size_t s = 0; s < prompts_.size(); ++s) {
-    const std::vector<float>& expected = prompts_[s].logits;
-    EXPECT_LT(test::calc_diff({logits[s].data(), expected.size()}, expected), 1e-3)
-        << "prompt of " << prompts_[s].prompt.size();
+/// docs/numerics.md has what the models' errors are.
+TEST_P(Golden, RoundedWeightsStayClose) {
+  const std::pair<WeightType, double> bounds[] = {{WeightType::bf16, 1e-3},
+                                                  {WeightType::int8, 4e-3},
+                                                  {WeightType::fp8, 3e-2},
+                                                  {WeightType::int4, 0.15}};
+  for (const auto& [weights, bound] : bounds) {
+    const Logits logits = test::run_model(model(), sequences_, {.weights = weights});
+    double worst = 0;
+    for (std::size_t s = 0; s < prompts_.size(); ++s) {
+      const std::vector<float>& expected = prompts_[s].logits;
+      worst = std::max(worst, test::calc_diff({logits[s].data(), expected.size()}, expected));
+    }
+    EXPECT_LT(worst, bound) << weight_type_name(weights);
+    RecordProperty(std::string(weight_type_name(weights)), fmt::format("{:.1e}", worst));
+    fmt::print("{}, {}: {:.1e} from f32\n", model(), weight_type_name(weights), worst);
   }
 }
 
 /// All ways to run must give the bytes of the plainest one.
 TEST_P(Golden, BytesDependOnNothingButTheTokens) {
-  for (const DType weights : {DType::f32, DType::bf16}) {
+  for (const WeightType weights : weight_types()) {
     const Logits plain =
         test::run_model(model(), sequences_, {.weights = weights, .together = false});
     const auto check = [&](test::ModelRun run, const std::string& what) {
       run.weights = weights;
       expect_same_bytes(test::run_model(model(), sequences_, run),
                         plain,
-                        std::string(dtype_name(weights)) + " " + what);
+                        std::string(weight_type_name(weights)) + " " + what);
     };
     check({}, "among others");
     check({.chunk = 1}, "token by token");
@@ -151,8 +163,8 @@ class SmallDecoder : public testing::Test {
       ThreadPool pool(1);
       Decoder decoder(checkpoint_.config(),
                       std::make_shared<const DenseWeights>(
-                          load_dense_weights(checkpoint_, DType::bf16, pool, {})),
-                      load_expert_weights(checkpoint_, DType::bf16, 0, 1, pool, {}),
+                          load_dense_weights(checkpoint_, {WeightType::bf16}, pool, {})),
+                      load_expert_weights(checkpoint_, {WeightType::bf16}, 0, 1, pool, {}),
                       {.max_tokens = 8, .dispatch_wire = {}, .combine_wire = {}},
                       transport,
                       pool);

@@ -39,7 +39,7 @@ class Truth {
  public:
   Truth(const Checkpoint& checkpoint, DType dtype) {
     ThreadPool pool(1);
-    weights_ = load_expert_weights(checkpoint, dtype, 0, 1, pool, {});
+    weights_ = load_expert_weights(checkpoint, {weight_type(dtype)}, 0, 1, pool, {});
   }
 
   const GatedFfnWeights& expert(std::size_t layer, ExpertId e) const {
@@ -98,7 +98,7 @@ TEST(ExpertMoves, RandomTransitionsKeepEveryByteOfRealWeights) {
     const ExpertPlacement start =
         ExpertPlacement::identity(config.layers, config.moe.experts, kRanks, kRedundant);
     const ExpertWeights weights =
-        load_expert_weights(checkpoint, DType::bf16, start, transport.rank(), pool, {});
+        load_expert_weights(checkpoint, {WeightType::bf16}, start, transport.rank(), pool, {});
     Buffer spare;
     const std::size_t block = expert_block_bytes(weights.layers.front().slots.front());
     ExpertMover mover(

@@ -49,10 +49,10 @@ float as_bf16(float x) {
   return x;
 }
 
-/// Element k of a column of a panel, as the layout in kernels.h says.
+/// Element k of a column of a panel, as the layout in packed_matrix.h says.
 float packed_at(const PackedMatrix& m, std::int64_t panel, std::int64_t column, std::int64_t k) {
   const std::byte* base = m.data + static_cast<std::size_t>(panel) * m.panel_bytes();
-  if (m.dtype == DType::f32) {
+  if (m.type == WeightType::f32) {
     float x;
     std::memcpy(&x, base + (k * kPanelColumns + column) * 4, 4);
     return x;
@@ -71,7 +71,7 @@ void expect_columns(const PackedMatrix& m, std::int64_t first, const Stored& sto
   std::int64_t differ = 0;
   for (std::int64_t r = 0; r < stored.rows(); ++r) {
     for (std::int64_t k = 0; k < m.k; ++k) {
-      const float want = m.dtype == DType::bf16 ? as_bf16(stored.at(r, k)) : stored.at(r, k);
+      const float want = m.type == WeightType::bf16 ? as_bf16(stored.at(r, k)) : stored.at(r, k);
       const std::int64_t c = first + r;
       differ += packed_at(m, c / kPanelColumns, c % kPanelColumns, k) != want ? 1 : 0;
     }
@@ -89,7 +89,7 @@ void expect_gate_up(const PackedMatrix& m, const Stored& gate, const Stored& up)
       const std::int64_t row = panel / 2 * kPanelColumns + c;
       for (std::int64_t k = 0; k < m.k; ++k) {
         float want = row < source.rows() ? source.at(row, k) : 0.0F;
-        if (m.dtype == DType::bf16) want = as_bf16(want);
+        if (m.type == WeightType::bf16) want = as_bf16(want);
         differ += packed_at(m, panel, c, k) != want ? 1 : 0;
       }
     }
@@ -124,7 +124,7 @@ class Weights : public testing::TestWithParam<const char*> {
 
 TEST_P(Weights, AttentionStandsSideBySide) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
-    const DenseWeights weights = load_dense_weights(checkpoint_, dtype, pool_, {});
+    const DenseWeights weights = load_dense_weights(checkpoint_, {weight_type(dtype)}, pool_, {});
     const std::int64_t h = config_.hidden;
     const std::int64_t q = config_.heads * config_.head_dim;
     const std::int64_t kv = config_.kv_heads * config_.head_dim;
@@ -151,7 +151,7 @@ TEST_P(Weights, AttentionStandsSideBySide) {
 TEST_P(Weights, FeedForwardBlocksAlternateGateAndUp) {
   const MoeConfig& moe = config_.moe;
   for (const DType dtype : {DType::f32, DType::bf16}) {
-    const DenseWeights weights = load_dense_weights(checkpoint_, dtype, pool_, {});
+    const DenseWeights weights = load_dense_weights(checkpoint_, {weight_type(dtype)}, pool_, {});
     for (int layer = 0; layer < config_.layers; ++layer) {
       const DenseWeights::Layer& l = weights.layers[static_cast<std::size_t>(layer)];
       if (!config_.sparse(layer)) {
@@ -163,7 +163,7 @@ TEST_P(Weights, FeedForwardBlocksAlternateGateAndUp) {
         EXPECT_EQ(l.router.view.data, nullptr);
         continue;
       }
-      EXPECT_EQ(l.router.view.dtype, DType::f32);
+      EXPECT_EQ(l.router.view.type, WeightType::f32);
       expect_columns(l.router.view, 0, stored(names_.router, {moe.experts, config_.hidden}, layer));
       if (moe.shared_inter > 0) {
         expect_ffn(l.shared.view,
@@ -181,7 +181,7 @@ TEST_P(Weights, EveryExpertLiesInItsSlotAndEmptySlotsCostNothing) {
   for (const int ranks : {1, 2, 3, 4}) {
     for (Rank rank = 0; rank < ranks; ++rank) {
       const ExpertWeights weights =
-          load_expert_weights(checkpoint_, DType::bf16, rank, ranks, pool_, {});
+          load_expert_weights(checkpoint_, {WeightType::bf16}, rank, ranks, pool_, {});
       for (int layer = 0; layer < config_.layers; ++layer) {
         const ExpertWeights::Layer& l = weights.layers[static_cast<std::size_t>(layer)];
         if (!config_.sparse(layer)) {
@@ -211,7 +211,7 @@ TEST_P(Weights, EveryExpertLiesInItsSlotAndEmptySlotsCostNothing) {
 }
 
 TEST_P(Weights, EmbeddingAndHeadHoldTheVocabulary) {
-  const DenseWeights weights = load_dense_weights(checkpoint_, DType::f32, pool_, {});
+  const DenseWeights weights = load_dense_weights(checkpoint_, {WeightType::f32}, pool_, {});
   const std::vector<std::int64_t> shape = {config_.vocab, config_.hidden};
   const Stored embedding = stored(names_.embedding, shape, -1);
   for (std::int64_t row = 0; row < config_.vocab; ++row) {
@@ -241,10 +241,10 @@ TEST_P(Weights, ProgressRisesToAllBytesThatAreRead) {
     read += total;
     calls = 0;
   };
-  load_dense_weights(checkpoint_, DType::bf16, pool_, progress);
+  load_dense_weights(checkpoint_, {WeightType::bf16}, pool_, progress);
   finish();
   for (Rank rank = 0; rank < 2; ++rank) {
-    load_expert_weights(checkpoint_, DType::bf16, rank, 2, pool_, progress);
+    load_expert_weights(checkpoint_, {WeightType::bf16}, rank, 2, pool_, progress);
     finish();
   }
   std::uint64_t stored_bytes = 0;
@@ -261,15 +261,13 @@ INSTANTIATE_TEST_SUITE_P(Models,
                          [](const auto& param) { return std::string(param.param); });
 
 TEST(WeightType, FollowsTheCheckpointUnlessToldOtherwise) {
-  const auto type_of = [](const char* model, std::optional<DType> wanted) {
-    return weight_dtype(Checkpoint::open(test::data_dir(model)), wanted);
+  const auto type_of = [](const char* model, std::optional<WeightType> wanted) {
+    return choose_weights(Checkpoint::open(test::data_dir(model)), wanted).type;
   };
-  EXPECT_EQ(type_of("qwen2_untied", {}), DType::f32);
-  EXPECT_EQ(type_of("qwen3_bf16", {}), DType::bf16);
-  EXPECT_EQ(type_of("qwen3_f16_tied_sharded", {}), DType::f32);
-  EXPECT_EQ(type_of("qwen2_untied", DType::bf16), DType::bf16);
-  EXPECT_EQ(type_of("qwen3_bf16", DType::f32), DType::f32);
-  EXPECT_THROW(type_of("qwen3_bf16", DType::f16), ConfigError);
+  EXPECT_EQ(type_of("qwen2_untied", {}), WeightType::f32);
+  EXPECT_EQ(type_of("qwen3_bf16", {}), WeightType::bf16);
+  EXPECT_EQ(type_of("qwen3_f16_tied_sharded", {}), WeightType::f32);
+  for (const WeightType type : weight_types()) EXPECT_EQ(type_of("qwen3_bf16", type), type);
 }
 
 }  // namespace

@@ -19,10 +19,10 @@ struct OwnedPack {
 
 inline OwnedPack pack(const std::vector<float>& source, int n, int k, DType dtype) {
   OwnedPack out;
-  out.view = {.dtype = dtype, .k = k, .n = n};
+  out.view = {.type = weight_type(dtype), .k = k, .n = n};
   out.memory = Buffer(static_cast<std::size_t>(out.view.panels()) * out.view.panel_bytes());
   out.view.data = out.memory.data();
-  pack_matrix({.dtype = dtype,
+  pack_matrix({.type = weight_type(dtype),
                .source = reinterpret_cast<const std::byte*>(source.data()),
                .source_type = DType::f32,
                .k = k,
@@ -34,11 +34,11 @@ inline OwnedPack pack(const std::vector<float>& source, int n, int k, DType dtyp
 inline OwnedPack pack_gate_up(
     const std::vector<float>& gate, const std::vector<float>& up, int inter, int k, DType dtype) {
   OwnedPack out;
-  out.view = {.dtype = dtype, .k = k, .n = 2 * inter};
+  out.view = {.type = weight_type(dtype), .k = k, .n = 2 * inter};
   out.memory = Buffer(static_cast<std::size_t>(out.view.gated_panels()) * out.view.panel_bytes());
   out.view.data = out.memory.data();
   for (const int half : {0, 1}) {
-    pack_matrix({.dtype = dtype,
+    pack_matrix({.type = weight_type(dtype),
                  .source = reinterpret_cast<const std::byte*>((half ? up : gate).data()),
                  .source_type = DType::f32,
                  .k = k,

@@ -66,7 +66,7 @@ inline std::vector<GoldenPrompt> golden_prompts(const std::string& model) {
 
 /// How a model is run; sequence i lives on rank i % ranks.
 struct ModelRun {
-  DType weights = DType::f32;
+  WeightType weights = WeightType::f32;
   int ranks = 1;
   int threads = 1;       ///< of each rank
   int chunk = 512;       ///< tokens of a sequence in one step
@@ -104,8 +104,8 @@ inline std::vector<std::vector<float>> run_model(
   const Checkpoint checkpoint = Checkpoint::open(data_dir(model));
   const ModelConfig& config = checkpoint.config();
   ThreadPool loader(1);
-  const auto dense =
-      std::make_shared<const DenseWeights>(load_dense_weights(checkpoint, run.weights, loader, {}));
+  const auto dense = std::make_shared<const DenseWeights>(
+      load_dense_weights(checkpoint, {run.weights}, loader, {}));
   const auto steps = cut_into_steps(sequences, run);
   int max_tokens = 1;
   for (const auto& step : steps) {
@@ -121,16 +121,17 @@ inline std::vector<std::vector<float>> run_model(
         ThreadPool pool(run.threads);
         const auto rank = static_cast<std::size_t>(transport.rank());
         const auto ranks = static_cast<std::size_t>(transport.size());
-        Decoder decoder(config,
-                        dense,
-                        load_expert_weights(
-                            checkpoint, run.weights, transport.rank(), transport.size(), pool, {}),
-                        {.max_tokens = max_tokens,
-                         .backend = run.backend,
-                         .dispatch_wire = {},
-                         .combine_wire = {}},
-                        transport,
-                        pool);
+        Decoder decoder(
+            config,
+            dense,
+            load_expert_weights(
+                checkpoint, {run.weights}, transport.rank(), transport.size(), pool, {}),
+            {.max_tokens = max_tokens,
+             .backend = run.backend,
+             .dispatch_wire = {},
+             .combine_wire = {}},
+            transport,
+            pool);
         std::vector<std::unique_ptr<KvCache>> caches;
         for (const auto& sequence : sequences) {
           caches.push_back(std::make_unique<KvCache>(

@@ -1,5 +1,5 @@
 // Products of more than a few rows with bf16 weights, on AMX tiles. Everything else of the amx
-// table is the AVX-512 one.
+// table is the AVX-512 one with VNNI.
 //
 // Rows are gathered into tiles of 16 rows x 32 k, [row tile][k block][16 rows][32 k], zeros beyond
 // the rows and beyond k. A panel already is a sequence of tiles of 16 k pairs x 16 columns. Two row
@@ -156,9 +156,9 @@ void some_panels(const GemmArgs& args, const std::byte* a, std::int64_t panel) {
 
 }  // namespace
 
-std::size_t amx_gemm_scratch_bytes(DType weights, std::int64_t k) {
+std::size_t amx_gemm_scratch_bytes(WeightType weights, std::int64_t k) {
   const std::size_t few_rows = kAvx512.gemm_scratch_bytes(weights, k);
-  if (weights == DType::f32) return few_rows;
+  if (weights != WeightType::bf16) return few_rows;
   const std::int64_t row_bytes = round_up_to(k, kBf16KBlock) * 2;
   const auto tiles = static_cast<std::size_t>(kPackedRows.most_bytes(row_bytes) + 64);
   return tiles < few_rows ? few_rows : tiles;
@@ -166,12 +166,12 @@ std::size_t amx_gemm_scratch_bytes(DType weights, std::int64_t k) {
 
 void amx_gemm(const GemmArgs& args) {
   const PackedMatrix& w = *args.weights;
-  if (w.dtype == DType::f32 || args.rows < kFewestTileRows) {
-    kAvx512.gemm(args);
+  if (w.type != WeightType::bf16 || args.rows < kFewestTileRows) {
+    vnni_gemm(args);
     return;
   }
   configure_tiles();
-  std::byte* packed = aligned_scratch(args, amx_gemm_scratch_bytes(w.dtype, w.k));
+  std::byte* packed = aligned_scratch(args, amx_gemm_scratch_bytes(w.type, w.k));
   const std::int64_t row_bytes = round_up_to(w.k, kBf16KBlock) * 2;
   for (std::int64_t first = 0, rows; first < args.rows; first += rows) {
     rows = kPackedRows.next(args.rows - first, row_bytes);
@@ -185,8 +185,8 @@ void amx_gemm(const GemmArgs& args) {
   _tile_release();
 }
 
-std::uint64_t amx_multiply_in_registers(DType weights, std::int64_t rounds) {
-  if (weights == DType::f32) return kAvx512.multiply_in_registers(weights, rounds);
+std::uint64_t amx_multiply_in_registers(WeightType weights, std::int64_t rounds) {
+  if (weights != WeightType::bf16) return vnni_multiply_in_registers(weights, rounds);
   configure_tiles();
   _tile_zero(0);
   _tile_zero(1);

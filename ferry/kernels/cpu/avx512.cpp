@@ -16,6 +16,8 @@ struct Tiling {
   static constexpr int kFewPanels = 4;
   static constexpr int kRows = 4;
   static constexpr int kPanels = 2;
+  static constexpr int kIntRows = 4;
+  static constexpr int kIntPanels = 2;
 };
 
 // Each builds on those before it.
@@ -23,12 +25,15 @@ struct Tiling {
 #include "ferry/kernels/cpu/bits.inl"
 #include "ferry/kernels/cpu/vec_x86.inl"
 #include "ferry/kernels/cpu/vec_avx512.inl"
+#include "ferry/kernels/cpu/int_avx512.inl"
 #include "ferry/kernels/cpu/math.inl"
 #include "ferry/kernels/cpu/row_ops.inl"
 #include "ferry/kernels/cpu/wire.inl"
 #include "ferry/kernels/cpu/attend.inl"
 #include "ferry/kernels/cpu/gemm_common.inl"
 #include "ferry/kernels/cpu/gemm_fma.inl"
+#include "ferry/kernels/cpu/gemm_int.inl"
+#include "ferry/kernels/cpu/gemm.inl"
 #include "ferry/kernels/cpu/peaks.inl"
 // clang-format on
 

@@ -2,26 +2,36 @@
 // block of rows that fits the L2 cache: panels are the outer loop, rows the inner one.
 // Included after gemm_common.inl, inside an anonymous namespace that has defined `struct Tiling`:
 //   kFewPanels: panels at once for the last few rows (read streams: four reach the memory
-//   bandwidth) kRows, kPanels: the block of sums held in registers for several rows
-// Neither is above kGroupPanels.
+//     bandwidth)
+//   kRows, kPanels: the block of sums held in registers for several rows; kIntRows, kIntPanels:
+//     that of gemm_int.inl
+// No number of panels is above kGroupPanels.
 
 constexpr std::int64_t kGroupPanels = 4;
-constexpr RowBudget kFmaRows{.bytes = 512 * 1024, .fewest = 8, .most = 128};
+constexpr RowBudget kReadyRows{.bytes = 512 * 1024, .fewest = 8, .most = 128};
 
 /// The sums of R rows and P panels. a: R rows of f32. Sums of row r, panel p go to
 /// sums + (r * kGroupPanels + p) * 16.
 struct F32Sums {
+  static constexpr int kRows = Tiling::kRows;
+  static constexpr int kPanels = Tiling::kPanels;
+
+  static std::int64_t panel_bytes(std::int64_t k) { return k * kPanelColumns * 4; }
+
   template <int R, int P>
-  static void run(
-      const float* const* a, std::int64_t k, const std::byte* w, std::int64_t w_step, float* sums) {
+  static void run(const std::byte* const* a,
+                  std::int64_t k,
+                  const std::byte* w,
+                  std::int64_t w_step,
+                  float* sums) {
     F32x16 sum[R][P];
     for (int r = 0; r < R; ++r)
       for (int p = 0; p < P; ++p) sum[r][p] = splat(0.0F);
     for (std::int64_t i = 0; i < k; ++i) {
       F32x16 x[R];
-      for (int r = 0; r < R; ++r) x[r] = splat(a[r][i]);
+      for (int r = 0; r < R; ++r) x[r] = splat(floats_of(a[r])[i]);
       for (int p = 0; p < P; ++p) {
-        const F32x16 y = load(reinterpret_cast<const float*>(w + p * w_step) + i * kPanelColumns);
+        const F32x16 y = load(floats_of(w + p * w_step) + i * kPanelColumns);
         for (int r = 0; r < R; ++r) sum[r][p] = fma(x[r], y, sum[r][p]);
       }
     }
@@ -30,53 +40,112 @@ struct F32Sums {
   }
 };
 
-/// The same for bf16 panels in TDPBF16PS's order; a: f32 rows padded with zeros to whole blocks.
-struct Bf16Sums {
+/// Panels that hold pairs of k, summed in TDPBF16PS's order; a: f32 rows padded with zeros to whole
+/// blocks. `Pairs16` says where a pair's numbers are and how much of k shares a scale.
+template <class Pairs16>
+struct PairSums {
+  static constexpr int kRows = Tiling::kRows;
+  static constexpr int kPanels = Tiling::kPanels;
+
+  static std::int64_t panel_bytes(std::int64_t k) { return Pairs16::panel_bytes(k); }
+
+  /// Adds one block's sums.
   template <int R, int P>
-  static void run(
-      const float* const* a, std::int64_t k, const std::byte* w, std::int64_t w_step, float* sums) {
-    F32x16 sum[R][P];
+  static void add_block(const std::byte* const* a,
+                        std::int64_t block,
+                        const std::byte* w,
+                        std::int64_t w_step,
+                        F32x16 (&sum)[R][P]) {
+    F32x16 even[R][P];
+    F32x16 odd[R][P];
     for (int r = 0; r < R; ++r)
-      for (int p = 0; p < P; ++p) sum[r][p] = splat(0.0F);
-    for (std::int64_t block = 0; block < k; block += kBf16KBlock) {
-      F32x16 even[R][P];
-      F32x16 odd[R][P];
-      for (int r = 0; r < R; ++r)
-        for (int p = 0; p < P; ++p) even[r][p] = odd[r][p] = splat(0.0F);
-      for (std::int64_t i = block; i < block + kBf16KBlock; i += 2) {
-        for (int p = 0; p < P; ++p) {
-          const Pairs y = load_bf16_pairs(w + p * w_step + i * (kPanelColumns * 2));
-          for (int r = 0; r < R; ++r) {
-            even[r][p] = fma(splat(a[r][i]), y.even, even[r][p]);
-            odd[r][p] = fma(splat(a[r][i + 1]), y.odd, odd[r][p]);
-          }
+      for (int p = 0; p < P; ++p) even[r][p] = odd[r][p] = splat(0.0F);
+    for (std::int64_t i = block; i < block + kBf16KBlock; i += 2) {
+      for (int p = 0; p < P; ++p) {
+        const Pairs y = Pairs16::load(w + p * w_step + i * (kPanelColumns * Pairs16::kBytes));
+        for (int r = 0; r < R; ++r) {
+          even[r][p] = fma(splat(floats_of(a[r])[i]), y.even, even[r][p]);
+          odd[r][p] = fma(splat(floats_of(a[r])[i + 1]), y.odd, odd[r][p]);
         }
       }
-      for (int r = 0; r < R; ++r)
-        for (int p = 0; p < P; ++p) sum[r][p] = add(sum[r][p], add(even[r][p], odd[r][p]));
     }
     for (int r = 0; r < R; ++r)
-      for (int p = 0; p < P; ++p) store(sums + (r * kGroupPanels + p) * kPanelColumns, sum[r][p]);
+      for (int p = 0; p < P; ++p) sum[r][p] = add(sum[r][p], add(even[r][p], odd[r][p]));
+  }
+
+  template <int R, int P>
+  static void run(const std::byte* const* a,
+                  std::int64_t k,
+                  const std::byte* w,
+                  std::int64_t w_step,
+                  float* sums) {
+    F32x16 total[R][P];
+    for (int r = 0; r < R; ++r)
+      for (int p = 0; p < P; ++p) total[r][p] = splat(0.0F);
+    if constexpr (Pairs16::kGroup == 0) {
+      for (std::int64_t block = 0; block < k; block += kBf16KBlock)
+        add_block<R, P>(a, block, w, w_step, total);
+    } else {
+      const std::byte* scales = w + k * kPanelColumns * Pairs16::kBytes;
+      for (std::int64_t first = 0; first < k;
+           first += Pairs16::kGroup, scales += kPanelColumns * 4) {
+        F32x16 sum[R][P];
+        for (int r = 0; r < R; ++r)
+          for (int p = 0; p < P; ++p) sum[r][p] = splat(0.0F);
+        const std::int64_t end = smaller(k, first + Pairs16::kGroup);
+        for (std::int64_t block = first; block < end; block += kBf16KBlock)
+          add_block<R, P>(a, block, w, w_step, sum);
+        for (int p = 0; p < P; ++p) {
+          const F32x16 scale = load(floats_of(scales + p * w_step));
+          for (int r = 0; r < R; ++r) total[r][p] = fma(sum[r][p], scale, total[r][p]);
+        }
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int p = 0; p < P; ++p) store(sums + (r * kGroupPanels + p) * kPanelColumns, total[r][p]);
   }
 };
 
-/// Rows of f32 as the sums read them: RowsView without its inline members.
-struct F32Rows {
+struct Bf16Pairs {
+  static constexpr std::int64_t kBytes = 2;  ///< of one number
+  static constexpr std::int64_t kGroup = 0;  ///< no scales
+
+  static std::int64_t panel_bytes(std::int64_t k) { return k * (kPanelColumns * kBytes); }
+
+  static Pairs load(const std::byte* p) { return load_bf16_pairs(p); }
+};
+
+struct Fp8Pairs {
+  static constexpr std::int64_t kBytes = 1;
+  static constexpr std::int64_t kGroup = kFp8Block;
+
+  static std::int64_t panel_bytes(std::int64_t k) {
+    return k * kPanelColumns + (k + kGroup - 1) / kGroup * (kPanelColumns * 4);
+  }
+
+  static Pairs load(const std::byte* p) {
+    const Sixteens x = load_two_fp8(p);
+    return {x.first, x.second};
+  }
+};
+
+/// Rows as the sums read them: RowsView without its inline members.
+struct ReadyRows {
   const std::byte* base;
   std::int64_t stride;
   const std::byte* const* pointers;
 
-  const float* row(std::int64_t i) const {
-    return reinterpret_cast<const float*>(pointers != nullptr ? pointers[i] : base + i * stride);
+  const std::byte* row(std::int64_t i) const {
+    return pointers != nullptr ? pointers[i] : base + i * stride;
   }
 };
 
 /// R rows from block.first_row on and the block's panels.
 template <class Sums, int R, int P>
-void some_rows(const GemmArgs& args, const F32Rows& in, std::int64_t k, SumBlock block) {
-  const std::int64_t w_step = k * kPanelColumns * (args.weights->dtype == DType::f32 ? 4 : 2);
+void some_rows(const GemmArgs& args, const ReadyRows& in, std::int64_t k, SumBlock block) {
+  const std::int64_t w_step = Sums::panel_bytes(k);
   const std::byte* w = args.weights->data + block.first_panel * w_step;
-  const float* a[R];
+  const std::byte* a[R];
   for (int r = 0; r < R; ++r) a[r] = in.row(block.first_row + r);
   alignas(64) float sums[R * kGroupPanels * kPanelColumns];
   std::int64_t p = 0;
@@ -91,7 +160,7 @@ void some_rows(const GemmArgs& args, const F32Rows& in, std::int64_t k, SumBlock
 
 /// All rows and panels of `args`; k counts the padding.
 template <class Sums>
-void all_panels(const GemmArgs& args, const F32Rows& in, std::int64_t k) {
+void all_panels(const GemmArgs& args, const ReadyRows& in, std::int64_t k) {
   for (std::int64_t panel = args.first_panel; panel < args.last_panel; panel += kGroupPanels) {
     const std::int64_t left = args.last_panel - panel;
     SumBlock block{.sums = nullptr,
@@ -101,20 +170,15 @@ void all_panels(const GemmArgs& args, const F32Rows& in, std::int64_t k) {
                    .rows = 0,
                    .first_panel = panel,
                    .panels = left < kGroupPanels ? left : kGroupPanels};
-    for (; block.first_row + Tiling::kRows <= args.rows; block.first_row += Tiling::kRows)
-      some_rows<Sums, Tiling::kRows, Tiling::kPanels>(args, in, k, block);
-    if constexpr (Tiling::kRows > 2) {
+    for (; block.first_row + Sums::kRows <= args.rows; block.first_row += Sums::kRows)
+      some_rows<Sums, Sums::kRows, Sums::kPanels>(args, in, k, block);
+    if constexpr (Sums::kRows > 2) {
       for (; block.first_row + 2 <= args.rows; block.first_row += 2)
         some_rows<Sums, 2, Tiling::kFewPanels>(args, in, k, block);
     }
     for (; block.first_row < args.rows; ++block.first_row)
       some_rows<Sums, 1, Tiling::kFewPanels>(args, in, k, block);
   }
-}
-
-inline std::size_t gemm_scratch_bytes(DType weights, std::int64_t k) {
-  if (weights == DType::f32) return 0;
-  return static_cast<std::size_t>(kFmaRows.most_bytes(round_up_to(k, kBf16KBlock) * 4) + 64);
 }
 
 /// bf16 rows widened to f32, padded with zeros to k_padded elements.
@@ -130,22 +194,28 @@ inline void widen_rows(const GemmArgs& args, std::int64_t k_padded, float* out) 
   }
 }
 
-inline void gemm(const GemmArgs& args) {
-  const PackedMatrix& w = *args.weights;
-  if (w.dtype == DType::f32) {
-    for (std::int64_t first = 0, rows; first < args.rows; first += rows) {
-      rows = kFmaRows.next(args.rows - first, w.k * 4);
-      const GemmArgs part = part_of(args, first, rows);
-      all_panels<F32Sums>(part, {part.in.base, part.in.stride, part.in.pointers}, w.k);
-    }
-    return;
-  }
-  const std::int64_t k = round_up_to(w.k, kBf16KBlock);
-  auto* wide = reinterpret_cast<float*>(aligned_scratch(args, gemm_scratch_bytes(w.dtype, w.k)));
+inline std::size_t widened_scratch_bytes(std::int64_t k) {
+  return static_cast<std::size_t>(kReadyRows.most_bytes(round_up_to(k, kBf16KBlock) * 4) + 64);
+}
+
+template <class Sums>
+void gemm_widened(const GemmArgs& args) {
+  const std::int64_t k = round_up_to(args.weights->k, kBf16KBlock);
+  auto* wide =
+      reinterpret_cast<float*>(aligned_scratch(args, widened_scratch_bytes(args.weights->k)));
   for (std::int64_t first = 0, rows; first < args.rows; first += rows) {
-    rows = kFmaRows.next(args.rows - first, k * 4);
+    rows = kReadyRows.next(args.rows - first, k * 4);
     const GemmArgs part = part_of(args, first, rows);
     widen_rows(part, k, wide);
-    all_panels<Bf16Sums>(part, {bytes_of(wide), k * 4, nullptr}, k);
+    all_panels<Sums>(part, {bytes_of(wide), k * 4, nullptr}, k);
+  }
+}
+
+inline void gemm_f32(const GemmArgs& args) {
+  const std::int64_t k = args.weights->k;
+  for (std::int64_t first = 0, rows; first < args.rows; first += rows) {
+    rows = kReadyRows.next(args.rows - first, k * 4);
+    const GemmArgs part = part_of(args, first, rows);
+    all_panels<F32Sums>(part, {part.in.base, part.in.stride, part.in.pointers}, k);
   }
 }

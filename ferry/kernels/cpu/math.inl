@@ -35,6 +35,8 @@ inline std::byte* bytes_of(float* p) { return reinterpret_cast<std::byte*>(p); }
 
 inline const std::byte* bytes_of(const float* p) { return reinterpret_cast<const std::byte*>(p); }
 
+inline const float* floats_of(const std::byte* p) { return reinterpret_cast<const float*>(p); }
+
 inline const std::byte* row_of(const RowsView& rows, std::int64_t i) {
   return rows.pointers != nullptr ? rows.pointers[i] : rows.base + i * rows.stride;
 }

@@ -1,9 +1,11 @@
 // What the machine can do at most, for the floors that benchmarks print. One source for every
-// instruction set: included after gemm_fma.inl, inside an anonymous namespace.
+// instruction set: included after gemm.inl, inside an anonymous namespace.
 
-/// Chains of multiply-adds in registers: enough for two units of four cycles, in AVX2's halves too.
-inline std::uint64_t multiply_in_registers(DType /*weights*/, std::int64_t rounds) {
-  constexpr int kChains = Tiling::kRows < 4 ? 5 : 8;
+/// Enough chains for two units of four cycles, in AVX2's halves too.
+constexpr int kChains = Tiling::kRows < 4 ? 5 : 8;
+
+/// Chains of multiply-adds in registers.
+inline std::uint64_t multiply_floats(std::int64_t rounds) {
   F32x16 sum[kChains];
   for (int i = 0; i < kChains; ++i) sum[i] = splat(static_cast<float>(i));
   const F32x16 x = splat(0.5F);
@@ -15,6 +17,27 @@ inline std::uint64_t multiply_in_registers(DType /*weights*/, std::int64_t round
   const float result = fold_add(all);
   asm volatile("" : : "r,m"(result));  // somebody wants it
   return static_cast<std::uint64_t>(rounds) * kChains * 16 * 2;
+}
+
+/// The same of bytes. Each chain loads its own, lest the compiler multiply once for all of them.
+inline std::uint64_t multiply_bytes(std::int64_t rounds) {
+  alignas(64) std::byte bytes[kChains * 64] = {};
+  I32x16 sum[kChains];
+  for (int i = 0; i < kChains; ++i) sum[i] = no_integers();
+  const Bytes64 x = splat_byte(1);
+  for (std::int64_t round = 0; round < rounds; ++round) {
+    asm volatile("" : : "r"(bytes) : "memory");
+    for (int i = 0; i < kChains; ++i) sum[i] = dot_fours(sum[i], x, load_bytes(bytes + 64 * i));
+  }
+  std::int32_t result = 0;
+  for (int i = 0; i < kChains; ++i) result |= fold_integers(sum[i]);
+  asm volatile("" : : "r,m"(result));
+  return static_cast<std::uint64_t>(rounds) * kChains * 64 * 2;
+}
+
+inline std::uint64_t multiply_in_registers(WeightType weights, std::int64_t rounds) {
+  const bool bytes = weights == WeightType::int8 || weights == WeightType::int4;
+  return bytes ? multiply_bytes(rounds) : multiply_floats(rounds);
 }
 
 /// One read stream stays below what a core can take in; four reach it (docs/performance.md).

@@ -15,18 +15,23 @@ struct Tiling {
   static constexpr int kFewPanels = 1;
   static constexpr int kRows = 1;
   static constexpr int kPanels = 1;
+  static constexpr int kIntRows = 1;
+  static constexpr int kIntPanels = 1;
 };
 
 // Each builds on those before it.
 // clang-format off
 #include "ferry/kernels/cpu/bits.inl"
 #include "ferry/kernels/cpu/vec_scalar.inl"
+#include "ferry/kernels/cpu/int_scalar.inl"
 #include "ferry/kernels/cpu/math.inl"
 #include "ferry/kernels/cpu/row_ops.inl"
 #include "ferry/kernels/cpu/wire.inl"
 #include "ferry/kernels/cpu/attend.inl"
 #include "ferry/kernels/cpu/gemm_common.inl"
 #include "ferry/kernels/cpu/gemm_fma.inl"
+#include "ferry/kernels/cpu/gemm_int.inl"
+#include "ferry/kernels/cpu/gemm.inl"
 #include "ferry/kernels/cpu/peaks.inl"
 // clang-format on
 

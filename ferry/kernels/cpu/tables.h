@@ -14,10 +14,14 @@ extern const Kernels kScalar;
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
 
-/// The amx table is the AVX-512 one with these. REQUIRES: the process may use tiles.
+/// With VNNI the avx512 table has these; what is not int8 or int4 they leave to kAvx512.
+void vnni_gemm(const GemmArgs& args);
+std::uint64_t vnni_multiply_in_registers(WeightType weights, std::int64_t rounds);
+
+/// The amx table is the AVX-512 one with these. REQUIRES: the process may use tiles, and VNNI.
 void amx_gemm(const GemmArgs& args);
-std::size_t amx_gemm_scratch_bytes(DType weights, std::int64_t k);
-std::uint64_t amx_multiply_in_registers(DType weights, std::int64_t rounds);
+std::size_t amx_gemm_scratch_bytes(WeightType weights, std::int64_t k);
+std::uint64_t amx_multiply_in_registers(WeightType weights, std::int64_t rounds);
 #endif
 
 /// Start of the call's scratch, rounded up to a cache line (gemm_scratch_bytes counts that in).

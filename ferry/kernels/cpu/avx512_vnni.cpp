@@ -1,0 +1,53 @@
+// Products with int8 and int4 weights by VPDPBUSD, compiled with its own -m flags. Everything else
+// of the avx512 table needs no VNNI.
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "ferry/kernels/cpu/tables.h"
+
+namespace ferry::cpu {
+
+namespace {
+
+struct Tiling {
+  static constexpr int kFewPanels = 4;
+  static constexpr int kRows = 4;
+  static constexpr int kPanels = 2;
+  static constexpr int kIntRows = 4;
+  static constexpr int kIntPanels = 4;
+};
+
+// Each builds on those before it.
+// clang-format off
+#include "ferry/kernels/cpu/bits.inl"
+#include "ferry/kernels/cpu/vec_x86.inl"
+#include "ferry/kernels/cpu/vec_avx512.inl"
+#include "ferry/kernels/cpu/int_avx512.inl"
+#include "ferry/kernels/cpu/math.inl"
+#include "ferry/kernels/cpu/row_ops.inl"
+#include "ferry/kernels/cpu/wire.inl"
+#include "ferry/kernels/cpu/gemm_common.inl"
+#include "ferry/kernels/cpu/gemm_fma.inl"
+#include "ferry/kernels/cpu/gemm_int.inl"
+#include "ferry/kernels/cpu/peaks.inl"
+// clang-format on
+
+}  // namespace
+
+void vnni_gemm(const GemmArgs& args) {
+  if (args.weights->type == WeightType::int8 || args.weights->type == WeightType::int4)
+    int_gemm(args);
+  else
+    kAvx512.gemm(args);
+}
+
+std::uint64_t vnni_multiply_in_registers(WeightType weights, std::int64_t rounds) {
+  if (weights == WeightType::int8 || weights == WeightType::int4) return multiply_bytes(rounds);
+  return kAvx512.multiply_in_registers(weights, rounds);
+}
+
+}  // namespace ferry::cpu

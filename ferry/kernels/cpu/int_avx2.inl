@@ -1,0 +1,69 @@
+// Integers sixteen at a time in two AVX registers; int_scalar.inl says what each operation means.
+// Included after vec_avx2.inl, inside an anonymous namespace.
+
+struct I32x16 {
+  __m256i low, high;
+};
+
+struct Bytes64 {
+  __m256i low, high;
+};
+
+inline I32x16 no_integers() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+
+inline Bytes64 load_bytes(const std::byte* p) {
+  const auto* in = reinterpret_cast<const __m256i_u*>(p);
+  return {_mm256_loadu_si256(in), _mm256_loadu_si256(in + 1)};
+}
+
+inline Bytes64 splat_four(const std::byte* p) {
+  std::int32_t four;
+  std::memcpy(&four, p, sizeof four);
+  return {_mm256_set1_epi32(four), _mm256_set1_epi32(four)};
+}
+
+inline Bytes64 splat_byte(std::uint8_t x) {
+  const __m256i all = _mm256_set1_epi8(static_cast<char>(x));
+  return {all, all};
+}
+
+inline Bytes64 lower_halves(Bytes64 x) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(x.low, mask), _mm256_and_si256(x.high, mask)};
+}
+
+inline Bytes64 upper_halves(Bytes64 x) {
+  return lower_halves({_mm256_srli_epi16(x.low, 4), _mm256_srli_epi16(x.high, 4)});
+}
+
+/// As words, even and odd bytes apart: VPMADDUBSW would saturate.
+inline __m256i dot_fours(__m256i sum, __m256i a, __m256i b) {
+  const __m256i even_a = _mm256_and_si256(a, _mm256_set1_epi16(0xff));
+  const __m256i odd_a = _mm256_srli_epi16(a, 8);
+  const __m256i even_b = _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8);
+  const __m256i odd_b = _mm256_srai_epi16(b, 8);
+  const __m256i both =
+      _mm256_add_epi32(_mm256_madd_epi16(even_a, even_b), _mm256_madd_epi16(odd_a, odd_b));
+  return _mm256_add_epi32(sum, both);
+}
+
+inline I32x16 dot_fours(I32x16 sum, Bytes64 a, Bytes64 b) {
+  return {dot_fours(sum.low, a.low, b.low), dot_fours(sum.high, a.high, b.high)};
+}
+
+inline I32x16 subtract(I32x16 a, std::int32_t b) {
+  const __m256i all = _mm256_set1_epi32(b);
+  return {_mm256_sub_epi32(a.low, all), _mm256_sub_epi32(a.high, all)};
+}
+
+inline std::int32_t fold_integers(I32x16 a) {
+  const __m256i eight = _mm256_add_epi32(a.low, a.high);
+  const __m128i four =
+      _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, _MM_SHUFFLE(1, 0, 3, 2)));
+  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, _MM_SHUFFLE(2, 3, 0, 1))));
+}
+
+inline F32x16 to_floats(I32x16 a) {
+  return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)};
+}

@@ -1,0 +1,57 @@
+// Integers sixteen at a time in AVX-512 registers; int_scalar.inl says what each operation means.
+// Included after vec_avx512.inl, inside an anonymous namespace.
+
+struct I32x16 {
+  __m512i v;
+};
+
+struct Bytes64 {
+  __m512i v;
+};
+
+inline I32x16 no_integers() { return {_mm512_setzero_si512()}; }
+
+inline Bytes64 load_bytes(const std::byte* p) { return {_mm512_loadu_si512(p)}; }
+
+inline Bytes64 splat_four(const std::byte* p) {
+  std::int32_t four;
+  std::memcpy(&four, p, sizeof four);
+  return {_mm512_set1_epi32(four)};
+}
+
+inline Bytes64 splat_byte(std::uint8_t x) { return {_mm512_set1_epi8(static_cast<char>(x))}; }
+
+inline Bytes64 lower_halves(Bytes64 x) { return {_mm512_and_si512(x.v, _mm512_set1_epi8(15))}; }
+
+inline Bytes64 upper_halves(Bytes64 x) {
+  return {_mm512_and_si512(_mm512_srli_epi16(x.v, 4), _mm512_set1_epi8(15))};
+}
+
+#ifdef __AVX512VNNI__
+
+inline I32x16 dot_fours(I32x16 sum, Bytes64 a, Bytes64 b) {
+  return {_mm512_dpbusd_epi32(sum.v, a.v, b.v)};
+}
+
+#else
+
+/// As words, even and odd bytes apart: VPMADDUBSW would saturate.
+inline I32x16 dot_fours(I32x16 sum, Bytes64 a, Bytes64 b) {
+  const __m512i even_a = _mm512_and_si512(a.v, _mm512_set1_epi16(0xff));
+  const __m512i odd_a = _mm512_srli_epi16(a.v, 8);
+  const __m512i even_b = _mm512_srai_epi16(_mm512_slli_epi16(b.v, 8), 8);
+  const __m512i odd_b = _mm512_srai_epi16(b.v, 8);
+  const __m512i both =
+      _mm512_add_epi32(_mm512_madd_epi16(even_a, even_b), _mm512_madd_epi16(odd_a, odd_b));
+  return {_mm512_add_epi32(sum.v, both)};
+}
+
+#endif
+
+inline I32x16 subtract(I32x16 a, std::int32_t b) {
+  return {_mm512_sub_epi32(a.v, _mm512_set1_epi32(b))};
+}
+
+inline std::int32_t fold_integers(I32x16 a) { return _mm512_reduce_add_epi32(a.v); }
+
+inline F32x16 to_floats(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }

@@ -1,0 +1,71 @@
+// Integers sixteen at a time without any vector instruction: the meaning of every operation.
+// int_avx2.inl and int_avx512.inl offer the same names. Included after vec_scalar.inl, inside an
+// anonymous namespace.
+
+struct I32x16 {
+  std::int32_t lane[16];
+};
+
+struct Bytes64 {
+  std::uint8_t byte[64];
+};
+
+inline I32x16 no_integers() { return I32x16{}; }
+
+inline Bytes64 load_bytes(const std::byte* p) {
+  Bytes64 out;
+  std::memcpy(out.byte, p, sizeof out.byte);
+  return out;
+}
+
+/// Four bytes, sixteen times.
+inline Bytes64 splat_four(const std::byte* p) {
+  Bytes64 out;
+  for (int j = 0; j < 16; ++j) std::memcpy(out.byte + 4 * j, p, 4);
+  return out;
+}
+
+inline Bytes64 splat_byte(std::uint8_t x) {
+  Bytes64 out;
+  std::memset(out.byte, x, sizeof out.byte);
+  return out;
+}
+
+inline Bytes64 lower_halves(Bytes64 x) {
+  for (std::uint8_t& b : x.byte) b &= 15U;
+  return x;
+}
+
+inline Bytes64 upper_halves(Bytes64 x) {
+  for (std::uint8_t& b : x.byte) b = static_cast<std::uint8_t>(b >> 4);
+  return x;
+}
+
+/// Lane j: its sum plus four products of bytes 4j.. of a, without sign, and of b, with one. Exact,
+/// but that sums wrap around at 32 bits.
+inline I32x16 dot_fours(I32x16 sum, const Bytes64& a, const Bytes64& b) {
+  for (int j = 0; j < 16; ++j) {
+    std::uint32_t four = static_cast<std::uint32_t>(sum.lane[j]);
+    for (int i = 4 * j; i < 4 * j + 4; ++i)
+      four += static_cast<std::uint32_t>(int{a.byte[i]} * int{static_cast<std::int8_t>(b.byte[i])});
+    sum.lane[j] = static_cast<std::int32_t>(four);
+  }
+  return sum;
+}
+
+inline I32x16 subtract(I32x16 a, std::int32_t b) {
+  for (std::int32_t& x : a.lane)
+    x = static_cast<std::int32_t>(static_cast<std::uint32_t>(x) - static_cast<std::uint32_t>(b));
+  return a;
+}
+
+inline std::int32_t fold_integers(I32x16 a) {
+  std::uint32_t sum = 0;
+  for (const std::int32_t x : a.lane) sum += static_cast<std::uint32_t>(x);
+  return static_cast<std::int32_t>(sum);
+}
+
+/// Rounded to nearest even.
+inline F32x16 to_floats(I32x16 a) {
+  return each_lane([&](int j) { return static_cast<float>(a.lane[j]); });
+}

@@ -1,0 +1,141 @@
+// How weights are held: the types of packed matrices, their panels, and how a checkpoint's matrix
+// is quantised and packed, once at load. docs/numerics.md has the formulas and the error bounds.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "ferry/core/types.h"
+
+namespace ferry {
+
+enum class WeightType : std::uint8_t {
+  f32,
+  bf16,
+  int8,  ///< -127..127, one scale a column; inputs are rounded to int8 with a scale a row
+  fp8,   ///< e4m3fn, one scale for 128 columns x 128 k (DeepSeek-V3's blocks); inputs stay bf16
+  int4,  ///< -8..7, one scale for 64 k of a column; inputs as for int8
+};
+
+/// All of them, in the order of the enumeration.
+std::span<const WeightType> weight_types();
+
+/// The name that flags and JSON use: the enumerator's.
+std::string_view weight_type_name(WeightType type);
+
+/// The type of that name. Throws ConfigError that names `option` and lists the known ones.
+WeightType parse_weight_type(std::string_view name, std::string_view option);
+
+/// Weights held as elements of `type`. REQUIRES: f32 or bf16.
+constexpr WeightType weight_type(DType type) {
+  return type == DType::f32 ? WeightType::f32 : WeightType::bf16;
+}
+
+/// The type of the rows that a product with such weights takes, and so of a model's activations.
+constexpr DType activation_type(WeightType type) {
+  return type == WeightType::f32 ? DType::f32 : DType::bf16;
+}
+
+/// Whether weights are codes with scales.
+constexpr bool is_quantized(WeightType type) {
+  return type != WeightType::f32 && type != WeightType::bf16;
+}
+
+inline constexpr int kPanelColumns = 16;  // columns of a weight panel
+inline constexpr int kBf16KBlock = 32;    // bf16 and fp8 panels are padded to this many k
+inline constexpr int kIntKBlock = 64;     // int8 and int4 panels to this many
+inline constexpr int kInt4Group = 64;     // k of a column that share a scale
+inline constexpr int kFp8Block = 128;     // k, and columns of the checkpoint, that share a scale
+
+/// Scales of one column.
+constexpr std::int64_t weight_groups(WeightType type, std::int64_t k) {
+  if (type == WeightType::int8) return 1;
+  if (type == WeightType::int4) return ceil_div(k, kInt4Group);
+  return type == WeightType::fp8 ? ceil_div(k, kFp8Block) : 0;
+}
+
+/// A weight matrix [k, n] (out = in * W) packed once at load into panels of 16 columns, panel after
+/// panel, columns beyond n and k beyond the padded end zero. Borrowed memory, 64-byte aligned.
+///   f32    [k][16 columns]
+///   bf16   [k_padded / 2][16 columns][2]: pairs of consecutive k side by side, as AMX and
+///          VDPBF16PS want them
+///   int8   [k_padded / 4][16 columns][4] of code + 128, then scales
+///   int4   [k_padded / 8][16 columns][4 bytes] of code + 8: byte j of eight k holds number j in
+///   its
+///          lower half and number 4 + j in its upper; then scales
+///   fp8    [k_padded / 2][2][16 columns] of codes, then scales, 2^8 times as large: codes are read
+///          as f16, which makes 2^-8 of their values
+/// Scales are f32 [groups][16 columns]; k_padded = k rounded up to whole blocks.
+struct PackedMatrix {
+  WeightType type = WeightType::f32;
+  std::int64_t k = 0;
+  std::int64_t n = 0;
+  const std::byte* data = nullptr;
+
+  std::int64_t panels() const { return ceil_div(n, kPanelColumns); }
+
+  /// Panels of a gate, up matrix: n = 2 * inter columns, but each half is padded by itself.
+  std::int64_t gated_panels() const { return 2 * ceil_div(n / 2, kPanelColumns); }
+
+  std::size_t panel_bytes() const { return packed_panel_bytes(type, k); }
+
+  static std::size_t packed_panel_bytes(WeightType type, std::int64_t k);
+};
+
+/// Rows of the checkpoint's matrix that share their scales.
+constexpr std::int64_t rows_per_scale(WeightType type) {
+  return type == WeightType::fp8 ? kFp8Block : 1;
+}
+
+/// Bytes of a quantised row's codes: int8 and fp8 a byte each, int4 two in a byte, the lower half
+/// first, as code + 8.
+constexpr std::int64_t code_row_bytes(WeightType type, std::int64_t k) {
+  return type == WeightType::int4 ? ceil_div(k, 2) : k;
+}
+
+/// The scales of up to 128 plain rows [rows, k] that share them: [weight_groups(fp8, k)]. An
+/// infinity or a NaN makes its block's scale NaN.
+void fp8_block_scales(
+    const std::byte* rows, DType dtype, std::int64_t num_rows, std::int64_t k, float* scales);
+
+/// Quantises one plain row of k elements. Rows that share scales (fp8) are given them; others'
+/// are written, [weight_groups]. An infinity or a NaN makes its scale NaN. The thread flushes
+/// denormals, as for kernels. `codes`: [code_row_bytes].
+void quantize_row(WeightType type,
+                  const std::byte* row,
+                  DType dtype,
+                  std::int64_t k,
+                  float* scales,
+                  std::byte* codes);
+
+/// A checkpoint's matrix [n, k], quantised: what `ferry quantize` writes.
+struct QuantizedMatrix {
+  std::vector<std::byte> codes;  ///< [n][code_row_bytes]
+  std::vector<float> scales;     ///< [ceil(n / rows_per_scale)][weight_groups]
+};
+
+/// Quantises a plain matrix [n, k], row-major. REQUIRES: is_quantized(type).
+QuantizedMatrix quantize_matrix(
+    WeightType type, const std::byte* source, DType dtype, std::int64_t n, std::int64_t k);
+
+/// Packs a matrix [n, k] as checkpoints store it into panels: column c of W is source row c. Pads
+/// with zeros. Quantised types take rows that are quantised already.
+struct PackArgs {
+  WeightType type = WeightType::f32;  ///< of the packed weights
+  const std::byte* source = nullptr;  ///< [n, k] row-major of source_type, or codes
+  DType source_type = DType::f32;     ///< of plain rows
+  const float* scales = nullptr;      ///< of codes, [ceil(n / scale_rows)][weight_groups]
+  std::int64_t scale_rows = 1;        ///< rows that share scales
+  std::int64_t k = 0;
+  std::int64_t n = 0;
+  std::byte* out = nullptr;  ///< ceil(n / 16) panels
+  /// Distance between the panels written, in panels: 2 interleaves gate and up.
+  std::int64_t panel_step = 1;
+};
+
+void pack_matrix(const PackArgs& args);
+
+}  // namespace ferry

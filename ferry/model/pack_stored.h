@@ -1,0 +1,27 @@
+// From a checkpoint's matrices to the panels that kernels read, quantised on the way where they are
+// to be and are not yet.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "ferry/core/threads.h"
+#include "ferry/kernels/packed_matrix.h"
+#include "ferry/model/stored_matrix.h"
+
+namespace ferry {
+
+/// Where panels go, and what they hold.
+struct PackTarget {
+  WeightType type = WeightType::f32;
+  std::byte* data = nullptr;
+  std::int64_t panel_step = 1;  ///< panels from one to the next: 2 interleaves gate and up
+};
+
+/// Packs the merged matrix whose columns are the rows of `sources`, one behind the other, all of
+/// the same length. Sources that hold codes of the wanted type keep them and their scales; others
+/// are quantised by themselves, each as if it stood alone.
+void pack_stored(std::span<const StoredMatrix> sources, const PackTarget& target, ThreadPool& pool);
+
+}  // namespace ferry

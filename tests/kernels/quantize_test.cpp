@@ -1,0 +1,146 @@
+// Quantised weights: within their bounds, and where packed_matrix.h says.
+#include "kernels/kernel_testing.h"
+
+namespace ferry::testing {
+
+namespace {
+
+constexpr WeightType kQuantized[] = {WeightType::int8, WeightType::fp8, WeightType::int4};
+
+/// A matrix [n, k] held as `type`.
+struct Held {
+  std::vector<float> values;  // as they were
+  Weights weights;
+
+  static Held of(WeightType type, std::int64_t k, std::int64_t n, Values kind) {
+    RandomValues same(7);
+    auto values = to_floats(to_type(same.row(n * k, kind), DType::bf16).data(), DType::bf16, n * k);
+    RandomValues random(7);
+    return {std::move(values), Weights(random, type, k, n, kind, false)};
+  }
+
+  float original(std::int64_t column, std::int64_t i) const {
+    return values[static_cast<std::size_t>(column * weights.packed.k + i)];
+  }
+
+  std::int64_t group() const {
+    switch (weights.packed.type) {
+      case WeightType::int4:
+        return kInt4Group;
+      case WeightType::fp8:
+        return kFp8Block;
+      default:
+        return weights.packed.k;
+    }
+  }
+
+  float scale_at(std::int64_t column, std::int64_t i) const {
+    return weights.scale(column, i / group());
+  }
+
+  double value(std::int64_t column, std::int64_t i) const {
+    return static_cast<double>(
+               weights.values[static_cast<std::size_t>(column * weights.packed.k + i)]) *
+           scale_at(column, i);
+  }
+};
+
+/// The bounds of docs/numerics.md.
+double bound(WeightType type, float x, float scale) {
+  constexpr double kRoundings = 1 + 0x1p-14;  // of 1 / scale and the product, in steps
+  const double step = std::abs(static_cast<double>(scale));
+  if (type == WeightType::int8) return step / 2 * kRoundings;
+  if (type == WeightType::fp8) return std::max(std::abs(x) / 16.0, step / 1024) * kRoundings;
+  // Opposite to the greatest there is no code 8.
+  return (std::abs(x / scale) > 7.5 ? step : step / 2) * kRoundings;
+}
+
+TEST(Quantize, EveryWeightIsWithinTheBound) {
+  for (const WeightType type : kQuantized) {
+    for (const std::int64_t k : {1, 63, 64, 65, 129, 700}) {
+      for (const std::int64_t n : {1, 17, 130, 260}) {
+        const Held held = Held::of(type, k, n, Values::plain);
+        for (std::int64_t c = 0; c < n; ++c) {
+          for (std::int64_t i = 0; i < k; ++i) {
+            const float x = held.original(c, i);
+            ASSERT_NEAR(held.value(c, i), x, bound(type, x, held.scale_at(c, i)))
+                << weight_type_name(type) << " k " << k << " n " << n << " at " << c << ", " << i;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Quantize, TheGreatestOfAGroupUsesTheWholeRange) {
+  for (const WeightType type : kQuantized) {
+    const Held held = Held::of(type, 192, 40, Values::plain);
+    float greatest = 0;
+    for (const float code : held.weights.values) greatest = std::max(greatest, std::abs(code));
+    EXPECT_EQ(greatest, type == WeightType::int8 ? 127 : type == WeightType::fp8 ? 448 : 8);
+  }
+}
+
+TEST(Quantize, NotANumberSpoilsWhatSharesItsScaleAndNothingElse) {
+  for (const WeightType type : kQuantized) {
+    constexpr std::int64_t kDepth = 256;
+    std::vector<float> source(static_cast<std::size_t>(256 * kDepth), 1.0F);
+    source[3 * kDepth + 2] = std::numeric_limits<float>::infinity();
+    source[3 * kDepth + 1] = std::numeric_limits<float>::quiet_NaN();
+    const QuantizedMatrix q =
+        quantize_matrix(type, as_bytes(source.data()), DType::f32, 256, kDepth);
+    const std::int64_t groups = weight_groups(type, kDepth);
+    const std::int64_t spoilt = 3 / rows_per_scale(type) * groups;
+    for (std::int64_t i = 0; i < static_cast<std::int64_t>(q.scales.size()); ++i)
+      EXPECT_EQ(std::isnan(q.scales[static_cast<std::size_t>(i)]), i == spoilt) << i;
+  }
+}
+
+TEST(Quantize, ZerosAndTinyNumbersKeepFiniteScales) {
+  for (const WeightType type : kQuantized) {
+    for (const float x : {0.0F, 1e-39F, -1e-38F}) {
+      const std::vector<float> source(128, x);
+      const QuantizedMatrix q = quantize_matrix(type, as_bytes(source.data()), DType::f32, 2, 64);
+      for (const float scale : q.scales) EXPECT_GE(std::abs(scale), 0x1p-126F);
+    }
+  }
+}
+
+/// Code and scale of (k, column) by the layout that packed_matrix.h states.
+float packed_code(const PackedMatrix& m, std::int64_t k, std::int64_t column) {
+  const auto* panel = reinterpret_cast<const std::uint8_t*>(m.data) +
+                      column / kPanelColumns * static_cast<std::int64_t>(m.panel_bytes());
+  const std::int64_t c = column % kPanelColumns;
+  if (m.type == WeightType::int8)
+    return static_cast<float>(panel[(k / 4 * kPanelColumns + c) * 4 + k % 4]) - 128.0F;
+  const std::uint8_t both = panel[(k / 8 * kPanelColumns + c) * 4 + k % 4];
+  return static_cast<float>(k % 8 < 4 ? both & 15 : both >> 4) - 8.0F;
+}
+
+TEST(PackMatrix, PutsCodesAndScalesAtTheirPlacesAndZerosElsewhere) {
+  for (const WeightType type : {WeightType::int8, WeightType::int4}) {
+    for (const std::int64_t k : {1, 63, 70, 200}) {
+      const std::int64_t n = 40;
+      const Held held = Held::of(type, k, n, Values::plain);
+      const PackedMatrix& m = held.weights.packed;
+      for (std::int64_t i = 0; i < round_up(k, kIntKBlock); ++i) {
+        for (std::int64_t column = 0; column < round_up(n, kPanelColumns); ++column) {
+          const bool inside = i < k && column < n;
+          const float want =
+              inside ? held.weights.values[static_cast<std::size_t>(column * k + i)] : 0.0F;
+          ASSERT_EQ(packed_code(m, i, column), want) << "k " << i << " column " << column;
+        }
+      }
+      const std::int64_t groups = weight_groups(type, k);
+      const auto* scales = reinterpret_cast<const float*>(
+          m.data + static_cast<std::int64_t>(m.panel_bytes()) - groups * 64);
+      for (std::int64_t g = 0; g < groups; ++g)
+        for (std::int64_t c = 0; c < kPanelColumns; ++c)
+          ASSERT_EQ(scales[g * kPanelColumns + c], held.weights.scale(c, g));
+    }
+  }
+}
+
+}  // namespace
+
+}  // namespace ferry::testing
