@@ -13,6 +13,7 @@ void add_generate(CLI::App& app, int& status);
 void add_eval(CLI::App& app, int& status);
 void add_inspect(CLI::App& app, int& status);
 void add_make_model(CLI::App& app, int& status);
+void add_quantize(CLI::App& app, int& status);
 void add_doctor(CLI::App& app, int& status);
 void add_bench(CLI::App& app, int& status);
 void add_eplb(CLI::App& app, int& status);

@@ -73,6 +73,7 @@ int run(int argc, char** argv) {
   add_eval(app, status);
   add_inspect(app, status);
   add_make_model(app, status);
+  add_quantize(app, status);
   add_doctor(app, status);
   add_bench(app, status);
   add_eplb(app, status);

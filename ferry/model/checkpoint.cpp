@@ -20,10 +20,31 @@ namespace {
 
 constexpr const char* kSingleFile = "model.safetensors";
 constexpr const char* kIndexFile = "model.safetensors.index.json";
-constexpr std::string_view kFp8Type = "F8_E4M3";
 
-/// Where the scales of an fp8 matrix lie, beside "x.weight" as "x.weight_scale_inv".
-std::string scales_name(std::string_view matrix) { return std::string(matrix) + "_scale_inv"; }
+/// How quantised matrices lie in the files: "x.weight" of `type`, and beside it their scales.
+struct StoredFormat {
+  Quantization quantization;
+  StoredMatrix::Format format;
+  WeightType weights;
+  std::string_view type;
+  std::string_view scales;  // behind the matrix's name
+};
+
+constexpr std::array kFormats = {
+    StoredFormat{
+        Quantization::fp8, StoredMatrix::Format::fp8, WeightType::fp8, "F8_E4M3", "_scale_inv"},
+    StoredFormat{Quantization::int8, StoredMatrix::Format::int8, WeightType::int8, "I8", "_scale"},
+    StoredFormat{Quantization::int4, StoredMatrix::Format::int4, WeightType::int4, "U8", "_scale"}};
+
+const StoredFormat* format_of(Quantization quantization, std::string_view type) {
+  for (const StoredFormat& format : kFormats)
+    if (format.quantization == quantization && format.type == type) return &format;
+  return nullptr;
+}
+
+std::string scales_name(std::string_view matrix, const StoredFormat& format) {
+  return std::string(matrix) + std::string(format.scales);
+}
 
 /// tensor -> shard file of an index. File names must stay inside the directory.
 std::map<std::string, std::string> read_weight_map(const std::filesystem::path& index) {
@@ -142,16 +163,21 @@ TensorView Checkpoint::tensor(std::string_view name, std::span<const std::int64_
 StoredMatrix Checkpoint::matrix(std::string_view name,
                                 std::int64_t rows,
                                 std::int64_t columns) const {
-  const Place& place = find(name, std::array{rows, columns});
-  if (config_.quantization != Quantization::fp8 || place.entry->dtype_name != kFp8Type)
+  const Place* there = find(name);
+  const StoredFormat* format =
+      there == nullptr ? nullptr : format_of(config_.quantization, there->entry->dtype_name);
+  if (format == nullptr) {
+    const Place& place = find(name, std::array{rows, columns});
     return plain_matrix(files_[place.file].view(*place.entry));
-  return {.format = StoredMatrix::Format::fp8,
+  }
+  const Place& place = find(name, std::array{rows, code_row_bytes(format->weights, columns)});
+  return {.format = format->format,
           .rows = rows,
           .columns = columns,
           .data = files_[place.file].data(*place.entry),
-          .scales = tensor(scales_name(name),
-                           std::array{ceil_div(rows, StoredMatrix::kFp8BlockRows),
-                                      ceil_div(columns, kWireBlock)})};
+          .scales = tensor(scales_name(name, *format),
+                           std::array{ceil_div(rows, rows_per_scale(format->weights)),
+                                      weight_groups(format->weights, columns)})};
 }
 
 std::uint64_t Checkpoint::stored_bytes(const TensorSpec& spec) const {
@@ -172,7 +198,8 @@ std::vector<std::string> Checkpoint::unused() const {
   for (const auto* entry : entries()) names.insert(entry->name);
   for_each_tensor(config_, [&](const TensorSpec& spec) {
     names.erase(spec.name);
-    if (find(spec.name)->entry->dtype_name == kFp8Type) names.erase(scales_name(spec.name));
+    if (const auto* format = format_of(config_.quantization, find(spec.name)->entry->dtype_name))
+      names.erase(scales_name(spec.name, *format));
   });
   return {names.begin(), names.end()};
 }

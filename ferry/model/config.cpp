@@ -54,8 +54,14 @@ std::optional<DType> read_dtype(const ConfigReader& in) {
 Quantization read_quantization(const ConfigReader& in) {
   if (!in.has("quantization_config")) return Quantization::none;
   const ConfigReader quantization = in.object("quantization_config");
-  if (quantization.text_or("quant_method", "") != "fp8")
-    quantization.refuse("quant_method", "\"fp8\" (no other quantised checkpoints are supported)");
+  const std::string method = quantization.text_or("quant_method", "");
+  if (method == "ferry_int8") return Quantization::int8;
+  if (method == "ferry_int4") return Quantization::int4;
+  if (method != "fp8") {
+    quantization.refuse("quant_method",
+                        "\"fp8\", \"ferry_int8\" or \"ferry_int4\" (no other quantised checkpoints "
+                        "are supported)");
+  }
   if (quantization.text_or("fmt", "e4m3") != "e4m3") quantization.refuse("fmt", "\"e4m3\"");
   const json block = json::array({StoredMatrix::kFp8BlockRows, kWireBlock});
   if (!quantization.has("weight_block_size") || quantization.value("weight_block_size") != block)

@@ -31,7 +31,9 @@ enum class LayerKind : std::uint8_t { dense, sparse };
 /// How the checkpoint's matrices may be stored; those that are not lie as plain elements.
 enum class Quantization : std::uint8_t {
   none,
-  fp8,  ///< e4m3 with a scale for each 128 x 128 values
+  fp8,   ///< e4m3 with a scale for each 128 x 128 values
+  int8,  ///< a scale for each row
+  int4,  ///< two in a byte, a scale for each 64 values of a row
 };
 
 /// Invariants (checked by load_config): all sizes positive, heads % kv_heads == 0, head_dim even,

@@ -146,4 +146,37 @@ void pack_stored(std::span<const StoredMatrix> matrices,
   });
 }
 
+QuantizedMatrix quantize_stored(const StoredMatrix& matrix, WeightType type, ThreadPool& pool) {
+  const std::int64_t k = matrix.columns;
+  const std::int64_t groups = weight_groups(type, k);
+  const std::int64_t code_bytes = code_row_bytes(type, k);
+  QuantizedMatrix out;
+  out.codes.resize(static_cast<std::size_t>(matrix.rows * code_bytes));
+  out.scales.resize(static_cast<std::size_t>(ceil_div(matrix.rows, rows_per_scale(type)) * groups));
+  // In pieces that no block of scales straddles.
+  pool.parallel_for(
+      ceil_div(matrix.rows, kFp8Block), 1, [&](std::int64_t begin, std::int64_t end, int) {
+        std::vector<float> plain;
+        for (std::int64_t piece = begin; piece < end; ++piece) {
+          const std::int64_t first = piece * kFp8Block;
+          const std::int64_t count = std::min<std::int64_t>(kFp8Block, matrix.rows - first);
+          std::byte* codes = out.codes.data() + first * code_bytes;
+          float* scales = out.scales.data() + first / rows_per_scale(type) * groups;
+          if (matrix.holds(type)) {
+            for (std::int64_t r = 0; r < count; ++r)
+              matrix.read_codes(
+                  first + r, codes + r * code_bytes, scales + r / rows_per_scale(type) * groups);
+            continue;
+          }
+          plain.resize(static_cast<std::size_t>(count * k));
+          matrix.read_rows(first, count, DType::f32, as_bytes(plain.data()));
+          const QuantizedMatrix part =
+              quantize_matrix(type, as_bytes(plain.data()), DType::f32, count, k);
+          std::ranges::copy(part.codes, codes);
+          std::ranges::copy(part.scales, scales);
+        }
+      });
+  return out;
+}
+
 }  // namespace ferry

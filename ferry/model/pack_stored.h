@@ -24,4 +24,8 @@ struct PackTarget {
 /// are quantised by themselves, each as if it stood alone.
 void pack_stored(std::span<const StoredMatrix> sources, const PackTarget& target, ThreadPool& pool);
 
+/// The whole matrix as `type` holds it: codes and scales of the file where they are of that type,
+/// else quantised on all threads. REQUIRES: is_quantized(type).
+QuantizedMatrix quantize_stored(const StoredMatrix& matrix, WeightType type, ThreadPool& pool);
+
 }  // namespace ferry

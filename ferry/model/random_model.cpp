@@ -11,6 +11,7 @@
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/config_reader.h"
 #include "ferry/model/family.h"
+#include "ferry/model/new_directory.h"
 #include "ferry/model/safetensors_writer.h"
 #include "ferry/model/tokenizer_parts.h"
 
@@ -179,74 +180,6 @@ class TensorFiller {
   const RandomModelOptions& options_;
   std::vector<float> values_;
   std::vector<std::byte> bytes_;
-};
-
-/// The files of a checkpoint under names of their own until all are written; removes what it made
-/// when that does not come to pass.
-class NewDirectory {
- public:
-  explicit NewDirectory(const fs::path& path) : path_(path) {
-    std::error_code code;
-    if (fs::exists(path, code) && !fs::is_empty(path, code)) {
-      fail<ConfigError>("{}: expected a new or empty directory, found one with files",
-                        path.string());
-    }
-    made_ = fs::create_directories(path, code);
-    if (!fs::is_directory(path)) {
-      fail<ConfigError>("{}: cannot be made: {}", path.string(), code.message());
-    }
-  }
-
-  ~NewDirectory() {
-    std::error_code code;
-    if (done_) return;
-    for (const std::string& name : names_) {
-      fs::remove(partial(name), code);
-      fs::remove(path_ / name, code);
-    }
-    if (made_) fs::remove(path_, code);
-  }
-
-  NewDirectory(const NewDirectory&) = delete;
-  NewDirectory& operator=(const NewDirectory&) = delete;
-
-  /// Better now than after minutes of writing.
-  void require_space(std::uint64_t bytes) const {
-    std::error_code code;
-    const fs::space_info space = fs::space(path_, code);
-    if (!code && space.available < bytes) {
-      fail<Error>(
-          "{}: expected {} bytes of free space, found {}", path_.string(), bytes, space.available);
-    }
-  }
-
-  /// Where to write the file that will be called `name`.
-  fs::path add(const std::string& name) {
-    names_.push_back(name);
-    return partial(name);
-  }
-
-  void add_text(const std::string& name, const std::string& text) {
-    const fs::path path = add(name);
-    std::ofstream out(path, std::ios::binary);
-    out << text << '\n';
-    out.close();
-    if (!out) fail<Error>("{}: cannot be written", path.string());
-  }
-
-  /// Gives all files their names, in the order they were added.
-  void finish() {
-    for (const std::string& name : names_) fs::rename(partial(name), path_ / name);
-    done_ = true;
-  }
-
- private:
-  fs::path partial(const std::string& name) const { return path_ / (name + ".partial"); }
-
-  fs::path path_;
-  bool made_ = false;
-  bool done_ = false;
-  std::vector<std::string> names_;
 };
 
 using Shard = std::vector<TensorSpec>;

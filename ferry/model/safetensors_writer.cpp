@@ -33,7 +33,7 @@ std::string_view file_name_of(DType dtype) {
 }  // namespace
 
 std::uint64_t TensorHeader::bytes() const {
-  std::uint64_t n = dtype_bytes(dtype);
+  std::uint64_t n = codes.empty() ? dtype_bytes(dtype) : 1;
   for (const std::int64_t d : shape) n *= static_cast<std::uint64_t>(d);
   return n;
 }
@@ -46,7 +46,7 @@ SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path,
     const std::uint64_t end = missing_ + tensor.bytes();
     header += fmt::format(R"(,{}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})",
                           nlohmann::json(tensor.name).dump(),
-                          file_name_of(tensor.dtype),
+                          tensor.codes.empty() ? file_name_of(tensor.dtype) : tensor.codes,
                           fmt::join(tensor.shape, ","),
                           missing_,
                           end);

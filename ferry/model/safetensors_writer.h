@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "ferry/core/types.h"
@@ -17,6 +18,7 @@ struct TensorHeader {
   std::string name;
   DType dtype = DType::f32;
   std::vector<std::int64_t> shape;
+  std::string_view codes = {};  ///< in place of dtype: elements of a byte, as "F8_E4M3", "I8", "U8"
 
   std::uint64_t bytes() const;
 };

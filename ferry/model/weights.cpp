@@ -281,6 +281,10 @@ WeightChoice choose_weights(const Checkpoint& checkpoint, std::optional<WeightTy
   switch (checkpoint.config().quantization) {
     case Quantization::fp8:
       return {.type = WeightType::fp8, .plain_stays = true};
+    case Quantization::int8:
+      return {.type = WeightType::int8, .plain_stays = true};
+    case Quantization::int4:
+      return {.type = WeightType::int4, .plain_stays = true};
     case Quantization::none:
       break;
   }

@@ -1,0 +1,219 @@
+#include "ferry/model/quantized_checkpoint.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "ferry/core/error.h"
+#include "ferry/model/family.h"
+#include "ferry/model/json_file.h"
+#include "ferry/model/new_directory.h"
+#include "ferry/model/pack_stored.h"
+#include "ferry/model/safetensors_writer.h"
+
+namespace ferry {
+
+namespace {
+
+namespace fs = std::filesystem;
+using json = nlohmann::json;
+
+/// Names of this format's parts. fp8 is DeepSeek-V3's, which others read too.
+struct Format {
+  std::string_view codes;   // element type of the file
+  std::string_view scales;  // behind the matrix's name
+  json config;              // "quantization_config"
+};
+
+Format format_of(WeightType type) {
+  switch (type) {
+    case WeightType::fp8:
+      return {"F8_E4M3",
+              "_scale_inv",
+              {{"quant_method", "fp8"},
+               {"fmt", "e4m3"},
+               {"activation_scheme", "dynamic"},
+               {"weight_block_size", {kFp8Block, kFp8Block}}}};
+    case WeightType::int8:
+      return {"I8", "_scale", {{"quant_method", "ferry_int8"}}};
+    case WeightType::int4:
+      return {"U8", "_scale", {{"quant_method", "ferry_int4"}, {"group_size", kInt4Group}}};
+    case WeightType::f32:
+    case WeightType::bf16:
+      break;
+  }
+  fail<ConfigError>("--weights {}: not quantised; choose int8, fp8 or int4",
+                    weight_type_name(type));
+}
+
+/// One tensor of the source, and what is written for it.
+struct Item {
+  TensorSpec spec;
+  bool quantised = false;
+  std::vector<TensorHeader> headers;
+
+  std::uint64_t bytes() const {
+    std::uint64_t sum = 0;
+    for (const TensorHeader& header : headers) sum += header.bytes();
+    return sum;
+  }
+};
+
+/// Matrices that products read. The gate of a shared expert, one row, is held as f32.
+bool is_quantised(const TensorSpec& spec, const TensorNames& names) {
+  if (spec.shape.size() != 2 || spec.shape[0] == 1) return false;
+  return spec.role == TensorRole::matrix || spec.role == TensorRole::expert ||
+         spec.name == names.lm_head;
+}
+
+class Writer {
+ public:
+  Writer(const Checkpoint& source,
+         const QuantizeOptions& options,
+         ThreadPool& pool,
+         const LoadProgress& progress)
+      : source_(source),
+        options_(options),
+        format_(format_of(options.type)),
+        pool_(pool),
+        progress_(progress) {
+    for_each_tensor(source.config(), [&](const TensorSpec& spec) {
+      total_ += source.stored_bytes(spec);
+      plan(spec);
+    });
+  }
+
+  void write(const fs::path& out) {
+    NewDirectory files(out);
+    std::uint64_t bytes = 0;
+    for (const auto& shard : shards_)
+      for (const Item& item : shard) bytes += item.bytes();
+    files.require_space(bytes);
+    json weight_map = json::object();
+    for (std::size_t s = 0; s < shards_.size(); ++s) {
+      const std::string name =
+          shards_.size() == 1
+              ? "model.safetensors"
+              : fmt::format("model-{:05}-of-{:05}.safetensors", s + 1, shards_.size());
+      write_shard(shards_[s], files.add(name));
+      for (const Item& item : shards_[s])
+        for (const TensorHeader& header : item.headers) weight_map[header.name] = name;
+    }
+    if (shards_.size() > 1) {
+      const json index = {{"metadata", {{"total_size", bytes}}}, {"weight_map", weight_map}};
+      files.add_text("model.safetensors.index.json", index.dump(2));
+    }
+    copy_others(files);
+    files.finish();
+  }
+
+ private:
+  void plan(const TensorSpec& spec) {
+    Item item{.spec = spec, .quantised = is_quantised(spec, source_.names()), .headers = {}};
+    if (item.quantised) {
+      const std::int64_t rows = spec.shape[0];
+      const std::int64_t k = spec.shape[1];
+      item.headers = {
+          {spec.name, DType::f32, {rows, code_row_bytes(options_.type, k)}, format_.codes},
+          {spec.name + std::string(format_.scales),
+           DType::f32,
+           {ceil_div(rows, rows_per_scale(options_.type)), weight_groups(options_.type, k)}}};
+    } else {
+      item.headers = {{spec.name, plain_type(spec), spec.shape}};
+    }
+    const std::uint64_t more = item.bytes();
+    if (shards_.empty() || shard_bytes_ + more > options_.max_shard_bytes) {
+      shards_.emplace_back();
+      shard_bytes_ = 0;
+    }
+    shard_bytes_ += more;
+    shards_.back().push_back(std::move(item));
+  }
+
+  /// Of what is not quantised here; quantised in the source, it becomes bf16.
+  DType plain_type(const TensorSpec& spec) const {
+    if (spec.shape.size() != 2) return source_.tensor(spec).dtype;
+    const StoredMatrix matrix = source_.matrix(spec.name, spec.shape[0], spec.shape[1]);
+    return matrix.is_plain() ? matrix.dtype : DType::bf16;
+  }
+
+  void write_shard(const std::vector<Item>& items, const fs::path& path) {
+    std::vector<TensorHeader> headers;
+    for (const Item& item : items)
+      headers.insert(headers.end(), item.headers.begin(), item.headers.end());
+    SafetensorsWriter writer(path, headers);
+    for (const Item& item : items) {
+      write_item(item, writer);
+      done_ += source_.stored_bytes(item.spec);
+      if (progress_) progress_(done_, total_);
+    }
+    writer.close();
+  }
+
+  void write_item(const Item& item, SafetensorsWriter& writer) const {
+    const TensorSpec& spec = item.spec;
+    if (spec.shape.size() != 2) {
+      writer.write(source_.tensor(spec).span());
+      return;
+    }
+    const StoredMatrix matrix = source_.matrix(spec.name, spec.shape[0], spec.shape[1]);
+    if (item.quantised) {
+      const QuantizedMatrix quantised = quantize_stored(matrix, options_.type, pool_);
+      writer.write(quantised.codes);
+      writer.write(std::as_bytes(std::span(quantised.scales)));
+    } else if (matrix.is_plain()) {
+      writer.write(matrix.data);
+    } else {
+      std::vector<std::byte> row(static_cast<std::size_t>(matrix.columns) *
+                                 dtype_bytes(DType::bf16));
+      for (std::int64_t i = 0; i < matrix.rows; ++i) {
+        matrix.read_rows(i, 1, DType::bf16, row.data());
+        writer.write(row);
+      }
+    }
+  }
+
+  /// Everything beside the weights: the tokenizer's files as they are, config.json with a line
+  /// more.
+  void copy_others(NewDirectory& files) const {
+    const fs::path from = source_.directory();
+    for (const auto& entry : fs::directory_iterator(from)) {
+      const std::string name = entry.path().filename().string();
+      const bool weights = name.find(".safetensors") != std::string::npos;
+      if (!entry.is_regular_file() || weights || name == "config.json") continue;
+      const fs::path to = files.add(name);
+      std::error_code code;
+      if (!fs::copy_file(entry.path(), to, code))
+        fail<Error>("{}: cannot be copied: {}", entry.path().string(), code.message());
+    }
+    const fs::path path = from / "config.json";
+    json config = parse_json(read_text_file(path), path.string());
+    config["quantization_config"] = format_.config;
+    files.add_text("config.json", config.dump(2));
+  }
+
+  const Checkpoint& source_;
+  QuantizeOptions options_;
+  Format format_;
+  ThreadPool& pool_;
+  const LoadProgress& progress_;
+  std::vector<std::vector<Item>> shards_;
+  std::uint64_t shard_bytes_ = 0;  // of the last one
+  std::uint64_t total_ = 0;
+  std::uint64_t done_ = 0;
+};
+
+}  // namespace
+
+void write_quantized(const Checkpoint& source,
+                     const QuantizeOptions& options,
+                     const fs::path& out,
+                     ThreadPool& pool,
+                     const LoadProgress& progress) {
+  Writer(source, options, pool, progress).write(out);
+}
+
+}  // namespace ferry
