@@ -9,6 +9,7 @@
 
 #include "apps/ferry/command.h"
 #include "ferry/core/error.h"
+#include "ferry/model/chat_template.h"
 #include "ferry/model/checkpoint.h"
 #include "ferry/model/summary.h"
 
@@ -39,8 +40,31 @@ std::string human(std::uint64_t bytes) { return human(static_cast<double>(bytes)
 
 std::string count(std::int64_t number) { return human(static_cast<double>(number), ""); }
 
+/// Whether chats can be made prompts of. A template that is refused does not keep anybody from
+/// generating text, so it is reported, not thrown.
+struct ChatSupport {
+  bool present = false;
+  std::string refusal;  // empty: it is supported
+};
+
+ChatSupport chat_support(const std::string& directory) {
+  try {
+    return {.present = ChatTemplate::load(directory).has_value()};
+  } catch (const ModelError& e) {
+    return {.present = true, .refusal = e.what()};
+  }
+}
+
+Json to_json(const ChatSupport& chat) {
+  if (!chat.present) return nullptr;
+  Json report{{"supported", chat.refusal.empty()}};
+  if (!chat.refusal.empty()) report["error"] = chat.refusal;
+  return report;
+}
+
 Json to_json(const Checkpoint& checkpoint,
              const ModelSummary& s,
+             const ChatSupport& chat,
              const std::vector<RankBytes>& ranks) {
   const ModelConfig& c = checkpoint.config();
   Json report{{"model", checkpoint.directory()},
@@ -65,6 +89,7 @@ Json to_json(const Checkpoint& checkpoint,
   for (const auto& [type, held] : s.by_type)
     report["bytes_by_dtype"][type] = {{"tensors", held.tensors}, {"bytes", held.bytes}};
   report["unused_tensors"] = s.unused;
+  report["chat_template"] = to_json(chat);
   report["ranks"] = Json::array();
   for (const RankBytes& rank : ranks) {
     report["ranks"].push_back({{"experts_per_layer", rank.experts_held},
@@ -77,6 +102,7 @@ Json to_json(const Checkpoint& checkpoint,
 
 void print_tables(const Checkpoint& checkpoint,
                   const ModelSummary& s,
+                  const ChatSupport& chat,
                   const std::vector<RankBytes>& ranks) {
   const ModelConfig& c = checkpoint.config();
   fmt::print("{}\n", checkpoint.directory());
@@ -108,6 +134,10 @@ void print_tables(const Checkpoint& checkpoint,
     fmt::print("  not used       {}\n", s.unused[i]);
   if (s.unused.size() > kUnusedShown)
     fmt::print("  not used       and {} more tensors\n", s.unused.size() - kUnusedShown);
+  fmt::print("  chat template  {}\n",
+             !chat.present          ? "none"
+             : chat.refusal.empty() ? "supported"
+                                    : "not supported: " + chat.refusal);
 
   fmt::print("\n{:>6} {:>14} {:>12} {:>12} {:>12}\n",
              "rank",
@@ -131,10 +161,11 @@ int inspect(const InspectOptions& o) {
   const Checkpoint checkpoint = Checkpoint::open(o.directory);
   const ModelSummary summary = summarize(checkpoint);
   const std::vector<RankBytes> ranks = bytes_per_rank(checkpoint, o.ep);
+  const ChatSupport chat = chat_support(o.directory);
   if (o.json)
-    fmt::print("{}\n", to_json(checkpoint, summary, ranks).dump(2));
+    fmt::print("{}\n", to_json(checkpoint, summary, chat, ranks).dump(2));
   else
-    print_tables(checkpoint, summary, ranks);
+    print_tables(checkpoint, summary, chat, ranks);
   return 0;
 }
 

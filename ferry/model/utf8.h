@@ -43,5 +43,12 @@ std::size_t utf8_length(char first);
 
 bool is_word_char(char32_t c);    // letters, marks, digits, connectors: regex \w
 bool is_white_space(char32_t c);  // the Unicode property White_Space: regex \s
+bool is_letter(char32_t c);
+bool is_printable(
+    char32_t c);  // as Python's str.isprintable: neither control nor separator, but space
+
+/// Simple case mapping: one character for one.
+char32_t upper_case(char32_t c);
+char32_t lower_case(char32_t c);
 
 }  // namespace ferry

@@ -88,6 +88,22 @@ TEST(Inspect, TellsWhatEachRankWouldLoad) {
   test::expect_one_line(test::run_program({"inspect", "/nowhere"}), 1, "/nowhere");
 }
 
+TEST(Inspect, TellsWhetherThereIsAChatTemplate) {
+  const test::TempDir directory;
+  const std::string model = (directory.path() / "model").string();
+  std::filesystem::copy(kModel, model);
+  EXPECT_EQ(run_json({"inspect", model})["chat_template"], nullptr);
+  const auto file = directory.path() / "model" / "chat_template.jinja";
+  test::write_file(file, "{% for m in messages %}{{ m.content }}{% endfor %}");
+  EXPECT_EQ(run_json({"inspect", model})["chat_template"]["supported"], true);
+  test::write_file(file, "\n{{ messages | frobnicate }}");
+  const json chat = run_json({"inspect", model})["chat_template"];
+  EXPECT_EQ(chat["supported"], false);
+  const char* const refusal = "line 2: filter frobnicate is not supported";
+  EXPECT_NE(chat["error"].get<std::string>().find(refusal), std::string::npos);
+  EXPECT_NE(test::run_program({"inspect", model}).out.find(refusal), std::string::npos);
+}
+
 TEST(MakeModel, WritesWhatGenerateRuns) {
   const test::TempDir directory;
   for (const char* arch : {"qwen2_moe", "qwen3_moe"}) {
