@@ -126,6 +126,13 @@ void BalanceFlags::add_rebalancing_to(CLI::App& app) {
       ->type_name("P")
       ->capture_default_str()
       ->group(kGroup);
+  app.add_option(
+         "--eplb-early-below",
+         rebalance_.early_below,
+         "A plan before its time where the steps' balancedness since the last is below this")
+      ->type_name("X")
+      ->capture_default_str()
+      ->group(kGroup);
   app.add_option("--eplb-min-rebalancing-utilization-threshold",
                  rebalance_.enough,
                  "Nothing moves while the balancedness of the recorded load is above this")
@@ -162,6 +169,8 @@ BalanceOptions BalanceFlags::resolve() const {
     fail<ConfigError>("--eplb-min-rebalancing-utilization-threshold must be 0 to 1, not {}",
                       rebalance_.enough);
   }
+  if (!(rebalance_.early_below >= 0 && rebalance_.early_below <= 1))
+    fail<ConfigError>("--eplb-early-below must be 0 to 1, not {}", rebalance_.early_below);
   if (!(rebalance_.least_gain >= 0 && rebalance_.least_gain <= 1))
     fail<ConfigError>("--eplb-min-gain must be 0 to 1, not {}", rebalance_.least_gain);
   if (step_bytes_ > kMaxStepBytes) {

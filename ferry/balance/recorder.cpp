@@ -126,8 +126,8 @@ std::vector<ExpertLoad> LoadRecorder::sampled_steps(int most) const {
   return steps;
 }
 
-double LoadRecorder::last(std::uint64_t steps) const {
-  const std::uint64_t n = std::min(steps, steps_);
+double LoadRecorder::recent_balancedness(std::uint64_t steps) const {
+  const std::uint64_t n = std::min<std::uint64_t>({steps, steps_, balancedness_.size()});
   double sum = 0;
   for (std::uint64_t i = 1; i <= n; ++i) sum += balancedness_[(steps_ - i) % balancedness_.size()];
   return n == 0 ? 1.0 : sum / static_cast<double>(n);
@@ -135,10 +135,10 @@ double LoadRecorder::last(std::uint64_t steps) const {
 
 LoadMetrics LoadRecorder::metrics() const {
   return {.steps = steps_,
-          .current = last(1),
-          .last_10 = last(10),
-          .last_100 = last(100),
-          .last_1000 = last(1000),
+          .current = recent_balancedness(1),
+          .last_10 = recent_balancedness(10),
+          .last_100 = recent_balancedness(100),
+          .last_1000 = recent_balancedness(1000),
           .rank_rows = last_ranks_,
           .steps_since_mark = marked_steps_,
           .since_mark =

@@ -63,6 +63,9 @@ class LoadRecorder {
   /// At most `most` of the window's steps, evenly spread over it, oldest first. Allocates.
   std::vector<ExpertLoad> sampled_steps(int most) const;
 
+  /// Mean of the balancedness of the last `steps` steps (at most 1000), or of those there were.
+  double recent_balancedness(std::uint64_t steps) const;
+
   /// Allocates.
   LoadMetrics metrics() const;
 
@@ -81,8 +84,6 @@ class LoadRecorder {
   std::int32_t* row(int index) const {
     return ring_.as<std::int32_t>() + static_cast<std::size_t>(index) * step_size();
   }
-
-  double last(std::uint64_t steps) const;
 
   Options options_;
   Buffer ring_;   // int32 [window][layers][experts]

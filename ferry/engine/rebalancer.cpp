@@ -19,6 +19,7 @@ constexpr std::size_t kSmallestBudget = 4U << 10;
 constexpr double kShareOfStep = 0.05;
 constexpr double kFirstBytesPerSecond = 2e9;  // until copies have been measured
 constexpr int kSampledSteps = 64;     // of the window, where a policy looks at more than their sum
+constexpr int kEarliestPart = 10;     // of the steps between two plans
 constexpr int kPlannerNiceness = 10;  // steps come first where cores are few
 
 ExpertPlacement placement_of(const std::vector<Placement>& layers) {
@@ -42,7 +43,7 @@ std::size_t largest_budget(const RebalanceOptions& options) {
 }
 
 Rebalancer::Rebalancer(const RebalanceOptions& options, LoadRecorder& recorder, ExpertMover& mover)
-    : options_(options), recorder_(recorder), mover_(mover), steps_until_plan_(options.every) {
+    : options_(options), recorder_(recorder), mover_(mover) {
   FERRY_CHECK(options.every >= 1, "a plan every {} steps", options.every);
 }
 
@@ -94,16 +95,24 @@ void Rebalancer::end_step(std::chrono::nanoseconds time) {
     stats_.settled = true;
     recorder_.mark();
   }
-  if (--steps_until_plan_ > 0 || recorder_.window_steps() == 0) return;
+  if (!time_to_plan() || recorder_.window_steps() == 0) return;
   if (planning_.valid()) {
     // A whole interval was not enough: the machine has no core to spare for the planner, which a
     // step now waits for rather than never get a plan.
     planning_.wait();
-    steps_until_plan_ = 1;
     return;
   }
-  steps_until_plan_ = options_.every;
+  steps_since_plan_ = 0;
   start_planning();
+}
+
+bool Rebalancer::time_to_plan() {
+  const int steps = ++steps_since_plan_;
+  if (steps >= options_.every) return true;
+  // One in progress is not waited for before its time.
+  return options_.early_below > 0 && steps >= options_.every / kEarliestPart &&
+         !planning_.valid() && !mover_.moving() &&
+         recorder_.recent_balancedness(static_cast<std::uint64_t>(steps)) < options_.early_below;
 }
 
 void Rebalancer::start_planning() {

@@ -20,6 +20,9 @@ namespace ferry {
 struct RebalanceOptions {
   bool enabled = false;
   int every = 1000;  ///< steps between two plans
+  /// A plan is made earlier, down to a tenth of `every` behind the last one, where the steps' mean
+  /// balancedness since then is below this. 0: never.
+  double early_below = 0;
   Policy policy = Policy::greedy;
   int nodes = 1;
   /// A plan is not carried out where the window's balancedness is above this..
@@ -73,6 +76,7 @@ class Rebalancer {
   };
 
   std::size_t budget() const;
+  bool time_to_plan();
   void start_planning();
   void take_plan();
 
@@ -80,7 +84,7 @@ class Rebalancer {
   LoadRecorder& recorder_;
   ExpertMover& mover_;
   std::future<Plan> planning_;
-  int steps_until_plan_;
+  int steps_since_plan_ = 0;
   std::uint64_t switches_at_plan_ = 0;  // when the plan in work was announced
   bool step_moves_ = false;
   Times quiet_, moving_;

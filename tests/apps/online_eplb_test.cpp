@@ -127,6 +127,16 @@ TEST_F(OnlineEplb, HighThresholdsKeepExpertsInPlace) {
   }
 }
 
+TEST_F(OnlineEplb, PlansBeforeItsTimeWhereStepsAreUneven) {
+  const auto plans = [&](const std::string& below) {
+    const json eplb = run(Arguments{"--ep", "2", "--enable-eplb", "--eplb-early-below", below} +
+                          Arguments{"--eplb-rebalance-num-iterations", "100"})["eplb"];
+    return eplb["plans"].get<int>();
+  };
+  EXPECT_EQ(plans("0"), 0);
+  EXPECT_GT(plans("1"), 0);
+}
+
 TEST_F(OnlineEplb, RefusesWhatCannotBe) {
   const auto refused = [&](const Arguments& options, int status, const std::string& text) {
     test::expect_one_line(
@@ -140,6 +150,7 @@ TEST_F(OnlineEplb, RefusesWhatCannotBe) {
   refused({"--enable-eplb", "--eplb-algorithm", "best"}, 2, "unknown policy \"best\"");
   refused({"--eplb-rebalance-num-iterations", "0"}, 2, "--eplb-rebalance-num-iterations");
   refused({"--eplb-min-gain", "2"}, 2, "--eplb-min-gain");
+  refused({"--eplb-early-below", "-1"}, 2, "--eplb-early-below");
   refused({"--ep-num-redundant-experts", "17"}, 2, "");
   refused({"--ep-num-redundant-experts", "-1"}, 2, "");
   refused({"--init-expert-location", "/nowhere.json"}, 1, "/nowhere.json");
