@@ -107,7 +107,8 @@ void MoeAllToAll::run(const MoeTokens& in, ExpertFn experts, Route route) {
                                    .slots = to.slots,
                                    .weights = to.weights,
                                    .chunks = chunks,
-                                   .layer = in.layer});
+                                   .layer = in.layer,
+                                   .timeout = in.timeout});
         dispatcher_.dispatch_recv(experts);
         dispatcher_.combine_send();
         dispatcher_.combine_recv({.weights = to.weights,

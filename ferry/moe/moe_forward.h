@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -58,6 +59,8 @@ struct MoeTokens {
   bool accumulate = false;               ///< add to what `out` holds
   const Placement* placement = nullptr;  ///< null: experts in order over the ranks
   int layer = -1;                        ///< for diagnosis only
+  /// Of each wait of this call, where it differs from the options'.
+  std::optional<std::chrono::nanoseconds> timeout = {};
 };
 
 /// What the router computed. The top-k is taken in f32.
@@ -110,6 +113,9 @@ class MoeAllToAll {
   /// Tokens of the last call that needed a rank which is masked (on_dead_rank = mask), rising:
   /// their results lack its experts' parts.
   std::span<const int> lost_tokens() const { return lost_tokens_; }
+
+  /// Goes on without `rank`, of which the caller knows that it is gone. Needs on_dead_rank = mask.
+  void mask(Rank rank) { dispatcher_.mask(rank); }
 
   const Dispatcher& dispatcher() const { return dispatcher_; }
 

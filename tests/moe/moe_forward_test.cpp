@@ -467,6 +467,27 @@ TEST(MoeForward, ReportsTokensWhoseExpertsAreGone) {
   });
 }
 
+TEST(MoeForward, ReturnsAfterTheTimeoutOfTheCallOrAtOnceWithoutARankKnownToBeGone) {
+  MoeAllToAll::Options options = scaling_options();
+  options.exchange = exchange_options(MoeA2ABackend::mooncake);
+  on_thread_ranks(3, options, [](MoeAllToAll& a2a, const Placement& p, Rank rank) {
+    if (rank == 2) return;  // never calls
+    if (rank == 1) a2a.mask(2);
+    const Tokens tokens(8, rank);
+    std::vector<float> out(tokens.hidden.size());
+    MoeTokens call = tokens.to(out);
+    call.timeout = rank == 0 ? std::chrono::seconds(1) : std::chrono::seconds(20);
+    moe_forward_from_topk(a2a, call, tokens.topk(), scaling_experts(p, rank));
+    EXPECT_TRUE(a2a.dispatcher().is_masked(2));
+    std::vector<int> lost;  // expert 4 is on rank 2
+    for (int t = 0; t < 8; ++t) {
+      const auto ids = std::span(tokens.ids).subspan(static_cast<std::size_t>(t * kTopk), kTopk);
+      if (std::count(ids.begin(), ids.end(), 4) > 0) lost.push_back(t);
+    }
+    EXPECT_EQ(std::vector<int>(a2a.lost_tokens().begin(), a2a.lost_tokens().end()), lost);
+  });
+}
+
 TEST(MoeForward, NamesIdsThatDoNotExist) {
   on_thread_ranks(1, scaling_options(), [](MoeAllToAll& a2a, const Placement& p, Rank rank) {
     Tokens tokens(2);
