@@ -7,6 +7,8 @@
 #include <random>
 #include <utility>
 
+#include "ferry/transport/launch.h"
+
 namespace ferry {
 
 Summary summarize(std::vector<double> values) {
@@ -24,6 +26,12 @@ Summary summarize(std::vector<double> values) {
   s.p99 = percentile(0.99);
   s.min = values.front();
   return s;
+}
+
+bool reads_peers(std::string_view transport) {
+  for (const TransportInfo& t : list_transports())
+    if (t.name == transport) return t.load_store;
+  return false;
 }
 
 std::string_view routing_name(BenchRouting routing) {

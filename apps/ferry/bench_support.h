@@ -36,6 +36,9 @@ BenchRouting parse_routing(std::string name);
 void draw_routing(
     BenchRouting routing, int experts, int topk, std::uint64_t seed, std::span<ExpertId> chosen);
 
+/// Whether ranks on that transport read each other's memory.
+bool reads_peers(std::string_view transport);
+
 class Stopwatch {
  public:
   double microseconds() const {

@@ -12,6 +12,7 @@
 
 #include "apps/ferry/a2a_bench.h"
 #include "apps/ferry/a2a_report.h"
+#include "apps/ferry/bench_support.h"
 #include "apps/ferry/command.h"
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/svg_name.h"
@@ -70,12 +71,6 @@ std::vector<std::string> expanded(const std::vector<std::string>& names,
   return all;
 }
 
-bool load_store(std::string_view transport) {
-  for (const TransportInfo& t : list_transports())
-    if (t.name == transport) return t.load_store;
-  return false;
-}
-
 /// Sets the exchange of a case whose other members stand, and replaces what is "auto".
 void set_exchange(A2aCase& a2a, const std::string& layout, bool allow_prereduce) {
   MoeA2ABackend backend = parse_backend(a2a.backend);
@@ -92,7 +87,7 @@ void set_exchange(A2aCase& a2a, const std::string& layout, bool allow_prereduce)
                         .topk = a2a.topk,
                         .dispatch_wire = a2a.dispatch_wire,
                         .combine_wire = a2a.combine_wire,
-                        .load_store = load_store(a2a.transport),
+                        .load_store = reads_peers(a2a.transport),
                         .experts_take_pointers = a2a.expert_type == a2a.dispatch_wire,
                         .allow_prereduce = allow_prereduce});
     a2a.chosen = backend_name(choice.backend);

@@ -15,6 +15,7 @@
 #include "ferry/balance/planner.h"
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
+#include "ferry/moe/choose_backend.h"
 
 namespace ferry {
 
@@ -63,7 +64,21 @@ std::vector<MoeCase> cases_of(const BenchMoeOptions& o) {
                  .routing = parse_routing(routing),
                  .weights = parse_weights_option("--weights", o.weights).value_or(WeightType::bf16),
                  .seconds = o.seconds});
-  for (const MoeCase& moe : cases) check_launch({.transport = moe.transport, .ranks = moe.ranks});
+  for (MoeCase& moe : cases) {
+    check_launch({.transport = moe.transport, .ranks = moe.ranks});
+    const WireType wire = wire_type(moe.weights);
+    const BackendChoice choice = choose_backend(moe.backend,
+                                                DeepepMode::low_latency,
+                                                {.ranks = moe.ranks,
+                                                 .tokens = moe.tokens,
+                                                 .hidden = moe.hidden,
+                                                 .topk = moe.topk,
+                                                 .dispatch_wire = wire,
+                                                 .combine_wire = wire,
+                                                 .load_store = reads_peers(moe.transport)});
+    moe.backend = choice.backend;
+    if (!choice.why.empty()) fmt::print(stderr, "ferry: {}\n", choice.why);
+  }
   return cases;
 }
 
@@ -106,7 +121,7 @@ void print_heading(const BenchMoeOptions& o) {
       o.topk,
       o.weights,
       kernels().name);
-  fmt::print("{:<8} {:<7} {:>2} {:>3} {:<8} {:>6} {:>10} {:>10} {:>7} {:<8} {:>8} {:>7}  {}\n",
+  fmt::print("{:<13} {:<7} {:>2} {:>3} {:<8} {:>6} {:>10} {:>10} {:>7} {:<8} {:>8} {:>7}  {}\n",
              "backend",
              "over",
              "ep",
@@ -128,7 +143,7 @@ void print_row(const Json& row) {
   std::vector<std::string> cpu;
   for (const Json& us : row["rank_cpu_us"]) cpu.push_back(fmt::format("{:.0f}", us.get<double>()));
   fmt::print(
-      "{:<8} {:<7} {:>2} {:>3} {:<8} {:>6} {:>10.1f} {:>10.1f} {:>7.2f} {:<8} {:>8.3f} {:>7.1f}  "
+      "{:<13} {:<7} {:>2} {:>3} {:<8} {:>6} {:>10.1f} {:>10.1f} {:>7.2f} {:<8} {:>8.3f} {:>7.1f}  "
       "{}\n",
       text("backend"),
       text("transport"),

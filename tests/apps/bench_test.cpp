@@ -40,6 +40,19 @@ TEST(BenchMoe, ReportsARowForEachCaseOverThreadsAndProcesses) {
   EXPECT_EQ(rows[3]["transport"], "shm");
 }
 
+TEST(BenchMoe, MeasuresEveryBackendAndWhatAutoStandsFor) {
+  const Arguments shape{"--tokens", "3", "--hidden", "64", "--inter", "48", "--experts", "5"};
+  const auto outcome =
+      test::run_program(Arguments{"bench", "moe", "--json", "--topk", "2", "--ep", "2"} + shape +
+                        Arguments{"--threads", "1", "--seconds", "0.01", "--backend"} +
+                        Arguments{"none,alltoallv,pplx,deepep,mooncake,ascend_fuseep,auto"});
+  ASSERT_EQ(outcome.status, 0) << outcome.err;
+  const json rows = json::parse(outcome.out);
+  ASSERT_EQ(rows.size(), 7U);
+  EXPECT_NE(rows[6]["backend"], "auto");
+  EXPECT_NE(outcome.err.find("auto chose"), std::string::npos) << outcome.err;
+}
+
 struct SmallA2a {
   std::string ep = "2";
   std::string tokens = "3";
