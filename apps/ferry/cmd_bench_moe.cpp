@@ -66,7 +66,7 @@ std::vector<MoeCase> cases_of(const BenchMoeOptions& o) {
                  .seconds = o.seconds});
   for (MoeCase& moe : cases) {
     check_launch({.transport = moe.transport, .ranks = moe.ranks});
-    const WireType wire = wire_type(moe.weights);
+    const WireType wire = wire_type(activation_type(moe.weights));
     const BackendChoice choice = choose_backend(moe.backend,
                                                 DeepepMode::low_latency,
                                                 {.ranks = moe.ranks,
