@@ -24,6 +24,8 @@ std::ptrdiff_t row_bytes(std::int64_t width, DType type) {
 
 std::byte* bytes_of(float* x) { return reinterpret_cast<std::byte*>(x); }
 
+const std::byte* bytes_of(const float* x) { return reinterpret_cast<const std::byte*>(x); }
+
 const float* or_null(const std::vector<float>& x) { return x.empty() ? nullptr : x.data(); }
 
 }  // namespace
@@ -36,8 +38,12 @@ Attention::Attention(const ModelConfig& config,
     : config_(config),
       type_(type),
       max_tokens_(max_tokens),
-      qkv_width_(std::int64_t{config.heads + 2 * config.kv_heads} * config.head_dim),
-      heads_width_(std::int64_t{config.heads} * config.head_dim),
+      heads_(config.heads),
+      kv_heads_(config.kv_heads),
+      head_dim_(config.head_dim),
+      heads_width_(heads_ * head_dim_),
+      kv_width_(kv_heads_ * head_dim_),
+      qkv_width_(heads_width_ + 2 * kv_width_),
       pool_(pool),
       gemm_scratch_(gemm_scratch),
       rope_(config.rope),
@@ -75,16 +81,22 @@ void Attention::forward(int layer,
     for (std::int64_t t = begin; t < end; ++t) rotate_and_store(layer, weights, t);
   });
   // Head by head of a token: heads that share keys stand side by side and find them in cache.
-  std::int32_t last = 0;
-  for (const TokenPlace& place : tokens_) last = std::max(last, place.position);
-  const std::int64_t grain =
-      std::max<std::int64_t>(1, kAttendGrainWork / (std::int64_t{last + 1} * config_.head_dim));
-  pool_.parallel_for(
-      num_tokens() * config_.heads, grain, [&](std::int64_t begin, std::int64_t end, int worker) {
-        for (std::int64_t i = begin; i < end; ++i)
-          attend(layer, i / config_.heads, static_cast<int>(i % config_.heads), worker);
-      });
+  const AttentionSpan& span = config_.layer_attention[static_cast<std::size_t>(layer)].span;
+  pool_.parallel_for(num_tokens() * heads_,
+                     attend_grain(span),
+                     [&](std::int64_t begin, std::int64_t end, int worker) {
+                       for (std::int64_t i = begin; i < end; ++i)
+                         attend(layer, i / heads_, static_cast<int>(i % heads_), worker);
+                     });
   project_output(weights, residual);
+}
+
+/// How many of the heads' attentions are worth a task.
+std::int64_t Attention::attend_grain(const AttentionSpan& span) const {
+  std::int32_t most = 1;
+  for (const TokenPlace& place : tokens_)
+    most = std::max(most, place.position + 1 - span.first(place.position));
+  return std::max<std::int64_t>(1, kAttendGrainWork / (most * head_dim_));
 }
 
 void Attention::project_qkv(const DenseWeights::Layer& weights, const RowsView& normed) {
@@ -98,61 +110,62 @@ void Attention::project_qkv(const DenseWeights::Layer& weights, const RowsView& 
                  .out_type = DType::f32});
 }
 
+/// Normalises each piece of x that is as long as the weights; without weights nothing.
+void Attention::norm(float* x, std::int64_t width, const std::vector<float>& weight) const {
+  if (weight.empty()) return;
+  const auto piece = static_cast<std::int64_t>(weight.size());
+  for (std::int64_t i = 0; i < width; i += piece) {
+    std::byte* row = bytes_of(x + i);
+    kernels().rms_norm(row, DType::f32, weight.data(), config_.rms_eps, row, piece);
+  }
+}
+
 void Attention::rotate_and_store(int layer,
                                  const DenseWeights::Layer& weights,
                                  std::int64_t token) {
-  const Kernels& k = kernels();
-  const std::int64_t head_dim = config_.head_dim;
-  const float* cos = cos_.as<float>() + token * rope_.pairs();
-  const float* sin = sin_.as<float>() + token * rope_.pairs();
   const TokenPlace& place = tokens_[static_cast<std::size_t>(token)];
   float* query = qkv_row(token);
   float* key = query + heads_width_;
-  float* value = key + config_.kv_heads * head_dim;
-
-  const auto turn = [&](float* x, const std::vector<float>& norm) {
-    if (!norm.empty())
-      k.rms_norm(bytes_of(x), DType::f32, norm.data(), config_.rms_eps, bytes_of(x), head_dim);
-    rope_.turn(x, cos, sin);
+  const float* value = key + kv_width_;
+  norm(query, heads_width_, weights.query_norm);
+  norm(key, kv_width_, weights.key_norm);
+  if (config_.layer_attention[static_cast<std::size_t>(layer)].rope) {
+    const float* cos = cos_.as<float>() + token * rope_.pairs();
+    const float* sin = sin_.as<float>() + token * rope_.pairs();
+    for (int head = 0; head < heads_ + kv_heads_; ++head)  // keys follow the queries
+      rope_.turn(query + head * head_dim_, cos, sin);
+  }
+  const auto store = [&](const float* head, const MutableRowsView& rows) {
+    kernels().convert(bytes_of(head), DType::f32, rows.row(place.position), type_, head_dim_);
   };
-  for (int head = 0; head < config_.heads; ++head)
-    turn(query + head * head_dim, weights.query_norm);
-  for (int head = 0; head < config_.kv_heads; ++head) {
-    turn(key + head * head_dim, weights.key_norm);
-    k.convert(bytes_of(key + head * head_dim),
-              DType::f32,
-              place.cache->keys(layer, head).row(place.position),
-              type_,
-              head_dim);
-    k.convert(bytes_of(value + head * head_dim),
-              DType::f32,
-              place.cache->values(layer, head).row(place.position),
-              type_,
-              head_dim);
+  for (int head = 0; head < kv_heads_; ++head) {
+    store(key + head * head_dim_, place.cache->keys(layer, head));
+    store(value + head * head_dim_, place.cache->values(layer, head));
   }
 }
 
 void Attention::attend(int layer, std::int64_t token, int head, int worker) {
   const TokenPlace& place = tokens_[static_cast<std::size_t>(token)];
-  const int kv_head = head / (config_.heads / config_.kv_heads);
-  const std::int64_t head_dim = config_.head_dim;
-  const MutableRowsView keys = place.cache->keys(layer, kv_head);
-  const MutableRowsView values = place.cache->values(layer, kv_head);
+  const AttentionSpan& span = config_.layer_attention[static_cast<std::size_t>(layer)].span;
+  const std::int32_t first = span.first(place.position);
+  const int kv_head = head / (heads_ / kv_heads_);
+  const MutableRowsView keys = place.cache->keys(layer, kv_head).from(first);
+  const MutableRowsView values = place.cache->values(layer, kv_head).from(first);
   float* out = attend_scratch_[static_cast<std::size_t>(worker)].as<float>();
-  kernels().attend({.query = qkv_row(token) + head * head_dim,
+  kernels().attend({.query = qkv_row(token) + head * head_dim_,
                     .keys = {keys.base, keys.stride},
                     .values = {values.base, values.stride},
                     .kv_type = type_,
-                    .length = std::int64_t{place.position} + 1,
-                    .head_dim = head_dim,
-                    .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim))),
-                    .scores = out + head_dim,
+                    .length = std::int64_t{place.position} + 1 - first,
+                    .head_dim = head_dim_,
+                    .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim_))),
+                    .scores = out + head_dim_,
                     .out = out});
   kernels().convert(bytes_of(out),
                     DType::f32,
-                    heads_out_.data() + row_bytes(token * heads_width_ + head * head_dim, type_),
+                    heads_out_.data() + row_bytes(token * heads_width_ + head * head_dim_, type_),
                     type_,
-                    head_dim);
+                    head_dim_);
 }
 
 void Attention::project_output(const DenseWeights::Layer& weights,

@@ -50,7 +50,9 @@ class Attention {
 
  private:
   void project_qkv(const DenseWeights::Layer& weights, const RowsView& normed);
+  void norm(float* x, std::int64_t width, const std::vector<float>& weight) const;
   void rotate_and_store(int layer, const DenseWeights::Layer& weights, std::int64_t token);
+  std::int64_t attend_grain(const AttentionSpan& span) const;
   void attend(int layer, std::int64_t token, int head, int worker);
   void project_output(const DenseWeights::Layer& weights, const MutableRowsView& residual);
 
@@ -61,8 +63,11 @@ class Attention {
   const ModelConfig& config_;
   DType type_;
   int max_tokens_;
-  std::int64_t qkv_width_;    // (heads + 2 kv_heads) * head_dim
+  int heads_, kv_heads_;
+  std::int64_t head_dim_;
   std::int64_t heads_width_;  // heads * head_dim
+  std::int64_t kv_width_;     // kv_heads * head_dim
+  std::int64_t qkv_width_;    // heads_width + 2 kv_width
   ThreadPool& pool_;
   const GemmScratch& gemm_scratch_;
 

@@ -19,7 +19,6 @@ namespace {
 constexpr int kMaxHeads = 1 << 14;
 constexpr int kMaxHeadDim = Rope::kMaxDim;
 constexpr int kMaxLayers = 1 << 12;
-constexpr int kMaxExperts = 1 << 16;
 constexpr int kMaxPositions = 1 << 28;
 
 const ModelFamily& choose_family(const ConfigReader& in) {
@@ -87,48 +86,7 @@ void read_attention(const ConfigReader& in, ModelConfig& config) {
                      in.has("head_dim") ? "" : " (hidden_size / num_attention_heads)");
   }
   config.rope = read_rope(in, config.head_dim, config.max_positions);
-  if (in.flag_or("use_sliding_window", false)) {
-    in.refuse("use_sliding_window", "false (sliding windows are not supported)");
-  }
-  if (in.has("layer_types")) {
-    const json& types = in.value("layer_types");
-    const bool full =
-        types.is_array() && std::all_of(types.begin(), types.end(), [](const json& t) {
-          return t.is_string() && t.get_ref<const std::string&>() == "full_attention";
-        });
-    if (!full) in.refuse("layer_types", "\"full_attention\" for every layer");
-  }
-}
-
-void read_layers(const ConfigReader& in, ModelConfig& config) {
-  config.layers = in.size("num_hidden_layers", kMaxLayers);
-  const int step = in.size_or("decoder_sparse_step", kMaxLayers, 1);
-  const auto dense = in.integers("mlp_only_layers", 0, config.layers - 1);
-  config.layer_kinds.resize(static_cast<std::size_t>(config.layers));
-  for (int i = 0; i < config.layers; ++i) {
-    const bool sparse =
-        (i + 1) % step == 0 && std::find(dense.begin(), dense.end(), i) == dense.end();
-    config.layer_kinds[static_cast<std::size_t>(i)] = sparse ? LayerKind::sparse : LayerKind::dense;
-  }
-  if (config.sparse_layers() < config.layers) {
-    config.dense_inter = in.size("intermediate_size", kMaxWidth);
-  } else {
-    config.dense_inter = in.size_or("intermediate_size", kMaxWidth, 0);
-  }
-}
-
-void read_moe(const ConfigReader& in, MoeConfig& moe) {
-  // transformers 5 may write num_local_experts where num_experts stood before.
-  const char* key = in.has("num_experts") ? "num_experts" : "num_local_experts";
-  if (!in.has(key)) key = "num_experts";
-  moe.experts = in.size(key, kMaxExperts);
-  moe.topk = in.size("num_experts_per_tok", kMaxExperts);
-  if (moe.topk > moe.experts) {
-    in.refuse("num_experts_per_tok", fmt::format("at most {} = {}", key, moe.experts));
-  }
-  moe.inter = in.size("moe_intermediate_size", kMaxWidth);
-  moe.router = {
-      .experts = moe.experts, .topk = moe.topk, .renormalize = in.flag_or("norm_topk_prob", false)};
+  config.layer_attention.resize(static_cast<std::size_t>(config.layers));
 }
 
 std::vector<std::int32_t> read_eos(const ConfigReader& in, int vocab) {
@@ -136,6 +94,18 @@ std::vector<std::int32_t> read_eos(const ConfigReader& in, int vocab) {
 }
 
 }  // namespace
+
+std::int32_t AttentionSpan::first(std::int32_t position) const {
+  switch (kind) {
+    case Kind::full:
+      return 0;
+    case Kind::window:
+      return std::max(0, position - width + 1);
+    case Kind::block:
+      return position / width * width;
+  }
+  return 0;
+}
 
 int ModelConfig::sparse_layers() const {
   return static_cast<int>(std::count(layer_kinds.begin(), layer_kinds.end(), LayerKind::sparse));
@@ -158,9 +128,9 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   config.vocab = in.size("vocab_size", kMaxWidth);
   config.max_positions = in.size("max_position_embeddings", kMaxPositions);
   config.rms_eps = static_cast<float>(in.positive_or("rms_norm_eps", 1e-6));
+  config.layers = in.size("num_hidden_layers", kMaxLayers);
+  config.layer_kinds.assign(static_cast<std::size_t>(config.layers), LayerKind::sparse);
   read_attention(in, config);
-  read_layers(in, config);
-  read_moe(in, config.moe);
   config.tied_embeddings = in.flag_or("tie_word_embeddings", false);
   config.dtype = read_dtype(in);
   config.eos_ids = read_eos(in, config.vocab);

@@ -36,8 +36,36 @@ enum class Quantization : std::uint8_t {
   int4,  ///< two in a byte, a scale for each 64 values of a row
 };
 
+/// Which of the positions up to its own a query sees.
+struct AttentionSpan {
+  enum class Kind : std::uint8_t {
+    full,    ///< all
+    window,  ///< the last `width`, its own included
+    block,   ///< those in its own block of `width` positions
+  };
+
+  Kind kind = Kind::full;
+  int width = 0;
+
+  /// The first position that the query at `position` sees.
+  std::int32_t first(std::int32_t position) const;
+};
+
+/// What differs between the attention of a model's layers.
+struct LayerAttention {
+  AttentionSpan span;
+  bool rope = true;  ///< false: queries and keys do not turn with their position
+};
+
+/// Where queries and keys are normalised (RMS norm).
+enum class QkNorm : std::uint8_t {
+  none,
+  head,   ///< each head, weights [head_dim], before the rotation
+  whole,  ///< all heads of a token together, weights of that width, before the rotation
+};
+
 /// Invariants (checked by load_config): all sizes positive, heads % kv_heads == 0, head_dim even,
-/// layer_kinds.size() == layers, 1 <= topk <= experts where any layer is sparse.
+/// layer_kinds and layer_attention [layers], 1 <= topk <= experts where any layer is sparse.
 struct ModelConfig {
   std::string architecture;  ///< "Qwen3MoeForCausalLM"; key of the table in family.h
   std::string model_type;    ///< "qwen3_moe"
@@ -52,10 +80,12 @@ struct ModelConfig {
   int dense_inter = 0;  ///< width of the feed-forward block of dense layers
   float rms_eps = 1e-6F;
   RopeOptions rope;
-  bool attention_bias = false;   ///< q, k and v projections have a bias
-  bool output_bias = false;      ///< so has the output projection
-  bool qk_norm = false;          ///< RMS norm over each head of q and k, before the rotation
+  bool attention_bias = false;  ///< q, k and v projections have a bias
+  bool output_bias = false;     ///< so has the output projection
+  QkNorm qk_norm = QkNorm::none;
   bool tied_embeddings = false;  ///< logits use the embedding matrix; there is no lm_head
+
+  std::vector<LayerAttention> layer_attention;  ///< [layers]
 
   std::vector<LayerKind> layer_kinds;  ///< [layers]
   MoeConfig moe;

@@ -38,7 +38,8 @@ const TensorNames kQwenTensorNames = {
 };
 
 std::span<const ModelFamily> model_families() {
-  static const std::array families = {qwen2_moe_family(), qwen3_moe_family()};
+  static const std::array families = {
+      mixtral_family(), olmoe_family(), qwen2_moe_family(), qwen3_moe_family()};
   return families;
 }
 
@@ -118,9 +119,10 @@ class Visitor {
       add(names_.v_bias, {kv}, TensorRole::bias);
     }
     if (config_.output_bias) add(names_.o_bias, {hidden()}, TensorRole::bias);
-    if (config_.qk_norm) {
-      add(names_.q_norm, {config_.head_dim}, TensorRole::norm);
-      add(names_.k_norm, {config_.head_dim}, TensorRole::norm);
+    if (config_.qk_norm != QkNorm::none) {
+      const bool whole = config_.qk_norm == QkNorm::whole;
+      add(names_.q_norm, {whole ? q : config_.head_dim}, TensorRole::norm);
+      add(names_.k_norm, {whole ? kv : config_.head_dim}, TensorRole::norm);
     }
   }
 

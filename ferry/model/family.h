@@ -29,7 +29,7 @@ struct TensorNames {
   std::string_view q_weight, k_weight, v_weight;      ///< [heads|kv_heads * head_dim, H]
   std::string_view q_bias, k_bias, v_bias;            ///< [heads|kv_heads * head_dim]
   std::string_view o_weight, o_bias;                  ///< [H, heads * head_dim], [H]
-  std::string_view q_norm, k_norm;                    ///< [head_dim]
+  std::string_view q_norm, k_norm;                    ///< [head_dim], or all heads' width
   std::string_view dense_gate, dense_up, dense_down;  ///< [dense_inter, H] x2, [H, dense_inter]
   std::string_view router;                            ///< [E, H]
   std::string_view selection_bias;                    ///< [E]
@@ -49,7 +49,8 @@ struct ModelFamily {
   TensorNames names;
   /// Fills in what the family decides; the shared fields are already read and checked.
   void (*read)(const ConfigReader& fields, ModelConfig& config);
-  /// The inverse for writers: adds the family's own fields to a config.json.
+  /// The inverse for writers: adds the family's own fields to the config.json of a model of these
+  /// sizes, with the flags that its published checkpoints have.
   void (*write)(const ModelConfig& config, nlohmann::json& fields);
 };
 

@@ -212,9 +212,10 @@ DenseWeights::Layer load_layer(Packer& packer,
   if (config.attention_bias)
     layer.qkv_bias = packer.vector({{names.q_bias, q}, {names.k_bias, kv}, {names.v_bias, kv}});
   if (config.output_bias) layer.output_bias = packer.vector({{names.o_bias, hidden}});
-  if (config.qk_norm) {
-    layer.query_norm = packer.vector({{names.q_norm, head_dim}});
-    layer.key_norm = packer.vector({{names.k_norm, head_dim}});
+  if (config.qk_norm != QkNorm::none) {
+    const bool whole = config.qk_norm == QkNorm::whole;
+    layer.query_norm = packer.vector({{names.q_norm, whole ? q : head_dim}});
+    layer.key_norm = packer.vector({{names.k_norm, whole ? kv : head_dim}});
   }
   layer.ffn_norm = packer.vector({{names.ffn_norm, hidden}});
   if (!sparse) {

@@ -38,7 +38,7 @@ struct DenseWeights {
     std::vector<float> qkv_bias;        // empty = none
     OwnedMatrix output;                 // [heads * head_dim, H]
     std::vector<float> output_bias;     // empty = none
-    std::vector<float> query_norm;      // [head_dim]; empty = none
+    std::vector<float> query_norm;      // [head_dim] or of all heads together; empty = none
     std::vector<float> key_norm;
     std::vector<float> ffn_norm;        // [H], before the feed-forward block
     OwnedFfn ffn;                       // dense layers

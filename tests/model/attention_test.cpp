@@ -29,6 +29,7 @@ ModelConfig config_of(const Shape& shape) {
   config.head_dim = shape.head_dim;
   config.max_positions = 40000;
   config.rope = {.theta = 1e6, .dim = shape.head_dim};
+  config.layer_attention.resize(2);
   return config;
 }
 

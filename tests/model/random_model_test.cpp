@@ -164,7 +164,7 @@ TEST(RandomModelOptions, ImpossibleOnesAreTheCallersError) {
     return test::message_of<ConfigError>([&] { random_model_config(options); });
   };
   EXPECT_THAT(error([](auto& o) { o.arch = "llama"; }),
-              HasSubstr("architecture llama: expected one of qwen2_moe, qwen3_moe"));
+              HasSubstr("architecture llama: expected one of "));
   EXPECT_THAT(error([](auto& o) { o.vocab = 256; }), HasSubstr("vocab: expected at least 257"));
   EXPECT_THAT(error([](auto& o) { o.topk = 9; }), HasSubstr("num_experts_per_tok"));
   EXPECT_THAT(error([](auto& o) { o.hidden = 0; }), HasSubstr("hidden_size"));

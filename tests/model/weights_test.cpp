@@ -143,7 +143,10 @@ TEST_P(Weights, AttentionStandsSideBySide) {
         EXPECT_EQ(l.qkv_bias.back(), v_bias.at(0, kv - 1));
       }
       EXPECT_EQ(std::ssize(l.output_bias), config_.output_bias ? h : 0);
-      EXPECT_EQ(std::ssize(l.query_norm), config_.qk_norm ? config_.head_dim : 0);
+      EXPECT_EQ(std::ssize(l.query_norm),
+                config_.qk_norm == QkNorm::none   ? 0
+                : config_.qk_norm == QkNorm::head ? config_.head_dim
+                                                  : q);
     }
   }
 }

@@ -5,6 +5,8 @@
 
 namespace ferry {
 
+ModelFamily mixtral_family();
+ModelFamily olmoe_family();
 ModelFamily qwen2_moe_family();
 ModelFamily qwen3_moe_family();
 

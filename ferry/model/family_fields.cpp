@@ -1,0 +1,80 @@
+#include "ferry/model/family_fields.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "ferry/core/error.h"
+
+namespace ferry {
+
+using nlohmann::json;
+
+namespace {
+
+// As kMaxWidth: limits that only a damaged file passes.
+constexpr int kMaxExperts = 1 << 16;
+
+}  // namespace
+
+void read_experts(const ConfigReader& in, const ExpertFields& names, ModelConfig& config) {
+  // transformers 5 may write num_local_experts whatever the family called them before.
+  constexpr const char* kNewName = "num_local_experts";
+  const char* key = in.has(names.experts) || !in.has(kNewName) ? names.experts : kNewName;
+  MoeConfig& moe = config.moe;
+  moe.experts = in.size(key, kMaxExperts);
+  moe.topk = in.size("num_experts_per_tok", kMaxExperts);
+  if (moe.topk > moe.experts)
+    in.refuse("num_experts_per_tok", fmt::format("at most {} = {}", key, moe.experts));
+  moe.inter = in.size(names.inter, kMaxWidth);
+  moe.router.experts = moe.experts;
+  moe.router.topk = moe.topk;
+}
+
+void write_experts(const ModelConfig& config, const ExpertFields& names, json& fields) {
+  fields[names.experts] = config.moe.experts;
+  fields["num_experts_per_tok"] = config.moe.topk;
+  fields[names.inter] = config.moe.inter;
+}
+
+void read_sparse_step(const ConfigReader& in, ModelConfig& config) {
+  const int step = in.size_or("decoder_sparse_step", kMaxWidth, 1);
+  const auto dense = in.integers("mlp_only_layers", 0, config.layers - 1);
+  for (int i = 0; i < config.layers; ++i) {
+    const bool sparse =
+        (i + 1) % step == 0 && std::find(dense.begin(), dense.end(), i) == dense.end();
+    config.layer_kinds[static_cast<std::size_t>(i)] = sparse ? LayerKind::sparse : LayerKind::dense;
+  }
+  if (config.sparse_layers() < config.layers)
+    config.dense_inter = in.size("intermediate_size", kMaxWidth);
+}
+
+void write_sparse_step(const ModelConfig& config, json& fields) {
+  fields["decoder_sparse_step"] = 1;
+  fields["mlp_only_layers"] = json::array();
+  fields["intermediate_size"] = config.dense_inter;
+}
+
+void read_dense_first(const ConfigReader& in, ModelConfig& config) {
+  const auto dense = in.integers("first_k_dense_replace", 0, config.layers);
+  if (dense.empty() || dense.front() == 0) return;
+  std::fill_n(config.layer_kinds.begin(), dense.front(), LayerKind::dense);
+  config.dense_inter = in.size("intermediate_size", kMaxWidth);
+}
+
+void write_dense_first(const ModelConfig& config, json& fields) {
+  fields["first_k_dense_replace"] = config.layers > 1 ? 1 : 0;
+  fields["intermediate_size"] = config.dense_inter;
+}
+
+void require_full_attention(const ConfigReader& in) {
+  if (in.flag_or("use_sliding_window", false))
+    in.refuse("use_sliding_window", "false (sliding windows are not supported)");
+  if (!in.has("layer_types")) return;
+  const json& types = in.value("layer_types");
+  const bool full = types.is_array() && std::all_of(types.begin(), types.end(), [](const json& t) {
+                      return t.is_string() && t.get_ref<const std::string&>() == "full_attention";
+                    });
+  if (!full) in.refuse("layer_types", "\"full_attention\" for every layer");
+}
+
+}  // namespace ferry

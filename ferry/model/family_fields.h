@@ -1,0 +1,34 @@
+// Groups of config.json's fields that several families share: what their read and write functions
+// are made of. For the family .cpp files only.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+
+#include "ferry/model/config.h"
+#include "ferry/model/config_reader.h"
+
+namespace ferry {
+
+/// What a family calls the sizes of its routed experts.
+struct ExpertFields {
+  const char* experts = "num_experts";
+  const char* inter = "moe_intermediate_size";
+};
+
+/// Fills in moe.experts, topk and inter, and the router's two.
+void read_experts(const ConfigReader& in, const ExpertFields& names, ModelConfig& config);
+void write_experts(const ModelConfig& config, const ExpertFields& names, nlohmann::json& fields);
+
+/// Layers that `mlp_only_layers` and `decoder_sparse_step` name are dense, `intermediate_size`
+/// wide.
+void read_sparse_step(const ConfigReader& in, ModelConfig& config);
+void write_sparse_step(const ModelConfig& config, nlohmann::json& fields);
+
+/// The first `first_k_dense_replace` layers are dense, `intermediate_size` wide.
+void read_dense_first(const ConfigReader& in, ModelConfig& config);
+void write_dense_first(const ModelConfig& config, nlohmann::json& fields);
+
+/// Refuses fields by which some layers would see less than all positions.
+void require_full_attention(const ConfigReader& in);
+
+}  // namespace ferry
