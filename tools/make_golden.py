@@ -77,6 +77,24 @@ CASES = {
         arch="qwen3", hidden_size=136, num_attention_heads=4, num_key_value_heads=2, head_dim=48,
         num_hidden_layers=2, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24,
         norm_topk_prob=True, rope_theta=5000000.0, vocab_size=300, dtype="bfloat16", prompts=(1, 5, 40)),
+    # Those below carry their seeds with them, so that their order means nothing.
+    "mixtral": dict(
+        arch="mixtral", seed=101, hidden_size=72, num_attention_heads=6, num_key_value_heads=2, head_dim=16,
+        num_hidden_layers=2, num_local_experts=7, num_experts_per_tok=2, intermediate_size=24,
+        rope_theta=1000000.0, rms_norm_eps=1e-5, vocab_size=331, prompts=(1, 17, 40)),
+    "mixtral_window_bf16": dict(
+        arch="mixtral", seed=102, hidden_size=40, num_attention_heads=4, num_key_value_heads=4, num_hidden_layers=2,
+        num_local_experts=5, num_experts_per_tok=3, intermediate_size=32, rope_theta=10000.0, rms_norm_eps=1e-5,
+        sliding_window=11, vocab_size=320, dtype="bfloat16", new=True, prompts=(5, 40)),
+    "olmoe": dict(
+        arch="olmoe", seed=103, hidden_size=72, num_attention_heads=6, num_key_value_heads=6, num_hidden_layers=2,
+        num_experts=9, num_experts_per_tok=4, intermediate_size=24, norm_topk_prob=False, rope_theta=10000.0,
+        rms_norm_eps=1e-5, vocab_size=331, eos_token_id=2, pad_token_id=None, prompts=(1, 17, 40)),
+    "olmoe_grouped_bf16": dict(
+        arch="olmoe", seed=104, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2,
+        num_experts=6, num_experts_per_tok=2, intermediate_size=20, norm_topk_prob=True, rope_theta=10000.0,
+        rms_norm_eps=1e-5, vocab_size=300, eos_token_id=2, pad_token_id=None, dtype="bfloat16", new=True,
+        prompts=(5, 40)),
 }
 
 
@@ -201,8 +219,10 @@ def to_hub_config(config: dict) -> dict:
     assert rope["rope_type"] == "default"
     config["rope_theta"] = rope["rope_theta"]
     config["torch_dtype"] = config.pop("dtype")
-    config["num_experts"] = config.pop("num_local_experts", config.get("num_experts"))
-    config["sliding_window"] = 32 if config["model_type"] == "qwen2_moe" else None  # off: use_sliding_window
+    if config["model_type"] != "mixtral":
+        config["num_experts"] = config.pop("num_local_experts", config.get("num_experts"))
+    if config["model_type"].startswith("qwen"):
+        config["sliding_window"] = 32 if config["model_type"] == "qwen2_moe" else None  # off: use_sliding_window
     for key in ("layer_types", "pad_token_id", "qkv_bias"):
         config.pop(key, None)
     if config["model_type"] == "qwen3_moe":
@@ -244,9 +264,11 @@ def randomise(model, gen: torch.Generator) -> None:
 
 def build(case: dict, seed: int):
     family = {"qwen2": (transformers.Qwen2MoeConfig, transformers.Qwen2MoeForCausalLM),
-              "qwen3": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM)}
+              "qwen3": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
+              "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
+              "olmoe": (transformers.OlmoeConfig, transformers.OlmoeForCausalLM)}
     config_class, model_class = family[case["arch"]]
-    own = {"arch", "prompts", "shard", "dtype", "new"}
+    own = {"arch", "seed", "prompts", "shard", "dtype", "new"}
     fields = {k: v for k, v in case.items() if k not in own}
     fields.setdefault("intermediate_size", case["hidden_size"] + 12)
     model = model_class(config_class(max_position_embeddings=512, **fields))
@@ -360,7 +382,7 @@ def main() -> None:
         golden_tokenizers(args.out)
     for seed, (name, case) in enumerate(CASES.items(), start=1):
         if args.only is None or name in args.only:
-            golden_model(name, case, args.out, seed)
+            golden_model(name, case, args.out, case.get("seed", seed))
     size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
     print(f"{args.out.name}: {size / 1e6:.2f} MB")
 

@@ -5,12 +5,15 @@
 #include <array>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
+#include <vector>
 
 #include "apps/ferry/command.h"
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/progress.h"
 #include "ferry/core/error.h"
+#include "ferry/model/family.h"
 #include "ferry/model/random_model.h"
 
 namespace ferry {
@@ -84,7 +87,9 @@ void add_make_model(CLI::App& app, int& status) {
   CLI::App* command =
       app.add_subcommand("make-model", "Write a checkpoint of random weights of any size");
   auto o = std::make_shared<MakeModelOptions>();
-  command->add_option("--arch", o->arch, "Model family: qwen2_moe, qwen3_moe")
+  std::vector<std::string_view> families;
+  for (const ModelFamily& family : model_families()) families.push_back(family.model_type);
+  command->add_option("--arch", o->arch, fmt::format("Model family: {}", fmt::join(families, ", ")))
       ->type_name("A")
       ->capture_default_str();
   command

@@ -92,6 +92,35 @@ TEST(Config, ReadsQwen3MoeInTheNewForm) {
   EXPECT_EQ(c.sparse_layers(), 1);
 }
 
+TEST(Config, ReadsMixtral) {
+  const ModelConfig c = load_config(test::data_dir("mixtral_window_bf16"));
+  EXPECT_EQ(c.model_type, "mixtral");
+  EXPECT_EQ(c.moe.inter, 32);  // intermediate_size
+  EXPECT_TRUE(c.moe.router.renormalize);
+  ASSERT_EQ(c.layer_attention.size(), 2U);
+  EXPECT_EQ(c.layer_attention[1].span.kind, AttentionSpan::Kind::window);
+  EXPECT_EQ(c.layer_attention[1].span.width, 11);
+  EXPECT_EQ(load_config(test::data_dir("mixtral")).layer_attention[0].span.kind,
+            AttentionSpan::Kind::full);
+  error_with("mixtral", "sliding_window", 0);
+}
+
+TEST(Config, ReadsOlmoe) {
+  const ModelConfig c = load_config(test::data_dir("olmoe"));
+  EXPECT_EQ(c.qk_norm, QkNorm::whole);
+  EXPECT_FALSE(c.moe.router.renormalize);
+  error_with("olmoe", "clip_qkv", 8.0);
+}
+
+TEST(AttentionSpan, BeginsWhereItsKindSays) {
+  using Kind = AttentionSpan::Kind;
+  EXPECT_EQ((AttentionSpan{Kind::full, 0}).first(9), 0);
+  EXPECT_EQ((AttentionSpan{Kind::window, 4}).first(2), 0);
+  EXPECT_EQ((AttentionSpan{Kind::window, 4}).first(9), 6);
+  EXPECT_EQ((AttentionSpan{Kind::block, 4}).first(9), 8);
+  EXPECT_EQ((AttentionSpan{Kind::block, 4}).first(7), 4);
+}
+
 TEST(Config, DefaultsAreThoseOfTransformers) {
   EXPECT_TRUE(without("qwen2_new_config", "qkv_bias").attention_bias);
   EXPECT_FALSE(with("qwen2_new_config", "qkv_bias", false).attention_bias);

@@ -142,7 +142,9 @@ INSTANTIATE_TEST_SUITE_P(All,
                          testing::Values(Case{"qwen2_moe", DType::f32, false},
                                          Case{"qwen2_moe", DType::bf16, true},
                                          Case{"qwen3_moe", DType::bf16, false},
-                                         Case{"qwen3_moe", DType::f16, true}),
+                                         Case{"qwen3_moe", DType::f16, true},
+                                         Case{"mixtral", DType::bf16, false},
+                                         Case{"olmoe", DType::bf16, true}),
                          name_of);
 
 TEST(RandomModelOptions, EveryPresetIsPossibleForEveryFamily) {

@@ -17,7 +17,11 @@
 
 namespace ferry::test {
 
-inline constexpr std::array kGoldenModels = {"qwen2_bf16_sparse_step",
+inline constexpr std::array kGoldenModels = {"mixtral",
+                                             "mixtral_window_bf16",
+                                             "olmoe",
+                                             "olmoe_grouped_bf16",
+                                             "qwen2_bf16_sparse_step",
                                              "qwen2_new_config",
                                              "qwen2_tied_sharded",
                                              "qwen2_untied",
