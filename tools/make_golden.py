@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -35,6 +36,13 @@ QWEN_SPLIT = (
 )
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 NOT_SPECIAL = "<tool_call>"
+
+
+def yarn(theta: float, factor: float, **more) -> dict:
+    """Positions stretched from 64 to 512, in the form of transformers 5."""
+    return {"rope_type": "yarn", "rope_theta": theta, "factor": factor, "beta_fast": 32.0, "beta_slow": 1.0,
+            "original_max_position_embeddings": 64, **more}
+
 
 # One row a checkpoint. Between them: hidden sizes that are no multiple of 64, odd head counts, E that
 # 2, 3 and 4 ranks do not divide, every storage type, both forms of config.json, dense layers among
@@ -95,6 +103,40 @@ CASES = {
         num_experts=6, num_experts_per_tok=2, intermediate_size=20, norm_topk_prob=True, rope_theta=10000.0,
         rms_norm_eps=1e-5, vocab_size=300, eos_token_id=2, pad_token_id=None, dtype="bfloat16", new=True,
         prompts=(5, 40)),
+    "deepseek_v2_lite": dict(
+        arch="deepseek_v2", seed=121, hidden_size=72, num_attention_heads=3, num_hidden_layers=2, q_lora_rank=None,
+        kv_lora_rank=40, qk_nope_head_dim=20, qk_rope_head_dim=12, v_head_dim=28, n_routed_experts=7,
+        num_experts_per_tok=3, moe_intermediate_size=24, n_shared_experts=2, first_k_dense_replace=1,
+        topk_method="greedy", routed_scaling_factor=1.0, norm_topk_prob=False, vocab_size=331, bos_token_id=None,
+        eos_token_id=2, rope_parameters=yarn(10000.0, 8.0, mscale=0.707, mscale_all_dim=0.707), prompts=(1, 17, 40)),
+    "deepseek_v2_groups_bf16": dict(
+        arch="deepseek_v2", seed=122, hidden_size=64, num_attention_heads=4, num_hidden_layers=2, q_lora_rank=44,
+        kv_lora_rank=36, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=20, n_routed_experts=9,
+        num_experts_per_tok=3, moe_intermediate_size=20, n_shared_experts=1, first_k_dense_replace=0,
+        topk_method="group_limited_greedy", n_group=3, topk_group=2, routed_scaling_factor=4.0, norm_topk_prob=False,
+        vocab_size=300, bos_token_id=None, eos_token_id=2, dtype="bfloat16", new=True, prompts=(5, 24)),
+    "deepseek_v3": dict(  # the bias makes every key negative: a mask of zeros would choose others
+        arch="deepseek_v3", seed=123, hidden_size=80, num_attention_heads=5, num_key_value_heads=5,
+        num_hidden_layers=2, q_lora_rank=36, kv_lora_rank=44, qk_nope_head_dim=24, qk_rope_head_dim=10, v_head_dim=12,
+        n_routed_experts=12, num_experts_per_tok=4, moe_intermediate_size=20, n_shared_experts=1,
+        first_k_dense_replace=1, n_group=4, topk_group=2, routed_scaling_factor=2.5, norm_topk_prob=True,
+        choice_bias=-2.0, num_mtp_layers=0, vocab_size=320, bos_token_id=None, eos_token_id=2,
+        rope_parameters=yarn(10000.0, 8.0, mscale=1.0, mscale_all_dim=1.0), prompts=(1, 17, 40)),
+    "deepseek_v3_fp8": dict(  # blocks of 128 x 128 that are not whole at either end
+        arch="deepseek_v3", seed=124, hidden_size=144, num_attention_heads=3, num_key_value_heads=3,
+        num_hidden_layers=2, q_lora_rank=132, kv_lora_rank=48, qk_nope_head_dim=32, qk_rope_head_dim=16,
+        v_head_dim=24, n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=36, n_shared_experts=2,
+        first_k_dense_replace=1, n_group=2, topk_group=1, routed_scaling_factor=2.5, norm_topk_prob=True,
+        num_mtp_layers=0, vocab_size=300, bos_token_id=None, eos_token_id=2, fp8=True, dtype="bfloat16",
+        rope_parameters=yarn(10000.0, 8.0, mscale=1.0, mscale_all_dim=1.0), prompts=(5, 40)),
+    "kimi_k2": dict(
+        arch="deepseek_v3", seed=125, model_type="kimi_k2", hidden_size=64, num_attention_heads=4,
+        num_key_value_heads=4, num_hidden_layers=2, q_lora_rank=40, kv_lora_rank=32, qk_nope_head_dim=16,
+        qk_rope_head_dim=8, v_head_dim=16, n_routed_experts=13, num_experts_per_tok=5, moe_intermediate_size=16,
+        n_shared_experts=1, first_k_dense_replace=1, n_group=1, topk_group=1, routed_scaling_factor=2.827,
+        norm_topk_prob=True, num_mtp_layers=0, vocab_size=320, rms_norm_eps=1e-5, bos_token_id=None, eos_token_id=2,
+        rope_parameters=yarn(50000.0, 8.0, beta_fast=1.0, mscale=1.0, mscale_all_dim=1.0), shard="120KB",
+        prompts=(5, 24)),
 }
 
 
@@ -216,10 +258,19 @@ def to_hub_config(config: dict) -> dict:
     """config.json as published checkpoints have it; transformers 5 renamed several of its fields."""
     config = dict(config)
     rope = config.pop("rope_parameters")
-    assert rope["rope_type"] == "default"
-    config["rope_theta"] = rope["rope_theta"]
+    assert rope["rope_type"] in ("default", "yarn")
+    config["rope_theta"] = rope.pop("rope_theta")
+    if rope["rope_type"] == "yarn":
+        config["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
     config["torch_dtype"] = config.pop("dtype")
-    if config["model_type"] != "mixtral":
+    if config["model_type"].startswith("deepseek"):
+        for key in ("head_dim", "qk_head_dim", "rope_interleave"):
+            config.pop(key, None)
+        config["moe_layer_freq"] = 1
+        config["scoring_func"] = "softmax" if config["model_type"] == "deepseek_v2" else "sigmoid"
+        if config["model_type"] == "deepseek_v3":
+            config["topk_method"] = "noaux_tc"
+    elif config["model_type"] != "mixtral":
         config["num_experts"] = config.pop("num_local_experts", config.get("num_experts"))
     if config["model_type"].startswith("qwen"):
         config["sliding_window"] = 32 if config["model_type"] == "qwen2_moe" else None  # off: use_sliding_window
@@ -245,7 +296,44 @@ def save_checkpoint(model, path: Path, shard: str = "1GB", hub_config: bool = Tr
         write_json(path / "config.json", to_hub_config(config))
 
 
-def randomise(model, gen: torch.Generator) -> None:
+FP8_BLOCK = 128
+
+
+def pack_fp8(weight: torch.Tensor):
+    """Codes, a scale for each block, and the numbers that the two stand for."""
+    n, k = weight.shape
+    blocks = [-(-n // FP8_BLOCK), -(-k // FP8_BLOCK)]
+    padded = torch.zeros(blocks[0] * FP8_BLOCK, blocks[1] * FP8_BLOCK)
+    padded[:n, :k] = weight.float()
+    padded = padded.view(blocks[0], FP8_BLOCK, blocks[1], FP8_BLOCK)
+    scale = padded.abs().amax(dim=(1, 3)) / 448.0
+    codes = (padded / scale[:, None, :, None]).to(torch.float8_e4m3fn)
+    meant = codes.float() * scale[:, None, :, None]
+    shape = (blocks[0] * FP8_BLOCK, blocks[1] * FP8_BLOCK)
+    return (codes.view(shape)[:n, :k].contiguous(), scale, meant.reshape(shape)[:n, :k].contiguous())
+
+
+def store_as_fp8(path: Path, plain: Path) -> None:
+    """Packs the checkpoint at `path` as DeepSeek publishes its own; `plain`: a copy with what the packed
+    numbers stand for, in f32."""
+    file = path / "model.safetensors"
+    packed, meant = {}, {}
+    for name, tensor in load_file(file).items():
+        if tensor.dim() == 2 and "_proj" in name:
+            packed[name], packed[name + "_scale_inv"], meant[name] = pack_fp8(tensor)
+        else:
+            packed[name], meant[name] = tensor, tensor.float()
+    shutil.copytree(path, plain)
+    save_file(meant, plain / "model.safetensors", metadata={"format": "pt"})
+    save_file(packed, file, metadata={"format": "pt"})
+    file.chmod(0o644)
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"] = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8",
+                                     "weight_block_size": [FP8_BLOCK, FP8_BLOCK]}
+    write_json(path / "config.json", dict(sorted(config.items())))
+
+
+def randomise(model, gen: torch.Generator, choice_bias: float = 0.0) -> None:
     """Fresh values everywhere: transformers starts biases at 0 and norms at 1, which hides mistakes."""
     for name, p in model.named_parameters():
         noise = torch.randn(p.shape, generator=gen)
@@ -260,31 +348,54 @@ def randomise(model, gen: torch.Generator) -> None:
         else:
             value = noise * 1.2 / p.shape[-1] ** 0.5
         p.data.copy_(value)
+    for name, b in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            b.copy_(choice_bias + 0.1 * torch.randn(b.shape, generator=gen))
 
 
 def build(case: dict, seed: int):
     family = {"qwen2": (transformers.Qwen2MoeConfig, transformers.Qwen2MoeForCausalLM),
               "qwen3": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
               "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
-              "olmoe": (transformers.OlmoeConfig, transformers.OlmoeForCausalLM)}
+              "olmoe": (transformers.OlmoeConfig, transformers.OlmoeForCausalLM),
+              "deepseek_v2": (transformers.DeepseekV2Config, transformers.DeepseekV2ForCausalLM),
+              "deepseek_v3": (transformers.DeepseekV3Config, transformers.DeepseekV3ForCausalLM)}
     config_class, model_class = family[case["arch"]]
-    own = {"arch", "seed", "prompts", "shard", "dtype", "new"}
+    own = {"arch", "seed", "prompts", "shard", "dtype", "new", "fp8", "model_type", "choice_bias"}
     fields = {k: v for k, v in case.items() if k not in own}
     fields.setdefault("intermediate_size", case["hidden_size"] + 12)
     model = model_class(config_class(max_position_embeddings=512, **fields))
-    randomise(model, torch.Generator().manual_seed(seed))
+    randomise(model, torch.Generator().manual_seed(seed), case.get("choice_bias", 0.0))
     return model.to(getattr(torch, case.get("dtype", "float32")))
 
 
 # ---- answers --------------------------------------------------------------------------------------
 
+def choice_gap(gate, logits: torch.Tensor, k: int) -> torch.Tensor:
+    """By how much what the router's choice is made of would have to move for another choice."""
+    keys = logits
+    if getattr(gate, "e_score_correction_bias", None) is not None:
+        keys = logits.sigmoid() + gate.e_score_correction_bias
+    gap = torch.full(keys.shape[:-1], float("inf"))
+    groups, chosen = getattr(gate, "num_group", None) or 1, getattr(gate, "topk_group", None) or 1
+    if groups > chosen:
+        split = keys.unflatten(-1, (groups, -1))
+        two = hasattr(gate, "e_score_correction_bias")
+        scores = split.topk(2, dim=-1).values.sum(-1) if two else split.amax(-1)
+        best = scores.topk(chosen + 1, dim=-1)
+        gap = best.values[..., chosen - 1] - best.values[..., chosen]
+        mask = torch.zeros_like(scores).scatter_(-1, best.indices[..., :chosen], 1.0)
+        keys = split.masked_fill(mask[..., None] == 0, float("-inf")).flatten(-2)
+    best = keys.topk(k + 1, dim=-1).values
+    return torch.minimum(gap, best[..., k - 1] - best[..., k])
+
+
 def router_gap(model, ids: torch.Tensor) -> torch.Tensor:
-    """Per prompt: the smallest distance between the last chosen and the first rejected router logit."""
+    """Per prompt: the smallest distance from a choice to another one."""
     k, gaps, hooks = model.config.num_experts_per_tok, [], []
 
-    def hook(_module, _inputs, output):
-        best = output[0].float().reshape(*ids.shape, -1).topk(k + 1, dim=-1).values
-        gaps.append((best[..., k - 1] - best[..., k]).amin(dim=-1))
+    def hook(gate, _inputs, output):
+        gaps.append(choice_gap(gate, output[0].float().reshape(*ids.shape, -1), k).amin(dim=-1))
 
     for name, module in model.named_modules():
         if name.endswith("mlp.gate"):
@@ -342,12 +453,17 @@ def golden_model(name: str, case: dict, out: Path, seed: int) -> None:
     save_checkpoint(build(case, seed), path, case.get("shard", "1GB"), not case.get("new", False))
     save_tokenizer(tok, path, string_merges=not case.get("new", False))
 
+    answers = path  # what transformers is to answer for
+    temporary = tempfile.TemporaryDirectory()
+    if case.get("fp8"):
+        answers = Path(temporary.name) / name
+        store_as_fp8(path, answers)
     load = dict(attn_implementation="eager", experts_implementation="eager")
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, output_loading_info=True, **load)
+        answers, dtype=torch.float32, output_loading_info=True, **load)
     assert not info["missing_keys"] and not info["unexpected_keys"], info
     model.eval()
-    half = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, **load).eval()
+    half = transformers.AutoModelForCausalLM.from_pretrained(answers, dtype=torch.bfloat16, **load).eval()
     gen = torch.Generator().manual_seed(seed + 1000)
     banned = {tok.token_to_id(s) for s in SPECIAL}
 
@@ -367,6 +483,9 @@ def golden_model(name: str, case: dict, out: Path, seed: int) -> None:
     write_json(path / "golden.json", {
         "transformers": transformers.__version__, "torch": torch.__version__.split("+")[0],
         "compute": "float32", "stored": case.get("dtype", "float32"), "prompts": prompts})
+    if "model_type" in case:  # unknown to transformers, which has the same graph under another name
+        config = json.loads((path / "config.json").read_text())
+        write_json(path / "config.json", {**config, "model_type": case["model_type"]})
 
 
 def main() -> None:

@@ -11,7 +11,9 @@
 #include "ferry/core/error.h"
 #include "ferry/model/chat_template.h"
 #include "ferry/model/checkpoint.h"
+#include "ferry/model/kv_cache.h"
 #include "ferry/model/summary.h"
+#include "ferry/model/weights.h"
 
 namespace ferry {
 
@@ -62,6 +64,11 @@ Json to_json(const ChatSupport& chat) {
   return report;
 }
 
+std::uint64_t kv_bytes_per_token(const Checkpoint& checkpoint) {
+  return kv_bytes_per_position(checkpoint.config(),
+                               activation_type(choose_weights(checkpoint, {}).type));
+}
+
 Json to_json(const Checkpoint& checkpoint,
              const ModelSummary& s,
              const ChatSupport& chat,
@@ -75,6 +82,8 @@ Json to_json(const Checkpoint& checkpoint,
               {"heads", c.heads},
               {"kv_heads", c.kv_heads},
               {"head_dim", c.head_dim},
+              {"latent_rank", c.latent.rank},
+              {"kv_bytes_per_token", kv_bytes_per_token(checkpoint)},
               {"vocab", c.vocab},
               {"max_positions", c.max_positions},
               {"experts", c.moe.experts},
@@ -111,11 +120,13 @@ void print_tables(const Checkpoint& checkpoint,
              c.layers,
              c.sparse_layers(),
              c.hidden);
-  fmt::print("  attention      {} heads of {}, {} for keys and values; {} positions\n",
+  fmt::print("  attention      {} heads of {}, {}; {} positions\n",
              c.heads,
              c.head_dim,
-             c.kv_heads,
+             c.latent.rank > 0 ? fmt::format("keys and values of a latent of {}", c.latent.rank)
+                               : fmt::format("{} for keys and values", c.kv_heads),
              c.max_positions);
+  fmt::print("  cache          {} for each token\n", human(kv_bytes_per_token(checkpoint)));
   fmt::print("  experts        {} of width {}, {} for each token{}\n",
              c.moe.experts,
              c.moe.inter,

@@ -54,13 +54,14 @@ struct GemmArgs {
 struct AttendArgs {
   const float* query = nullptr;  ///< [head_dim]
   RowsView keys;                 ///< row p: this head's key at position p, [head_dim] of kv_type
-  RowsView values;
+  RowsView values;               ///< likewise [value_dim]; may be the beginnings of the keys
   DType kv_type = DType::f32;
   std::int64_t length = 0;
   std::int64_t head_dim = 0;
+  std::int64_t value_dim = 0;
   float scale = 1.0F;
   float* scores = nullptr;  ///< scratch [length]
-  float* out = nullptr;     ///< [head_dim]
+  float* out = nullptr;     ///< [value_dim]
 };
 
 /// The weighted sum of combine: out = sum over k in order of weights[k] * rows[k], a chain of fused

@@ -10,18 +10,6 @@ namespace ferry {
 
 namespace {
 
-constexpr std::int64_t kRowGrain = 4;  // tokens a thread takes at a time for work along rows
-// Multiply-adds worth handing to another thread: well above the cost of waking it.
-constexpr std::int64_t kAttendGrainWork = 1 << 16;
-
-Buffer rows_buffer(std::int64_t rows, std::int64_t width, DType type) {
-  return Buffer(static_cast<std::size_t>(rows * width) * dtype_bytes(type));
-}
-
-std::ptrdiff_t row_bytes(std::int64_t width, DType type) {
-  return width * static_cast<std::ptrdiff_t>(dtype_bytes(type));
-}
-
 std::byte* bytes_of(float* x) { return reinterpret_cast<std::byte*>(x); }
 
 const std::byte* bytes_of(const float* x) { return reinterpret_cast<const std::byte*>(x); }
@@ -46,12 +34,10 @@ Attention::Attention(const ModelConfig& config,
       qkv_width_(heads_width_ + 2 * kv_width_),
       pool_(pool),
       gemm_scratch_(gemm_scratch),
-      rope_(config.rope),
-      cos_(rows_buffer(max_tokens, rope_.pairs(), DType::f32)),
-      sin_(rows_buffer(max_tokens, rope_.pairs(), DType::f32)),
+      angles_(config.rope, max_tokens),
+      output_(max_tokens, config.hidden, type, pool, gemm_scratch),
       qkv_(rows_buffer(max_tokens, qkv_width_, DType::f32)),
-      heads_out_(rows_buffer(max_tokens, heads_width_, type)),
-      projected_(rows_buffer(max_tokens, config.hidden, DType::f32)) {
+      heads_out_(rows_buffer(max_tokens, heads_width_, type)) {
   for (int worker = 0; worker < pool.size(); ++worker)
     attend_scratch_.push_back(rows_buffer(1, config.head_dim + config.max_positions, DType::f32));
 }
@@ -62,13 +48,7 @@ void Attention::begin_step(std::span<const TokenPlace> tokens) {
               tokens.size(),
               max_tokens_);
   tokens_ = tokens;
-  pool_.parallel_for(num_tokens(), kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t t = begin; t < end; ++t) {
-      rope_.angles(tokens_[static_cast<std::size_t>(t)].position,
-                   cos_.as<float>() + t * rope_.pairs(),
-                   sin_.as<float>() + t * rope_.pairs());
-    }
-  });
+  angles_.begin_step(tokens, pool_);
 }
 
 void Attention::forward(int layer,
@@ -77,26 +57,31 @@ void Attention::forward(int layer,
                         const MutableRowsView& residual) {
   if (tokens_.empty()) return;
   project_qkv(weights, normed);
-  pool_.parallel_for(num_tokens(), kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t t = begin; t < end; ++t) rotate_and_store(layer, weights, t);
-  });
+  pool_.parallel_for(
+      num_tokens(), kAttentionRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
+        for (std::int64_t t = begin; t < end; ++t) rotate_and_store(layer, weights, t);
+      });
   // Head by head of a token: heads that share keys stand side by side and find them in cache.
   const AttentionSpan& span = config_.layer_attention[static_cast<std::size_t>(layer)].span;
   pool_.parallel_for(num_tokens() * heads_,
-                     attend_grain(span),
+                     attend_grain(most_positions(span) * head_dim_),
                      [&](std::int64_t begin, std::int64_t end, int worker) {
                        for (std::int64_t i = begin; i < end; ++i)
                          attend(layer, i / heads_, static_cast<int>(i % heads_), worker);
                      });
-  project_output(weights, residual);
+  output_.add({heads_out_.data(), row_bytes(heads_width_, type_)},
+              num_tokens(),
+              weights.output.view,
+              weights.output_bias,
+              residual);
 }
 
-/// How many of the heads' attentions are worth a task.
-std::int64_t Attention::attend_grain(const AttentionSpan& span) const {
+/// Of any token of the step.
+std::int32_t Attention::most_positions(const AttentionSpan& span) const {
   std::int32_t most = 1;
   for (const TokenPlace& place : tokens_)
     most = std::max(most, place.position + 1 - span.first(place.position));
-  return std::max<std::int64_t>(1, kAttendGrainWork / (most * head_dim_));
+  return most;
 }
 
 void Attention::project_qkv(const DenseWeights::Layer& weights, const RowsView& normed) {
@@ -130,10 +115,8 @@ void Attention::rotate_and_store(int layer,
   norm(query, heads_width_, weights.query_norm);
   norm(key, kv_width_, weights.key_norm);
   if (config_.layer_attention[static_cast<std::size_t>(layer)].rope) {
-    const float* cos = cos_.as<float>() + token * rope_.pairs();
-    const float* sin = sin_.as<float>() + token * rope_.pairs();
     for (int head = 0; head < heads_ + kv_heads_; ++head)  // keys follow the queries
-      rope_.turn(query + head * head_dim_, cos, sin);
+      angles_.turn(query + head * head_dim_, token);
   }
   const auto store = [&](const float* head, const MutableRowsView& rows) {
     kernels().convert(bytes_of(head), DType::f32, rows.row(place.position), type_, head_dim_);
@@ -158,6 +141,7 @@ void Attention::attend(int layer, std::int64_t token, int head, int worker) {
                     .kv_type = type_,
                     .length = std::int64_t{place.position} + 1 - first,
                     .head_dim = head_dim_,
+                    .value_dim = head_dim_,
                     .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim_))),
                     .scores = out + head_dim_,
                     .out = out});
@@ -166,24 +150,6 @@ void Attention::attend(int layer, std::int64_t token, int head, int worker) {
                     heads_out_.data() + row_bytes(token * heads_width_ + head * head_dim_, type_),
                     type_,
                     head_dim_);
-}
-
-void Attention::project_output(const DenseWeights::Layer& weights,
-                               const MutableRowsView& residual) {
-  const MutableRowsView projected{projected_.data(), row_bytes(config_.hidden, DType::f32)};
-  parallel_gemm(pool_,
-                gemm_scratch_,
-                {.in = {heads_out_.data(), row_bytes(heads_width_, type_)},
-                 .rows = num_tokens(),
-                 .weights = &weights.output.view,
-                 .bias = or_null(weights.output_bias),
-                 .out = projected,
-                 .out_type = DType::f32});
-  pool_.parallel_for(num_tokens(), kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t t = begin; t < end; ++t)
-      kernels().add(
-          residual.row(t), type_, reinterpret_cast<const float*>(projected.row(t)), config_.hidden);
-  });
 }
 
 }  // namespace ferry

@@ -9,19 +9,12 @@
 #include "ferry/core/buffer.h"
 #include "ferry/core/threads.h"
 #include "ferry/core/types.h"
+#include "ferry/model/attention_parts.h"
 #include "ferry/model/config.h"
-#include "ferry/model/kv_cache.h"
-#include "ferry/model/rope.h"
 #include "ferry/model/weights.h"
 #include "ferry/moe/parallel_gemm.h"
 
 namespace ferry {
-
-/// One token of a step: the sequence it belongs to and its absolute position there.
-struct TokenPlace {
-  KvCache* cache = nullptr;
-  std::int32_t position = 0;
-};
 
 /// Owns the scratch, sized at construction for `max_tokens` tokens; borrows the rest. Threads: one
 /// at a time.
@@ -52,9 +45,8 @@ class Attention {
   void project_qkv(const DenseWeights::Layer& weights, const RowsView& normed);
   void norm(float* x, std::int64_t width, const std::vector<float>& weight) const;
   void rotate_and_store(int layer, const DenseWeights::Layer& weights, std::int64_t token);
-  std::int64_t attend_grain(const AttentionSpan& span) const;
+  std::int32_t most_positions(const AttentionSpan& span) const;
   void attend(int layer, std::int64_t token, int head, int worker);
-  void project_output(const DenseWeights::Layer& weights, const MutableRowsView& residual);
 
   std::int64_t num_tokens() const { return static_cast<std::int64_t>(tokens_.size()); }
 
@@ -71,12 +63,11 @@ class Attention {
   ThreadPool& pool_;
   const GemmScratch& gemm_scratch_;
 
-  const Rope rope_;
+  StepAngles angles_;
+  OutputProjection output_;
   std::span<const TokenPlace> tokens_;
-  Buffer cos_, sin_;  // f32 [tokens, rope_.pairs()]
   Buffer qkv_;        // f32 [tokens, qkv_width]: query heads, key heads, value heads
   Buffer heads_out_;  // [tokens, heads_width] of the activation type
-  Buffer projected_;  // f32 [tokens, H]
   std::vector<Buffer> attend_scratch_;  // one a thread: f32 result [head_dim], scores [positions]
 };
 

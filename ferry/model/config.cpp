@@ -31,6 +31,10 @@ const ModelFamily& choose_family(const ConfigReader& in) {
     name = list[0].get<std::string>();
   }
   const ModelFamily* family = find_family(name);
+  // Families may share an architecture; the model type, which publishers also make up, then
+  // decides.
+  const ModelFamily* by_type = find_family(in.text_or("model_type", ""));
+  if (by_type != nullptr && by_type->architecture == name) family = by_type;
   if (family != nullptr) return *family;
   std::string known;
   for (const ModelFamily& f : model_families()) {

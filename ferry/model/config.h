@@ -64,6 +64,15 @@ enum class QkNorm : std::uint8_t {
   whole,  ///< all heads of a token together, weights of that width, before the rotation
 };
 
+/// Latent attention (latent_attention.h): a query head has plain_dim elements that do not turn and
+/// rope.dim behind them that do; head_dim is the two together.
+struct LatentConfig {
+  int rank = 0;        ///< of the vector that keys and values are made of; 0 = no such attention
+  int query_rank = 0;  ///< likewise of queries; 0 = made of the hidden state itself
+  int plain_dim = 0;
+  int value_dim = 0;  ///< of a value head
+};
+
 /// Invariants (checked by load_config): all sizes positive, heads % kv_heads == 0, head_dim even,
 /// layer_kinds and layer_attention [layers], 1 <= topk <= experts where any layer is sparse.
 struct ModelConfig {
@@ -85,6 +94,7 @@ struct ModelConfig {
   QkNorm qk_norm = QkNorm::none;
   bool tied_embeddings = false;  ///< logits use the embedding matrix; there is no lm_head
 
+  LatentConfig latent;
   std::vector<LayerAttention> layer_attention;  ///< [layers]
 
   std::vector<LayerKind> layer_kinds;  ///< [layers]

@@ -4,11 +4,13 @@
 #include <cstring>
 #include <optional>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/attention.h"
+#include "ferry/model/latent_attention.h"
 #include "ferry/moe/parallel_gemm.h"
 
 namespace ferry {
@@ -36,9 +38,27 @@ class RowBuffer {
 };
 
 std::int64_t widest_input(const ModelConfig& config) {
-  return std::max({std::int64_t{config.hidden},
-                   std::int64_t{config.heads} * config.head_dim,
-                   std::int64_t{config.dense_inter}});
+  const std::int64_t value_dim = config.latent.rank > 0 ? config.latent.value_dim : config.head_dim;
+  return std::max<std::int64_t>({config.hidden,
+                                 config.heads * value_dim,
+                                 config.dense_inter,
+                                 config.latent.query_rank,
+                                 config.latent.rank,
+                                 config.latent.plain_dim});
+}
+
+using AnyAttention = std::variant<Attention, LatentAttention>;
+
+AnyAttention make_attention(const ModelConfig& config,
+                            DType type,
+                            int max_tokens,
+                            ThreadPool& pool,
+                            const GemmScratch& gemm_scratch) {
+  if (config.latent.rank > 0) {
+    return AnyAttention(
+        std::in_place_type<LatentAttention>, config, type, max_tokens, pool, gemm_scratch);
+  }
+  return AnyAttention(std::in_place_type<Attention>, config, type, max_tokens, pool, gemm_scratch);
 }
 
 MoeContext::Options moe_options(const ModelConfig& config,
@@ -122,7 +142,7 @@ class Decoder::Impl {
   RowBuffer between_;    // [tokens, dense_inter]: silu(gate) * up of dense layers
   RowBuffer block_out_;  // f32 [tokens, H]
   RowBuffer logits_;     // f32 [wanted, vocab]
-  Attention attention_;
+  AnyAttention attention_;
 
   std::optional<MoeContext> moe_;                    // none when no layer is sparse
   std::vector<std::optional<MoeLayer>> moe_layers_;  // [layers], none where dense
@@ -147,7 +167,7 @@ Decoder::Impl::Impl(const ModelConfig& config,
       between_(options.max_tokens, config.dense_inter, type_),
       block_out_(options.max_tokens, config.hidden, DType::f32),
       logits_(options.max_tokens, config.vocab, DType::f32),
-      attention_(config_, type_, options.max_tokens, pool, gemm_scratch_) {
+      attention_(make_attention(config_, type_, options.max_tokens, pool, gemm_scratch_)) {
   const auto max_tokens = static_cast<std::size_t>(options.max_tokens);
   places_.reserve(max_tokens);
   wanted_.reserve(max_tokens);
@@ -181,11 +201,15 @@ void Decoder::Impl::make_moe_layers(Transport& transport) {
 std::span<const float> Decoder::Impl::forward(std::span<const SequenceStep> batch) {
   plan(batch);
   embed(batch);
-  attention_.begin_step(places_);
+  std::visit([&](auto& attention) { attention.begin_step(places_); }, attention_);
   for (int layer = 0; layer < config_.layers; ++layer) {
     const DenseWeights::Layer& weights = dense_->layers[static_cast<std::size_t>(layer)];
     norm({}, weights.attention_norm, num_tokens());
-    attention_.forward(layer, weights, normed_.rows(), residual_.mutable_rows());
+    std::visit(
+        [&](auto& attention) {
+          attention.forward(layer, weights, normed_.rows(), residual_.mutable_rows());
+        },
+        attention_);
     norm({}, weights.ffn_norm, num_tokens());
     feed_forward(layer);
   }

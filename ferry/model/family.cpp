@@ -38,8 +38,13 @@ const TensorNames kQwenTensorNames = {
 };
 
 std::span<const ModelFamily> model_families() {
-  static const std::array families = {
-      mixtral_family(), olmoe_family(), qwen2_moe_family(), qwen3_moe_family()};
+  static const std::array families = {deepseek_v2_family(),
+                                      deepseek_v3_family(),
+                                      kimi_k2_family(),
+                                      mixtral_family(),
+                                      olmoe_family(),
+                                      qwen2_moe_family(),
+                                      qwen3_moe_family()};
   return families;
 }
 
@@ -51,8 +56,8 @@ const ModelFamily* find_family(std::string_view name) {
 }
 
 const ModelFamily& family_of(const ModelConfig& config) {
-  const ModelFamily* family = find_family(config.architecture);
-  FERRY_CHECK(family != nullptr, "architecture {} is not in the table", config.architecture);
+  const ModelFamily* family = find_family(config.model_type);
+  FERRY_CHECK(family != nullptr, "model type {} is not in the table", config.model_type);
   return *family;
 }
 
@@ -106,9 +111,35 @@ class Visitor {
   }
 
   void attention() {
+    add(names_.attention_norm, {hidden()}, TensorRole::norm);
+    if (config_.latent.rank > 0) {
+      latent_attention();
+    } else {
+      head_attention();
+    }
+  }
+
+  void latent_attention() {
+    const LatentConfig& latent = config_.latent;
+    const std::int64_t heads = config_.heads;
+    if (latent.query_rank > 0) {
+      add(names_.query_down, {latent.query_rank, hidden()}, TensorRole::matrix);
+      add(names_.query_down_norm, {latent.query_rank}, TensorRole::norm);
+      add(names_.query_up, {heads * config_.head_dim, latent.query_rank}, TensorRole::matrix);
+    } else {
+      add(names_.q_weight, {heads * config_.head_dim, hidden()}, TensorRole::matrix);
+    }
+    add(names_.latent_down, {latent.rank + config_.rope.dim, hidden()}, TensorRole::matrix);
+    add(names_.latent_norm, {latent.rank}, TensorRole::norm);
+    add(names_.latent_up,
+        {heads * (latent.plain_dim + latent.value_dim), latent.rank},
+        TensorRole::matrix);
+    add(names_.o_weight, {hidden(), heads * latent.value_dim}, TensorRole::matrix);
+  }
+
+  void head_attention() {
     const std::int64_t q = static_cast<std::int64_t>(config_.heads) * config_.head_dim;
     const std::int64_t kv = static_cast<std::int64_t>(config_.kv_heads) * config_.head_dim;
-    add(names_.attention_norm, {hidden()}, TensorRole::norm);
     add(names_.q_weight, {q, hidden()}, TensorRole::matrix);
     add(names_.k_weight, {kv, hidden()}, TensorRole::matrix);
     add(names_.v_weight, {kv, hidden()}, TensorRole::matrix);

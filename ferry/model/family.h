@@ -24,12 +24,17 @@ struct TensorNames {
   std::string_view final_norm;  ///< [H]
   std::string_view lm_head;     ///< [vocab, H], absent when tied
 
-  std::string_view attention_norm;                    ///< [H], before attention
-  std::string_view ffn_norm;                          ///< [H], before the feed-forward block
-  std::string_view q_weight, k_weight, v_weight;      ///< [heads|kv_heads * head_dim, H]
-  std::string_view q_bias, k_bias, v_bias;            ///< [heads|kv_heads * head_dim]
-  std::string_view o_weight, o_bias;                  ///< [H, heads * head_dim], [H]
-  std::string_view q_norm, k_norm;                    ///< [head_dim], or all heads' width
+  std::string_view attention_norm;                ///< [H], before attention
+  std::string_view ffn_norm;                      ///< [H], before the feed-forward block
+  std::string_view q_weight, k_weight, v_weight;  ///< [heads|kv_heads * head_dim, H]
+  std::string_view q_bias, k_bias, v_bias;        ///< [heads|kv_heads * head_dim]
+  std::string_view o_weight, o_bias;              ///< [H, heads * head_dim], [H]
+  std::string_view q_norm, k_norm;                ///< [head_dim], or all heads' width
+  // Latent attention; what comes of the hidden state is "down", the rest "up".
+  std::string_view query_down, query_down_norm;       ///< [query_rank, H], [query_rank]
+  std::string_view query_up;                          ///< [heads * head_dim, query_rank]
+  std::string_view latent_down, latent_norm;          ///< [rank + rope.dim, H], [rank]
+  std::string_view latent_up;                         ///< [heads * (plain_dim + value_dim), rank]
   std::string_view dense_gate, dense_up, dense_down;  ///< [dense_inter, H] x2, [H, dense_inter]
   std::string_view router;                            ///< [E, H]
   std::string_view selection_bias;                    ///< [E]

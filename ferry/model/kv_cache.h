@@ -9,9 +9,22 @@
 
 namespace ferry {
 
-/// Keys and values of all layers for up to `capacity` positions, in the model's activation type;
-/// untouched pages cost nothing. Layout: [layer][kv head][position][head_dim], keys and values
-/// apart, so that one head reads one stream. Threads: one at a time.
+/// What a layer keeps of each position: `streams` rows of `width` elements.
+///   keys and values of heads: the keys of each key-value head, then the values of each.
+///   latent attention: one row, of which all heads' keys and values are made.
+struct KvShape {
+  int streams = 0;
+  int width = 0;
+
+  static KvShape of(const ModelConfig& config);
+};
+
+/// Bytes that all layers keep of one position.
+std::size_t kv_bytes_per_position(const ModelConfig& config, DType type);
+
+/// The streams of all layers for up to `capacity` positions, in the model's activation type;
+/// untouched pages cost nothing. Layout: [layer][stream][position][width], so that one head reads
+/// one stream. Threads: one at a time.
 class KvCache {
  public:
   /// `type`: f32 or bf16.
@@ -22,7 +35,7 @@ class KvCache {
 
   int capacity() const { return capacity_; }
 
-  /// Counts tokens whose keys and values are written. REQUIRES: room for them.
+  /// Counts tokens whose rows are written. REQUIRES: room for them.
   void advance(int tokens);
 
   /// Forgets the sequence; the memory is kept for the next one.
@@ -30,18 +43,21 @@ class KvCache {
 
   DType type() const { return type_; }
 
-  /// All positions of one head: row p is position p.
-  MutableRowsView keys(int layer, int kv_head) const { return head_rows(0, layer, kv_head); }
+  /// All positions of one key-value head: row p is position p. REQUIRES: no latent attention.
+  MutableRowsView keys(int layer, int kv_head) const { return rows(layer, kv_head); }
 
-  MutableRowsView values(int layer, int kv_head) const { return head_rows(1, layer, kv_head); }
+  MutableRowsView values(int layer, int kv_head) const {
+    return rows(layer, shape_.streams / 2 + kv_head);
+  }
+
+  /// The rows of latent attention.
+  MutableRowsView latents(int layer) const { return rows(layer, 0); }
 
  private:
-  MutableRowsView head_rows(int which, int layer, int kv_head) const;
+  MutableRowsView rows(int layer, int stream) const;
 
   DType type_;
-  int layers_;
-  int kv_heads_;
-  int head_dim_;
+  KvShape shape_;
   int capacity_;
   int length_ = 0;
   Buffer data_;

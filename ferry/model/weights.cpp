@@ -4,6 +4,7 @@
 #include <initializer_list>
 #include <span>
 #include <string_view>
+#include <tuple>
 #include <utility>
 
 #include "ferry/core/error.h"
@@ -111,6 +112,34 @@ class Packer {
     return matrix;
   }
 
+  /// The heads' key and value matrices of a latent_up: rows of plain_dim keys, then value_dim
+  /// values, head by head. Those of keys lie the other way round than it, as queries meet them.
+  std::pair<HeadMatrices, HeadMatrices> latent_heads(std::string_view name,
+                                                     std::int64_t num_heads,
+                                                     const LatentConfig& latent) {
+    const std::int64_t plain = latent.plain_dim;
+    const std::int64_t value = latent.value_dim;
+    const std::int64_t rank = latent.rank;
+    const StoredMatrix source = find_matrix(name, num_heads * (plain + value), rank);
+    HeadMatrices keys = head_matrices(num_heads, plain, rank);
+    HeadMatrices values = head_matrices(num_heads, rank, value);
+    pool_.parallel_for(num_heads, 1, [&](std::int64_t begin, std::int64_t end, int) {
+      std::vector<float> rows(static_cast<std::size_t>((plain + value) * rank));
+      std::vector<float> turned(static_cast<std::size_t>(plain * rank));
+      for (std::int64_t h = begin; h < end; ++h) {
+        source.read_rows(h * (plain + value), plain + value, DType::f32, as_bytes(rows.data()));
+        for (std::int64_t i = 0; i < plain; ++i)
+          for (std::int64_t j = 0; j < rank; ++j)
+            turned[static_cast<std::size_t>(j * plain + i)] =
+                rows[static_cast<std::size_t>(i * rank + j)];
+        pack_f32(turned.data(), keys.views[static_cast<std::size_t>(h)]);
+        pack_f32(rows.data() + plain * rank, values.views[static_cast<std::size_t>(h)]);
+      }
+    });
+    done_with(source);
+    return {std::move(keys), std::move(values)};
+  }
+
   /// A gated block into memory of this layout; gate's and up's panels alternate.
   void ffn(const FfnNames& names, const FfnLayout& layout, std::byte* gate_up, std::byte* down) {
     const std::size_t panel = PackedMatrix::packed_panel_bytes(layout.type, layout.hidden);
@@ -176,6 +205,27 @@ class Packer {
                                          : weights_.type;
   }
 
+  /// Memory for a matrix [k, n] a head, of elements: codes share scales the other way round.
+  HeadMatrices head_matrices(std::int64_t num_heads, std::int64_t k, std::int64_t n) const {
+    const WeightType type = weight_type(activation_type(weights_.type));
+    const std::size_t bytes = packed_bytes(type, k, panels_of(n));
+    HeadMatrices heads{Buffer(bytes * static_cast<std::size_t>(num_heads)), {}};
+    for (std::size_t h = 0; h < static_cast<std::size_t>(num_heads); ++h) {
+      heads.views.push_back(
+          {.type = type, .k = k, .n = n, .data = heads.memory.data() + h * bytes});
+    }
+    return heads;
+  }
+
+  /// Packs [n, k] numbers where `matrix` lies, in memory of this object's making.
+  static void pack_f32(const float* source, const PackedMatrix& matrix) {
+    pack_matrix({.type = matrix.type,
+                 .source = reinterpret_cast<const std::byte*>(source),
+                 .k = matrix.k,
+                 .n = matrix.n,
+                 .out = const_cast<std::byte*>(matrix.data)});
+  }
+
   void pack(std::span<const StoredMatrix> sources, const PackTarget& target) {
     pack_stored(sources, target, pool_);
     for (const StoredMatrix& source : sources) done_with(source);
@@ -196,16 +246,37 @@ class Packer {
   std::uint64_t done_ = 0;
 };
 
-DenseWeights::Layer load_layer(Packer& packer,
-                               const ModelConfig& config,
-                               const TensorNames& names,
-                               bool sparse) {
+void load_latent_attention(Packer& packer,
+                           const ModelConfig& config,
+                           const TensorNames& names,
+                           DenseWeights::Layer& layer) {
+  const LatentConfig& latent = config.latent;
+  const std::int64_t hidden = config.hidden;
+  const std::int64_t q = std::int64_t{config.heads} * config.head_dim;
+  const std::int64_t row = latent.rank + config.rope.dim;
+  if (latent.query_rank > 0) {
+    layer.qkv =
+        packer.matrix({{names.query_down, latent.query_rank}, {names.latent_down, row}}, hidden);
+    layer.query_norm = packer.vector({{names.query_down_norm, latent.query_rank}});
+    layer.query_up = packer.matrix({{names.query_up, q}}, latent.query_rank);
+  } else {
+    layer.qkv = packer.matrix({{names.q_weight, q}, {names.latent_down, row}}, hidden);
+  }
+  layer.key_norm = packer.vector({{names.latent_norm, latent.rank}});
+  std::tie(layer.head_keys, layer.head_values) =
+      packer.latent_heads(names.latent_up, config.heads, latent);
+  layer.output =
+      packer.matrix({{names.o_weight, hidden}}, std::int64_t{config.heads} * latent.value_dim);
+}
+
+void load_attention(Packer& packer,
+                    const ModelConfig& config,
+                    const TensorNames& names,
+                    DenseWeights::Layer& layer) {
   const std::int64_t hidden = config.hidden;
   const std::int64_t head_dim = config.head_dim;
   const std::int64_t q = config.heads * head_dim;
   const std::int64_t kv = config.kv_heads * head_dim;
-  DenseWeights::Layer layer;
-  layer.attention_norm = packer.vector({{names.attention_norm, hidden}});
   layer.qkv =
       packer.matrix({{names.q_weight, q}, {names.k_weight, kv}, {names.v_weight, kv}}, hidden);
   layer.output = packer.matrix({{names.o_weight, hidden}}, q);
@@ -216,6 +287,20 @@ DenseWeights::Layer load_layer(Packer& packer,
     const bool whole = config.qk_norm == QkNorm::whole;
     layer.query_norm = packer.vector({{names.q_norm, whole ? q : head_dim}});
     layer.key_norm = packer.vector({{names.k_norm, whole ? kv : head_dim}});
+  }
+}
+
+DenseWeights::Layer load_layer(Packer& packer,
+                               const ModelConfig& config,
+                               const TensorNames& names,
+                               bool sparse) {
+  const std::int64_t hidden = config.hidden;
+  DenseWeights::Layer layer;
+  layer.attention_norm = packer.vector({{names.attention_norm, hidden}});
+  if (config.latent.rank > 0) {
+    load_latent_attention(packer, config, names, layer);
+  } else {
+    load_attention(packer, config, names, layer);
   }
   layer.ffn_norm = packer.vector({{names.ffn_norm, hidden}});
   if (!sparse) {

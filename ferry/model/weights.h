@@ -29,6 +29,12 @@ struct OwnedFfn {
   GatedFfnWeights view;
 };
 
+/// A matrix for each head, and their memory.
+struct HeadMatrices {
+  Buffer memory;
+  std::vector<PackedMatrix> views;  // [heads]
+};
+
 /// What every rank needs alike: all but the routed experts. One copy serves all thread ranks of a
 /// process. Immutable after load.
 struct DenseWeights {
@@ -40,9 +46,14 @@ struct DenseWeights {
     std::vector<float> output_bias;     // empty = none
     std::vector<float> query_norm;      // [head_dim] or of all heads together; empty = none
     std::vector<float> key_norm;
-    std::vector<float> ffn_norm;        // [H], before the feed-forward block
-    OwnedFfn ffn;                       // dense layers
-    OwnedMatrix router;                 // sparse layers: f32 [H, E]
+    // Latent attention. Of the above, qkv is [H, queries or compressed ones + rank + rope.dim];
+    // output [heads * value_dim, H]; the norms are those of compressed queries and of latents.
+    OwnedMatrix query_up;         // [query_rank, heads * head_dim]; none when queries come of qkv
+    HeadMatrices head_keys;       // [plain_dim, rank]: a query's plain part -> one over latents
+    HeadMatrices head_values;     // [rank, value_dim]
+    std::vector<float> ffn_norm;  // [H], before the feed-forward block
+    OwnedFfn ffn;                 // dense layers
+    OwnedMatrix router;           // sparse layers: f32 [H, E]
     std::vector<float> selection_bias;  // [E]; empty = none
     OwnedFfn shared;                    // shared expert of sparse layers
     OwnedMatrix shared_gate;            // f32 [H, 1]

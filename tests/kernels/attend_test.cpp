@@ -1,4 +1,5 @@
 // attend: every instruction set gives the scalar one's bytes, and those are right.
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/kernel_testing.h"
@@ -10,8 +11,13 @@ namespace {
 /// One head over keys and values that lie in a strided cache or behind pointers.
 class Head {
  public:
-  Head(DType type, std::int64_t length, std::int64_t head_dim, bool pointers)
-      : type_(type), length_(length), head_dim_(head_dim), use_pointers_(pointers) {
+  Head(
+      DType type, std::int64_t length, std::int64_t head_dim, std::int64_t value_dim, bool pointers)
+      : type_(type),
+        length_(length),
+        head_dim_(head_dim),
+        value_dim_(value_dim),
+        use_pointers_(pointers) {
     RandomValues random(static_cast<std::uint32_t>(length * 1000 + head_dim));
     query_ = random.row(head_dim);
     keys_ = to_type(random.row(length * stride()), type);
@@ -24,13 +30,14 @@ class Head {
 
   std::vector<float> run(const Kernels& kernels) const {
     std::vector<float> scores(static_cast<std::size_t>(length_));
-    std::vector<float> out(static_cast<std::size_t>(head_dim_));
+    std::vector<float> out(static_cast<std::size_t>(value_dim_));
     kernels.attend({.query = query_.data(),
                     .keys = view(keys_, key_pointers_),
                     .values = view(values_, value_pointers_),
                     .kv_type = type_,
                     .length = length_,
                     .head_dim = head_dim_,
+                    .value_dim = value_dim_,
                     .scale = kScale,
                     .scores = scores.data(),
                     .out = out.data()});
@@ -40,7 +47,7 @@ class Head {
   std::vector<double> exact() const {
     const auto keys = to_floats(keys_.data(), type_, length_ * stride());
     const auto values = to_floats(values_.data(), type_, length_ * stride());
-    std::vector<double> out(static_cast<std::size_t>(head_dim_));
+    std::vector<double> out(static_cast<std::size_t>(value_dim_));
     double sum = 0;
     for (std::int64_t p = 0; p < length_; ++p) {
       double score = 0;
@@ -49,7 +56,7 @@ class Head {
                  keys[static_cast<std::size_t>(p * stride() + i)];
       const double e = std::exp(score * kScale);
       sum += e;
-      for (std::int64_t i = 0; i < head_dim_; ++i)
+      for (std::int64_t i = 0; i < value_dim_; ++i)
         out[static_cast<std::size_t>(i)] += e * values[static_cast<std::size_t>(p * stride() + i)];
     }
     for (double& x : out) x /= sum;
@@ -59,7 +66,7 @@ class Head {
  private:
   static constexpr float kScale = 0.125F;
 
-  std::int64_t stride() const { return head_dim_ + 1; }
+  std::int64_t stride() const { return std::max(head_dim_, value_dim_) + 1; }
 
   std::int64_t stride_bytes() const {
     return stride() * static_cast<std::int64_t>(dtype_bytes(type_));
@@ -74,6 +81,7 @@ class Head {
   DType type_;
   std::int64_t length_;
   std::int64_t head_dim_;
+  std::int64_t value_dim_;
   bool use_pointers_;
   std::vector<float> query_;
   std::vector<std::byte> keys_;
@@ -91,9 +99,12 @@ TEST_P(AttendOfIsa, EqualsScalar) {
   for (const DType type : {DType::f32, DType::bf16, DType::f16}) {
     for (const std::int64_t head_dim : kHeadDims) {
       for (const std::int64_t length : kLengths) {
-        const Head head(type, length, head_dim, length % 2 == 0);
-        ASSERT_TRUE(same_floats(head.run(fast()), head.run(scalar())))
-            << dtype_name(type) << " head_dim " << head_dim << " length " << length;
+        for (const std::int64_t value_dim : {head_dim, kHeadDims[(head_dim + length) % 8]}) {
+          const Head head(type, length, head_dim, value_dim, length % 2 == 0);
+          ASSERT_TRUE(same_floats(head.run(fast()), head.run(scalar())))
+              << dtype_name(type) << " dims " << head_dim << " and " << value_dim << " length "
+              << length;
+        }
       }
     }
   }
@@ -108,7 +119,7 @@ TEST(ScalarAttend, AgreesWithDoublePrecision) {
   const FlushDenormals flush;
   for (const std::int64_t head_dim : kHeadDims) {
     for (const std::int64_t length : kLengths) {
-      const Head head(DType::f32, length, head_dim, false);
+      const Head head(DType::f32, length, head_dim, head_dim / 2 + 3, false);
       const auto got = head.run(kernels_for(Isa::scalar));
       const auto want = head.exact();
       for (std::size_t i = 0; i < got.size(); ++i)
@@ -118,7 +129,7 @@ TEST(ScalarAttend, AgreesWithDoublePrecision) {
 }
 
 TEST(ScalarAttend, NoPositionsGiveZeros) {
-  const Head head(DType::f32, 0, 24, false);
+  const Head head(DType::f32, 0, 24, 40, false);
   for (const float x : head.run(kernels_for(Isa::scalar))) EXPECT_EQ(x, 0.0F);
 }
 

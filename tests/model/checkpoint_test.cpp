@@ -37,6 +37,26 @@ TEST_P(GoldenCheckpoint, HoldsExactlyTheTensorsItsConfigAsksFor) {
   EXPECT_EQ(checkpoint.entries().size(), expected);
 }
 
+TEST(Fp8Checkpoint, HoldsMatricesAndTheirScales) {
+  const Checkpoint checkpoint = Checkpoint::open(test::data_dir("deepseek_v3_fp8"));
+  EXPECT_THAT(checkpoint.unused(), IsEmpty());
+  EXPECT_EQ(checkpoint.weight_type(), DType::bf16);
+  int quantized = 0;
+  std::uint64_t bytes = 0;
+  for_each_tensor(checkpoint.config(), [&](const TensorSpec& spec) {
+    bytes += checkpoint.stored_bytes(spec);
+    if (spec.shape.size() != 2) return;
+    const StoredMatrix m = checkpoint.matrix(spec.name, spec.shape[0], spec.shape[1]);
+    const bool fp8 = m.format == StoredMatrix::Format::fp8;
+    EXPECT_EQ(fp8, spec.name.find("_proj") != std::string::npos) << spec.name;
+    quantized += fp8 ? 1 : 0;
+  });
+  EXPECT_GT(quantized, 20);
+  std::uint64_t in_files = 0;
+  for (const auto* entry : checkpoint.entries()) in_files += entry->bytes;
+  EXPECT_EQ(bytes, in_files);
+}
+
 INSTANTIATE_TEST_SUITE_P(All,
                          GoldenCheckpoint,
                          testing::Values("qwen2_bf16_sparse_step",
@@ -81,6 +101,26 @@ class SpoiledCheckpoint : public testing::Test {
 
   test::TempDir temp_;
 };
+
+TEST_F(SpoiledCheckpoint, Fp8WithoutItsConfigOrItsScales) {
+  copy("deepseek_v3_fp8");
+  change_config("quantization_config", nullptr);
+  EXPECT_THAT(error(), HasSubstr("found F8_E4M3"));
+  json quantization = {{"quant_method", "fp8"}, {"weight_block_size", {64, 128}}};
+  change_config("quantization_config", quantization);
+  EXPECT_THAT(error(), HasSubstr("weight_block_size: expected [128,128]"));
+  quantization["weight_block_size"] = {128, 128};
+  change_config("quantization_config", quantization);
+  EXPECT_NO_THROW(Checkpoint::open(dir()));
+  // The header's bytes stay as many, so that all offsets hold.
+  std::string file = test::read_file(dir() / "model.safetensors");
+  const std::string name = "q_b_proj.weight_scale_inv";
+  const auto at = file.find(name);
+  ASSERT_NE(at, std::string::npos);
+  file.replace(at, name.size(), "q_b_proj.weight_scale_xxx");
+  test::write_file(dir() / "model.safetensors", file);
+  EXPECT_THAT(error(), HasSubstr(name));
+}
 
 TEST_F(SpoiledCheckpoint, DirectoryOrFilesMissing) {
   EXPECT_THAT(error(), HasSubstr("expected a checkpoint directory, found nothing"));

@@ -284,5 +284,93 @@ TEST(Config, ReadsPartialRotationWhereverItIsWritten) {
   EXPECT_EQ(part.rope.dim, part.head_dim / 2);
 }
 
+TEST(Config, ReadsDeepseekV2Lite) {
+  const ModelConfig c = load_config(test::data_dir("deepseek_v2_lite"));
+  EXPECT_EQ(c.latent.query_rank, 0);
+  EXPECT_EQ(c.latent.rank, 40);
+  EXPECT_EQ(c.latent.plain_dim, 20);
+  EXPECT_EQ(c.latent.value_dim, 28);
+  EXPECT_EQ(c.head_dim, 32);
+  EXPECT_EQ(c.rope.dim, 12);
+  EXPECT_TRUE(c.rope.interleaved);
+  EXPECT_EQ(c.rope.scaling, RopeScaling::yarn);
+  EXPECT_EQ(c.moe.experts, 7);
+  EXPECT_EQ(c.moe.shared_inter, 48);
+  EXPECT_FALSE(c.moe.shared_gate);
+  EXPECT_FALSE(c.moe.selection_bias);
+  EXPECT_EQ(c.moe.router.groups, 1);
+  EXPECT_EQ(c.dense_inter, 84);
+  EXPECT_THAT(c.layer_kinds, ElementsAre(LayerKind::dense, LayerKind::sparse));
+}
+
+TEST(Config, ReadsGroupsOfDeepseekV2) {
+  const ModelConfig c = load_config(test::data_dir("deepseek_v2_groups_bf16"));
+  EXPECT_EQ(c.latent.query_rank, 44);
+  EXPECT_EQ(c.moe.router.score, RouterOptions::Score::softmax);
+  EXPECT_EQ(c.moe.router.group_score, RouterOptions::GroupScore::max);
+  EXPECT_EQ(c.moe.router.groups, 3);
+  EXPECT_EQ(c.moe.router.topk_groups, 2);
+  EXPECT_EQ(c.moe.router.scaling, 4.0F);
+  EXPECT_FALSE(c.moe.router.renormalize);
+  EXPECT_EQ(c.sparse_layers(), c.layers);
+  // "greedy" knows no groups, whatever n_group says.
+  EXPECT_EQ(with("deepseek_v2_groups_bf16", "topk_method", "greedy").moe.router.groups, 1);
+}
+
+TEST(Config, ReadsDeepseekV3) {
+  const ModelConfig c = load_config(test::data_dir("deepseek_v3"));
+  EXPECT_EQ(c.moe.router.score, RouterOptions::Score::sigmoid);
+  EXPECT_EQ(c.moe.router.group_score, RouterOptions::GroupScore::sum_of_two);
+  EXPECT_EQ(c.moe.router.groups, 4);
+  EXPECT_EQ(c.moe.router.topk_groups, 2);
+  EXPECT_EQ(c.moe.router.scaling, 2.5F);
+  EXPECT_TRUE(c.moe.router.renormalize);
+  EXPECT_TRUE(c.moe.selection_bias);
+  EXPECT_EQ(c.quantization, Quantization::none);
+  EXPECT_EQ(load_config(test::data_dir("deepseek_v3_fp8")).quantization, Quantization::fp8);
+}
+
+TEST(Config, KimiIsTheModelTypeOfDeepseeksArchitecture) {
+  const ModelConfig c = load_config(test::data_dir("kimi_k2"));
+  EXPECT_EQ(c.architecture, "DeepseekV3ForCausalLM");
+  EXPECT_EQ(c.model_type, "kimi_k2");
+  EXPECT_EQ(c.moe.router.groups, 1);
+  // A type that somebody made up changes nothing.
+  EXPECT_EQ(with("kimi_k2", "model_type", "my_own").model_type, "deepseek_v3");
+  EXPECT_EQ(with("kimi_k2", "model_type", "qwen3_moe").model_type, "deepseek_v3");
+}
+
+TEST(Config, RefusesWhatDeepseekModelsCannotBe) {
+  error_with("deepseek_v2_lite", "topk_method", "random");
+  error_with("deepseek_v2_lite", "scoring_func", "sigmoid");
+  error_with("deepseek_v2_lite", "norm_topk_prob", true);
+  error_with("deepseek_v2_lite", "attention_bias", true);
+  error_with("deepseek_v2_lite", "kv_lora_rank", nullptr);
+  error_with("deepseek_v2_lite", "qk_rope_head_dim", 11);
+  error_with("deepseek_v3", "topk_method", "greedy");
+  error_with("deepseek_v3", "scoring_func", "softmax");
+  error_with("deepseek_v3", "n_group", 5);
+  error_with("deepseek_v3", "topk_group", 5);
+  error_with("deepseek_v3", "num_experts_per_tok", 7);  // 2 groups have 6 experts
+  error_with("deepseek_v3", "first_k_dense_replace", -1);
+  error_with("deepseek_v3", "routed_scaling_factor", 0);
+}
+
+TEST(Config, RefusesGroupsOfOneExpertThatTwoAreTheScoreOf) {
+  json fields = golden("deepseek_v3");
+  fields["n_group"] = 12;
+  fields["topk_group"] = 4;
+  EXPECT_THAT(test::message_of<ModelError>([&] { parse_config(fields.dump(), "config.json"); }),
+              HasSubstr("n_group: expected groups of two"));
+}
+
+TEST(Config, DeepseekLayersMayAlternate) {
+  json fields = golden("kimi_k2");
+  fields["num_hidden_layers"] = 3;
+  fields["moe_layer_freq"] = 2;
+  EXPECT_THAT(parse_config(fields.dump(), "config.json").layer_kinds,
+              ElementsAre(LayerKind::dense, LayerKind::dense, LayerKind::sparse));
+}
+
 }  // namespace
 }  // namespace ferry

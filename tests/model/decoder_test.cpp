@@ -79,12 +79,13 @@ TEST_P(Golden, GreedyContinuationIsThatOfTransformers) {
   }
 }
 
-/// docs/numerics.md has what the models' errors are.
+/// docs/numerics.md has what the models' errors are. The widest are of models that scale what their
+/// few routed experts add: one token that goes to another expert shows.
 TEST_P(Golden, RoundedWeightsStayClose) {
   const std::pair<WeightType, double> bounds[] = {{WeightType::bf16, 1e-3},
-                                                  {WeightType::int8, 4e-3},
+                                                  {WeightType::int8, 2e-2},
                                                   {WeightType::fp8, 3e-2},
-                                                  {WeightType::int4, 0.15}};
+                                                  {WeightType::int4, 0.2}};
   for (const auto& [weights, bound] : bounds) {
     const Logits logits = test::run_model(model(), sequences_, {.weights = weights});
     double worst = 0;

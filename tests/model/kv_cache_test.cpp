@@ -56,6 +56,17 @@ TEST(KvCache, OneHeadIsOneStreamOfPositions) {
   EXPECT_EQ(cache.keys(1, 1).base - cache.keys(1, 0).base, 7 * 12);
 }
 
+TEST(KvCache, LatentAttentionKeepsOneRowOfALayer) {
+  ModelConfig config = small_config();
+  EXPECT_EQ(kv_bytes_per_position(config, DType::bf16), 3U * 2 * 2 * 6 * 2);
+  config.latent.rank = 10;
+  config.rope.dim = 4;
+  EXPECT_EQ(kv_bytes_per_position(config, DType::bf16), 3U * 14 * 2);
+  const KvCache cache(config, DType::bf16, 7);
+  EXPECT_EQ(cache.latents(0).stride, 28);
+  EXPECT_EQ(cache.latents(2).base - cache.latents(1).base, 7 * 28);
+}
+
 TEST(KvCache, CountsPositionsUpToItsCapacity) {
   KvCache cache(small_config(), DType::f32, 4);
   EXPECT_EQ(cache.length(), 0);

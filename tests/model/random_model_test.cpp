@@ -139,7 +139,10 @@ TEST_P(RandomModel, ShardsHoldTheSameTensors) {
 
 INSTANTIATE_TEST_SUITE_P(All,
                          RandomModel,
-                         testing::Values(Case{"qwen2_moe", DType::f32, false},
+                         testing::Values(Case{"deepseek_v2", DType::f32, false},
+                                         Case{"deepseek_v3", DType::bf16, false},
+                                         Case{"kimi_k2", DType::bf16, true},
+                                         Case{"qwen2_moe", DType::f32, false},
                                          Case{"qwen2_moe", DType::bf16, true},
                                          Case{"qwen3_moe", DType::bf16, false},
                                          Case{"qwen3_moe", DType::f16, true},

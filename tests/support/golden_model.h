@@ -17,7 +17,12 @@
 
 namespace ferry::test {
 
-inline constexpr std::array kGoldenModels = {"mixtral",
+inline constexpr std::array kGoldenModels = {"deepseek_v2_groups_bf16",
+                                             "deepseek_v2_lite",
+                                             "deepseek_v3",
+                                             "deepseek_v3_fp8",
+                                             "kimi_k2",
+                                             "mixtral",
                                              "mixtral_window_bf16",
                                              "olmoe",
                                              "olmoe_grouped_bf16",

@@ -39,10 +39,10 @@ inline void attend(const AttendArgs& args) {
     for (; p < args.length; ++p) score_positions<Row, 1>(args, p);
     softmax(args.scores, args.length);
     std::int64_t i = 0;
-    for (; i + 128 <= args.head_dim; i += 128) sum_values<Row, 8>(args, i, 16);
-    for (; i + 64 <= args.head_dim; i += 64) sum_values<Row, 4>(args, i, 16);
-    for (; i + 32 <= args.head_dim; i += 32) sum_values<Row, 2>(args, i, 16);
-    for_sixteens(args.head_dim - i,
+    for (; i + 128 <= args.value_dim; i += 128) sum_values<Row, 8>(args, i, 16);
+    for (; i + 64 <= args.value_dim; i += 64) sum_values<Row, 4>(args, i, 16);
+    for (; i + 32 <= args.value_dim; i += 32) sum_values<Row, 2>(args, i, 16);
+    for_sixteens(args.value_dim - i,
                  [&](std::int64_t j, int count) { sum_values<Row, 1>(args, i + j, count); });
   });
 }

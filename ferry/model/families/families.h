@@ -5,6 +5,9 @@
 
 namespace ferry {
 
+ModelFamily deepseek_v2_family();
+ModelFamily deepseek_v3_family();
+ModelFamily kimi_k2_family();
 ModelFamily mixtral_family();
 ModelFamily olmoe_family();
 ModelFamily qwen2_moe_family();

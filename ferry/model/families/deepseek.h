@@ -1,0 +1,27 @@
+// What DeepSeek's families share. For their .cpp files only.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+
+#include "ferry/model/config.h"
+#include "ferry/model/config_reader.h"
+#include "ferry/model/family.h"
+
+namespace ferry {
+
+TensorNames deepseek_names();
+
+/// Latent attention, dense first layers, the sizes of experts and of shared ones. Of the router,
+/// what both generations call alike: groups, renormalize and scaling.
+void read_deepseek(const ConfigReader& in, ModelConfig& config);
+
+/// The same for a random model: `config` has its sizes. Compressed queries where `query_rank`.
+void write_deepseek(const ModelConfig& config, bool query_rank, nlohmann::json& fields);
+
+/// n_group and topk_group in the proportions of the published models, where E divides that way.
+void write_groups(const ModelConfig& config, nlohmann::json& fields);
+
+/// DeepSeek-V3's graph, which Kimi-K2 has too.
+void read_deepseek_v3(const ConfigReader& in, ModelConfig& config);
+
+}  // namespace ferry
