@@ -54,5 +54,19 @@ TEST(Demo, LogitsAreTheSameBitsForAnyRanksAndThreads) {
   }
 }
 
+TEST(Demo, LogitsAreTheSameBitsForEveryBackendThatCombinesPerExpert) {
+  const Arguments generate{
+      "generate", "--prompt", "Once upon a time there was", "--max-new-tokens", "12"};
+  const json expected = run_json(generate)["results"];
+  for (const char* backend : {"pplx", "alltoallv", "deepep", "mooncake", "ascend_fuseep"}) {
+    for (const char* ep : {"1", "2", "3", "4"}) {
+      Arguments how{"--ep", ep, "--threads", "1", "--moe-a2a-backend", backend};
+      EXPECT_EQ(run_json(generate + how)["results"], expected) << backend << " ep " << ep;
+      how.emplace_back("--two-batch-overlap");
+      EXPECT_EQ(run_json(generate + how)["results"], expected) << backend << " overlap, ep " << ep;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace ferry

@@ -384,18 +384,22 @@ TEST(MoeForward, CallsAPlainFunctionWithItsContext) {
 TEST(MoeForward, AllocatesNothingInACall) {
   for (const MoeA2ABackend backend : all_backends()) {
     if (backend == MoeA2ABackend::automatic) continue;
-    SCOPED_TRACE(backend_name(backend));
-    MoeAllToAll::Options options = scaling_options(4);
-    options.exchange = exchange_options(backend);
-    on_thread_ranks(2, options, [](MoeAllToAll& a2a, const Placement& p, Rank rank) {
-      const Tokens tokens(10, rank);
-      std::vector<float> out(tokens.hidden.size());
-      for (int round = 0; round < 3; ++round) {
-        const testing::AllocationCount allocations;
-        moe_forward_from_topk(a2a, tokens.to(out), tokens.topk(), scaling_experts(p, rank));
-        EXPECT_EQ(allocations.so_far(), 0);
-      }
-    });
+    for (const WireType wire : {WireType::f32, WireType::int8_block}) {
+      SCOPED_TRACE(fmt::format("{} {}", backend_name(backend), wire_type_name(wire)));
+      MoeAllToAll::Options options = scaling_options(4);
+      options.exchange = exchange_options(backend);
+      if (wire != WireType::f32) options.exchange.format = DispatchFormat::ragged;
+      options.dispatch_wire = options.combine_wire = wire;
+      on_thread_ranks(2, options, [](MoeAllToAll& a2a, const Placement& p, Rank rank) {
+        const Tokens tokens(10, rank);
+        std::vector<float> out(tokens.hidden.size());
+        for (int round = 0; round < 3; ++round) {
+          const testing::AllocationCount allocations;
+          moe_forward_from_topk(a2a, tokens.to(out), tokens.topk(), scaling_experts(p, rank));
+          EXPECT_EQ(allocations.so_far(), 0);
+        }
+      });
+    }
   }
 }
 
