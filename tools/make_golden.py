@@ -15,12 +15,14 @@ they also answer for the files themselves (rounding to bf16/f16, shards, config 
 """
 
 import argparse
+import base64
 import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
+import tiktoken
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -34,6 +36,30 @@ QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# Those of the other families, which cut before ByteLevel: facts of their tokenizer.json.
+LETTERS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+O200K_SPLIT = (rf"[^\r\n\p{{L}}\p{{N}}]?{LETTERS[0]}*{LETTERS[1]}+{ENDING}|[^\r\n\p{{L}}\p{{N}}]?{LETTERS[0]}+{LETTERS[1]}*{ENDING}"
+               rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}")
+GLM_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+             rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{SPACES}")
+SIGNS = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
+DEEPSEEK_V3_SPLIT = (SIGNS + r"[A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|" + SPACES)
+SPLITS = {
+    "o200k": lambda: split_steps(O200K_SPLIT),  # gpt-oss, Llama 4
+    "glm": lambda: split_steps(GLM_SPLIT),
+    "deepseek_v3": lambda: split_steps(r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", DEEPSEEK_V3_SPLIT),
+    "deepseek_v2": lambda: split_steps(
+        r"[\r\n]", r"\s?\p{L}+", "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+", r"\s+$",
+        "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", digits=True),
+}
+KIMI_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+KIMI_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+KIMI_SPLIT = (rf"[\p{{Han}}]+|[^\r\n\p{{L}}\p{{N}}]?{KIMI_UPPER}*{KIMI_LOWER}+{ENDING}"
+              rf"|[^\r\n\p{{L}}\p{{N}}]?{KIMI_UPPER}+{KIMI_LOWER}*{ENDING}"
+              rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{SPACES}")
+
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 NOT_SPECIAL = "<tool_call>"
 
@@ -223,14 +249,57 @@ def save_tokenizer(tok: Tokenizer, path: Path, string_merges: bool, eos: str = S
         "tokenizer_class": kind, "unk_token": None})
 
 
+def split_steps(*patterns: str, digits: bool = False):
+    """Several cuts one after the other, then ByteLevel without its own, as DeepSeek and GLM have it."""
+    steps = [pre_tokenizers.Split(Regex(p), "isolated") for p in patterns]
+    if digits:
+        steps.append(pre_tokenizers.Digits(individual_digits=True))
+    return pre_tokenizers.Sequence(steps + [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def sentencepiece_bpe(metaspace: dict | None, vocab: int) -> Tokenizer:
+    """BPE of characters with byte fallback, as Mixtral has it: spaces become U+2581, by normalizers in
+    older files and by the Metaspace pre-tokenizer in newer ones."""
+    first = ["<unk>", "<s>", "</s>"]
+    named_bytes = [f"<0x{b:02X}>" for b in range(256)]
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer = pre_tokenizers.Metaspace()
+    tok.train_from_iterator(CORPUS, trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=first + named_bytes, limit_alphabet=90, show_progress=False))
+    model = json.loads(tok.to_str())["model"]
+    tok = Tokenizer(models.BPE(model["vocab"], [tuple(m) for m in model["merges"]], unk_token="<unk>",
+                               byte_fallback=True, fuse_unk=True))
+    if metaspace is None:
+        tok.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    else:
+        tok.pre_tokenizer = pre_tokenizers.Metaspace(**metaspace)
+    tok.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                     decoders.Strip(" ", 1, 0)])
+    tok.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tok.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in first + SPECIAL])
+    return tok
+
+
+def tokenizer_kinds() -> dict:
+    """name -> (tokenizer, merges as strings). All but the first two are small: what differs is how they cut."""
+    kinds = {"qwen": (byte_level_bpe(QWEN_SPLIT, True, 1200), True),
+             "gpt2": (byte_level_bpe(None, False, 1200), False),
+             "mixtral": (sentencepiece_bpe(None, 700), True),
+             "metaspace": (sentencepiece_bpe(dict(prepend_scheme="first", split=True), 700), False)}
+    for name, steps in SPLITS.items():
+        tok = byte_level_bpe(QWEN_SPLIT, False, 700)
+        tok.pre_tokenizer = steps()
+        kinds[name] = (tok, False)
+    return kinds
+
+
 def golden_tokenizers(out: Path) -> None:
-    kinds = {"qwen": (QWEN_SPLIT, True, True), "gpt2": (None, False, False)}
-    for name, (split, nfc, string_merges) in kinds.items():
-        tok = byte_level_bpe(split, nfc, 1200)
+    for name, (tok, string_merges) in tokenizer_kinds().items():
         tok.add_tokens([AddedToken(NOT_SPECIAL, special=False, normalized=False)])
         path = out / f"tokenizer_{name}"
-        save_tokenizer(tok, path, string_merges, kind="Qwen2Tokenizer" if nfc else "GPT2Tokenizer")
+        save_tokenizer(tok, path, string_merges, kind="Qwen2Tokenizer" if name == "qwen" else "GPT2Tokenizer")
         tok = Tokenizer.from_file(str(path / "tokenizer.json"))
+        characters = not any(t.startswith("\u0120") for t in tok.get_vocab())
         rows, cuts = [], []
         for text in TRICKY:
             ids = tok.encode(text, add_special_tokens=False).ids
@@ -239,9 +308,46 @@ def golden_tokenizers(out: Path) -> None:
             if 2 <= len(ids) <= 12 and any(ord(c) > 0x7F for c in text):
                 cuts += [{"ids": ids[a:b], "decoded": tok.decode(ids[a:b], skip_special_tokens=False)}
                          for a, b in [(0, 1), (1, len(ids)), (0, len(ids) - 1)]]
+        # ByteFallback counts the bytes of what is no character, ByteLevel its parts, as we do everywhere.
+        cuts = [c for c in cuts if not characters or "\ufffd" not in c["decoded"]]
         write_json(path / "golden.json", rows, compact=True)
         write_json(path / "decode.json", cuts, compact=True)
         print(f"tokenizer_{name}: vocab {tok.get_vocab_size()}, {len(rows)} texts, {len(cuts)} slices")
+    golden_tiktoken(out / "tokenizer_kimi")
+
+
+def golden_tiktoken(path: Path) -> None:
+    """A tiktoken file, as Kimi-K2 has it, and what the tiktoken package makes of it."""
+    trained = byte_level_bpe(None, False, 700)
+    letters = {letter: byte for byte, letter in bytes_to_letters().items()}
+    special = set(SPECIAL)
+    tokens = sorted((i, t) for t, i in trained.get_vocab().items() if t not in special)
+    ranks = {bytes(letters[c] for c in t): i for i, (_, t) in enumerate(tokens)}
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "tiktoken.model").write_bytes(
+        b"".join(base64.b64encode(t) + b" " + str(i).encode() + b"\n" for t, i in ranks.items()))
+    named = {len(ranks) + i: s for i, s in enumerate(SPECIAL)}
+    write_json(path / "tokenizer_config.json", {
+        "added_tokens_decoder": {str(i): {"content": s, "special": True} for i, s in named.items()},
+        "eos_token": SPECIAL[0], "tokenizer_class": "TikTokenTokenizer"})
+    encoding = tiktoken.Encoding("kimi", pat_str=KIMI_SPLIT, mergeable_ranks=ranks,
+                                 special_tokens={s: i for i, s in named.items()})
+    rows, cuts = [], []
+    for text in TRICKY:
+        ids = encoding.encode(text, allowed_special="all")
+        rows.append({"text": text, "ids": ids, "decoded": encoding.decode(ids)})
+        if 2 <= len(ids) <= 12 and any(ord(c) > 0x7F for c in text):
+            cuts += [{"ids": ids[a:b], "decoded": encoding.decode(ids[a:b])} for a, b in [(0, 1), (1, len(ids))]]
+    write_json(path / "golden.json", rows, compact=True)
+    write_json(path / "decode.json", cuts, compact=True)
+    print(f"{path.name}: vocab {encoding.n_vocab}, {len(rows)} texts, {len(cuts)} slices")
+
+
+def bytes_to_letters() -> dict[int, str]:
+    """Byte-level BPE's alphabet: printable Latin-1 as itself, the rest from U+0100 on."""
+    itself = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [b for b in range(256) if b not in itself]
+    return {**{b: chr(b) for b in itself}, **{b: chr(0x100 + i) for i, b in enumerate(rest)}}
 
 
 # ---- checkpoints ----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ferry/core/error.h"
+#include "ferry/model/utf8.h"
 
 namespace ferry {
 
@@ -22,10 +23,18 @@ bool later(const Bpe::Scratch::Candidate& a, const Bpe::Scratch::Candidate& b) {
 
 Bpe::Bpe(const std::array<std::int32_t, 256>& byte_ids, const std::vector<Merge>& merges)
     : byte_ids_(byte_ids) {
+  add_rules(merges);
+}
+
+Bpe::Bpe(Characters characters, const std::vector<Merge>& merges)
+    : characters_(std::move(characters)) {
+  add_rules(merges);
+}
+
+void Bpe::add_rules(const std::vector<Merge>& merges) {
   rules_.reserve(merges.size());
-  for (std::size_t i = 0; i < merges.size(); ++i) {
-    rules_[key_of(merges[i].left, merges[i].right)] = {static_cast<std::int32_t>(i),
-                                                       merges[i].result};
+  for (const Merge& merge : merges) {
+    rules_[key_of(merge.left, merge.right)] = {merge.rank, merge.result};
   }
 }
 
@@ -45,17 +54,45 @@ void Bpe::offer(std::int32_t position, Scratch& scratch) const {
   }
 }
 
+void Bpe::begin_character(std::string_view character, std::vector<Scratch::Symbol>& symbols) const {
+  const auto known = characters_->ids.find(char_at(character, 0));
+  if (known != characters_->ids.end()) {
+    symbols.push_back({.id = known->second});
+  } else if (characters_->byte_ids) {
+    for (const char c : character) {
+      symbols.push_back({.id = (*characters_->byte_ids)[static_cast<unsigned char>(c)]});
+    }
+  } else if (characters_->unknown >= 0) {
+    const bool fused =
+        characters_->fuse_unknown && !symbols.empty() && symbols.back().id == characters_->unknown;
+    if (!fused) symbols.push_back({.id = characters_->unknown});
+  }
+}
+
+/// The symbols of a word before any merge, linked in order.
+void Bpe::begin(std::string_view word, std::vector<Scratch::Symbol>& symbols) const {
+  symbols.clear();
+  if (characters_) {
+    for (std::size_t i = 0; i < word.size(); i += utf8_length(word[i])) {
+      begin_character(word.substr(i, utf8_length(word[i])), symbols);
+    }
+  } else {
+    for (const char c : word) symbols.push_back({.id = byte_ids_[static_cast<unsigned char>(c)]});
+  }
+  const auto n = static_cast<std::int32_t>(symbols.size());
+  for (std::int32_t i = 0; i < n; ++i) {
+    auto& symbol = symbols[static_cast<std::size_t>(i)];
+    symbol.previous = i - 1;
+    symbol.next = i + 1 < n ? i + 1 : -1;
+  }
+}
+
 void Bpe::encode(std::string_view word, std::vector<std::int32_t>& out, Scratch& scratch) const {
   if (word.size() > (std::size_t{1} << 30)) fail<ConfigError>("text: a word of over 2^30 bytes");
-  const auto n = static_cast<std::int32_t>(word.size());
   auto& symbols = scratch.symbols;
-  symbols.clear();
+  begin(word, symbols);
   scratch.heap.clear();
-  for (std::int32_t i = 0; i < n; ++i) {
-    const auto byte = static_cast<unsigned char>(word[static_cast<std::size_t>(i)]);
-    symbols.push_back({byte_ids_[byte], i - 1, i + 1 < n ? i + 1 : -1});
-  }
-  for (std::int32_t i = 0; i < n; ++i) offer(i, scratch);
+  for (std::size_t i = 0; i < symbols.size(); ++i) offer(static_cast<std::int32_t>(i), scratch);
 
   while (!scratch.heap.empty()) {
     std::pop_heap(scratch.heap.begin(), scratch.heap.end(), later);

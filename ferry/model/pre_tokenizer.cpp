@@ -22,16 +22,11 @@ constexpr std::string_view kNoPattern = "(?!)";
 }  // namespace
 
 PreTokenizer::PreTokenizer(const json& description, const std::string& file) {
-  if (!description.is_object()) {
-    fail<ModelError>(
-        "{}: pre_tokenizer: expected ByteLevel, or a Sequence that ends with it, found {}",
-        file,
-        describe(description));
-  }
-  add(description, file);
-  if (!byte_level_) {
-    fail<ModelError>("{}: pre_tokenizer: expected ByteLevel at the end, found none", file);
-  }
+  if (!description.is_null()) add(description, file);
+}
+
+PreTokenizer::PreTokenizer(Regex pattern) : byte_level_(true) {
+  steps_.push_back({.pattern = std::move(pattern)});
 }
 
 void PreTokenizer::add(const json& description, const std::string& file) {
@@ -56,8 +51,10 @@ void PreTokenizer::add(const json& description, const std::string& file) {
     steps_.push_back({Regex("\\p{N}", where), single ? Behavior::isolated : Behavior::contiguous});
   } else if (type == "ByteLevel") {
     add_byte_level(description, where);
+  } else if (type == "Metaspace") {
+    add_metaspace(description, where);
   } else {
-    in.refuse("type", "Sequence, Split, Digits or ByteLevel");
+    in.refuse("type", "Sequence, Split, Digits, Metaspace or ByteLevel");
   }
 }
 
@@ -73,14 +70,7 @@ void PreTokenizer::add_split(const json& description, const std::string& file) {
   if (behavior == behaviors.end()) {
     in.refuse("behavior", "Isolated, Removed, MergedWithPrevious, MergedWithNext or Contiguous");
   }
-  if (!in.has("pattern") || !in.value("pattern").is_object()) in.refuse("pattern", "an object");
-  const ConfigReader pattern = in.object("pattern");
-  const bool regex = pattern.has("Regex");
-  const std::string text = pattern.text_or(regex ? "Regex" : "String", "");
-  if (text.empty()) in.refuse("pattern", "a Regex or a String that is not empty");
-  steps_.push_back({regex ? Regex(text, file) : Regex::literal(text, file),
-                    behavior->second,
-                    in.flag_or("invert", false)});
+  steps_.push_back({Regex::from_json(in), behavior->second, in.flag_or("invert", false)});
 }
 
 void PreTokenizer::add_byte_level(const json& description, const std::string& file) {
@@ -88,34 +78,64 @@ void PreTokenizer::add_byte_level(const json& description, const std::string& fi
   const bool cut = in.flag_or("use_regex", true);
   const bool prefix_space = in.flag_or("add_prefix_space", true);
   if (cut || prefix_space) {
-    steps_.push_back({Regex(cut ? kByteLevelPattern : kNoPattern, file),
-                      Behavior::isolated,
-                      false,
-                      prefix_space});
+    steps_.push_back({.pattern = Regex(cut ? kByteLevelPattern : kNoPattern, file),
+                      .prefix = prefix_space ? Prefix::all : Prefix::none});
   }
   byte_level_ = true;
 }
 
+void PreTokenizer::add_metaspace(const json& description, const std::string& file) {
+  static const std::map<std::string, Prefix> schemes = {
+      {"always", Prefix::all}, {"first", Prefix::first}, {"never", Prefix::none}};
+  const ConfigReader in(description, file);
+  const std::string replacement = in.text_or("replacement", "\u2581");
+  if (replacement.empty()) in.refuse("replacement", "a character");
+  // Older files say add_prefix_space instead.
+  const bool add_space = in.flag_or("add_prefix_space", true);
+  const auto scheme = schemes.find(in.text_or("prepend_scheme", add_space ? "always" : "never"));
+  if (scheme == schemes.end()) in.refuse("prepend_scheme", "always, first or never");
+  const bool cut = in.flag_or("split", true);
+  steps_.push_back({.pattern = cut ? Regex::literal(replacement, file) : Regex(kNoPattern, file),
+                    .behavior = cut ? Behavior::merged_with_next : Behavior::isolated,
+                    .prefix = scheme->second,
+                    .space = replacement});
+}
+
 void PreTokenizer::split(std::string_view text,
+                         bool at_start,
                          const std::function<void(std::string_view)>& word) const {
-  if (!text.empty()) run(0, text, word);
+  if (!text.empty()) run(0, text, at_start, word);
 }
 
 void PreTokenizer::run(std::size_t step,
                        std::string_view text,
+                       bool at_start,
                        const std::function<void(std::string_view)>& word) const {
   if (step == steps_.size()) {
     word(text);
     return;
   }
-  std::string spaced;
-  if (steps_[step].prefix_space && text.front() != ' ') {
-    spaced = " ";
-    spaced += text;
-    text = spaced;
+  const Step& now = steps_[step];
+  std::string changed;
+  if (now.space != " ") {
+    for (const char c : text) {
+      if (c == ' ')
+        changed += now.space;
+      else
+        changed += c;
+    }
+    text = changed;
   }
-  for (const Piece& piece : cut(steps_[step], text)) {
-    run(step + 1, text.substr(piece.begin, piece.end - piece.begin), word);
+  const bool prefixed = now.prefix == Prefix::all || (now.prefix == Prefix::first && at_start);
+  if (prefixed && !text.starts_with(now.space)) {
+    changed = now.space + std::string(text);
+    text = changed;
+  }
+  for (const Piece& piece : cut(now, text)) {
+    run(step + 1,
+        text.substr(piece.begin, piece.end - piece.begin),
+        at_start && piece.begin == 0,
+        word);
   }
 }
 

@@ -3,9 +3,11 @@
 
 #include <pcre2.h>
 
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "ferry/core/error.h"
+#include "ferry/model/config_reader.h"
 #include "ferry/model/utf8.h"
 
 namespace ferry {
@@ -27,6 +29,34 @@ std::string message_of(int error) {
   PCRE2_UCHAR text[256] = {};
   pcre2_get_error_message(error, text, sizeof(text));
   return reinterpret_cast<const char*>(text);
+}
+
+pcre2_code* compile(const std::string& pattern, int& error, PCRE2_SIZE& offset) {
+  // MULTILINE: in Oniguruma's Ruby dialect ^ and $ are always about lines.
+  return pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()),
+                       pattern.size(),
+                       PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C,
+                       &error,
+                       &offset,
+                       nullptr);
+}
+
+/// Whether \p{name} is about a script. PCRE2 then takes the characters that are used with it as
+/// well; Oniguruma takes those that belong to it.
+bool is_script(const std::string& name) {
+  int error = 0;
+  PCRE2_SIZE offset = 0;
+  pcre2_code* code = compile("\\p{sc:" + name + "}", error, offset);
+  pcre2_code_free(code);
+  return code != nullptr;
+}
+
+/// "{Han}" -> "{sc:Han}"; other properties as they are. At the brace behind \p.
+std::string property(std::string_view braces) {
+  const bool negated = braces.size() > 1 && braces[1] == '^';
+  const std::string name(braces.substr(negated ? 2 : 1, braces.size() - (negated ? 3 : 2)));
+  if (!is_script(name)) return std::string(braces);
+  return fmt::format("{{{}sc:{}}}", negated ? "^" : "", name);
 }
 
 constexpr std::string_view kWord = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
@@ -58,6 +88,11 @@ std::string translate(std::string_view pattern, const std::string& file) {
     } else {
       out += c;
       out += escaped;
+      const std::size_t end = pattern.find('}', i);
+      const bool braces = i + 1 < pattern.size() && pattern[i + 1] == '{';
+      if ((escaped != 'p' && escaped != 'P') || !braces || end == std::string_view::npos) continue;
+      out += property(pattern.substr(i + 1, end - i));
+      i = end;
     }
   }
   return out;
@@ -69,14 +104,7 @@ Regex::Regex(std::string_view pattern, std::string file) : file_(std::move(file)
   const std::string text = translate(pattern, file_);
   int error = 0;
   PCRE2_SIZE offset = 0;
-  // MULTILINE: in Oniguruma's Ruby dialect ^ and $ are always about lines.
-  pcre2_code* code =
-      pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.data()),
-                    text.size(),
-                    PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C,
-                    &error,
-                    &offset,
-                    nullptr);
+  pcre2_code* code = compile(text, error, offset);
   if (code == nullptr) {
     fail<ModelError>(
         "{}: pattern {}: does not compile: {} at {}", file_, pattern, message_of(error), offset);
@@ -93,6 +121,17 @@ Regex Regex::literal(std::string_view text, std::string file) {
     pattern += c;
   }
   return {pattern, std::move(file)};
+}
+
+Regex Regex::from_json(const ConfigReader& part) {
+  if (!part.has("pattern") || !part.value("pattern").is_object()) {
+    part.refuse("pattern", "an object");
+  }
+  const ConfigReader pattern = part.object("pattern");
+  const bool regex = pattern.has("Regex");
+  const std::string text = pattern.text_or(regex ? "Regex" : "String", "");
+  if (text.empty()) part.refuse("pattern", "a Regex or a String that is not empty");
+  return regex ? Regex(text, part.file()) : literal(text, part.file());
 }
 
 void Regex::for_each_match(std::string_view text,
@@ -122,6 +161,17 @@ void Regex::for_each_match(std::string_view text,
       at = stay < text.size() ? stay + utf8_length(text[stay]) : text.size();
     }
   }
+}
+
+std::string Regex::replace(std::string_view text, std::string_view with) const {
+  std::string out;
+  std::size_t done = 0;
+  for_each_match(text, [&](std::size_t begin, std::size_t end) {
+    out += text.substr(done, begin - done);
+    out += with;
+    done = end;
+  });
+  return out += text.substr(done);
 }
 
 }  // namespace ferry

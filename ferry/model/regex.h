@@ -8,6 +8,8 @@
 
 namespace ferry {
 
+class ConfigReader;
+
 /// Threads: const use from several is safe.
 class Regex {
  public:
@@ -17,11 +19,17 @@ class Regex {
   /// A pattern that matches exactly this text.
   static Regex literal(std::string_view text, std::string file);
 
+  /// The "pattern" of a part of tokenizer.json: {"Regex": ...} or {"String": ...}.
+  static Regex from_json(const ConfigReader& part);
+
   /// Calls found(begin, end) for every match, left to right; empty matches are skipped. Throws
   /// ModelError when a match needs more backtracking than the library allows.
   /// REQUIRES: text is valid UTF-8.
   void for_each_match(std::string_view text,
                       const std::function<void(std::size_t, std::size_t)>& found) const;
+
+  /// The text with every match replaced.
+  std::string replace(std::string_view text, std::string_view with) const;
 
  private:
   struct Code;

@@ -48,6 +48,35 @@ std::string letter_of_byte(unsigned char byte) {
   return letter;
 }
 
+void place_token(TokenizerParts& parts,
+                 std::int32_t id,
+                 const std::string& token,
+                 std::string bytes) {
+  const auto at = static_cast<std::size_t>(id);
+  if (at >= parts.bytes.size()) {
+    parts.bytes.resize(at + 1);
+    parts.present.resize(at + 1);
+  }
+  const auto known = parts.ids.find(token);
+  if (parts.present[at] ? known == parts.ids.end() || known->second != id
+                        : known != parts.ids.end()) {
+    fail<ModelError>("{}: token {}: expected an id of its own, found {}", parts.file, token, id);
+  }
+  parts.bytes[at] = std::move(bytes);
+  parts.present[at] = true;
+  parts.ids.emplace(token, id);
+}
+
+void match_added_token(TokenizerParts& parts, const AddedToken& token) {
+  if (token.special) parts.special.insert(token.id);
+  if (!token.normalized) {
+    parts.raw_tokens.add(token, token.content);
+    return;
+  }
+  const std::string normal = parts.normalizer.normalize(token.content);
+  if (!normal.empty()) parts.normalized_tokens.add(token, normal);
+}
+
 Tokenizer::Tokenizer(std::unique_ptr<const TokenizerParts> parts) : parts_(std::move(parts)) {}
 
 Tokenizer::~Tokenizer() = default;
@@ -66,15 +95,16 @@ std::vector<std::int32_t> Tokenizer::encode(std::string_view text, bool add_spec
     }
     parts_->bpe.encode(w, ids, scratch);
   };
-  const auto plain = [&](std::string_view piece) { parts_->pre_tokenizer.split(piece, word); };
+  const std::string valid = repair_utf8(text);
   const auto raw = [&](std::string_view piece) {
-    if (parts_->nfc) {
-      parts_->normalized_tokens.split(normalize_nfc(piece), plain, token);
-    } else {
-      parts_->normalized_tokens.split(piece, plain, token);
-    }
+    const std::string changed = parts_->normalizer.normalize(piece);
+    const auto plain = [&](std::string_view part) {
+      const bool at_start = piece.data() == valid.data() && part.data() == changed.data();
+      parts_->pre_tokenizer.split(part, at_start, word);
+    };
+    parts_->normalized_tokens.split(changed, plain, token);
   };
-  parts_->raw_tokens.split(repair_utf8(text), raw, token);
+  parts_->raw_tokens.split(valid, raw, token);
   if (add_special) ids.insert(ids.end(), parts_->suffix.begin(), parts_->suffix.end());
   return ids;
 }
@@ -101,6 +131,7 @@ std::string Tokenizer::decode(std::span<const std::int32_t> ids, bool skip_speci
     if (!skip_special || !is_special(id)) repair.put(bytes, text);
   }
   repair.finish(text);
+  if (text.starts_with(parts_->dropped_prefix)) text.erase(0, parts_->dropped_prefix.size());
   return text;
 }
 

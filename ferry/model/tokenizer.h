@@ -1,5 +1,6 @@
-// Text <-> token ids: byte-level BPE as Hugging Face's tokenizer.json describes it. What of that
-// format is supported: docs/checkpoints.md.
+// Text <-> token ids: BPE over bytes or over characters (SentencePiece) as Hugging Face's
+// tokenizer.json describes it, or from a tiktoken file. What of these is supported:
+// docs/checkpoints.md.
 #pragma once
 
 #include <cstdint>
@@ -20,12 +21,20 @@ struct TokenizerParts;  // tokenizer_parts.h
 /// Immutable; const use from several threads is safe.
 class Tokenizer {
  public:
-  /// Reads <directory>/tokenizer.json. Throws ModelError naming file and part when it is damaged or
-  /// asks for something that is not supported.
+  /// Reads <directory>/tokenizer.json or, where that is missing, tiktoken.model with
+  /// tokenizer_config.json. Throws ModelError naming file and part when it is damaged or asks for
+  /// something that is not supported.
   static Tokenizer load(const std::filesystem::path& directory);
 
   /// The same from text; `file` is what errors call it.
   static Tokenizer parse(std::string_view json, const std::string& file);
+
+  /// From a tiktoken file, lines of a token in base64 and its rank, which is its id. The config has
+  /// the special tokens. Texts are cut as Kimi-K2 cuts them.
+  static Tokenizer parse_tiktoken(std::string_view ranks,
+                                  const std::string& file,
+                                  std::string_view config,
+                                  const std::string& config_file);
 
   ~Tokenizer();
   Tokenizer(Tokenizer&&) noexcept;
@@ -35,8 +44,8 @@ class Tokenizer {
   /// add_special: also what the post-processor puts around a text (a beginning-of-text token).
   std::vector<std::int32_t> encode(std::string_view text, bool add_special = true) const;
 
-  /// Always valid UTF-8: token bytes that form no character become U+FFFD. Throws ConfigError for
-  /// an id outside the vocabulary.
+  /// Always valid UTF-8: token bytes that form no character become U+FFFD. SentencePiece's space at
+  /// the beginning of a text is left out. Throws ConfigError for an id outside the vocabulary.
   std::string decode(std::span<const std::int32_t> ids, bool skip_special = false) const;
 
   /// The id of a token as the file writes it: "<|im_end|>", "Ġthe".
@@ -61,7 +70,8 @@ class Tokenizer {
 };
 
 /// Decodes tokens one by one for streaming: text comes out as soon as its characters are complete,
-/// and all of it together is what decode() gives. Borrows the tokenizer.
+/// and all of it together is what decode() gives, with a space at the beginning: what streams goes
+/// on behind a prompt. Borrows the tokenizer.
 class StreamDecoder {
  public:
   explicit StreamDecoder(const Tokenizer& tokenizer, bool skip_special = true)

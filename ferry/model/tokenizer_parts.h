@@ -9,6 +9,7 @@
 
 #include "ferry/model/added_tokens.h"
 #include "ferry/model/bpe.h"
+#include "ferry/model/normalizer.h"
 #include "ferry/model/pre_tokenizer.h"
 #include "ferry/model/tokenizer.h"
 
@@ -19,13 +20,14 @@ struct TokenizerParts {
       : file(std::move(f)), pre_tokenizer(std::move(pre)) {}
 
   std::string file;
-  bool nfc = false;
+  Normalizer normalizer;
   AddedTokenMatcher raw_tokens;         // looked for in the text as given
   AddedTokenMatcher normalized_tokens;  // looked for after normalisation
   PreTokenizer pre_tokenizer;
   Bpe bpe;
   bool ignore_merges = false;                           // a word that is a token needs no merging
-  std::unordered_map<std::string, std::int32_t> words;  // by bytes; filled for ignore_merges only
+  std::unordered_map<std::string, std::int32_t> words;  // as BPE sees them; for ignore_merges only
+  std::string dropped_prefix;                           // what a decoded text does not begin with
   std::vector<std::int32_t> prefix, suffix;             // around every text
 
   std::unordered_map<std::string, std::int32_t> ids;  // by the token as written
@@ -33,6 +35,16 @@ struct TokenizerParts {
   std::vector<bool> present;                          // by id
   std::unordered_set<std::int32_t> special;
 };
+
+/// Enters a token: what the vocabulary calls it, and the bytes that it decodes to. Throws
+/// ModelError when the id or the token is taken.
+void place_token(TokenizerParts& parts,
+                 std::int32_t id,
+                 const std::string& token,
+                 std::string bytes);
+
+/// Enters an added token, which place_token() has placed.
+void match_added_token(TokenizerParts& parts, const AddedToken& token);
 
 /// Byte-level BPE writes every byte as a letter: printable Latin-1 as itself, the rest from U+0100
 /// on. The bytes of a token written so; empty when a character stands for no byte.

@@ -240,7 +240,8 @@ JinjaValue map(JinjaBudget& budget, const JinjaValue& value, JinjaArgs& args) {
     own.done();
     for (const JinjaValue& item : all->items) {
       JinjaValue got = get(budget, item);
-      out.push_back(got.is_undefined() && !fallback.is_none() ? fallback : std::move(got));
+      if (got.is_undefined() && !fallback.is_none()) got = fallback;
+      out.push_back(std::move(got));
     }
     return JinjaList::make(std::move(out), JinjaList::Kind::stream);
   }
