@@ -18,6 +18,10 @@ if(FERRY_SANITIZE)
   target_compile_definitions(ferry_flags INTERFACE FERRY_SANITIZE="${FERRY_SANITIZE}")
 endif()
 
+if(FERRY_FUZZ)
+  target_compile_options(ferry_flags INTERFACE -fsanitize=fuzzer-no-link)
+endif()
+
 # ferry_room(name SOURCES ... LINKS ... PRIVATE_LINKS ...): one room = one static library ferry_<name>,
 # ferry::<name> to others. Our flags stay here: who uses the installed library has their own.
 function(ferry_room name)

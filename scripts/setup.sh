@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing to build Tokenferry, and only that. Quiet when there is nothing to do.
-# Usage: scripts/setup.sh [program|tests|ci]    (each includes the ones before it; default tests)
+# Usage: scripts/setup.sh [program|tests|ci|fuzz]    (program, tests and ci each include the ones
+# before; fuzz is tests and what libFuzzer needs; default tests)
 #
 # The one list of packages; README.md says why each ("Dependencies"), and tools/lint.sh checks that
 # it knows them all.
@@ -11,13 +12,15 @@ program=(g++ cmake ninja-build pkg-config libfmt-dev libspdlog-dev libcli11-dev 
 tests=(libgtest-dev libgmock-dev libbenchmark-dev libfabric-dev libopenmpi-dev openmpi-bin
        iproute2)
 ci=(ccache clang-format clang-tidy git python3)
+fuzz=(clang libclang-rt-14-dev)
 
 case "${1:-tests}" in
   program) wanted=("${program[@]}") ;;
   tests) wanted=("${program[@]}" "${tests[@]}") ;;
   ci) wanted=("${program[@]}" "${tests[@]}" "${ci[@]}") ;;
-  --list) printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}"; exit ;;
-  *) echo "usage: scripts/setup.sh [program|tests|ci]" >&2; exit 2 ;;
+  fuzz) wanted=("${program[@]}" "${tests[@]}" "${fuzz[@]}") ;;
+  --list) printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}" "${fuzz[@]}"; exit ;;
+  *) echo "usage: scripts/setup.sh [program|tests|ci|fuzz]" >&2; exit 2 ;;
 esac
 
 if ! command -v dpkg-query apt-get >/dev/null; then

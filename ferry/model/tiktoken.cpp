@@ -125,7 +125,7 @@ void Builder::read_special(const json& config, const std::string& file) {
         in.refuse("added_tokens_decoder",
                   fmt::format("objects under ids from {} to {}", ranks_, kMaxWidth - 1));
       }
-      const ConfigReader token(fields, file + ": added_tokens_decoder: " + key);
+      const ConfigReader token(fields, fmt::format("{}: added_tokens_decoder: {}", file, key));
       tokens[id] = {.id = id,
                     .content = token.text_or("content", ""),
                     .special = token.flag_or("special", false),
