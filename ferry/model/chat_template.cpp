@@ -66,7 +66,7 @@ Sources config_templates(const json& config, const std::string& file) {
   }
   for (const json& item : *it) {
     const auto name = item["name"].get<std::string>();
-    sources[name] = {where + " " + name, item["template"].get<std::string>()};
+    sources[name] = {fmt::format("{} {}", where, name), item["template"].get<std::string>()};
   }
   return sources;
 }
