@@ -7,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "apps/ferry/core_map.h"
 #include "ferry/core/error.h"
 
 namespace ferry {
@@ -37,7 +38,10 @@ CommonOptions::CommonOptions(CLI::App& app) {
   app.add_option("--model,--model-path", model_, "Checkpoint directory [the demo model]")
       ->type_name("DIR")
       ->group(kGroup);
-  app.add_option("--ep", ep_, "Ranks that the experts are spread over [1; as many as were started]")
+  app.add_option("--ep",
+                 ep_,
+                 "Ranks that the experts are spread over [one for each NUMA node; as many as were "
+                 "started]")
       ->type_name("N")
       ->group(kGroup);
   app.add_option("--tp", tp_, "Tensor-parallel ranks; only 1 in this version")
@@ -127,7 +131,7 @@ LaunchOptions CommonOptions::resolve_launch() const {
                        .world = started_world(),
                        .fabric_provider = fabric_provider_,
                        .fabric_progress_thread = fabric_progress_thread_};
-  launch.ranks = ep_.value_or(launch.world ? launch.world->size : 1);
+  launch.ranks = ep_.value_or(launch.world ? launch.world->size : default_ranks());
   launch.transport = transport_.empty() ? default_transport(launch.world) : transport_;
   launch.join_timeout = timeout();
   const BalanceOptions balance = balance_.resolve();
@@ -216,6 +220,8 @@ std::string default_transport(const std::optional<World>& world) {
   }
   return "fabric";
 }
+
+int default_ranks() { return std::max(1, static_cast<int>(this_machine().nodes.size())); }
 
 int default_threads(int ranks) {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / ranks);

@@ -84,6 +84,9 @@ void refuse_launcher(std::string_view command);
 /// What --transport means when it is not given.
 std::string default_transport(const std::optional<World>& world);
 
+/// NUMA nodes that this process may use: a rank on each keeps its experts beside its cores.
+int default_ranks();
+
 /// Cores of this machine over ranks, at least 1.
 int default_threads(int ranks);
 

@@ -7,6 +7,7 @@
 #include <thread>
 #include <utility>
 
+#include "apps/ferry/core_map.h"
 #include "apps/ferry/progress.h"
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
@@ -130,7 +131,12 @@ int run_ranks_with_decoder(const Session& session,
   // write to it. The pool is gone before the fork. Ranks that were started apart meet first, to
   // learn early when something is wrong.
   if (!options.launch.world) load_dense();
+  // Launchers have bound what they started, or were told not to.
+  const std::vector<CpuList> cores = options.launch.world
+                                         ? std::vector<CpuList>{}
+                                         : cores_of_ranks(this_machine(), options.launch.ranks);
   return run_ranks(options.launch, [&](Transport& transport) {
+    if (!cores.empty()) bind_this_thread(cores[static_cast<std::size_t>(transport.rank())]);
     if (!dense) load_dense();
     const bool leads = transport.rank() == 0;
     ThreadPool pool(options.threads);
