@@ -128,6 +128,9 @@ Json diagnose() {
   report["gpus"] = list_gpus();
   report["kernels"] = Json::object();
   for (const Isa isa : kIsas) report["kernels"][std::string(isa_name(isa))] = kernel_state(isa);
+  report["weights"] = Json::object();
+  for (const WeightType type : weight_types())
+    report["weights"][std::string(weight_type_name(type))] = gemm_method(type);
   return report;
 }
 
@@ -149,9 +152,11 @@ void measure(const DoctorOptions& o, Json& report) {
   const int all = default_threads(1);
   for (const int threads : {1, all}) {
     const MachinePeaks peaks = measure_peaks(threads, weights.value_or(WeightType::bf16));
+    const MachinePeaks of_bytes = measure_peaks(threads, WeightType::int8);
     Json measured = {{"threads", threads},
-                     {"read_gbps", peaks.bytes_per_s * 1e-9},
-                     {"peak_tflops", peaks.operations_per_s * 1e-12}};
+                     {"read_gbps", std::max(peaks.bytes_per_s, of_bytes.bytes_per_s) * 1e-9},
+                     {"peak_tflops", peaks.operations_per_s * 1e-12},
+                     {"int8_peak_tops", of_bytes.operations_per_s * 1e-12}};
     if (checkpoint) {
       const ModelConfig& config = checkpoint->config();
       const double prompt = prompt_work(config, *weights, kPrompt, 1).seconds(peaks);

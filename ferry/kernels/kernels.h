@@ -140,6 +140,9 @@ const Kernels& kernels();
 /// A table by name; throws ConfigError when this machine cannot run it. For tests and `doctor`.
 const Kernels& kernels_for(Isa isa);
 
+/// How the table in use multiplies with weights of a type, for people: "AVX-512 VNNI".
+std::string_view gemm_method(WeightType type);
+
 bool isa_supported(Isa isa);
 std::string_view isa_name(Isa isa);
 

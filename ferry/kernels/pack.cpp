@@ -1,5 +1,7 @@
 // Packing of weights into panels, once at load.
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 
 #include "ferry/kernels/kernels.h"
@@ -63,33 +65,43 @@ void pack_plain(const PackArgs& args) {
   }
 }
 
-/// Where a code goes in its panel.
-std::int64_t code_at(WeightType type, std::int64_t column, std::int64_t i) {
-  switch (type) {
-    case WeightType::int8:
-      return (i / 4 * kPanelColumns + column) * 4 + i % 4;
-    case WeightType::int4:
-      return (i / 8 * kPanelColumns + column) * 4 + i % 4;
-    default:
-      return i * kPanelColumns + column;
+/// One column's codes into its panel, which holds the codes of zeros.
+void put_int8(const std::byte* codes, std::int64_t k, std::byte* out) {
+  constexpr std::uint32_t kSignBits = 0x80808080U;  // flipping them adds 128 to each
+  for (std::int64_t i = 0; i < k; i += 4, out += std::ptrdiff_t{4} * kPanelColumns) {
+    std::uint32_t four = 0;
+    std::memcpy(&four, codes + i, static_cast<std::size_t>(std::min<std::int64_t>(4, k - i)));
+    four ^= kSignBits;
+    std::memcpy(out, &four, sizeof four);
   }
 }
 
-/// One column's codes into its panel, which holds the codes of zeros.
+/// Eight k are four bytes of the row, 0|1 2|3 4|5 6|7, and of the panel, 0|4 1|5 2|6 3|7.
+void put_int4(const std::byte* codes, std::int64_t k, std::byte* out) {
+  constexpr auto kLower = std::byte{0x0f};
+  constexpr auto kUpper = std::byte{0xf0};
+  const std::int64_t bytes = ceil_div(k, 2);
+  for (std::int64_t i = 0; i < bytes; i += 4, out += std::ptrdiff_t{4} * kPanelColumns) {
+    std::byte in[4] = {std::byte{0x88}, std::byte{0x88}, std::byte{0x88}, std::byte{0x88}};
+    std::memcpy(in, codes + i, static_cast<std::size_t>(std::min<std::int64_t>(4, bytes - i)));
+    out[0] = (in[0] & kLower) | in[2] << 4;
+    out[1] = in[0] >> 4 | (in[2] & kUpper);
+    out[2] = (in[1] & kLower) | in[3] << 4;
+    out[3] = in[1] >> 4 | (in[3] & kUpper);
+  }
+}
+
 void put_codes(WeightType type,
                const std::byte* codes,
                std::int64_t k,
                std::int64_t column,
                std::byte* panel) {
-  constexpr auto kSignBit = std::byte{0x80};  // flipping it adds 128
-  for (std::int64_t i = 0; i < k; ++i) {
-    std::byte& out = panel[code_at(type, column, i)];
-    if (type == WeightType::int4) {
-      const auto code = codes[i / 2] >> (i % 2 * 4) & std::byte{15};
-      out = i % 8 < 4 ? (out & std::byte{0xf0}) | code : (out & std::byte{15}) | code << 4;
-    } else {
-      out = type == WeightType::int8 ? codes[i] ^ kSignBit : codes[i];
-    }
+  if (type == WeightType::int8) {
+    put_int8(codes, k, panel + 4 * column);
+  } else if (type == WeightType::int4) {
+    put_int4(codes, k, panel + 4 * column);
+  } else {
+    for (std::int64_t i = 0; i < k; ++i) panel[i * kPanelColumns + column] = codes[i];
   }
 }
 

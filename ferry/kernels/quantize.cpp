@@ -34,21 +34,14 @@ struct Piece {
 /// Adding it to a magnitude below 2^22 rounds that to an integer, nearest even.
 constexpr float kRounder = 0x1.8p23F;
 
-float rounded(float x) { return (x + kRounder) - kRounder; }
-
-/// Magnitudes as bits: infinity is above all numbers, NaN above infinity.
-float magnitude_or_nan(float greatest) {
-  return std::isfinite(greatest) ? greatest : std::numeric_limits<float>::quiet_NaN();
-}
-
-/// The number of greatest magnitude, the first of several; NaN when one is not finite.
-float peak_of(const float* x, std::int64_t n) {
-  float peak = 0;
-  for (std::int64_t i = 0; i < n; ++i) {
-    if (!std::isfinite(x[i])) return std::numeric_limits<float>::quiet_NaN();
-    if (std::abs(x[i]) > std::abs(peak)) peak = x[i];
-  }
-  return peak;
+/// The greatest magnitude; NaN when a number is not finite. By bits, where infinity and NaN are
+/// above all numbers.
+float greatest_magnitude(const float* x, std::int64_t n) {
+  std::int32_t greatest = 0;
+  for (std::int64_t i = 0; i < n; ++i)
+    greatest = std::max(greatest, std::bit_cast<std::int32_t>(x[i]) & 0x7fffffff);
+  const auto magnitude = std::bit_cast<float>(greatest);
+  return std::isfinite(magnitude) ? magnitude : std::numeric_limits<float>::quiet_NaN();
 }
 
 /// To e4m3fn, nearest even. REQUIRES: |x| < 464.
@@ -73,32 +66,37 @@ void quantize_int8(
   std::memcpy(scale, encoded.data() + wire_scales(WireType::int8, k).offset, sizeof *scale);
 }
 
-/// The number of greatest magnitude becomes -8, which there is on one side only.
+/// One group of up to 64: the first number of greatest magnitude becomes -8, which there is on one
+/// side only. Writes whole bytes, an odd last one with a zero. Returns the scale.
+float quantize_group(const float* x, std::int64_t n, std::byte* codes) {
+  const float greatest = greatest_magnitude(x, n);
+  const float* peak = std::find_if(x, x + n, [&](float v) { return std::abs(v) == greatest; });
+  const bool finite = peak != x + n;
+  float scale = finite ? *peak / -8.0F : std::numeric_limits<float>::quiet_NaN();
+  if (std::abs(scale) < kSmallestScale) scale = kSmallestScale;
+  const float inverse = finite ? 1.0F / scale : 0.0F;
+  std::int32_t shifted[kInt4Group + 1];  // code + 8
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float code = (x[i] * inverse + kRounder) - kRounder;
+    shifted[i] = finite ? static_cast<std::int32_t>(std::min(code, 7.0F)) + 8 : 8;
+  }
+  shifted[n] = 8;
+  for (std::int64_t i = 0; i < n; i += 2)
+    codes[i / 2] = static_cast<std::byte>(shifted[i] | shifted[i + 1] << 4);
+  return scale;
+}
+
 void quantize_int4(
     const std::byte* row, DType dtype, std::int64_t k, float* scales, std::byte* codes) {
   Piece piece;
-  std::memset(codes, 0, static_cast<std::size_t>(code_row_bytes(WeightType::int4, k)));
-  const auto put = [&](std::int64_t i, int code) {
-    codes[i / 2] |= static_cast<std::byte>((code + 8) << (i % 2 * 4));
-  };
   for (std::int64_t first = 0; first < k; first += kPiece) {
     const std::int64_t count = std::min(kPiece, k - first);
     piece.read(row, dtype, first, count);
     for (std::int64_t g = 0; g < count; g += kInt4Group) {
       const std::int64_t some = std::min<std::int64_t>(kInt4Group, count - g);
-      float scale = peak_of(piece.x + g, some) / -8.0F;
-      if (std::abs(scale) < kSmallestScale) scale = kSmallestScale;
-      scales[(first + g) / kInt4Group] = scale;
-      const float inverse = std::isfinite(scale) ? 1.0F / scale : 0.0F;
-      for (std::int64_t i = 0; i < some; ++i) {
-        const float code = std::isfinite(scale)
-                               ? std::clamp(rounded(piece.x[g + i] * inverse), -8.0F, 7.0F)
-                               : 0.0F;
-        put(first + g + i, static_cast<int>(code));
-      }
+      scales[(first + g) / kInt4Group] = quantize_group(piece.x + g, some, codes + (first + g) / 2);
     }
   }
-  if (k % 2 == 1) put(k, 0);
 }
 
 void quantize_fp8(
@@ -107,10 +105,16 @@ void quantize_fp8(
   for (std::int64_t first = 0; first < k; first += kPiece) {
     const std::int64_t count = std::min(kPiece, k - first);
     piece.read(row, dtype, first, count);
-    for (std::int64_t i = 0; i < count; ++i) {
-      const float scale = scales[(first + i) / kFp8Block];
-      const float x = std::isfinite(scale) ? piece.x[i] * (1.0F / scale) : 0.0F;
-      codes[first + i] = fp8_code(x);
+    for (std::int64_t b = 0; b < count; b += kFp8Block) {
+      const std::int64_t some = std::min<std::int64_t>(kFp8Block, count - b);
+      const float scale = scales[(first + b) / kFp8Block];
+      std::byte* out = codes + first + b;
+      if (!std::isfinite(scale)) {
+        std::memset(out, 0, static_cast<std::size_t>(some));
+        continue;
+      }
+      const float inverse = 1.0F / scale;
+      for (std::int64_t i = 0; i < some; ++i) out[i] = fp8_code(piece.x[b + i] * inverse);
     }
   }
 }
@@ -129,14 +133,14 @@ void fp8_block_scales(
       piece.read(rows + r * row_bytes, dtype, first, count);
       for (std::int64_t b = 0; b < count; b += kFp8Block) {
         float& most = scales[(first + b) / kFp8Block];
-        const float peak =
-            std::abs(peak_of(piece.x + b, std::min<std::int64_t>(kFp8Block, count - b)));
-        if (!(peak <= most)) most = std::isnan(most) ? most : peak;
+        const float here =
+            greatest_magnitude(piece.x + b, std::min<std::int64_t>(kFp8Block, count - b));
+        if (!(here <= most)) most = std::isnan(most) ? most : here;
       }
     }
   }
   for (std::int64_t g = 0; g < groups; ++g) {
-    const float scale = magnitude_or_nan(scales[g]) / kGreatestFp8;
+    const float scale = scales[g] / kGreatestFp8;
     scales[g] = scale < kSmallestScale ? kSmallestScale : scale;
   }
 }

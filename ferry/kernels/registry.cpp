@@ -190,6 +190,23 @@ const Kernels& kernels() {
   return chosen;
 }
 
+std::string_view gemm_method(WeightType type) {
+  const bool integers = type == WeightType::int8 || type == WeightType::int4;
+  switch (kernels().isa) {
+    case Isa::scalar:
+      break;
+    case Isa::avx2:
+      return integers ? "AVX2 VPMADDWD" : "AVX2 FMA";
+    case Isa::amx:
+      if (type == WeightType::bf16) return "AMX tiles, one or two rows AVX-512 FMA";
+      [[fallthrough]];
+    case Isa::avx512:
+      if (!integers) return "AVX-512 FMA";
+      return supported().vnni ? "AVX-512 VNNI" : "AVX-512 VPMADDWD";
+  }
+  return "plain C++";
+}
+
 std::byte* cpu::aligned_scratch(const GemmArgs& args,
                                 [[maybe_unused]] std::size_t needed) noexcept {
   assert(args.scratch.size() >= needed);

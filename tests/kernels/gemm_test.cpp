@@ -143,20 +143,24 @@ Case with_variant(Case c, std::uint32_t variant) {
   return c;
 }
 
-/// Pairs of k as bf16 and fp8 weights sum them, over k from `first` to `end`.
+/// Pairs of k as bf16 and fp8 weights sum them, over one group.
+struct PairGroup {
+  std::int64_t first = 0;
+  std::int64_t end = 0;
+  float factor = 1;  // that weights are multiplied with
+};
+
 float pair_sum(const Problem& problem,
                const Case& c,
                std::int64_t r,
                std::int64_t column,
-               std::int64_t first,
-               std::int64_t end,
-               float factor) {
+               const PairGroup& group) {
   float sum = 0;
-  for (std::int64_t block = first; block < end; block += 32) {
+  for (std::int64_t block = group.first; block < group.end; block += 32) {
     float chains[2] = {0, 0};
     for (std::int64_t i = block; i < block + 32; ++i) {
       const float x = i < c.k ? problem.in(r, i) : 0;
-      const float w = i < c.k ? problem.weight(i, column) * factor : 0;
+      const float w = i < c.k ? problem.weight(i, column) * group.factor : 0;
       chains[i % 2] = std::fmaf(x, w, chains[i % 2]);
     }
     const float both = chains[0] + chains[1];
@@ -204,11 +208,11 @@ float contract_sum(const Problem& problem, const Case& c, std::int64_t r, std::i
         sum = std::fmaf(problem.in(r, i), problem.weight(i, column), sum);
       return sum;
     case WeightType::bf16:
-      return pair_sum(problem, c, r, column, 0, c.k, 1.0F);
+      return pair_sum(problem, c, r, column, {.end = c.k});
     case WeightType::fp8:
       for (std::int64_t first = 0; first < c.k; first += kFp8Block) {
-        const float part =
-            pair_sum(problem, c, r, column, first, std::min(c.k, first + kFp8Block), 0x1p-8F);
+        const PairGroup group{first, std::min(c.k, first + kFp8Block), 0x1p-8F};
+        const float part = pair_sum(problem, c, r, column, group);
         sum = std::fmaf(part, problem.weights().scale(column, first / kFp8Block) * 0x1p8F, sum);
       }
       return sum;

@@ -111,8 +111,10 @@ float packed_code(const PackedMatrix& m, std::int64_t k, std::int64_t column) {
   const auto* panel = reinterpret_cast<const std::uint8_t*>(m.data) +
                       column / kPanelColumns * static_cast<std::int64_t>(m.panel_bytes());
   const std::int64_t c = column % kPanelColumns;
-  if (m.type == WeightType::int8)
-    return static_cast<float>(panel[(k / 4 * kPanelColumns + c) * 4 + k % 4]) - 128.0F;
+  if (m.type == WeightType::int8) {
+    const std::uint8_t code = panel[(k / 4 * kPanelColumns + c) * 4 + k % 4];
+    return static_cast<float>(code) - 128.0F;
+  }
   const std::uint8_t both = panel[(k / 8 * kPanelColumns + c) * 4 + k % 4];
   return static_cast<float>(k % 8 < 4 ? both & 15 : both >> 4) - 8.0F;
 }

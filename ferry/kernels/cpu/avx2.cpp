@@ -32,6 +32,7 @@ struct Tiling {
 #include "ferry/kernels/cpu/attend.inl"
 #include "ferry/kernels/cpu/gemm_common.inl"
 #include "ferry/kernels/cpu/gemm_fma.inl"
+#include "ferry/kernels/cpu/gemm_fp8.inl"
 #include "ferry/kernels/cpu/gemm_int.inl"
 #include "ferry/kernels/cpu/gemm.inl"
 #include "ferry/kernels/cpu/peaks.inl"

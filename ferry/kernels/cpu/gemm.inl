@@ -1,10 +1,10 @@
 // gemm: which loop runs for which weights. One source for every instruction set: included after
-// gemm_int.inl, inside an anonymous namespace.
+// gemm_fp8.inl and gemm_int.inl, inside an anonymous namespace.
 
 inline std::size_t gemm_scratch_bytes(WeightType weights, std::int64_t k) {
   if (weights == WeightType::f32) return 0;
   if (weights == WeightType::int8 || weights == WeightType::int4) return int_gemm_scratch_bytes(k);
-  return widened_scratch_bytes(k);
+  return weights == WeightType::fp8 ? fp8_gemm_scratch_bytes(k) : widened_scratch_bytes(k);
 }
 
 inline void gemm(const GemmArgs& args) {
@@ -12,9 +12,9 @@ inline void gemm(const GemmArgs& args) {
     case WeightType::f32:
       return gemm_f32(args);
     case WeightType::bf16:
-      return gemm_widened<PairSums<Bf16Pairs>>(args);
+      return gemm_bf16(args);
     case WeightType::fp8:
-      return gemm_widened<PairSums<Fp8Pairs>>(args);
+      return gemm_fp8(args);
     case WeightType::int8:
     case WeightType::int4:
       return int_gemm(args);

@@ -12,6 +12,7 @@ struct Int8Codes {
   static constexpr std::int64_t kBias = 128;
   static constexpr std::int64_t kParts = 1;  ///< vectors of codes in 64 bytes of a panel
   static constexpr std::int64_t kPerByte = 1;
+  static constexpr bool kPrefetchForOne = false;
 
   static std::int64_t group(std::int64_t k) { return k; }
 
@@ -22,6 +23,7 @@ struct Int4Codes {
   static constexpr std::int64_t kBias = 8;
   static constexpr std::int64_t kParts = 2;
   static constexpr std::int64_t kPerByte = 2;
+  static constexpr bool kPrefetchForOne = true;
 
   static std::int64_t group(std::int64_t /*k*/) { return kInt4Group; }
 
@@ -41,11 +43,14 @@ struct IntSums {
     return k / Codes::kPerByte * kPanelColumns + k / Codes::group(k) * (kPanelColumns * 4);
   }
 
+  static std::int64_t steps(std::int64_t k) { return k / (4 * Codes::kParts); }
+
   template <int R, int P>
   static void run(const std::byte* const* a,
                   std::int64_t k,
                   const std::byte* w,
                   std::int64_t w_step,
+                  Prefetcher& prefetcher,
                   float* sums) {
     const std::int64_t group = Codes::group(k);
     const std::int64_t groups = k / group;
@@ -68,6 +73,7 @@ struct IntSums {
           for (int part = 0; part < Codes::kParts; ++part)
             for (int r = 0; r < R; ++r) sum[r][p] = dot_fours(sum[r][p], codes[part], x[part][r]);
         }
+        if constexpr (R > 1 || Codes::kPrefetchForOne) prefetcher.step();
       }
       for (int p = 0; p < P; ++p) {
         const F32x16 scale =
@@ -132,7 +138,8 @@ void gemm_of_codes(const GemmArgs& args, std::byte* ready) {
     const GemmArgs part = part_of(args, first, rows);
     for (std::int64_t r = 0; r < rows; ++r)
       Sums::quantise_row(row_of(part.in, r), args.weights->k, k, ready + r * stride);
-    all_panels<Sums>(part, {ready, stride, nullptr}, k);
+    all_panels<Sums>(
+        part, {ready, stride, nullptr}, k, PanelsInPlace{args.weights->data, Sums::panel_bytes(k)});
   }
 }
 

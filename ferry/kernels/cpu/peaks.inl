@@ -26,8 +26,10 @@ inline std::uint64_t multiply_bytes(std::int64_t rounds) {
   for (int i = 0; i < kChains; ++i) sum[i] = no_integers();
   const Bytes64 x = splat_byte(1);
   for (std::int64_t round = 0; round < rounds; ++round) {
-    asm volatile("" : : "r"(bytes) : "memory");
-    for (int i = 0; i < kChains; ++i) sum[i] = dot_fours(sum[i], x, load_bytes(bytes + 64 * i));
+    const std::byte* others = bytes;
+    asm volatile("" : "+r"(others));  // for all the compiler knows, others than in the last round
+    for (std::int64_t i = 0; i < kChains; ++i)
+      sum[i] = dot_fours(sum[i], x, load_bytes(others + 64 * i));
   }
   std::int32_t result = 0;
   for (int i = 0; i < kChains; ++i) result |= fold_integers(sum[i]);

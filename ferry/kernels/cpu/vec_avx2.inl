@@ -183,6 +183,17 @@ inline Pairs load_bf16_pairs(const std::byte* p) {
            _mm256_castsi256_ps(_mm256_and_si256(high, upper_half))}};
 }
 
+inline __m256i bf16_pairs(__m256 even, __m256 odd) {
+  return _mm256_blend_epi16(
+      _mm256_srli_epi32(_mm256_castps_si256(even), 16), _mm256_castps_si256(odd), 0xaa);
+}
+
+inline void store_bf16_pairs(std::byte* p, const Pairs& pairs) {
+  auto* out = reinterpret_cast<__m256i_u*>(p);
+  _mm256_storeu_si256(out, bf16_pairs(pairs.even.low, pairs.odd.low));
+  _mm256_storeu_si256(out + 1, bf16_pairs(pairs.even.high, pairs.odd.high));
+}
+
 inline F32x16 add(F32x16 a, F32x16 b) {
   return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
 }

@@ -152,6 +152,15 @@ inline Pairs load_bf16_pairs(const std::byte* p) {
           {_mm512_castsi512_ps(_mm512_and_si512(pairs, high))}};
 }
 
+inline void store_bf16_pairs(std::byte* p, const Pairs& pairs) {
+  constexpr int kFirstOrSecondUnderMask = 0xf8;
+  const __m512i even = _mm512_srli_epi32(_mm512_castps_si512(pairs.even.v), 16);
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000U));
+  _mm512_storeu_si512(p,
+                      _mm512_ternarylogic_epi32(
+                          even, _mm512_castps_si512(pairs.odd.v), high, kFirstOrSecondUnderMask));
+}
+
 inline F32x16 add(F32x16 a, F32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 
 inline F32x16 sub(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }

@@ -187,6 +187,15 @@ inline Pairs load_bf16_pairs(const std::byte* p) {
           each_lane([&](int j) { return bf16_to_f32(u16_at(p, 2 * j + 1)); })};
 }
 
+/// The reverse. REQUIRES: numbers that bf16 holds exactly.
+inline void store_bf16_pairs(std::byte* p, const Pairs& pairs) {
+  for (int j = 0; j < 16; ++j) {
+    const std::uint32_t both =
+        bits_of(pairs.even.lane[j]) >> 16 | (bits_of(pairs.odd.lane[j]) & 0xffff0000U);
+    std::memcpy(p + std::ptrdiff_t{4} * j, &both, sizeof both);
+  }
+}
+
 inline F32x16 add(F32x16 a, F32x16 b) {
   return each_lane([&](int j) { return a.lane[j] + b.lane[j]; });
 }
