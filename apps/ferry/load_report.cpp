@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ferry/core/error.h"
+#include "ferry/engine/load_dump.h"
 
 namespace ferry {
 
@@ -16,36 +17,12 @@ struct Close {
   void operator()(std::FILE* file) const { std::fclose(file); }
 };
 
-/// A list of numbers without building it as a document: a window can have millions.
-template <class Numbers>
-void print_list(std::FILE* file, const Numbers& numbers) {
-  fmt::print(file, "[{}]", fmt::join(numbers, ","));
-}
-
-/// All layers of the model stand in the file, as in SGLang's; a dense one has no load.
 void write_dump(const std::string& path, const Balancer& balancer, const ModelConfig& config) {
-  const LoadRecorder& recorder = balancer.recorder();
   const std::unique_ptr<std::FILE, Close> file(std::fopen(path.c_str(), "w"));
   if (!file) fail<Error>("{}: cannot be written", path);
-  const auto experts = static_cast<std::size_t>(config.moe.experts);
-  const std::vector<std::int32_t> no_load(experts, 0);
-  fmt::print(file.get(), "{{\"logical_count\":[");
-  for (int step = 0; step < recorder.window_steps(); ++step) {
-    std::span<const std::int32_t> counts = recorder.step_counts(step);
-    fmt::print(file.get(), "{}[", step == 0 ? "\n" : ",\n");
-    for (int layer = 0; layer < config.layers; ++layer) {
-      if (layer > 0) fmt::print(file.get(), ",");
-      print_list(file.get(), config.sparse(layer) ? counts.first(experts) : std::span(no_load));
-      if (config.sparse(layer)) counts = counts.subspan(experts);
-    }
-    fmt::print(file.get(), "]");
-  }
-  fmt::print(file.get(), "],\n\"physical_to_logical_map\":[");
-  for (int layer = 0; layer < config.layers; ++layer) {
-    fmt::print(file.get(), "{}\n", layer == 0 ? "" : ",");
-    print_list(file.get(), balancer.map_of_layer(layer));
-  }
-  fmt::print(file.get(), "]}}\n");
+  write_load_dump(balancer, config, [&](std::string_view text) {
+    std::fwrite(text.data(), 1, text.size(), file.get());
+  });
   if (std::fflush(file.get()) != 0 || std::ferror(file.get()) != 0)
     fail<Error>("{}: writing failed; is the disk full?", path);
 }

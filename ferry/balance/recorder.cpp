@@ -100,6 +100,12 @@ void LoadRecorder::end_step() {
   drop_step();
 }
 
+void LoadRecorder::clear() {
+  std::fill_n(row(0), static_cast<std::size_t>(filled_) * step_size(), 0);
+  std::fill(sums_.begin(), sums_.end(), 0);
+  next_ = filled_ = 0;
+}
+
 std::span<const std::int32_t> LoadRecorder::step_counts(int step) const {
   FERRY_CHECK(step >= 0 && step < filled_, "step {} of {}", step, filled_);
   const int index = filled_ < options_.window ? step : (next_ + step) % options_.window;

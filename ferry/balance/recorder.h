@@ -51,6 +51,9 @@ class LoadRecorder {
   /// Ends the step and forgets it.
   void drop_step();
 
+  /// Forgets the window; metrics() goes on.
+  void clear();
+
   /// Of the steps in the window, oldest first.
   int window_steps() const { return filled_; }
 

@@ -145,6 +145,17 @@ void Balancer::end_step() {
   ++steps_;
 }
 
+void Balancer::restart_recording() {
+  recorder_->clear();
+  paused_ = false;
+}
+
+void Balancer::pause_recording() {
+  if (rebalancer_)
+    fail<ConfigError>("--enable-eplb plans from the recorded load, so recording cannot stop");
+  paused_ = true;
+}
+
 void Balancer::take_loads(bool prefill) {
   record_loads(prefill);
   if (rebalancer_) rebalancer_->end_step(std::chrono::steady_clock::now() - step_began_);
@@ -169,8 +180,8 @@ void Balancer::record_loads(bool prefill) {
                      placement(layer));
     }
   }
-  const bool counts =
-      options_.phase == LoadPhase::all || (options_.phase == LoadPhase::prefill) == prefill;
+  const bool counts = !paused_ && (options_.phase == LoadPhase::all ||
+                                   (options_.phase == LoadPhase::prefill) == prefill);
   if (counts)
     recorder_->end_step();
   else

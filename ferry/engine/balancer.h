@@ -57,6 +57,12 @@ class Balancer {
   /// Rank 0 only, when it has all results of the step and before it sends another record.
   void take_loads(bool prefill);
 
+  /// Rank 0 only, between two steps: forgets what was recorded and records from now on.
+  void restart_recording();
+  /// Rank 0 only, between two steps: keeps what was recorded and adds nothing. Throws ConfigError
+  /// where rebalancing needs it.
+  void pause_recording();
+
   /// On rank 0. Layers are the sparse layers of the model, in order.
   const LoadRecorder& recorder() const { return *recorder_; }
 
@@ -84,6 +90,7 @@ class Balancer {
   // Each rank's part: its own counters [sparse layers][slots_per_rank], and on rank 0 everybody's.
   std::unique_ptr<Region> region_;
   std::span<std::int32_t> counters_;
+  bool paused_ = false;
   std::uint64_t steps_ = 0;
   std::chrono::nanoseconds recording_time_{};
   std::optional<LoadRecorder> recorder_;  // on rank 0

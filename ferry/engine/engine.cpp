@@ -58,6 +58,7 @@ class Engine::Impl {
       : options_(options),
         max_context_(resolve_context(decoder.config(), options.max_context)),
         vocab_(decoder.config().vocab),
+        decoder_(decoder),
         transport_(transport),
         sequences_(decoder, max_context_, options.hash_logits),
         batcher_({.ranks = transport.size(),
@@ -112,10 +113,11 @@ class Engine::Impl {
     stats.requests_waiting = batcher_.waiting();
     stats.kv_tokens = batcher_.used_pages() * kKvPageTokens;
     stats.evictions = batcher_.evictions();
+    stats.exchange_bytes = decoder_.exchange_stats().bytes_wire;
     return stats;
   }
 
-  const Balancer* balancer() const { return balancer_ ? &*balancer_ : nullptr; }
+  Balancer* balancer() { return balancer_ ? &*balancer_ : nullptr; }
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -210,6 +212,7 @@ class Engine::Impl {
   EngineOptions options_;
   int max_context_;
   int vocab_;
+  Decoder& decoder_;
   Transport& transport_;
   Sequences sequences_;
   Batcher batcher_;  // used on rank 0 only
@@ -245,5 +248,7 @@ void Engine::run(const std::function<void(const TokenEvent&)>& on_token) { impl_
 EngineStats Engine::stats() const { return impl_->stats(); }
 
 const Balancer* Engine::balancer() const { return impl_->balancer(); }
+
+Balancer* Engine::balancer() { return impl_->balancer(); }
 
 }  // namespace ferry

@@ -33,8 +33,9 @@ struct EngineOptions {
 struct EngineStats {
   std::uint64_t requests_running = 0;  ///< now
   std::uint64_t requests_waiting = 0;
-  std::int64_t kv_tokens = 0;   ///< that hold memory now, over all ranks, in whole pages
-  std::uint64_t evictions = 0;  ///< times that a sequence had to start over for want of pages
+  std::int64_t kv_tokens = 0;        ///< that hold memory now, over all ranks, in whole pages
+  std::uint64_t evictions = 0;       ///< times that a sequence had to start over for want of pages
+  std::uint64_t exchange_bytes = 0;  ///< payload that left or entered rank 0's memory
   std::uint64_t steps = 0;
   std::uint64_t prefill_tokens = 0;
   std::uint64_t decode_tokens = 0;
@@ -84,6 +85,7 @@ class Engine {
 
   /// None where nothing is recorded or the model has no sparse layer.
   const Balancer* balancer() const;
+  Balancer* balancer();
 
  private:
   class Impl;
