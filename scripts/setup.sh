@@ -8,9 +8,10 @@
 set -euo pipefail
 
 program=(g++ cmake ninja-build pkg-config libfmt-dev libspdlog-dev libcli11-dev nlohmann-json3-dev
-         libpcre2-dev libutf8proc-dev libssl-dev libhwloc-dev)
+         libpcre2-dev libutf8proc-dev libssl-dev libhwloc-dev libcpp-httplib-dev
+         prometheus-cpp-dev)
 tests=(libgtest-dev libgmock-dev libbenchmark-dev libfabric-dev libopenmpi-dev openmpi-bin
-       iproute2)
+       iproute2 curl)
 ci=(ccache clang-format clang-tidy git python3)
 fuzz=(clang libclang-rt-14-dev)
 

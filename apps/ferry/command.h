@@ -10,6 +10,7 @@ namespace ferry {
 /// Each adds its subcommand to `app`. When the command line names it, it runs while parsing and
 /// stores its exit status. Errors leave as exceptions; main() turns them into one line.
 void add_generate(CLI::App& app, int& status);
+void add_serve(CLI::App& app, int& status);
 void add_eval(CLI::App& app, int& status);
 void add_inspect(CLI::App& app, int& status);
 void add_make_model(CLI::App& app, int& status);

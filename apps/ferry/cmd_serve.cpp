@@ -1,0 +1,235 @@
+// ferry serve: a model behind HTTP.
+#include <fmt/format.h>
+#include <signal.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <ctime>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+
+#include "apps/ferry/command.h"
+#include "apps/ferry/common_options.h"
+#include "apps/ferry/session.h"
+#include "ferry/core/error.h"
+#include "ferry/kernels/kernels.h"
+#include "ferry/model/chat_template.h"
+#include "ferry/server/server.h"
+
+namespace ferry {
+
+namespace {
+
+constexpr int kInterrupted = 130;
+/// Connections beside those that a full server's requests hold: for /health, /metrics and refusals.
+constexpr int kSpareConnections = 64;
+
+struct ServeOptions {
+  explicit ServeOptions(CLI::App& app) : common(app) {}
+
+  CommonOptions common;
+  HttpOptions http;
+  std::string name;
+  int max_running = 0;
+  std::int64_t max_total_tokens = 0;
+  int max_queued = 256;
+  double shutdown_timeout_s = 30;
+  bool no_access_log = false;
+};
+
+void add_options(CLI::App& command, ServeOptions& o) {
+  constexpr const char* kGroup = "Server";
+  command.add_option("--host", o.http.host, "Address to listen on; 0.0.0.0 is open to everybody")
+      ->type_name("H")
+      ->capture_default_str()
+      ->group(kGroup);
+  command.add_option("--port", o.http.port, "0: any that is free")
+      ->type_name("N")
+      ->check(CLI::Range(0, 65535))
+      ->capture_default_str()
+      ->group(kGroup);
+  command
+      .add_option("--api-key", o.http.api_key, "What clients must know; also from FERRY_API_KEY")
+      ->type_name("KEY")
+      ->envname("FERRY_API_KEY")
+      ->group(kGroup);
+  command
+      .add_option(
+          "--served-model-name", o.name, "What clients call the model [its directory's name]")
+      ->type_name("NAME")
+      ->group(kGroup);
+  command
+      .add_option("--max-running-requests",
+                  o.max_running,
+                  "Requests that run at once over all ranks [ranks x --max-sequences]")
+      ->type_name("N")
+      ->check(CLI::Range(1, 1 << 16))
+      ->group(kGroup);
+  command
+      .add_option("--max-total-tokens",
+                  o.max_total_tokens,
+                  "Positions of keys and values that all ranks may hold [as many as contexts need]")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber)
+      ->group(kGroup);
+  command
+      .add_option(
+          "--max-queued-requests", o.max_queued, "That may wait; more are answered with 429")
+      ->type_name("N")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str()
+      ->group(kGroup);
+  command
+      .add_option("--shutdown-timeout",
+                  o.shutdown_timeout_s,
+                  "Seconds for running requests to come to their end on SIGTERM")
+      ->type_name("S")
+      ->check(CLI::Range(0.0, 86400.0))
+      ->capture_default_str()
+      ->group(kGroup);
+  command.add_flag("--no-access-log", o.no_access_log, "No line for each request")->group(kGroup);
+}
+
+volatile sig_atomic_t stop_signals = 0;
+volatile std::time_t first_signal = 0;
+
+/// The first one asks for a good end, an impatient second SIGINT ends at once. Ranks that are
+/// processes get one and the same ^C from the terminal and from their launcher, so a second counts
+/// only a second later.
+extern "C" void on_stop_signal(int signal) {
+  const std::time_t now = std::time(nullptr);
+  if (stop_signals == 0) first_signal = now;
+  if (signal == SIGINT && stop_signals != 0 && now > first_signal + 1) _exit(kInterrupted);
+  stop_signals = 1;
+}
+
+void catch_stop_signals() {
+  struct sigaction action {};
+
+  action.sa_handler = on_stop_signal;
+  sigaction(SIGTERM, &action, nullptr);
+  sigaction(SIGINT, &action, nullptr);
+}
+
+RunOptions resolve(const ServeOptions& o) {
+  RunOptions run = o.common.resolve();
+  const int ranks = run.launch.ranks;
+  if (o.max_running > 0) {
+    run.engine.max_running = o.max_running;
+    run.engine.max_sequences_per_rank =
+        static_cast<int>(ceil_div(static_cast<std::int64_t>(o.max_running), ranks));
+  } else {
+    run.engine.max_running = ranks * run.engine.max_sequences_per_rank;
+  }
+  run.engine.max_waiting = o.max_queued;
+  if (o.max_total_tokens > 0) {
+    run.engine.max_kv_tokens = o.max_total_tokens / ranks;
+    if (run.engine.max_kv_tokens < 1)
+      fail<ConfigError>(
+          "--max-total-tokens {} are none for each of {} ranks", o.max_total_tokens, ranks);
+  }
+  run.engine.balance.record = true;  // for the dashboard
+  run.launch.agreement.push_back({"--max-running-requests", std::to_string(o.max_running)});
+  return run;
+}
+
+/// Empty for a checkpoint without a template.
+auto chat_renderer(const std::filesystem::path& model) -> decltype(ServedModel::render_chat) {
+  const std::optional<ChatTemplate> chat = ChatTemplate::load(model);
+  if (!chat) return {};
+  return [chat](const nlohmann::ordered_json& messages, const nlohmann::ordered_json& extra) {
+    return chat->render(messages, {.extra = &extra});
+  };
+}
+
+ServedModel served_model(const ServeOptions& o, const Session& session) {
+  const RunOptions& run = session.options;
+  const std::filesystem::path path = std::filesystem::weakly_canonical(run.model);
+  const std::int64_t places =
+      static_cast<std::int64_t>(run.launch.ranks) * run.engine.max_sequences_per_rank;
+  return {.name = o.name.empty() ? path.filename().string() : o.name,
+          .path = run.model.string(),
+          .config = &session.config(),
+          .tokenizer = session.tokenizer ? &*session.tokenizer : nullptr,
+          .render_chat = chat_renderer(run.model),
+          .sampling = recommended_sampling(run.model),
+          .max_context = session.max_context,
+          .kv_capacity = run.engine.max_kv_tokens > 0 ? run.engine.max_kv_tokens * run.launch.ranks
+                                                      : places * session.max_context,
+          .started = std::time(nullptr),
+          .weights = std::string(weight_type_name(session.weights.type)),
+          .backend = std::string(backend_name(run.decoder.backend)),
+          .transport = run.launch.transport,
+          .ranks = run.launch.ranks};
+}
+
+void print_config(const ServeOptions& o,
+                  const Session& session,
+                  const ServedModel& model,
+                  int port) {
+  const RunOptions& run = session.options;
+  spdlog::info(
+      "{}: ep {}, threads {}, {}, {}, {} weights, {}; context {}, {} requests run and {} wait "
+      "at "
+      "most, keys and values of {} positions; {}",
+      model.name,
+      run.launch.ranks,
+      run.threads,
+      model.transport,
+      model.backend,
+      model.weights,
+      isa_name(kernels().isa),
+      model.max_context,
+      run.engine.max_running,
+      run.engine.max_waiting,
+      model.kv_capacity,
+      o.http.api_key.empty() ? "no API key" : "with an API key");
+  spdlog::info("ready at http://{}:{}", o.http.host, port);
+}
+
+int run_server(const ServeOptions& o) {
+  const RunOptions run = resolve(o);
+  ServerOptions options{.http = o.http,
+                        .shutdown_timeout = std::chrono::milliseconds(
+                            static_cast<std::int64_t>(o.shutdown_timeout_s * 1000))};
+  options.http.max_connections =
+      run.engine.max_running + run.engine.max_waiting + kSpareConnections;
+  options.http.access_log = !o.no_access_log && !run.quiet;
+  const bool leads = !run.launch.world || run.launch.world->rank == 0;
+  if (leads) check_port(options.http);
+  const Session session = open_session(run);
+  const ServedModel model = served_model(o, session);
+  catch_stop_signals();
+  return run_ranks_with_engine(session, [&](Engine& engine) {
+    serve(
+        options,
+        model,
+        engine,
+        [] { return stop_signals != 0; },
+        [&](int port) {
+          if (!run.quiet) print_config(o, session, model, port);
+          if (run.json) {
+            fmt::print("{}\n", nlohmann::json{{"host", o.http.host}, {"port", port}}.dump());
+            std::fflush(stdout);
+          }
+        });
+    print_summary(session, engine.stats());
+    return 0;
+  });
+}
+
+}  // namespace
+
+void add_serve(CLI::App& app, int& status) {
+  CLI::App* command =
+      app.add_subcommand("serve", "Answer HTTP requests: OpenAI's and SGLang's APIs");
+  auto options = std::make_shared<ServeOptions>(*command);
+  add_options(*command, *options);
+  command->callback([options, &status] { status = run_server(*options); });
+}
+
+}  // namespace ferry

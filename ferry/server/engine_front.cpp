@@ -1,0 +1,169 @@
+#include "ferry/server/engine_front.h"
+
+#include <algorithm>
+#include <future>
+#include <utility>
+
+#include "ferry/server/http_server.h"
+
+namespace ferry {
+
+namespace {
+
+/// For a task between two steps: far longer than a step.
+constexpr std::chrono::seconds kTaskTimeout{10};
+
+}  // namespace
+
+EngineFront::EngineFront(Engine& engine, Metrics& metrics) : engine_(engine), metrics_(metrics) {}
+
+void EngineFront::check_open_locked() const {
+  if (failure_) throw HttpError(503, *failure_);
+  if (refusing_) throw HttpError(503, "the server is shutting down", /*retry=*/true);
+}
+
+std::unique_ptr<Call> EngineFront::start(std::vector<Request> requests) {
+  for (const Request& request : requests) engine_.check(request);
+  std::unique_ptr<Call> call(new Call(*this));
+  // Held over submit(), so that no token can arrive for a request that has no place yet.
+  std::unique_lock lock(mutex_);
+  check_open_locked();
+  for (Request& request : requests) {
+    const std::size_t prompt_tokens = request.prompt.size();
+    const std::optional<std::uint64_t> id = engine_.submit(std::move(request));
+    if (!id) {
+      metrics_.refused();
+      lock.unlock();  // the call's destructor cancels those that did start
+      throw HttpError(429, "the server has as many requests as it may hold; try again", true);
+    }
+    places_[*id] = {.call = call.get(), .index = call->asked_.size()};
+    call->asked_.push_back({.id = *id, .prompt_tokens = prompt_tokens, .last_token = call->began_});
+    metrics_.prompt_tokens(prompt_tokens);
+  }
+  return call;
+}
+
+void EngineFront::between_steps(std::function<void(Engine&)> task) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (failure_) throw HttpError(503, *failure_);
+  }
+
+  // Shared with the engine, which may get to it after we have given up.
+  struct Shared {
+    std::mutex mutex;
+    bool given_up = false;
+    std::promise<void> done;
+  };
+
+  const auto shared = std::make_shared<Shared>();
+  engine_.post([this, shared, task = std::move(task)] {
+    const std::lock_guard lock(shared->mutex);
+    if (shared->given_up) return;
+    try {
+      task(engine_);
+      shared->done.set_value();
+    } catch (...) {
+      shared->done.set_exception(std::current_exception());
+    }
+  });
+  std::future<void> done = shared->done.get_future();
+  if (done.wait_for(kTaskTimeout) != std::future_status::ready) {
+    const std::lock_guard lock(shared->mutex);  // it may be at it right now
+    if (done.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
+      shared->given_up = true;
+      throw HttpError(503, "the engine is busy", /*retry=*/true);
+    }
+  }
+  done.get();
+}
+
+void EngineFront::on_token(const TokenEvent& event) {
+  const std::lock_guard lock(mutex_);
+  const auto found = places_.find(event.request);
+  if (found == places_.end()) return;  // cancelled
+  Call& call = *found->second.call;
+  Call::Asked& asked = call.asked_[found->second.index];
+  const Call::Clock::time_point now = Call::Clock::now();
+  const std::chrono::duration<double> since = now - std::exchange(asked.last_token, now);
+  metrics_.token(asked.tokens++ == 0, since.count());
+  if (event.last) {
+    metrics_.finished(std::chrono::duration<double>(now - call.began_).count());
+    asked.done = true;
+  }
+  call.arrivals_.push_back({.index = found->second.index, .event = event});
+  call.changed_.notify_one();
+  if (event.last) places_.erase(found);
+}
+
+void EngineFront::fail(const std::string& message) {
+  const std::lock_guard lock(mutex_);
+  if (!failure_) failure_ = message;
+  for (auto& [id, place] : places_) place.call->changed_.notify_one();
+}
+
+void EngineFront::refuse_new() {
+  const std::lock_guard lock(mutex_);
+  refusing_ = true;
+}
+
+void EngineFront::end_all(const std::string& message) {
+  fail(message);
+  const std::lock_guard lock(mutex_);
+  for (const auto& [id, place] : places_) engine_.cancel(id);
+}
+
+std::vector<EngineFront::LiveRequest> EngineFront::live() const {
+  std::vector<LiveRequest> all;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [id, place] : places_) {
+      const Call::Asked& asked = place.call->asked_[place.index];
+      all.push_back({.id = id,
+                     .prompt_tokens = asked.prompt_tokens,
+                     .tokens = asked.tokens,
+                     .seconds = place.call->age().count()});
+    }
+  }
+  std::sort(all.begin(), all.end(), [](const LiveRequest& a, const LiveRequest& b) {
+    return a.id < b.id;
+  });
+  return all;
+}
+
+void EngineFront::check_open() const {
+  const std::lock_guard lock(mutex_);
+  check_open_locked();
+}
+
+void EngineFront::forget(Call& call, std::size_t index) {
+  Call::Asked& asked = call.asked_[index];
+  if (std::exchange(asked.done, true)) return;
+  places_.erase(asked.id);
+  engine_.cancel(asked.id);
+  metrics_.cancelled();
+}
+
+Call::~Call() {
+  const std::lock_guard lock(front_.mutex_);
+  for (std::size_t i = 0; i < asked_.size(); ++i) front_.forget(*this, i);
+}
+
+void Call::cancel(std::size_t index) {
+  const std::lock_guard lock(front_.mutex_);
+  front_.forget(*this, index);
+}
+
+std::optional<Call::Arrival> Call::next(std::chrono::milliseconds timeout) {
+  std::unique_lock lock(front_.mutex_);
+  changed_.wait_for(lock, timeout, [&] { return !arrivals_.empty() || front_.failure_; });
+  if (arrivals_.empty()) {
+    if (front_.failure_) throw HttpError(503, *front_.failure_);
+    return std::nullopt;
+  }
+  Arrival arrival = std::move(arrivals_.front());
+  arrivals_.pop_front();
+  return arrival;
+}
+
+}  // namespace ferry

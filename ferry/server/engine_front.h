@@ -1,0 +1,122 @@
+// Between the threads that serve clients and the engine's loop: who asked for which request, and
+// what has come for them.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "ferry/engine/engine.h"
+#include "ferry/server/metrics.h"
+
+namespace ferry {
+
+class EngineFront;
+
+/// The requests of one HTTP call, and their tokens as they come. Those that are not done when it is
+/// destroyed are cancelled. Threads: one at a time. Must not outlive the front.
+class Call {
+ public:
+  ~Call();
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  struct Arrival {
+    std::size_t index = 0;  ///< of the request in this call
+    TokenEvent event;
+  };
+
+  /// The next token of any of the requests; none: nothing came in time. Throws HttpError when the
+  /// engine has failed.
+  std::optional<Arrival> next(std::chrono::milliseconds timeout);
+
+  /// Nobody waits for this one any more.
+  void cancel(std::size_t index);
+
+  std::chrono::duration<double> age() const { return Clock::now() - began_; }
+
+ private:
+  friend class EngineFront;
+  using Clock = std::chrono::steady_clock;
+
+  struct Asked {
+    std::uint64_t id = 0;
+    std::size_t prompt_tokens = 0;
+    bool done = false;
+    Clock::time_point last_token;  // of the start, before the first
+    int tokens = 0;
+  };
+
+  explicit Call(EngineFront& front) : front_(front) {}
+
+  EngineFront& front_;
+  Clock::time_point began_ = Clock::now();
+  std::vector<Asked> asked_;  // guarded by front_'s mutex, like what follows
+  std::deque<Arrival> arrivals_;
+  std::condition_variable changed_;
+};
+
+/// Threads: any, but on_token() and fail(), which are the engine loop's.
+class EngineFront {
+ public:
+  /// Both borrowed.
+  EngineFront(Engine& engine, Metrics& metrics);
+
+  /// Throws ConfigError for a request that cannot be, HttpError 429 when too many are there
+  /// already, 503 when the server is stopping or its engine has failed. All of them start or none.
+  std::unique_ptr<Call> start(std::vector<Request> requests);
+
+  /// Runs `task` on the engine's loop between two steps and waits for it. Throws HttpError 503 when
+  /// that takes too long.
+  void between_steps(std::function<void(Engine&)> task);
+
+  void on_token(const TokenEvent& event);
+  /// Every call, and every later one, ends with this message.
+  void fail(const std::string& message);
+
+  /// Takes no further calls.
+  void refuse_new();
+  /// Cancels what still runs and ends its calls with an error.
+  void end_all(const std::string& message);
+
+  struct LiveRequest {
+    std::uint64_t id = 0;
+    std::size_t prompt_tokens = 0;
+    int tokens = 0;  ///< that have come
+    double seconds = 0;
+  };
+
+  /// Requests that somebody waits for, oldest first.
+  std::vector<LiveRequest> live() const;
+
+  /// Throws HttpError 503 when no call would be taken.
+  void check_open() const;
+
+ private:
+  friend class Call;
+
+  struct Place {
+    Call* call = nullptr;
+    std::size_t index = 0;
+  };
+
+  void check_open_locked() const;
+  void forget(Call& call, std::size_t index);
+
+  Engine& engine_;
+  Metrics& metrics_;
+  mutable std::mutex mutex_;  // guards what follows, and the calls
+  std::unordered_map<std::uint64_t, Place> places_;
+  bool refusing_ = false;
+  std::optional<std::string> failure_;
+};
+
+}  // namespace ferry

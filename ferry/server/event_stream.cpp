@@ -1,0 +1,53 @@
+#include "ferry/server/event_stream.h"
+
+#include <utility>
+
+namespace ferry {
+
+namespace {
+
+std::string event(const std::string& data) {
+  return data.empty() ? std::string() : "data: " + data + "\n\n";
+}
+
+class Events {
+ public:
+  Events(std::shared_ptr<Generation> generation, EventForm form)
+      : generation_(std::move(generation)), form_(std::move(form)) {}
+
+  std::optional<std::string> next() {
+    if (over_) return std::nullopt;
+    try {
+      std::string out;
+      if (!std::exchange(begun_, true)) out += event(form_.head(*generation_));
+      if (const auto piece = generation_->next()) out += event(form_.piece(*generation_, *piece));
+      if (generation_->done()) {
+        over_ = true;
+        out += event(form_.tail(*generation_)) + event("[DONE]");
+      }
+      return out;
+    } catch (const HttpError& e) {
+      over_ = true;
+      return event(error_body(e.status(), e.what()));
+    } catch (const std::exception& e) {
+      over_ = true;
+      return event(error_body(500, e.what()));
+    }
+  }
+
+ private:
+  std::shared_ptr<Generation> generation_;  // its other owner is the route, until it has returned
+  EventForm form_;
+  bool begun_ = false;
+  bool over_ = false;
+};
+
+}  // namespace
+
+HttpReply stream_events(std::shared_ptr<Generation> generation, EventForm form) {
+  const auto events = std::make_shared<Events>(std::move(generation), std::move(form));
+  return {
+      .body = {}, .content_type = "text/event-stream", .next = [events] { return events->next(); }};
+}
+
+}  // namespace ferry

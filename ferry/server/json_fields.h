@@ -1,0 +1,48 @@
+// Members of a client's JSON object, checked as they are read.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace ferry {
+
+/// The body as an object. Throws ConfigError that says what is wrong with it.
+nlohmann::ordered_json parse_object(std::string_view body);
+
+/// Borrows the object. A member that is null counts as absent. Every getter throws ConfigError
+/// with name, what it must be, and what it is.
+class JsonFields {
+ public:
+  explicit JsonFields(const nlohmann::ordered_json& object);
+
+  bool has(const char* name) const { return find(name) != nullptr; }
+
+  /// Null when absent.
+  const nlohmann::ordered_json* find(const char* name) const;
+
+  std::optional<bool> boolean(const char* name) const;
+  std::optional<std::int64_t> integer(const char* name) const;
+  std::optional<double> number(const char* name) const;
+  std::optional<std::string> text(const char* name) const;
+  /// A string or a list of strings.
+  std::vector<std::string> texts(const char* name) const;
+  std::vector<std::int32_t> ids(const char* name) const;
+
+  /// Throws where a member that we cannot do is there with another value than `harmless`.
+  void refuse_unless(const char* name, const nlohmann::ordered_json& harmless) const;
+
+ private:
+  const nlohmann::ordered_json& object_;
+};
+
+/// Token ids. Throws ConfigError that begins with `name`.
+std::vector<std::int32_t> to_ids(const nlohmann::ordered_json& list, std::string_view name);
+
+/// In one line; bytes that are no UTF-8, which JSON cannot hold, become U+FFFD.
+std::string to_text(const nlohmann::ordered_json& json);
+
+}  // namespace ferry

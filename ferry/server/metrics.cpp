@@ -1,0 +1,144 @@
+#include "ferry/server/metrics.h"
+
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+#include <prometheus/text_serializer.h>
+
+#include <cmath>
+#include <functional>
+#include <sstream>
+#include <vector>
+
+namespace ferry {
+
+namespace {
+
+namespace prom = prometheus;
+
+/// From half a millisecond on, four buckets for each factor of two: fine enough for quantiles.
+prom::Histogram::BucketBoundaries seconds_buckets() {
+  prom::Histogram::BucketBoundaries bounds;
+  for (int i = 0; i <= 72; ++i) bounds.push_back(0.0005 * std::exp2(i / 4.0));
+  return bounds;
+}
+
+/// The upper edge of the bucket that holds the quantile.
+double quantile(const prom::Histogram& histogram, double q) {
+  const auto data = histogram.Collect().histogram;
+  if (data.sample_count == 0) return 0;
+  const double wanted = q * static_cast<double>(data.sample_count);
+  double last = 0;
+  for (const auto& bucket : data.bucket) {
+    if (std::isfinite(bucket.upper_bound)) last = bucket.upper_bound;
+    if (static_cast<double>(bucket.cumulative_count) >= wanted) break;
+  }
+  return last;
+}
+
+}  // namespace
+
+class Metrics::Impl {
+ public:
+  prom::Counter& counter(const char* name, const char* help) {
+    return prom::BuildCounter().Name(name).Help(help).Register(registry).Add({});
+  }
+
+  prom::Histogram& histogram(const char* name, const char* help) {
+    return prom::BuildHistogram().Name(name).Help(help).Register(registry).Add({},
+                                                                               seconds_buckets());
+  }
+
+  prom::Gauge& gauge(const char* name, const char* help) {
+    return prom::BuildGauge().Name(name).Help(help).Register(registry).Add({});
+  }
+
+  /// The engine counts these itself; they only grow.
+  static void raise_to(prom::Counter& counter, double value) {
+    if (value > counter.Value()) counter.Increment(value - counter.Value());
+  }
+
+  prom::Registry registry;
+  prom::Counter& finished =
+      counter("ferry_requests_finished_total", "Requests answered to the end");
+  prom::Counter& cancelled = counter("ferry_requests_cancelled_total",
+                                     "Requests whose client went away, or that stopped early");
+  prom::Counter& refused = counter("ferry_requests_refused_total", "Requests refused for overload");
+  prom::Counter& prompt = counter("ferry_prompt_tokens_total", "Tokens of prompts");
+  prom::Counter& generated = counter("ferry_generation_tokens_total", "Tokens generated");
+  prom::Counter& steps = counter("ferry_steps_total", "Steps that all ranks ran");
+  prom::Counter& evictions =
+      counter("ferry_evictions_total", "Sequences that started over for want of KV pages");
+  prom::Counter& exchange_bytes =
+      counter("ferry_all_to_all_bytes_total", "Payload that left or entered the memory of rank 0");
+  prom::Histogram& first_token =
+      histogram("ferry_time_to_first_token_seconds", "From the request to its first token");
+  prom::Histogram& next_token =
+      histogram("ferry_inter_token_latency_seconds", "From a token to the next of its request");
+  prom::Histogram& whole =
+      histogram("ferry_request_duration_seconds", "From the request to its last token");
+  prom::Gauge& running = gauge("ferry_requests_running", "Requests that run now");
+  prom::Gauge& waiting = gauge("ferry_requests_waiting", "Requests that wait for a place");
+  prom::Gauge& kv_used = gauge("ferry_kv_tokens", "Positions of keys and values that are held");
+  prom::Gauge& kv_capacity = gauge("ferry_kv_capacity_tokens", "Positions that may be held");
+  prom::Gauge& prefill_rate = gauge("ferry_prefill_tokens_per_second", "Over all prefill steps");
+  prom::Gauge& decode_rate = gauge("ferry_decode_tokens_per_second", "Over all decode steps");
+  prom::Family<prom::Gauge>& balance =
+      prom::BuildGauge()
+          .Name("ferry_expert_balancedness")
+          .Help("Mean over max of the ranks' rows in the window, by sparse layer")
+          .Register(registry);
+};
+
+Metrics::Metrics() : impl_(std::make_unique<Impl>()) {}
+
+Metrics::~Metrics() = default;
+
+void Metrics::prompt_tokens(std::size_t tokens) {
+  impl_->prompt.Increment(static_cast<double>(tokens));
+}
+
+void Metrics::token(bool first, double since) {
+  impl_->generated.Increment();
+  (first ? impl_->first_token : impl_->next_token).Observe(since);
+}
+
+void Metrics::finished(double seconds) {
+  impl_->finished.Increment();
+  impl_->whole.Observe(seconds);
+}
+
+void Metrics::cancelled() { impl_->cancelled.Increment(); }
+
+void Metrics::refused() { impl_->refused.Increment(); }
+
+double Metrics::first_token_quantile(double q) const { return quantile(impl_->first_token, q); }
+
+double Metrics::next_token_quantile(double q) const { return quantile(impl_->next_token, q); }
+
+double Metrics::generated_tokens() const { return impl_->generated.Value(); }
+
+std::string Metrics::text(const EngineState& state) {
+  const EngineStats& stats = state.stats;
+  const auto rate = [](std::uint64_t tokens, std::chrono::nanoseconds time) {
+    const double seconds = std::chrono::duration<double>(time).count();
+    return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0;
+  };
+  impl_->running.Set(static_cast<double>(stats.requests_running));
+  impl_->waiting.Set(static_cast<double>(stats.requests_waiting));
+  impl_->kv_used.Set(static_cast<double>(stats.kv_tokens));
+  impl_->kv_capacity.Set(static_cast<double>(state.kv_capacity));
+  impl_->prefill_rate.Set(rate(stats.prefill_tokens, stats.prefill_time));
+  impl_->decode_rate.Set(rate(stats.decode_tokens, stats.decode_time));
+  for (std::size_t layer = 0; layer < state.balancedness.size(); ++layer)
+    impl_->balance.Add({{"layer", std::to_string(layer)}}).Set(state.balancedness[layer]);
+  Impl::raise_to(impl_->steps, static_cast<double>(stats.steps));
+  Impl::raise_to(impl_->evictions, static_cast<double>(stats.evictions));
+  Impl::raise_to(impl_->exchange_bytes, static_cast<double>(stats.exchange_bytes));
+  std::ostringstream out;
+  prom::TextSerializer().Serialize(out, impl_->registry.Collect());
+  return out.str();
+}
+
+}  // namespace ferry

@@ -1,0 +1,152 @@
+#include "ferry/server/operations.h"
+
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "ferry/balance/measure.h"
+#include "ferry/core/error.h"
+#include "ferry/engine/load_dump.h"
+#include "ferry/server/dashboard.h"
+#include "ferry/server/json_fields.h"
+
+namespace ferry {
+
+using Json = nlohmann::ordered_json;
+
+namespace {
+
+/// Of the window, by sparse layer: what each expert and each rank had to do.
+struct WindowLoad {
+  int steps = 0;
+  std::vector<std::vector<double>> experts;  // [layer][expert]
+  std::vector<std::vector<double>> ranks;    // [layer][rank]
+  std::vector<double> balancedness;          // [layer]
+};
+
+WindowLoad window_load_of(const Balancer& balancer, const ServedModel& model) {
+  const LoadRecorder& recorder = balancer.recorder();
+  const ExpertLoad load = recorder.window_load();
+  WindowLoad rows{.steps = recorder.window_steps()};
+  int sparse = 0;
+  for (int layer = 0; layer < model.config->layers; ++layer) {
+    if (!model.config->sparse(layer)) continue;
+    const std::span<const double> experts = load.layer(sparse++);
+    rows.experts.emplace_back(experts.begin(), experts.end());
+    rows.ranks.push_back(rank_loads(experts, balancer.map_of_layer(layer), model.ranks));
+    rows.balancedness.push_back(balancedness(rows.ranks.back()));
+  }
+  return rows;
+}
+
+EngineState engine_state(EngineFront& front, const ServedModel& model, WindowLoad& rows) {
+  EngineState state{.kv_capacity = model.kv_capacity};
+  front.between_steps([&](Engine& engine) {
+    state.stats = engine.stats();
+    if (engine.balancer()) rows = window_load_of(*engine.balancer(), model);
+  });
+  state.balancedness = rows.balancedness;
+  return state;
+}
+
+double rate(std::uint64_t tokens, std::chrono::nanoseconds time) {
+  const double seconds = std::chrono::duration<double>(time).count();
+  return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0;
+}
+
+/// What the dashboard draws.
+HttpReply dashboard_state(EngineFront& front, const Metrics& metrics, const ServedModel& model) {
+  WindowLoad rows;
+  const EngineState state = engine_state(front, model, rows);
+  const EngineStats& stats = state.stats;
+  Json live = Json::array();
+  for (const EngineFront::LiveRequest& r : front.live()) {
+    live.push_back({{"id", r.id},
+                    {"prompt_tokens", r.prompt_tokens},
+                    {"tokens", r.tokens},
+                    {"seconds", r.seconds}});
+  }
+  const auto quantiles = [](double p50, double p99) { return Json{{"p50", p50}, {"p99", p99}}; };
+  return {.body = to_text(
+              {{"model", model.name},
+               {"setup",
+                fmt::format("{} ranks, {}, {}, {} weights",
+                            model.ranks,
+                            model.backend,
+                            model.transport,
+                            model.weights)},
+               {"uptime", static_cast<double>(std::time(nullptr) - model.started)},
+               {"running", stats.requests_running},
+               {"waiting", stats.requests_waiting},
+               {"kv", {{"used", stats.kv_tokens}, {"capacity", state.kv_capacity}}},
+               {"steps", stats.steps},
+               {"prefill_tokens", stats.prefill_tokens},
+               {"generated", metrics.generated_tokens()},
+               {"prefill_tokens_per_s", rate(stats.prefill_tokens, stats.prefill_time)},
+               {"decode_tokens_per_s", rate(stats.decode_tokens, stats.decode_time)},
+               {"first_token_s",
+                quantiles(metrics.first_token_quantile(0.5), metrics.first_token_quantile(0.99))},
+               {"next_token_s",
+                quantiles(metrics.next_token_quantile(0.5), metrics.next_token_quantile(0.99))},
+               {"live", std::move(live)},
+               {"load",
+                {{"steps", rows.steps},
+                 {"experts", rows.experts},
+                 {"ranks", rows.ranks},
+                 {"balancedness", rows.balancedness}}}})};
+}
+
+Balancer& need_recording(Engine& engine) {
+  if (!engine.balancer())
+    fail<ConfigError>("this model has no experts whose load could be recorded");
+  return *engine.balancer();
+}
+
+void add_recording_routes(HttpServer& server, EngineFront& front, const ServedModel& model) {
+  server.post("/start_expert_distribution_record", [&](const HttpRequest&) -> HttpReply {
+    front.between_steps([](Engine& engine) { need_recording(engine).restart_recording(); });
+    return {.body = to_text({{"message", "recording the load of experts from the next step on"}})};
+  });
+  server.post("/stop_expert_distribution_record", [&](const HttpRequest&) -> HttpReply {
+    front.between_steps([](Engine& engine) { need_recording(engine).pause_recording(); });
+    return {.body = to_text({{"message", "recording stopped; what was recorded is kept"}})};
+  });
+  server.post("/dump_expert_distribution_record", [&](const HttpRequest&) -> HttpReply {
+    HttpReply reply;
+    front.between_steps([&](Engine& engine) {
+      if (need_recording(engine).recorder().window_steps() == 0)
+        fail<ConfigError>("no step has been recorded");
+      write_load_dump(
+          *engine.balancer(), *model.config, [&](std::string_view text) { reply.body += text; });
+    });
+    return reply;
+  });
+}
+
+}  // namespace
+
+void add_operation_routes(HttpServer& server,
+                          EngineFront& front,
+                          Metrics& metrics,
+                          const ServedModel& model) {
+  const auto health = [&](const HttpRequest&) -> HttpReply {
+    front.check_open();
+    return {.body = to_text({{"status", "ok"}})};
+  };
+  server.get("/health", health, /*open=*/true);
+  server.get("/metrics", [&](const HttpRequest&) -> HttpReply {
+    WindowLoad rows;
+    return {.body = metrics.text(engine_state(front, model, rows)),
+            .content_type = "text/plain; version=0.0.4"};
+  });
+  add_recording_routes(server, front, model);
+  server.get(
+      "/",
+      [](const HttpRequest&) -> HttpReply {
+        return {.body = std::string(dashboard_html()), .content_type = "text/html; charset=utf-8"};
+      },
+      /*open=*/true);
+  server.get("/dashboard/state",
+             [&](const HttpRequest&) { return dashboard_state(front, metrics, model); });
+}
+
+}  // namespace ferry

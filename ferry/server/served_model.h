@@ -1,0 +1,42 @@
+// What all routes know of the model they serve.
+#pragma once
+
+#include <cstdint>
+#include <ctime>
+#include <filesystem>
+#include <functional>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+#include "ferry/engine/sampler.h"
+#include "ferry/model/config.h"
+#include "ferry/model/tokenizer.h"
+
+namespace ferry {
+
+/// Immutable while it is served. Pointers are borrowed and may be null.
+struct ServedModel {
+  std::string name;  ///< what clients call it
+  std::string path;
+  const ModelConfig* config = nullptr;
+  const Tokenizer* tokenizer = nullptr;
+  /// Messages -> prompt, with the special tokens as text; `extra`: further variables of the
+  /// template, an object. Empty for a model without a template. Throws ConfigError. Any thread.
+  std::function<std::string(const nlohmann::ordered_json& messages,
+                            const nlohmann::ordered_json& extra)>
+      render_chat;
+  SamplingOptions sampling{.temperature = 1};  ///< where a client says nothing
+  int max_context = 0;
+  std::int64_t kv_capacity = 0;  ///< positions that all ranks may hold
+  std::time_t started = 0;
+  std::string weights;  ///< type they are held in
+  std::string backend;
+  std::string transport;
+  int ranks = 1;
+};
+
+/// What generation_config.json recommends: temperature, top_k, top_p; greedy where do_sample is
+/// false. Without the file temperature 1. Throws ModelError for a damaged one.
+SamplingOptions recommended_sampling(const std::filesystem::path& directory);
+
+}  // namespace ferry

@@ -1,0 +1,16 @@
+// SGLang's own routes: /generate, /get_model_info, /tokenize, /detokenize.
+#pragma once
+
+#include "ferry/server/engine_front.h"
+#include "ferry/server/http_server.h"
+#include "ferry/server/served_model.h"
+
+namespace ferry {
+
+/// Adds the routes. Front and model are borrowed for as long as the server runs.
+void add_sglang_routes(HttpServer& server, EngineFront& front, const ServedModel& model);
+
+/// Who asks, for the fair queue.
+std::uint64_t client_of(const HttpRequest& request);
+
+}  // namespace ferry

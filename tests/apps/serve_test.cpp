@@ -1,0 +1,158 @@
+// ferry serve as a process: start, signals, ranks that die, and curl.
+#include <arpa/inet.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/socket.h>
+
+#include <chrono>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "apps/program.h"
+
+namespace ferry {
+namespace {
+
+using namespace std::chrono_literals;
+using test::Arguments;
+using Json = nlohmann::json;
+using Clock = std::chrono::steady_clock;
+
+/// A running server on a port of its own.
+class Server {
+ public:
+  explicit Server(const Arguments& arguments)
+      : program_(Arguments{"serve", "--port", "0", "--json", "--threads", "1"} + arguments) {
+    for (int i = 0; i < 3000 && program_.out().find('\n') == std::string::npos; ++i)
+      std::this_thread::sleep_for(10ms);
+    port_ = Json::parse(program_.out()).at("port");
+  }
+
+  test::Program& program() { return program_; }
+
+  /// curl's output; `body` empty: GET.
+  std::string curl(const std::string& path, const std::string& body, const std::string& more = "") {
+    std::string command =
+        "curl -sS -m 60 " + more + " http://127.0.0.1:" + std::to_string(port_) + path;
+    if (!body.empty()) command += " -d '" + body + "'";
+    std::FILE* pipe = popen((command + " 2>&1").c_str(), "r");
+    std::string out;
+    std::array<char, 4096> part{};
+    for (std::size_t n; (n = std::fread(part.data(), 1, part.size(), pipe)) > 0;)
+      out.append(part.data(), n);
+    pclose(pipe);
+    return out;
+  }
+
+ private:
+  test::Program program_;
+  int port_ = 0;
+};
+
+/// A stream of `tokens` tokens.
+std::string long_stream(int tokens) {
+  return R"({"prompt": "hello", "ignore_eos": true, "stream": true, "max_tokens": )" +
+         std::to_string(tokens) + "}";
+}
+
+constexpr int kEndless = 1000000;
+
+/// With a model that has room for a generation that takes far longer than the tests.
+class LongServe : public testing::Test {
+ protected:
+  void SetUp() override {
+    const auto made = test::run_program({"make-model", "--out", model_, "--quiet"});
+    ASSERT_EQ(made.status, 0) << made.err;
+  }
+
+  static void wait_for_running(Server& server, int requests) {
+    const std::string wanted = "\"running\":" + std::to_string(requests) + ",";
+    for (int i = 0; i < 600; ++i) {
+      if (server.curl("/dashboard/state", "").find(wanted) != std::string::npos) return;
+      std::this_thread::sleep_for(20ms);
+    }
+    FAIL() << "they never ran";
+  }
+
+  test::TempDir directory_;
+  std::string model_ = (directory_.path() / "model").string();
+};
+
+std::string end_of(const std::string& text) {
+  return text.substr(std::max<std::size_t>(text.size(), 300) - 300);
+}
+
+TEST(Serve, TheBodyOfTheWholeIdeaOverRanksOfAnyTransport) {
+  std::string first;
+  for (const char* transport : {"inproc", "shm"}) {
+    Server server({"--moe-a2a-backend", "pplx", "--ep", "4", "--transport", transport});
+    const Json json =
+        Json::parse(server.curl("/generate", R"({"text": "Hello", "max_tokens": 10})"));
+    EXPECT_GE(json.at("output_ids").size(), 1U);
+    if (first.empty()) first = json.at("text");
+    EXPECT_EQ(json.at("text"), first);
+    kill(server.program().pid(), SIGTERM);
+    const auto outcome = server.program().wait();
+    EXPECT_EQ(outcome.status, 0) << transport << outcome.err;
+    EXPECT_NE(outcome.err.find("POST /generate 200"), std::string::npos) << outcome.err;
+  }
+}
+
+TEST_F(LongServe, TermLetsRunningRequestsFinishAndRefusesNewOnes) {
+  Server server({"--model", model_, "--ep", "2"});
+  std::string streamed;
+  std::thread client([&] { streamed = server.curl("/v1/completions", long_stream(3000), "-N"); });
+  wait_for_running(server, 1);
+  kill(server.program().pid(), SIGTERM);
+  client.join();
+  EXPECT_NE(streamed.find("data: [DONE]"), std::string::npos) << end_of(streamed);
+  EXPECT_EQ(server.program().wait().status, 0);
+}
+
+TEST_F(LongServe, WhatIsLeftAtTheDeadlineGetsAnError) {
+  Server server({"--model", model_, "--ep", "2", "--shutdown-timeout", "0"});
+  std::string streamed;
+  std::thread client([&] { streamed = server.curl("/v1/completions", long_stream(kEndless), "-N"); });
+  wait_for_running(server, 1);
+  kill(server.program().pid(), SIGTERM);
+  client.join();
+  EXPECT_NE(streamed.find("shutting down"), std::string::npos) << end_of(streamed);
+  EXPECT_EQ(server.program().wait().status, 0);
+}
+
+TEST_F(LongServe, ClientsAreToldWhenARankIsKilled) {
+  Server server({"--model", model_, "--ep", "3", "--transport", "shm", "--timeout", "5"});
+  const std::vector<pid_t> ranks = server.program().children();
+  ASSERT_EQ(ranks.size(), 3U);
+  std::vector<std::string> answers(4);
+  std::vector<std::thread> clients;
+  for (std::size_t i = 0; i < answers.size(); ++i) {
+    clients.emplace_back([&, i] {
+      std::string body = long_stream(kEndless);
+      if (i % 2 == 1) body.replace(body.find("stream\": true") + 9, 4, "false");
+      answers[i] = server.curl("/v1/completions", body, "-N");
+    });
+  }
+  wait_for_running(server, 4);
+  const Clock::time_point begin = Clock::now();
+  kill(ranks[1], SIGKILL);
+  for (std::thread& client : clients) client.join();
+  EXPECT_LT(Clock::now() - begin, 20s);
+  for (const std::string& answer : answers)
+    EXPECT_NE(answer.find("\"error\""), std::string::npos) << end_of(answer);
+  EXPECT_EQ(server.program().wait().status, 1);
+  for (const pid_t rank : ranks) EXPECT_NE(kill(rank, 0), 0) << "a rank is left behind";
+}
+
+TEST(Serve, WrongUsageIsOneLine) {
+  test::expect_one_line(
+      test::run_program({"serve", "--host", "192.0.2.1", "--quiet"}), 2, "--host");
+  test::expect_one_line(
+      test::run_program({"serve", "--port", "0", "--max-total-tokens", "3", "--quiet"}),
+      2,
+      "at least 16");
+  EXPECT_EQ(test::run_program({"serve", "--port", "99999"}).status, 2);
+}
+
+}  // namespace
+}  // namespace ferry

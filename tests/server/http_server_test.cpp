@@ -1,0 +1,229 @@
+// The HTTP server by itself: what clients may do wrong.
+#include "ferry/server/http_server.h"
+
+#include <arpa/inet.h>
+#include <gtest/gtest.h>
+#include <httplib.h>
+#include <sys/socket.h>
+
+#include <atomic>
+#include <chrono>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "ferry/transport/unique_fd.h"
+
+namespace ferry {
+namespace {
+
+using namespace std::chrono_literals;
+using Clock = std::chrono::steady_clock;
+
+HttpOptions quick() {
+  return {.port = 0,
+          .max_body_bytes = 1000,
+          .request_timeout = 500ms,
+          .write_timeout = 500ms,
+          .idle_timeout = 500ms,
+          .access_log = false};
+}
+
+/// A server with a route that echoes and one that streams until its client goes.
+class Echo {
+ public:
+  explicit Echo(const HttpOptions& options = quick()) : server(options) {
+    server.post("/echo", [](const HttpRequest& r) -> HttpReply { return {.body = r.body}; });
+    server.post("/bad",
+                [](const HttpRequest&) -> HttpReply { fail<ConfigError>("no such thing"); });
+    server.post("/busy", [](const HttpRequest&) -> HttpReply {
+      throw HttpError(429, "too much", /*retry=*/true);
+    });
+    server.get("/endless", [this](const HttpRequest&) -> HttpReply {
+      const std::shared_ptr<void> mark(nullptr, [this](void*) { ++streams_ended; });
+      return {.content_type = "text/event-stream", .next = [mark]() -> std::optional<std::string> {
+                std::this_thread::sleep_for(5ms);
+                return std::string(10000, 'x');
+              }};
+    });
+    server.get(
+        "/open", [](const HttpRequest&) -> HttpReply { return {.body = "{}"}; }, /*open=*/true);
+    server.start();
+  }
+
+  httplib::Client client() const {
+    httplib::Client c("127.0.0.1", server.port());
+    c.set_read_timeout(10, 0);
+    return c;
+  }
+
+  UniqueFd connect() const {
+    UniqueFd fd(socket(AF_INET, SOCK_STREAM, 0));
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<std::uint16_t>(server.port()));
+    inet_pton(AF_INET, "127.0.0.1", &address.sin_addr);
+    EXPECT_EQ(::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+    return fd;
+  }
+
+  /// What comes until the server closes the connection.
+  static std::string read_all(const UniqueFd& fd) {
+    std::string all;
+    std::array<char, 4096> part{};
+    for (ssize_t n; (n = recv(fd.get(), part.data(), part.size(), 0)) > 0;)
+      all.append(part.data(), static_cast<std::size_t>(n));
+    return all;
+  }
+
+  std::atomic<int> streams_ended{0};
+  HttpServer server;
+};
+
+void send_text(const UniqueFd& fd, std::string_view text) {
+  EXPECT_EQ(send(fd.get(), text.data(), text.size(), MSG_NOSIGNAL), std::ssize(text));
+}
+
+nlohmann::json error_of(const httplib::Result& result) {
+  return nlohmann::json::parse(result->body).at("error");
+}
+
+TEST(HttpServer, AnswersAndTurnsErrorsIntoJson) {
+  Echo echo;
+  auto client = echo.client();
+  EXPECT_EQ(client.Post("/echo", "{\"a\":1}", "application/json")->body, "{\"a\":1}");
+  const auto bad = client.Post("/bad", "x", "application/json");
+  EXPECT_EQ(bad->status, 400);
+  EXPECT_EQ(error_of(bad).at("message"), "no such thing");
+  EXPECT_EQ(error_of(bad).at("type"), "invalid_request_error");
+  const auto busy = client.Post("/busy", "x", "application/json");
+  EXPECT_EQ(busy->status, 429);
+  EXPECT_EQ(busy->get_header_value("Retry-After"), "1");
+}
+
+TEST(HttpServer, UnknownRoutesAndWrongMethods) {
+  Echo echo;
+  EXPECT_EQ(echo.client().Get("/nowhere")->status, 404);
+  EXPECT_NE(std::string(error_of(echo.client().Get("/nowhere")).at("message")).find("/nowhere"),
+            std::string::npos);
+  EXPECT_EQ(echo.client().Get("/echo")->status, 405);
+}
+
+TEST(HttpServer, OversizedBodiesGet413) {
+  Echo echo;
+  const auto large = echo.client().Post("/echo", std::string(2000, 'x'), "application/json");
+  ASSERT_TRUE(large);
+  EXPECT_EQ(large->status, 413);
+  EXPECT_NE(std::string(error_of(large).at("message")).find("1000"), std::string::npos);
+}
+
+TEST(HttpServer, EndlessChunkedBodiesGet413) {
+  HttpOptions options = quick();
+  options.request_timeout = 10s;
+  Echo echo(options);
+  const UniqueFd fd = echo.connect();
+  send_text(fd, "POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n");
+  const std::string chunk = "400\r\n" + std::string(1024, 'x') + "\r\n";
+  for (int i = 0; i < 200; ++i)
+    if (send(fd.get(), chunk.data(), chunk.size(), MSG_NOSIGNAL) < 0) break;
+  EXPECT_EQ(echo.client().Post("/echo", "ok", "text/plain")->body, "ok");
+}
+
+TEST(HttpServer, PackedBodiesAreRefused) {
+  Echo echo;
+  const auto reply =
+      echo.client().Post("/echo", {{"Content-Encoding", "gzip"}}, "x", "application/json");
+  EXPECT_EQ(reply->status, 415);
+}
+
+TEST(HttpServer, SilentAndSlowClientsAreSentAway) {
+  Echo echo;
+  const UniqueFd silent = echo.connect();
+  const UniqueFd slow_head = echo.connect();
+  const UniqueFd slow_body = echo.connect();
+  send_text(slow_head, "POST /echo HT");
+  send_text(slow_body, "POST /echo HTTP/1.1\r\nContent-Length: 100\r\n\r\nabc");
+  const Clock::time_point begin = Clock::now();
+  std::thread trickle([&] {  // a byte now and then does not help
+    for (int i = 0; i < 15; ++i) {
+      std::this_thread::sleep_for(100ms);
+      static_cast<void>(send(slow_body.get(), "x", 1, MSG_NOSIGNAL));
+    }
+  });
+  EXPECT_EQ(Echo::read_all(silent), "");
+  EXPECT_NE(Echo::read_all(slow_body).find("408"), std::string::npos);
+  static_cast<void>(Echo::read_all(slow_head));
+  EXPECT_LT(Clock::now() - begin, 3s);
+  trickle.join();
+}
+
+TEST(HttpServer, GarbageGets400) {
+  Echo echo;
+  const UniqueFd fd = echo.connect();
+  send_text(fd, "\x16\x03\x01 hello\r\n\r\n");
+  EXPECT_NE(Echo::read_all(fd).find("HTTP/1.1 400"), std::string::npos);
+}
+
+TEST(HttpServer, StreamsEndWhenTheirClientGoes) {
+  Echo echo;
+  for (const bool reads : {true, false}) {
+    const int before = echo.streams_ended;
+    UniqueFd fd = echo.connect();
+    send_text(fd, "GET /endless HTTP/1.1\r\n\r\n");
+    std::array<char, 4096> part{};
+    EXPECT_GT(recv(fd.get(), part.data(), part.size(), 0), 0);
+    if (reads) fd = UniqueFd();  // the other one stays, but takes nothing any more
+    for (int i = 0; i < 1000 && echo.streams_ended == before; ++i)
+      std::this_thread::sleep_for(10ms);
+    EXPECT_EQ(echo.streams_ended, before + 1) << reads;
+  }
+}
+
+TEST(HttpServer, TooManyConnectionsAreRefusedAtOnce) {
+  HttpOptions options = quick();
+  options.max_connections = 2;
+  options.idle_timeout = 10s;
+  Echo echo(options);
+  const UniqueFd first = echo.connect();
+  const UniqueFd second = echo.connect();
+  std::this_thread::sleep_for(200ms);  // both have their threads
+  const Clock::time_point begin = Clock::now();
+  const auto refused = echo.client().Get("/open");
+  ASSERT_TRUE(refused);
+  EXPECT_EQ(refused->status, 503);
+  EXPECT_EQ(refused->get_header_value("Retry-After"), "1");
+  EXPECT_LT(Clock::now() - begin, 1s);
+}
+
+TEST(HttpServer, KeyIsNeededButForOpenRoutes) {
+  HttpOptions options = quick();
+  options.api_key = "secret";
+  Echo echo(options);
+  auto client = echo.client();
+  EXPECT_EQ(client.Post("/echo", "x", "text/plain")->status, 401);
+  EXPECT_EQ(client.Post("/echo", {{"Authorization", "Bearer wrong!"}}, "x", "text/plain")->status,
+            401);
+  EXPECT_EQ(client.Post("/echo", {{"Authorization", "Bearer secret"}}, "x", "text/plain")->status,
+            200);
+  EXPECT_EQ(client.Get("/open")->status, 200);
+}
+
+TEST(HttpServer, StopsWhileClientsHoldConnections) {
+  auto echo = std::make_unique<Echo>();
+  const UniqueFd idle = echo->connect();
+  const UniqueFd streaming = echo->connect();
+  send_text(streaming, "GET /endless HTTP/1.1\r\n\r\n");
+  std::this_thread::sleep_for(100ms);
+  const Clock::time_point begin = Clock::now();
+  echo.reset();
+  EXPECT_LT(Clock::now() - begin, 3s);
+}
+
+TEST(HttpServer, PortInUseIsRefused) {
+  Echo echo;
+  HttpOptions options = quick();
+  options.port = echo.server.port();
+  EXPECT_THROW(HttpServer{options}, ConfigError);
+}
+
+}  // namespace
+}  // namespace ferry

@@ -1,0 +1,68 @@
+#include "ferry/server/json_fields.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "ferry/core/error.h"
+
+namespace ferry {
+namespace {
+
+std::string message_of(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const ConfigError& e) {
+    return e.what();
+  }
+  return "no error";
+}
+
+TEST(JsonFields, GivesWhatIsThereAndNothingForNull) {
+  const auto json =
+      parse_object(R"({"a": 1, "b": null, "c": "x", "d": [1, 2], "e": 0.5, "f": true})");
+  const JsonFields fields(json);
+  EXPECT_EQ(fields.integer("a"), 1);
+  EXPECT_EQ(fields.number("a"), 1.0);
+  EXPECT_EQ(fields.integer("b"), std::nullopt);
+  EXPECT_FALSE(fields.has("b"));
+  EXPECT_EQ(fields.text("c"), "x");
+  EXPECT_EQ(fields.texts("c"), std::vector<std::string>{"x"});
+  EXPECT_EQ(fields.ids("d"), (std::vector<std::int32_t>{1, 2}));
+  EXPECT_EQ(fields.number("e"), 0.5);
+  EXPECT_EQ(fields.boolean("f"), true);
+}
+
+TEST(JsonFields, WrongTypesAreNamed) {
+  const auto json =
+      parse_object(R"({"a": "1", "d": [1, -2], "n": 1.5, "big": 18446744073709551615})");
+  const JsonFields fields(json);
+  EXPECT_EQ(message_of([&] { static_cast<void>(fields.integer("a")); }),
+            "\"a\" must be an integer, not \"1\"");
+  EXPECT_EQ(message_of([&] { static_cast<void>(fields.ids("d")); }),
+            "\"d\" must be a list of token ids, not -2");
+  EXPECT_NE(message_of([&] { static_cast<void>(fields.integer("n")); }), "no error");
+  EXPECT_NE(message_of([&] { static_cast<void>(fields.integer("big")); }), "no error");
+  EXPECT_NE(message_of([&] { static_cast<void>(fields.boolean("n")); }), "no error");
+}
+
+TEST(JsonFields, BodiesThatAreNoObjectAreRefused) {
+  for (const std::string body : {"", "{", "[1]", "3", "{\"a\":}", "\"x\"", "{\"a\":\"\xff\"}"})
+    EXPECT_NE(message_of([&] { static_cast<void>(parse_object(body)); }), "no error") << body;
+  const std::string deep = "{\"a\":" + std::string(100000, '[') + std::string(100000, ']') + "}";
+  EXPECT_NE(message_of([&] { static_cast<void>(parse_object(deep)); }).find("nested"),
+            std::string::npos);
+}
+
+TEST(JsonFields, WhatWouldChangeTheResultIsRefused) {
+  const auto json = parse_object(R"({"penalty": 0.5, "bias": {}, "none": 0})");
+  const JsonFields fields(json);
+  EXPECT_NE(message_of([&] { fields.refuse_unless("penalty", 0); }).find("penalty"),
+            std::string::npos);
+  EXPECT_NO_THROW(fields.refuse_unless("bias", nlohmann::ordered_json::object()));
+  EXPECT_NO_THROW(fields.refuse_unless("none", 0));
+  EXPECT_NO_THROW(fields.refuse_unless("absent", 0));
+}
+
+}  // namespace
+}  // namespace ferry
