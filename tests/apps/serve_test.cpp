@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <sys/socket.h>
 
+#include <array>
 #include <chrono>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -15,6 +16,7 @@ namespace {
 
 using namespace std::chrono_literals;
 using test::Arguments;
+using test::operator+;
 using Json = nlohmann::json;
 using Clock = std::chrono::steady_clock;
 
@@ -112,7 +114,8 @@ TEST_F(LongServe, TermLetsRunningRequestsFinishAndRefusesNewOnes) {
 TEST_F(LongServe, WhatIsLeftAtTheDeadlineGetsAnError) {
   Server server({"--model", model_, "--ep", "2", "--shutdown-timeout", "0"});
   std::string streamed;
-  std::thread client([&] { streamed = server.curl("/v1/completions", long_stream(kEndless), "-N"); });
+  std::thread client(
+      [&] { streamed = server.curl("/v1/completions", long_stream(kEndless), "-N"); });
   wait_for_running(server, 1);
   kill(server.program().pid(), SIGTERM);
   client.join();
