@@ -43,12 +43,12 @@ struct BenchModelOptions {
 struct Test {
   bool prompt = false;  // else generation
   int tokens = 0;       // of each sequence
-  int batch = 1;        // sequences, over all ranks
+  int batch = 1;        // sequences, over all groups of ranks
 
   std::string name() const { return fmt::format("{}{}", prompt ? "pp" : "tg", tokens); }
 };
 
-/// One rank's share of the sequences, each with tokens of its own.
+/// The share of the sequences that one rank's group has, each with tokens of its own.
 class RankRun {
  public:
   RankRun(const Session& session, Decoder& decoder, Transport& transport)
@@ -86,16 +86,19 @@ class RankRun {
       fail<Error>("bench: a rank did not reach the barrier in 10 minutes");
   }
 
-  int sequences_of(Rank rank, int batch) const {
-    return (batch + transport_.size() - 1 - rank) / transport_.size();
+  int group() const { return transport_.rank() / decoder_.tp(); }
+
+  int sequences_of(int group, int batch) const {
+    const int groups = transport_.size() / decoder_.tp();
+    return (batch + groups - 1 - group) / groups;
   }
 
   void prepare(const Test& test) {
-    const auto own = static_cast<std::size_t>(sequences_of(transport_.rank(), test.batch));
+    const auto own = static_cast<std::size_t>(sequences_of(group(), test.batch));
     while (caches_.size() < own)
       caches_.emplace_back(session_.config(), decoder_.activation_type(), session_.max_context);
     for (KvCache& cache : caches_) cache.clear();
-    std::mt19937 engine(static_cast<unsigned>(transport_.rank()));
+    std::mt19937 engine(static_cast<unsigned>(group()));
     std::uniform_int_distribution<std::int32_t> id(0, session_.config().vocab - 1);
     tokens_.assign(own, {});
     for (std::vector<std::int32_t>& ids : tokens_)
@@ -103,7 +106,7 @@ class RankRun {
   }
 
   /// Steps of at most max_tokens tokens, filled with the sequences' prompts one after another; as
-  /// many steps as the rank with most sequences needs.
+  /// many steps as the group with most sequences needs.
   void run_prompts(const Test& test) {
     const auto room = static_cast<std::size_t>(session_.options.decoder.max_tokens);
     const auto length = static_cast<std::size_t>(test.tokens);
@@ -219,7 +222,7 @@ class Report {
     const RunOptions& o = session_.options;
     return {{"weights", weight_type_name(session_.weights.type)},
             {"ep", o.launch.ranks},
-            {"tp", 1},
+            {"tp", o.decoder.tp},
             {"threads", o.threads},
             {"transport", o.launch.transport},
             {"backend", backend_name(o.decoder.backend)},

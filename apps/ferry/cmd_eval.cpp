@@ -101,7 +101,7 @@ void print_report(const EvalOptions& o,
   if (run.json) {
     nlohmann::ordered_json json{{"model", run.model.string()},
                                 {"ep", run.launch.ranks},
-                                {"tp", 1},
+                                {"tp", run.decoder.tp},
                                 {"backend", backend_name(run.decoder.backend)},
                                 {"transport", run.launch.transport},
                                 {"exact", report.exact},

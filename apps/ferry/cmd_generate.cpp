@@ -119,7 +119,7 @@ void print_json(const Session& session,
   nlohmann::ordered_json report;
   report["model"] = o.model.string();
   report["ep"] = o.launch.ranks;
-  report["tp"] = 1;
+  report["tp"] = o.decoder.tp;
   report["backend"] = backend_name(o.decoder.backend);
   report["transport"] = o.launch.transport;
   report["threads"] = o.threads;

@@ -40,11 +40,14 @@ CommonOptions::CommonOptions(CLI::App& app) {
       ->group(kGroup);
   app.add_option("--ep",
                  ep_,
-                 "Ranks that the experts are spread over [one for each NUMA node; as many as were "
-                 "started]")
+                 "Ranks that the experts are spread over [as --tp; one for each NUMA node; as many "
+                 "as were started]")
       ->type_name("N")
       ->group(kGroup);
-  app.add_option("--tp", tp_, "Tensor-parallel ranks; only 1 in this version")
+  app.add_option("--tp",
+                 tp_,
+                 "Ranks that hold the same sequences and share out attention, dense layers and "
+                 "head; divides --ep")
       ->type_name("N")
       ->capture_default_str()
       ->group(kGroup);
@@ -109,11 +112,15 @@ CommonOptions::CommonOptions(CLI::App& app) {
   app.add_option("--context-length", context_length_, "Positions of a sequence [the model's]")
       ->type_name("N")
       ->group(kGroup);
-  app.add_option("--max-tokens", max_tokens_, "Tokens of a rank in one step; more are cut up")
+  app.add_option("--max-tokens",
+                 max_tokens_,
+                 "Tokens of a rank (with --tp: a group) in one step; more are cut up")
       ->type_name("N")
       ->capture_default_str()
       ->group(kGroup);
-  app.add_option("--max-sequences", max_sequences_, "Sequences that run at once on a rank")
+  app.add_option("--max-sequences",
+                 max_sequences_,
+                 "Sequences that run at once on a rank (with --tp: a group)")
       ->type_name("N")
       ->capture_default_str()
       ->group(kGroup);
@@ -131,11 +138,13 @@ LaunchOptions CommonOptions::resolve_launch() const {
                        .world = started_world(),
                        .fabric_provider = fabric_provider_,
                        .fabric_progress_thread = fabric_progress_thread_};
-  launch.ranks = ep_.value_or(launch.world ? launch.world->size : default_ranks());
+  const int wanted = tp_ > 1 ? tp_ : default_ranks();
+  launch.ranks = ep_.value_or(launch.world ? launch.world->size : wanted);
   launch.transport = transport_.empty() ? default_transport(launch.world) : transport_;
   launch.join_timeout = timeout();
   const BalanceOptions balance = balance_.resolve();
   launch.agreement = {{"version", FERRY_VERSION},
+                      {"--tp", std::to_string(tp_)},
                       {"--moe-a2a-backend", backend_},
                       {"--deepep-mode", deepep_mode_},
                       {"--layout", layout_},
@@ -162,13 +171,19 @@ std::chrono::nanoseconds CommonOptions::timeout() const {
 
 RunOptions CommonOptions::resolve() const {
   RunOptions o;
-  if (tp_ != 1) fail<ConfigError>("--tp must be 1 in this version, not {}", tp_);
   o.launch = resolve_launch();
   check_launch(o.launch);
+  if (tp_ < 1 || o.launch.ranks % tp_ != 0) {
+    fail<ConfigError>(
+        "--tp {}: {} ranks do not divide into groups of that; choose a divisor of --ep",
+        tp_,
+        o.launch.ranks);
+  }
   o.threads = threads_ == 0 ? default_threads(o.launch.ranks)
                             : in_range("--threads", threads_, 1, kMaxThreads);
   o.weights = parse_weights_option("--weights", weights_);
-  o.decoder = {.max_tokens = in_range("--max-tokens", max_tokens_, 1, 1 << 20),
+  o.decoder = {.tp = tp_,
+               .max_tokens = in_range("--max-tokens", max_tokens_, 1, 1 << 20),
                .backend = parse_backend(backend_),
                .deepep_mode = parse_deepep_mode(deepep_mode_),
                .layout = layout_.empty() ? std::nullopt : std::optional(parse_format(layout_)),

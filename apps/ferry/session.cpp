@@ -27,7 +27,7 @@ void choose_backend_of(Session& session) {
     return t.name == o.launch.transport;
   });
   BackendSituation situation{.ranks = o.launch.ranks,
-                             .tokens = decoder.max_tokens,
+                             .tokens = static_cast<int>(ceil_div(decoder.max_tokens, decoder.tp)),
                              .hidden = session.config().hidden,
                              .topk = session.config().moe.topk,
                              .dispatch_wire = decoder.dispatch_wire.value_or(own),
@@ -121,23 +121,24 @@ int run_ranks_with_decoder(const Session& session,
                            const std::function<int(Decoder&, Transport&)>& body) {
   const RunOptions& options = session.options;
   std::shared_ptr<const DenseWeights> dense;
-  const auto load_dense = [&] {
+  const auto load_dense = [&](const GroupMember& member) {
     ThreadPool pool(options.threads);
     Progress progress("dense weights", !options.quiet);
     dense = std::make_shared<DenseWeights>(
-        load_dense_weights(session.checkpoint, session.weights, pool, progress.callback()));
+        load_dense_weights(session.checkpoint, session.weights, pool, progress.callback(), member));
   };
   // Loaded once, before there are ranks: threads share it, and so do forked processes, which never
   // write to it. The pool is gone before the fork. Ranks that were started apart meet first, to
-  // learn early when something is wrong.
-  if (!options.launch.world) load_dense();
+  // learn early when something is wrong, and load their share alone.
+  if (!options.launch.world) load_dense({});
   // Launchers have bound what they started, or were told not to.
   const std::vector<CpuList> cores = options.launch.world
                                          ? std::vector<CpuList>{}
                                          : cores_of_ranks(this_machine(), options.launch.ranks);
   return run_ranks(options.launch, [&](Transport& transport) {
     if (!cores.empty()) bind_this_thread(cores[static_cast<std::size_t>(transport.rank())]);
-    if (!dense) load_dense();
+    const int tp = options.decoder.tp;
+    if (!dense) load_dense({.member = transport.rank() % tp, .members = tp});
     const bool leads = transport.rank() == 0;
     ThreadPool pool(options.threads);
     std::optional<ExpertWeights> experts;
@@ -173,7 +174,7 @@ void print_summary(const Session& session, const EngineStats& stats) {
   const RunOptions& o = session.options;
   if (o.quiet) return;
   spdlog::info(
-      "prefill {} tokens, {:.1f}/s; decode {} tokens, {:.1f}/s; {} rank{} x {} thread{}, {}, {}, "
+      "prefill {} tokens, {:.1f}/s; decode {} tokens, {:.1f}/s; {} rank{} x {} thread{}{}, {}, {}, "
       "{} weights, {}",
       stats.prefill_tokens,
       rate(stats.prefill_tokens, stats.prefill_time),
@@ -183,6 +184,7 @@ void print_summary(const Session& session, const EngineStats& stats) {
       o.launch.ranks == 1 ? "" : "s",
       o.threads,
       o.threads == 1 ? "" : "s",
+      o.decoder.tp == 1 ? "" : fmt::format(" in groups of {}", o.decoder.tp),
       o.launch.transport,
       backend_name(o.decoder.backend),
       weight_type_name(session.weights.type),

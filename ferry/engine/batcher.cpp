@@ -15,18 +15,18 @@ std::int64_t pages_of(std::int64_t positions) { return ceil_div(positions, kKvPa
 }  // namespace
 
 Batcher::Batcher(const BatcherOptions& options) : options_(options) {
-  FERRY_CHECK(options.ranks >= 1 && options.max_sequences >= 1 && options.max_tokens >= 1 &&
+  FERRY_CHECK(options.groups >= 1 && options.max_sequences >= 1 && options.max_tokens >= 1 &&
                   options.max_running >= 1 && options.kv_pages >= 1,
               "a batcher needs positive sizes");
   options_.max_sequences = std::min(options.max_sequences, options.max_tokens);
-  loads_.resize(static_cast<std::size_t>(options.ranks));
+  loads_.resize(static_cast<std::size_t>(options.groups));
 }
 
 void Batcher::enqueue(Admission admission) { queue_.push(std::move(admission)); }
 
 bool Batcher::cancel(std::uint64_t id) {
   if (queue_.remove(id)) return true;
-  for (RankLoad& load : loads_) {
+  for (GroupLoad& load : loads_) {
     if (std::erase_if(load.sequences, [&](const Sequence& s) { return s.id == id; }) == 0) continue;
     load.dropped.push_back(id);
     return true;
@@ -35,53 +35,53 @@ bool Batcher::cancel(std::uint64_t id) {
 }
 
 bool Batcher::idle() const {
-  return queue_.empty() && std::all_of(loads_.begin(), loads_.end(), [](const RankLoad& load) {
+  return queue_.empty() && std::all_of(loads_.begin(), loads_.end(), [](const GroupLoad& load) {
            return load.sequences.empty() && load.dropped.empty();
          });
 }
 
 std::size_t Batcher::running() const {
   std::size_t sum = 0;
-  for (const RankLoad& load : loads_) sum += load.sequences.size();
+  for (const GroupLoad& load : loads_) sum += load.sequences.size();
   return sum;
 }
 
 std::int64_t Batcher::used_pages() const {
   std::int64_t sum = 0;
-  for (const RankLoad& load : loads_) sum += load.pages();
+  for (const GroupLoad& load : loads_) sum += load.pages();
   return sum;
 }
 
-std::int64_t Batcher::RankLoad::prompt_left() const {
+std::int64_t Batcher::GroupLoad::prompt_left() const {
   std::int64_t tokens = 0;
   for (const Sequence& s : sequences) tokens += s.prompt_left;
   return tokens;
 }
 
-std::int64_t Batcher::RankLoad::pages() const {
+std::int64_t Batcher::GroupLoad::pages() const {
   std::int64_t sum = 0;
   for (const Sequence& s : sequences) sum += s.pages;
   return sum;
 }
 
-bool Batcher::RankLoad::all_started() const {
+bool Batcher::GroupLoad::all_started() const {
   return std::all_of(
       sequences.begin(), sequences.end(), [](const Sequence& s) { return s.pages > 0; });
 }
 
 /// Those that were evicted come before anybody new.
-bool Batcher::has_room(const RankLoad& load, const Admission& admission) const {
+bool Batcher::has_room(const GroupLoad& load, const Admission& admission) const {
   return load.sequences.size() < static_cast<std::size_t>(options_.max_sequences) &&
          load.record_left >= encoded_bytes(admission) && load.all_started() &&
          load.pages() + pages_of(std::ssize(admission.request.prompt)) <= options_.kv_pages;
 }
 
-Batcher::RankLoad* Batcher::rank_for(const Admission& admission) {
-  RankLoad* best = nullptr;
-  const auto work = [](const RankLoad& load) {
+Batcher::GroupLoad* Batcher::group_for(const Admission& admission) {
+  GroupLoad* best = nullptr;
+  const auto work = [](const GroupLoad& load) {
     return std::tuple(load.sequences.size(), load.prompt_left());
   };
-  for (RankLoad& load : loads_)
+  for (GroupLoad& load : loads_)
     if (has_room(load, admission) && (!best || work(load) < work(*best))) best = &load;
   return best;
 }
@@ -89,12 +89,12 @@ Batcher::RankLoad* Batcher::rank_for(const Admission& admission) {
 void Batcher::admit(std::vector<StepRecord>& records) {
   const std::size_t fixed = record_bytes_without_admissions(options_.max_sequences);
   FERRY_CHECK(fixed < options_.record_bytes, "step records of {} bytes", options_.record_bytes);
-  for (RankLoad& load : loads_) load.record_left = options_.record_bytes - fixed;
+  for (GroupLoad& load : loads_) load.record_left = options_.record_bytes - fixed;
   for (std::size_t running = this->running();
        !queue_.empty() && running < static_cast<std::size_t>(options_.max_running);
        ++running) {
     Admission& next = queue_.front();
-    RankLoad* load = rank_for(next);
+    GroupLoad* load = group_for(next);
     if (!load) return;
     load->record_left -= encoded_bytes(next);
     const std::int64_t prompt = std::ssize(next.request.prompt);
@@ -114,7 +114,7 @@ void Batcher::evict(Sequence& sequence, StepRecord& record) {
 }
 
 /// A page for one more position; false when the sequence had to give up its own.
-bool Batcher::grow(RankLoad& load, std::size_t sequence, StepRecord& record) {
+bool Batcher::grow(GroupLoad& load, std::size_t sequence, StepRecord& record) {
   const std::int64_t wanted = pages_of(load.sequences[sequence].length + 1);
   while (load.sequences[sequence].pages < wanted && load.pages() >= options_.kv_pages) {
     std::size_t youngest = load.sequences.size() - 1;
@@ -127,7 +127,7 @@ bool Batcher::grow(RankLoad& load, std::size_t sequence, StepRecord& record) {
   return true;
 }
 
-void Batcher::plan_decodes(RankLoad& load, StepRecord& record) {
+void Batcher::plan_decodes(GroupLoad& load, StepRecord& record) {
   for (std::size_t i = 0; i < load.sequences.size(); ++i) {
     // One that is evicted on the way has a prompt again and is skipped.
     if (load.sequences[i].prompt_left > 0 || !grow(load, i, record)) continue;
@@ -138,7 +138,7 @@ void Batcher::plan_decodes(RankLoad& load, StepRecord& record) {
 }
 
 /// In order, so that a large one is not kept waiting by small ones.
-void Batcher::restart(RankLoad& load) const {
+void Batcher::restart(GroupLoad& load) const {
   for (Sequence& s : load.sequences) {
     if (s.pages > 0) continue;
     if (load.pages() + pages_of(s.prompt_left) > options_.kv_pages) return;
@@ -146,7 +146,7 @@ void Batcher::restart(RankLoad& load) const {
   }
 }
 
-void Batcher::plan_prompts(RankLoad& load, StepRecord& record, int room) {
+void Batcher::plan_prompts(GroupLoad& load, StepRecord& record, int room) {
   std::vector<Sequence*> prompts;
   for (Sequence& s : load.sequences)
     if (s.prompt_left > 0 && s.pages > 0) prompts.push_back(&s);
@@ -207,15 +207,15 @@ std::vector<StepRecord> Batcher::plan_stop() {
   return records;
 }
 
-std::size_t Batcher::finish_step(Rank rank, const StepResult& result) {
-  auto& sequences = loads_[static_cast<std::size_t>(rank)].sequences;
+std::size_t Batcher::finish_step(int group, const StepResult& result) {
+  auto& sequences = loads_[static_cast<std::size_t>(group)].sequences;
   std::size_t finished = 0;
   for (const TokenResult& token : result.tokens) {
     const auto found = std::find_if(
         sequences.begin(), sequences.end(), [&](const Sequence& s) { return s.id == token.id; });
     FERRY_CHECK(found != sequences.end() && found->prompt_left == 0,
-                "rank {} gave a token for request {}, which it was not asked for",
-                rank,
+                "group {} gave a token for request {}, which it was not asked for",
+                group,
                 token.id);
     if (!token.last) continue;
     sequences.erase(found);

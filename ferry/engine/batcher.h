@@ -1,5 +1,5 @@
 // Rank 0's plan: which request runs where, and how many of its tokens in the next step. Pure
-// logic; no ranks, no model.
+// logic; no ranks, no model. A group is the ranks that run the same sequences: one, or tp of them.
 #pragma once
 
 #include <climits>
@@ -17,25 +17,25 @@ namespace ferry {
 inline constexpr int kKvPageTokens = 16;
 
 struct BatcherOptions {
-  int ranks = 1;
-  int max_sequences = 16;        ///< that run at once on one rank
-  int max_running = INT_MAX;     ///< and over all ranks
-  int max_tokens = 512;          ///< of one rank in one step
-  int kv_pages = INT_MAX;        ///< that the sequences of one rank may fill
-  std::size_t record_bytes = 0;  ///< that one rank's step record may have
+  int groups = 1;
+  int max_sequences = 16;        ///< that run at once on one group
+  int max_running = INT_MAX;     ///< and over all groups
+  int max_tokens = 512;          ///< of one group in one step
+  int kv_pages = INT_MAX;        ///< that the sequences of one group may fill
+  std::size_t record_bytes = 0;  ///< that one group's step record may have
 };
 
-/// Requests wait in one fair queue. The first goes to the rank that runs the fewest sequences (then
-/// the fewest prompt tokens still to run, then the lowest number) as soon as one has room; nobody
-/// overtakes it there.
+/// Requests wait in one fair queue. The first goes to the group that runs the fewest sequences
+/// (then the fewest prompt tokens still to run, then the lowest number) as soon as one has room;
+/// nobody overtakes it there.
 ///
-/// On each rank, sequences that are past their prompt run one token each in every step. Prompts
+/// On each group, sequences that are past their prompt run one token each in every step. Prompts
 /// share what is left of max_tokens, cut into chunks where they do not fit: half goes to the prompt
-/// that has waited longest, the rest to the shortest ones. A rank never runs more sequences than
+/// that has waited longest, the rest to the shortest ones. A group never runs more sequences than
 /// max_tokens.
 ///
 /// A sequence holds the pages of its prompt from when it starts and takes more as it grows. Where a
-/// rank has no page left the youngest sequence gives up its cache and later runs again from its
+/// group has no page left the youngest sequence gives up its cache and later runs again from its
 /// first token, which changes none of its tokens. The oldest always goes on.
 class Batcher {
  public:
@@ -51,29 +51,29 @@ class Batcher {
   /// Nothing waits, nothing runs, and nothing has to be told.
   bool idle() const;
 
-  /// The next step: one record a rank; every rank gets one, also when it has nothing to run.
-  /// `prompt_tokens`: that a rank may run at most in a step with decodes on any rank.
+  /// The next step: one record a group; every group gets one, also when it has nothing to run.
+  /// `prompt_tokens`: that a group may run at most in a step with decodes on any group.
   std::vector<StepRecord> plan(int prompt_tokens = INT_MAX);
 
-  /// What the last plan held, over all ranks.
+  /// What the last plan held, over all groups.
   int planned_prompt_tokens() const { return planned_prompt_tokens_; }
 
   int planned_decode_tokens() const { return planned_decode_tokens_; }
 
-  /// Prompt tokens of the rank that got most.
+  /// Prompt tokens of the group that got most.
   int most_prompt_tokens() const { return most_prompt_tokens_; }
 
-  /// A record that ends the loop of every rank. REQUIRES: idle().
+  /// A record that ends the loop of every group. REQUIRES: idle().
   std::vector<StepRecord> plan_stop();
 
-  /// Takes in what a rank's step gave: finished sequences make room. Returns how many finished.
-  std::size_t finish_step(Rank rank, const StepResult& result);
+  /// Takes in what a group's step gave: finished sequences make room. Returns how many finished.
+  std::size_t finish_step(int group, const StepResult& result);
 
   std::size_t waiting() const { return queue_.size(); }
 
   std::size_t running() const;
 
-  /// Over all ranks.
+  /// Over all groups.
   std::int64_t used_pages() const;
 
   std::uint64_t evictions() const { return evictions_; }
@@ -86,7 +86,7 @@ class Batcher {
     std::int64_t pages = 0;        ///< that it holds; 0: it has been evicted and waits
   };
 
-  struct RankLoad {
+  struct GroupLoad {
     std::vector<Sequence> sequences;  ///< in order of admission
     std::vector<std::uint64_t> dropped;
     std::size_t record_left = 0;  ///< bytes for admissions in the record being planned
@@ -96,18 +96,18 @@ class Batcher {
     bool all_started() const;
   };
 
-  bool has_room(const RankLoad& load, const Admission& admission) const;
-  RankLoad* rank_for(const Admission& admission);
+  bool has_room(const GroupLoad& load, const Admission& admission) const;
+  GroupLoad* group_for(const Admission& admission);
   void admit(std::vector<StepRecord>& records);
-  bool grow(RankLoad& load, std::size_t sequence, StepRecord& record);
+  bool grow(GroupLoad& load, std::size_t sequence, StepRecord& record);
   static void evict(Sequence& sequence, StepRecord& record);
-  void plan_decodes(RankLoad& load, StepRecord& record);
-  void restart(RankLoad& load) const;
-  void plan_prompts(RankLoad& load, StepRecord& record, int room);
+  void plan_decodes(GroupLoad& load, StepRecord& record);
+  void restart(GroupLoad& load) const;
+  void plan_prompts(GroupLoad& load, StepRecord& record, int room);
 
   BatcherOptions options_;
   FairQueue queue_;
-  std::vector<RankLoad> loads_;  // [ranks]
+  std::vector<GroupLoad> loads_;  // [groups]
   std::uint64_t next_step_ = 0;
   int planned_prompt_tokens_ = 0;
   int planned_decode_tokens_ = 0;

@@ -33,10 +33,10 @@ int kv_pages(const EngineOptions& options) {
   return static_cast<int>(std::min<std::int64_t>(options.max_kv_tokens / kKvPageTokens, INT_MAX));
 }
 
-std::size_t max_live(const EngineOptions& options, int ranks) {
+std::size_t max_live(const EngineOptions& options, int groups) {
   if (options.max_waiting == 0) return 0;
   const auto places =
-      static_cast<std::size_t>(ranks) * static_cast<std::size_t>(options.max_sequences_per_rank);
+      static_cast<std::size_t>(groups) * static_cast<std::size_t>(options.max_sequences_per_rank);
   return std::min(places, static_cast<std::size_t>(or_any(options.max_running))) +
          static_cast<std::size_t>(options.max_waiting);
 }
@@ -60,8 +60,9 @@ class Engine::Impl {
         vocab_(decoder.config().vocab),
         decoder_(decoder),
         transport_(transport),
-        sequences_(decoder, max_context_, options.hash_logits),
-        batcher_({.ranks = transport.size(),
+        tp_(decoder.tp()),
+        sequences_(decoder, max_context_, options.hash_logits && speaks(transport.rank())),
+        batcher_({.groups = groups(),
                   .max_sequences = options.max_sequences_per_rank,
                   .max_running = or_any(options.max_running),
                   .max_tokens = options.max_tokens_per_step,
@@ -70,7 +71,7 @@ class Engine::Impl {
         link_(transport,
               record_capacity(max_context_, options.max_sequences_per_rank),
               result_capacity(options.max_sequences_per_rank)),
-        inbox_(max_live(options, transport.size())),
+        inbox_(max_live(options, groups())),
         pacer_(options.max_tokens_per_step) {
     if (options.balance.on() && decoder.config().sparse_layers() > 0)
       balancer_.emplace(options.balance, decoder, transport, options.timeout);
@@ -124,6 +125,12 @@ class Engine::Impl {
 
   bool leads() const { return transport_.rank() == 0; }
 
+  int groups() const { return transport_.size() / tp_; }
+
+  /// Whether the rank is the first of its group. All of a group run the same sequences to the same
+  /// tokens; what this one says counts.
+  bool speaks(Rank rank) const { return rank % tp_ == 0; }
+
   /// False when the record said that nothing is left to do. That one is answered too: its buffer is
   /// free only then.
   bool run_step(const std::function<void(const TokenEvent&)>& on_token) {
@@ -173,16 +180,31 @@ class Engine::Impl {
       for (StepRecord& record : records) record.moves = moves;
     }
     for (Rank r = 0; r < transport_.size(); ++r)
-      link_.send_record(r, records[static_cast<std::size_t>(r)]);
+      link_.send_record(r, records[static_cast<std::size_t>(r / tp_)]);
   }
 
   std::vector<StepResult> receive_results() {
     std::vector<StepResult> results;
     for (Rank r = 0; r < transport_.size(); ++r) {
-      results.push_back(link_.receive_result(r, step_, options_.timeout));
-      inbox_.finished(batcher_.finish_step(r, results.back()));
+      StepResult result = link_.receive_result(r, step_, options_.timeout);
+      if (!speaks(r)) {
+        check_same_tokens(r, result, results.back());
+        continue;
+      }
+      inbox_.finished(batcher_.finish_step(r / tp_, result));
+      results.push_back(std::move(result));
     }
     return results;
+  }
+
+  void check_same_tokens(Rank rank, const StepResult& found, const StepResult& expected) const {
+    const auto same = [](const TokenResult& a, const TokenResult& b) {
+      return a.id == b.id && a.token == b.token && a.last == b.last;
+    };
+    FERRY_CHECK(std::ranges::equal(found.tokens, expected.tokens, same),
+                "rank {} chose other tokens than rank {}, which holds the same sequences",
+                rank,
+                rank / tp_ * tp_);
   }
 
   void count_step(std::chrono::nanoseconds time) {
@@ -214,6 +236,7 @@ class Engine::Impl {
   int vocab_;
   Decoder& decoder_;
   Transport& transport_;
+  int tp_;  // ranks of a group, which all run the same sequences
   Sequences sequences_;
   Batcher batcher_;  // used on rank 0 only
   StepLink link_;

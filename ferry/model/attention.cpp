@@ -21,6 +21,7 @@ const float* or_null(const std::vector<float>& x) { return x.empty() ? nullptr :
 Attention::Attention(const ModelConfig& config,
                      DType type,
                      int max_tokens,
+                     TensorGroup& group,
                      ThreadPool& pool,
                      const GemmScratch& gemm_scratch)
     : config_(config),
@@ -32,10 +33,12 @@ Attention::Attention(const ModelConfig& config,
       heads_width_(heads_ * head_dim_),
       kv_width_(kv_heads_ * head_dim_),
       qkv_width_(heads_width_ + 2 * kv_width_),
+      group_(group),
+      own_(head_share(heads_, kv_heads_, group.self())),
       pool_(pool),
       gemm_scratch_(gemm_scratch),
       angles_(config.rope, max_tokens),
-      output_(max_tokens, config.hidden, type, pool, gemm_scratch),
+      output_(max_tokens, config.hidden, type, group, pool, gemm_scratch),
       qkv_(rows_buffer(max_tokens, qkv_width_, DType::f32)),
       heads_out_(rows_buffer(max_tokens, heads_width_, type)) {
   for (int worker = 0; worker < pool.size(); ++worker)
@@ -56,20 +59,26 @@ void Attention::forward(int layer,
                         const RowsView& normed,
                         const MutableRowsView& residual) {
   if (tokens_.empty()) return;
-  project_qkv(weights, normed);
+  project_qkv(layer, weights, normed);
   pool_.parallel_for(
       num_tokens(), kAttentionRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
         for (std::int64_t t = begin; t < end; ++t) rotate_and_store(layer, weights, t);
       });
   // Head by head of a token: heads that share keys stand side by side and find them in cache.
   const AttentionSpan& span = config_.layer_attention[static_cast<std::size_t>(layer)].span;
-  pool_.parallel_for(num_tokens() * heads_,
+  const int own = own_.query.size();
+  pool_.parallel_for(num_tokens() * own,
                      attend_grain(most_positions(span) * head_dim_),
                      [&](std::int64_t begin, std::int64_t end, int worker) {
                        for (std::int64_t i = begin; i < end; ++i)
-                         attend(layer, i / heads_, static_cast<int>(i % heads_), worker);
+                         attend(
+                             layer, i / own, own_.query.begin + static_cast<int>(i % own), worker);
                      });
-  output_.add({heads_out_.data(), row_bytes(heads_width_, type_)},
+  output_.add(layer,
+              {.rows = {heads_out_.data(), row_bytes(heads_width_, type_)},
+               .heads = heads_,
+               .kv_heads = kv_heads_,
+               .head_dim = head_dim_},
               num_tokens(),
               weights.output.view,
               weights.output_bias,
@@ -84,15 +93,21 @@ std::int32_t Attention::most_positions(const AttentionSpan& span) const {
   return most;
 }
 
-void Attention::project_qkv(const DenseWeights::Layer& weights, const RowsView& normed) {
-  parallel_gemm(pool_,
-                gemm_scratch_,
-                {.in = normed,
-                 .rows = num_tokens(),
-                 .weights = &weights.qkv.view,
-                 .bias = or_null(weights.qkv_bias),
-                 .out = {qkv_.data(), row_bytes(qkv_width_, DType::f32)},
-                 .out_type = DType::f32});
+void Attention::project_qkv(int layer, const DenseWeights::Layer& weights, const RowsView& normed) {
+  const MutableRowsView qkv{qkv_.data(), row_bytes(qkv_width_, DType::f32)};
+  const GemmArgs product{.in = normed,
+                         .rows = num_tokens(),
+                         .weights = &weights.qkv.view,
+                         .bias = or_null(weights.qkv_bias),
+                         .out = qkv,
+                         .out_type = DType::f32};
+  if (config_.qk_norm != QkNorm::whole) {
+    const auto panels = head_panels(own_, heads_, kv_heads_, head_dim_);
+    return parallel_gemm(pool_, gemm_scratch_, product, panels);
+  }
+  group_.multiply(gemm_scratch_, product);  // the norm of each head needs all heads
+  group_.gather_columns(
+      qkv, num_tokens(), qkv_width_, DType::f32, {.name = "queries and keys", .layer = layer});
 }
 
 /// Normalises each piece of x that is as long as the weights; without weights nothing.
@@ -105,6 +120,17 @@ void Attention::norm(float* x, std::int64_t width, const std::vector<float>& wei
   }
 }
 
+/// Of one token: this rank's heads, or where all heads are normalised together, all of them.
+void Attention::norm_heads(const DenseWeights::Layer& weights, float* query, float* key) const {
+  if (config_.qk_norm == QkNorm::whole) {
+    norm(query, heads_width_, weights.query_norm);
+    norm(key, kv_width_, weights.key_norm);
+    return;
+  }
+  norm(query + own_.query.begin * head_dim_, own_.query.size() * head_dim_, weights.query_norm);
+  norm(key + own_.kv.begin * head_dim_, own_.kv.size() * head_dim_, weights.key_norm);
+}
+
 void Attention::rotate_and_store(int layer,
                                  const DenseWeights::Layer& weights,
                                  std::int64_t token) {
@@ -112,16 +138,17 @@ void Attention::rotate_and_store(int layer,
   float* query = qkv_row(token);
   float* key = query + heads_width_;
   const float* value = key + kv_width_;
-  norm(query, heads_width_, weights.query_norm);
-  norm(key, kv_width_, weights.key_norm);
+  norm_heads(weights, query, key);
   if (config_.layer_attention[static_cast<std::size_t>(layer)].rope) {
-    for (int head = 0; head < heads_ + kv_heads_; ++head)  // keys follow the queries
+    for (int head = own_.query.begin; head < own_.query.end; ++head)
       angles_.turn(query + head * head_dim_, token);
+    for (int head = own_.kv.begin; head < own_.kv.end; ++head)
+      angles_.turn(key + head * head_dim_, token);
   }
   const auto store = [&](const float* head, const MutableRowsView& rows) {
     kernels().convert(bytes_of(head), DType::f32, rows.row(place.position), type_, head_dim_);
   };
-  for (int head = 0; head < kv_heads_; ++head) {
+  for (int head = own_.kv.begin; head < own_.kv.end; ++head) {
     store(key + head * head_dim_, place.cache->keys(layer, head));
     store(value + head * head_dim_, place.cache->values(layer, head));
   }

@@ -11,8 +11,10 @@
 #include "ferry/core/types.h"
 #include "ferry/model/attention_parts.h"
 #include "ferry/model/config.h"
+#include "ferry/model/head_share.h"
 #include "ferry/model/weights.h"
 #include "ferry/moe/parallel_gemm.h"
+#include "ferry/moe/tensor_group.h"
 
 namespace ferry {
 
@@ -20,13 +22,16 @@ namespace ferry {
 /// at a time.
 /// Numerics: queries and scores are f32; keys, values and the heads' results are rounded to the
 /// activation type; every row is computed by itself, so neither the other tokens of the step nor
-/// the number of threads changes a bit.
+/// the number of threads changes a bit. Ranks that hold the same tokens share out heads and
+/// columns, never a sum, so their number changes none either.
 class Attention {
  public:
-  /// `gemm_scratch`: for inputs of hidden and of heads * head_dim elements.
+  /// `group`: the ranks that hold the same tokens. `gemm_scratch`: for inputs of hidden and of
+  /// heads * head_dim elements.
   Attention(const ModelConfig& config,
             DType type,
             int max_tokens,
+            TensorGroup& group,
             ThreadPool& pool,
             const GemmScratch& gemm_scratch);
 
@@ -35,14 +40,16 @@ class Attention {
   void begin_step(std::span<const TokenPlace> tokens);
 
   /// Adds the attention of `normed` [tokens, H] to `residual` [tokens, H], both of the activation
-  /// type, and fills in the tokens' keys and values. The caches' lengths stay as they are.
+  /// type, and fills in the tokens' keys and values of the heads that this rank has a part in. The
+  /// caches' lengths stay as they are.
   void forward(int layer,
                const DenseWeights::Layer& weights,
                const RowsView& normed,
                const MutableRowsView& residual);
 
  private:
-  void project_qkv(const DenseWeights::Layer& weights, const RowsView& normed);
+  void project_qkv(int layer, const DenseWeights::Layer& weights, const RowsView& normed);
+  void norm_heads(const DenseWeights::Layer& weights, float* query, float* key) const;
   void norm(float* x, std::int64_t width, const std::vector<float>& weight) const;
   void rotate_and_store(int layer, const DenseWeights::Layer& weights, std::int64_t token);
   std::int32_t most_positions(const AttentionSpan& span) const;
@@ -60,6 +67,8 @@ class Attention {
   std::int64_t heads_width_;  // heads * head_dim
   std::int64_t kv_width_;     // kv_heads * head_dim
   std::int64_t qkv_width_;    // heads_width + 2 kv_width
+  TensorGroup& group_;
+  const HeadShare own_;
   ThreadPool& pool_;
   const GemmScratch& gemm_scratch_;
 

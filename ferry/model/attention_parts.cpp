@@ -2,7 +2,8 @@
 
 #include <algorithm>
 
-#include "ferry/kernels/kernels.h"
+#include "ferry/model/head_share.h"
+#include "ferry/model/residual.h"
 
 namespace ferry {
 
@@ -42,31 +43,45 @@ std::int64_t attend_grain(std::int64_t multiplies) {
   return std::max<std::int64_t>(1, kAttendGrainWork / multiplies);
 }
 
-OutputProjection::OutputProjection(
-    int max_tokens, int hidden, DType type, ThreadPool& pool, const GemmScratch& gemm_scratch)
+OutputProjection::OutputProjection(int max_tokens,
+                                   int hidden,
+                                   DType type,
+                                   TensorGroup& group,
+                                   ThreadPool& pool,
+                                   const GemmScratch& gemm_scratch)
     : hidden_(hidden),
       type_(type),
+      group_(group),
       pool_(pool),
       gemm_scratch_(gemm_scratch),
       projected_(rows_buffer(max_tokens, hidden, DType::f32)) {}
 
-void OutputProjection::add(const RowsView& heads,
+void OutputProjection::add(int layer,
+                           const HeadRows& heads,
                            std::int64_t tokens,
                            const PackedMatrix& weights,
                            const std::vector<float>& bias,
                            const MutableRowsView& residual) const {
-  parallel_gemm(pool_,
-                gemm_scratch_,
-                {.in = heads,
-                 .rows = tokens,
-                 .weights = &weights,
-                 .bias = bias.empty() ? nullptr : bias.data(),
-                 .out = {projected_.data(), row_bytes(hidden_, DType::f32)},
-                 .out_type = DType::f32});
-  pool_.parallel_for(tokens, kAttentionRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t t = begin; t < end; ++t)
-      kernels().add(residual.row(t), type_, projected_.as<float>() + t * hidden_, hidden_);
-  });
+  const auto first_byte = [&](int member) {
+    const GroupMember who{member, group_.members()};
+    const int first = member == who.members
+                          ? heads.heads
+                          : head_share(heads.heads, heads.kv_heads, who).query.begin;
+    return row_bytes(first * heads.head_dim, type_);
+  };
+  group_.gather_bytes(heads.rows, tokens, first_byte, {.name = "heads", .layer = layer});
+  const MutableRowsView projected{projected_.data(), row_bytes(hidden_, DType::f32)};
+  group_.multiply(gemm_scratch_,
+                  {.in = {heads.rows.base, heads.rows.stride},
+                   .rows = tokens,
+                   .weights = &weights,
+                   .bias = bias.empty() ? nullptr : bias.data(),
+                   .out = projected,
+                   .out_type = DType::f32});
+  const RowsView results{projected.base, projected.stride};
+  add_to_residual(pool_, results, group_.own_columns(hidden_), residual, type_, tokens);
+  group_.gather_columns(
+      residual, tokens, hidden_, type_, {.name = "attention's results", .layer = layer});
 }
 
 }  // namespace ferry

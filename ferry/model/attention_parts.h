@@ -12,6 +12,7 @@
 #include "ferry/model/kv_cache.h"
 #include "ferry/model/rope.h"
 #include "ferry/moe/parallel_gemm.h"
+#include "ferry/moe/tensor_group.h"
 
 namespace ferry {
 
@@ -50,15 +51,28 @@ class StepAngles {
 /// than waking a thread. `multiplies`: of one head at the longest of these positions.
 std::int64_t attend_grain(std::int64_t multiplies);
 
-/// The heads' results times the output matrix, added to the residual stream. Owns scratch for
-/// `max_tokens` tokens. Threads: one at a time.
+/// Rows of all heads' results, of which each member of a group has filled in its own heads'.
+struct HeadRows {
+  MutableRowsView rows;
+  int heads = 0;
+  int kv_heads = 0;           ///< heads are dealt out as head_share() says
+  std::int64_t head_dim = 0;  ///< of one head's result
+};
+
+/// The heads' results times the output matrix, added to the residual stream; all members of the
+/// group come out with the same. Owns scratch for `max_tokens` tokens. Threads: one at a time.
 class OutputProjection {
  public:
-  OutputProjection(
-      int max_tokens, int hidden, DType type, ThreadPool& pool, const GemmScratch& gemm_scratch);
+  OutputProjection(int max_tokens,
+                   int hidden,
+                   DType type,
+                   TensorGroup& group,
+                   ThreadPool& pool,
+                   const GemmScratch& gemm_scratch);
 
-  /// `heads`: rows of the activation type, weights.k elements each; `bias`: may be empty.
-  void add(const RowsView& heads,
+  /// `heads`: of the activation type; `bias`: may be empty; `layer`: for messages.
+  void add(int layer,
+           const HeadRows& heads,
            std::int64_t tokens,
            const PackedMatrix& weights,
            const std::vector<float>& bias,
@@ -67,6 +81,7 @@ class OutputProjection {
  private:
   int hidden_;
   DType type_;
+  TensorGroup& group_;
   ThreadPool& pool_;
   const GemmScratch& gemm_scratch_;
   Buffer projected_;  // f32 [tokens, H]

@@ -11,7 +11,10 @@
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/attention.h"
 #include "ferry/model/latent_attention.h"
+#include "ferry/model/residual.h"
+#include "ferry/moe/gated_ffn.h"
 #include "ferry/moe/parallel_gemm.h"
+#include "ferry/moe/tensor_group.h"
 
 namespace ferry {
 
@@ -41,7 +44,6 @@ std::int64_t widest_input(const ModelConfig& config) {
   const std::int64_t value_dim = config.latent.rank > 0 ? config.latent.value_dim : config.head_dim;
   return std::max<std::int64_t>({config.hidden,
                                  config.heads * value_dim,
-                                 config.dense_inter,
                                  config.latent.query_rank,
                                  config.latent.rank,
                                  config.latent.plain_dim});
@@ -52,19 +54,37 @@ using AnyAttention = std::variant<Attention, LatentAttention>;
 AnyAttention make_attention(const ModelConfig& config,
                             DType type,
                             int max_tokens,
+                            TensorGroup& group,
                             ThreadPool& pool,
                             const GemmScratch& gemm_scratch) {
   if (config.latent.rank > 0) {
     return AnyAttention(
-        std::in_place_type<LatentAttention>, config, type, max_tokens, pool, gemm_scratch);
+        std::in_place_type<LatentAttention>, config, type, max_tokens, group, pool, gemm_scratch);
   }
-  return AnyAttention(std::in_place_type<Attention>, config, type, max_tokens, pool, gemm_scratch);
+  return AnyAttention(
+      std::in_place_type<Attention>, config, type, max_tokens, group, pool, gemm_scratch);
+}
+
+/// The widest rows that are gathered are f32 logits or those of attention's projections; a member's
+/// columns are at most all of one. (Memory that no slice fills costs nothing.)
+GroupGather::Options group_options(const ModelConfig& config, const DecoderOptions& options) {
+  const std::int64_t heads = std::int64_t{config.heads} + 2 * config.kv_heads;
+  const std::int64_t widest = std::max({heads * config.head_dim,
+                                        std::int64_t{config.heads} * config.latent.value_dim,
+                                        std::int64_t{config.hidden},
+                                        std::int64_t{config.vocab},
+                                        std::int64_t{config.dense_inter},
+                                        std::int64_t{config.moe.shared_inter}});
+  return {.members = options.tp,
+          .max_row_bytes = static_cast<std::size_t>(widest) * dtype_bytes(DType::f32),
+          .timeout = options.timeout};
 }
 
 MoeContext::Options moe_options(const ModelConfig& config,
                                 const DecoderOptions& options,
                                 DType type,
-                                int slots_per_rank) {
+                                int slots_per_rank,
+                                TensorGroup& group) {
   const MoeConfig& moe = config.moe;
   ExchangeOptions exchange = exchange_options(options.backend, options.deepep_mode);
   exchange.format = options.layout.value_or(exchange.format);
@@ -74,6 +94,7 @@ MoeContext::Options moe_options(const ModelConfig& config,
                          .hidden = config.hidden,
                          .topk = moe.topk,
                          .max_tokens = options.max_tokens,
+                         .dp_size = options.tp,
                          .dispatch_wire = options.dispatch_wire.value_or(wire_type(type)),
                          .expert_type = wire_type(type),
                          .combine_wire = options.combine_wire.value_or(wire_type(type)),
@@ -81,7 +102,8 @@ MoeContext::Options moe_options(const ModelConfig& config,
           .two_batch_overlap = options.two_batch_overlap,
           .inter = moe.inter,
           .shared_inter = moe.shared_inter,
-          .dtype = type};
+          .dtype = type,
+          .group = &group};
 }
 
 }  // namespace
@@ -106,6 +128,8 @@ class Decoder::Impl {
 
   const ModelConfig& config() const { return config_; }
 
+  int tp() const { return options_.tp; }
+
   DType activation_type() const { return type_; }
 
   ExchangeStats exchange_stats() const { return moe_ ? moe_->exchange_stats() : ExchangeStats{}; }
@@ -115,8 +139,11 @@ class Decoder::Impl {
   void plan(std::span<const SequenceStep> batch);
   void embed(std::span<const SequenceStep> batch);
   void feed_forward(int layer);
-  void dense_ffn(const GatedFfnWeights& weights);
+  void dense_ffn(int layer);
+  void add_block_out(const ColumnRange& columns);
   std::span<const float> logits();
+
+  ReplicaChoice replica_choice() const { return {.source = rank_, .members = options_.tp}; }
 
   /// normed_ = norm of the rows of the residual stream; row i is row `source[i]`, or i without one.
   void norm(std::span<const std::int64_t> source, const std::vector<float>& weight, std::int64_t n);
@@ -130,6 +157,7 @@ class Decoder::Impl {
   const DType type_;
   const Rank rank_;
   ThreadPool& pool_;
+  TensorGroup group_;
 
   // The tokens of the step.
   std::vector<TokenPlace> places_;
@@ -139,10 +167,10 @@ class Decoder::Impl {
   GemmScratch gemm_scratch_;
   RowBuffer residual_;   // [tokens, H]
   RowBuffer normed_;     // [tokens, H]
-  RowBuffer between_;    // [tokens, dense_inter]: silu(gate) * up of dense layers
   RowBuffer block_out_;  // f32 [tokens, H]
   RowBuffer logits_;     // f32 [wanted, vocab]
   AnyAttention attention_;
+  GatedFfn dense_ffn_;  // of dense layers
 
   std::optional<MoeContext> moe_;                    // none when no layer is sparse
   std::vector<std::optional<MoeLayer>> moe_layers_;  // [layers], none where dense
@@ -161,16 +189,30 @@ Decoder::Impl::Impl(const ModelConfig& config,
       type_(dense_->dtype),
       rank_(transport.rank()),
       pool_(pool),
+      group_(group_options(config, options), transport, pool),
       gemm_scratch_(pool.size(), type_, widest_input(config)),
       residual_(options.max_tokens, config.hidden, type_),
       normed_(options.max_tokens, config.hidden, type_),
-      between_(options.max_tokens, config.dense_inter, type_),
       block_out_(options.max_tokens, config.hidden, DType::f32),
       logits_(options.max_tokens, config.vocab, DType::f32),
-      attention_(make_attention(config_, type_, options.max_tokens, pool, gemm_scratch_)) {
+      attention_(make_attention(config_, type_, options.max_tokens, group_, pool, gemm_scratch_)),
+      dense_ffn_({.hidden = config.hidden,
+                  .inter = config.dense_inter,
+                  .dtype = type_,
+                  .max_rows = options.max_tokens},
+                 group_,
+                 pool) {
   const auto max_tokens = static_cast<std::size_t>(options.max_tokens);
   places_.reserve(max_tokens);
   wanted_.reserve(max_tokens);
+  const GroupMember& member = dense_->member;
+  FERRY_CHECK(member.members == 1 ||
+                  (member.member == group_.member() && member.members == group_.members()),
+              "weights of member {} of {} for member {} of {}",
+              member.member,
+              member.members,
+              group_.member(),
+              group_.members());
   make_moe_layers(transport);
 }
 
@@ -179,14 +221,15 @@ void Decoder::Impl::make_moe_layers(Transport& transport) {
   for (int i = 0; i < config_.layers; ++i) {
     if (!config_.sparse(i)) continue;
     const DenseWeights::Layer& layer = dense_->layers[static_cast<std::size_t>(i)];
-    const ExpertWeights::Layer& local = experts_.layers[static_cast<std::size_t>(i)];
+    ExpertWeights::Layer& local = experts_.layers[static_cast<std::size_t>(i)];
     FERRY_CHECK(local.placement.ranks() == transport.size(),
                 "experts placed on {} ranks, {} take part",
                 local.placement.ranks(),
                 transport.size());
+    local.placement = local.placement.choosing(replica_choice());
     if (!moe_) {
       const int slots_per_rank = local.placement.slots_per_rank();
-      moe_.emplace(moe_options(config_, options_, type_, slots_per_rank), transport, pool_);
+      moe_.emplace(moe_options(config_, options_, type_, slots_per_rank, group_), transport, pool_);
     }
     MoeWeights weights{.router = layer.router.view,
                        .selection_bias = layer.selection_bias,
@@ -252,7 +295,7 @@ void Decoder::Impl::place_layer(int layer,
               blocks.size(),
               experts.slots.size());
   // The layer borrows both, so it sees them from its next run on.
-  experts.placement = placement.choosing({.source = rank_});
+  experts.placement = placement.choosing(replica_choice());
   for (std::size_t i = 0; i < blocks.size(); ++i)
     experts.slots[i] = at_block(experts.slots[i], blocks[i]);
 }
@@ -317,49 +360,36 @@ void Decoder::Impl::feed_forward(int layer) {
   if (auto& moe = moe_layers_[static_cast<std::size_t>(layer)]; moe) {
     // An exchange of all ranks: also one without tokens takes part.
     moe->forward(normed_.rows(), static_cast<int>(num_tokens()), block_out_.floats());
+    add_block_out({0, config_.hidden});
   } else {
-    dense_ffn(dense_->layers[static_cast<std::size_t>(layer)].ffn.view);
+    dense_ffn(layer);
   }
-  const RowsView block_out = block_out_.rows();
-  pool_.parallel_for(num_tokens(), kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t t = begin; t < end; ++t) {
-      kernels().add(residual_.mutable_rows().row(t),
-                    type_,
-                    reinterpret_cast<const float*>(block_out.row(t)),
-                    config_.hidden);
-    }
-  });
 }
 
-void Decoder::Impl::dense_ffn(const GatedFfnWeights& weights) {
-  parallel_gemm(pool_,
-                gemm_scratch_,
-                {.in = normed_.rows(),
-                 .rows = num_tokens(),
-                 .weights = &weights.gate_up,
-                 .epilogue = Epilogue::gated_silu,
-                 .out = between_.mutable_rows(),
-                 .out_type = type_});
-  parallel_gemm(pool_,
-                gemm_scratch_,
-                {.in = between_.rows(),
-                 .rows = num_tokens(),
-                 .weights = &weights.down,
-                 .out = block_out_.mutable_rows(),
-                 .out_type = DType::f32});
+void Decoder::Impl::dense_ffn(int layer) {
+  const GatedFfnWeights& weights = dense_->layers[static_cast<std::size_t>(layer)].ffn.view;
+  const GatherPhase phase{.name = "dense layer", .layer = layer};
+  dense_ffn_.run(normed_.rows(), num_tokens(), weights, block_out_.mutable_rows(), phase);
+  add_block_out(group_.own_columns(config_.hidden));
+  group_.gather_columns(residual_.mutable_rows(), num_tokens(), config_.hidden, type_, phase);
+}
+
+/// To the residual stream.
+void Decoder::Impl::add_block_out(const ColumnRange& columns) {
+  add_to_residual(pool_, block_out_.rows(), columns, residual_.mutable_rows(), type_, num_tokens());
 }
 
 std::span<const float> Decoder::Impl::logits() {
   const auto n = static_cast<std::int64_t>(wanted_.size());
   if (n == 0) return {};
   norm(wanted_, dense_->final_norm, n);
-  parallel_gemm(pool_,
-                gemm_scratch_,
-                {.in = normed_.rows(),
-                 .rows = n,
-                 .weights = &dense_->head.view,
-                 .out = logits_.mutable_rows(),
-                 .out_type = DType::f32});
+  group_.multiply(gemm_scratch_,
+                  {.in = normed_.rows(),
+                   .rows = n,
+                   .weights = &dense_->head.view,
+                   .out = logits_.mutable_rows(),
+                   .out_type = DType::f32});
+  group_.gather_columns(logits_.mutable_rows(), n, config_.vocab, DType::f32, {.name = "logits"});
   return {logits_.floats(), static_cast<std::size_t>(n * config_.vocab)};
 }
 
@@ -393,6 +423,8 @@ void Decoder::place_layer(int layer,
 }
 
 const ModelConfig& Decoder::config() const { return impl_->config(); }
+
+int Decoder::tp() const { return impl_->tp(); }
 
 DType Decoder::activation_type() const { return impl_->activation_type(); }
 

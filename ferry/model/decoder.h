@@ -1,5 +1,5 @@
-// The decoder: token ids in, logits out. Attention and dense layers run on the rank that owns the
-// tokens; every MoE layer is one exchange over all ranks.
+// The decoder: token ids in, logits out. Attention and dense layers run on the ranks that hold the
+// tokens, one or a group that shares the work; every MoE layer is one exchange over all ranks.
 #pragma once
 
 #include <chrono>
@@ -30,8 +30,10 @@ struct SequenceStep {
 
 /// All ranks must have the same.
 struct DecoderOptions {
-  int max_tokens = 512;                         ///< of one rank in one step, over all its sequences
-  MoeA2ABackend backend = MoeA2ABackend::pplx;  ///< chosen: not `automatic` (choose_backend.h)
+  int tp = 1;  ///< ranks [g * tp, (g + 1) * tp) hold the same sequences and share out attention,
+               ///< dense layers and head; divides the ranks
+  int max_tokens = 512;  ///< of one group in one step, over all its sequences
+  MoeA2ABackend backend = MoeA2ABackend::pplx;       ///< chosen: not `automatic` (choose_backend.h)
   DeepepMode deepep_mode = DeepepMode::low_latency;  ///< matters to backend deepep alone
   std::optional<DispatchFormat> layout;              ///< default: the backend's
   bool two_batch_overlap = false;  ///< half of a step's tokens travel while the others compute
@@ -42,7 +44,8 @@ struct DecoderOptions {
 
 /// One rank's decoder. Construction is collective. Threads: one at a time.
 /// A token's logits are the same bits whatever else is in the step, however the prompt is cut into
-/// steps, for any number of ranks and threads (per-expert-combine backends; docs/numerics.md).
+/// steps, for any number of ranks, any tp and threads (per-expert-combine backends;
+/// docs/numerics.md).
 class Decoder {
  public:
   /// `dense`: shared by the thread ranks of one process, hence the shared_ptr. `experts`: what
@@ -56,9 +59,10 @@ class Decoder {
   ~Decoder();
 
   /// Collective: all ranks call it the same number of times; a rank without tokens passes an empty
-  /// batch. Returns the wanted logits, f32 [wanted tokens, vocab] in order of the batch; valid
-  /// until the next call. REQUIRES: at most max_tokens tokens; a cache of activation_type() for
-  /// each sequence, with room for its tokens, no further than the model's max_positions.
+  /// batch. Ranks of one group pass the same batch, each with caches of its own. Returns the wanted
+  /// logits, f32 [wanted tokens, vocab] in order of the batch; valid until the next call. REQUIRES:
+  /// at most max_tokens tokens; a cache of activation_type() for each sequence, with room for its
+  /// tokens, no further than the model's max_positions.
   std::span<const float> forward(std::span<const SequenceStep> batch);
 
   /// From now on every step adds the rows that each local slot computes to `slot_rows`, borrowed:
@@ -76,6 +80,8 @@ class Decoder {
   void place_layer(int layer, const Placement& placement, std::span<std::byte* const> blocks);
 
   const ModelConfig& config() const;
+  /// Ranks that hold the same sequences as this one, itself included.
+  int tp() const;
   /// Of hidden states and caches: the type of the dense weights.
   DType activation_type() const;
   ExchangeStats exchange_stats() const;

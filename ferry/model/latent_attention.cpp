@@ -28,6 +28,7 @@ float score_scale(const ModelConfig& config) {
 LatentAttention::LatentAttention(const ModelConfig& config,
                                  DType type,
                                  int max_tokens,
+                                 TensorGroup& group,
                                  ThreadPool& pool,
                                  const GemmScratch& gemm_scratch)
     : config_(config),
@@ -35,6 +36,7 @@ LatentAttention::LatentAttention(const ModelConfig& config,
       type_(type),
       max_tokens_(max_tokens),
       heads_(config.heads),
+      own_(latent_heads(config.heads, group.self())),
       rope_(config.rope.dim),
       rank_(latent_.rank),
       row_(rank_ + rope_),
@@ -44,7 +46,7 @@ LatentAttention::LatentAttention(const ModelConfig& config,
       pool_(pool),
       gemm_scratch_(gemm_scratch),
       angles_(config.rope, max_tokens),
-      output_(max_tokens, config.hidden, type, pool, gemm_scratch),
+      output_(max_tokens, config.hidden, type, group, pool, gemm_scratch),
       down_(rows_buffer(max_tokens, from_down_ + row_, DType::f32)),
       compressed_(rows_buffer(max_tokens, latent_.query_rank, type)),
       projected_(
@@ -81,14 +83,19 @@ void LatentAttention::forward(int layer,
     attend(layer, first, count);
     make_values(weights, first, count);
   }
-  output_.add({heads_out_.data(), row_bytes(heads_ * latent_.value_dim, type_)},
+  const auto heads = static_cast<int>(heads_);
+  output_.add(layer,
+              {.rows = {heads_out_.data(), row_bytes(heads_ * latent_.value_dim, type_)},
+               .heads = heads,
+               .kv_heads = heads,
+               .head_dim = latent_.value_dim},
               num_tokens(),
               weights.output.view,
               weights.output_bias,
               residual);
 }
 
-/// All that is made of the hidden state at once.
+/// All that is made of the hidden state at once: of queries this rank's, but compressed ones whole.
 void LatentAttention::project_down(const DenseWeights::Layer& weights, const RowsView& normed) {
   parallel_gemm(pool_,
                 gemm_scratch_,
@@ -96,7 +103,8 @@ void LatentAttention::project_down(const DenseWeights::Layer& weights, const Row
                  .rows = num_tokens(),
                  .weights = &weights.qkv.view,
                  .out = {down_.data(), row_bytes(from_down_ + row_, DType::f32)},
-                 .out_type = DType::f32});
+                 .out_type = DType::f32},
+                latent_down_panels(config_, own_));
 }
 
 void LatentAttention::store_latents(int layer, const DenseWeights::Layer& weights) {
@@ -119,7 +127,7 @@ void LatentAttention::store_latents(int layer, const DenseWeights::Layer& weight
       });
 }
 
-/// From compressed queries to those of all heads, where they are compressed.
+/// From compressed queries to those of this rank's heads, where they are compressed.
 void LatentAttention::project_queries(const DenseWeights::Layer& weights) {
   const std::int64_t width = latent_.query_rank;
   if (width == 0) return;
@@ -147,7 +155,8 @@ void LatentAttention::project_queries(const DenseWeights::Layer& weights) {
                  .rows = num_tokens(),
                  .weights = &weights.query_up.view,
                  .out = {projected_.data(), row_bytes(heads_ * head_dim_, DType::f32)},
-                 .out_type = DType::f32});
+                 .out_type = DType::f32},
+                latent_query_panels(config_, own_));
 }
 
 /// queries_ of some tokens: what does not turn through the head's key matrix, what turns behind it.
@@ -160,7 +169,7 @@ void LatentAttention::make_queries(const DenseWeights::Layer& weights,
     for (std::int64_t t = begin; t < end; ++t) {
       const float* heads = compressed ? projected_.as<float>() + (first + t) * heads_ * head_dim_
                                       : down_.as<float>() + (first + t) * (from_down_ + row_);
-      for (std::int64_t h = 0; h < heads_; ++h) {
+      for (std::int64_t h = own_.begin; h < own_.end; ++h) {
         const std::int64_t head = t * heads_ + h;
         kernels().convert(bytes_of(heads + h * head_dim_),
                           DType::f32,
@@ -186,12 +195,14 @@ void LatentAttention::attend(int layer, std::int64_t first, std::int64_t count) 
   for (std::int64_t t = first; t < first + count; ++t)
     last = std::max(last, tokens_[static_cast<std::size_t>(t)].position);
   // Head by head of a token: all read the same rows and find them in cache.
-  pool_.parallel_for(count * heads_,
-                     attend_grain((last + 1) * row_),
-                     [&](std::int64_t begin, std::int64_t end, int worker) {
-                       for (std::int64_t i = begin; i < end; ++i)
-                         attend(layer, first + i / heads_, i, worker);
-                     });
+  const std::int64_t own = own_.size();
+  pool_.parallel_for(
+      count * own,
+      attend_grain((last + 1) * row_),
+      [&](std::int64_t begin, std::int64_t end, int worker) {
+        for (std::int64_t i = begin; i < end; ++i)
+          attend(layer, first + i / own, i / own * heads_ + own_.begin + i % own, worker);
+      });
 }
 
 /// One head of one token, row `row` of queries_ and attended_.
@@ -231,8 +242,8 @@ void LatentAttention::each_head(std::span<const PackedMatrix> matrices,
                                 const MutableRowsView& out,
                                 std::ptrdiff_t out_step,
                                 DType out_type) {
-  pool_.parallel_for(heads_, 1, [&](std::int64_t begin, std::int64_t end, int worker) {
-    for (std::int64_t h = begin; h < end; ++h) {
+  pool_.parallel_for(own_.size(), 1, [&](std::int64_t begin, std::int64_t end, int worker) {
+    for (std::int64_t h = own_.begin + begin; h < own_.begin + end; ++h) {
       const PackedMatrix& matrix = matrices[static_cast<std::size_t>(h)];
       kernels().gemm({.in = {in.base + h * row_bytes(matrix.k, type_), in.stride},
                       .rows = rows,

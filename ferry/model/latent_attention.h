@@ -21,21 +21,25 @@
 #include "ferry/core/types.h"
 #include "ferry/model/attention_parts.h"
 #include "ferry/model/config.h"
+#include "ferry/model/head_share.h"
 #include "ferry/model/weights.h"
 #include "ferry/moe/parallel_gemm.h"
+#include "ferry/moe/tensor_group.h"
 
 namespace ferry {
 
 /// Owns the scratch, sized at construction for `max_tokens` tokens; borrows the rest. Threads: one
 /// at a time.
 /// Numerics: the cached rows, what goes into a matrix, and the heads' results are rounded to the
-/// activation type; queries over latents and scores are f32; every row is computed by itself.
+/// activation type; queries over latents and scores are f32; every row is computed by itself. Ranks
+/// that hold the same tokens share out heads; each caches all latents, which all heads read.
 class LatentAttention {
  public:
   /// `gemm_scratch`: for the inputs that widest_input() of this config names.
   LatentAttention(const ModelConfig& config,
                   DType type,
                   int max_tokens,
+                  TensorGroup& group,
                   ThreadPool& pool,
                   const GemmScratch& gemm_scratch);
 
@@ -59,8 +63,8 @@ class LatentAttention {
   void attend(int layer, std::int64_t token, std::int64_t row, int worker);
   void make_values(const DenseWeights::Layer& weights, std::int64_t first, std::int64_t count);
 
-  /// out[:, head] = in[:, head] * matrix of that head, both of `rows` rows, a head's piece behind
-  /// that of the head before it.
+  /// For this rank's heads out[:, head] = in[:, head] * matrix of that head, both of `rows` rows, a
+  /// head's piece behind that of the head before it.
   void each_head(std::span<const PackedMatrix> matrices,
                  std::int64_t rows,
                  const RowsView& in,
@@ -75,6 +79,7 @@ class LatentAttention {
   DType type_;
   int max_tokens_;
   std::int64_t heads_;
+  const HeadRange own_;     // this rank's
   std::int64_t rope_;       // elements that turn, of a query head and of the shared key
   std::int64_t rank_;       // of latents
   std::int64_t row_;        // of the cache: rank + rope

@@ -133,17 +133,20 @@ void pack_stored(std::span<const StoredMatrix> matrices,
   const std::int64_t k = matrices.front().columns;
   const auto step = static_cast<std::ptrdiff_t>(PackedMatrix::packed_panel_bytes(target.type, k)) *
                     target.panel_step;
-  const std::int64_t panels = ceil_div(columns, kPanelColumns);
-  pool.parallel_for(panels, kPanelGrain, [&](std::int64_t begin, std::int64_t end, int) {
-    PanelRows rows;
-    for (std::int64_t p = begin; p < end; ++p) {
-      pack_columns(sources,
-                   p * kPanelColumns,
-                   std::min(columns, (p + 1) * kPanelColumns),
-                   rows,
-                   {.type = target.type, .k = k, .out = target.data + p * step});
-    }
-  });
+  const PanelRange all{0, ceil_div(columns, kPanelColumns)};
+  for (const PanelRange& range : target.panels.empty() ? std::span(&all, 1) : target.panels) {
+    const std::int64_t panels = range.end - range.begin;
+    pool.parallel_for(panels, kPanelGrain, [&](std::int64_t begin, std::int64_t end, int) {
+      PanelRows rows;
+      for (std::int64_t p = range.begin + begin; p < range.begin + end; ++p) {
+        pack_columns(sources,
+                     p * kPanelColumns,
+                     std::min(columns, (p + 1) * kPanelColumns),
+                     rows,
+                     {.type = target.type, .k = k, .out = target.data + p * step});
+      }
+    });
+  }
 }
 
 QuantizedMatrix quantize_stored(const StoredMatrix& matrix, WeightType type, ThreadPool& pool) {

@@ -9,6 +9,7 @@
 #include "ferry/core/threads.h"
 #include "ferry/kernels/packed_matrix.h"
 #include "ferry/model/stored_matrix.h"
+#include "ferry/moe/parallel_gemm.h"
 
 namespace ferry {
 
@@ -17,6 +18,9 @@ struct PackTarget {
   WeightType type = WeightType::f32;
   std::byte* data = nullptr;
   std::int64_t panel_step = 1;  ///< panels from one to the next: 2 interleaves gate and up
+  /// Those of the merged matrix that are packed, each to its own place, the others' being left
+  /// untouched. Empty: all.
+  std::span<const PanelRange> panels = {};
 };
 
 /// Packs the merged matrix whose columns are the rows of `sources`, one behind the other, all of

@@ -9,6 +9,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/model/family.h"
+#include "ferry/model/head_share.h"
 #include "ferry/model/pack_stored.h"
 
 namespace ferry {
@@ -64,11 +65,13 @@ class Packer {
          const WeightChoice& weights,
          ThreadPool& pool,
          const LoadProgress& progress,
-         std::uint64_t total)
+         std::uint64_t total,
+         const GroupMember& member = {})
       : checkpoint_(checkpoint),
         weights_(weights),
         pool_(pool),
         progress_(progress),
+        member_(member),
         total_(total) {
     report(0);
   }
@@ -93,11 +96,14 @@ class Packer {
     return out;
   }
 
+  using NamesAndRows = std::initializer_list<std::pair<std::string_view, std::int64_t>>;
+
   /// Matrices [n, k] packed as one of [k, n + n + ..], of the chosen type where none is given.
-  OwnedMatrix matrix(
-      std::initializer_list<std::pair<std::string_view, std::int64_t>> names_and_rows,
-      std::int64_t k,
-      std::optional<WeightType> wanted = {}) {
+  /// `panels`: those that are wanted; empty: all.
+  OwnedMatrix matrix(NamesAndRows names_and_rows,
+                     std::int64_t k,
+                     std::optional<WeightType> wanted = {},
+                     std::span<const PanelRange> panels = {}) {
     std::vector<StoredMatrix> sources;
     std::int64_t columns = 0;
     for (const auto& [name, rows] : names_and_rows) {
@@ -108,25 +114,27 @@ class Packer {
     OwnedMatrix matrix;
     matrix.memory = Buffer(packed_bytes(type, k, panels_of(columns)));
     matrix.view = {.type = type, .k = k, .n = columns, .data = matrix.memory.data()};
-    pack(sources, {.type = type, .data = matrix.memory.data()});
+    pack(sources, {.type = type, .data = matrix.memory.data(), .panels = panels});
     return matrix;
   }
 
   /// The heads' key and value matrices of a latent_up: rows of plain_dim keys, then value_dim
   /// values, head by head. Those of keys lie the other way round than it, as queries meet them.
-  std::pair<HeadMatrices, HeadMatrices> latent_heads(std::string_view name,
-                                                     std::int64_t num_heads,
-                                                     const LatentConfig& latent) {
+  /// Packs those of the member's heads.
+  std::pair<HeadMatrices, HeadMatrices> latent_head_matrices(std::string_view name,
+                                                             int num_heads,
+                                                             const LatentConfig& latent) {
     const std::int64_t plain = latent.plain_dim;
     const std::int64_t value = latent.value_dim;
     const std::int64_t rank = latent.rank;
     const StoredMatrix source = find_matrix(name, num_heads * (plain + value), rank);
     HeadMatrices keys = head_matrices(num_heads, plain, rank);
     HeadMatrices values = head_matrices(num_heads, rank, value);
-    pool_.parallel_for(num_heads, 1, [&](std::int64_t begin, std::int64_t end, int) {
+    const HeadRange own = latent_heads(num_heads, member_);
+    pool_.parallel_for(own.size(), 1, [&](std::int64_t begin, std::int64_t end, int) {
       std::vector<float> rows(static_cast<std::size_t>((plain + value) * rank));
       std::vector<float> turned(static_cast<std::size_t>(plain * rank));
-      for (std::int64_t h = begin; h < end; ++h) {
+      for (std::int64_t h = own.begin + begin; h < own.begin + end; ++h) {
         source.read_rows(h * (plain + value), plain + value, DType::f32, as_bytes(rows.data()));
         for (std::int64_t i = 0; i < plain; ++i)
           for (std::int64_t j = 0; j < rank; ++j)
@@ -140,15 +148,28 @@ class Packer {
     return {std::move(keys), std::move(values)};
   }
 
-  /// A gated block into memory of this layout; gate's and up's panels alternate.
+  /// The member's share of such a matrix.
+  OwnedMatrix shared_out(NamesAndRows names_and_rows, std::int64_t k) {
+    std::int64_t columns = 0;
+    for (const auto& [name, rows] : names_and_rows) columns += rows;
+    const PanelRange own = member_.panels(columns);
+    return matrix(names_and_rows, k, {}, {&own, 1});
+  }
+
+  const GroupMember& member() const { return member_; }
+
+  /// The member's share of a gated block into memory of this layout; gate's and up's panels
+  /// alternate.
   void ffn(const FfnNames& names, const FfnLayout& layout, std::byte* gate_up, std::byte* down) {
     const std::size_t panel = PackedMatrix::packed_panel_bytes(layout.type, layout.hidden);
     const StoredMatrix gate = find_matrix(names.gate, layout.inter, layout.hidden);
     const StoredMatrix up = find_matrix(names.up, layout.inter, layout.hidden);
-    pack({&gate, 1}, {layout.type, gate_up, 2});
-    pack({&up, 1}, {layout.type, gate_up + panel, 2});
+    const PanelRange own_inter = member_.panels(layout.inter);
+    const PanelRange own_hidden = member_.panels(layout.hidden);
+    pack({&gate, 1}, {layout.type, gate_up, 2, {&own_inter, 1}});
+    pack({&up, 1}, {layout.type, gate_up + panel, 2, {&own_inter, 1}});
     const StoredMatrix source = find_matrix(names.down, layout.hidden, layout.inter);
-    pack({&source, 1}, {layout.type, down, 1});
+    pack({&source, 1}, {layout.type, down, 1, {&own_hidden, 1}});
   }
 
   OwnedFfn ffn(const FfnNames& names, std::int64_t inter) {
@@ -240,6 +261,7 @@ class Packer {
   WeightChoice weights_;
   ThreadPool& pool_;
   const LoadProgress& progress_;
+  const GroupMember member_;  // whose columns of shared out matrices are packed
   int layer_ = -1;
   int expert_ = -1;
   std::uint64_t total_;
@@ -254,19 +276,23 @@ void load_latent_attention(Packer& packer,
   const std::int64_t hidden = config.hidden;
   const std::int64_t q = std::int64_t{config.heads} * config.head_dim;
   const std::int64_t row = latent.rank + config.rope.dim;
+  const HeadRange own = latent_heads(config.heads, packer.member());
+  const auto down_panels = latent_down_panels(config, own);
   if (latent.query_rank > 0) {
-    layer.qkv =
-        packer.matrix({{names.query_down, latent.query_rank}, {names.latent_down, row}}, hidden);
+    layer.qkv = packer.matrix(
+        {{names.query_down, latent.query_rank}, {names.latent_down, row}}, hidden, {}, down_panels);
     layer.query_norm = packer.vector({{names.query_down_norm, latent.query_rank}});
-    layer.query_up = packer.matrix({{names.query_up, q}}, latent.query_rank);
+    layer.query_up = packer.matrix(
+        {{names.query_up, q}}, latent.query_rank, {}, latent_query_panels(config, own));
   } else {
-    layer.qkv = packer.matrix({{names.q_weight, q}, {names.latent_down, row}}, hidden);
+    layer.qkv =
+        packer.matrix({{names.q_weight, q}, {names.latent_down, row}}, hidden, {}, down_panels);
   }
   layer.key_norm = packer.vector({{names.latent_norm, latent.rank}});
   std::tie(layer.head_keys, layer.head_values) =
-      packer.latent_heads(names.latent_up, config.heads, latent);
+      packer.latent_head_matrices(names.latent_up, config.heads, latent);
   layer.output =
-      packer.matrix({{names.o_weight, hidden}}, std::int64_t{config.heads} * latent.value_dim);
+      packer.shared_out({{names.o_weight, hidden}}, std::int64_t{config.heads} * latent.value_dim);
 }
 
 void load_attention(Packer& packer,
@@ -277,9 +303,16 @@ void load_attention(Packer& packer,
   const std::int64_t head_dim = config.head_dim;
   const std::int64_t q = config.heads * head_dim;
   const std::int64_t kv = config.kv_heads * head_dim;
-  layer.qkv =
-      packer.matrix({{names.q_weight, q}, {names.k_weight, kv}, {names.v_weight, kv}}, hidden);
-  layer.output = packer.matrix({{names.o_weight, hidden}}, q);
+  const auto qkv = {
+      std::pair{names.q_weight, q}, std::pair{names.k_weight, kv}, std::pair{names.v_weight, kv}};
+  if (config.qk_norm == QkNorm::whole) {
+    layer.qkv = packer.shared_out(qkv, hidden);
+  } else {
+    const HeadShare own = head_share(config.heads, config.kv_heads, packer.member());
+    layer.qkv = packer.matrix(
+        qkv, hidden, {}, head_panels(own, config.heads, config.kv_heads, config.head_dim));
+  }
+  layer.output = packer.shared_out({{names.o_weight, hidden}}, q);
   if (config.attention_bias)
     layer.qkv_bias = packer.vector({{names.q_bias, q}, {names.k_bias, kv}, {names.v_bias, kv}});
   if (config.output_bias) layer.output_bias = packer.vector({{names.o_bias, hidden}});
@@ -380,7 +413,8 @@ WeightChoice choose_weights(const Checkpoint& checkpoint, std::optional<WeightTy
 DenseWeights load_dense_weights(const Checkpoint& checkpoint,
                                 const WeightChoice& choice,
                                 ThreadPool& pool,
-                                const LoadProgress& progress) {
+                                const LoadProgress& progress,
+                                const GroupMember& member) {
   const ModelConfig& config = checkpoint.config();
   const TensorNames& names = checkpoint.names();
   std::uint64_t total = tensor_bytes(
@@ -389,9 +423,10 @@ DenseWeights load_dense_weights(const Checkpoint& checkpoint,
     total += tensor_bytes(
         checkpoint, [](const TensorSpec& spec) { return spec.role == TensorRole::embedding; });
   }
-  Packer packer(checkpoint, choice, pool, progress, total);
+  Packer packer(checkpoint, choice, pool, progress, total, member);
 
   DenseWeights weights;
+  weights.member = member;
   weights.dtype = activation_type(choice.type);
   weights.embedding = packer.rows(names.embedding, config.vocab, config.hidden);
   for (int layer = 0; layer < config.layers; ++layer) {
@@ -400,7 +435,7 @@ DenseWeights load_dense_weights(const Checkpoint& checkpoint,
   }
   packer.at(-1);
   weights.final_norm = packer.vector({{names.final_norm, config.hidden}});
-  weights.head = packer.matrix(
+  weights.head = packer.shared_out(
       {{config.tied_embeddings ? names.embedding : names.lm_head, config.vocab}}, config.hidden);
   return weights;
 }
@@ -422,11 +457,10 @@ ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
   const FfnLayout layout{choice.type, config.hidden, config.moe.inter};
   ExpertWeights weights;
   for (int layer = 0; layer < config.layers; ++layer) {
-    weights.layers.push_back({config.sparse(layer)
-                                  ? placement.layer(layer).choosing({.source = rank})
-                                  : Placement::identity(1, placement.ranks()),
-                              {},
-                              {}});
+    weights.layers.push_back(
+        {config.sparse(layer) ? placement.layer(layer) : Placement::identity(1, placement.ranks()),
+         {},
+         {}});
   }
   const auto here = [&](const TensorSpec& spec) -> std::uint64_t {
     if (spec.role != TensorRole::expert) return 0;

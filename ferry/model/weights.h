@@ -14,6 +14,7 @@
 #include "ferry/model/checkpoint.h"
 #include "ferry/model/config.h"
 #include "ferry/moe/moe_layer.h"
+#include "ferry/moe/tensor_group.h"
 
 namespace ferry {
 
@@ -36,7 +37,9 @@ struct HeadMatrices {
 };
 
 /// What every rank needs alike: all but the routed experts. One copy serves all thread ranks of a
-/// process. Immutable after load.
+/// process. Immutable after load. One that was loaded for a single member of a group lacks the
+/// panels that only others compute; its matrices are as large, but pages never written cost
+/// nothing.
 struct DenseWeights {
   struct Layer {
     std::vector<float> attention_norm;  // [H], before attention
@@ -59,6 +62,7 @@ struct DenseWeights {
     OwnedMatrix shared_gate;            // f32 [H, 1]
   };
 
+  GroupMember member;        // whose share this is; alone: everybody's
   DType dtype = DType::f32;  // of activations and embedding: f32 or bf16
   Buffer embedding;          // [vocab, H] of dtype
   std::vector<float> final_norm;
@@ -100,12 +104,14 @@ WeightChoice choose_weights(const Checkpoint& checkpoint, std::optional<WeightTy
 
 /// Packs all but the routed experts; f32 weights held as bf16 are rounded to nearest even, what is
 /// quantised as docs/numerics.md says.
+/// `member`: whose share is wanted, where one rank alone will use it.
 /// `progress` may be empty. Throws ModelError naming file, tensor, expected and found shape, before
 /// anything is packed.
 DenseWeights load_dense_weights(const Checkpoint& checkpoint,
                                 const WeightChoice& choice,
                                 ThreadPool& pool,
-                                const LoadProgress& progress);
+                                const LoadProgress& progress,
+                                const GroupMember& member = {});
 
 /// Packs the routed experts that `rank` holds under `placement`, which has a layer for each of the
 /// model's (those of dense ones are not looked at). As above.

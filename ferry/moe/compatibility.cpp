@@ -100,10 +100,12 @@ void check_options(const DispatcherOptions& o, int ranks) {
 }
 
 void check_placement(const DispatcherOptions& o, const Placement& placement) {
-  if ((o.exchange.hidden_partition || o.dp_size > 1) && !placement.same_on_all_ranks()) {
+  const bool alike = o.exchange.hidden_partition ? placement.same_on_all_ranks()
+                                                 : placement.same_in_groups_of(o.dp_size);
+  if (!alike) {
     fail<ConfigError>(
-        "ranks that hold the same tokens must choose the same replicas: no source rank in the "
-        "replica choice with hidden_partition or dp_size {}",
+        "ranks that hold the same tokens must choose the same replicas: in the replica choice no "
+        "source rank with hidden_partition, none or groups of members with dp_size {}",
         o.dp_size);
   }
 }

@@ -91,16 +91,10 @@ bool MoeLayer::run_shared_expert(const RowsView& hidden, int tokens, float* out)
   MoeContext& c = context_;
   if (!weights_.shared) return false;
   if (tokens == 0) return true;
-  const std::int32_t count = tokens;
-  const std::int64_t offset = 0;
   const int hidden_size = c.options_.dispatcher.hidden;
-  c.shared_experts_->run({.counts = {&count, 1},
-                          .offsets = {&offset, 1},
-                          .in = hidden,
-                          .in_type = wire_type(c.options_.dtype),
-                          .out = c.f32_rows(out),
-                          .hidden = hidden_size},
-                         {&*weights_.shared, 1});
+  const GatherPhase phase{.name = "shared expert", .layer = index_};
+  c.shared_expert_->run(hidden, tokens, *weights_.shared, c.f32_rows(out), phase);
+  c.group_.gather_columns(c.f32_rows(out), tokens, hidden_size, DType::f32, phase);
   if (!weights_.shared_gate.data) return true;
 
   parallel_gemm(c.pool_,
@@ -131,7 +125,7 @@ MoeLayer::MoeLayer(MoeContext& context, const Placement& placement, MoeWeights w
               weights_.local.size(),
               o.dispatcher.slots_per_rank);
   check_placement(o.dispatcher, placement);
-  FERRY_CHECK(weights_.shared.has_value() == context.shared_experts_.has_value(),
+  FERRY_CHECK(weights_.shared.has_value() == context.shared_expert_.has_value(),
               "layer {}: shared expert in the weights but not in the options, or the reverse",
               index);
 }
@@ -152,6 +146,8 @@ MoeContext::MoeContext(const Options& options, Transport& transport, ThreadPool&
                 .dtype = options.dtype,
                 .max_rows = kExpertRowsPerTurn},
                pool),
+      alone_(pool),
+      group_(options.group != nullptr ? *options.group : alone_),
       gemm_scratch_(pool.size(), DType::f32, options.dispatcher.hidden) {
   const auto tokens = static_cast<std::size_t>(options.dispatcher.max_tokens);
   DispatcherOptions of_lane = options.dispatcher;
@@ -163,12 +159,17 @@ MoeContext::MoeContext(const Options& options, Transport& transport, ThreadPool&
               "experts of {} handed {} rows",
               dtype_name(options.dtype),
               wire_type_name(options.dispatcher.expert_type));
+  FERRY_CHECK(group_.members() == options.dispatcher.dp_size,
+              "a group of {}, dispatcher for {}",
+              group_.members(),
+              options.dispatcher.dp_size);
   if (options.shared_inter > 0) {
-    shared_experts_.emplace(Experts::Options{.hidden = options.dispatcher.hidden,
+    shared_expert_.emplace(GatedFfn::Options{.hidden = options.dispatcher.hidden,
                                              .inter = options.shared_inter,
                                              .dtype = options.dtype,
-                                             .max_rows = kExpertRowsPerTurn},
-                            pool);
+                                             .max_rows = options.dispatcher.max_tokens},
+                           group_,
+                           pool);
   }
   if (options.dtype != DType::f32)
     hidden_f32_ =

@@ -13,9 +13,11 @@
 #include "ferry/kernels/kernels.h"
 #include "ferry/moe/dispatcher.h"
 #include "ferry/moe/experts.h"
+#include "ferry/moe/gated_ffn.h"
 #include "ferry/moe/parallel_gemm.h"
 #include "ferry/moe/placement.h"
 #include "ferry/moe/router.h"
+#include "ferry/moe/tensor_group.h"
 
 namespace ferry {
 
@@ -24,7 +26,7 @@ struct MoeWeights {
   PackedMatrix router;                     ///< f32 [H, E]
   std::span<const float> selection_bias;   ///< [E] or empty; see route()
   std::span<const GatedFfnWeights> local;  ///< [slots_per_rank]; empty slots have no data
-  std::optional<GatedFfnWeights> shared;   ///< shared expert, whole on every rank
+  std::optional<GatedFfnWeights> shared;   ///< shared expert; at least this rank's columns of it
   PackedMatrix shared_gate;                ///< f32 [H, 1]; no data = no gate
 };
 
@@ -41,6 +43,9 @@ class MoeContext {
     int inter = 0;
     int shared_inter = 0;      ///< 0 = no shared expert
     DType dtype = DType::f32;  ///< of activations
+    /// The ranks that hold the same tokens, dispatcher.dp_size of them, which share out the shared
+    /// expert. Outlives the context. Null: each rank has tokens of its own.
+    TensorGroup* group = nullptr;
   };
 
   MoeContext(const Options& options, Transport& transport, ThreadPool& pool);
@@ -80,7 +85,9 @@ class MoeContext {
   ThreadPool& pool_;
   std::vector<std::unique_ptr<Lane>> lanes_;
   Experts experts_;
-  std::optional<Experts> shared_experts_;
+  TensorGroup alone_;
+  TensorGroup& group_;
+  std::optional<GatedFfn> shared_expert_;
 
   // Scratch for max_tokens tokens.
   GemmScratch gemm_scratch_;

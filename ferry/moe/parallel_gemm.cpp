@@ -1,6 +1,7 @@
 #include "ferry/moe/parallel_gemm.h"
 
 #include <algorithm>
+#include <array>
 
 namespace ferry {
 
@@ -23,17 +24,31 @@ std::int64_t gemm_panels(const GemmArgs& args) {
 }
 
 void parallel_gemm(ThreadPool& pool, const GemmScratch& scratch, const GemmArgs& args) {
+  const std::array all{PanelRange{0, gemm_panels(args)}};
+  parallel_gemm(pool, scratch, args, all);
+}
+
+void parallel_gemm(ThreadPool& pool,
+                   const GemmScratch& scratch,
+                   const GemmArgs& args,
+                   std::span<const PanelRange> ranges) {
   if (args.rows == 0) return;
-  const std::int64_t panels =
-      args.epilogue == Epilogue::gated_silu ? args.weights->gated_panels() : args.weights->panels();
+  std::int64_t panels = 0;
+  for (const PanelRange& range : ranges) panels += range.end - range.begin;
+  // Tasks are cut out of the ranges laid end to end.
   pool.parallel_for(panels,
                     panel_grain(panels, pool.size(), args.epilogue),
                     [&](std::int64_t begin, std::int64_t end, int worker) {
                       GemmArgs part = args;
-                      part.first_panel = begin;
-                      part.last_panel = end;
                       part.scratch = scratch.of(worker);
-                      kernels().gemm(part);
+                      std::int64_t before = 0;  // panels of the ranges gone through
+                      for (const PanelRange& range : ranges) {
+                        const std::int64_t shift = range.begin - before;
+                        before += range.end - range.begin;
+                        part.first_panel = std::max(begin + shift, range.begin);
+                        part.last_panel = std::min(end + shift, range.end);
+                        if (part.first_panel < part.last_panel) kernels().gemm(part);
+                      }
                     });
 }
 

@@ -1,6 +1,7 @@
 // One matrix product on all threads of a rank.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "ferry/core/buffer.h"
@@ -34,5 +35,17 @@ std::int64_t gemm_panels(const GemmArgs& args);
 /// kernels().gemm over all panels of args.weights, split by columns over the pool; fills in
 /// first_panel, last_panel and scratch. The split never changes a bit.
 void parallel_gemm(ThreadPool& pool, const GemmScratch& scratch, const GemmArgs& args);
+
+/// Panels [begin, end) of a product.
+struct PanelRange {
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+};
+
+/// The same over these panels alone. REQUIRES: gated_silu: all bounds even.
+void parallel_gemm(ThreadPool& pool,
+                   const GemmScratch& scratch,
+                   const GemmArgs& args,
+                   std::span<const PanelRange> ranges);
 
 }  // namespace ferry

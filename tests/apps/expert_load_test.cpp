@@ -79,6 +79,8 @@ TEST_F(ExpertLoad, EveryTokenCountsOnceHoweverItIsRun) {
   EXPECT_EQ(total(record({"--ep", "2", "--max-tokens", "8"})), alone);
   EXPECT_EQ(total(record({"--ep", "3", "--transport", "shm"})), alone);
   EXPECT_EQ(total(record({"--ep", "2", "--moe-a2a-backend", "none"})), alone);
+  EXPECT_EQ(total(record({"--ep", "4", "--tp", "2"})), alone);
+  EXPECT_EQ(total(record({"--tp", "3", "--two-batch-overlap"})), alone);
 }
 
 TEST_F(ExpertLoad, PhasesMakeUpTheWhole) {

@@ -76,6 +76,34 @@ TEST_P(Hashes, AreTheSameForAllRanksTransportsThreadsAndInstructionSets) {
   EXPECT_EQ(expected[0]["logits_sha256"].get<std::string>().size(), 64U);
 }
 
+/// Heads and columns that do not divide, groups of some ranks and of all.
+TEST_P(Hashes, AreTheSameForAllSizesOfGroups) {
+  const test::TempDir directory;
+  const Arguments common{"generate",
+                         "--model",
+                         model_dir(GetParam()),
+                         "--input-ids",
+                         write_golden_ids(directory, GetParam()),
+                         "--max-new-tokens",
+                         "6",
+                         "--threads",
+                         "1"};
+  const json expected = run_json(common)["results"];
+  std::vector<Arguments> ways{
+      {"--tp", "2"},
+      {"--tp", "3", "--transport", "shm"},
+      {"--tp", "4", "--ep", "4", "--moe-a2a-backend", "alltoallv", "--max-tokens", "9"},
+      {"--tp", "2", "--ep", "4", "--moe-a2a-backend", "deepep", "--two-batch-overlap"},
+      {"--tp", "3", "--ep", "6", "--moe-a2a-backend", "ascend_fuseep", "--max-sequences", "1"}};
+  if (run_json({"doctor"})["transports"]["fabric"] == "ok")
+    ways.push_back({"--tp", "2", "--ep", "2", "--transport", "fabric"});
+  for (const Arguments& way : ways) {
+    const json report = run_json(common + way);
+    EXPECT_EQ(report["tp"].get<int>(), std::stoi(way[1]));
+    EXPECT_EQ(report["results"], expected) << testing::PrintToString(way);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Models,
                          Hashes,
                          testing::Values("qwen2_tied_sharded", "qwen3_bf16"),

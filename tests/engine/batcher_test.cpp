@@ -24,7 +24,7 @@ StepResult result_of(const StepRecord& record, const std::vector<TokenResult>& t
 }
 
 BatcherOptions options(int ranks, int max_sequences, int max_tokens) {
-  return {.ranks = ranks,
+  return {.groups = ranks,
           .max_sequences = max_sequences,
           .max_tokens = max_tokens,
           .record_bytes = record_capacity(1000, max_sequences)};
@@ -239,7 +239,7 @@ void run_over_pages(const BatcherOptions& o, const std::vector<std::pair<int, in
   int steps = 0;
   for (; !batcher.idle() && steps < 10000; ++steps) {
     const auto records = batcher.plan();
-    for (Rank r = 0; r < o.ranks; ++r) {
+    for (Rank r = 0; r < o.groups; ++r) {
       const StepRecord& record = records[static_cast<std::size_t>(r)];
       for (const std::uint64_t id : record.evicted) live.at(id).cached = 0;
       std::vector<TokenResult> tokens;
@@ -252,12 +252,12 @@ void run_over_pages(const BatcherOptions& o, const std::vector<std::pair<int, in
         tokens.push_back({.id = run.id, .token = 1, .last = --p.fresh == 0});
         if (p.fresh == 0) live.erase(run.id);
       }
-      ASSERT_LE(batcher.used_pages(), static_cast<std::int64_t>(o.kv_pages) * o.ranks);
+      ASSERT_LE(batcher.used_pages(), static_cast<std::int64_t>(o.kv_pages) * o.groups);
       batcher.finish_step(r, result_of(record, tokens));
     }
     int pages = 0;
     for (const auto& [id, p] : live) pages += (p.cached + kKvPageTokens - 1) / kKvPageTokens;
-    ASSERT_LE(pages, o.kv_pages * o.ranks) << "step " << steps;
+    ASSERT_LE(pages, o.kv_pages * o.groups) << "step " << steps;
   }
   EXPECT_TRUE(live.empty()) << "no progress";
 }

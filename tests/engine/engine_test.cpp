@@ -21,6 +21,7 @@ struct Outcome {
 struct EngineRun {
   std::string transport = "inproc";
   int ranks = 1;
+  int tp = 1;
   int threads = 1;
   int max_tokens = 64;
   int max_sequences = 4;
@@ -59,7 +60,7 @@ std::vector<Outcome> generate(const std::string& model,
             dense,
             load_expert_weights(
                 checkpoint, {weight_type(run.weights)}, placement, transport.rank(), pool, {}),
-            {.max_tokens = run.max_tokens, .dispatch_wire = {}, .combine_wire = {}},
+            {.tp = run.tp, .max_tokens = run.max_tokens, .dispatch_wire = {}, .combine_wire = {}},
             transport,
             pool);
         Engine engine({.max_sequences_per_rank = run.max_sequences,
@@ -161,6 +162,24 @@ TEST_P(GoldenModel, LogitsAreTheSameBitsHoweverARequestIsRun) {
   }
 }
 
+/// Heads need not divide by the ranks of a group, and there may be more ranks than key-value heads.
+TEST_P(GoldenModel, LogitsAreTheSameBitsForAnySizeOfGroups) {
+  const std::vector<Request> requests = many_requests(GetParam());
+  for (const DType weights : {DType::f32, DType::bf16}) {
+    const std::vector<Outcome> expected = generate(GetParam(), requests, {.weights = weights});
+    for (const auto& [ranks, tp] : {std::pair{2, 2}, {3, 3}, {4, 2}, {4, 4}, {6, 3}}) {
+      const EngineRun run{.transport = ranks == 4 ? "shm" : "inproc",
+                          .ranks = ranks,
+                          .tp = tp,
+                          .threads = 1 + tp % 2,
+                          .max_tokens = tp == 3 ? 7 : 64,
+                          .weights = weights};
+      EXPECT_EQ(generate(GetParam(), requests, run), expected)
+          << "ranks " << ranks << ", tp " << tp << ", " << dtype_name(weights);
+    }
+  }
+}
+
 /// A plan every few steps, so few bytes a step that newer plans interrupt older ones.
 BalanceOptions restless(Policy policy, std::size_t step_bytes) {
   return {.record = true,
@@ -183,6 +202,7 @@ TEST_P(GoldenModel, RebalancingChangesNoBit) {
         int switched = 0;
         const EngineRun run{.transport = transport,
                             .ranks = ranks,
+                            .tp = ranks == 4 ? 2 : 1,
                             .weights = weights,
                             .redundant = ranks == 3 ? 0 : ranks,
                             .balance = restless(ranks == 2 ? Policy::deepseek : Policy::greedy,

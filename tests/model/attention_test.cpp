@@ -194,7 +194,8 @@ std::vector<float> run(const RandomAttention& model,
   ThreadPool pool(threads);
   const GemmScratch scratch(
       threads, DType::f32, std::max(config.hidden, config.heads * config.head_dim));
-  Attention attention(config, DType::f32, static_cast<int>(places.size()), pool, scratch);
+  TensorGroup group(pool);
+  Attention attention(config, DType::f32, static_cast<int>(places.size()), group, pool, scratch);
   std::vector<float> residual(rows.size());
   const auto stride = static_cast<std::ptrdiff_t>(sizeof(float)) * config.hidden;
   attention.begin_step(places);
@@ -273,7 +274,8 @@ TEST(Attention, RefusesMoreTokensThanItHasRoomFor) {
   const RandomAttention model({"plain", 32, 2, 2, 16, false, false});
   ThreadPool pool(1);
   const GemmScratch scratch(1, DType::f32, 32);
-  Attention attention(model.config(), DType::f32, 2, pool, scratch);
+  TensorGroup group(pool);
+  Attention attention(model.config(), DType::f32, 2, group, pool, scratch);
   const std::vector<TokenPlace> places(3);
   EXPECT_THROW(attention.begin_step(places), BrokenContract);
 }

@@ -118,6 +118,13 @@ TEST_P(Golden, BytesDependOnNothingButTheTokens) {
     check({.ranks = 2}, "2 ranks");
     check({.ranks = 3, .chunk = 11}, "3 ranks, chunks of 11");
     check({.ranks = 2, .threads = 2, .chunk = 3, .together = false}, "one rank without tokens");
+    check({.ranks = 2, .tp = 2}, "a group of 2");
+    check({.ranks = 3, .tp = 3, .chunk = 1}, "a group of 3, token by token");
+    check({.ranks = 4, .tp = 4, .threads = 2, .chunk = 7}, "a group of 4, 2 threads");
+    check({.ranks = 4, .tp = 2, .chunk = 5}, "2 groups of 2");
+    check({.ranks = 3, .tp = 3, .own_share = true}, "a group of 3 with no weights but their own");
+    check({.ranks = 4, .tp = 2, .own_share = true}, "2 groups of 2 with no weights but their own");
+    check({.ranks = 6, .tp = 3, .chunk = 11, .together = false}, "one of 2 groups without tokens");
   }
 }
 
@@ -153,6 +160,7 @@ TEST(Decoder, RunsModelsWithoutSparseLayers) {
   const Logits plain = test::run_model(model, sequences, {.together = false});
   ASSERT_EQ(plain[0].size(), 7U * 307U);
   expect_same_bytes(test::run_model(model, sequences, {.ranks = 2, .chunk = 2}), plain, "2 ranks");
+  expect_same_bytes(test::run_model(model, sequences, {.ranks = 4, .tp = 2}), plain, "groups of 2");
 }
 
 /// One rank's decoder of a golden model, for at most 8 tokens in a step.

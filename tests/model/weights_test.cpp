@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 
@@ -313,6 +314,32 @@ TEST(WeightType, FollowsTheCheckpointUnlessToldOtherwise) {
   EXPECT_EQ(type_of("qwen3_bf16", {}), WeightType::bf16);
   EXPECT_EQ(type_of("qwen3_f16_tied_sharded", {}), WeightType::f32);
   for (const WeightType type : weight_types()) EXPECT_EQ(type_of("qwen3_bf16", type), type);
+}
+
+/// Bytes of a matrix that are not zero.
+std::size_t written_bytes(const OwnedMatrix& matrix) {
+  const std::byte* data = matrix.memory.data();
+  return matrix.memory.size() -
+         static_cast<std::size_t>(std::count(data, data + matrix.memory.size(), std::byte{0}));
+}
+
+TEST(Weights, MembersOfAGroupLoadTheirColumnsAlone) {
+  const Checkpoint checkpoint = Checkpoint::open(test::data_dir("qwen3_untied"));
+  ThreadPool pool(1);
+  const DenseWeights whole = load_dense_weights(checkpoint, {WeightType::f32}, pool, {});
+  constexpr int kMembers = 3;
+  std::size_t head = 0;
+  std::size_t output = 0;
+  for (int m = 0; m < kMembers; ++m) {
+    const DenseWeights share =
+        load_dense_weights(checkpoint, {WeightType::f32}, pool, {}, {m, kMembers});
+    EXPECT_LT(written_bytes(share.head), written_bytes(whole.head) / 2);
+    EXPECT_LT(written_bytes(share.layers[0].qkv), written_bytes(whole.layers[0].qkv) * 3 / 4);
+    head += written_bytes(share.head);
+    output += written_bytes(share.layers[0].output);
+  }
+  EXPECT_EQ(head, written_bytes(whole.head));
+  EXPECT_EQ(output, written_bytes(whole.layers[0].output));
 }
 
 }  // namespace

@@ -89,6 +89,9 @@ TEST(Compatibility, RanksThatHoldTheSameTokensChooseTheSameReplicas) {
   o.dp_size = 2;
   EXPECT_NO_THROW(check_placement(o, alike));
   EXPECT_THROW(check_placement(o, own), ConfigError);
+  EXPECT_NO_THROW(check_placement(o, alike.choosing({.source = 1, .members = 2})));
+  o.dp_size = 4;
+  EXPECT_THROW(check_placement(o, alike.choosing({.source = 1, .members = 2})), ConfigError);
   o.dp_size = 1;
   o.exchange.hidden_partition = true;
   EXPECT_THROW(check_placement(o, own), ConfigError);

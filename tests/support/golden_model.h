@@ -73,13 +73,15 @@ inline std::vector<GoldenPrompt> golden_prompts(const std::string& model) {
   return prompts;
 }
 
-/// How a model is run; sequence i lives on rank i % ranks.
+/// How a model is run; sequence i lives on group i % (ranks / tp).
 struct ModelRun {
   WeightType weights = WeightType::f32;
   int ranks = 1;
-  int threads = 1;       ///< of each rank
-  int chunk = 512;       ///< tokens of a sequence in one step
-  bool together = true;  ///< all sequences in each step, else one after the other
+  int tp = 1;
+  int threads = 1;         ///< of each rank
+  int chunk = 512;         ///< tokens of a sequence in one step
+  bool together = true;    ///< all sequences in each step, else one after the other
+  bool own_share = false;  ///< each rank loads the dense weights that it computes with, no more
   MoeA2ABackend backend = MoeA2ABackend::pplx;
 };
 
@@ -128,14 +130,18 @@ inline std::vector<std::vector<float>> run_model(
       {.transport = "inproc", .ranks = run.ranks, .start_timeout = std::chrono::seconds(60)},
       [&](Transport& transport) {
         ThreadPool pool(run.threads);
-        const auto rank = static_cast<std::size_t>(transport.rank());
-        const auto ranks = static_cast<std::size_t>(transport.size());
+        const auto group = static_cast<std::size_t>(transport.rank() / run.tp);
+        const auto groups = static_cast<std::size_t>(transport.size() / run.tp);
+        const GroupMember member{transport.rank() % run.tp, run.tp};
         Decoder decoder(
             config,
-            dense,
+            run.own_share ? std::make_shared<const DenseWeights>(
+                                load_dense_weights(checkpoint, {run.weights}, pool, {}, member))
+                          : dense,
             load_expert_weights(
                 checkpoint, {run.weights}, transport.rank(), transport.size(), pool, {}),
-            {.max_tokens = max_tokens,
+            {.tp = run.tp,
+             .max_tokens = max_tokens,
              .backend = run.backend,
              .dispatch_wire = {},
              .combine_wire = {}},
@@ -150,7 +156,7 @@ inline std::vector<std::vector<float>> run_model(
           std::vector<SequenceStep> batch;
           std::vector<Slice> mine;
           for (const Slice& slice : step) {
-            if (slice.sequence % ranks != rank) continue;
+            if (slice.sequence % groups != group) continue;
             const auto& tokens = sequences[slice.sequence];
             batch.push_back({.cache = caches[slice.sequence].get(),
                              .tokens = {tokens.data() + slice.begin, slice.end - slice.begin},
@@ -159,6 +165,7 @@ inline std::vector<std::vector<float>> run_model(
           }
           const std::span<const float> rows = decoder.forward(batch);
           const float* next = rows.data();
+          if (transport.rank() % run.tp != run.tp - 1) continue;  // any of a group will do
           for (const Slice& slice : mine) {
             const auto n = (slice.end - slice.begin) * static_cast<std::size_t>(config.vocab);
             logits[slice.sequence].insert(logits[slice.sequence].end(), next, next + n);
