@@ -81,6 +81,13 @@ CommonOptions::CommonOptions(CLI::App& app) {
                  "[inproc; under a launcher mpi or fabric]")
       ->type_name("T")
       ->group(kGroup);
+  app.add_option(
+         "--ranks-per-host",
+         ranks_per_host_,
+         "Of fabric and mpi: so many ranks in a row share memory, a token crosses the network "
+         "once for them; 1: none do [as ranks find each other; 1 where ferry starts them]")
+      ->type_name("N")
+      ->group(kGroup);
   app.add_option("--fabric-provider",
                  fabric_provider_,
                  "Of libfabric: efa, verbs, tcp, shm, ... [the best that all ranks have]")
@@ -136,6 +143,7 @@ CommonOptions::CommonOptions(CLI::App& app) {
 LaunchOptions CommonOptions::resolve_launch() const {
   LaunchOptions launch{.start_timeout = kStartTimeout,
                        .world = started_world(),
+                       .ranks_per_host = ranks_per_host_,
                        .fabric_provider = fabric_provider_,
                        .fabric_progress_thread = fabric_progress_thread_};
   const int wanted = tp_ > 1 ? tp_ : default_ranks();
@@ -152,6 +160,7 @@ LaunchOptions CommonOptions::resolve_launch() const {
                       {"--two-batch-overlap", two_batch_overlap_ ? "yes" : "no"},
                       {"--dispatch-wire", dispatch_wire_},
                       {"--combine-wire", combine_wire_},
+                      {"--ranks-per-host", std::to_string(ranks_per_host_)},
                       {"--max-tokens", std::to_string(max_tokens_)},
                       {"--max-sequences", std::to_string(max_sequences_)},
                       {"recording of expert load", balance.on() ? "yes" : "no"},

@@ -57,6 +57,7 @@ class CommonOptions {
   bool allow_prereduce_ = false;
   bool two_batch_overlap_ = false;
   std::string transport_;
+  int ranks_per_host_ = 0;
   std::string fabric_provider_;
   bool fabric_progress_thread_ = false;
   int threads_ = 0;

@@ -41,8 +41,8 @@ struct ExchangeOptions {
 };
 
 /// Backends that combine per expert (reduce_at = home) give the same bits as each other, for any
-/// number of ranks; `none` and deepep's normal mode are bit-stable at a fixed number. `automatic`
-/// ("auto") stands for one of the others: choose_backend.h picks it.
+/// number of ranks; `none` and deepep's normal mode are bit-stable at a fixed number, on the same
+/// hosts. `automatic` ("auto") stands for one of the others: choose_backend.h picks it.
 enum class MoeA2ABackend : std::uint8_t {
   none,
   alltoallv,

@@ -25,14 +25,13 @@ void Dispatcher::combine_send() {
   const FlushDenormals flush;
   finish_results(static_cast<std::size_t>(options_.slots_per_rank));
   if (sums_per_rank()) {
-    for (int i = 1; i <= ranks_; ++i) {
-      const Rank home = (transport_.rank() + i) % ranks_;
+    for (const Rank home : relays_.send_order()) {
       sum_per_rank(home);
-      if (!pull_) push_sums(home);
+      push_sums(home);
     }
+    relay_sums();
   }
-  for (int i = 1; i <= ranks_; ++i) {
-    const Rank home = (transport_.rank() + i) % ranks_;
+  for (const Rank home : relays_.send_order()) {
     if (is_masked(home)) continue;
     const std::size_t bytes = write_combine_message(home);
     const auto h = static_cast<std::size_t>(home);
@@ -52,11 +51,8 @@ void Dispatcher::finish_results(std::size_t end_slot) {
   finished_slots_ = end_slot;
   if (sums_per_rank()) return;  // sums leave, not rows
   if (is_quantized(options_.combine_wire)) encode_results(first_slot, end_slot);
-  if (pull_) return;
-  for (int i = 1; i <= ranks_; ++i) {
-    const Rank home = (transport_.rank() + i) % ranks_;
-    if (!is_masked(home)) push_results(home, first_slot, end_slot);
-  }
+  for (const Rank home : relays_.send_order())
+    if (!is_masked(home) && !reads(home)) push_results(home, first_slot, end_slot);
 }
 
 void Dispatcher::encode_results(std::size_t first_slot, std::size_t end_slot) {
@@ -78,7 +74,13 @@ void Dispatcher::encode_results(std::size_t first_slot, std::size_t end_slot) {
 
 /// Adds up this rank's results for each token of `home`, weighted, in top-k order.
 void Dispatcher::sum_per_rank(Rank home) {
-  const std::span<const ReduceEntry> entries = messages_[static_cast<std::size_t>(home)].entries;
+  const auto h = static_cast<std::size_t>(home);
+  const std::span<const ReduceEntry> entries = messages_[h].entries;
+  if (sums_per_host(home)) {
+    std::memset(at<std::byte>(layout_.has_sum) + h * static_cast<std::size_t>(options_.max_tokens),
+                0,
+                tokens_of_[h]);
+  }
   pool_.parallel_for(
       static_cast<std::int64_t>(entries.size()),
       kSumGrain * options_.topk,
@@ -95,7 +97,10 @@ void Dispatcher::sum_tokens(Rank home, std::size_t first, std::size_t end, int w
   const std::span<const std::int64_t> places = receive_plan().places(home);
   std::byte* sums = at<std::byte>(layout_.results) +
                     h * static_cast<std::size_t>(options_.max_tokens) * layout_.combine_row_bytes;
-  const bool quantized = is_quantized(options_.combine_wire);
+  std::byte* has_sum = nullptr;
+  if (sums_per_host(home)) {
+    has_sum = at<std::byte>(layout_.has_sum) + h * static_cast<std::size_t>(options_.max_tokens);
+  }
   std::size_t i = first;
   while (i > 0 && i < end && entries[i].token == entries[i - 1].token) ++i;
   while (i < end) {
@@ -106,20 +111,25 @@ void Dispatcher::sum_tokens(Rank home, std::size_t first, std::size_t end, int w
       sum_rows_[w][terms] = expert_output_.data() + place * layout_.output_row_bytes;
       sum_weights_[w][terms] = entries[i].weight;
     }
-    std::byte* sum = sums + token * layout_.combine_row_bytes;
-    auto* f32_sum = quantized ? reinterpret_cast<std::byte*>(sum_row_[w].data()) : sum;
-    kernels().weighted_sum({.rows = sum_rows_[w].data(),
-                            .weights = sum_weights_[w].data(),
-                            .k = static_cast<std::int64_t>(terms),
-                            .n = options_.hidden,
-                            .in_type = wire_type(options_.output_type()),
-                            .out = f32_sum,
-                            .out_type = options_.output_type()});
-    if (quantized) {
-      kernels().encode(
-          f32_sum, options_.output_type(), sum, options_.combine_wire, options_.hidden);
-    }
+    write_sum(
+        sums + token * layout_.combine_row_bytes, terms, wire_type(options_.output_type()), w);
+    if (has_sum != nullptr) has_sum[token] = std::byte{1};
   }
+}
+
+/// The sum of a thread's terms as a row of the results.
+void Dispatcher::write_sum(std::byte* to, std::size_t terms, WireType type, std::size_t worker) {
+  const bool quantized = is_quantized(options_.combine_wire);
+  auto* sum = quantized ? reinterpret_cast<std::byte*>(sum_row_[worker].data()) : to;
+  kernels().weighted_sum({.rows = sum_rows_[worker].data(),
+                          .weights = sum_weights_[worker].data(),
+                          .k = static_cast<std::int64_t>(terms),
+                          .n = options_.hidden,
+                          .in_type = type,
+                          .out = sum,
+                          .out_type = options_.output_type()});
+  if (quantized)
+    kernels().encode(sum, options_.output_type(), to, options_.combine_wire, options_.hidden);
 }
 
 void Dispatcher::push_sums(Rank home) {
@@ -130,7 +140,7 @@ void Dispatcher::push_sums(Rank home) {
   const std::size_t row_bytes = layout_.combine_row_bytes;
   // All of its group get the sums of its tokens.
   for (Rank to = base_of(home); to < base_of(home) + options_.dp_size; ++to) {
-    if (is_masked(to)) continue;
+    if (is_masked(to) || reads(to) || sums_per_host(home)) continue;
     const auto share = static_cast<std::size_t>(home - base_of(home));
     const std::size_t slab =
         layout_.combine_slab + (me * members + share) * layout_.combine_slab_rows * row_bytes;
@@ -215,7 +225,7 @@ void Dispatcher::combine_recv(const CombineTarget& target) {
               "{} weights for {} (token, k)",
               target.weights.size(),
               entries);
-  for (int i = 0; i < ranks_; ++i) read_combine_message((transport_.rank() + i) % ranks_);
+  for (const Rank peer : relays_.receive_order()) read_combine_message(peer);
   pool_.parallel_for(tokens_, kSumGrain, [&](std::int64_t begin, std::int64_t end, int worker) {
     for (std::int64_t t = begin; t < end; ++t) sum_at_home(target, t, worker);
   });
@@ -245,7 +255,7 @@ void Dispatcher::read_combine_message(Rank peer) {
       first_rows[slot] = *next++;
       sane = first_rows[slot] >= 0 && first_rows[slot] + counts[slot] <= layout_.expert_rows;
     }
-    if (pull_ && peer != transport_.rank())
+    if (reads(peer) && peer != transport_.rank())
       stats_.bytes_wire += plan.records(peer).size() * layout_.combine_slice_bytes;
   }
   if (!sane) {
@@ -293,22 +303,23 @@ void Dispatcher::sum_at_home(const CombineTarget& target, std::int64_t token, in
                           .accumulate = target.accumulate});
 }
 
-/// The ranks' sums for a token, in order of rank; returns how many. One that is lost is noted.
+/// The ranks' sums for a token, or their hosts', in order of rank; returns how many. One that is
+/// lost is noted.
 std::size_t Dispatcher::gather_rank_sums(std::size_t token, std::size_t worker) {
   const auto share = static_cast<std::size_t>(share_of(token));
   const auto source = static_cast<std::size_t>(base_of(transport_.rank())) + share;
-  const std::size_t row = pull_ ? source * static_cast<std::size_t>(options_.max_tokens)
-                                : share * layout_.combine_slab_rows;
   std::size_t terms = 0;
   for (Rank peer = 0; peer < ranks_; ++peer) {
     bool has_part = false;
     for (int k = 0; k < options_.topk; ++k)
-      has_part |= send_plans()[share].place(static_cast<int>(token), k).rank == peer;
+      has_part |= summing_rank(send_plans()[share].place(static_cast<int>(token), k).rank) == peer;
     if (!has_part) continue;
     if (!has_results_[static_cast<std::size_t>(peer)]) {
       lost_[token] = 1;
       continue;
     }
+    const std::size_t row = reads(peer) ? source * static_cast<std::size_t>(options_.max_tokens)
+                                        : share * layout_.combine_slab_rows;
     sum_rows_[worker][terms] = results_of(peer) + (row + token) * layout_.combine_row_bytes;
     sum_weights_[worker][terms++] = 1.0F;
   }
@@ -320,9 +331,8 @@ std::size_t Dispatcher::gather_results(const CombineTarget& target,
                                        std::size_t token,
                                        std::size_t worker) {
   const auto share = static_cast<std::size_t>(share_of(token));
-  const std::size_t stride = pull_ ? layout_.combine_row_bytes : layout_.combine_slice_bytes;
-  const std::size_t column =
-      pull_ && options_.exchange.hidden_partition
+  const std::size_t own_column =
+      options_.exchange.hidden_partition
           ? static_cast<std::size_t>(transport_.rank()) * layout_.combine_slice_bytes
           : 0;
   std::size_t terms = 0;
@@ -335,12 +345,14 @@ std::size_t Dispatcher::gather_results(const CombineTarget& target,
       continue;
     }
     const auto slot = static_cast<std::size_t>(place.slot);
+    const bool read = reads(place.rank);
     const std::size_t row =
-        pull_ ? static_cast<std::size_t>(result_rows(place.rank, share)[slot]) + place.in_slot
-              : share * layout_.combine_slab_rows + place.result;
+        read ? static_cast<std::size_t>(result_rows(place.rank, share)[slot]) + place.in_slot
+             : share * layout_.combine_slab_rows + place.result;
+    const std::size_t stride = read ? layout_.combine_row_bytes : layout_.combine_slice_bytes;
     const auto entry =
         token * static_cast<std::size_t>(options_.topk) + static_cast<std::size_t>(k);
-    sum_rows_[worker][terms] = results_of(place.rank) + row * stride + column;
+    sum_rows_[worker][terms] = results_of(place.rank) + row * stride + (read ? own_column : 0);
     sum_weights_[worker][terms++] = target.weights[entry];
   }
   return terms;

@@ -2,8 +2,9 @@
 //
 // Send: the tokens go once, in wire type, into this rank's stage. Each peer gets a message that
 // says which of them it computes; the rows themselves are pulled by the receiver where it can read
-// our memory, and pushed into its slab (a mirror of our stage) where it cannot. Receive: messages
-// first, because a row's place depends on what all ranks send; then the rows.
+// our memory, and pushed into its slab (a mirror of our stage) where it cannot; to another host
+// once for all its ranks, of which one passes them on (relay.cpp). Receive: messages first, because
+// a row's place depends on what all ranks send; then the rows.
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -45,11 +46,10 @@ void Dispatcher::dispatch_send(const RoutedTokens& tokens) {
               tokens.tokens,
               own_plan().tokens());
   stage_rows(tokens);
-  for (int i = 1; i <= ranks_; ++i) {  // this rank's own message last: peers wait longer for theirs
-    const Rank peer = (transport_.rank() + i) % ranks_;
+  for (const Rank peer : relays_.send_order()) {
     if (is_masked(peer)) continue;
     const auto p = static_cast<std::size_t>(peer);
-    const std::uint32_t puts = pull_ ? 0 : push_rows(peer);
+    const std::uint32_t puts = reads(peer) ? 0 : push_rows(peer);
     const std::size_t bytes = write_dispatch_message(peer, tokens, puts);
     const auto* message =
         at<const std::byte>(layout_.dispatch_outbox + p * layout_.dispatch_message_bytes);
@@ -98,6 +98,7 @@ void Dispatcher::stage_rows(const RoutedTokens& tokens) {
 }
 
 std::uint32_t Dispatcher::push_rows(Rank peer) {
+  if (relays_.taker(transport_.rank(), peer) != peer) return 1;  // the taker's word
   const std::size_t row_bytes = layout_.dispatch_row_bytes;
   const auto me = static_cast<std::size_t>(transport_.rank());
   const std::size_t slab = layout_.dispatch_slab + me * layout_.dispatch_slab_rows * row_bytes;
@@ -190,8 +191,7 @@ std::uint32_t Dispatcher::append_reduce_entries(Rank peer,
 
 ExpertRows Dispatcher::dispatch_recv() {
   receive_messages();
-  for (int i = 0; i < ranks_; ++i)  // own rows first: they are there
-    take_rows((transport_.rank() + i) % ranks_);
+  for (const Rank home : relays_.receive_order()) take_rows(home);
   return rows_of_slots(receive_plan().counts(), receive_plan().offsets());
 }
 
@@ -230,7 +230,8 @@ void Dispatcher::receive_messages() {
     copy_rows(me);
     own_rows_taken_ = true;
   }
-  for (int i = 1; i < ranks_; ++i) read_dispatch_message((me + i) % ranks_);
+  for (const Rank home : relays_.receive_order())
+    if (home != me) read_dispatch_message(home);
   check_groups();
   arriving_bytes_ = 0;
   for (const DispatchMessage& message : messages_)
@@ -378,14 +379,16 @@ void Dispatcher::copy_rows(Rank home) {
     }
     return;
   }
+  pass_on(home);
   const std::byte* rows = rows_of(home);
   const std::size_t row_bytes = layout_.dispatch_row_bytes;
-  if (pull_ && home != transport_.rank()) stats_.bytes_wire += message.records.size() * row_bytes;
+  const Rank read_from = reads(home) ? home : relays_.taker(home, transport_.rank());
+  if (read_from != transport_.rank()) stats_.bytes_wire += message.records.size() * row_bytes;
 
   const bool point = !row_pointers_.empty();
   // Only rows pushed for each expert lie record by record; all others lie where the token lay.
   const bool by_record =
-      !pull_ && options_.exchange.send_per == ExchangeOptions::SendPer::token_expert;
+      !reads(home) && options_.exchange.send_per == ExchangeOptions::SendPer::token_expert;
   // Ranks that send columns fill each row together.
   const std::size_t first_column = columns ? h * static_cast<std::size_t>(layout_.columns) : 0;
   const bool as_delivered = options_.expert_type == options_.dispatch_wire;

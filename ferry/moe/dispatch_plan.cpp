@@ -6,12 +6,15 @@
 
 namespace ferry {
 
-SendPlan::SendPlan(int ranks, int slots_per_rank, int topk, int max_tokens)
+SendPlan::SendPlan(
+    int ranks, int slots_per_rank, int topk, int max_tokens, std::span<const Rank> takers)
     : ranks_(ranks), slots_per_rank_(slots_per_rank), topk_(topk), max_tokens_(max_tokens) {
   const std::size_t num_ranks = static_cast<std::size_t>(ranks);
   const std::size_t num_slots = num_ranks * static_cast<std::size_t>(slots_per_rank);
   const std::size_t tokens = static_cast<std::size_t>(max_tokens);
   const std::size_t entries = tokens * static_cast<std::size_t>(topk);
+  for (std::size_t r = 0; r < num_ranks; ++r)
+    takers_.push_back(takers.empty() ? r : static_cast<std::size_t>(takers[r]));
   slots_.resize(entries);
   in_slot_.resize(entries);
   counts_.resize(num_slots);
@@ -55,7 +58,7 @@ void SendPlan::build(std::span<const SlotId> slots, int tokens, Share share) {
       continue;
     }
     in_slot_[i] = count++;
-    add_to_runs(static_cast<std::size_t>(slot / slots_per_rank_),
+    add_to_runs(takers_[static_cast<std::size_t>(slot / slots_per_rank_)],
                 static_cast<std::uint32_t>(i / topk));
   }
   first_result_[0] = 0;
@@ -76,10 +79,10 @@ void SendPlan::build(std::span<const SlotId> slots, int tokens, Share share) {
   }
 }
 
-/// Tokens come in rising order, a token possibly several times for the same rank.
-void SendPlan::add_to_runs(std::size_t rank, std::uint32_t token) {
-  TokenRun* runs = runs_.data() + rank * static_cast<std::size_t>(max_tokens_);
-  std::uint32_t& count = num_runs_[rank];
+/// Tokens come in rising order, a token possibly several times for the same taker.
+void SendPlan::add_to_runs(std::size_t taker, std::uint32_t token) {
+  TokenRun* runs = runs_.data() + taker * static_cast<std::size_t>(max_tokens_);
+  std::uint32_t& count = num_runs_[taker];
   const std::uint32_t end = count ? runs[count - 1].first + runs[count - 1].count : 0;
   if (count && end == token + 1) return;
   if (count && end == token) {
@@ -102,8 +105,8 @@ std::span<const std::uint32_t> SendPlan::counts(Rank rank) const {
   return std::span(counts_).subspan(static_cast<std::size_t>(rank) * per_rank, per_rank);
 }
 
-std::span<const TokenRun> SendPlan::runs(Rank rank) const {
-  const auto r = static_cast<std::size_t>(rank);
+std::span<const TokenRun> SendPlan::runs(Rank taker) const {
+  const auto r = static_cast<std::size_t>(taker);
   return std::span(runs_).subspan(r * static_cast<std::size_t>(max_tokens_), num_runs_[r]);
 }
 

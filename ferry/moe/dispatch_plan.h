@@ -37,7 +37,9 @@ struct RecordPlace {
 /// the experts' rows do. A token that names a slot twice has one record for both.
 class SendPlan {
  public:
-  SendPlan(int ranks, int slots_per_rank, int topk, int max_tokens);
+  /// takers: [ranks] for each rank, the one that takes its rows (RelayPlan); empty: each its own.
+  SendPlan(
+      int ranks, int slots_per_rank, int topk, int max_tokens, std::span<const Rank> takers = {});
 
   /// Of a group of `of` ranks that hold the same tokens, member `member` sends those with
   /// token % of == member.
@@ -57,19 +59,21 @@ class SendPlan {
   std::span<const Record> records(Rank rank) const;
   /// [slots_per_rank] records for each slot of a rank.
   std::span<const std::uint32_t> counts(Rank rank) const;
-  /// The tokens with at least one record for the rank, as runs in rising order.
-  std::span<const TokenRun> runs(Rank rank) const;
+  /// The tokens with at least one record for a rank whose rows `taker` takes, as runs in rising
+  /// order.
+  std::span<const TokenRun> runs(Rank taker) const;
   RecordPlace place(int token, int k) const;
 
  private:
   std::uint32_t first_of(Rank rank) const;
-  void add_to_runs(std::size_t rank, std::uint32_t token);
+  void add_to_runs(std::size_t taker, std::uint32_t token);
 
   int ranks_;
   int slots_per_rank_;
   int topk_;
   int max_tokens_;
   int tokens_ = 0;
+  std::vector<std::size_t> takers_;          // [ranks]
   std::vector<SlotId> slots_;                // [tokens, topk] of the plan
   std::vector<std::uint32_t> in_slot_;       // [tokens, topk]
   std::vector<std::uint32_t> counts_;        // [P]

@@ -25,6 +25,19 @@ std::size_t output_bytes(const DispatcherOptions& options, const ExchangeLayout&
                            : static_cast<std::size_t>(layout.expert_rows) * layout.output_row_bytes;
 }
 
+/// A rank that dies would take along what it relays, so where ranks are masked each gets its own
+/// rows; and who sends a row for each expert does not send one for each host.
+bool sends_once_per_host(const ExchangeOptions& exchange) {
+  return exchange.on_dead_rank == ExchangeOptions::OnDeadRank::fail &&
+         exchange.send_per != ExchangeOptions::SendPer::token_expert;
+}
+
+RelayPlan plan_relays(const ExchangeOptions& exchange, const Transport& transport) {
+  std::vector<int> hosts;
+  for (Rank r = 0; r < transport.size(); ++r) hosts.push_back(transport.host_of(r));
+  return {hosts, transport.rank(), sends_once_per_host(exchange)};
+}
+
 }  // namespace
 
 std::size_t Dispatcher::mem_size(const DispatcherOptions& options, int ranks, bool load_store) {
@@ -42,6 +55,10 @@ Dispatcher::Dispatcher(const DispatcherOptions& options, Transport& transport, T
       pool_(pool),
       ranks_(transport.size()),
       pull_(transport.capabilities().load_store),
+      relays_(plan_relays(options.exchange, transport)),
+      // Members of a group that spans hosts would want other sums.
+      sums_per_host_(sums_per_rank() && sends_once_per_host(options.exchange) &&
+                     options.dp_size == 1),
       layout_(options_, ranks_, pull_),
       receive_plan_({.ranks = options.exchange.hidden_partition ? 1 : ranks_,
                      .slots_per_rank = options.slots_per_rank,
@@ -61,8 +78,15 @@ Dispatcher::Dispatcher(const DispatcherOptions& options, Transport& transport, T
   const auto num_ranks = static_cast<std::size_t>(ranks_);
   const auto slots = static_cast<std::size_t>(options.slots_per_rank);
   const auto tokens = static_cast<std::size_t>(options.max_tokens);
+  for (Rank r = 0; r < ranks_; ++r)
+    reads_.push_back(transport.peer_window(*region_, r).empty() ? 0 : 1);
+  passed_.resize(num_ranks);
   send_plans_.assign(static_cast<std::size_t>(options.dp_size),
-                     SendPlan(ranks_, options.slots_per_rank, options.topk, options.max_tokens));
+                     SendPlan(ranks_,
+                              options.slots_per_rank,
+                              options.topk,
+                              options.max_tokens,
+                              relays_.takers(transport.rank())));
   messages_.resize(num_ranks);
   counts_.resize(num_ranks * slots);
   result_rows_.resize(num_ranks * static_cast<std::size_t>(options.dp_size) * slots);
@@ -137,6 +161,12 @@ void Dispatcher::put(Rank peer,
   });
 }
 
+void Dispatcher::raise(Rank peer, Rank source, ExchangeSignal signal) {
+  in_context([&] {
+    transport_.put({.region = region_.get(), .peer = peer, .signal = signal_index(source, signal)});
+  });
+}
+
 std::uint32_t Dispatcher::put_rows(Rank peer,
                                    std::size_t to,
                                    std::size_t from,
@@ -151,6 +181,7 @@ std::uint32_t Dispatcher::put_rows(Rank peer,
     put(peer, to + done * row_bytes, {at<const std::byte>(from + done * row_bytes), bytes}, signal);
   }
   if (peer != transport_.rank()) stats_.bytes_wire += rows * row_bytes;
+  if (!relays_.is_near(peer)) stats_.bytes_network += rows * row_bytes;
   return puts;
 }
 
@@ -183,14 +214,18 @@ bool Dispatcher::await(Rank peer, ExchangeSignal signal, std::uint64_t count) {
                   transport_.signal_value(*region_, index)));
 }
 
+const std::byte* Dispatcher::part_of(Rank rank) const {
+  return transport_.peer_window(*region_, rank).data();
+}
+
 const std::byte* Dispatcher::rows_of(Rank home) {
-  if (pull_) return transport_.peer_window(*region_, home).data() + layout_.stage;
-  return at<std::byte>(layout_.dispatch_slab) +
+  if (reads(home)) return part_of(home) + layout_.stage;
+  return part_of(relays_.taker(home, transport_.rank())) + layout_.dispatch_slab +
          static_cast<std::size_t>(home) * layout_.dispatch_slab_rows * layout_.dispatch_row_bytes;
 }
 
 const std::byte* Dispatcher::results_of(Rank peer) {
-  if (pull_) return transport_.peer_window(*region_, peer).data() + layout_.results;
+  if (reads(peer)) return part_of(peer) + layout_.results;
   return at<std::byte>(layout_.combine_slab) +
          static_cast<std::size_t>(peer) * static_cast<std::size_t>(options_.dp_size) *
              layout_.combine_slab_rows * layout_.combine_slice_bytes;
@@ -207,6 +242,7 @@ bool Dispatcher::poll() {
   const bool dispatching = phase_ == Phase::dispatch_sent;
   FERRY_CHECK(dispatching || phase_ == Phase::combine_sent, "poll() called after {}", phase_name_);
   in_context([&] { transport_.progress(); });
+  if (dispatching) pass_on_what_arrived();
   for (Rank peer = 0; peer < ranks_; ++peer) {
     const auto p = static_cast<std::size_t>(peer);
     if (dispatching) {

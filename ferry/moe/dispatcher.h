@@ -25,6 +25,7 @@
 #include "ferry/moe/dispatch_plan.h"
 #include "ferry/moe/exchange_layout.h"
 #include "ferry/moe/experts.h"
+#include "ferry/moe/relay_plan.h"
 #include "ferry/transport/transport.h"
 
 namespace ferry {
@@ -81,6 +82,7 @@ struct ExchangeStats {
   std::uint64_t exchanges = 0;
   std::uint64_t bytes_logical = 0;  ///< payload if every (token, expert) travelled by itself
   std::uint64_t bytes_wire = 0;     ///< payload that left or entered this rank's memory
+  std::uint64_t bytes_network = 0;  ///< of that, payload that left for another host
 };
 
 /// One lane: one exchange in flight. Every exchange runs its four phases in order on every rank of
@@ -166,6 +168,22 @@ class Dispatcher {
   ExpertRows rows_of_slots(std::span<const std::int32_t> counts,
                            std::span<const std::int64_t> offsets) const;
 
+  // relay.cpp
+  bool reads(Rank rank) const { return reads_[static_cast<std::size_t>(rank)] != 0; }
+
+  void pass_on(Rank home);
+  void pass_on_what_arrived();
+
+  /// Whether this host's sums for `home` leave as one.
+  bool sums_per_host(Rank home) const {
+    return sums_per_host_ && !relays_.is_near(home) && !relays_.neighbours().empty();
+  }
+
+  Rank summing_rank(Rank rank) const;
+  void relay_sums();
+  void sum_per_host(Rank home);
+  void push_host_sums(Rank home);
+
   // tiles.cpp
   bool worth_own_tile() const;
   void run_tile(FunctionRef<void(const ExpertRows&)> experts, std::size_t first, std::size_t end);
@@ -175,6 +193,7 @@ class Dispatcher {
   void encode_results(std::size_t first_slot, std::size_t end_slot);
   void sum_per_rank(Rank home);
   void sum_tokens(Rank home, std::size_t first_entry, std::size_t end_entry, int worker);
+  void write_sum(std::byte* to, std::size_t terms, WireType type_of_terms, std::size_t worker);
   void push_sums(Rank home);
   void push_results(Rank home, std::size_t first_slot, std::size_t end_slot);
   std::size_t write_combine_message(Rank home);
@@ -188,6 +207,8 @@ class Dispatcher {
   // dispatcher.cpp
   void enter(Phase expected, Phase next, std::string_view phase);
   void put(Rank peer, std::size_t offset, std::span<const std::byte> source, ExchangeSignal signal);
+  /// Raises at `peer` what `source` raises there, in its name.
+  void raise(Rank peer, Rank source, ExchangeSignal signal);
   /// Puts rows of our part at `from` to a peer's part at `to`; returns how many puts that took.
   std::uint32_t put_rows(Rank peer,
                          std::size_t to,
@@ -239,6 +260,8 @@ class Dispatcher {
     return cached_ ? cached_->receive_plan_ : receive_plan_;
   }
 
+  /// A rank's part of the region. REQUIRES: reads(rank).
+  const std::byte* part_of(Rank rank) const;
   /// Where the rows of `home` can be read: its stage, or the slab they were pushed to.
   const std::byte* rows_of(Rank home);
   /// Where the results of `peer` can be read.
@@ -250,10 +273,14 @@ class Dispatcher {
   Transport& transport_;
   ThreadPool& pool_;
   const int ranks_;
-  const bool pull_;  // receivers read peers' memory; otherwise senders push
+  const bool pull_;  // all peers' memory can be read, so that nothing is pushed
+  const RelayPlan relays_;
+  const bool sums_per_host_;  // before they cross the network
   const ExchangeLayout layout_;
   std::unique_ptr<Region> region_;
-  std::vector<SendPlan> send_plans_;  // [dp_size]: of each member's share of the group's tokens
+  std::vector<std::uint8_t> reads_;    // [R] whether this rank reads that one's memory
+  std::vector<std::uint64_t> passed_;  // [R] exchange whose rows were last passed on
+  std::vector<SendPlan> send_plans_;   // [dp_size]: of each member's share of the group's tokens
   ReceivePlan receive_plan_;
   const CachedRouting* cached_ = nullptr;        // instead of the plans, in this exchange
   std::vector<DispatchMessage> messages_;        // [R] of this exchange; a masked rank's is empty

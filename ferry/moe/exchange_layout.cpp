@@ -68,6 +68,11 @@ ExchangeLayout::ExchangeLayout(const DispatcherOptions& o, int ranks, bool load_
   if (!load_store) {
     dispatch_slab = take(num_ranks * dispatch_slab_rows * dispatch_row_bytes, kPage);
     combine_slab = take(num_ranks * members * combine_slab_rows * combine_slice_bytes, kPage);
+    if (sums) {
+      has_sum = take(num_ranks * tokens, kPage);
+      has_host_sum = take(num_ranks * tokens, kPage);
+      host_sums = take(num_ranks * tokens * combine_row_bytes, kPage);
+    }
   }
   bytes = aligned(bytes, kPage);
 }

@@ -75,7 +75,11 @@ struct ExchangeLayout {
   std::size_t results = 0;          // [expert_rows] rows, or [R][max_tokens] sums per home rank
   std::size_t dispatch_slab = 0;    // [R][dispatch_slab_rows] rows, where rows are pushed
   std::size_t combine_slab = 0;     // [R][dp_size][combine_slab_rows] slices
-  std::size_t bytes = 0;            // of the whole part
+  // Where ranks sum before home does, for each home rank of another host:
+  std::size_t has_sum = 0;       // [R][max_tokens] bytes, 1 where this rank has a sum of the token
+  std::size_t has_host_sum = 0;  // [R][max_tokens] bytes, 1 where its host has
+  std::size_t host_sums = 0;     // [R][max_tokens] rows, sums of the host's ranks' sums
+  std::size_t bytes = 0;         // of the whole part
 };
 
 /// Signals of a lane, one set per source rank.
@@ -84,9 +88,10 @@ enum class ExchangeSignal : int {
   dispatch_rows,
   combine_message,
   combine_rows,
-  masked  // the source goes on without this rank
+  rank_sums,  // the source's sums for other hosts are written (neighbours)
+  masked      // the source goes on without this rank
 };
 
-inline constexpr int kExchangeSignals = 5;
+inline constexpr int kExchangeSignals = 6;
 
 }  // namespace ferry

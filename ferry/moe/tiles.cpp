@@ -51,7 +51,8 @@ void Dispatcher::dispatch_recv(FunctionRef<void(const ExpertRows&)> experts) {
       tile_offsets_[slot] += own[slot];
     }
   }
-  for (int i = 1; i < ranks_; ++i) take_rows((me + i) % ranks_);
+  for (const Rank home : relays_.receive_order())
+    if (home != me) take_rows(home);
   if (pull_) {  // nothing leaves before it is asked for: one tile
     experts(rows_of_slots(tile_counts_, tile_offsets_));
     return;

@@ -15,15 +15,16 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <fstream>
 #include <memory>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "ferry/core/buffer.h"
 #include "ferry/core/error.h"
 #include "ferry/transport/bootstrap.h"
+#include "ferry/transport/host_memory.h"
 #include "ferry/transport/network.h"
 #include "ferry/transport/processes.h"
 #include "ferry/transport/registry.h"
@@ -182,7 +183,9 @@ class FabricTransport final : public NetworkTransport {
   }
 
   Capabilities capabilities() const override {
-    return {.survives_peer_death = true, .max_put_bytes = info_->ep_attr->max_msg_size};
+    return {.load_store = is_one_host(),
+            .survives_peer_death = true,
+            .max_put_bytes = info_->ep_attr->max_msg_size};
   }
 
  protected:
@@ -291,6 +294,7 @@ FabricTransport::FabricTransport(Meeting meeting, const LaunchOptions& options, 
     : NetworkTransport({.name = "fabric",
                         .rank = meeting.mesh.rank(),
                         .size = meeting.mesh.size(),
+                        .hosts = hosts_of(meeting.nodes, options),
                         .start_timeout = options.start_timeout}),
       mesh_(Rank{0}, {}),
       in_flight_(index(size()), 0),
@@ -519,14 +523,6 @@ void FabricTransport::keep_moving(const std::stop_token& stop) {
 
 // --- Starting ranks ------------------------------------------------------------------------------
 
-/// A text that two processes have in common when they run on one host.
-std::string this_host() {
-  std::ifstream file("/proc/sys/kernel/random/boot_id");
-  std::string id;
-  std::getline(file, id);
-  return id;
-}
-
 int run_rank(const LaunchOptions& options, const RankBody& body, MeetingOptions meeting) {
   meeting.agreement = options.agreement;
   meeting.agreement.emplace_back(
@@ -557,7 +553,7 @@ int run_fabric(const LaunchOptions& options, const RankBody& body) {
                        .host = world.master_host,
                        .port = world.master_port,
                        .secret = world.secret,
-                       .node = world.node.empty() ? this_host() : world.node});
+                       .node = world.node + " " + this_host()});
     };
     return world.own == 1 ? run(0) : run_processes({.ranks = world.own, .child = run});
   }
@@ -576,7 +572,7 @@ int run_fabric(const LaunchOptions& options, const RankBody& body) {
                                            .port = address.port(),
                                            .listener = std::exchange(door, UniqueFd()),
                                            .secret = secret,
-                                           .node = "this host"});
+                                           .node = this_host()});
                         }});
 }
 

@@ -60,6 +60,15 @@ const TransportEntry& find_transport(std::string_view name) {
 
 }  // namespace
 
+std::vector<std::string> hosts_of(std::vector<std::string> found, const LaunchOptions& options) {
+  int ranks_per_host = options.ranks_per_host;
+  if (ranks_per_host == 0 && !options.world) ranks_per_host = 1;
+  if (ranks_per_host == 0) return found;
+  for (std::size_t r = 0; r < found.size(); ++r)
+    found[r] = std::to_string(r / static_cast<std::size_t>(ranks_per_host));
+  return found;
+}
+
 std::string describe(const std::exception_ptr& failure) {
   try {
     std::rethrow_exception(failure);
@@ -82,6 +91,13 @@ std::vector<TransportInfo> list_transports() {
 
 void check_launch(const LaunchOptions& options) {
   const TransportEntry& entry = find_transport(options.transport);
+  if (options.ranks_per_host < 0) {
+    fail<ConfigError>("--ranks-per-host must be at least 1, not {}", options.ranks_per_host);
+  }
+  if (options.ranks_per_host > 0 && !entry.joins_world) {
+    fail<ConfigError>("--ranks-per-host is for transports between hosts, fabric and mpi, not {}",
+                      options.transport);
+  }
   if (options.world) {
     if (!entry.joins_world) {
       fail<ConfigError>(

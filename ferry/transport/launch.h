@@ -37,6 +37,9 @@ struct LaunchOptions {
   std::optional<World> world = {};
   /// What ranks that were started apart must have alike, as names and values.
   Agreement agreement = {};
+  /// Ranks [h * n, (h + 1) * n) share host h; 0: as they find out themselves. Ranks that fabric
+  /// starts itself are each a host of their own then, since that is what there is to try.
+  int ranks_per_host = 0;
   std::string fabric_provider = {};  ///< of libfabric; empty: the best that all ranks have
   bool fabric_progress_thread =
       false;  ///< data moves while a rank computes, at the price of a core

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "ferry/core/error.h"
+#include "ferry/transport/host_memory.h"
 #include "ferry/transport/launch.h"
 #include "ferry/transport/network.h"
 #include "ferry/transport/registry.h"
@@ -87,14 +88,20 @@ class MpiLibrary {
 
 class MpiTransport final : public NetworkTransport {
  public:
-  MpiTransport(MPI_Comm group, Rank rank, int size, const LaunchOptions& options)
-      : NetworkTransport(
-            {.name = "mpi", .rank = rank, .size = size, .start_timeout = options.start_timeout}),
+  MpiTransport(MPI_Comm group,
+               Rank rank,
+               std::vector<std::string> hosts,
+               const LaunchOptions& options)
+      : NetworkTransport({.name = "mpi",
+                          .rank = rank,
+                          .size = options.ranks,
+                          .hosts = std::move(hosts),
+                          .start_timeout = options.start_timeout}),
         group_(group),
         ring_(kRingSlots),
         ring_requests_(kRingSlots, MPI_REQUEST_NULL),
         send_slots_(kSendSlots),
-        peers_(static_cast<std::size_t>(size)) {
+        peers_(static_cast<std::size_t>(options.ranks)) {
     for (std::size_t i = 0; i < kSendSlots; ++i) free_slots_.push_back(i);
     for (std::size_t i = 0; i < kRingSlots; ++i) listen(i);
   }
@@ -103,7 +110,7 @@ class MpiTransport final : public NetworkTransport {
 
   /// mpirun ends the job when a rank dies.
   Capabilities capabilities() const override {
-    return {.survives_peer_death = false, .max_put_bytes = INT_MAX};
+    return {.load_store = is_one_host(), .survives_peer_death = false, .max_put_bytes = INT_MAX};
   }
 
  protected:
@@ -368,6 +375,9 @@ class Group {
 
   MPI_Comm get() const { return group_; }
 
+  /// Every rank gives `own` and gets what all gave, in order of ranks.
+  std::vector<Bytes> all_gather(const Bytes& own) const;
+
   /// The largest status of all ranks, once all are through. Ranks without work sleep meanwhile.
   int finish(int status) {
     int largest = status;
@@ -387,30 +397,39 @@ class Group {
   MPI_Comm group_ = MPI_COMM_NULL;
 };
 
-/// Throws on every rank when one has something else.
-void compare(const Group& group, const LaunchOptions& options, MpiTransport& transport) {
-  ByteWriter own;
-  for (const auto& [name, value] : options.agreement) own.text(name).text(value);
-  int bytes = static_cast<int>(own.bytes().size());
-  std::vector<int> lengths(static_cast<std::size_t>(transport.size()));
+std::vector<Bytes> Group::all_gather(const Bytes& own) const {
+  int size = 0;
+  check(MPI_Comm_size(group_, &size), "MPI_Comm_size");
+  int bytes = static_cast<int>(own.size());
+  std::vector<int> lengths(static_cast<std::size_t>(size));
   std::vector<int> starts(lengths.size(), 0);
-  check(MPI_Allgather(&bytes, 1, MPI_INT, lengths.data(), 1, MPI_INT, group.get()),
-        "MPI_Allgather");
+  check(MPI_Allgather(&bytes, 1, MPI_INT, lengths.data(), 1, MPI_INT, group_), "MPI_Allgather");
   for (std::size_t r = 1; r < lengths.size(); ++r) starts[r] = starts[r - 1] + lengths[r - 1];
   Bytes all(static_cast<std::size_t>(starts.back() + lengths.back()));
-  check(MPI_Allgatherv(own.bytes().data(),
-                       bytes,
-                       MPI_BYTE,
-                       all.data(),
-                       lengths.data(),
-                       starts.data(),
-                       MPI_BYTE,
-                       group.get()),
-        "MPI_Allgatherv");
+  check(
+      MPI_Allgatherv(
+          own.data(), bytes, MPI_BYTE, all.data(), lengths.data(), starts.data(), MPI_BYTE, group_),
+      "MPI_Allgatherv");
+  std::vector<Bytes> each;
+  for (std::size_t r = 0; r < lengths.size(); ++r)
+    each.emplace_back(all.begin() + starts[r], all.begin() + starts[r] + lengths[r]);
+  return each;
+}
+
+std::vector<std::string> find_hosts(const Group& group, const LaunchOptions& options) {
+  std::vector<std::string> found;
+  for (const Bytes& host : group.all_gather(ByteWriter().text(this_host()).bytes()))
+    found.push_back(ByteReader(host).text());
+  return hosts_of(std::move(found), options);
+}
+
+/// Throws on every rank when one has something else.
+void compare(const Group& group, const LaunchOptions& options) {
+  ByteWriter own;
+  for (const auto& [name, value] : options.agreement) own.text(name).text(value);
   std::vector<Agreement> agreements;
-  for (std::size_t r = 0; r < lengths.size(); ++r) {
-    ByteReader reader(std::span<const std::byte>(all).subspan(
-        static_cast<std::size_t>(starts[r]), static_cast<std::size_t>(lengths[r])));
+  for (const Bytes& bytes : group.all_gather(own.bytes())) {
+    ByteReader reader(bytes);
     Agreement& agreement = agreements.emplace_back();
     while (!reader.done()) {
       std::string name = reader.text();
@@ -430,9 +449,9 @@ int run_mpi(const LaunchOptions& options, const RankBody& body) {
   try {
     int status = 0;
     {
-      MpiTransport transport(group.get(), group.rank(), options.ranks, options);
+      MpiTransport transport(group.get(), group.rank(), find_hosts(group, options), options);
       try {
-        compare(group, options, transport);
+        compare(group, options);
         status = body(transport);
       } catch (...) {
         transport.abort(describe(std::current_exception()));

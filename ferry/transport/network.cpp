@@ -27,12 +27,25 @@ constexpr std::chrono::seconds kSuspicion{1};
 constexpr std::chrono::seconds kLinger{10};
 constexpr std::chrono::seconds kAbortLinger{1};
 
+/// Numbers for texts, from 0 in the order in which they first appear.
+std::vector<int> numbered(const std::vector<std::string>& texts) {
+  std::vector<std::string> known;
+  std::vector<int> numbers;
+  for (const std::string& text : texts) {
+    const auto at = std::find(known.begin(), known.end(), text);
+    numbers.push_back(static_cast<int>(at - known.begin()));
+    if (at == known.end()) known.push_back(text);
+  }
+  return numbers;
+}
+
 }  // namespace
 
 NetworkTransport::NetworkTransport(const Options& options)
     : name_(options.name),
       rank_(options.rank),
       size_(options.size),
+      hosts_(numbered(options.hosts)),
       start_timeout_(options.start_timeout),
       unwinding_(std::uncaught_exceptions()),
       peers_(static_cast<std::size_t>(options.size)) {
@@ -41,6 +54,7 @@ NetworkTransport::NetworkTransport(const Options& options)
               rank_,
               size_,
               kMaxNetworkRanks);
+  FERRY_CHECK(hosts_.size() == peers_.size(), "{} hosts of {} ranks", hosts_.size(), size_);
 }
 
 NetworkTransport::~NetworkTransport() = default;
@@ -87,23 +101,22 @@ void NetworkTransport::arrived(std::uint32_t immediate) {
     return;
   }
   const auto signal = static_cast<int>(immediate >> 8 & 0xffff);
-  if (signal < state->num_signals) state->signal(signal) += immediate & 0xff;
+  if (signal < state->num_signals) state->signal(rank_, signal).fetch_add(immediate & 0xff);
   ++state->arrived;
   if (state->drops == size_) free_unused_regions();
 }
 
 std::span<std::byte> NetworkTransport::region_memory(int id) const {
   if (id < 0 || id >= kMaxRegions || regions_[static_cast<std::size_t>(id)] == nullptr) return {};
-  const RegionState& state = *regions_[static_cast<std::size_t>(id)];
-  return {state.memory.data(), state.memory.size()};
+  return regions_[static_cast<std::size_t>(id)]->part(rank_);
 }
 
 const Registration* NetworkTransport::memory_of(std::span<const std::byte> source) const {
   const Registration* found = nullptr;
   for (const auto& state : regions_) {
     if (state == nullptr) continue;
-    const std::byte* begin = state->memory.data();
-    const std::byte* end = begin + state->memory.size();
+    const std::byte* begin = state->part(rank_).data();
+    const std::byte* end = begin + state->bytes;
     if (source.data() >= begin && source.data() + source.size() <= end)
       found = state->registration.get();
   }
@@ -122,17 +135,15 @@ void NetworkTransport::put(const Put& put) {
   RegionState& state = state_of(*put.region);
   throw_if_aborted("put");
   if (is_masked(put.peer)) return;
-  const std::uint32_t immediate = immediate_of(state.id, put.signal, put.add);
-  if (put.peer == rank_) {
-    if (!put.source.empty())
-      std::memcpy(state.memory.data() + put.offset, put.source.data(), put.source.size());
-    ++state.puts_to[static_cast<std::size_t>(rank_)];
-    arrived(immediate);
-    return;
-  }
   Peer& to = peer(put.peer);
   if (to.life == Life::died) throw gone_error({name_, "put", rank_}, put.peer, to.how);
   if (to.life == Life::left) return;
+  if (shares_host(put.peer)) {
+    if (!put.source.empty())
+      std::memcpy(state.part(put.peer).data() + put.offset, put.source.data(), put.source.size());
+    state.signal(put.peer, put.signal).fetch_add(put.add);  // also releases the bytes
+    return;
+  }
   const bool copies = put.source.size() <= kInlineBytes;
   const Write write{.peer = put.peer,
                     .peer_access = state.access[static_cast<std::size_t>(put.peer)],
@@ -140,7 +151,7 @@ void NetworkTransport::put(const Put& put) {
                     .offset = put.offset,
                     .source = put.source,
                     .memory = copies ? nullptr : memory_of(put.source),
-                    .immediate = immediate};
+                    .immediate = immediate_of(state.id, put.signal, put.add)};
   ++state.puts_to[static_cast<std::size_t>(put.peer)];
   to.written_to = true;
   if (to.backlog.empty() && start_write(write)) return;
@@ -179,14 +190,14 @@ WaitResult NetworkTransport::wait(Region& region,
       lock,
       "wait",
       deadline,
-      [&] { return state.signal(signal) >= count; },
+      [&] { return state.signal(rank_, signal).load() >= count; },
       [](Rank) { return false; });
 }
 
 std::uint64_t NetworkTransport::signal_value(Region& region, int signal) {
   check_signal(region, signal);
   const Lock lock(lock_);
-  return state_of(region).signal(signal);
+  return state_of(region).signal(rank_, signal).load();
 }
 
 void NetworkTransport::progress() {
@@ -200,6 +211,10 @@ void NetworkTransport::progress() {
 WaitResult NetworkTransport::barrier(Deadline deadline) {
   Lock lock(lock_);
   throw_if_aborted("barrier");
+  return meet(lock, "barrier", deadline);
+}
+
+WaitResult NetworkTransport::meet(Lock& lock, std::string_view call, Deadline deadline) {
   const std::uint64_t entered = ++barriers_;
   tell_all(ByteWriter().number(Message::barrier));
   const auto missing = [&](Rank r) {
@@ -212,7 +227,7 @@ WaitResult NetworkTransport::barrier(Deadline deadline) {
     }
     return true;
   };
-  return wait_until(lock, "barrier", deadline, reached, missing);
+  return wait_until(lock, call, deadline, reached, missing);
 }
 
 void NetworkTransport::send_abort(std::string_view reason) {
@@ -242,8 +257,8 @@ void NetworkTransport::mask(Rank who) {
 
 std::span<std::byte> NetworkTransport::peer_window(Region& region, Rank who) {
   FERRY_CHECK(who >= 0 && who < size_, "peer {} of {}", who, size_);
-  static_cast<void>(state_of(region));
-  return {};
+  const RegionState& state = state_of(region);
+  return shares_host(who) ? state.part(who) : std::span<std::byte>();
 }
 
 // --- Control messages ----------------------------------------------------------------------------
@@ -264,6 +279,7 @@ void NetworkTransport::heard(Rank from, std::span<const std::byte> message) {
       Offer offer;
       offer.request = reader.number<RegionRequest>();
       offer.used = reader.number<std::bitset<kMaxRegions>>();
+      offer.memory = reader.number<HostMemory::Name>();
       const auto access = reader.blob();
       offer.access.assign(access.begin(), access.end());
       p.offers.push_back(std::move(offer));

@@ -1,8 +1,11 @@
 // What fabric and mpi share: ranks that reach each other only by messages. Signals, waits, who is
 // alive, leaving and giving up are here; a network adds how a write with 32 bits beside it travels,
-// and a channel for small control messages.
+// and a channel for small control messages. Ranks of one host do not need it for their puts: they
+// map each other's memory, so that a group has two levels, memory inside hosts and the network
+// across.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <bitset>
 #include <chrono>
@@ -15,9 +18,9 @@
 #include <string_view>
 #include <vector>
 
-#include "ferry/core/buffer.h"
 #include "ferry/transport/byte_stream.h"
 #include "ferry/transport/contract.h"
+#include "ferry/transport/host_memory.h"
 #include "ferry/transport/transport.h"
 
 namespace ferry {
@@ -51,6 +54,8 @@ class NetworkTransport : public Transport {
     std::string_view name;  // static storage
     Rank rank = 0;
     int size = 1;
+    /// [size] the host of each rank, as any text; ranks with equal texts share one.
+    std::vector<std::string> hosts;
     std::chrono::nanoseconds start_timeout{};  // how long allocate_region waits for the others
   };
 
@@ -61,6 +66,8 @@ class NetworkTransport : public Transport {
   int size() const final { return size_; }
 
   std::string_view name() const final { return name_; }
+
+  int host_of(Rank rank) const final { return hosts_[static_cast<std::size_t>(rank)]; }
 
   std::unique_ptr<Region> allocate_region(std::size_t bytes, int num_signals) final;
   void put(const Put& put) final;
@@ -115,6 +122,11 @@ class NetworkTransport : public Transport {
   /// destructor of the network, whose functions it calls.
   void leave() noexcept;
 
+  /// Whether every rank's memory can be mapped.
+  bool is_one_host() const {
+    return std::all_of(hosts_.begin(), hosts_.end(), [](int host) { return host == 0; });
+  }
+
   bool has_died(Rank who) { return peer(who).life == Life::died; }
 
   bool is_masked(Rank peer) const { return masked_.test(static_cast<std::size_t>(peer)); }
@@ -145,6 +157,7 @@ class NetworkTransport : public Transport {
   struct Offer {
     RegionRequest request;
     std::bitset<kMaxRegions> used;
+    HostMemory::Name memory;
     Bytes access;
   };
 
@@ -170,6 +183,8 @@ class NetworkTransport : public Transport {
 
   Peer& peer(Rank r) { return peers_[static_cast<std::size_t>(r)]; }
 
+  bool shares_host(Rank r) const { return host_of(r) == host_of(rank_); }
+
   RegionState& state_of(const Region& region) const;
   void poll_all(bool control);
   void push_backlog(Rank to);
@@ -179,12 +194,14 @@ class NetworkTransport : public Transport {
       Lock& lock, std::string_view call, Deadline deadline, Reached reached, Missing missing);
   template <class Missing>
   void throw_if_gone(std::string_view call, Missing missing);
+  WaitResult meet(Lock& lock, std::string_view call, Deadline deadline);
   void throw_if_aborted(std::string_view call);
   Rank aborter() const;
   void send_abort(std::string_view reason);
   void tell(Rank to, const ByteWriter& message);
   void tell_all(const ByteWriter& message);
   std::unique_ptr<Region> make_region(Lock& lock, std::size_t bytes, int num_signals);
+  void map_neighbours(Lock& lock, RegionState& state, const std::vector<Offer>& offers);
   std::vector<Offer> collect_offers(Lock& lock, const Offer& own);
   void hear_drop(const Dropped& dropped);
   void drop(RegionState& state) noexcept;
@@ -197,6 +214,7 @@ class NetworkTransport : public Transport {
   const std::string_view name_;
   const Rank rank_;
   const int size_;
+  const std::vector<int> hosts_;  // of each rank
   const std::chrono::nanoseconds start_timeout_;
   const int unwinding_;  // exceptions in flight when this was made
   std::vector<Peer> peers_;

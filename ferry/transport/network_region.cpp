@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <set>
 #include <utility>
 
 #include "ferry/core/error.h"
@@ -30,8 +31,12 @@ std::unique_ptr<Region> NetworkTransport::allocate_region(std::size_t bytes, int
 std::vector<NetworkTransport::Offer> NetworkTransport::collect_offers(Lock& lock,
                                                                       const Offer& own) {
   constexpr std::string_view kCall = "allocate_region";
-  tell_all(
-      ByteWriter().number(Message::offer).number(own.request).number(own.used).blob(own.access));
+  tell_all(ByteWriter()
+               .number(Message::offer)
+               .number(own.request)
+               .number(own.used)
+               .number(own.memory)
+               .blob(own.access));
   const auto missing = [&](Rank r) { return r != rank_ && peer(r).offers.empty(); };
   const auto first_missing = [&] {
     Rank r = 0;
@@ -58,20 +63,40 @@ std::vector<NetworkTransport::Offer> NetworkTransport::collect_offers(Lock& lock
   return offers;
 }
 
+/// Maps the parts of the ranks that share this rank's host.
+void NetworkTransport::map_neighbours(Lock& lock,
+                                      RegionState& state,
+                                      const std::vector<Offer>& offers) {
+  const bool each_alone = std::set(hosts_.begin(), hosts_.end()).size() == hosts_.size();
+  if (each_alone) return;
+  const std::size_t bytes = RegionState::memory_bytes(state.bytes, state.num_signals);
+  for (Rank r = 0; r < size_; ++r) {
+    const auto index = static_cast<std::size_t>(r);
+    if (r != rank_ && shares_host(r)) state.memory[index] = HostMemory(offers[index].memory, bytes);
+  }
+  // Nobody goes, and takes his memory along, before all have it.
+  if (meet(lock, "allocate_region", deadline_in(start_timeout_)) == WaitResult::reached) return;
+  Rank late = 0;
+  while (late < size_ - 1 && (late == rank_ || peer(late).barriers >= barriers_)) ++late;
+  throw late_error({name_, "allocate_region", rank_}, late, start_timeout_);
+}
+
 std::unique_ptr<Region> NetworkTransport::make_region(Lock& lock,
                                                       std::size_t bytes,
                                                       int num_signals) {
   auto state = std::make_unique<RegionState>();
-  // Never empty: networks register no empty memory.
-  state->memory = Buffer(std::max<std::size_t>(bytes, 1), Buffer::Use::sparse);
+  state->bytes = bytes;
   state->num_signals = num_signals;
-  state->signals =
-      Buffer(std::max<std::size_t>(num_signals * sizeof(std::uint64_t), 1), Buffer::Use::sparse);
-  state->registration = register_memory({state->memory.data(), state->memory.size()});
+  const std::size_t memory_bytes = RegionState::memory_bytes(bytes, num_signals);
+  state->memory.resize(static_cast<std::size_t>(size_));
+  HostMemory& memory = state->memory[static_cast<std::size_t>(rank_)] = HostMemory(memory_bytes);
+  // Never empty: networks register no empty memory.
+  state->registration = register_memory(memory.bytes().first(std::max<std::size_t>(bytes, 1)));
   state->puts_to.assign(static_cast<std::size_t>(size_), 0);
 
   Offer own{.request = {.bytes = bytes, .signals = static_cast<std::uint64_t>(num_signals)},
             .used = {},
+            .memory = memory.name(),
             .access = state->registration->access()};
   for (std::size_t id = 0; id < regions_.size(); ++id) own.used.set(id, regions_[id] != nullptr);
   std::vector<Offer> offers = collect_offers(lock, own);
@@ -83,6 +108,7 @@ std::unique_ptr<Region> NetworkTransport::make_region(Lock& lock,
     state->access.push_back(std::move(offer.access));
   }
   check_requests(name_, rank_, requests);
+  map_neighbours(lock, *state, offers);
 
   // All ranks find the same: the next id that is free on all of them.
   FERRY_CHECK(!used.all(), "{}: more than {} regions at a time", name_, kMaxRegions);
@@ -94,7 +120,7 @@ std::unique_ptr<Region> NetworkTransport::make_region(Lock& lock,
   regions_[static_cast<std::size_t>(last_region_)] = std::move(state);
   for (const std::uint32_t immediate : std::exchange(early_, {})) arrived(immediate);
   for (const Dropped& dropped : std::exchange(early_drops_, {})) hear_drop(dropped);
-  return std::make_unique<NetworkRegion>(this, made, bytes);
+  return std::make_unique<NetworkRegion>(this, made);
 }
 
 void NetworkTransport::hear_drop(const Dropped& dropped) {

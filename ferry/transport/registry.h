@@ -7,6 +7,7 @@
 #include <functional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "ferry/transport/launch.h"
 
@@ -22,6 +23,9 @@ struct TransportEntry {
   bool load_store = false;   // Capabilities::load_store
   bool joins_world = false;  // can use ranks that somebody else started (LaunchOptions::world)
 };
+
+/// The host of each rank as NetworkTransport takes them: `found`, unless the options say otherwise.
+std::vector<std::string> hosts_of(std::vector<std::string> found, const LaunchOptions& options);
 
 /// The message of an exception.
 std::string describe(const std::exception_ptr& failure);

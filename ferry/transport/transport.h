@@ -30,7 +30,7 @@ inline Deadline deadline_in(std::chrono::nanoseconds timeout) {
 
 /// What a transport can do; a caller asks instead of finding out.
 struct Capabilities {
-  bool load_store = false;           ///< peer_window() gives pointers to peers' memory
+  bool load_store = false;           ///< peer_window() gives pointers to every peer's memory
   bool survives_peer_death = false;  ///< the others can mask() a rank that died and go on
   std::size_t max_put_bytes = SIZE_MAX;
 };
@@ -98,6 +98,10 @@ class Transport {
   virtual std::string_view name() const = 0;
   virtual Capabilities capabilities() const = 0;
 
+  /// Number of the host that a rank runs on, from 0 in order of the hosts' first ranks. Ranks of
+  /// one host have windows to each other's memory; between hosts there is a network.
+  virtual int host_of(Rank) const { return 0; }
+
   /// Collective: every rank calls it with the same arguments in the same order, else it throws on
   /// every rank. Memory is zeroed, page aligned, and costs nothing until touched; signals start
   /// at 0.
@@ -136,7 +140,7 @@ class Transport {
   /// BrokenContract where capabilities().survives_peer_death is false.
   virtual void mask(Rank peer) = 0;
 
-  /// A peer's part as memory of this process; empty where capabilities().load_store is false.
+  /// A rank's part as memory of this process; empty for ranks of other hosts.
   /// Written bytes are visible to the peer once a signal put afterwards is (after a store fence, if
   /// they were written with non-temporal stores).
   virtual std::span<std::byte> peer_window(Region& region, Rank peer) = 0;

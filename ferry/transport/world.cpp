@@ -57,6 +57,11 @@ std::optional<World> started_world(const Variable& variable) {
   if (has("RANK") && has("WORLD_SIZE")) {
     read_rank(variable, "RANK", "WORLD_SIZE", world);
     world.node = text_or_empty(variable, "GROUP_RANK");
+    if (world.node.empty() && has("LOCAL_RANK")) {
+      // A host's ranks stand in a row: its first one names it.
+      const int local = number(variable, "LOCAL_RANK", 0, world.rank);
+      world.node = fmt::format("of rank {}", world.rank - local);
+    }
   } else if (has("NODE_RANK") && has("WORLD_LOCAL_SIZE")) {
     world.own = number(variable, "WORLD_LOCAL_SIZE", 1, kMaxWorld);
     world.size = number(variable, "WORLD_SIZE", world.own, kMaxWorld);

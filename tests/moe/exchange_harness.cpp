@@ -5,7 +5,9 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <random>
+#include <set>
 #include <thread>
 
 #include "ferry/core/error.h"
@@ -199,6 +201,14 @@ void FakeExperts::finish() const {
                 slot);
 }
 
+bool ExchangeCase::sums_per_host(Rank rank, Rank peer) const {
+  if (hosts.empty() || options.dp_size > 1 ||
+      options.exchange.on_dead_rank == ExchangeOptions::OnDeadRank::mask ||
+      options.exchange.send_per == ExchangeOptions::SendPer::token_expert)
+    return false;
+  return hosts[static_cast<std::size_t>(rank)] != hosts[static_cast<std::size_t>(peer)];
+}
+
 bool needs_rank(const ExchangeCase& exchange, Rank rank, int token, Rank peer) {
   const DispatcherOptions& o = exchange.options;
   const std::vector<SlotId> slots = exchange.slots(rank);
@@ -241,7 +251,7 @@ std::vector<float> expected_sums(const ExchangeCase& exchange,
         if (slot >= 0 && counts(slot, slot / o.slots_per_rank)) add(sum, k, true);
       }
     } else {
-      for (Rank peer = 0; peer < exchange.ranks; ++peer) {
+      const auto rank_sum = [&](Rank peer) -> std::optional<std::vector<float>> {
         std::vector<float> part(width);
         bool any = false;
         for (std::size_t k = 0; k < topk; ++k) {
@@ -249,9 +259,30 @@ std::vector<float> expected_sums(const ExchangeCase& exchange,
           add(part, k, false);
           any = true;
         }
-        if (!any) continue;
+        if (!any) return std::nullopt;
         travel(o.combine_wire, part.data(), part.data(), o.hidden);
-        for (std::size_t h = 0; h < width; ++h) sum[h] = std::fmaf(1.0F, part[h], sum[h]);
+        return part;
+      };
+      const auto add_part = [&](std::vector<float>& to, const std::vector<float>& part) {
+        for (std::size_t h = 0; h < width; ++h) to[h] = std::fmaf(1.0F, part[h], to[h]);
+      };
+      std::set<int> done;
+      for (Rank peer = 0; peer < exchange.ranks; ++peer) {
+        if (!exchange.sums_per_host(rank, peer)) {
+          if (const auto part = rank_sum(peer)) add_part(sum, *part);
+          continue;
+        }
+        const int host = exchange.hosts[static_cast<std::size_t>(peer)];
+        std::vector<std::vector<float>> parts;
+        for (Rank near = 0; near < exchange.ranks; ++near) {
+          if (exchange.hosts[static_cast<std::size_t>(near)] != host) continue;
+          if (auto part = rank_sum(near)) parts.push_back(std::move(*part));
+        }
+        if (parts.empty() || !done.insert(host).second) continue;
+        std::vector<float> host_sum(width);
+        for (const auto& part : parts) add_part(host_sum, part);
+        if (parts.size() > 1) travel(o.combine_wire, host_sum.data(), host_sum.data(), o.hidden);
+        add_part(sum, host_sum);
       }
     }
     out.insert(out.end(),
@@ -385,6 +416,7 @@ void run_exchanges(const HarnessOptions& options, Transport& transport, ThreadPo
     lanes.push_back(std::make_unique<Dispatcher>(options.dispatcher, transport, pool));
   ExchangeCase exchange{
       .options = options.dispatcher, .ranks = transport.size(), .routing = options.routing};
+  for (Rank r = 0; r < transport.size(); ++r) exchange.hosts.push_back(transport.host_of(r));
   std::vector<std::unique_ptr<CachedRouting>> kept(lanes.size());
   for (int n = 0; n < options.count; n += options.lanes) {
     std::vector<LiveExchange> live;

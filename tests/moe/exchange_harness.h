@@ -17,6 +17,9 @@ enum class Routing { random, masked, duplicates, one_expert };
 struct ExchangeCase {
   DispatcherOptions options;
   int ranks = 1;
+  /// [ranks] of each; empty: all on one. Matters to sums: those of another host's ranks are added
+  /// up there.
+  std::vector<int> hosts = {};
   Routing routing = Routing::random;
   std::uint64_t seed = 0;
   std::uint64_t rows_seed = 0;  ///< the same routing may carry other rows
@@ -30,6 +33,9 @@ struct ExchangeCase {
   std::vector<float> weights(Rank rank) const;
   /// [tokens, H]: integers below 128 that differ for every (holder, token).
   std::vector<float> rows(Rank rank) const;
+
+  /// Whether the sums that `peer` has for `rank`'s tokens come as one with those of its host.
+  bool sums_per_host(Rank rank, Rank peer) const;
 
   /// Columns that `rank` sends of each row, and gets back: [first, first + count).
   int first_column(Rank rank) const;

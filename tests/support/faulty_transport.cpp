@@ -77,7 +77,7 @@ void FaultyTransport::put(const Put& put) {
     held_.clear();
     throw RankEnded(fmt::format("rank {} ends at its put {}", rank(), faults_.ends_at_put));
   }
-  const bool network = faults_.network || !inner_.capabilities().load_store;
+  const bool network = faults_.network || inner_.host_of(put.peer) != inner_.host_of(rank());
   const bool watch = network && put.source.size() > kInlineBytes;
   if (watch) check_source(put);
   if (chance() < faults_.drop) return;
@@ -174,7 +174,7 @@ void FaultyTransport::mask(Rank peer) {
 }
 
 std::span<std::byte> FaultyTransport::peer_window(Region& region, Rank peer) {
-  if (faults_.network) return {};
+  if (faults_.network && peer != rank()) return {};
   return inner_.peer_window(FaultyRegion::of(region).inner(), peer);
 }
 

@@ -19,8 +19,9 @@ struct Faults {
   /// again.
   std::chrono::microseconds max_delay{0};
   bool reorder = false;  ///< held puts may overtake each other; else they stay in order
-  /// As on a network: no peer windows, and `source` must obey the contract of Put; a put whose
-  /// source is not in a region, or has changed before it was delivered, is a BrokenContract.
+  /// As on a network: each rank a host of its own, and `source` must obey the contract of Put; a
+  /// put whose source is not in a region, or has changed before it was delivered, is a
+  /// BrokenContract.
   bool network = false;
   double drop = 0;  ///< probability that a put is lost
   /// Probability that one 32-bit word of a put is another one: over mapped memory only.
@@ -49,6 +50,9 @@ class FaultyTransport final : public Transport {
   std::string_view name() const override { return inner_.name(); }
 
   Capabilities capabilities() const override;
+
+  int host_of(Rank rank) const override { return faults_.network ? rank : inner_.host_of(rank); }
+
   std::unique_ptr<Region> allocate_region(std::size_t bytes, int num_signals) override;
   void put(const Put& put) override;
   WaitResult wait(Region& region, int signal, std::uint64_t count, Deadline deadline) override;

@@ -77,7 +77,10 @@ void run_body(const RanksOptions& options,
     body(faulty);
   } else if (options.kind.faulty && !options.faults) {
     FaultyTransport faulty(
-        transport, {.max_delay = std::chrono::microseconds(100), .reorder = true, .network = true});
+        transport,
+        {.max_delay = std::chrono::microseconds(100),
+         .reorder = true,
+         .network = options.kind.ranks_per_host == 1});
     body(faulty);
   } else {
     body(transport);
@@ -146,8 +149,15 @@ std::vector<RankKind> rank_kinds(bool with_faulty) {
                                                    ? std::vector<std::string>{"tcp", "shm"}
                                                    : std::vector<std::string>{""};
     for (const std::string& provider : providers) {
-      kinds.push_back({std::string(info.name), false, provider});
-      if (with_faulty) kinds.push_back({std::string(info.name), true, provider});
+      RankKind kind{.transport = std::string(info.name), .provider = provider};
+      for (const int ranks_per_host : {1, 2}) {
+        kind.ranks_per_host = ranks_per_host;
+        if (ranks_per_host > 1 && (!kind.between_hosts() || provider == "shm")) continue;
+        for (const bool faulty : {false, true}) {
+          kind.faulty = faulty;
+          if (with_faulty || !faulty) kinds.push_back(kind);
+        }
+      }
     }
   }
   return kinds;
@@ -162,7 +172,8 @@ std::vector<RankKind> bare_rank_kinds() { return rank_kinds(false); }
 std::vector<RankKind> main_rank_kinds() {
   std::vector<RankKind> kinds = rank_kinds(true);
   std::erase_if(kinds, [](const RankKind& kind) {
-    return kind.transport == "fabric" && (kind.faulty || kind.provider != "tcp");
+    return kind.transport == "fabric" &&
+           (kind.provider != "tcp" || (kind.faulty && kind.ranks_per_host == 1));
   });
   return kinds;
 }

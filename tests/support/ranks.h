@@ -17,15 +17,22 @@ struct RankKind {
   std::string transport = "inproc";
   bool faulty = false;        ///< wrapped into a FaultyTransport that behaves like a bad network
   std::string provider = {};  ///< of libfabric, where the transport is fabric
+  int ranks_per_host = 1;     ///< of fabric and mpi: more than 1 are two levels
 
-  /// As GoogleTest wants parameter names: "inproc", "shm_faulty", "fabric_tcp".
+  /// As GoogleTest wants parameter names: "inproc", "shm_faulty", "fabric_tcp", "fabric_tcp_hosts".
   std::string label() const {
-    return transport + (provider.empty() ? "" : "_" + provider) + (faulty ? "_faulty" : "");
+    return transport + (provider.empty() ? "" : "_" + provider) +
+           (ranks_per_host > 1 ? "_hosts" : "") + (faulty ? "_faulty" : "");
   }
+
+  bool between_hosts() const { return transport == "fabric" || transport == "mpi"; }
 
   /// How run_ranks() starts such ranks.
   LaunchOptions launch(int ranks) const {
-    return {.transport = transport, .ranks = ranks, .fabric_provider = provider};
+    return {.transport = transport,
+            .ranks = ranks,
+            .ranks_per_host = between_hosts() ? ranks_per_host : 0,
+            .fabric_provider = provider};
   }
 
   /// Whether ranks are processes: what one writes into the test's variables the others do not see.
@@ -44,8 +51,8 @@ inline void PrintTo(const RankKind& kind, std::ostream* out) { *out << kind.labe
 std::vector<RankKind> all_rank_kinds();
 /// The same without the faulty ones.
 std::vector<RankKind> bare_rank_kinds();
-/// For what builds on transports and does not care how they work inside: each transport once, and
-/// those that take no time to start also faulty.
+/// For what builds on transports and does not care how they work inside: each transport once, those
+/// between hosts also with two ranks on each, and those that take no time to start also faulty.
 std::vector<RankKind> main_rank_kinds();
 
 struct RanksOptions {

@@ -89,7 +89,6 @@ TEST(FaultyTransport, LosesPuts) {
 TEST(FaultyTransport, ActsLikeANetworkTowardsSources) {
   Alone alone({.max_delay = milliseconds(1), .network = true});
   EXPECT_FALSE(alone.transport.capabilities().load_store);
-  EXPECT_TRUE(alone.transport.peer_window(*alone.region, 0).empty());
 
   const std::vector<std::byte> outside(kInlineBytes + 1);
   EXPECT_THROW(alone.transport.put(alone.put_of(outside)), BrokenContract);
