@@ -1,7 +1,6 @@
 #include "apps/ferry/a2a_bench.h"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -28,11 +27,13 @@ struct Shared {
       : samples(static_cast<std::size_t>(a2a.ranks) * kMostIterations),
         bytes(static_cast<std::size_t>(a2a.ranks)),
         iterations(1),
+        hosts(1),
         floor(a2a) {}
 
   SharedArray<A2aIteration> samples;  // [ranks][kMostIterations]
   SharedArray<A2aBytes> bytes;        // [ranks]
-  SharedArray<std::atomic<int>> iterations;
+  SharedArray<int> iterations;
+  SharedArray<int> hosts;
   FloorMemory floor;
 };
 
@@ -43,6 +44,11 @@ float bf16_value(const std::byte* row, std::size_t i) {
   float value = 0;
   std::memcpy(&value, &wide, sizeof value);
   return value;
+}
+
+/// Whether the baseline can be MPI's own alltoallv: its ranks are those of the case.
+bool baseline_over_mpi(const A2aCase& a2a) {
+  return a2a.transport == "mpi" && a2a.launch.world && a2a.launch.world->size == a2a.ranks;
 }
 
 /// One rank's side of the measurement.
@@ -57,7 +63,8 @@ class RankBench {
         classic_({.slots_per_rank = a2a.slots_per_rank(),
                   .hidden = a2a.hidden,
                   .topk = a2a.topk,
-                  .max_tokens = a2a.tokens},
+                  .max_tokens = a2a.tokens,
+                  .over_mpi = baseline_over_mpi(a2a)},
                  transport),
         floor_(a2a, transport.rank(), shared.floor, pool_),
         row_bytes_(static_cast<std::size_t>(a2a.hidden) * dtype_bytes(DType::bf16)),
@@ -65,8 +72,7 @@ class RankBench {
         out_(static_cast<std::size_t>(a2a.tokens) * row_bytes_) {
     const std::size_t entries =
         static_cast<std::size_t>(a2a.tokens) * static_cast<std::size_t>(a2a.topk);
-    slots_ =
-        shared.floor.slots().subspan(static_cast<std::size_t>(transport.rank()) * entries, entries);
+    slots_ = slots_of(transport.rank());
     weights_.resize(entries);
     fill_rows();
   }
@@ -90,21 +96,29 @@ class RankBench {
       const double fitting = a2a_.seconds * 1e6 / durations[durations.size() / 2];
       shared_.iterations[0] =
           std::clamp(static_cast<int>(fitting), kLeastIterations, kMostIterations);
+      shared_.hosts[0] = 0;
+      for (Rank r = 0; r < transport_.size(); ++r)
+        shared_.hosts[0] = std::max(shared_.hosts[0], transport_.host_of(r) + 1);
     }
-    meet();
+    spread_from_first(transport_, shared_.iterations.bytes());
     bytes_ = {};
     const int iterations = shared_.iterations[0];
     const std::size_t first = static_cast<std::size_t>(transport_.rank()) * kMostIterations;
     for (int i = 0; i < iterations; ++i)
       shared_.samples[first + static_cast<std::size_t>(i)] = iterate(warmup + i + 1);
     const auto rows = static_cast<double>(slots_.size());
-    bytes_.wire_dispatch /= iterations;
-    bytes_.wire_combine /= iterations;
+    for (const auto field : {&A2aBytes::wire_dispatch,
+                             &A2aBytes::wire_combine,
+                             &A2aBytes::network_dispatch,
+                             &A2aBytes::network_combine})
+      bytes_.*field /= iterations;
     bytes_.logical_dispatch =
         rows * static_cast<double>(wire_row_bytes(a2a_.dispatch_wire, a2a_.hidden));
     bytes_.logical_combine =
         rows * static_cast<double>(wire_row_bytes(a2a_.combine_wire, a2a_.hidden));
     shared_.bytes[static_cast<std::size_t>(transport_.rank())] = bytes_;
+    gather_at_first(transport_, shared_.samples.bytes());
+    gather_at_first(transport_, shared_.bytes.bytes());
   }
 
  private:
@@ -131,10 +145,21 @@ class RankBench {
   /// Every iteration has its own routing, distinct experts for each token. Slots are the experts'
   /// numbers. All ranks have read the last one's before they meet for the classic path.
   void new_routing(int iteration) {
-    const auto seed = static_cast<unsigned>(iteration * 131 + transport_.rank());
-    draw_routing(a2a_.routing, a2a_.experts, a2a_.topk, seed, slots_);
-    std::mt19937 engine(seed);
+    const auto seed_of = [&](Rank r) { return static_cast<unsigned>(iteration * 131 + r); };
+    // Where ranks share no memory each draws all routings, for its floor.
+    for (Rank r = 0; r < a2a_.ranks; ++r) {
+      if (r == transport_.rank() || a2a_.launch.world)
+        draw_routing(a2a_.routing, a2a_.experts, a2a_.topk, seed_of(r), slots_of(r));
+    }
+    std::mt19937 engine(seed_of(transport_.rank()));
     for (float& weight : weights_) weight = static_cast<float>(1 + engine() % 100) / 400.0F;
+  }
+
+  /// [tokens, topk] of a rank, in this iteration.
+  std::span<SlotId> slots_of(Rank rank) const {
+    const std::size_t entries =
+        static_cast<std::size_t>(a2a_.tokens) * static_cast<std::size_t>(a2a_.topk);
+    return shared_.floor.slots().subspan(static_cast<std::size_t>(rank) * entries, entries);
   }
 
   RoutedTokens tokens() const {
@@ -248,7 +273,7 @@ A2aIteration RankBench::iterate(int iteration) {
 }
 
 void RankBench::exchange_in_phases(A2aIteration& times) {
-  const std::uint64_t before = dispatcher_.stats().bytes_wire;
+  const ExchangeStats before = dispatcher_.stats();
   {
     const Stopwatch watch;
     dispatcher_.dispatch_send(tokens());
@@ -258,7 +283,7 @@ void RankBench::exchange_in_phases(A2aIteration& times) {
     consume(rows);
     times.consumer = consumer.microseconds();
   }
-  const std::uint64_t dispatched = dispatcher_.stats().bytes_wire;
+  const ExchangeStats dispatched = dispatcher_.stats();
   meet();
   {
     const Stopwatch watch;
@@ -267,12 +292,15 @@ void RankBench::exchange_in_phases(A2aIteration& times) {
     times.combine = watch.microseconds();
   }
   times.total = times.dispatch + times.combine;
-  bytes_.wire_dispatch += static_cast<double>(dispatched - before);
-  bytes_.wire_combine += static_cast<double>(dispatcher_.stats().bytes_wire - dispatched);
+  const ExchangeStats& combined = dispatcher_.stats();
+  bytes_.wire_dispatch += static_cast<double>(dispatched.bytes_wire - before.bytes_wire);
+  bytes_.wire_combine += static_cast<double>(combined.bytes_wire - dispatched.bytes_wire);
+  bytes_.network_dispatch += static_cast<double>(dispatched.bytes_network - before.bytes_network);
+  bytes_.network_combine += static_cast<double>(combined.bytes_network - dispatched.bytes_network);
 }
 
 void RankBench::exchange_fused(A2aIteration& times) {
-  const std::uint64_t before = dispatcher_.stats().bytes_wire;
+  const ExchangeStats before = dispatcher_.stats();
   const Stopwatch watch;
   dispatcher_.dispatch_send(tokens());
   dispatcher_.dispatch_recv([&](const ExpertRows& rows) {
@@ -283,7 +311,9 @@ void RankBench::exchange_fused(A2aIteration& times) {
   dispatcher_.combine_send();
   dispatcher_.combine_recv(target());
   times.total = watch.microseconds() - times.consumer;
-  bytes_.wire_dispatch += static_cast<double>(dispatcher_.stats().bytes_wire - before);
+  const ExchangeStats& after = dispatcher_.stats();
+  bytes_.wire_dispatch += static_cast<double>(after.bytes_wire - before.bytes_wire);
+  bytes_.network_dispatch += static_cast<double>(after.bytes_network - before.bytes_network);
 }
 
 void RankBench::measure_floor(A2aIteration& times) {
@@ -348,14 +378,15 @@ DispatcherOptions A2aCase::dispatcher() const {
 
 A2aResult measure_a2a(const A2aCase& a2a) {
   const Shared shared(a2a);
-  const int status =
-      run_ranks({.transport = a2a.transport, .ranks = a2a.ranks}, [&](Transport& transport) {
-        const FlushDenormals flush;
-        RankBench(a2a, transport, shared).run();
-        return 0;
-      });
+  const int status = run_ranks(a2a.launch, [&](Transport& transport) {
+    const FlushDenormals flush;
+    RankBench(a2a, transport, shared).run();
+    return 0;
+  });
   if (status != 0) fail<Error>("bench a2a: a rank failed; its reason is above");
-  A2aResult result;
+  A2aResult result{.hosts = shared.hosts[0],
+                   .baseline = baseline_over_mpi(a2a) ? "mpi" : "classic"};
+  if (!speaks_for_all()) return result;
   result.slowest.resize(static_cast<std::size_t>(shared.iterations[0]));
   for (std::size_t rank = 0; rank < static_cast<std::size_t>(a2a.ranks); ++rank) {
     for (std::size_t i = 0; i < result.slowest.size(); ++i) {
@@ -367,7 +398,9 @@ A2aResult measure_a2a(const A2aCase& a2a) {
     for (const auto field : {&A2aBytes::logical_dispatch,
                              &A2aBytes::logical_combine,
                              &A2aBytes::wire_dispatch,
-                             &A2aBytes::wire_combine})
+                             &A2aBytes::wire_combine,
+                             &A2aBytes::network_dispatch,
+                             &A2aBytes::network_combine})
       result.bytes.*field += bytes.*field / a2a.ranks;
   }
   return result;

@@ -16,7 +16,8 @@ struct A2aCase {
   std::string mode;              ///< of deepep, as asked for
   std::string chosen;            ///< what an "auto" stands for here
   ExchangeOptions exchange;
-  std::string transport = "inproc";
+  LaunchOptions launch;
+  std::string transport = "inproc";  ///< of `launch`, as is
   int ranks = 2;
   int threads = 1;  ///< per rank
   int tokens = 1;   ///< per rank
@@ -48,12 +49,15 @@ struct A2aIteration {
 struct A2aBytes {
   double logical_dispatch = 0, logical_combine = 0;  ///< a row for each (token, expert)
   double wire_dispatch = 0, wire_combine = 0;        ///< that crossed between ranks
+  double network_dispatch = 0, network_combine = 0;  ///< of that, between hosts
 };
 
 struct A2aResult {
   std::vector<A2aIteration> slowest;    ///< an iteration's time is that of its slowest rank
   std::vector<A2aIteration> all_ranks;  ///< [ranks][iterations]
   A2aBytes bytes;
+  int hosts = 1;                     ///< as far as ranks share no memory
+  std::string baseline = "classic";  ///< "mpi" where MPI did it
 };
 
 }  // namespace ferry

@@ -90,11 +90,14 @@ A2aFloor::A2aFloor(const A2aCase& a2a, Rank rank, const FloorMemory& memory, Thr
     pointers_.resize(rows);
   else
     delivered_ = Buffer(rows * delivered_bytes_, Buffer::Use::sparse);
-  std::mt19937 engine(static_cast<unsigned>(rank) + 1);
-  for (std::int64_t t = 0; t < a2a.tokens; ++t) {
-    auto* elements = reinterpret_cast<std::uint16_t*>(memory.input(rank, t));
-    for (std::size_t i = 0; i < source_bytes_ / 2; ++i)
-      elements[i] = static_cast<std::uint16_t>(0x3F00 + engine() % 0x100);
+  for (Rank r = 0; r < a2a.ranks; ++r) {
+    if (r != rank && !is_alone()) continue;
+    std::mt19937 engine(static_cast<unsigned>(r) + 1);
+    for (std::int64_t t = 0; t < a2a.tokens; ++t) {
+      auto* elements = reinterpret_cast<std::uint16_t*>(memory.input(r, t));
+      for (std::size_t i = 0; i < source_bytes_ / 2; ++i)
+        elements[i] = static_cast<std::uint16_t>(0x3F00 + engine() % 0x100);
+    }
   }
 }
 
@@ -148,6 +151,22 @@ void A2aFloor::consume() {
           copy_row(memory_.result(rank_, place), result_bytes_, row, delivered_bytes_);
         }
       });
+  if (is_alone()) stand_in_for_others();
+}
+
+/// What other ranks would have written for this one's tokens.
+void A2aFloor::stand_in_for_others() {
+  const auto topk = static_cast<std::size_t>(a2a_.topk);
+  for (std::int64_t t = 0; t < a2a_.tokens; ++t) {
+    const std::byte* row = memory_.input(rank_, t);
+    for (std::size_t k = 0; k < topk; ++k) {
+      const auto entry = static_cast<std::size_t>(std::int64_t{rank_} * a2a_.tokens + t) * topk + k;
+      const Rank rank = plan_.rank_of(entry);
+      std::byte* result =
+          sums_per_rank() ? memory_.sum(rank, rank_, t) : memory_.result(rank, plan_.row(entry));
+      if (rank != rank_) copy_row(result, result_bytes_, row, source_bytes_);
+    }
+  }
 }
 
 void A2aFloor::combine(std::span<const float> weights, std::byte* out) {

@@ -92,6 +92,10 @@ class A2aFloor {
     return a2a_.exchange.reduce_at == ExchangeOptions::ReduceAt::rank_then_home;
   }
 
+  /// Under a launcher: the memory of the other ranks' floors is not theirs but a copy here.
+  bool is_alone() const { return a2a_.launch.world.has_value(); }
+
+  void stand_in_for_others();
   void sum_here();
   void sum_at_home(std::span<const float> weights,
                    std::byte* out,

@@ -1,5 +1,6 @@
 #include "apps/ferry/bench_support.h"
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -7,9 +8,121 @@
 #include <random>
 #include <utility>
 
+#include "apps/ferry/common_options.h"
 #include "ferry/transport/launch.h"
 
 namespace ferry {
+
+void BenchRanks::add_to(CLI::App& app) {
+  std::string names;
+  for (const TransportInfo& info : list_transports())
+    names += (names.empty() ? "" : ", ") + std::string(info.name);
+  app.add_option(
+         "--transport",
+         transports,
+         fmt::format(
+             "{} [{}; the best under a launcher]", names, fmt::join(default_transports, ",")))
+      ->delimiter(',');
+  app.add_option("--ep",
+                 ranks,
+                 fmt::format("Ranks [{}; as many as were started]", fmt::join(default_ranks, ",")))
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1 << 20));
+  app.add_option("--fabric-provider", provider, "Of libfabric: efa, verbs, tcp, shm [the best]");
+  app.add_option(
+      "--ranks-per-host",
+      ranks_per_host,
+      "Of fabric and mpi: so many ranks in a row share memory [as they find each other; 1 "
+      "where ferry starts them]");
+}
+
+void BenchRanks::resolve() {
+  if (const auto world = started_world()) {
+    default_transports = {default_transport(world)};
+    default_ranks = {world->size};
+  }
+  if (transports.empty()) transports = default_transports;
+  if (ranks.empty()) ranks = default_ranks;
+  for (const std::string& transport : transports)
+    for (const int n : ranks) check_launch(launch(transport, n));
+}
+
+LaunchOptions BenchRanks::launch(const std::string& transport, int n) const {
+  const bool between_hosts = transport == "fabric" || transport == "mpi";
+  return {.transport = transport,
+          .ranks = n,
+          .world = started_world(),
+          .agreement = {{"version", FERRY_VERSION}},
+          .ranks_per_host = between_hosts ? ranks_per_host : 0,
+          .fabric_provider = provider};
+}
+
+bool speaks_for_all() {
+  const auto world = started_world();
+  return !world || world->rank == 0;
+}
+
+namespace {
+
+constexpr std::chrono::seconds kPatience{60};
+
+void await_all(Transport& transport, Region& region, std::uint64_t count) {
+  if (transport.wait(region, 0, count, deadline_in(kPatience)) == WaitResult::timed_out)
+    fail<Error>("bench: another rank was silent for {} s", kPatience.count());
+}
+
+/// Networks put from regions alone, and no more at a time than they say.
+void put_all(Transport& transport, Region& region, Rank to, std::span<const std::byte> source) {
+  const std::size_t most = transport.capabilities().max_put_bytes;
+  for (std::size_t done = 0; done < source.size();) {
+    const std::size_t n = std::min(most, source.size() - done);
+    const auto piece = source.subspan(done, n);
+    transport.put({.region = &region,
+                   .peer = to,
+                   .offset = static_cast<std::size_t>(piece.data() - region.local().data()),
+                   .source = piece});
+    done += n;
+  }
+}
+
+std::uint64_t puts_of(const Transport& transport, std::size_t bytes) {
+  const std::size_t most = transport.capabilities().max_put_bytes;
+  return bytes / most + (bytes % most ? 1 : 0);
+}
+
+}  // namespace
+
+void gather_at_first(Transport& transport, std::span<std::byte> slices) {
+  const auto region = transport.allocate_region(slices.size(), 1);
+  const std::size_t bytes = slices.size() / static_cast<std::size_t>(transport.size());
+  const std::size_t own = static_cast<std::size_t>(transport.rank()) * bytes;
+  if (transport.rank() == 0) {
+    await_all(transport,
+              *region,
+              puts_of(transport, bytes) * static_cast<std::uint64_t>(transport.size() - 1));
+    const auto others = region->local().subspan(bytes);
+    std::copy(others.begin(), others.end(), slices.begin() + static_cast<std::ptrdiff_t>(bytes));
+  } else {
+    const auto source = region->local().subspan(own, bytes);
+    std::copy_n(slices.begin() + static_cast<std::ptrdiff_t>(own), bytes, source.begin());
+    put_all(transport, *region, 0, source);
+  }
+  if (transport.barrier(deadline_in(kPatience)) == WaitResult::timed_out)
+    fail<Error>("bench: another rank was silent for {} s", kPatience.count());
+}
+
+void spread_from_first(Transport& transport, std::span<std::byte> bytes) {
+  const auto region = transport.allocate_region(bytes.size(), 1);
+  if (transport.rank() == 0) {
+    std::copy(bytes.begin(), bytes.end(), region->local().begin());
+    for (Rank to = 1; to < transport.size(); ++to) put_all(transport, *region, to, region->local());
+  } else {
+    await_all(transport, *region, puts_of(transport, bytes.size()));
+    std::copy(region->local().begin(), region->local().end(), bytes.begin());
+  }
+  if (transport.barrier(deadline_in(kPatience)) == WaitResult::timed_out)
+    fail<Error>("bench: another rank was silent for {} s", kPatience.count());
+}
 
 Summary summarize(std::vector<double> values) {
   std::sort(values.begin(), values.end());

@@ -13,8 +13,43 @@
 
 #include "ferry/core/error.h"
 #include "ferry/core/types.h"
+#include "ferry/transport/launch.h"
+
+namespace CLI {
+class App;
+}
 
 namespace ferry {
+
+/// Over what a benchmark runs: its own ranks, or under mpirun, srun or torchrun those that were
+/// started.
+struct BenchRanks {
+  std::vector<std::string> default_transports;
+  std::vector<int> default_ranks;
+  std::vector<std::string> transports = {};
+  std::vector<int> ranks = {};
+  std::string provider = {};
+  int ranks_per_host = 0;
+
+  /// Registers --transport, --ep, --fabric-provider and --ranks-per-host.
+  void add_to(CLI::App& app);
+  /// Fills in what was not given: the defaults, or what the launcher says. Throws ConfigError for
+  /// what cannot be started.
+  void resolve();
+
+  LaunchOptions launch(const std::string& transport, int ranks) const;
+};
+
+/// Whether this process prints: it started the ranks, or is the first.
+bool speaks_for_all();
+
+/// Brings every rank's slice of `slices` (equal ones, in order of rank) to rank 0. All ranks call
+/// it. For memory that forked ranks have in common it changes nothing; under a launcher each has
+/// its own.
+void gather_at_first(Transport& transport, std::span<std::byte> slices);
+
+/// Gives rank 0's bytes to all.
+void spread_from_first(Transport& transport, std::span<std::byte> bytes);
 
 struct Summary {
   double mean = 0, stddev = 0, p50 = 0, p95 = 0, p99 = 0, min = 0;
@@ -75,6 +110,8 @@ class SharedArray {
   SharedArray& operator=(const SharedArray&) = delete;
 
   T& operator[](std::size_t i) const { return static_cast<T*>(data_)[i]; }
+
+  std::span<std::byte> bytes() const { return {static_cast<std::byte*>(data_), bytes_}; }
 
  private:
   std::size_t bytes_;

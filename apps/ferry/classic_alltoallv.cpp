@@ -4,6 +4,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "apps/ferry/raw_mpi.h"
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
 
@@ -66,9 +67,20 @@ void ClassicAllToAllV::await(int signal) {
 /// MPI_Alltoallv by puts: rows [first, first + count) of the outbox to each rank's inbox.
 void ClassicAllToAllV::exchange(std::span<const std::int64_t> send_first,
                                 std::span<const std::int64_t> send_count,
+                                std::span<const std::int64_t> receive_count,
                                 int phase) {
   const auto me = static_cast<std::size_t>(transport_.rank());
   const std::size_t outbox = outbox_of(phase);
+  if (options_.over_mpi) {
+    std::byte* local = region_->local().data();
+    return mpi_alltoallv({.from = local + outbox,
+                          .send_first = send_first,
+                          .send_count = send_count,
+                          .to = local + inbox_of(phase),
+                          .receive_stride = rows_per_peer_,
+                          .receive_count = receive_count,
+                          .row_bytes = row_bytes_});
+  }
   for (Rank peer = 0; peer < transport_.size(); ++peer) {
     const auto p = static_cast<std::size_t>(peer);
     const auto first = static_cast<std::size_t>(send_first[p]) * row_bytes_;
@@ -87,7 +99,6 @@ void ClassicAllToAllV::dispatch(const std::byte* rows, int tokens, std::span<con
   tokens_ = tokens;
   const auto ranks = static_cast<std::size_t>(transport_.size());
   const auto per_rank = static_cast<std::size_t>(options_.slots_per_rank);
-  const auto me = static_cast<std::size_t>(transport_.rank());
   std::byte* local = region_->local().data();
 
   // Sort by expert, pack.
@@ -109,22 +120,16 @@ void ClassicAllToAllV::dispatch(const std::byte* rows, int tokens, std::span<con
   }
 
   // Counts, then rows.
-  for (Rank peer = 0; peer < transport_.size(); ++peer) {
-    const std::size_t bytes = per_rank * sizeof(std::uint32_t);
-    transport_.put({.region = region_.get(),
-                    .peer = peer,
-                    .offset = me * bytes,
-                    .source = region_->local().subspan(
-                        counts_outbox_ + static_cast<std::size_t>(peer) * bytes, bytes),
-                    .signal = counts_signal});
+  exchange_counts();
+  const auto* received_counts = reinterpret_cast<const std::uint32_t*>(local);  // [R][L]
+  for (std::size_t r = 0; r < ranks; ++r) {
+    const std::uint32_t* of_rank = received_counts + r * per_rank;
+    receive_count_[r] = std::accumulate(of_rank, of_rank + per_rank, std::int64_t{0});
   }
-  await(counts_signal);
-  exchange(send_first_, send_count_, rows_signal);
+  exchange(send_first_, send_count_, receive_count_, rows_signal);
 
   // Permute to expert-major.
-  const auto* received_counts = reinterpret_cast<const std::uint32_t*>(local);  // [R][L]
   std::vector<std::int64_t> at(ranks);  // arriving row of each source, in order
-  std::fill(receive_count_.begin(), receive_count_.end(), 0);
   received_ = 0;
   for (std::size_t slot = 0; slot < per_rank; ++slot) {
     for (std::size_t r = 0; r < ranks; ++r) {
@@ -138,7 +143,22 @@ void ClassicAllToAllV::dispatch(const std::byte* rows, int tokens, std::span<con
       }
     }
   }
-  receive_count_ = at;
+}
+
+void ClassicAllToAllV::exchange_counts() {
+  const std::size_t bytes =
+      static_cast<std::size_t>(options_.slots_per_rank) * sizeof(std::uint32_t);
+  std::byte* local = region_->local().data();
+  if (options_.over_mpi) return mpi_alltoall(local + counts_outbox_, local, bytes);
+  for (Rank peer = 0; peer < transport_.size(); ++peer) {
+    transport_.put({.region = region_.get(),
+                    .peer = peer,
+                    .offset = static_cast<std::size_t>(transport_.rank()) * bytes,
+                    .source = region_->local().subspan(
+                        counts_outbox_ + static_cast<std::size_t>(peer) * bytes, bytes),
+                    .signal = counts_signal});
+  }
+  await(counts_signal);
 }
 
 void ClassicAllToAllV::combine(std::span<const float> weights, std::byte* out) {
@@ -157,7 +177,7 @@ void ClassicAllToAllV::combine(std::span<const float> weights, std::byte* out) {
                   row_bytes_);
     }
   }
-  exchange(first, receive_count_, results_signal);
+  exchange(first, receive_count_, send_count_, results_signal);
 
   // Weighted sum over the rows as they were sent.
   std::vector<const std::byte*> terms(static_cast<std::size_t>(options_.topk));

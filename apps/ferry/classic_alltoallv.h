@@ -25,6 +25,7 @@ class ClassicAllToAllV {
     int topk = 0;
     int max_tokens = 0;
     std::chrono::nanoseconds timeout = std::chrono::seconds(30);
+    bool over_mpi = false;  ///< MPI_Alltoall and MPI_Alltoallv carry it instead of puts
   };
 
   ClassicAllToAllV(const Options& options, Transport& transport);
@@ -44,7 +45,9 @@ class ClassicAllToAllV {
  private:
   void exchange(std::span<const std::int64_t> send_first,
                 std::span<const std::int64_t> send_count,
+                std::span<const std::int64_t> receive_count,
                 int phase);
+  void exchange_counts();
   void await(int signal);
 
   std::size_t box_bytes() const { return static_cast<std::size_t>(rows_per_peer_) * row_bytes_; }

@@ -29,8 +29,7 @@ struct BenchOptions {
   std::vector<std::string> backends{"pplx"};
   std::vector<std::string> modes{"low_latency"};
   std::vector<std::string> layouts{"default"};
-  std::vector<std::string> transports{"inproc", "shm"};
-  std::vector<int> ranks{2};
+  BenchRanks over{.default_transports = {"inproc", "shm"}, .default_ranks = {2}};
   std::vector<int> tokens{1, 128};
   int hidden = 7168;
   int experts = 256;
@@ -94,7 +93,7 @@ void set_exchange(A2aCase& a2a, const std::string& layout, bool allow_prereduce)
     if (choice.backend == MoeA2ABackend::deepep) a2a.chosen = deepep_mode_name(choice.mode);
     backend = choice.backend;
     mode = choice.mode;
-    fmt::print(stderr, "ferry: {}\n", choice.why);
+    if (speaks_for_all()) fmt::print(stderr, "ferry: {}\n", choice.why);
   }
   a2a.exchange = exchange_options(backend, mode);
   if (layout != "default") a2a.exchange.format = parse_format(layout);
@@ -109,7 +108,7 @@ void for_each_shape(const BenchOptions& o, Body body) {
               .topk = o.topk,
               .seconds = o.seconds};
   const auto name = [](WireType type) { return wire_type_name(type); };
-  for (const std::string& transport : o.transports) {
+  for (const std::string& transport : o.over.transports) {
     a2a.transport = transport;
     for (const std::string& dispatch : expanded(o.dispatch_wires, wire_types(), name)) {
       a2a.dispatch_wire = parse_wire_type(dispatch, "--dispatch-wire");
@@ -122,8 +121,9 @@ void for_each_shape(const BenchOptions& o, Body body) {
           a2a.combine_wire = parse_wire_type(combine, "--combine-wire");
           for (const std::string& routing : o.routings) {
             a2a.routing = parse_routing(routing);
-            for (const int ranks : o.ranks) {
+            for (const int ranks : o.over.ranks) {
               a2a.ranks = ranks;
+              a2a.launch = o.over.launch(transport, ranks);
               for (const int tokens : o.tokens) {
                 a2a.tokens = tokens;
                 body(a2a);
@@ -146,7 +146,6 @@ std::vector<A2aCase> cases_of(const BenchOptions& o) {
   std::vector<A2aCase> cases;
   std::string refusal;
   for_each_shape(o, [&](A2aCase a2a) {
-    check_launch({.transport = a2a.transport, .ranks = a2a.ranks});
     for (const std::string& backend : backends) {
       const bool deepep = parse_backend(backend) == MoeA2ABackend::deepep;
       for (const std::string& mode : deepep ? modes : std::vector<std::string>{""}) {
@@ -161,7 +160,8 @@ std::vector<A2aCase> cases_of(const BenchOptions& o) {
           } catch (const ConfigError& e) {
             refusal = e.what();
             if (cases.empty() && backends.size() * modes.size() * o.layouts.size() == 1) continue;
-            fmt::print(stderr, "ferry: left out {}: {}\n", backend_label(a2a), refusal);
+            if (speaks_for_all())
+              fmt::print(stderr, "ferry: left out {}: {}\n", backend_label(a2a), refusal);
           }
         }
       }
@@ -174,21 +174,23 @@ std::vector<A2aCase> cases_of(const BenchOptions& o) {
 int run(const BenchOptions& options) {
   const std::vector<A2aCase> cases = cases_of(options);
   std::ofstream plot;
-  if (!options.plot.empty()) {
+  const bool speaks = speaks_for_all();
+  if (speaks && !options.plot.empty()) {
     plot.open(options.plot);
     if (!plot) fail<Error>("--plot {}: cannot be written", options.plot);
   }
   std::vector<A2aMeasured> all;
-  if (!options.json) fmt::print("{}", a2a_heading(cases.front()));
+  if (speaks && !options.json) fmt::print("{}", a2a_heading(cases.front()));
   for (const A2aCase& a2a : cases) {
     all.push_back({a2a, measure_a2a(a2a)});
-    if (options.json) continue;
+    if (options.json || !speaks) continue;
     fmt::print("{}", a2a_lines(all.back()));
     std::fflush(stdout);
   }
+  if (!speaks) return 0;
   if (options.json)
     fmt::print("{}", a2a_json(all));
-  else if (options.ranks.size() > 1)
+  else if (options.over.ranks.size() > 1)
     fmt::print("{}", a2a_ep_tables(all));
   if (plot.is_open()) {
     plot << a2a_plot(all);
@@ -225,11 +227,7 @@ void add_bench_a2a(CLI::App& bench, int& status) {
        o->layouts,
        "Rows as experts get them: padded, ragged, row_pointers; default: the backend's");
   a2a->add_flag("--allow-prereduce", o->allow_prereduce, "auto may sum on each rank first");
-  list("--transport", o->transports, names_of(list_transports(), [](const auto& t) {
-         return std::string(t.name);
-       }));
-  list("--ep", o->ranks, "Ranks; several: also a table with a column for each")
-      ->check(at_least_one);
+  o->over.add_to(*a2a);
   list("--tokens", o->tokens, "Tokens per rank")->check(at_least_one);
   list("--routing", o->routings, "uniform, zipf, one_hot (every token to expert 0 among others)");
   a2a->add_option("--hidden", o->hidden, "Elements of a row")
@@ -257,7 +255,7 @@ void add_bench_a2a(CLI::App& bench, int& status) {
       ->check(svg_name_error);
   a2a->add_flag("--json", o->json, "One JSON array on stdout");
   a2a->callback([o, &status] {
-    refuse_launcher("bench a2a");
+    o->over.resolve();
     status = run(*o);
   });
 }

@@ -25,8 +25,7 @@ using Json = nlohmann::ordered_json;
 
 struct BenchMoeOptions {
   std::vector<std::string> backends{"pplx"};
-  std::vector<std::string> transports{"inproc"};
-  std::vector<int> ranks{1};
+  BenchRanks over{.default_transports = {"inproc"}, .default_ranks = {1}};
   std::vector<int> tokens{1, 16, 128, 512};
   std::vector<std::string> routings{"uniform"};
   int hidden = 2048;
@@ -46,13 +45,14 @@ std::vector<MoeCase> cases_of(const BenchMoeOptions& o) {
   if (o.topk > o.experts)
     fail<ConfigError>("--topk {} is more than --experts {}", o.topk, o.experts);
   std::vector<MoeCase> cases;
-  for (const int ranks : o.ranks)
-    for (const std::string& transport : o.transports)
+  for (const int ranks : o.over.ranks)
+    for (const std::string& transport : o.over.transports)
       for (const std::string& backend : o.backends)
         for (const std::string& routing : o.routings)
           for (const int tokens : o.tokens)
             cases.push_back(
                 {.backend = parse_backend(backend),
+                 .launch = o.over.launch(transport, ranks),
                  .transport = transport,
                  .ranks = ranks,
                  .threads = o.threads > 0 ? o.threads : default_threads(ranks),
@@ -65,7 +65,6 @@ std::vector<MoeCase> cases_of(const BenchMoeOptions& o) {
                  .weights = parse_weights_option("--weights", o.weights).value_or(WeightType::bf16),
                  .seconds = o.seconds});
   for (MoeCase& moe : cases) {
-    check_launch({.transport = moe.transport, .ranks = moe.ranks});
     const WireType wire = wire_type(activation_type(moe.weights));
     const BackendChoice choice = choose_backend(moe.backend,
                                                 DeepepMode::low_latency,
@@ -77,7 +76,7 @@ std::vector<MoeCase> cases_of(const BenchMoeOptions& o) {
                                                  .combine_wire = wire,
                                                  .load_store = reads_peers(moe.transport)});
     moe.backend = choice.backend;
-    if (!choice.why.empty()) fmt::print(stderr, "ferry: {}\n", choice.why);
+    if (!choice.why.empty() && speaks_for_all()) fmt::print(stderr, "ferry: {}\n", choice.why);
   }
   return cases;
 }
@@ -179,6 +178,7 @@ Json planned_row(MoeCase moe,
   const auto map = plan.placement.physical_to_logical(0);
   moe.placement.assign(map.begin(), map.end());
   const MoeResult after = measure_moe(moe, peaks);
+  if (!speaks_for_all()) return {};
   Json row = json_of(moe, after, peaks);
   row["balancedness_before"] = plan.balance.before;
   row["balancedness_after"] = plan.balance.after;
@@ -205,24 +205,25 @@ int run(const BenchMoeOptions& options) {
   if (!options.policy.empty()) static_cast<void>(parse_policy(options.policy));
   const std::vector<MoeCase> cases = cases_of(options);
   Json all = Json::array();
-  if (!options.json) print_heading(options);
+  const bool speaks = speaks_for_all();
+  if (speaks && !options.json) print_heading(options);
   MachinePeaks peaks;
   int measured_threads = 0;
   for (const MoeCase& moe : cases) {
-    if (const int threads = moe.ranks * moe.threads; threads != measured_threads) {
+    if (const int threads = moe.ranks * moe.threads; speaks && threads != measured_threads) {
       peaks = measure_peaks(threads, moe.weights);
       measured_threads = threads;
     }
     const MoeResult result = measure_moe(moe, peaks);
-    all.push_back(json_of(moe, result, peaks));
-    if (!options.json) print_row(all.back());
+    if (speaks) all.push_back(json_of(moe, result, peaks));
+    if (speaks && !options.json) print_row(all.back());
     if (options.policy.empty()) continue;
     all.push_back(planned_row(moe, result, options, peaks));
-    if (options.json) continue;
+    if (options.json || !speaks) continue;
     print_row(all.back());
     print_gain(all.back());
   }
-  if (options.json) fmt::print("{}\n", all.dump(2));
+  if (options.json && speaks) fmt::print("{}\n", all.dump(2));
   return 0;
 }
 
@@ -240,8 +241,7 @@ void add_bench_moe(CLI::App& bench, int& status) {
   };
   const CLI::Range at_least_one(1, 1 << 20);
   list("--moe-a2a-backend,--backend", o->backends, "Backends, comma-separated");
-  list("--transport", o->transports, "Transports, comma-separated");
-  list("--ep", o->ranks, "Ranks, comma-separated")->check(at_least_one);
+  o->over.add_to(*moe);
   list("--tokens", o->tokens, "Tokens per rank, comma-separated")->check(at_least_one);
   list("--routing", o->routings, "uniform, zipf, one_hot (every token to expert 0 among others)");
   size("--hidden", o->hidden, "Elements of a row");
@@ -263,7 +263,7 @@ void add_bench_moe(CLI::App& bench, int& status) {
       ->capture_default_str();
   moe->add_flag("--json", o->json, "One JSON array on stdout");
   moe->callback([o, &status] {
-    refuse_launcher("bench moe");
+    o->over.resolve();
     if (o->enable_eplb && o->policy.empty()) o->policy = policy_name(Policy::greedy);
     status = run(*o);
   });

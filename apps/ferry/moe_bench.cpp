@@ -291,7 +291,7 @@ void run_rank(const MoeCase& moe,
     iterations[0] = std::clamp(
         static_cast<std::size_t>(std::min(fitting, 1e9)), kLeastIterations, kMostIterations);
   }
-  bench.meet();
+  spread_from_first(transport, iterations.bytes());
   const std::size_t first = static_cast<std::size_t>(transport.rank()) * kMostIterations;
   for (std::size_t i = 0; i < iterations[0]; ++i)
     samples[first + i] = bench.iterate(warmup + 1 + i);
@@ -300,6 +300,9 @@ void run_rank(const MoeCase& moe,
   for (std::size_t e = 0; e < experts; ++e)
     expert_rows[static_cast<std::size_t>(transport.rank()) * experts + e] =
         static_cast<double>(bench.expert_rows()[e]) / drawn;
+  gather_at_first(transport, samples.bytes());
+  gather_at_first(transport, expert_rows.bytes());
+  spread_from_first(transport, expert_rows.bytes());  // all plan by it
 }
 
 }  // namespace
@@ -310,17 +313,20 @@ MoeResult measure_moe(const MoeCase& moe, const MachinePeaks& peaks) {
   const auto experts = static_cast<std::size_t>(moe.experts);
   const SharedArray<double> expert_rows(ranks * experts);
   const SharedArray<std::size_t> iterations(1);
-  const int status =
-      run_ranks({.transport = moe.transport, .ranks = moe.ranks}, [&](Transport& transport) {
-        run_rank(moe, transport, samples, expert_rows, iterations);
-        return 0;
-      });
+  const int status = run_ranks(moe.launch, [&](Transport& transport) {
+    run_rank(moe, transport, samples, expert_rows, iterations);
+    return 0;
+  });
   if (status != 0) fail<Error>("bench moe: a rank failed; its reason is above");
 
+  MoeResult result;
+  result.expert_rows.resize(experts);
+  for (std::size_t i = 0; i < ranks * experts; ++i)
+    result.expert_rows[i % experts] += expert_rows[i];
+  if (!speaks_for_all()) return result;
   const std::size_t n = iterations[0];
   const auto share = static_cast<double>(ranks);
   const MachinePeaks rank_peaks{peaks.bytes_per_s / share, peaks.operations_per_s / share};
-  MoeResult result;
   result.times_us.resize(n);
   result.floors_us.resize(n);
   for (std::size_t rank = 0; rank < ranks; ++rank) {
@@ -338,9 +344,6 @@ MoeResult measure_moe(const MoeCase& moe, const MachinePeaks& peaks) {
     result.rank_us.push_back(summarize(std::move(own)).p50);
     result.rank_cpu_us.push_back(cpu);
   }
-  result.expert_rows.resize(experts);
-  for (std::size_t i = 0; i < ranks * experts; ++i)
-    result.expert_rows[i % experts] += expert_rows[i];
   result.memory_bound = result.work.memory_bound(peaks);
   return result;
 }

@@ -14,7 +14,8 @@ namespace ferry {
 
 struct MoeCase {
   MoeA2ABackend backend = MoeA2ABackend::pplx;
-  std::string transport = "inproc";
+  LaunchOptions launch;
+  std::string transport = "inproc";  ///< of `launch`, as is
   int ranks = 1;
   int threads = 1;  ///< per rank
   int tokens = 1;   ///< per rank
@@ -40,7 +41,8 @@ struct MoeResult {
 
 /// Experts' weights come from memory: as many layers take turns as fill 2 GiB, from 2 to 64.
 /// Verifies a token of each rank against its experts applied one by one, then measures; routing is
-/// fresh every iteration. `peaks`: of all threads of all ranks together.
+/// fresh every iteration. `peaks`: of all threads of all ranks together. Under a launcher only rank
+/// 0 gets times; all get expert_rows.
 MoeResult measure_moe(const MoeCase& moe, const MachinePeaks& peaks);
 
 }  // namespace ferry

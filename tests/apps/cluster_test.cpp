@@ -185,11 +185,6 @@ TEST_F(Cluster, WrongUsageIsSaidBeforeAnyWork) {
   };
   refused({"--ep", "3"}, "3 ranks asked for (--ep), but 2 were started");
   refused({"--transport", "shm"}, "this is rank 0 of 2 that were started already");
-  for (const char* bench : {"a2a", "moe"}) {
-    test::expect_one_line(test::run_program({"bench", bench}, variables(0, 2)),
-                          2,
-                          "starts its own ranks, but this is rank 0 of 2");
-  }
   test::expect_one_line(
       test::run_program(generate(), {"RANK=0", "WORLD_SIZE=2"}), 2, "MASTER_ADDR");
   test::expect_one_line(test::run_program(generate(),
@@ -312,6 +307,27 @@ TEST_F(Mpirun, FabricFindsTheRanksOfOneHostToo) {
   if (!has_fabric()) GTEST_SKIP() << "this build has no fabric";
   const auto outcome = run(2, generate() + Arguments{"--quiet", "--transport", "fabric"});
   EXPECT_EQ(results_of(outcome), alone());
+}
+
+TEST_F(Mpirun, BenchesRunAndCountBytesOfBothLevels) {
+  const Arguments shape{"--tokens", "8", "--hidden", "64", "--experts", "16", "--seconds", "0.01"};
+  const auto a2a = run(4, Arguments{"bench", "a2a", "--ranks-per-host", "2", "--json"} + shape);
+  ASSERT_EQ(a2a.status, 0) << a2a.err;
+  const json rows = json::parse(a2a.out);
+  ASSERT_EQ(rows.size(), 3U);
+  for (const json& row : rows) {
+    EXPECT_EQ(row["transport"], "mpi");
+    EXPECT_EQ(row["baseline"], "mpi");
+    EXPECT_EQ(row["hosts"], 2);
+    EXPECT_GT(row["network_bytes"].get<double>(), 0);
+    EXPECT_EQ(row["host_bytes"].get<double>() + row["network_bytes"].get<double>(),
+              row["wire_bytes"].get<double>());
+  }
+  // A token leaves for the other host at most once, in bf16.
+  EXPECT_LE(rows[0]["network_bytes"].get<double>(), 8 * 64 * 2);
+  const auto moe = run(2, Arguments{"bench", "moe", "--inter", "32", "--json"} + shape);
+  ASSERT_EQ(moe.status, 0) << moe.err;
+  EXPECT_EQ(json::parse(moe.out)[0]["ep"], 2);
 }
 
 TEST_F(Mpirun, WrongUsageIsSaidByARank) {

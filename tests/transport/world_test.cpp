@@ -52,6 +52,16 @@ TEST(World, ReadsTorchrun) {
   EXPECT_EQ(world->secret, "s3cret");
 }
 
+TEST(World, KnowsAHostByItsFirstRank) {
+  const auto node_of = [](const char* rank, const char* local) {
+    return world_of({{"RANK", rank}, {"WORLD_SIZE", "4"}, {"LOCAL_RANK", local}})->node;
+  };
+  EXPECT_EQ(node_of("0", "0"), node_of("1", "1"));
+  EXPECT_EQ(node_of("2", "0"), node_of("3", "1"));
+  EXPECT_NE(node_of("1", "1"), node_of("2", "0"));
+  EXPECT_THROW(node_of("1", "2"), ConfigError);
+}
+
 TEST(World, LeavesTorchrunsOwnStoreItsPort) {
   const auto world = world_of({{"RANK", "0"},
                                {"WORLD_SIZE", "2"},
