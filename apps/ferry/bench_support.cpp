@@ -29,6 +29,10 @@ void BenchRanks::add_to(CLI::App& app) {
       ->delimiter(',')
       ->check(CLI::Range(1, 1 << 20));
   app.add_option("--fabric-provider", provider, "Of libfabric: efa, verbs, tcp, shm [the best]");
+  app.add_option("--fabric-rails",
+                 rails,
+                 "Network interfaces of a rank [all of efa and verbs, 1 of others]")
+      ->check(CLI::Range(1, 64));
   app.add_option(
       "--ranks-per-host",
       ranks_per_host,
@@ -54,7 +58,8 @@ LaunchOptions BenchRanks::launch(const std::string& transport, int n) const {
           .world = started_world(),
           .agreement = {{"version", FERRY_VERSION}},
           .ranks_per_host = between_hosts ? ranks_per_host : 0,
-          .fabric_provider = provider};
+          .fabric_provider = provider,
+          .fabric_rails = rails};
 }
 
 bool speaks_for_all() {

@@ -29,9 +29,10 @@ struct BenchRanks {
   std::vector<std::string> transports = {};
   std::vector<int> ranks = {};
   std::string provider = {};
+  int rails = 0;
   int ranks_per_host = 0;
 
-  /// Registers --transport, --ep, --fabric-provider and --ranks-per-host.
+  /// Registers --transport, --ep, --fabric-provider, --fabric-rails and --ranks-per-host.
   void add_to(CLI::App& app);
   /// Fills in what was not given: the defaults, or what the launcher says. Throws ConfigError for
   /// what cannot be started.

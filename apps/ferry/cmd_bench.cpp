@@ -6,12 +6,14 @@
 namespace ferry {
 
 void add_bench(CLI::App& app, int& status) {
-  CLI::App* bench = app.add_subcommand(
-      "bench", "Measure: a2a (dispatch and combine), moe (one layer), model (prompts, tokens)");
+  CLI::App* bench = app.add_subcommand("bench",
+                                       "Measure: a2a (dispatch and combine), moe (one layer), "
+                                       "model (prompts, tokens), link (two ranks)");
   bench->require_subcommand(1);
   add_bench_a2a(*bench, status);
   add_bench_moe(*bench, status);
   add_bench_model(*bench, status);
+  add_bench_link(*bench, status);
 }
 
 }  // namespace ferry

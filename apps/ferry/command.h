@@ -23,5 +23,6 @@ void add_eplb(CLI::App& app, int& status);
 void add_bench_a2a(CLI::App& bench, int& status);
 void add_bench_moe(CLI::App& bench, int& status);
 void add_bench_model(CLI::App& bench, int& status);
+void add_bench_link(CLI::App& bench, int& status);
 
 }  // namespace ferry

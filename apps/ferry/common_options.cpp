@@ -93,6 +93,14 @@ CommonOptions::CommonOptions(CLI::App& app) {
                  "Of libfabric: efa, verbs, tcp, shm, ... [the best that all ranks have]")
       ->type_name("P")
       ->group(kGroup);
+  app.add_option(
+         "--fabric-rails",
+         fabric_rails_,
+         "Network interfaces of a rank, on which long puts take turns [all of efa and verbs, "
+         "1 of others]")
+      ->type_name("N")
+      ->check(CLI::Range(1, 64))
+      ->group(kGroup);
   app.add_flag("--fabric-progress-thread",
                fabric_progress_thread_,
                "Move data while a rank computes, at the price of part of a core")
@@ -145,6 +153,7 @@ LaunchOptions CommonOptions::resolve_launch() const {
                        .world = started_world(),
                        .ranks_per_host = ranks_per_host_,
                        .fabric_provider = fabric_provider_,
+                       .fabric_rails = fabric_rails_,
                        .fabric_progress_thread = fabric_progress_thread_};
   const int wanted = tp_ > 1 ? tp_ : default_ranks();
   launch.ranks = ep_.value_or(launch.world ? launch.world->size : wanted);

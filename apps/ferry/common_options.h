@@ -59,6 +59,7 @@ class CommonOptions {
   std::string transport_;
   int ranks_per_host_ = 0;
   std::string fabric_provider_;
+  int fabric_rails_ = 0;
   bool fabric_progress_thread_ = false;
   int threads_ = 0;
   std::string weights_;

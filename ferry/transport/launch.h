@@ -41,6 +41,7 @@ struct LaunchOptions {
   /// starts itself are each a host of their own then, since that is what there is to try.
   int ranks_per_host = 0;
   std::string fabric_provider = {};  ///< of libfabric; empty: the best that all ranks have
+  int fabric_rails = 0;              ///< interfaces of a rank; 0: all of an RDMA network, else one
   bool fabric_progress_thread =
       false;  ///< data moves while a rank computes, at the price of a core
 };

@@ -1,107 +1,13 @@
 // Ranks that were started one by one, as torchrun, srun or a script would: they find each other,
 // give the same bits, and say in one line each what is wrong.
-#include <fcntl.h>
-#include <gtest/gtest.h>
-#include <sched.h>
-#include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
+#include "apps/cluster.h"
 
 #include <algorithm>
-#include <array>
-#include <chrono>
-#include <cstdlib>
-#include <memory>
-#include <nlohmann/json.hpp>
-#include <thread>
-
-#include "apps/program.h"
-#include "ferry/transport/launch.h"
-#include "ferry/transport/sockets.h"
-#include "ferry/transport/unique_fd.h"
 
 namespace ferry {
 namespace {
 
 using namespace std::chrono_literals;
-using nlohmann::json;
-using test::Arguments;
-using test::operator+;
-using test::Outcome;
-using test::Program;
-
-bool command(const std::string& line) { return std::system((line + " 2>/dev/null").c_str()) == 0; }
-
-bool has_fabric() {
-  for (const TransportInfo& info : list_transports())
-    if (info.name == "fabric") return info.available;
-  return false;
-}
-
-class Cluster : public testing::Test {
- protected:
-  void SetUp() override {
-    if (!has_fabric()) GTEST_SKIP() << "this build or machine has no fabric";
-    // Free now, and nobody else is likely to be given it in the next seconds.
-    port_ = own_address(listen_at(resolve("127.0.0.1", 0))).port();
-  }
-
-  static Arguments generate(const std::string& model = "qwen3_untied") {
-    return {"generate",
-            "--model",
-            test::data_dir(model).string(),
-            "--input-ids",
-            ids_file(),
-            "--max-new-tokens",
-            "6",
-            "--threads",
-            "1",
-            "--json"};
-  }
-
-  static std::string ids_file() {
-    static const test::TempDir directory;
-    std::string file = (directory.path() / "ids.txt").string();
-    test::write_file(file, "1 2 3 4 5\n7 8 9\n3 1 4 1 5 9 2 6\n");
-    return file;
-  }
-
-  static json results_of(const Outcome& outcome) {
-    EXPECT_EQ(outcome.status, 0) << outcome.err;
-    const json report = json::parse(outcome.out, nullptr, /*allow_exceptions=*/false);
-    EXPECT_FALSE(report.is_discarded()) << "stdout: " << outcome.out << " stderr: " << outcome.err;
-    return report.is_discarded() ? json() : report["results"];
-  }
-
-  static json alone() { return results_of(test::run_program(generate())); }
-
-  Arguments variables(Rank rank, int size, const std::string& token = "s3cret") const {
-    return {"RANK=" + std::to_string(rank),
-            "WORLD_SIZE=" + std::to_string(size),
-            "LOCAL_RANK=" + std::to_string(rank),
-            "MASTER_ADDR=127.0.0.1",
-            "MASTER_PORT=" + std::to_string(port_),
-            "FERRY_TOKEN=" + token};
-  }
-
-  void start(Rank rank, int size, const Arguments& more = {}, const std::string& token = "s3cret") {
-    programs_.push_back(std::make_unique<Program>(generate() + more, variables(rank, size, token)));
-  }
-
-  std::vector<Outcome> wait_for_all() {
-    std::vector<Outcome> outcomes;
-    for (const auto& program : programs_) outcomes.push_back(program->wait());
-    return outcomes;
-  }
-
-  /// All have failed with one line that holds `text`.
-  void expect_all_fail(const std::string& text) {
-    for (const Outcome& outcome : wait_for_all()) test::expect_one_line(outcome, 1, text);
-  }
-
-  int port_ = 0;
-  std::vector<std::unique_ptr<Program>> programs_;
-};
 
 TEST_F(Cluster, RanksFromVariablesGiveTheSameBitsAndOnlyTheFirstPrints) {
   for (Rank r = 0; r < 3; ++r) start(r, 3);
@@ -132,8 +38,10 @@ TEST_F(Cluster, OneProcessAHostStartsItsRanks) {
 
 TEST_F(Cluster, ProvidersAndTheProgressThreadGiveTheSameBits) {
   const json expected = alone();
-  const std::vector<Arguments> ways{
-      {"--fabric-provider", "tcp"}, {"--fabric-provider", "shm"}, {"--fabric-progress-thread"}};
+  const std::vector<Arguments> ways{{"--fabric-provider", "tcp"},
+                                    {"--fabric-provider", "shm"},
+                                    {"--fabric-progress-thread"},
+                                    {"--fabric-rails", "3"}};
   for (const Arguments& way : ways) {
     const auto outcome =
         test::run_program(generate() + Arguments{"--ep", "4", "--transport", "fabric"} + way);
@@ -195,47 +103,6 @@ TEST_F(Cluster, WrongUsageIsSaidBeforeAnyWork) {
                         2,
                         "FERRY_TOKEN is not set");
 }
-
-/// A run that lasts until it is ended.
-class LongCluster : public Cluster {
- protected:
-  void SetUp() override {
-    Cluster::SetUp();
-    if (IsSkipped()) return;
-    const auto made = test::run_program({"make-model", "--out", model_, "--quiet"});
-    ASSERT_EQ(made.status, 0) << made.err;
-  }
-
-  Arguments endless(const std::string& timeout) const {
-    return {"generate",
-            "--model",
-            model_,
-            "--prompt",
-            "hello",
-            "--ignore-eos",
-            "--max-new-tokens",
-            "1000000",
-            "--threads",
-            "1",
-            "--quiet",
-            "--timeout",
-            timeout};
-  }
-
-  void start_endless(Rank rank, int size, const std::string& timeout) {
-    programs_.push_back(std::make_unique<Program>(endless(timeout), variables(rank, size)));
-  }
-
-  void wait_for_text() {
-    const auto until = std::chrono::steady_clock::now() + 60s;
-    while (programs_[0]->out().size() < 20 && std::chrono::steady_clock::now() < until)
-      std::this_thread::sleep_for(5ms);
-    ASSERT_GE(programs_[0]->out().size(), 20U);
-  }
-
-  test::TempDir directory_;
-  std::string model_ = (directory_.path() / "model").string();
-};
 
 TEST_F(LongCluster, AKilledRankIsNamedByTheOthers) {
   for (Rank r = 0; r < 3; ++r) start_endless(r, 3, "20");
@@ -334,90 +201,6 @@ TEST_F(Mpirun, WrongUsageIsSaidByARank) {
   const auto outcome = run(2, generate() + Arguments{"--transport", "shm"});
   EXPECT_EQ(outcome.status, 2);
   EXPECT_NE(outcome.err.find("that were started already"), std::string::npos) << outcome.err;
-}
-
-// --- Two hosts -----------------------------------------------------------------------------------
-
-/// A network namespace for the processes that this thread starts meanwhile.
-class InHost {
- public:
-  explicit InHost(const std::string& host)
-      : here_(open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC)),
-        there_(open(("/run/netns/" + host).c_str(), O_RDONLY | O_CLOEXEC)) {
-    EXPECT_EQ(setns(there_.get(), CLONE_NEWNET), 0) << host;
-  }
-
-  ~InHost() { EXPECT_EQ(setns(here_.get(), CLONE_NEWNET), 0); }
-
-  InHost(const InHost&) = delete;
-  InHost& operator=(const InHost&) = delete;
-
- private:
-  UniqueFd here_, there_;
-};
-
-/// Two network namespaces and a cable of 10 Gbit/s between them.
-class TwoHosts : public LongCluster {
- protected:
-  void SetUp() override {
-    LongCluster::SetUp();
-    if (IsSkipped()) return;
-    if (geteuid() != 0) GTEST_SKIP() << "only root makes network namespaces";
-    for (const std::string& host : hosts_) {
-      if (!command("ip netns add " + host)) GTEST_SKIP() << "ip netns does not work here";
-    }
-    ASSERT_TRUE(command("ip link add " + hosts_[0] + " type veth peer name " + hosts_[1]));
-    for (const std::size_t h : {0U, 1U}) {
-      const std::string in = "ip -n " + hosts_[h] + " ";
-      ASSERT_TRUE(command("ip link set " + hosts_[h] + " netns " + hosts_[h]));
-      ASSERT_TRUE(
-          command(in + "addr add 10.77.0." + std::to_string(h + 1) + "/24 dev " + hosts_[h]));
-      ASSERT_TRUE(command(in + "link set lo up"));
-      ASSERT_TRUE(command(in + "link set " + hosts_[h] + " up"));
-      ASSERT_TRUE(command("tc -n " + hosts_[h] + " qdisc add dev " + hosts_[h] +
-                          " root tbf rate 10gbit burst 4mb latency 50ms"));
-    }
-  }
-
-  void TearDown() override {
-    programs_.clear();
-    for (const std::string& host : hosts_) command("ip netns del " + host);
-  }
-
-  /// As the same variables would start it by torchrun on that host.
-  void start_on(std::size_t host, Rank rank, int size, const Arguments& arguments) {
-    const InHost there(hosts_[host]);
-    Arguments environment = variables(rank, size);
-    environment[3] = "MASTER_ADDR=10.77.0.1";
-    programs_.push_back(std::make_unique<Program>(arguments, environment));
-  }
-
-  const std::string id_ = std::to_string(getpid());
-  const std::array<std::string, 2> hosts_{"fa" + id_, "fb" + id_};
-};
-
-TEST_F(TwoHosts, OfTwoRanksEachGiveTheSameBits) {
-  for (Rank r = 0; r < 4; ++r)
-    start_on(static_cast<std::size_t>(r) / 2, r, 4, generate() + Arguments{"--quiet"});
-  const auto outcomes = wait_for_all();
-  EXPECT_EQ(results_of(outcomes[0]), alone());
-  for (const Outcome& outcome : outcomes) EXPECT_EQ(outcome.err, "");
-}
-
-TEST_F(TwoHosts, ACutCableEndsAllRanksAndTheyNameOne) {
-  for (Rank r = 0; r < 4; ++r) start_on(static_cast<std::size_t>(r) / 2, r, 4, endless("4"));
-  wait_for_text();
-  ASSERT_TRUE(command("ip -n " + hosts_[0] + " link set " + hosts_[0] + " down"));
-  const auto begin = std::chrono::steady_clock::now();
-  for (const Outcome& outcome : wait_for_all()) {
-    EXPECT_EQ(outcome.status, 1);
-    EXPECT_NE(outcome.err.find("rank "), std::string::npos) << outcome.err;
-    // Inside a step at the deadline; a rank that waits for a step hears it from its connection.
-    EXPECT_TRUE(outcome.err.find("4 s") != std::string::npos ||
-                outcome.err.find("cannot be reached") != std::string::npos)
-        << outcome.err;
-  }
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, 40s);
 }
 
 }  // namespace
