@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 namespace ferry::testing {
 
@@ -99,10 +100,21 @@ BoundedSums bounded_sums(const ExchangeCase& exchange, Rank rank) {
       Sum& to = home ? sum : parts[static_cast<std::size_t>(slots[k] / o.slots_per_rank)];
       to.add(double{weights[k]}, y);
     }
-    for (Sum& part : parts) {
+    std::map<int, Sum> host_sums;
+    for (Rank peer = 0; peer < exchange.ranks; ++peer) {
+      Sum& part = parts[static_cast<std::size_t>(peer)];
       if (part.terms == 0) continue;
       part.rounded().travel(o.combine_wire);
-      sum.add(1, part.row);
+      if (exchange.sums_per_host(rank, peer)) {
+        const int host = exchange.hosts[static_cast<std::size_t>(peer)];
+        host_sums.try_emplace(host, width).first->second.add(1, part.row);
+      } else {
+        sum.add(1, part.row);
+      }
+    }
+    for (auto& [host, host_sum] : host_sums) {
+      if (host_sum.terms > 1) host_sum.rounded().travel(o.combine_wire);
+      sum.add(1, host_sum.row);
     }
     const Uncertain& total = sum.rounded();
     const auto append = [&](const std::vector<double>& from, std::vector<double>& to) {

@@ -10,6 +10,8 @@
 #include <numeric>
 
 #include "ferry/core/error.h"
+#include "ferry/transport/processes.h"
+#include "support/network_hosts.h"
 
 namespace ferry {
 
@@ -80,7 +82,7 @@ void run_body(const RanksOptions& options,
         transport,
         {.max_delay = std::chrono::microseconds(100),
          .reorder = true,
-         .network = options.kind.ranks_per_host == 1});
+         .network = options.kind.ranks_per_host == 1 && !options.kind.namespaces});
     body(faulty);
   } else {
     body(transport);
@@ -148,6 +150,13 @@ std::vector<RankKind> rank_kinds(bool with_faulty) {
     const std::vector<std::string> providers = info.name == "fabric"
                                                    ? std::vector<std::string>{"tcp", "shm"}
                                                    : std::vector<std::string>{""};
+    if (info.name == "fabric" && NetworkHosts::why_not().empty()) {
+      for (const bool faulty : {false, true}) {
+        if (with_faulty || !faulty)
+          kinds.push_back(
+              {.transport = "fabric", .faulty = faulty, .provider = "tcp", .namespaces = true});
+      }
+    }
     for (const std::string& provider : providers) {
       RankKind kind{.transport = std::string(info.name), .provider = provider};
       for (const int ranks_per_host : {1, 2}) {
@@ -178,6 +187,36 @@ std::vector<RankKind> main_rank_kinds() {
   return kinds;
 }
 
+namespace {
+
+/// Made by the first test that needs them, for all tests of this process.
+const NetworkHosts& test_hosts() {
+  static const NetworkHosts hosts(3);
+  return hosts;
+}
+
+/// Two ranks a host, three where there are more than six.
+int run_ranks_in_namespaces(const LaunchOptions& launch,
+                            const std::function<int(Transport&)>& body) {
+  static int port = 20000;
+  ++port;
+  const NetworkHosts& hosts = test_hosts();
+  const int per_host = std::max(2, (launch.ranks + hosts.count() - 1) / hosts.count());
+  return run_processes({.ranks = launch.ranks, .child = [&](Rank rank) {
+                          hosts.enter(rank / per_host);
+                          LaunchOptions own = launch;
+                          own.ranks_per_host = 0;
+                          own.world = World{.size = launch.ranks,
+                                            .rank = rank,
+                                            .master_host = hosts.address(0),
+                                            .master_port = port,
+                                            .secret = "test"};
+                          return run_ranks(own, body);
+                        }});
+}
+
+}  // namespace
+
 void on_ranks(const RanksOptions& options, const std::function<void(Transport&)>& body) {
   std::vector<Rank> here(static_cast<std::size_t>(options.ranks));
   std::iota(here.begin(), here.end(), 0);
@@ -191,9 +230,11 @@ void on_ranks(const RanksOptions& options, const std::function<void(Transport&)>
   const Reports reports(options.ranks);
   LaunchOptions launch = options.kind.launch(options.ranks);
   launch.start_timeout = options.start_timeout;
-  run_ranks(launch, [&](Transport& transport) {
+  const auto reporting = [&](Transport& transport) {
     return report_body(options, transport, body, reports.of(transport.rank()));
-  });
+  };
+  options.kind.namespaces ? run_ranks_in_namespaces(launch, reporting)
+                          : run_ranks(launch, reporting);
   judge(options, reports, here);
 }
 

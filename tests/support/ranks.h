@@ -18,11 +18,15 @@ struct RankKind {
   bool faulty = false;        ///< wrapped into a FaultyTransport that behaves like a bad network
   std::string provider = {};  ///< of libfabric, where the transport is fabric
   int ranks_per_host = 1;     ///< of fabric and mpi: more than 1 are two levels
+  /// Ranks of fabric are started one by one, as by torchrun, in two or three network namespaces
+  /// with a cable of 10 Gbit/s each, and find out themselves who shares a host.
+  bool namespaces = false;
 
   /// As GoogleTest wants parameter names: "inproc", "shm_faulty", "fabric_tcp", "fabric_tcp_hosts".
   std::string label() const {
     return transport + (provider.empty() ? "" : "_" + provider) +
-           (ranks_per_host > 1 ? "_hosts" : "") + (faulty ? "_faulty" : "");
+           (ranks_per_host > 1 ? "_hosts" : "") + (namespaces ? "_namespaces" : "") +
+           (faulty ? "_faulty" : "");
   }
 
   bool between_hosts() const { return transport == "fabric" || transport == "mpi"; }
@@ -52,7 +56,8 @@ std::vector<RankKind> all_rank_kinds();
 /// The same without the faulty ones.
 std::vector<RankKind> bare_rank_kinds();
 /// For what builds on transports and does not care how they work inside: each transport once, those
-/// between hosts also with two ranks on each, and those that take no time to start also faulty.
+/// between hosts also with two ranks on each and over real cables, and those that take no time to
+/// start also faulty.
 std::vector<RankKind> main_rank_kinds();
 
 struct RanksOptions {
