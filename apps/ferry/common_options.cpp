@@ -31,10 +31,44 @@ std::optional<WireType> parse_wire_option(std::string_view option, const std::st
   return parse_wire_type(text, option);
 }
 
+constexpr const char* kGroup = "Model and ranks";
+
 }  // namespace
 
+void CommonOptions::add_network_options(CLI::App& app) {
+  app.add_option("--transport",
+                 transport_,
+                 "inproc (ranks are threads), shm (processes of one host), fabric (libfabric), mpi "
+                 "[inproc; under a launcher mpi or fabric]")
+      ->type_name("T")
+      ->group(kGroup);
+  app.add_option(
+         "--ranks-per-host",
+         ranks_per_host_,
+         "Of fabric and mpi: so many ranks in a row share memory, a token crosses the network "
+         "once for them; 1: none do [as ranks find each other; 1 where ferry starts them]")
+      ->type_name("N")
+      ->group(kGroup);
+  app.add_option("--fabric-provider",
+                 fabric_provider_,
+                 "Of libfabric: efa, verbs, tcp, shm, ... [the best that all ranks have]")
+      ->type_name("P")
+      ->group(kGroup);
+  app.add_option(
+         "--fabric-rails",
+         fabric_rails_,
+         "Network interfaces of a rank, on which long puts take turns [all of efa and verbs, "
+         "1 of others]")
+      ->type_name("N")
+      ->check(CLI::Range(1, 64))
+      ->group(kGroup);
+  app.add_flag("--fabric-progress-thread",
+               fabric_progress_thread_,
+               "Move data while a rank computes, at the price of part of a core")
+      ->group(kGroup);
+}
+
 CommonOptions::CommonOptions(CLI::App& app) {
-  constexpr const char* kGroup = "Model and ranks";
   app.add_option("--model,--model-path", model_, "Checkpoint directory [the demo model]")
       ->type_name("DIR")
       ->group(kGroup);
@@ -75,36 +109,7 @@ CommonOptions::CommonOptions(CLI::App& app) {
                two_batch_overlap_,
                "Half of a step's tokens travel while the experts compute the other half")
       ->group(kGroup);
-  app.add_option("--transport",
-                 transport_,
-                 "inproc (ranks are threads), shm (processes of one host), fabric (libfabric), mpi "
-                 "[inproc; under a launcher mpi or fabric]")
-      ->type_name("T")
-      ->group(kGroup);
-  app.add_option(
-         "--ranks-per-host",
-         ranks_per_host_,
-         "Of fabric and mpi: so many ranks in a row share memory, a token crosses the network "
-         "once for them; 1: none do [as ranks find each other; 1 where ferry starts them]")
-      ->type_name("N")
-      ->group(kGroup);
-  app.add_option("--fabric-provider",
-                 fabric_provider_,
-                 "Of libfabric: efa, verbs, tcp, shm, ... [the best that all ranks have]")
-      ->type_name("P")
-      ->group(kGroup);
-  app.add_option(
-         "--fabric-rails",
-         fabric_rails_,
-         "Network interfaces of a rank, on which long puts take turns [all of efa and verbs, "
-         "1 of others]")
-      ->type_name("N")
-      ->check(CLI::Range(1, 64))
-      ->group(kGroup);
-  app.add_flag("--fabric-progress-thread",
-               fabric_progress_thread_,
-               "Move data while a rank computes, at the price of part of a core")
-      ->group(kGroup);
+  add_network_options(app);
   app.add_option("--threads", threads_, "Threads of each rank [cores / ranks]")
       ->type_name("N")
       ->group(kGroup);

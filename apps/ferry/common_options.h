@@ -45,6 +45,7 @@ class CommonOptions {
   RunOptions resolve() const;
 
  private:
+  void add_network_options(CLI::App& app);
   LaunchOptions resolve_launch() const;
   std::chrono::nanoseconds timeout() const;
 

@@ -117,7 +117,7 @@ class MpiLink final : public Link {
   MpiLink(const Transport& transport, std::size_t most_bytes)
       : begins_(transport.rank() == 0), peer_(other(transport)), buffer_(most_bytes) {}
 
-  std::string_view name() const override { return "MPI_Isend"; }
+  std::string_view name() const override { return "MPI_Send"; }
 
   void round_trip(std::size_t bytes) override {
     mpi_round_trip(peer_, begins_, buffer_.data(), bytes);

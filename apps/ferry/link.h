@@ -32,7 +32,7 @@ std::unique_ptr<Link> raw_fabric_link(Transport& transport,
                                       const LaunchOptions& options,
                                       std::size_t most_bytes);
 
-/// What is under the transport that `options` name: fi_writedata, MPI_Isend and MPI_Irecv, or a
+/// What is under the transport that `options` name: fi_writedata, MPI_Send and MPI_Recv, or a
 /// copy and an atomic addition.
 std::unique_ptr<Link> raw_link(Transport& transport,
                                const LaunchOptions& options,

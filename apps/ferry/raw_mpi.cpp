@@ -5,7 +5,6 @@
 #include <array>
 #include <climits>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "ferry/core/error.h"
@@ -45,27 +44,14 @@ std::vector<int> as_ints(std::span<const std::int64_t> values) {
   return {values.begin(), values.end()};
 }
 
-/// As everything else here waits: other ranks may need the core.
-void wait(MPI_Request& request) {
-  for (int done = 0;;) {
-    check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "MPI_Test");
-    if (done) return;
-    std::this_thread::yield();
-  }
-}
-
 void send(int peer, const std::byte* data, std::size_t bytes) {
-  MPI_Request request = MPI_REQUEST_NULL;
-  check(MPI_Isend(data, static_cast<int>(bytes), MPI_BYTE, peer, 1, MPI_COMM_WORLD, &request),
-        "MPI_Isend");
-  wait(request);
+  check(MPI_Send(data, static_cast<int>(bytes), MPI_BYTE, peer, 1, MPI_COMM_WORLD), "MPI_Send");
 }
 
 void receive(int peer, std::byte* data, std::size_t bytes) {
-  MPI_Request request = MPI_REQUEST_NULL;
-  check(MPI_Irecv(data, static_cast<int>(bytes), MPI_BYTE, peer, 1, MPI_COMM_WORLD, &request),
-        "MPI_Irecv");
-  wait(request);
+  check(
+      MPI_Recv(data, static_cast<int>(bytes), MPI_BYTE, peer, 1, MPI_COMM_WORLD, MPI_STATUS_IGNORE),
+      "MPI_Recv");
 }
 
 }  // namespace
@@ -109,7 +95,7 @@ void mpi_stream(int peer, bool begins, std::byte* buffer, std::size_t bytes, int
                  : MPI_Irecv(buffer, n, MPI_BYTE, peer, 2, MPI_COMM_WORLD, &request),
           begins ? "MPI_Isend" : "MPI_Irecv");
   }
-  for (MPI_Request& request : requests) wait(request);
+  check(MPI_Waitall(count, requests.data(), MPI_STATUSES_IGNORE), "MPI_Waitall");
   std::byte nothing{};
   begins ? receive(peer, &nothing, 0) : send(peer, &nothing, 0);
 }

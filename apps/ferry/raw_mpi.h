@@ -23,7 +23,7 @@ struct MpiAllToAllV {
 void mpi_alltoallv(const MpiAllToAllV& rows);
 void mpi_alltoall(const std::byte* from, std::byte* to, std::size_t bytes_per_rank);
 
-/// One round trip to rank `peer` by MPI_Isend and MPI_Irecv; who does not begin answers.
+/// One round trip to rank `peer` by MPI_Send and MPI_Recv; who does not begin answers.
 void mpi_round_trip(int peer, bool begins, std::byte* buffer, std::size_t bytes);
 /// `count` messages from who begins, all in flight at once, then an empty answer.
 void mpi_stream(int peer, bool begins, std::byte* buffer, std::size_t bytes, int count);
