@@ -48,7 +48,8 @@ NetworkHosts::NetworkHosts(int count) : owner_(getpid()) {
       const std::string& name = names_[static_cast<std::size_t>(h)];
       const std::string plug = fmt::format("plug{}", h);
       must("ip netns add " + name);
-      must("ip -n " + name + " link add eth type veth peer name " + plug + " netns " + switch_);
+      must(fmt::format(
+          "ip -n {} link add eth type veth peer name {} netns {}", name, plug, switch_));
       must("ip -n " + switch_ + " link set " + plug + " master bridge up");
       must("ip -n " + name + " addr add " + address(h) + "/24 dev eth");
       must("ip -n " + name + " link set lo up");
