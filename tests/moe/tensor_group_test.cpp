@@ -2,8 +2,9 @@
 
 #include <gtest/gtest.h>
 
-#include <cstring>
+#include <algorithm>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -112,7 +113,8 @@ TEST(TensorGroup, FeedForwardBlockGivesTheBytesOfOneRankAlone) {
               ASSERT_EQ(out[at], mine ? expected[at] : -7.0F) << i % hidden;
             }
             group.gather_columns(out_rows, rows, hidden, DType::f32, {"out"});
-            ASSERT_EQ(std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)), 0);
+            ASSERT_TRUE(std::ranges::equal(std::as_bytes(std::span(out)),
+                                           std::as_bytes(std::span(expected))));
           }
         }
       });
