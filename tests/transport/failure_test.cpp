@@ -44,6 +44,17 @@ class FailureTest : public testing::TestWithParam<RankKind> {
   }
 };
 
+/// Before `failing` fails: waits there until the others are out of allocate_region, where its end
+/// would be another error than the one under test. `signal` is for this alone.
+void others_are_ready(Transport& transport, Region& region, Rank failing, int signal) {
+  if (transport.rank() == failing) {
+    const auto others = static_cast<std::uint64_t>(transport.size() - 1);
+    ASSERT_EQ(transport.wait(region, signal, others, deadline_in(seconds(9))), WaitResult::reached);
+  } else {
+    transport.put({.region = &region, .peer = failing, .signal = signal});
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Transports,
                          FailureTest,
                          testing::ValuesIn(all_rank_kinds()),
@@ -51,7 +62,8 @@ INSTANTIATE_TEST_SUITE_P(Transports,
 
 TEST_P(FailureTest, AbortWakesTheOthersWithItsReason) {
   on_all([](Transport& transport) {
-    const auto region = transport.allocate_region(64, 1);
+    const auto region = transport.allocate_region(64, 2);
+    others_are_ready(transport, *region, 2, 1);
     if (transport.rank() == 2) {
       usleep(30'000);  // the others sleep by now
       transport.abort("the model file vanished");
@@ -72,7 +84,8 @@ TEST_P(FailureTest, AbortWakesTheOthersWithItsReason) {
 
 TEST_P(FailureTest, AnyThreadMayAbort) {
   on_all([](Transport& transport) {
-    const auto region = transport.allocate_region(0, 1);
+    const auto region = transport.allocate_region(0, 2);
+    others_are_ready(transport, *region, 1, 1);
     std::thread watchdog;
     if (transport.rank() == 1) {
       watchdog = std::thread([&] {
@@ -102,7 +115,8 @@ TEST_P(FailureTest, SurvivorsMaskADeadRankAndGoOn) {
       .kind = GetParam(), .ranks = kRanks, .killed_rank = processes ? Rank{1} : Rank{-1}};
   on_ranks(on, [&](Transport& transport) {
     ASSERT_TRUE(transport.capabilities().survives_peer_death);
-    const auto region = transport.allocate_region(64, 2);
+    const auto region = transport.allocate_region(64, 3);
+    others_are_ready(transport, *region, 1, 2);
     if (transport.rank() == 1) {
       if (processes) kill(getpid(), SIGKILL);
       transport.abort("its memory is broken");
@@ -223,7 +237,8 @@ void killed_rank_is_noticed(const RankKind& kind,
                             const std::function<void(Transport&, Region&)>& call) {
   if (!kind.killable()) GTEST_SKIP() << "such a rank cannot be killed alone";
   on_ranks({.kind = kind, .ranks = kRanks, .killed_rank = 1}, [&](Transport& transport) {
-    const auto region = transport.allocate_region(4096, 1);
+    const auto region = transport.allocate_region(4096, 2);
+    others_are_ready(transport, *region, 1, 1);
     if (transport.rank() == 1) {
       usleep(20'000);
       kill(getpid(), SIGKILL);
