@@ -20,6 +20,7 @@ class CachedRouting {
     std::vector<std::uint32_t> counts;
     std::vector<Record> records;
     std::vector<ReduceEntry> entries;
+    std::vector<float> row_weights;
   };
 
   CachedRouting(std::vector<SendPlan> send_plans, ReceivePlan receive_plan)

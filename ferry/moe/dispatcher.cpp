@@ -46,7 +46,10 @@ std::size_t Dispatcher::mem_size(const DispatcherOptions& options, int ranks, bo
   const std::size_t pointers = options.exchange.format == DispatchFormat::row_pointers
                                    ? static_cast<std::size_t>(layout.expert_rows) * sizeof(void*)
                                    : 0;
-  return layout.bytes + pointers + input_bytes(options, layout) + output_bytes(options, layout);
+  const std::size_t row_weights =
+      options.row_weights ? static_cast<std::size_t>(layout.expert_rows) * sizeof(float) : 0;
+  return layout.bytes + pointers + row_weights + input_bytes(options, layout) +
+         output_bytes(options, layout);
 }
 
 Dispatcher::Dispatcher(const DispatcherOptions& options, Transport& transport, ThreadPool& pool)
@@ -93,6 +96,7 @@ Dispatcher::Dispatcher(const DispatcherOptions& options, Transport& transport, T
   tokens_of_.resize(num_ranks);
   if (options.exchange.format == DispatchFormat::row_pointers)
     row_pointers_.resize(static_cast<std::size_t>(layout_.expert_rows));
+  if (options.row_weights) row_weights_.resize(static_cast<std::size_t>(layout_.expert_rows));
   if (masks()) no_row_ = Buffer(layout_.expert_row_bytes, Buffer::Use::sparse);
   expert_input_ = Buffer(input_bytes(options, layout_), Buffer::Use::sparse);
   expert_output_ = Buffer(output_bytes(options, layout_), Buffer::Use::sparse);

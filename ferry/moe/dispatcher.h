@@ -44,7 +44,10 @@ struct DispatcherOptions {
   /// What experts receive: the dispatch wire's type (rows as delivered, scales behind the values:
   /// wire.h), or f32 or bf16, converted on the receiving copy.
   WireType expert_type = WireType::f32;
-  WireType combine_wire = WireType::f32;                        ///< what comes back
+  WireType combine_wire = WireType::f32;  ///< what comes back
+  /// Experts get a number with each row, by which they multiply what they read of it
+  /// (ExpertRows::weights).
+  bool row_weights = false;
   std::chrono::nanoseconds timeout = std::chrono::seconds(30);  ///< of each phase that waits
 
   /// What experts write: the combine wire's type, or f32 where that is quantised.
@@ -61,10 +64,12 @@ struct RoutedTokens {
   int tokens = 0;
   std::span<const SlotId> slots = {};   ///< [tokens, K], -1 = none
   std::span<const float> weights = {};  ///< [tokens, K]; needed where ranks sum before home does
+  /// [tokens, K], with the option row_weights. A token may then name no slot twice.
+  std::span<const float> row_weights = {};
   int chunks = 1;  ///< exchanges that this rank still needs for its tokens, this one included
   int layer = -1;  ///< for diagnosis only
   /// A routing kept from an earlier exchange, to be used again by all ranks: nothing is planned,
-  /// `slots` and `weights` are not read. Must outlive the exchange.
+  /// `slots` and both weights are not read. Must outlive the exchange.
   const CachedRouting* cached = nullptr;
   /// Of this exchange's phases, where it differs from the options'.
   std::optional<std::chrono::nanoseconds> timeout = {};
@@ -122,8 +127,8 @@ class Dispatcher {
   bool poll();
 
   /// The routing of the exchange in progress, for RoutedTokens::cached of later ones. Between
-  /// dispatch_recv and combine_send; allocates. Where ranks sum before home does, the weights are
-  /// kept with it.
+  /// dispatch_recv and combine_send; allocates. Row weights, and where ranks sum before home does
+  /// the other weights too, are kept with it.
   std::unique_ptr<CachedRouting> keep_routing() const;
 
   /// Goes on without `peer`, of which the caller knows that it is gone. Needs on_dead_rank = mask.
@@ -152,21 +157,24 @@ class Dispatcher {
 
   // dispatch.cpp
   void stage_rows(const RoutedTokens& tokens);
+  std::uint32_t push_rows(Rank peer);
+  void receive_messages();
+  void take_rows(Rank home);
+  void copy_rows(Rank home);
+  ExpertRows rows_of_slots(std::span<const std::int32_t> counts,
+                           std::span<const std::int64_t> offsets) const;
+
+  // dispatch_message.cpp
   std::size_t write_dispatch_message(Rank peer, const RoutedTokens& tokens, std::uint32_t puts);
   std::uint32_t append_reduce_entries(Rank peer, const RoutedTokens& tokens, std::byte*& out) const;
-  std::uint32_t push_rows(Rank peer);
+  void append_row_weights(Rank peer, const RoutedTokens& tokens, std::byte*& out) const;
   TransportError contradiction(Rank home) const;
   std::span<std::uint32_t> counts_of(Rank home);
-  void receive_messages();
   void read_dispatch_message(Rank home);
   bool sane(const DispatchHeader& header) const;
   bool sane(const DispatchMessage& message) const;
   bool count_records(Rank home, std::uint32_t tokens, std::span<const Record> records);
   void check_groups() const;
-  void take_rows(Rank home);
-  void copy_rows(Rank home);
-  ExpertRows rows_of_slots(std::span<const std::int32_t> counts,
-                           std::span<const std::int64_t> offsets) const;
 
   // relay.cpp
   bool reads(Rank rank) const { return reads_[static_cast<std::size_t>(rank)] != 0; }
@@ -290,6 +298,7 @@ class Dispatcher {
   Buffer expert_input_;                          // [expert_rows, H] unless rows are only pointed at
   Buffer expert_output_;                         // rows that do not leave as experts write them
   std::vector<const std::byte*> row_pointers_;   // [expert_rows] in that format
+  std::vector<float> row_weights_;               // [expert_rows] with that option
   Buffer no_row_;                                // pointed at where a masked rank's never came
   std::vector<std::int32_t> tile_counts_;        // [L] rows not computed yet
   std::vector<std::int32_t> counts_of_tile_;     // [L]

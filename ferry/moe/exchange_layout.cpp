@@ -35,7 +35,8 @@ ExchangeLayout::ExchangeLayout(const DispatcherOptions& o, int ranks, bool load_
   combine_row_bytes = wire_row_bytes(o.combine_wire, o.hidden);
   combine_slice_bytes = wire_row_bytes(o.combine_wire, columns);
   dispatch_message_bytes = aligned(sizeof(DispatchHeader) + max_records * sizeof(Record) +
-                                       (sums ? entries * sizeof(ReduceEntry) : 0),
+                                       (sums ? entries * sizeof(ReduceEntry) : 0) +
+                                       (o.row_weights ? max_records * sizeof(float) : 0),
                                    kLine);
   combine_message_bytes =
       aligned(sizeof(CombineHeader) + members * (slots + 1) * sizeof(std::int64_t), kLine);

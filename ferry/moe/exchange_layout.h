@@ -12,8 +12,9 @@ namespace ferry {
 
 struct DispatcherOptions;
 
-/// Head of a dispatch message. Behind it: the records, and, where ranks sum before home does, the
-/// reduce entries; nothing where the routing repeats one that both sides have kept.
+/// Head of a dispatch message. Behind it: the records; where ranks sum before home does, the reduce
+/// entries; with row weights, an f32 for each record. Nothing where the routing repeats one that
+/// both sides have kept.
 struct DispatchHeader {
   std::uint64_t epoch = 0;   // exchange number of the lane, for diagnosis and checking
   std::uint32_t tokens = 0;  // of the sender
@@ -21,7 +22,9 @@ struct DispatchHeader {
   std::uint32_t records = 0;
   std::uint32_t payload_puts = 0;  // puts that carry rows; 0 where the receiver pulls
   std::uint32_t reduce_entries = 0;
-  std::uint32_t repeats = 0;  // 1: the routing is a kept one
+  std::uint32_t repeats = 0;      // 1: the routing is a kept one
+  std::uint32_t row_weights = 0;  // as many as records, or none
+  std::uint32_t reserved = 0;
 };
 
 /// One (token, k) of a home rank with a record here, in order of (token, k). `record` counts from
@@ -38,6 +41,7 @@ struct DispatchMessage {
   std::span<const std::uint32_t> counts = {};  // [L] records for each slot, counted on arrival
   std::span<const Record> records = {};
   std::span<const ReduceEntry> entries = {};
+  std::span<const float> row_weights = {};
 };
 
 /// Head of a combine message. Behind it, for each member of the receiver's group: i64, the number

@@ -13,6 +13,8 @@ namespace {
 /// are 16 times the bytes of 16 rows.
 constexpr std::int64_t kLeastPanels = 16;
 
+constexpr std::int64_t kWeighGrain = 8;  // rows
+
 std::int64_t panels_per_task(std::int64_t panels, int threads) {
   if (threads == 1) return panels;
   // Twice as many tasks as threads, so that one slow thread does not hold up the rest.
@@ -26,6 +28,10 @@ Experts::Experts(const Options& options, ThreadPool& pool)
       pool_(pool),
       between_(static_cast<std::size_t>(options.max_rows) *
                static_cast<std::size_t>(options.inter) * dtype_bytes(options.dtype)),
+      weighed_(options.row_weights
+                   ? static_cast<std::size_t>(options.max_rows) *
+                         static_cast<std::size_t>(options.hidden) * dtype_bytes(options.dtype)
+                   : 0),
       scratch_(pool.size(), options.dtype, std::max(options.hidden, options.inter)) {
   FERRY_CHECK(options.hidden >= 1 && options.inter >= 1 && options.max_rows >= 1,
               "experts with H {}, inter {}, {} rows",
@@ -41,6 +47,9 @@ void Experts::run(const ExpertRows& rows, std::span<const GatedFfnWeights> weigh
               options_.hidden,
               wire_type_name(rows.in_type),
               rows.hidden);
+  FERRY_CHECK(rows.weights.empty() != options_.row_weights,
+              "experts were handed {} row weights",
+              rows.weights.size());
   std::int64_t in_turn = 0;
   segments_.clear();
   for (std::size_t slot = 0; slot < rows.counts.size(); ++slot) {
@@ -61,19 +70,43 @@ void Experts::run(const ExpertRows& rows, std::span<const GatedFfnWeights> weigh
   if (!segments_.empty()) run_turn(rows, weights);
 }
 
+/// The turn's rows times their weights, where between_ has what becomes of them.
+RowsView Experts::weigh(const ExpertRows& rows) {
+  const auto stride = static_cast<std::ptrdiff_t>(static_cast<std::size_t>(options_.hidden) *
+                                                  dtype_bytes(options_.dtype));
+  const MutableRowsView weighed{weighed_.data(), stride};
+  for (const Segment& s : segments_) {
+    pool_.parallel_for(s.count, kWeighGrain, [&](std::int64_t begin, std::int64_t end, int) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        const std::byte* row = rows.in.row(s.first_row + i);
+        kernels().weighted_sum({.rows = &row,
+                                .weights = &rows.weights[static_cast<std::size_t>(s.first_row + i)],
+                                .k = 1,
+                                .n = options_.hidden,
+                                .in_type = rows.in_type,
+                                .out = weighed.row(s.between + i),
+                                .out_type = options_.dtype});
+      }
+    });
+  }
+  return {weighed.base, weighed.stride};
+}
+
 /// Both projections of the segments, each one parallel region over (segment, columns).
 void Experts::run_turn(const ExpertRows& rows, std::span<const GatedFfnWeights> weights) {
   const auto stride = static_cast<std::ptrdiff_t>(static_cast<std::size_t>(options_.inter) *
                                                   dtype_bytes(options_.dtype));
   const MutableRowsView between{between_.data(), stride};
   const RowsView between_in{between_.data(), stride};
+  const RowsView weighed = options_.row_weights ? weigh(rows) : RowsView{};
   project([&](const Segment& s) {
-    return GemmArgs{.in = rows.in.from(s.first_row),
-                    .rows = s.count,
-                    .weights = &weights[s.slot].gate_up,
-                    .epilogue = Epilogue::gated_silu,
-                    .out = between.from(s.between),
-                    .out_type = options_.dtype};
+    return GemmArgs{
+        .in = options_.row_weights ? weighed.from(s.between) : rows.in.from(s.first_row),
+        .rows = s.count,
+        .weights = &weights[s.slot].gate_up,
+        .epilogue = Epilogue::gated_silu,
+        .out = between.from(s.between),
+        .out_type = options_.dtype};
   });
   project([&](const Segment& s) {
     return GemmArgs{.in = between_in.from(s.between),

@@ -29,7 +29,10 @@ struct ExpertRows {
   std::span<const std::int64_t> offsets = {};  ///< [L] row index of each slot's first row
   RowsView in;                                 ///< [.., hidden] of in_type
   WireType in_type = WireType::f32;            ///< quantised rows as wire.h describes them
-  MutableRowsView out;                         ///< [.., hidden] of out_type, same row indices
+  /// A number for each row, same indices, by which the expert multiplies it before anything else;
+  /// empty: none.
+  std::span<const float> weights = {};
+  MutableRowsView out;  ///< [.., hidden] of out_type, same row indices
   DType out_type = DType::f32;
   int hidden = 0;
 };
@@ -43,6 +46,7 @@ struct GatedFfnWeights {
 
 /// Grouped gated FFN. Threads: one call at a time; uses the rank's pool. Owns its scratch, sized at
 /// construction for `max_rows` rows over all slots; more are done in turns. Weights are borrowed.
+/// Numerics: a row times its weight is rounded to `dtype` once.
 class Experts {
  public:
   struct Options {
@@ -50,13 +54,14 @@ class Experts {
     int inter = 0;
     DType dtype = DType::f32;  ///< of rows, also of those between the two projections
     std::int64_t max_rows = 0;
+    bool row_weights = false;  ///< rows come with weights
   };
 
   Experts(const Options& options, ThreadPool& pool);
 
   /// REQUIRES: rows.in_type is that of the options, and the activation type of the weights;
-  /// weights[l].gate_up.data is not null for every
-  /// slot l with rows.
+  /// weights[l].gate_up.data is not null for every slot l with rows; rows.weights as the options
+  /// say.
   void run(const ExpertRows& rows, std::span<const GatedFfnWeights> weights);
 
  private:
@@ -69,12 +74,14 @@ class Experts {
   };
 
   void run_turn(const ExpertRows& rows, std::span<const GatedFfnWeights> weights);
+  RowsView weigh(const ExpertRows& rows);
   template <class ArgsOf>
   void project(ArgsOf args_of);
 
   Options options_;
   ThreadPool& pool_;
   Buffer between_;  // [max_rows, inter] of dtype: silu(gate) * up
+  Buffer weighed_;  // [max_rows, hidden] of dtype: rows times their weights
   GemmScratch scratch_;
   std::vector<Segment> segments_;  // of the turn
 };

@@ -18,7 +18,8 @@ void MoeLayer::forward_exchange(const RowsView& hidden, int tokens, int chunks, 
                                     .type = c.options_.dtype,
                                     .tokens = lane->tokens,
                                     .slots = lane->slots,
-                                    .weights = lane->weights,
+                                    .weights = lane->result_weights,
+                                    .row_weights = lane->weights,
                                     .chunks = chunks,
                                     .layer = index_});
   }
@@ -32,7 +33,7 @@ void MoeLayer::forward_exchange(const RowsView& hidden, int tokens, int chunks, 
     lane->dispatcher.combine_send();
   }
   for (const auto& lane : lanes) {
-    lane->dispatcher.combine_recv({.weights = lane->weights,
+    lane->dispatcher.combine_recv({.weights = lane->result_weights,
                                    .rows = c.f32_rows(out).from(lane->first),
                                    .accumulate = has_shared});
     check_nothing_lost(lane->dispatcher);
@@ -144,7 +145,8 @@ MoeContext::MoeContext(const Options& options, Transport& transport, ThreadPool&
       experts_({.hidden = options.dispatcher.hidden,
                 .inter = options.inter,
                 .dtype = options.dtype,
-                .max_rows = kExpertRowsPerTurn},
+                .max_rows = kExpertRowsPerTurn,
+                .row_weights = options.dispatcher.row_weights},
                pool),
       alone_(pool),
       group_(options.group != nullptr ? *options.group : alone_),
@@ -185,6 +187,7 @@ MoeContext::Lane::Lane(const DispatcherOptions& options, Transport& transport, T
   all_experts.resize(entries);
   all_slots.resize(entries);
   all_weights.resize(entries);
+  if (options.row_weights) ones.assign(entries, 1.0F);
 }
 
 std::span<const std::unique_ptr<MoeContext::Lane>> MoeContext::split(int tokens) {
@@ -198,6 +201,8 @@ std::span<const std::unique_ptr<MoeContext::Lane>> MoeContext::split(int tokens)
     lane.experts = {lane.all_experts.data(), entries};
     lane.slots = {lane.all_slots.data(), entries};
     lane.weights = {lane.all_weights.data(), entries};
+    lane.result_weights = lane.weights;
+    if (!lane.ones.empty()) lane.result_weights = std::span(lane.ones).first(entries);
   }
   return lanes_;
 }

@@ -36,6 +36,8 @@ class MoeContext {
  public:
   struct Options {
     RouterOptions router;
+    /// With row_weights the router's weights go onto what experts read, and results are added up as
+    /// they are; else results are weighted.
     DispatcherOptions dispatcher;
     /// Each step's tokens travel as two halves on lanes of their own, so that one half is on its
     /// way while the experts compute the other.
@@ -68,10 +70,12 @@ class MoeContext {
     std::span<ExpertId> experts;  // [tokens, K], in the scratch below
     std::span<SlotId> slots;
     std::span<float> weights;
+    std::span<const float> result_weights;  // by which home adds up: those, or ones
 
     std::vector<ExpertId> all_experts;  // [max_tokens, K]
     std::vector<SlotId> all_slots;
     std::vector<float> all_weights;
+    std::vector<float> ones;  // [max_tokens, K] where weights go onto rows
   };
 
   /// Deals the tokens out to the lanes.

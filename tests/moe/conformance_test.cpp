@@ -1,6 +1,6 @@
 // The exchange engine's conformance suite: backends x transports x ranks x wires x layouts x
-// routings x groups. Every pair of these meets in the short run; every combination in the long one
-// (scripts/test.sh --long).
+// routings x groups x row weights. Every pair of these meets in the short run; every combination in
+// the long one (scripts/test.sh --long).
 #include <gtest/gtest.h>
 
 #include <string>
@@ -54,7 +54,8 @@ enum Axis {
   axis_combine_wire,
   axis_layout,
   axis_routing,
-  axis_group
+  axis_group,
+  axis_row_weights
 };
 
 const std::vector<Backend>& all_of_backends() {
@@ -82,7 +83,8 @@ std::vector<int> sizes() {
           wires,
           3,
           4,
-          2};  // every rank for itself, or groups of two with the same tokens
+          2,   // every rank for itself, or groups of two with the same tokens
+          2};  // results are weighted, or rows as well
 }
 
 int ranks_of(const Combination& c) { return kRankCounts[c[axis_ranks]]; }
@@ -99,6 +101,7 @@ DispatcherOptions options_of(const Combination& c) {
                       .dispatch_wire = wire_types()[at(axis_dispatch_wire)],
                       .combine_wire = wire_types()[at(axis_combine_wire)]};
   o.exchange.format = kLayouts[at(axis_layout)];
+  o.row_weights = c[axis_row_weights] == 1;
   o.expert_type = c[axis_expert_type] == 0 ? o.dispatch_wire : WireType::bf16;
   return o;
 }
@@ -115,7 +118,7 @@ bool valid(const Combination& c) {
 
 std::string name_of(const Combination& c) {
   const DispatcherOptions o = options_of(c);
-  return fmt::format("{}_{}_{}_{}{}_{}_{}_{}_dp{}",
+  return fmt::format("{}_{}_{}_{}{}_{}_{}_{}_dp{}{}",
                      all_of_backends()[static_cast<std::size_t>(c[axis_backend])].name,
                      kinds()[static_cast<std::size_t>(c[axis_kind])].label(),
                      ranks_of(c),
@@ -124,7 +127,8 @@ std::string name_of(const Combination& c) {
                      wire_type_name(o.combine_wire),
                      format_name(o.exchange.format),
                      kRoutingNames[c[axis_routing]],
-                     o.dp_size);
+                     o.dp_size,
+                     o.row_weights ? "_row_weights" : "");
 }
 
 void run(const Combination& c, int count) {
@@ -172,9 +176,10 @@ TEST_P(Conformance, EveryCombinationDeliversEveryRowAndSumsInOrder) {
   run_those_of(testing::all_combinations(
                    sizes(),
                    [&](const Combination& c) {
-                     // Routings take turns: they meet everything in passing.
+                     // Routings and row weights take turns: they meet everything in passing.
                      return c[axis_backend] == backend && c[axis_ranks] == ranks &&
                             c[axis_routing] == (c[axis_dispatch_wire] + c[axis_combine_wire]) % 4 &&
+                            c[axis_row_weights] == (c[axis_layout] + c[axis_combine_wire]) % 2 &&
                             valid(c);
                    }),
                8);

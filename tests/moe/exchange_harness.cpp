@@ -79,6 +79,9 @@ std::vector<SlotId> ExchangeCase::slots(Rank rank) const {
     if (routing == Routing::one_expert) all[i] = static_cast<SlotId>(num_slots - 1);
     if (routing == Routing::masked && engine() % 3 == 0) all[i] = -1;
     if (routing == Routing::duplicates && i % k != 0 && engine() % 2 == 0) all[i] = all[i - 1];
+    const auto of_token = all.begin() + static_cast<std::ptrdiff_t>(i / k * k);
+    const auto here = all.begin() + static_cast<std::ptrdiff_t>(i);
+    if (options.row_weights && std::find(of_token, here, all[i]) != here) all[i] = -1;
   }
   return all;
 }
@@ -88,6 +91,14 @@ std::vector<float> ExchangeCase::weights(Rank rank) const {
   std::vector<float> all(static_cast<std::size_t>(tokens(rank)) *
                          static_cast<std::size_t>(options.topk));
   for (float& w : all) w = static_cast<float>(engine() % 1000) / 997.0F;
+  return all;
+}
+
+std::vector<float> ExchangeCase::row_weights(Rank rank) const {
+  if (!options.row_weights) return {};
+  auto engine = engine_of(seed, holder(rank), 5);
+  std::vector<float> all(weights(rank).size());
+  for (float& w : all) w = static_cast<float>(1 + engine() % 100'000) / 977.0F;
   return all;
 }
 
@@ -131,13 +142,16 @@ FakeExperts::FakeExperts(const ExchangeCase& exchange, Rank rank)
   for (int i = 0; i < (columns ? 1 : exchange.ranks); ++i) {
     const Rank home = columns ? 0 : (rank + i) % exchange.ranks;
     const std::vector<SlotId> slots = exchange.slots(home);
+    const std::vector<float> weights = exchange.row_weights(home);
     for (int t = 0; t < exchange.tokens(home); ++t) {
       if (!columns && t % o.dp_size != home % o.dp_size) continue;
       for (std::size_t slot = 0; slot < num_slots; ++slot) {
         const auto global = static_cast<SlotId>(rank * o.slots_per_rank + static_cast<int>(slot));
         const auto first = slots.begin() + static_cast<std::ptrdiff_t>(t) * o.topk;
-        if (std::find(first, first + o.topk, global) != first + o.topk)
-          expected_[slot].push_back({home, t});
+        const auto found = std::find(first, first + o.topk, global);
+        if (found == first + o.topk) continue;
+        const auto entry = static_cast<std::size_t>(found - slots.begin());
+        expected_[slot].push_back({home, t, weights.empty() ? 0.0F : weights[entry]});
       }
     }
     delivered_[home] = exchange.delivered(home);
@@ -177,7 +191,15 @@ void FakeExperts::operator()(const ExpertRows& rows) {
                   expected_[slot].size());
       seen_[slot][place] = 1;
       kernels().decode(rows.in.row(row), rows.in_type, bytes_of(in.data()), DType::f32, o.hidden);
-      const auto [home, token] = expected_[slot][place];
+      const auto [home, token, weight] = expected_[slot][place];
+      const float with = rows.weights.empty() ? 0.0F : rows.weights[static_cast<std::size_t>(row)];
+      FERRY_CHECK(with == weight,
+                  "rank {} slot {} row {}: weight {}, expected {}",
+                  rank_,
+                  slot,
+                  place,
+                  with,
+                  weight);
       const float* expected = delivered_.at(home).data() + static_cast<std::size_t>(token) * width;
       FERRY_CHECK(std::memcmp(in.data(), expected, width * sizeof(float)) == 0,
                   "rank {} slot {} row {}: not token {} of rank {} (says rank {}, token {})",
@@ -312,7 +334,8 @@ class LiveExchange {
         number_(number),
         rows_(exchange.rows(rank)),
         slots_(exchange.slots(rank)),
-        weights_(exchange.weights(rank)) {}
+        weights_(exchange.weights(rank)),
+        row_weights_(exchange.row_weights(rank)) {}
 
   /// Returns the number of phases that are done.
   int next_phase() {
@@ -341,6 +364,7 @@ class LiveExchange {
                                .tokens = exchange_.tokens(rank_),
                                .slots = cached_ ? std::span<const SlotId>() : slots_,
                                .weights = cached_ ? std::span<const float>() : weights_,
+                               .row_weights = cached_ ? std::span<const float>() : row_weights_,
                                .layer = number_,
                                .cached = cached_});
   }
@@ -395,6 +419,7 @@ class LiveExchange {
   const std::vector<float> rows_;
   const std::vector<SlotId> slots_;
   const std::vector<float> weights_;
+  const std::vector<float> row_weights_;
   int phases_done_ = 0;
 };
 

@@ -31,6 +31,8 @@ struct ExchangeCase {
   /// [tokens, K]
   std::vector<SlotId> slots(Rank rank) const;
   std::vector<float> weights(Rank rank) const;
+  /// [tokens, K], or empty where none travel. A token then names no slot twice.
+  std::vector<float> row_weights(Rank rank) const;
   /// [tokens, H]: integers below 128 that differ for every (holder, token).
   std::vector<float> rows(Rank rank) const;
 
@@ -47,7 +49,7 @@ struct ExchangeCase {
 
 /// The stand-in for experts: out = (slot + 2) * in + 1 elementwise, rounded to the rows' type.
 /// Collects the calls of one exchange on one rank and checks that every slot got exactly the rows
-/// it must get, each whole and at its place.
+/// it must get, each whole, at its place and with its weight.
 class FakeExperts {
  public:
   FakeExperts(const ExchangeCase& exchange, Rank rank);
@@ -62,6 +64,7 @@ class FakeExperts {
   struct Expected {
     Rank home;
     int token;
+    float weight;  // 0 where none travel
   };
 
   const ExchangeCase& exchange_;

@@ -50,7 +50,8 @@ std::vector<float> forward(const ReferenceMoe& moe,
                         .max_tokens = run.max_tokens,
                         .dispatch_wire = wire_type(dtype),
                         .expert_type = wire_type(dtype),
-                        .combine_wire = wire_type(dtype)},
+                        .combine_wire = wire_type(dtype),
+                        .row_weights = moe.weigh_rows},
          .two_batch_overlap = run.two_batch_overlap,
          .inter = moe.inter,
          .shared_inter = moe.shared_inter,
@@ -100,9 +101,11 @@ double worst_error(const ReferenceMoe& moe,
 }
 
 TEST(MoeLayer, AgreesWithTheDenseOracleInF32) {
-  for (const bool renormalize : {false, true}) {
+  for (const auto& [renormalize, weigh_rows] :
+       {std::pair(false, false), std::pair(true, false), std::pair(true, true)}) {
     ReferenceMoe moe = ReferenceMoe::random(40, 24, 7, 3, 20, 1);
     moe.renormalize = renormalize;
+    moe.weigh_rows = weigh_rows;
     const std::vector<float> rows = random_rows(33, moe.hidden, 2);
     for (const MoeA2ABackend backend : {MoeA2ABackend::pplx, MoeA2ABackend::none}) {
       const auto out = forward(moe, rows, DType::f32, {.ranks = 2, .backend = backend});
@@ -117,8 +120,8 @@ TEST(MoeLayer, StaysNearTheOracleInBf16) {
   EXPECT_LT(worst_error(moe, rows, forward(moe, rows, DType::bf16, {.ranks = 3})), 0.05);
 }
 
-TEST(MoeLayer, GivesTheSameBytesForEveryWayToRunIt) {
-  const ReferenceMoe moe = ReferenceMoe::random(72, 40, 9, 4, 24, 5);
+/// Every way to run it must give the bytes of the plainest one.
+void expect_the_same_bytes(const ReferenceMoe& moe) {
   const std::vector<float> rows = random_rows(45, moe.hidden, 6);
   for (const DType dtype : {DType::f32, DType::bf16}) {
     const std::vector<float> expected = forward(moe, rows, dtype, {});
@@ -145,6 +148,16 @@ TEST(MoeLayer, GivesTheSameBytesForEveryWayToRunIt) {
           << " max tokens, " << run.redundant << " redundant, " << dtype_name(dtype);
     }
   }
+}
+
+TEST(MoeLayer, GivesTheSameBytesForEveryWayToRunIt) {
+  expect_the_same_bytes(ReferenceMoe::random(72, 40, 9, 4, 24, 5));
+}
+
+TEST(MoeLayer, GivesTheSameBytesForEveryWayWhereRowsAreWeighted) {
+  ReferenceMoe moe = ReferenceMoe::random(72, 40, 9, 4, 24, 5);
+  moe.weigh_rows = true;
+  expect_the_same_bytes(moe);
 }
 
 TEST(MoeLayer, GivesARowTheSameBytesAloneAndAmongOthers) {

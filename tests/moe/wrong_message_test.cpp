@@ -26,6 +26,7 @@ struct Setting {
   bool hidden_partition = false;
   int dp_size = 1;
   bool network = false;
+  bool row_weights = false;
 };
 
 DispatcherOptions options_of(const Setting& setting) {
@@ -36,6 +37,7 @@ DispatcherOptions options_of(const Setting& setting) {
                       .max_tokens = 5,
                       .dp_size = setting.dp_size,
                       .row_alignment = 1,
+                      .row_weights = setting.row_weights,
                       .timeout = std::chrono::milliseconds(30)};
   if (setting.format != DispatchFormat::padded) o.exchange.format = setting.format;
   o.exchange.hidden_partition = setting.hidden_partition;
@@ -57,12 +59,14 @@ void run_unchecked(const DispatcherOptions& options, std::uint64_t seed, Transpo
     const std::vector<float> rows = exchange.rows(rank);
     const std::vector<SlotId> slots = exchange.slots(rank);
     const std::vector<float> weights = exchange.weights(rank);
+    const std::vector<float> row_weights = exchange.row_weights(rank);
     std::vector<float> out(rows.size());
     const auto stride = static_cast<std::ptrdiff_t>(sizeof(float)) * options.hidden;
     dispatcher.dispatch_send({.rows = {reinterpret_cast<const std::byte*>(rows.data()), stride},
                               .tokens = exchange.tokens(rank),
                               .slots = slots,
                               .weights = weights,
+                              .row_weights = row_weights,
                               .cached = repeat ? kept.get() : nullptr});
     dispatcher.dispatch_recv([&](const ExpertRows& r) { FakeExperts::compute(exchange, rank, r); });
     if (n % 3 == 1) kept = dispatcher.keep_routing();
@@ -108,6 +112,8 @@ INSTANTIATE_TEST_SUITE_P(
             .name = "tilesOverNetwork", .backend = MoeA2ABackend::ascend_fuseep, .network = true},
         Setting{.name = "masking", .backend = MoeA2ABackend::mooncake},
         Setting{.name = "columns", .backend = MoeA2ABackend::alltoallv, .hidden_partition = true},
+        Setting{.name = "rowWeights", .row_weights = true},
+        Setting{.name = "sumsAndRowWeights", .backend = MoeA2ABackend::none, .row_weights = true},
         Setting{.name = "groups", .dp_size = 2},
         Setting{.name = "groupsOverNetwork", .dp_size = 2, .network = true}),
     [](const auto& setting) { return setting.param.name; });

@@ -13,6 +13,8 @@ namespace ferry::testing {
 struct ReferenceMoe {
   int hidden = 0, inter = 0, experts = 0, topk = 0, shared_inter = 0;
   bool renormalize = false;
+  bool weigh_rows =
+      false;  // an expert reads its row times the weight; results are added up as they are
   std::vector<float> router;                                                 // [E, H]
   std::vector<std::vector<float>> gate, up;                                  // [E] of [inter, H]
   std::vector<std::vector<float>> down;                                      // [E] of [H, inter]
@@ -85,8 +87,10 @@ struct ReferenceMoe {
     for (int k = 0; k < topk; ++k) {
       const std::size_t e = order[static_cast<std::size_t>(k)];
       const double weight = renormalize ? p[e] / chosen : p[e];
-      const std::vector<double> y = ffn(gate[e], up[e], down[e], x);
-      for (std::size_t h = 0; h < out.size(); ++h) out[h] += weight * y[h];
+      std::vector<double> in = x;
+      for (double& v : in) v *= weigh_rows ? weight : 1;
+      const std::vector<double> y = ffn(gate[e], up[e], down[e], in);
+      for (std::size_t h = 0; h < out.size(); ++h) out[h] += (weigh_rows ? 1 : weight) * y[h];
     }
     if (shared_inter > 0) {
       const double scale = 1 / (1 + std::exp(-times(shared_gate, x)[0]));
