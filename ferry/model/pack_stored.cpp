@@ -43,25 +43,33 @@ void compute_block_scales(Source& source, ThreadPool& pool) {
   });
 }
 
-/// Codes and scales of one row.
-void quantised_row(const Source& source,
-                   std::int64_t row,
-                   WeightType type,
-                   PanelRows& panel,
-                   std::byte* codes,
-                   float* scales) {
+/// Codes and scales of rows [first, first + count) to those of the panel from `column` on.
+void quantised_rows(const Source& source,
+                    std::int64_t first,
+                    std::int64_t count,
+                    WeightType type,
+                    std::int64_t column,
+                    PanelRows& panel) {
   const StoredMatrix& matrix = source.matrix;
-  if (matrix.holds(type)) {
-    matrix.read_codes(row, codes, scales);
-    return;
+  const std::int64_t k = matrix.columns;
+  const std::int64_t groups = weight_groups(type, k);
+  if (!matrix.holds(type)) {
+    panel.plain.resize(static_cast<std::size_t>(count * k));
+    matrix.read_rows(first, count, DType::f32, as_bytes(panel.plain.data()));
   }
-  panel.plain.resize(static_cast<std::size_t>(matrix.columns));
-  matrix.read_rows(row, 1, DType::f32, as_bytes(panel.plain.data()));
-  if (!source.block_scales.empty()) {
-    const std::int64_t groups = weight_groups(type, matrix.columns);
-    std::copy_n(source.block_scales.data() + row / rows_per_scale(type) * groups, groups, scales);
+  for (std::int64_t i = 0; i < count; ++i) {
+    std::byte* codes = panel.codes.data() + (column + i) * code_row_bytes(type, k);
+    float* scales = panel.scales.data() + (column + i) * groups;
+    if (matrix.holds(type)) {
+      matrix.read_codes(first + i, codes, scales);
+      continue;
+    }
+    if (!source.block_scales.empty()) {
+      std::copy_n(
+          source.block_scales.data() + (first + i) / rows_per_scale(type) * groups, groups, scales);
+    }
+    quantize_row(type, as_bytes(panel.plain.data() + i * k), DType::f32, k, scales, codes);
   }
-  quantize_row(type, as_bytes(panel.plain.data()), DType::f32, matrix.columns, scales, codes);
 }
 
 /// Packs columns [begin, end) of the merged matrix to the panel at args.out. A panel that is not
@@ -78,7 +86,7 @@ void pack_columns(std::span<const Source> sources,
     sources = sources.subspan(1);
   }
   const StoredMatrix& first = sources.front().matrix;
-  if (end <= first.rows && first.is_plain() && !is_quantized(args.type)) {
+  if (end <= first.rows && first.is_plain() && first.row_after_row() && !is_quantized(args.type)) {
     args.source = first.row(begin);
     args.source_type = first.dtype;
     pack_matrix(args);
@@ -97,22 +105,15 @@ void pack_columns(std::span<const Source> sources,
     args.source = as_bytes(merged.data());
     args.source_type = DType::f32;
   }
-  for (std::int64_t column = 0; column < args.n; ++column, ++begin) {
-    if (begin == sources.front().matrix.rows) {
-      begin = 0;
-      sources = sources.subspan(1);
-    }
+  for (std::int64_t column = 0; column < args.n; begin = 0, sources = sources.subspan(1)) {
+    const StoredMatrix& matrix = sources.front().matrix;
+    const std::int64_t count = std::min(args.n - column, matrix.rows - begin);
     if (is_quantized(args.type)) {
-      quantised_row(sources.front(),
-                    begin,
-                    args.type,
-                    panel,
-                    panel.codes.data() + column * code_bytes,
-                    panel.scales.data() + column * groups);
+      quantised_rows(sources.front(), begin, count, args.type, column, panel);
     } else {
-      sources.front().matrix.read_rows(
-          begin, 1, DType::f32, as_bytes(merged.data() + column * args.k));
+      matrix.read_rows(begin, count, DType::f32, as_bytes(merged.data() + column * args.k));
     }
+    column += count;
   }
   pack_matrix(args);
 }

@@ -72,6 +72,36 @@ void read_integer_rows(const StoredMatrix& matrix,
   }
 }
 
+/// Elements of type T, brought together column by column: rows that are read together are
+/// neighbours in the file.
+template <class T>
+void gather_rows(const StoredMatrix& matrix, std::int64_t first, std::int64_t count, T* out) {
+  for (std::int64_t j = 0; j < matrix.columns; ++j) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t element = (first + i) * matrix.row_step + j * matrix.column_step;
+      std::memcpy(out + i * matrix.columns + j,
+                  matrix.data.data() + element * static_cast<std::int64_t>(sizeof(T)),
+                  sizeof(T));
+    }
+  }
+}
+
+void read_scattered_rows(const StoredMatrix& matrix,
+                         std::int64_t first,
+                         std::int64_t count,
+                         DType type,
+                         std::byte* out) {
+  const std::int64_t elements = count * matrix.columns;
+  std::vector<float> rows(static_cast<std::size_t>(elements));  // room for any type
+  auto* bytes = reinterpret_cast<std::byte*>(rows.data());
+  if (dtype_bytes(matrix.dtype) == sizeof(float)) {
+    gather_rows(matrix, first, count, rows.data());
+  } else {
+    gather_rows(matrix, first, count, reinterpret_cast<std::uint16_t*>(bytes));
+  }
+  kernels().convert(bytes, matrix.dtype, out, type, elements);
+}
+
 }  // namespace
 
 bool StoredMatrix::holds(WeightType type) const {
@@ -94,7 +124,9 @@ void StoredMatrix::read_rows(std::int64_t first,
                              std::int64_t count,
                              DType type,
                              std::byte* out) const {
-  if (is_plain())
+  if (!row_after_row())
+    read_scattered_rows(*this, first, count, type, out);
+  else if (is_plain())
     kernels().convert(row(first), dtype, out, type, count * columns);
   else if (format == Format::fp8)
     read_fp8_rows(*this, first, count, type, out);
@@ -107,6 +139,24 @@ StoredMatrix plain_matrix(const TensorView& tensor) {
           .rows = tensor.shape[0],
           .columns = tensor.shape[1],
           .data = tensor.span()};
+}
+
+StoredMatrix stacked_matrix(const TensorView& stack,
+                            std::int64_t expert,
+                            std::int64_t first,
+                            std::int64_t rows) {
+  const std::int64_t columns = stack.shape[1];
+  const std::int64_t all_rows = stack.shape[2];
+  const auto element = static_cast<std::int64_t>(dtype_bytes(stack.dtype));
+  const std::int64_t begin = (expert * columns * all_rows + first) * element;
+  const std::int64_t end = begin + ((columns - 1) * all_rows + rows) * element;
+  return {.dtype = stack.dtype,
+          .rows = rows,
+          .columns = columns,
+          .data = {stack.data + begin, stack.data + end},
+          .row_step = 1,
+          .column_step = all_rows,
+          .scales = {}};
 }
 
 }  // namespace ferry

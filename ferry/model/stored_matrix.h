@@ -26,15 +26,25 @@ struct StoredMatrix {
   std::int64_t rows = 0;
   std::int64_t columns = 0;
   std::span<const std::byte> data;  ///< row after row; may be unaligned
+  /// Where plain elements do not lie row after row: element (i, j) is number i * row_step + j *
+  /// column_step of the data.
+  std::int64_t row_step = 0;
+  std::int64_t column_step = 1;
   TensorView scales;  ///< fp8: [rows / 128, columns / 128], int8: [rows, 1], int4: [rows,
                       ///< columns / 64], rounded up
 
-  /// REQUIRES: rows > 0.
+  bool row_after_row() const { return row_step == 0; }
+
+  /// REQUIRES: rows > 0, row_after_row().
   const std::byte* row(std::int64_t i) const {
     return data.data() + i * (static_cast<std::ptrdiff_t>(data.size()) / rows);
   }
 
-  std::size_t bytes() const { return data.size() + scales.bytes; }
+  /// Its own in the file, without what lies between its elements.
+  std::size_t bytes() const {
+    return row_after_row() ? data.size() + scales.bytes
+                           : static_cast<std::size_t>(rows * columns) * dtype_bytes(dtype);
+  }
 
   bool is_plain() const { return format == Format::plain; }
 
@@ -51,5 +61,12 @@ struct StoredMatrix {
 
 /// A tensor of plain elements of shape [rows, columns].
 StoredMatrix plain_matrix(const TensorView& tensor);
+
+/// One expert's matrix in a tensor [experts, columns, all rows] of those of all, lying the other
+/// way round: rows [first, first + rows) of all that the expert has there.
+StoredMatrix stacked_matrix(const TensorView& stack,
+                            std::int64_t expert,
+                            std::int64_t first,
+                            std::int64_t rows);
 
 }  // namespace ferry

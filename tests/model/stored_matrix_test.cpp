@@ -89,5 +89,31 @@ TEST(StoredMatrix, PlainElementsAreConverted) {
   EXPECT_EQ(matrix.bytes(), 24U);
 }
 
+/// A tensor [2, 3, 4] of two experts' matrices, the other way round.
+TEST(StoredMatrix, OneOfAStackIsReadAsRows) {
+  std::vector<float> elements(24);
+  for (std::size_t i = 0; i < elements.size(); ++i) elements[i] = static_cast<float>(i);
+  const TensorView stack{
+      DType::f32, {2, 3, 4}, bytes_of(elements).data(), bytes_of(elements).size()};
+  const StoredMatrix matrix = stacked_matrix(stack, 1, 1, 3);
+  EXPECT_TRUE(matrix.is_plain());
+  EXPECT_FALSE(matrix.row_after_row());
+  EXPECT_EQ(matrix.bytes(), 36U);
+  std::vector<float> found(6);
+  matrix.read_rows(1, 2, DType::f32, reinterpret_cast<std::byte*>(found.data()));
+  EXPECT_EQ(found, (std::vector<float>{14, 18, 22, 15, 19, 23}));
+}
+
+TEST(StoredMatrix, OneOfAStackOfHalvesMayLieAnywhere) {
+  const std::vector<std::uint16_t> halves = {0x3f80, 0x4000, 0x4040, 0x4080};  // 1, 2, 3, 4
+  std::vector<std::byte> bytes(9);
+  std::memcpy(bytes.data() + 1, halves.data(), 8);
+  const StoredMatrix matrix =
+      stacked_matrix({DType::bf16, {1, 2, 2}, bytes.data() + 1, 8}, 0, 0, 2);
+  std::vector<float> found(4);
+  matrix.read_rows(0, 2, DType::f32, reinterpret_cast<std::byte*>(found.data()));
+  EXPECT_EQ(found, (std::vector<float>{1, 3, 2, 4}));
+}
+
 }  // namespace
 }  // namespace ferry
