@@ -31,7 +31,9 @@ float llama3_frequency(const RopeOptions& options, float frequency) {
   const float turns = static_cast<float>(options.original_positions) / wavelength;
   if (wavelength > static_cast<float>(options.original_positions / options.low_turns))
     return frequency / factor;
-  if (wavelength < static_cast<float>(options.original_positions / options.high_turns))
+  const bool no_transition = options.low_turns == options.high_turns;
+  if (wavelength < static_cast<float>(options.original_positions / options.high_turns) ||
+      no_transition)
     return frequency;
   const float smooth = (turns - static_cast<float>(options.low_turns)) /
                        static_cast<float>(options.high_turns - options.low_turns);

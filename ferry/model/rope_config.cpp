@@ -46,8 +46,8 @@ void read_scaled(const ConfigReader& in, int max_positions, RopeOptions& rope) {
   if (rope.scaling == RopeScaling::llama3) {
     rope.low_turns = in.positive("low_freq_factor");
     rope.high_turns = in.positive("high_freq_factor");
-    if (rope.high_turns <= rope.low_turns)
-      in.refuse("high_freq_factor", fmt::format("more than low_freq_factor {}", rope.low_turns));
+    if (rope.high_turns < rope.low_turns)
+      in.refuse("high_freq_factor", fmt::format("at least low_freq_factor {}", rope.low_turns));
   }
 }
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <numbers>
 #include <numeric>
 
 #include "ferry/core/error.h"
@@ -57,6 +58,24 @@ TEST(Rope, Llama3ScalesLowFrequencies) {
                             .high_turns = 4};
   expect_every_fourth(options,
                       {1.0F, 0.03760603070259094F, 0.0005248460220173001F, 6.647869668086059e-06F});
+}
+
+/// Scout's: what makes at least a turn stays, what makes less is divided.
+TEST(Rope, Llama3MayHaveNoTransition) {
+  RopeOptions options{.theta = 500000,
+                      .dim = 128,
+                      .scaling = RopeScaling::llama3,
+                      .factor = 16,
+                      .original_positions = 8192,
+                      .low_turns = 1,
+                      .high_turns = 1};
+  const std::vector<float> found = rope_frequencies(options);
+  options.scaling = RopeScaling::none;
+  const std::vector<float> plain = rope_frequencies(options);
+  for (std::size_t i = 0; i < plain.size(); ++i) {
+    const bool turns = plain[i] * 8192 >= 2 * std::numbers::pi_v<float>;
+    EXPECT_EQ(found[i], turns ? plain[i] : plain[i] / 16) << i;
+  }
 }
 
 TEST(Rope, YarnOfDeepseekV3) {
