@@ -155,6 +155,21 @@ CASES = {
         first_k_dense_replace=1, n_group=2, topk_group=1, routed_scaling_factor=2.5, norm_topk_prob=True,
         num_mtp_layers=0, vocab_size=300, bos_token_id=None, eos_token_id=2, fp8=True, dtype="bfloat16",
         rope_parameters=yarn(10000.0, 8.0, mscale=1.0, mscale_all_dim=1.0), prompts=(5, 40)),
+    "llama4_text": dict(  # prompts longer than a chunk; the routing of two experts scales a row twice
+        arch="llama4_text", seed=141, hidden_size=72, num_attention_heads=6, num_key_value_heads=2, head_dim=20,
+        num_hidden_layers=4, num_local_experts=7, num_experts_per_tok=2, intermediate_size=24,
+        intermediate_size_mlp=40, interleave_moe_layer_step=2, no_rope_layer_interval=3, attention_chunk_size=7,
+        floor_scale=6, attn_scale=0.3, use_qk_norm=True, vocab_size=331, eos_token_id=2,
+        rope_parameters={"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                         "high_freq_factor": 4.0, "original_max_position_embeddings": 64}, prompts=(1, 17, 40)),
+    "llama4_pictures_bf16": dict(  # as published: a text model inside, a rotary scaling without a transition
+        arch="llama4", seed=142, hidden_size=64, num_attention_heads=4, num_key_value_heads=1, head_dim=16,
+        num_hidden_layers=3, num_local_experts=5, num_experts_per_tok=1, intermediate_size=28,
+        intermediate_size_mlp=36, moe_layers=[0, 2], no_rope_layers=[1, 0, 1], attention_chunk_size=16,
+        floor_scale=8, attn_scale=0.1, use_qk_norm=False, attention_bias=True, vocab_size=300, eos_token_id=2,
+        rope_parameters={"rope_type": "llama3", "rope_theta": 10000.0, "factor": 16.0, "low_freq_factor": 1.0,
+                         "high_freq_factor": 1.0, "original_max_position_embeddings": 64},
+        dtype="bfloat16", new=True, prompts=(5, 40)),
     "kimi_k2": dict(
         arch="deepseek_v3", seed=125, model_type="kimi_k2", hidden_size=64, num_attention_heads=4,
         num_key_value_heads=4, num_hidden_layers=2, q_lora_rank=40, kv_lora_rank=32, qk_nope_head_dim=16,
@@ -364,8 +379,10 @@ def to_hub_config(config: dict) -> dict:
     """config.json as published checkpoints have it; transformers 5 renamed several of its fields."""
     config = dict(config)
     rope = config.pop("rope_parameters")
-    assert rope["rope_type"] in ("default", "yarn")
+    assert rope["rope_type"] in ("default", "yarn", "llama3")
     config["rope_theta"] = rope.pop("rope_theta")
+    if rope["rope_type"] == "llama3":
+        config["rope_scaling"] = rope
     if rope["rope_type"] == "yarn":
         config["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
     config["torch_dtype"] = config.pop("dtype")
@@ -376,11 +393,11 @@ def to_hub_config(config: dict) -> dict:
         config["scoring_func"] = "softmax" if config["model_type"] == "deepseek_v2" else "sigmoid"
         if config["model_type"] == "deepseek_v3":
             config["topk_method"] = "noaux_tc"
-    elif config["model_type"] != "mixtral":
+    elif config["model_type"] not in ("mixtral", "llama4_text"):
         config["num_experts"] = config.pop("num_local_experts", config.get("num_experts"))
     if config["model_type"].startswith("qwen"):
         config["sliding_window"] = 32 if config["model_type"] == "qwen2_moe" else None  # off: use_sliding_window
-    for key in ("layer_types", "pad_token_id", "qkv_bias"):
+    for key in ("layer_types", "moe_layers", "pad_token_id", "qkv_bias"):
         config.pop(key, None)
     if config["model_type"] == "qwen3_moe":
         config["rope_scaling"] = None
@@ -395,6 +412,8 @@ def save_checkpoint(model, path: Path, shard: str = "1GB", hub_config: bool = Tr
         names |= set(load_file(file))
         file.chmod(0o644)  # safetensors writes them for the owner alone
     fused = [n for n in names if "gate_up_proj" in n or n.endswith("experts.down_proj")]
+    if model.config.model_type.startswith("llama4"):
+        fused = []  # as published
     if fused:  # this transformers splits them itself; do not let another version pass unnoticed
         raise SystemExit(f"{path}: transformers {transformers.__version__} saved fused experts: {fused[0]}")
     if hub_config:
@@ -439,6 +458,9 @@ def store_as_fp8(path: Path, plain: Path) -> None:
     write_json(path / "config.json", dict(sorted(config.items())))
 
 
+ROUTERS = ("mlp.gate.weight", "feed_forward.router.weight")
+
+
 def randomise(model, gen: torch.Generator, choice_bias: float = 0.0) -> None:
     """Fresh values everywhere: transformers starts biases at 0 and norms at 1, which hides mistakes."""
     for name, p in model.named_parameters():
@@ -449,14 +471,29 @@ def randomise(model, gen: torch.Generator, choice_bias: float = 0.0) -> None:
             value = 0.4 * noise
         elif "embed_tokens" in name:
             value = 0.5 * noise
-        elif name.endswith("mlp.gate.weight"):
+        elif name.endswith(ROUTERS):
             value = noise * 2.0 / p.shape[-1] ** 0.5  # routing varies, yet is not one-hot
         else:
-            value = noise * 1.2 / p.shape[-1] ** 0.5
+            inputs = p.shape[-2] if p.dim() == 3 else p.shape[-1]  # experts in one tensor: [E, in, out]
+            value = noise * 1.2 / inputs ** 0.5
         p.data.copy_(value)
     for name, b in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
             b.copy_(choice_bias + 0.1 * torch.randn(b.shape, generator=gen))
+
+
+OWN_KEYS = {"arch", "seed", "prompts", "shard", "dtype", "new", "fp8", "model_type", "choice_bias"}
+
+
+def build_with_pictures(case: dict, seed: int):
+    """A text model inside one that sees pictures, whose other parts are as small as can be."""
+    text = {k: v for k, v in case.items() if k not in OWN_KEYS}
+    vision = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vision_output_dim=8,
+                  projector_input_dim=8, projector_output_dim=8, image_size=8, patch_size=4, num_channels=3)
+    config = transformers.Llama4Config(text_config=dict(max_position_embeddings=512, **text), vision_config=vision)
+    model = transformers.Llama4ForConditionalGeneration(config)
+    randomise(model, torch.Generator().manual_seed(seed))
+    return model.to(getattr(torch, case["dtype"]))
 
 
 def build(case: dict, seed: int):
@@ -464,11 +501,13 @@ def build(case: dict, seed: int):
               "qwen3": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
               "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
               "olmoe": (transformers.OlmoeConfig, transformers.OlmoeForCausalLM),
+              "llama4_text": (transformers.Llama4TextConfig, transformers.Llama4ForCausalLM),
               "deepseek_v2": (transformers.DeepseekV2Config, transformers.DeepseekV2ForCausalLM),
               "deepseek_v3": (transformers.DeepseekV3Config, transformers.DeepseekV3ForCausalLM)}
+    if case["arch"] == "llama4":
+        return build_with_pictures(case, seed)
     config_class, model_class = family[case["arch"]]
-    own = {"arch", "seed", "prompts", "shard", "dtype", "new", "fp8", "model_type", "choice_bias"}
-    fields = {k: v for k, v in case.items() if k not in own}
+    fields = {k: v for k, v in case.items() if k not in OWN_KEYS}
     fields.setdefault("intermediate_size", case["hidden_size"] + 12)
     model = model_class(config_class(max_position_embeddings=512, **fields))
     randomise(model, torch.Generator().manual_seed(seed), case.get("choice_bias", 0.0))
@@ -501,10 +540,11 @@ def router_gap(model, ids: torch.Tensor) -> torch.Tensor:
     k, gaps, hooks = model.config.num_experts_per_tok, [], []
 
     def hook(gate, _inputs, output):
-        gaps.append(choice_gap(gate, output[0].float().reshape(*ids.shape, -1), k).amin(dim=-1))
+        logits = output[1] if type(gate).__name__ == "Llama4Router" else output[0]
+        gaps.append(choice_gap(gate, logits.float().reshape(*ids.shape, -1), k).amin(dim=-1))
 
     for name, module in model.named_modules():
-        if name.endswith("mlp.gate"):
+        if name.endswith(tuple(r.removesuffix(".weight") for r in ROUTERS)):
             hooks.append(module.register_forward_hook(hook))
     model(ids)
     for h in hooks:
@@ -567,7 +607,8 @@ def golden_model(name: str, case: dict, out: Path, seed: int) -> None:
     load = dict(attn_implementation="eager", experts_implementation="eager")
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
         answers, dtype=torch.float32, output_loading_info=True, **load)
-    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    unexpected = {k for k in info["unexpected_keys"] if not k.startswith(("vision_model.", "multi_modal_projector."))}
+    assert not info["missing_keys"] and not unexpected, info
     model.eval()
     half = transformers.AutoModelForCausalLM.from_pretrained(answers, dtype=torch.bfloat16, **load).eval()
     gen = torch.Generator().manual_seed(seed + 1000)

@@ -37,6 +37,7 @@ Attention::Attention(const ModelConfig& config,
       own_(head_share(heads_, kv_heads_, group.self())),
       pool_(pool),
       gemm_scratch_(gemm_scratch),
+      ones_(static_cast<std::size_t>(config.head_dim), 1.0F),
       angles_(config.rope, max_tokens),
       output_(max_tokens, config.hidden, type, group, pool, gemm_scratch),
       qkv_(rows_buffer(max_tokens, qkv_width_, DType::f32)),
@@ -131,6 +132,17 @@ void Attention::norm_heads(const DenseWeights::Layer& weights, float* query, flo
   norm(key + own_.kv.begin * head_dim_, own_.kv.size() * head_dim_, weights.key_norm);
 }
 
+/// Of one token, this rank's heads.
+void Attention::turn_heads(float* query, float* key, std::int64_t token) const {
+  for (int head = own_.query.begin; head < own_.query.end; ++head)
+    angles_.turn(query + head * head_dim_, token);
+  for (int head = own_.kv.begin; head < own_.kv.end; ++head)
+    angles_.turn(key + head * head_dim_, token);
+  if (config_.qk_norm != QkNorm::turned) return;
+  norm(query + own_.query.begin * head_dim_, own_.query.size() * head_dim_, ones_);
+  norm(key + own_.kv.begin * head_dim_, own_.kv.size() * head_dim_, ones_);
+}
+
 void Attention::rotate_and_store(int layer,
                                  const DenseWeights::Layer& weights,
                                  std::int64_t token) {
@@ -139,11 +151,11 @@ void Attention::rotate_and_store(int layer,
   float* key = query + heads_width_;
   const float* value = key + kv_width_;
   norm_heads(weights, query, key);
-  if (config_.layer_attention[static_cast<std::size_t>(layer)].rope) {
-    for (int head = own_.query.begin; head < own_.query.end; ++head)
-      angles_.turn(query + head * head_dim_, token);
-    for (int head = own_.kv.begin; head < own_.kv.end; ++head)
-      angles_.turn(key + head * head_dim_, token);
+  const LayerAttention& how = config_.layer_attention[static_cast<std::size_t>(layer)];
+  if (how.rope) turn_heads(query, key, token);
+  if (how.growth.step > 0) {
+    float* own = query + own_.query.begin * head_dim_;
+    kernels().scale(own, how.growth.factor(place.position), own, own_.query.size() * head_dim_);
   }
   const auto store = [&](const float* head, const MutableRowsView& rows) {
     kernels().convert(bytes_of(head), DType::f32, rows.row(place.position), type_, head_dim_);

@@ -51,6 +51,7 @@ class Attention {
   void project_qkv(int layer, const DenseWeights::Layer& weights, const RowsView& normed);
   void norm_heads(const DenseWeights::Layer& weights, float* query, float* key) const;
   void norm(float* x, std::int64_t width, const std::vector<float>& weight) const;
+  void turn_heads(float* query, float* key, std::int64_t token) const;
   void rotate_and_store(int layer, const DenseWeights::Layer& weights, std::int64_t token);
   std::int32_t most_positions(const AttentionSpan& span) const;
   void attend(int layer, std::int64_t token, int head, int worker);
@@ -72,6 +73,7 @@ class Attention {
   ThreadPool& pool_;
   const GemmScratch& gemm_scratch_;
 
+  const std::vector<float> ones_;  // [head_dim]: the weights of a norm without any
   StepAngles angles_;
   OutputProjection output_;
   std::span<const TokenPlace> tokens_;

@@ -133,7 +133,7 @@ const Checkpoint::Place* Checkpoint::find(std::string_view name) const {
 
 DType Checkpoint::weight_type() const {
   if (config_.dtype) return *config_.dtype;
-  return *find(names().embedding)->entry->dtype;  // check() made sure of both
+  return *find(tensor_name(names(), names().embedding))->entry->dtype;  // check() made sure of both
 }
 
 const Checkpoint::Place& Checkpoint::find(std::string_view name,
@@ -180,9 +180,24 @@ StoredMatrix Checkpoint::matrix(std::string_view name,
                                       weight_groups(format->weights, columns)})};
 }
 
+StoredMatrix Checkpoint::matrix(const TensorSpec& spec) const {
+  const std::int64_t rows = spec.shape[0];
+  const std::int64_t columns = spec.shape[1];
+  const MoeConfig& moe = config_.moe;
+  if (spec.expert < 0 || !moe.stacked) return matrix(spec.name, rows, columns);
+  const auto is = [&](std::string_view pattern) {
+    return spec.name == tensor_name(names(), pattern, spec.layer, spec.expert);
+  };
+  const bool down = is(names().expert_down);
+  const std::string name =
+      tensor_name(names(), down ? names().stacked_down : names().stacked_gate_up, spec.layer);
+  const std::int64_t all_rows = down ? rows : 2 * rows;
+  const TensorView stack = tensor(name, std::array{std::int64_t{moe.experts}, columns, all_rows});
+  return stacked_matrix(stack, spec.expert, is(names().expert_up) ? rows : 0, rows);
+}
+
 std::uint64_t Checkpoint::stored_bytes(const TensorSpec& spec) const {
-  return spec.shape.size() == 2 ? matrix(spec.name, spec.shape[0], spec.shape[1]).bytes()
-                                : tensor(spec).bytes;
+  return spec.shape.size() == 2 ? matrix(spec).bytes() : tensor(spec).bytes;
 }
 
 std::vector<const SafetensorsFile::Entry*> Checkpoint::entries() const {

@@ -48,6 +48,9 @@ class Checkpoint {
   /// ModelError as tensor() does, also about its scales.
   StoredMatrix matrix(std::string_view name, std::int64_t rows, std::int64_t columns) const;
 
+  /// The same; one expert's matrix also where it lies in a tensor of all. REQUIRES: two dimensions.
+  StoredMatrix matrix(const TensorSpec& spec) const;
+
   /// Bytes of a tensor that the model needs, its scales included. Throws as the above.
   std::uint64_t stored_bytes(const TensorSpec& spec) const;
 

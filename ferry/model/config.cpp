@@ -1,6 +1,7 @@
 #include "ferry/model/config.h"
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "ferry/core/error.h"
@@ -93,6 +94,13 @@ void read_attention(const ConfigReader& in, ModelConfig& config) {
   config.layer_attention.resize(static_cast<std::size_t>(config.layers));
 }
 
+/// What describes the text model.
+ConfigReader text_part(const ConfigReader& in, const ModelFamily& family) {
+  if (family.text_fields == nullptr) return in;
+  if (!in.has(family.text_fields)) in.refuse(family.text_fields, "an object");
+  return in.object(family.text_fields);
+}
+
 std::vector<std::int32_t> read_eos(const ConfigReader& in, int vocab) {
   return in.integers("eos_token_id", 0, vocab - 1);
 }
@@ -111,8 +119,20 @@ std::int32_t AttentionSpan::first(std::int32_t position) const {
   return 0;
 }
 
+float QueryGrowth::factor(std::int32_t position) const {
+  if (step == 0) return 1.0F;
+  // Rounded to f32 before and after, as transformers does.
+  const auto steps = static_cast<double>((position + 1) / step);
+  return static_cast<float>(std::log1p(steps)) * static_cast<float>(strength) + 1.0F;
+}
+
 int ModelConfig::sparse_layers() const {
   return static_cast<int>(std::count(layer_kinds.begin(), layer_kinds.end(), LayerKind::sparse));
+}
+
+ModelConfig unstacked(ModelConfig config) {
+  config.moe.stacked = false;
+  return config;
 }
 
 ModelConfig parse_config(std::string_view text, const std::string& file) {
@@ -120,14 +140,15 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   if (!fields.is_object()) {
     fail<ModelError>("{}: expected a JSON object, found {}", file, describe(fields));
   }
-  const ConfigReader in(fields, file);
-  const ModelFamily& family = choose_family(in);
+  const ConfigReader all(fields, file);
+  const ModelFamily& family = choose_family(all);
+  const ConfigReader in = text_part(all, family);
 
   ModelConfig config;
   config.architecture = family.architecture;
   config.model_type = family.model_type;
   if (in.text_or("hidden_act", "silu") != "silu") in.refuse("hidden_act", "\"silu\"");
-  config.quantization = read_quantization(in);
+  config.quantization = read_quantization(all);
   config.hidden = in.size("hidden_size", kMaxWidth);
   config.vocab = in.size("vocab_size", kMaxWidth);
   config.max_positions = in.size("max_position_embeddings", kMaxPositions);
@@ -137,7 +158,8 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   read_attention(in, config);
   config.tied_embeddings = in.flag_or("tie_word_embeddings", false);
   config.dtype = read_dtype(in);
-  config.eos_ids = read_eos(in, config.vocab);
+  if (!config.dtype) config.dtype = read_dtype(all);
+  config.eos_ids = read_eos(in.has("eos_token_id") ? in : all, config.vocab);
   family.read(in, config);
   return config;
 }

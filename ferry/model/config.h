@@ -17,10 +17,12 @@ namespace ferry {
 
 /// The mixture-of-experts block that all sparse layers of a model share.
 struct MoeConfig {
-  int experts = 0;              ///< E
-  int topk = 0;                 ///< K <= E
-  int inter = 0;                ///< width of one expert
-  RouterOptions router;         ///< the formula, its experts and topk those above
+  int experts = 0;          ///< E
+  int topk = 0;             ///< K <= E
+  int inter = 0;            ///< width of one expert
+  bool weigh_rows = false;  ///< the router's weights go onto what experts read, not onto results
+  bool stacked = false;     ///< the checkpoint has two tensors of all experts, not three of each
+  RouterOptions router;     ///< the formula, its experts and topk those above
   bool selection_bias = false;  ///< the choice, not the weights, adds a bias to each score
   int shared_inter = 0;         ///< width of the shared expert; 0 = none
   bool shared_gate = false;     ///< its result is multiplied by sigmoid(hidden . gate)
@@ -51,17 +53,29 @@ struct AttentionSpan {
   std::int32_t first(std::int32_t position) const;
 };
 
+/// Queries that grow with their position, so that their softmax stays as sharp over more keys
+/// (Llama 4's temperature tuning).
+struct QueryGrowth {
+  int step = 0;  ///< positions between one size and the next; 0 = no growth
+  double strength = 0;
+
+  /// By how much the query at `position` is multiplied: 1 + strength * ln(1 + steps so far).
+  float factor(std::int32_t position) const;
+};
+
 /// What differs between the attention of a model's layers.
 struct LayerAttention {
   AttentionSpan span;
   bool rope = true;  ///< false: queries and keys do not turn with their position
+  QueryGrowth growth = {};
 };
 
 /// Where queries and keys are normalised (RMS norm).
 enum class QkNorm : std::uint8_t {
   none,
-  head,   ///< each head, weights [head_dim], before the rotation
-  whole,  ///< all heads of a token together, weights of that width, before the rotation
+  head,    ///< each head, weights [head_dim], before the rotation
+  whole,   ///< all heads of a token together, weights of that width, before the rotation
+  turned,  ///< each head, without weights, after the rotation; in layers that turn
 };
 
 /// Latent attention (latent_attention.h): a query head has plain_dim elements that do not turn and
@@ -110,8 +124,15 @@ struct ModelConfig {
     return layer_kinds[static_cast<std::size_t>(layer)] == LayerKind::sparse;
   }
 
+  /// Whether the norms of queries and keys have weights.
+  bool qk_norm_weights() const { return qk_norm == QkNorm::head || qk_norm == QkNorm::whole; }
+
   int sparse_layers() const;
 };
+
+/// The same model with each expert's matrices as tensors of their own: what for_each_tensor()
+/// (family.h) then lists can be had of a checkpoint of either form.
+ModelConfig unstacked(ModelConfig config);
 
 /// Reads <directory>/config.json and, where it exists, the eos_token_id of generation_config.json.
 /// Throws ModelError naming file, field, what was expected and what was found.

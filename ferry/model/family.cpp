@@ -41,6 +41,8 @@ std::span<const ModelFamily> model_families() {
   static const std::array families = {deepseek_v2_family(),
                                       deepseek_v3_family(),
                                       kimi_k2_family(),
+                                      llama4_family(),
+                                      llama4_text_family(),
                                       mixtral_family(),
                                       olmoe_family(),
                                       qwen2_moe_family(),
@@ -61,8 +63,9 @@ const ModelFamily& family_of(const ModelConfig& config) {
   return *family;
 }
 
-std::string tensor_name(std::string_view pattern, int layer, int expert) {
-  std::string name(pattern);
+std::string tensor_name(const TensorNames& names, std::string_view pattern, int layer, int expert) {
+  std::string name(names.prefix);
+  name += pattern;
   const auto fill = [&](std::string_view key, int number) {
     const auto at = name.find(key);
     if (at != std::string::npos) name.replace(at, key.size(), std::to_string(number));
@@ -107,7 +110,8 @@ class Visitor {
   std::int64_t hidden() const { return config_.hidden; }
 
   void add(std::string_view pattern, std::vector<std::int64_t> shape, TensorRole role) {
-    visit_({tensor_name(pattern, layer_, expert_), std::move(shape), role, layer_, expert_});
+    visit_(
+        {tensor_name(names_, pattern, layer_, expert_), std::move(shape), role, layer_, expert_});
   }
 
   void attention() {
@@ -150,7 +154,7 @@ class Visitor {
       add(names_.v_bias, {kv}, TensorRole::bias);
     }
     if (config_.output_bias) add(names_.o_bias, {hidden()}, TensorRole::bias);
-    if (config_.qk_norm != QkNorm::none) {
+    if (config_.qk_norm_weights()) {
       const bool whole = config_.qk_norm == QkNorm::whole;
       add(names_.q_norm, {whole ? q : config_.head_dim}, TensorRole::norm);
       add(names_.k_norm, {whole ? kv : config_.head_dim}, TensorRole::norm);
@@ -168,10 +172,14 @@ class Visitor {
     const MoeConfig& moe = config_.moe;
     add(names_.router, {moe.experts, hidden()}, TensorRole::router);
     if (moe.selection_bias) add(names_.selection_bias, {moe.experts}, TensorRole::bias);
-    for (expert_ = 0; expert_ < moe.experts; ++expert_) {
-      ffn(names_.expert_gate, names_.expert_up, names_.expert_down, moe.inter);
+    if (moe.stacked) {
+      add(names_.stacked_gate_up, {moe.experts, hidden(), 2 * moe.inter}, TensorRole::expert);
+      add(names_.stacked_down, {moe.experts, moe.inter, hidden()}, TensorRole::expert);
+    } else {
+      for (expert_ = 0; expert_ < moe.experts; ++expert_)
+        ffn(names_.expert_gate, names_.expert_up, names_.expert_down, moe.inter);
+      expert_ = -1;
     }
-    expert_ = -1;
     if (moe.shared_inter > 0) {
       ffn(names_.shared_gate, names_.shared_up, names_.shared_down, moe.shared_inter);
     }

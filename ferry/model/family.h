@@ -20,6 +20,8 @@ class ConfigReader;
 /// Patterns; "{layer}" and "{expert}" stand for numbers (tensor_name() fills them in). Matrices lie
 /// as [out, in], as PyTorch's Linear keeps them.
 struct TensorNames {
+  std::string_view prefix = {};  ///< of all names: where a checkpoint of more has its text model
+
   std::string_view embedding;   ///< [vocab, H]
   std::string_view final_norm;  ///< [H]
   std::string_view lm_head;     ///< [vocab, H], absent when tied
@@ -40,9 +42,12 @@ struct TensorNames {
   std::string_view selection_bias;                    ///< [E]
   std::string_view expert_gate, expert_up;            ///< [inter, H]
   std::string_view expert_down;                       ///< [H, inter]
-  std::string_view shared_gate, shared_up;            ///< [shared_inter, H]
-  std::string_view shared_down;                       ///< [H, shared_inter]
-  std::string_view shared_scale;                      ///< [1, H], the sigmoid gate
+  // Those of all experts together, each the other way round (MoeConfig::stacked).
+  std::string_view stacked_gate_up;         ///< [E, H, 2 inter], gate's before up's
+  std::string_view stacked_down;            ///< [E, inter, H]
+  std::string_view shared_gate, shared_up;  ///< [shared_inter, H]
+  std::string_view shared_down;             ///< [H, shared_inter]
+  std::string_view shared_scale;            ///< [1, H], the sigmoid gate
 };
 
 /// The names that the Hugging Face Qwen lineage shares.
@@ -51,6 +56,9 @@ extern const TensorNames kQwenTensorNames;
 struct ModelFamily {
   std::string_view architecture;  ///< as in config.json's "architectures"
   std::string_view model_type;    ///< as in config.json's "model_type"
+  /// The object of config.json that describes the text model, where that is one part of several;
+  /// null: config.json itself.
+  const char* text_fields = nullptr;
   TensorNames names;
   /// Fills in what the family decides; the shared fields are already read and checked.
   void (*read)(const ConfigReader& fields, ModelConfig& config);
@@ -68,8 +76,11 @@ const ModelFamily* find_family(std::string_view name);
 /// The family of a config that load_config made.
 const ModelFamily& family_of(const ModelConfig& config);
 
-/// Fills in a pattern.
-std::string tensor_name(std::string_view pattern, int layer = -1, int expert = -1);
+/// One of the patterns, filled in.
+std::string tensor_name(const TensorNames& names,
+                        std::string_view pattern,
+                        int layer = -1,
+                        int expert = -1);
 
 enum class TensorRole : std::uint8_t { embedding, norm, matrix, bias, router, expert };
 
@@ -79,7 +90,7 @@ struct TensorSpec {
   std::vector<std::int64_t> shape;
   TensorRole role = TensorRole::matrix;
   int layer = -1;   ///< -1: outside the layers
-  int expert = -1;  ///< -1: not of a routed expert
+  int expert = -1;  ///< -1: not of one routed expert alone
 
   std::int64_t elements() const;
 };

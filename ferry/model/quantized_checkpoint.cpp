@@ -62,11 +62,12 @@ struct Item {
   }
 };
 
-/// Matrices that products read. The gate of a shared expert, one row, is held as f32.
+/// Matrices that products read, also those of experts that the source has stacked: each becomes a
+/// tensor of its own. The gate of a shared expert, one row, is held as f32.
 bool is_quantised(const TensorSpec& spec, const TensorNames& names) {
   if (spec.shape.size() != 2 || spec.shape[0] == 1) return false;
   return spec.role == TensorRole::matrix || spec.role == TensorRole::expert ||
-         spec.name == names.lm_head;
+         spec.name == tensor_name(names, names.lm_head);
 }
 
 class Writer {
@@ -80,7 +81,7 @@ class Writer {
         format_(format_of(options.type)),
         pool_(pool),
         progress_(progress) {
-    for_each_tensor(source.config(), [&](const TensorSpec& spec) {
+    for_each_tensor(unstacked(source.config()), [&](const TensorSpec& spec) {
       total_ += source.stored_bytes(spec);
       plan(spec);
     });
@@ -136,7 +137,7 @@ class Writer {
   /// Of what is not quantised here; quantised in the source, it becomes bf16.
   DType plain_type(const TensorSpec& spec) const {
     if (spec.shape.size() != 2) return source_.tensor(spec).dtype;
-    const StoredMatrix matrix = source_.matrix(spec.name, spec.shape[0], spec.shape[1]);
+    const StoredMatrix matrix = source_.matrix(spec);
     return matrix.is_plain() ? matrix.dtype : DType::bf16;
   }
 
@@ -159,7 +160,7 @@ class Writer {
       writer.write(source_.tensor(spec).span());
       return;
     }
-    const StoredMatrix matrix = source_.matrix(spec.name, spec.shape[0], spec.shape[1]);
+    const StoredMatrix matrix = source_.matrix(spec);
     if (item.quantised) {
       const QuantizedMatrix quantised = quantize_stored(matrix, options_.type, pool_);
       writer.write(quantised.codes);

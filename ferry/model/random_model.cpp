@@ -141,13 +141,18 @@ Distribution distribution_of(const TensorSpec& spec, const ModelConfig& config) 
       return {1.0F, 0.1F};
     case TensorRole::bias:
       return {0.0F, 0.1F};
-    case TensorRole::embedding:
-      if (spec.name == family_of(config).names.embedding && !config.tied_embeddings) return {0, 1};
+    case TensorRole::embedding: {
+      const TensorNames& names = family_of(config).names;
+      if (spec.name == tensor_name(names, names.embedding) && !config.tied_embeddings)
+        return {0, 1};
       break;
+    }
     default:
       break;
   }
-  return {0.0F, 1.0F / std::sqrt(static_cast<float>(spec.shape.back()))};
+  // Of [experts, in, out] as of [out, in]: by the inputs of a product.
+  const std::int64_t inputs = spec.shape.size() == 3 ? spec.shape[1] : spec.shape.back();
+  return {0.0F, 1.0F / std::sqrt(static_cast<float>(inputs))};
 }
 
 /// Streams the values of one tensor into a writer.

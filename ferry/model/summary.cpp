@@ -35,7 +35,7 @@ std::vector<RankBytes> bytes_per_rank(const Checkpoint& checkpoint, int ranks) {
     ++result[static_cast<std::size_t>(placement.rank_of(slot))].experts_held;
   }
   std::uint64_t dense = 0;
-  for_each_tensor(checkpoint.config(), [&](const TensorSpec& spec) {
+  for_each_tensor(unstacked(checkpoint.config()), [&](const TensorSpec& spec) {
     const std::uint64_t bytes = checkpoint.stored_bytes(spec);
     if (spec.role != TensorRole::expert) {
       dense += bytes;

@@ -51,7 +51,7 @@ struct FfnLayout {
 template <class Wanted>
 std::uint64_t tensor_bytes(const Checkpoint& checkpoint, const Wanted& wanted) {
   std::uint64_t bytes = 0;
-  for_each_tensor(checkpoint.config(), [&](const TensorSpec& spec) {
+  for_each_tensor(unstacked(checkpoint.config()), [&](const TensorSpec& spec) {
     const std::uint64_t times = wanted(spec);
     if (times > 0) bytes += times * checkpoint.stored_bytes(spec);
   });
@@ -196,15 +196,19 @@ class Packer {
   }
 
  private:
+  std::string named(std::string_view pattern) const {
+    return tensor_name(checkpoint_.names(), pattern, layer_, expert_);
+  }
+
   TensorView find(std::string_view name, std::initializer_list<std::int64_t> shape) const {
-    TensorView tensor =
-        checkpoint_.tensor(tensor_name(name, layer_, expert_), {shape.begin(), shape.size()});
+    TensorView tensor = checkpoint_.tensor(named(name), {shape.begin(), shape.size()});
     advise_read_soon(tensor.span());
     return tensor;
   }
 
   StoredMatrix find_matrix(std::string_view name, std::int64_t rows, std::int64_t columns) const {
-    StoredMatrix matrix = checkpoint_.matrix(tensor_name(name, layer_, expert_), rows, columns);
+    StoredMatrix matrix = checkpoint_.matrix(
+        {.name = named(name), .shape = {rows, columns}, .layer = layer_, .expert = expert_});
     advise_read_soon(matrix.data);
     return matrix;
   }
@@ -316,7 +320,7 @@ void load_attention(Packer& packer,
   if (config.attention_bias)
     layer.qkv_bias = packer.vector({{names.q_bias, q}, {names.k_bias, kv}, {names.v_bias, kv}});
   if (config.output_bias) layer.output_bias = packer.vector({{names.o_bias, hidden}});
-  if (config.qk_norm != QkNorm::none) {
+  if (config.qk_norm_weights()) {
     const bool whole = config.qk_norm == QkNorm::whole;
     layer.query_norm = packer.vector({{names.q_norm, whole ? q : head_dim}});
     layer.key_norm = packer.vector({{names.k_norm, whole ? kv : head_dim}});

@@ -106,8 +106,15 @@ TEST(Inspect, TellsWhetherThereIsAChatTemplate) {
 
 TEST(MakeModel, WritesWhatGenerateRuns) {
   const test::TempDir directory;
-  for (const char* arch :
-       {"deepseek_v2", "deepseek_v3", "kimi_k2", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"}) {
+  for (const char* arch : {"deepseek_v2",
+                           "deepseek_v3",
+                           "kimi_k2",
+                           "llama4",
+                           "llama4_text",
+                           "mixtral",
+                           "olmoe",
+                           "qwen2_moe",
+                           "qwen3_moe"}) {
     const std::string model = (directory.path() / arch).string();
     const auto made = test::run_program(
         {"make-model", "--arch", arch, "--out", model, "--experts", "5", "--layers", "1"});

@@ -22,8 +22,11 @@ class GoldenCheckpoint : public testing::TestWithParam<const char*> {};
 
 TEST_P(GoldenCheckpoint, HoldsExactlyTheTensorsItsConfigAsksFor) {
   const Checkpoint checkpoint = Checkpoint::open(test::data_dir(GetParam()));
-  EXPECT_THAT(checkpoint.unused(), IsEmpty());
-  std::size_t expected = 0;
+  // Of a model that sees pictures too, what serves those.
+  for (const std::string& name : checkpoint.unused())
+    EXPECT_TRUE(name.starts_with("vision_model.") || name.starts_with("multi_modal_projector."))
+        << name;
+  std::size_t expected = checkpoint.unused().size();
   for_each_tensor(checkpoint.config(), [&](const TensorSpec& spec) {
     ++expected;
     const TensorView view = checkpoint.tensor(spec);

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <string>
+#include <vector>
 
 #include "ferry/core/error.h"
 #include "ferry/model/family.h"
@@ -110,6 +112,78 @@ TEST(Config, ReadsOlmoe) {
   EXPECT_EQ(c.qk_norm, QkNorm::whole);
   EXPECT_FALSE(c.moe.router.renormalize);
   error_with("olmoe", "clip_qkv", 8.0);
+}
+
+TEST(Config, ReadsLlama4) {
+  const ModelConfig c = load_config(test::data_dir("llama4_text"));
+  // interleave_moe_layer_step 2
+  EXPECT_THAT(
+      c.layer_kinds,
+      ElementsAre(LayerKind::dense, LayerKind::sparse, LayerKind::dense, LayerKind::sparse));
+  EXPECT_EQ(c.moe.inter, 24);
+  EXPECT_EQ(c.moe.shared_inter, 24);
+  EXPECT_EQ(c.dense_inter, 40);
+  EXPECT_FALSE(c.moe.shared_gate);
+  EXPECT_TRUE(c.moe.weigh_rows);
+  EXPECT_TRUE(c.moe.stacked);
+  EXPECT_TRUE(c.moe.router.choose_first);
+  EXPECT_EQ(c.moe.router.score, RouterOptions::Score::sigmoid);
+  EXPECT_TRUE(c.rope.interleaved);
+  EXPECT_EQ(c.qk_norm, QkNorm::turned);
+  // no_rope_layers [1, 1, 0, 1]
+  const LayerAttention& turns = c.layer_attention[1];
+  EXPECT_TRUE(turns.rope);
+  EXPECT_EQ(turns.span.kind, AttentionSpan::Kind::block);
+  EXPECT_EQ(turns.span.width, 7);
+  EXPECT_EQ(turns.growth.step, 0);
+  const LayerAttention& still = c.layer_attention[2];
+  EXPECT_FALSE(still.rope);
+  EXPECT_EQ(still.span.kind, AttentionSpan::Kind::full);
+  EXPECT_EQ(still.growth.step, 6);
+  EXPECT_EQ(still.growth.strength, 0.3);
+}
+
+TEST(Config, ReadsATextModelInsideAnother) {
+  const ModelConfig c = load_config(test::data_dir("llama4_pictures_bf16"));
+  EXPECT_EQ(c.model_type, "llama4");
+  EXPECT_EQ(c.dtype, DType::bf16);
+  EXPECT_THAT(c.layer_kinds, ElementsAre(LayerKind::sparse, LayerKind::dense, LayerKind::sparse));
+  EXPECT_TRUE(c.attention_bias);
+  EXPECT_EQ(c.qk_norm, QkNorm::none);
+  EXPECT_EQ(c.rope.low_turns, c.rope.high_turns);
+  error_with("llama4_pictures_bf16", "text_config", nullptr);
+  json text = golden("llama4_pictures_bf16")["text_config"];
+  text["hidden_size"] = 0;
+  EXPECT_THAT(error_with("llama4_pictures_bf16", "text_config", text),
+              HasSubstr("text_config: field hidden_size"));
+}
+
+TEST(Config, ReadsLlama4sOlderFields) {
+  const char* const model = "llama4_text";
+  EXPECT_EQ(with(model, "attn_temperature_tuning", 4).layer_attention[2].growth.step, 6);
+  EXPECT_EQ(with(model, "attn_temperature_tuning", 0).layer_attention[2].growth.step, 0);
+  EXPECT_EQ(with(model, "attn_temperature_tuning", false).layer_attention[2].growth.step, 0);
+  // An empty list is none: every third layer does not turn.
+  EXPECT_FALSE(with(model, "no_rope_layers", json::array()).layer_attention[2].rope);
+  EXPECT_EQ(with(model, "moe_layers", {0, 1, 3}).sparse_layers(), 3);
+  const ModelConfig full =
+      with(model, "layer_types", json(std::vector<std::string>(4, "full_attention")));
+  EXPECT_EQ(full.layer_attention[0].span.kind, AttentionSpan::Kind::full);
+  error_with(model, "layer_types", {"full_attention"});
+  error_with(model, "layer_types", {"full_attention", "sliding_attention", "x", "y"});
+  error_with(model, "layer_types", "chunked_attention");
+  error_with(model, "no_rope_layers", {1, 0});
+  error_with(model, "moe_layers", {9});
+  error_with(model, "rms_norm_eps", nullptr);
+}
+
+TEST(QueryGrowth, GrowsWithTheLogarithmOfItsSteps) {
+  const QueryGrowth growth{8192, 0.1};
+  EXPECT_EQ(growth.factor(0), 1.0F);
+  EXPECT_EQ(growth.factor(8190), 1.0F);
+  EXPECT_FLOAT_EQ(growth.factor(8191), 1.0F + 0.1F * std::log(2.0F));
+  EXPECT_FLOAT_EQ(growth.factor(8192 * 4), 1.0F + 0.1F * std::log(5.0F));
+  EXPECT_EQ(QueryGrowth{}.factor(100), 1.0F);
 }
 
 TEST(AttentionSpan, BeginsWhereItsKindSays) {
@@ -234,7 +308,7 @@ TEST(Config, FlippedBytesLoadOrThrow) {
 TEST(Families, AreFoundByEitherName) {
   EXPECT_EQ(find_family("qwen2_moe"), find_family("Qwen2MoeForCausalLM"));
   EXPECT_EQ(find_family("gpt2"), nullptr);
-  EXPECT_EQ(tensor_name("a.{layer}.b.{expert}.c", 3, 12), "a.3.b.12.c");
+  EXPECT_EQ(tensor_name({}, "a.{layer}.b.{expert}.c", 3, 12), "a.3.b.12.c");
 }
 
 TEST(Config, ReadsYarnAsDeepseekWritesIt) {

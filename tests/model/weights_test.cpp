@@ -17,15 +17,14 @@ namespace {
 /// A checkpoint's tensor [rows, columns] as f32, rounded to what weights of `held` keep.
 class Stored {
  public:
-  Stored(const Checkpoint& checkpoint, const std::string& name, std::vector<std::int64_t> shape)
-      : columns_(shape.back()) {
-    if (shape.size() == 2) {
-      values_.resize(static_cast<std::size_t>(shape[0] * shape[1]));
-      checkpoint.matrix(name, shape[0], shape[1])
-          .read_rows(0, shape[0], DType::f32, reinterpret_cast<std::byte*>(values_.data()));
+  Stored(const Checkpoint& checkpoint, const TensorSpec& spec) : columns_(spec.shape.back()) {
+    if (spec.shape.size() == 2) {
+      values_.resize(static_cast<std::size_t>(spec.elements()));
+      checkpoint.matrix(spec).read_rows(
+          0, spec.shape[0], DType::f32, reinterpret_cast<std::byte*>(values_.data()));
       return;
     }
-    const TensorView view = checkpoint.tensor(name, shape);
+    const TensorView view = checkpoint.tensor(spec);
     values_.resize(view.bytes / dtype_bytes(view.dtype));
     kernels().convert(view.data,
                       view.dtype,
@@ -107,7 +106,11 @@ void expect_gate_up(const PackedMatrix& m, const Stored& gate, const Stored& up)
 class Weights : public testing::TestWithParam<const char*> {
  protected:
   Stored stored(std::string_view pattern, std::vector<std::int64_t> shape, int layer, int e = -1) {
-    return {checkpoint_, tensor_name(pattern, layer, e), std::move(shape)};
+    return {checkpoint_,
+            {.name = tensor_name(names_, pattern, layer, e),
+             .shape = std::move(shape),
+             .layer = layer,
+             .expert = e}};
   }
 
   void expect_ffn(const GatedFfnWeights& ffn,
@@ -152,7 +155,7 @@ TEST_P(Weights, AttentionStandsSideBySide) {
       }
       EXPECT_EQ(std::ssize(l.output_bias), config_.output_bias ? h : 0);
       EXPECT_EQ(std::ssize(l.query_norm),
-                config_.qk_norm == QkNorm::none   ? 0
+                !config_.qk_norm_weights()        ? 0
                 : config_.qk_norm == QkNorm::head ? config_.head_dim
                                                   : q);
     }

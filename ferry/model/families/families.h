@@ -8,6 +8,8 @@ namespace ferry {
 ModelFamily deepseek_v2_family();
 ModelFamily deepseek_v3_family();
 ModelFamily kimi_k2_family();
+ModelFamily llama4_family();
+ModelFamily llama4_text_family();
 ModelFamily mixtral_family();
 ModelFamily olmoe_family();
 ModelFamily qwen2_moe_family();
