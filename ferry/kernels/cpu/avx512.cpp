@@ -13,6 +13,8 @@ namespace ferry::cpu {
 namespace {
 
 struct Tiling {
+  static constexpr int kOnePanels = 1;
+  static constexpr int kAhead = 4096;
   static constexpr int kFewPanels = 4;
   static constexpr int kRows = 4;
   static constexpr int kPanels = 2;

@@ -8,7 +8,7 @@
 struct Fp8Pairs {
   static constexpr std::int64_t kBytes = 1;
   static constexpr std::int64_t kGroup = kFp8Block;
-  static constexpr bool kPrefetchForOne = true;
+  static constexpr bool kUnpacks = true;
 
   static std::int64_t panel_bytes(std::int64_t k) {
     return k * kPanelColumns + (k + kGroup - 1) / kGroup * (kPanelColumns * 4);
@@ -24,7 +24,7 @@ struct Fp8Pairs {
 struct UnpackedFp8Pairs {
   static constexpr std::int64_t kBytes = 2;
   static constexpr std::int64_t kGroup = kFp8Block;
-  static constexpr bool kPrefetchForOne = true;
+  static constexpr bool kUnpacks = false;
 
   static std::int64_t panel_bytes(std::int64_t k) {
     return k * kPanelColumns + Fp8Pairs::panel_bytes(k);

@@ -12,7 +12,7 @@ struct Int8Codes {
   static constexpr std::int64_t kBias = 128;
   static constexpr std::int64_t kParts = 1;  ///< vectors of codes in 64 bytes of a panel
   static constexpr std::int64_t kPerByte = 1;
-  static constexpr bool kPrefetchForOne = false;
+  static constexpr bool kUnpacks = false;
 
   static std::int64_t group(std::int64_t k) { return k; }
 
@@ -23,7 +23,7 @@ struct Int4Codes {
   static constexpr std::int64_t kBias = 8;
   static constexpr std::int64_t kParts = 2;
   static constexpr std::int64_t kPerByte = 2;
-  static constexpr bool kPrefetchForOne = true;
+  static constexpr bool kUnpacks = true;
 
   static std::int64_t group(std::int64_t /*k*/) { return kInt4Group; }
 
@@ -38,6 +38,7 @@ template <class Codes>
 struct IntSums {
   static constexpr int kRows = Tiling::kIntRows;
   static constexpr int kPanels = Tiling::kIntPanels;
+  static constexpr bool kUnpacks = Codes::kUnpacks;
 
   static std::int64_t panel_bytes(std::int64_t k) {
     return k / Codes::kPerByte * kPanelColumns + k / Codes::group(k) * (kPanelColumns * 4);
@@ -69,11 +70,13 @@ struct IntSums {
           for (int r = 0; r < R; ++r) x[part][r] = splat_four(a[r] + i + std::ptrdiff_t{4} * part);
         for (int p = 0; p < P; ++p) {
           Bytes64 codes[Codes::kParts];
-          Codes::unpack(load_bytes(w + p * w_step + i / Codes::kPerByte * kPanelColumns), codes);
+          const std::byte* from = w + p * w_step + i / Codes::kPerByte * kPanelColumns;
+          if constexpr (kOnlyReads<IntSums, R>) prefetch_ahead(from);
+          Codes::unpack(load_bytes(from), codes);
           for (int part = 0; part < Codes::kParts; ++part)
             for (int r = 0; r < R; ++r) sum[r][p] = dot_fours(sum[r][p], codes[part], x[part][r]);
         }
-        if constexpr (R > 1 || Codes::kPrefetchForOne) prefetcher.step();
+        if constexpr (!kOnlyReads<IntSums, R>) prefetcher.step();
       }
       for (int p = 0; p < P; ++p) {
         const F32x16 scale =

@@ -12,6 +12,8 @@ namespace ferry::cpu {
 namespace {
 
 struct Tiling {
+  static constexpr int kOnePanels = 1;
+  static constexpr int kAhead = 0;
   static constexpr int kFewPanels = 1;
   static constexpr int kRows = 1;
   static constexpr int kPanels = 1;
