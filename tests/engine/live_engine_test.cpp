@@ -29,12 +29,20 @@ struct Heard {
 class Listener {
  public:
   void operator()(const TokenEvent& event) {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     Heard& heard = heard_[event.request];
     EXPECT_FALSE(heard.done) << "a token behind the last one";
     heard.tokens.push_back(event.token);
     heard.logprobs.push_back(event.logprobs);
     heard.done = event.last;
+    changed_.notify_all();
+    EXPECT_TRUE(changed_.wait_for(lock, 60s, [&] { return !held_; }));
+  }
+
+  /// While it holds the engine stands still behind its next token.
+  void hold(bool held) {
+    const std::lock_guard lock(mutex_);
+    held_ = held;
     changed_.notify_all();
   }
 
@@ -62,6 +70,7 @@ class Listener {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::map<std::uint64_t, Heard> heard_;
+  bool held_ = false;
 };
 
 /// Runs an open engine on thread ranks; `talk` runs on a thread of its own beside rank 0 and the
@@ -173,11 +182,13 @@ TEST(LiveEngine, CancelledRequestsMakeRoomForOthers) {
   options.max_waiting = 1;
   const std::vector<std::int32_t> prompt = test::golden_prompts(kModel).at(0).prompt;
   with_open_engine(options, 1, [&](Engine& engine, Listener& listener) {
+    listener.hold(true);
     const std::uint64_t endless = engine.submit(request_of(prompt, 100, 1)).value();
+    listener.wait_for_tokens(endless, 1);
     const std::uint64_t waiting = engine.submit(request_of(prompt, 3, 2)).value();
     EXPECT_FALSE(engine.submit(request_of(prompt, 3, 2))) << "the queue is full";
-    listener.wait_for_tokens(endless, 1);
     engine.cancel(endless);
+    listener.hold(false);
     EXPECT_TRUE(listener.wait_until_done(waiting).done);
     EXPECT_FALSE(listener.heard(endless).done);
     engine.cancel(endless);
