@@ -29,6 +29,7 @@ DispatcherOptions dispatcher_options(const Options& o, int slots_per_rank) {
           .dispatch_wire = o.dispatch_wire,
           .expert_type = o.expert_type,
           .combine_wire = o.combine_wire,
+          .row_weights = o.row_weights,
           .timeout = o.timeout};
 }
 
@@ -62,6 +63,7 @@ MoeAllToAll::MoeAllToAll(const Options& options, Transport& transport, ThreadPoo
   topk_ids_.resize(entries);
   topk_slots_.resize(entries);
   topk_weights_.resize(entries);
+  if (options.row_weights) ones_.assign(entries, 1.0F);
 }
 
 std::size_t MoeAllToAll::mem_size(const Options& options, int ranks, bool load_store) {
@@ -69,7 +71,9 @@ std::size_t MoeAllToAll::mem_size(const Options& options, int ranks, bool load_s
   const auto entries =
       static_cast<std::size_t>(options.max_tokens) * static_cast<std::size_t>(options.router.topk);
   return Dispatcher::mem_size(dispatcher_options(options, slots_per_rank), ranks, load_store) +
-         score_bytes(options) + entries * (sizeof(ExpertId) + sizeof(SlotId) + sizeof(float));
+         score_bytes(options) +
+         entries *
+             (sizeof(ExpertId) + sizeof(SlotId) + (options.row_weights ? 2 : 1) * sizeof(float));
 }
 
 MoeAllToAll::Routing MoeAllToAll::routing_of(int tokens) {
@@ -77,7 +81,8 @@ MoeAllToAll::Routing MoeAllToAll::routing_of(int tokens) {
       static_cast<std::size_t>(tokens) * static_cast<std::size_t>(options_.router.topk);
   return {.experts = {topk_ids_.data(), entries},
           .slots = {topk_slots_.data(), entries},
-          .weights = {topk_weights_.data(), entries}};
+          .weights = {topk_weights_.data(), entries},
+          .result_weights = {options_.row_weights ? ones_.data() : topk_weights_.data(), entries}};
 }
 
 /// Chunk by chunk: the routing that route(first, tokens, placement, routing) fills in, then the
@@ -105,13 +110,14 @@ void MoeAllToAll::run(const MoeTokens& in, ExpertFn experts, Route route) {
                                    .encoded = in.encoded,
                                    .tokens = tokens,
                                    .slots = to.slots,
-                                   .weights = to.weights,
+                                   .weights = to.result_weights,
+                                   .row_weights = to.weights,
                                    .chunks = chunks,
                                    .layer = in.layer,
                                    .timeout = in.timeout});
         dispatcher_.dispatch_recv(experts);
         dispatcher_.combine_send();
-        dispatcher_.combine_recv({.weights = to.weights,
+        dispatcher_.combine_recv({.weights = to.result_weights,
                                   .rows = in.out.from(first),
                                   .type = in.out_type,
                                   .accumulate = in.accumulate});

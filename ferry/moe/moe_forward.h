@@ -100,6 +100,9 @@ class MoeAllToAll {
     WireType dispatch_wire = WireType::f32;
     WireType expert_type = WireType::f32;
     WireType combine_wire = WireType::f32;
+    /// Weights go to the experts with the rows (ExpertRows::weights), and results are added up as
+    /// they are. A token may then have no slot twice.
+    bool row_weights = false;
     std::chrono::nanoseconds timeout = std::chrono::seconds(30);
   };
 
@@ -133,6 +136,7 @@ class MoeAllToAll {
     std::span<ExpertId> experts;  // [tokens, K]
     std::span<SlotId> slots;
     std::span<float> weights;
+    std::span<const float> result_weights;  // by which home adds up: those, or ones
   };
 
   template <class Route>
@@ -148,6 +152,7 @@ class MoeAllToAll {
   std::vector<ExpertId> topk_ids_;   // [max_tokens, K]
   std::vector<SlotId> topk_slots_;   // [max_tokens, K]
   std::vector<float> topk_weights_;  // [max_tokens, K]
+  std::vector<float> ones_;          // [max_tokens, K] where weights go with the rows
   std::vector<int> lost_tokens_;
 };
 

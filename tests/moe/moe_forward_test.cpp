@@ -51,6 +51,7 @@ struct Way {
   DType dtype = DType::f32;
   MoeA2ABackend backend = MoeA2ABackend::pplx;
   std::string transport = "inproc";
+  bool row_weights = false;
 };
 
 void PrintTo(const Way& way, std::ostream* out) { *out << way.name; }
@@ -84,7 +85,8 @@ void compare_with_layer(const Way& way, Transport& transport) {
                                      .max_tokens = way.max_tokens,
                                      .dispatch_wire = wire_type(way.dtype),
                                      .expert_type = wire_type(way.dtype),
-                                     .combine_wire = wire_type(way.dtype)},
+                                     .combine_wire = wire_type(way.dtype),
+                                     .row_weights = way.row_weights},
                       .inter = moe.inter,
                       .dtype = way.dtype},
                      transport,
@@ -100,10 +102,15 @@ void compare_with_layer(const Way& way, Transport& transport) {
                    .max_tokens = way.max_tokens,
                    .dispatch_wire = wire_type(way.dtype),
                    .expert_type = wire_type(way.dtype),
-                   .combine_wire = wire_type(way.dtype)},
+                   .combine_wire = wire_type(way.dtype),
+                   .row_weights = way.row_weights},
                   transport,
                   pool);
-  Experts experts({.hidden = moe.hidden, .inter = moe.inter, .dtype = way.dtype, .max_rows = 64},
+  Experts experts({.hidden = moe.hidden,
+                   .inter = moe.inter,
+                   .dtype = way.dtype,
+                   .max_rows = 64,
+                   .row_weights = way.row_weights},
                   pool);
   const auto kernel = [&](const ExpertRows& work) { experts.run(work, weights.weights.local); };
 
@@ -151,6 +158,12 @@ INSTANTIATE_TEST_SUITE_P(
         Way{.name = "Alltoallv", .ranks = 2, .backend = MoeA2ABackend::alltoallv},
         Way{.name = "Mooncake", .ranks = 3, .backend = MoeA2ABackend::mooncake},
         Way{.name = "Fused", .ranks = 3, .max_tokens = 6, .backend = MoeA2ABackend::ascend_fuseep},
+        Way{.name = "RowWeights", .ranks = 3, .dtype = DType::bf16, .row_weights = true},
+        Way{.name = "RowWeightsSummedPerRank",
+            .ranks = 2,
+            .max_tokens = 5,
+            .backend = MoeA2ABackend::none,
+            .row_weights = true},
         Way{.name = "NoneInChunks", .ranks = 2, .max_tokens = 5, .backend = MoeA2ABackend::none},
         Way{.name = "Shm", .ranks = 2, .max_tokens = 7, .dtype = DType::bf16, .transport = "shm"}),
     [](const auto& way) { return way.param.name; });
