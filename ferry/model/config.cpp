@@ -122,8 +122,9 @@ std::int32_t AttentionSpan::first(std::int32_t position) const {
 float QueryGrowth::factor(std::int32_t position) const {
   if (step == 0) return 1.0F;
   // Rounded to f32 before and after, as transformers does.
-  const auto steps = static_cast<double>((position + 1) / step);
-  return static_cast<float>(std::log1p(steps)) * static_cast<float>(strength) + 1.0F;
+  const std::int32_t steps = (position + 1) / step;
+  return static_cast<float>(std::log1p(static_cast<double>(steps))) * static_cast<float>(strength) +
+         1.0F;
 }
 
 int ModelConfig::sparse_layers() const {
