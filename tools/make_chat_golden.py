@@ -143,6 +143,7 @@ v.rows | selectattr('v', 'gt', 1) | map(attribute='n') | join(',') | v.rows | se
 (v.l | select('gt', 9)) and 'true' | (v.l | select('gt', 9) | list) and 'true' | v.l | select('odd') | length
 v.d | tojson | v.q | tojson | v.q | tojson(ensure_ascii=true) | v.rows | tojson(indent=2) | {} | tojson(indent=2) | [] | tojson | v.d | tojson(separators=(',', ':')) | v.d | tojson(sort_keys=true) | (1, [2.0, 1e30, none]) | tojson | missing | tojson | v.d | tojson(indent='--') | {'a': {'b': []}} | tojson(indent=1, separators=(' ;', '='))
 'a\n\nb\n' | indent | 'a\nb' | indent(2, true) | 'a\n\nb' | indent(width=2, blank=true) | 'a\nb' | indent('> ') | 5 | indent | '' | indent(2, true)
+'%s' | format(v.s) | '%s=%s 5%% ü' | format(1, v.l) | '%d' | format(3.9) | '%d' | format(true) | '%d' | format(-7) | '%s' | format | '%s' | format(1, 2) | 'abc' | format | 'abc' | format(1) | '%s' | format(missing) | '%s|%s' | format(v.none, v.d) | '%d' | format('x') | '%d' | format(missing) | '%' | format(1) | v.i | format
 missing | default('x') | v.e | default('x') | v.e | default('x', true) | v.none | d('x') | v.none | d('x', boolean=true) | missing | default
 '42' | int | '4.9' | int | 'x' | int | 'x' | int(5) | 3.9 | int | -3.9 | int | true | int | ' 7 ' | int | '1_0' | int | '3.5' | float | 'x' | float | 3 | float | none | int | missing | int
 2.5 | round | 3.5 | round | 2.345 | round(2) | 2.31 | round(1, 'ceil') | -2.35 | round(1, 'floor') | 5 | round | -3 | abs | 2.5 | abs | 5 | string | none | string | v.l | string

@@ -180,6 +180,36 @@ JinjaValue to_real(JinjaBudget&, const JinjaValue& value, JinjaArgs& args) {
   return number ? JinjaValue(*number) : other;
 }
 
+/// Python's `text % (arguments)`, of which templates use %s, %d and %%.
+JinjaValue format_text(JinjaBudget& budget, const JinjaValue& value, JinjaArgs& args) {
+  const std::string format = jinja_text(budget, value);
+  std::string out;
+  for (std::size_t i = 0; i < format.size(); ++i) {
+    if (format[i] != '%') {
+      out += format[i];
+      continue;
+    }
+    const char kind = ++i < format.size() ? format[i] : '\0';
+    if (kind == '%') {
+      out += '%';
+    } else if (kind == 's') {
+      out += jinja_text(budget, args.required("for %s"));
+    } else if (kind == 'd') {
+      const JinjaValue number = args.required("for %d");
+      const auto whole = number.real() != nullptr ? whole_part(*number.real())
+                                                  : std::optional(as_integer(number, "format: %d"));
+      if (!whole) throw JinjaFailure("format: %d: too great");
+      out += std::to_string(*whole);
+    } else {
+      throw JinjaFailure("format: only %s, %d and %% are supported");
+    }
+    if (out.size() > budget.max_text()) budget.spend_text(out.size());  // throws
+  }
+  args.done();
+  budget.spend_text(out.size());
+  return JinjaValue::text(std::move(out));
+}
+
 JinjaValue round_number(JinjaBudget&, const JinjaValue& value, JinjaArgs& args) {
   const std::int64_t precision = args.integer_or("precision", 0);
   const std::string method = args.text_or("method", "common");
@@ -218,6 +248,7 @@ const JinjaFilterTable& jinja_value_filters() {
                                            {"d", fallback},
                                            {"default", fallback},
                                            {"float", to_real},
+                                           {"format", format_text},
                                            {"indent", indent},
                                            {"int", to_integer},
                                            {"lower", converted<python_lower>},
