@@ -178,6 +178,18 @@ CASES = {
         norm_topk_prob=True, num_mtp_layers=0, vocab_size=320, rms_norm_eps=1e-5, bos_token_id=None, eos_token_id=2,
         rope_parameters=yarn(50000.0, 8.0, beta_fast=1.0, mscale=1.0, mscale_all_dim=1.0), shard="120KB",
         prompts=(5, 24)),
+    "glm4_moe": dict(  # half of a head turns unsaid
+        arch="glm4", seed=126, hidden_size=72, num_attention_heads=6, num_key_value_heads=2, head_dim=20,
+        num_hidden_layers=2, n_routed_experts=10, num_experts_per_tok=3, moe_intermediate_size=20,
+        n_shared_experts=1, first_k_dense_replace=1, n_group=2, topk_group=1, routed_scaling_factor=2.5,
+        norm_topk_prob=True, attention_bias=True, use_qk_norm=True, num_mtp_layers=0, vocab_size=320,
+        rope_theta=1000000.0, eos_token_id=2, prompts=(1, 17, 40)),
+    "glm4_moe_air_bf16": dict(
+        arch="glm4", seed=127, hidden_size=56, num_attention_heads=4, num_key_value_heads=1, head_dim=24,
+        num_hidden_layers=2, n_routed_experts=7, num_experts_per_tok=2, moe_intermediate_size=28,
+        n_shared_experts=2, first_k_dense_replace=1, routed_scaling_factor=1.0, norm_topk_prob=True,
+        attention_bias=True, use_qk_norm=False, num_mtp_layers=0, vocab_size=300, partial_rotary_factor=0.25,
+        rope_theta=10000.0, eos_token_id=2, dtype="bfloat16", new=True, prompts=(5, 40)),
 }
 
 
@@ -393,7 +405,7 @@ def to_hub_config(config: dict) -> dict:
         config["scoring_func"] = "softmax" if config["model_type"] == "deepseek_v2" else "sigmoid"
         if config["model_type"] == "deepseek_v3":
             config["topk_method"] = "noaux_tc"
-    elif config["model_type"] not in ("mixtral", "llama4_text"):
+    elif config["model_type"] not in ("mixtral", "glm4_moe", "llama4_text"):
         config["num_experts"] = config.pop("num_local_experts", config.get("num_experts"))
     if config["model_type"].startswith("qwen"):
         config["sliding_window"] = 32 if config["model_type"] == "qwen2_moe" else None  # off: use_sliding_window
@@ -503,7 +515,8 @@ def build(case: dict, seed: int):
               "olmoe": (transformers.OlmoeConfig, transformers.OlmoeForCausalLM),
               "llama4_text": (transformers.Llama4TextConfig, transformers.Llama4ForCausalLM),
               "deepseek_v2": (transformers.DeepseekV2Config, transformers.DeepseekV2ForCausalLM),
-              "deepseek_v3": (transformers.DeepseekV3Config, transformers.DeepseekV3ForCausalLM)}
+              "deepseek_v3": (transformers.DeepseekV3Config, transformers.DeepseekV3ForCausalLM),
+              "glm4": (transformers.Glm4MoeConfig, transformers.Glm4MoeForCausalLM)}
     if case["arch"] == "llama4":
         return build_with_pictures(case, seed)
     config_class, model_class = family[case["arch"]]

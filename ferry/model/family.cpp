@@ -40,6 +40,7 @@ const TensorNames kQwenTensorNames = {
 std::span<const ModelFamily> model_families() {
   static const std::array families = {deepseek_v2_family(),
                                       deepseek_v3_family(),
+                                      glm4_moe_family(),
                                       kimi_k2_family(),
                                       llama4_family(),
                                       llama4_text_family(),

@@ -53,10 +53,10 @@ void read_scaled(const ConfigReader& in, int max_positions, RopeOptions& rope) {
 
 }  // namespace
 
-RopeOptions read_rope(const ConfigReader& in, int head_dim, int max_positions) {
+RopeOptions read_rope(const ConfigReader& in, int head_dim, int max_positions, double part) {
   RopeOptions rope;
   rope.theta = in.positive_or("rope_theta", rope.theta);
-  double part = in.positive_or("partial_rotary_factor", 1.0);
+  part = in.positive_or("partial_rotary_factor", part);
   for (const char* key : {"rope_scaling", "rope_parameters"}) {
     if (!in.has(key)) continue;
     const ConfigReader parameters = in.object(key);

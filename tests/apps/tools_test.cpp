@@ -108,6 +108,7 @@ TEST(MakeModel, WritesWhatGenerateRuns) {
   const test::TempDir directory;
   for (const char* arch : {"deepseek_v2",
                            "deepseek_v3",
+                           "glm4_moe",
                            "kimi_k2",
                            "llama4",
                            "llama4_text",

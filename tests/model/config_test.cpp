@@ -414,6 +414,25 @@ TEST(Config, KimiIsTheModelTypeOfDeepseeksArchitecture) {
   EXPECT_EQ(with("kimi_k2", "model_type", "qwen3_moe").model_type, "deepseek_v3");
 }
 
+TEST(Config, ReadsGlm) {
+  const ModelConfig c = load_config(test::data_dir("glm4_moe"));
+  EXPECT_EQ(c.head_dim, 20);
+  EXPECT_EQ(c.rope.dim, 10);  // the half, where nothing is said
+  EXPECT_TRUE(c.attention_bias);
+  EXPECT_FALSE(c.output_bias);
+  EXPECT_EQ(c.qk_norm, QkNorm::head);
+  EXPECT_EQ(c.latent.rank, 0);
+  EXPECT_THAT(c.layer_kinds, ElementsAre(LayerKind::dense, LayerKind::sparse));
+  EXPECT_EQ(c.moe.router.score, RouterOptions::Score::sigmoid);
+  EXPECT_EQ(c.moe.router.groups, 2);
+  EXPECT_EQ(c.moe.shared_inter, 20);
+  EXPECT_TRUE(c.moe.selection_bias);
+  const ModelConfig air = load_config(test::data_dir("glm4_moe_air_bf16"));
+  EXPECT_EQ(air.qk_norm, QkNorm::none);
+  EXPECT_EQ(air.rope.dim, 6);
+  EXPECT_EQ(air.moe.shared_inter, 56);
+}
+
 TEST(Config, RefusesWhatDeepseekModelsCannotBe) {
   error_with("deepseek_v2_lite", "topk_method", "random");
   error_with("deepseek_v2_lite", "scoring_func", "sigmoid");

@@ -55,14 +55,8 @@ void read_groups(const ConfigReader& in, RouterOptions& router) {
 
 }  // namespace
 
-TensorNames deepseek_names() {
+TensorNames deepseek_expert_names() {
   TensorNames names = kQwenTensorNames;
-  names.query_down = "model.layers.{layer}.self_attn.q_a_proj.weight";
-  names.query_down_norm = "model.layers.{layer}.self_attn.q_a_layernorm.weight";
-  names.query_up = "model.layers.{layer}.self_attn.q_b_proj.weight";
-  names.latent_down = "model.layers.{layer}.self_attn.kv_a_proj_with_mqa.weight";
-  names.latent_norm = "model.layers.{layer}.self_attn.kv_a_layernorm.weight";
-  names.latent_up = "model.layers.{layer}.self_attn.kv_b_proj.weight";
   names.selection_bias = "model.layers.{layer}.mlp.gate.e_score_correction_bias";
   names.shared_gate = "model.layers.{layer}.mlp.shared_experts.gate_proj.weight";
   names.shared_up = "model.layers.{layer}.mlp.shared_experts.up_proj.weight";
@@ -70,8 +64,18 @@ TensorNames deepseek_names() {
   return names;
 }
 
-void read_deepseek(const ConfigReader& in, ModelConfig& config) {
-  read_latent_attention(in, config);
+TensorNames deepseek_names() {
+  TensorNames names = deepseek_expert_names();
+  names.query_down = "model.layers.{layer}.self_attn.q_a_proj.weight";
+  names.query_down_norm = "model.layers.{layer}.self_attn.q_a_layernorm.weight";
+  names.query_up = "model.layers.{layer}.self_attn.q_b_proj.weight";
+  names.latent_down = "model.layers.{layer}.self_attn.kv_a_proj_with_mqa.weight";
+  names.latent_norm = "model.layers.{layer}.self_attn.kv_a_layernorm.weight";
+  names.latent_up = "model.layers.{layer}.self_attn.kv_b_proj.weight";
+  return names;
+}
+
+void read_deepseek_experts(const ConfigReader& in, ModelConfig& config) {
   read_layers(in, config);
   read_experts(in, kExperts, config);
   MoeConfig& moe = config.moe;
@@ -82,8 +86,13 @@ void read_deepseek(const ConfigReader& in, ModelConfig& config) {
   moe.router.scaling = static_cast<float>(in.positive_or("routed_scaling_factor", 1.0));
 }
 
-void read_deepseek_v3(const ConfigReader& in, ModelConfig& config) {
-  read_deepseek(in, config);
+void read_deepseek(const ConfigReader& in, ModelConfig& config) {
+  read_latent_attention(in, config);
+  read_deepseek_experts(in, config);
+}
+
+void read_deepseek_v3_experts(const ConfigReader& in, ModelConfig& config) {
+  read_deepseek_experts(in, config);
   if (in.text_or("topk_method", "noaux_tc") != "noaux_tc") in.refuse("topk_method", "\"noaux_tc\"");
   if (in.text_or("scoring_func", "sigmoid") != "sigmoid") in.refuse("scoring_func", "\"sigmoid\"");
   RouterOptions& router = config.moe.router;
@@ -92,6 +101,11 @@ void read_deepseek_v3(const ConfigReader& in, ModelConfig& config) {
   config.moe.selection_bias = true;
   if (router.groups > 1 && router.experts / router.groups < 2)
     in.refuse("n_group", "groups of two experts or more");
+}
+
+void read_deepseek_v3(const ConfigReader& in, ModelConfig& config) {
+  read_latent_attention(in, config);
+  read_deepseek_v3_experts(in, config);
 }
 
 void write_deepseek(const ModelConfig& config, bool query_rank, nlohmann::json& fields) {
@@ -105,9 +119,13 @@ void write_deepseek(const ModelConfig& config, bool query_rank, nlohmann::json& 
   fields["kv_lora_rank"] = 4 * head_dim;
   fields["q_lora_rank"] = nullptr;
   if (query_rank) fields["q_lora_rank"] = 12 * head_dim;
+  fields["moe_layer_freq"] = 1;
+  write_deepseek_experts(config, fields);
+}
+
+void write_deepseek_experts(const ModelConfig& config, nlohmann::json& fields) {
   write_experts(config, kExperts, fields);
   write_dense_first(config, fields);
-  fields["moe_layer_freq"] = 1;
   fields["n_shared_experts"] = std::max(1, config.moe.shared_inter / config.moe.inter);
 }
 

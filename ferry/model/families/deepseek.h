@@ -1,4 +1,5 @@
-// What DeepSeek's families share. For their .cpp files only.
+// What DeepSeek's families share, and others took from them: GLM-4.5 has the experts of DeepSeek-V3
+// behind another attention. For the families' .cpp files only.
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
@@ -11,6 +12,9 @@ namespace ferry {
 
 TensorNames deepseek_names();
 
+/// The same without latent attention's.
+TensorNames deepseek_expert_names();
+
 /// Latent attention, dense first layers, the sizes of experts and of shared ones. Of the router,
 /// what both generations call alike: groups, renormalize and scaling.
 void read_deepseek(const ConfigReader& in, ModelConfig& config);
@@ -18,8 +22,15 @@ void read_deepseek(const ConfigReader& in, ModelConfig& config);
 /// The same for a random model: `config` has its sizes. Compressed queries where `query_rank`.
 void write_deepseek(const ModelConfig& config, bool query_rank, nlohmann::json& fields);
 
+/// Of that, dense first layers, experts and shared ones.
+void write_deepseek_experts(const ModelConfig& config, nlohmann::json& fields);
+
 /// n_group and topk_group in the proportions of the published models, where E divides that way.
 void write_groups(const ModelConfig& config, nlohmann::json& fields);
+
+/// All but the attention of DeepSeek-V3's graph: sigmoid scores, a bias for the choice alone,
+/// groups by their two best experts.
+void read_deepseek_v3_experts(const ConfigReader& in, ModelConfig& config);
 
 /// DeepSeek-V3's graph, which Kimi-K2 has too.
 void read_deepseek_v3(const ConfigReader& in, ModelConfig& config);
