@@ -17,6 +17,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <string_view>
 
@@ -29,8 +30,21 @@ namespace ferry {
 enum class Isa : std::uint8_t { scalar, avx2, avx512, amx };
 
 enum class Epilogue : std::uint8_t {
-  store,       ///< out[:, n] = acc (+ bias)
-  gated_silu,  ///< panels alternate gate, up: out[:, n] = silu(gate) * up; half as many columns
+  store,  ///< out[:, n] = acc (+ bias)
+  gated,  ///< panels alternate gate, up: out[:, n] = the two (+ biases) as Gating says; half as
+          ///< many columns
+};
+
+/// How gate and up become one.
+struct Gating {
+  enum class Kind : std::uint8_t {
+    silu,     ///< silu(gate) * up
+    clamped,  ///< g * sigmoid(alpha * g) * (u + 1), g = gate up to limit, u = up within +-limit
+  };
+
+  Kind kind = Kind::silu;
+  float alpha = 1.0F;  ///< clamped only, as limit
+  float limit = 0.0F;
 };
 
 /// out = in * W for `rows` rows and the panels [first_panel, last_panel).
@@ -39,18 +53,24 @@ struct GemmArgs {
   std::int64_t rows = 0;
   const PackedMatrix* weights = nullptr;
   std::int64_t first_panel = 0;
-  std::int64_t last_panel = 0;  ///< gated_silu: both even
-  const float* bias = nullptr;  ///< [n] or null; store only
+  std::int64_t last_panel = 0;  ///< gated: both even
+  /// [n]; gated: [weights->gated_panels() * kPanelColumns], as the columns lie in panels. Or null.
+  const float* bias = nullptr;
   Epilogue epilogue = Epilogue::store;
-  MutableRowsView out;          ///< rows of n (gated_silu: n / 2) elements; whole rows: column c
-                                ///< of W lands at element c
-  DType out_type = DType::f32;  ///< f32 or bf16 (rounded to nearest even)
+  Gating gating = {};
+  MutableRowsView out;                ///< rows of n (gated: n / 2) elements; whole rows: column c
+                                      ///< of W lands at element c
+  DType out_type = DType::f32;        ///< f32 or bf16 (rounded to nearest even)
   std::span<std::byte> scratch = {};  ///< at least gemm_scratch_bytes(k); the calling thread's own
 };
+
+/// A score that takes no share of any softmax.
+inline constexpr float kNoSink = -std::numeric_limits<float>::infinity();
 
 /// One query head over the keys and values of positions [0, length): softmax(q.K * scale) V.
 /// Scores in lane16 order over a head's elements; the sum over positions is lane16 over absolute
 /// positions for the denominators and one fused chain in order of position for the values.
+/// A sink is one more score, which takes its share of the softmax and has no value.
 struct AttendArgs {
   const float* query = nullptr;  ///< [head_dim]
   RowsView keys;                 ///< row p: this head's key at position p, [head_dim] of kv_type
@@ -60,6 +80,7 @@ struct AttendArgs {
   std::int64_t head_dim = 0;
   std::int64_t value_dim = 0;
   float scale = 1.0F;
+  float sink = kNoSink;
   float* scores = nullptr;  ///< scratch [length]
   float* out = nullptr;     ///< [value_dim]
 };

@@ -104,7 +104,9 @@ void Experts::run_turn(const ExpertRows& rows, std::span<const GatedFfnWeights> 
         .in = options_.row_weights ? weighed.from(s.between) : rows.in.from(s.first_row),
         .rows = s.count,
         .weights = &weights[s.slot].gate_up,
-        .epilogue = Epilogue::gated_silu,
+        .bias = weights[s.slot].gate_up_bias,
+        .epilogue = Epilogue::gated,
+        .gating = options_.gating,
         .out = between.from(s.between),
         .out_type = options_.dtype};
   });
@@ -112,6 +114,7 @@ void Experts::run_turn(const ExpertRows& rows, std::span<const GatedFfnWeights> 
     return GemmArgs{.in = between_in.from(s.between),
                     .rows = s.count,
                     .weights = &weights[s.slot].down,
+                    .bias = weights[s.slot].down_bias,
                     .out = rows.out.from(s.first_row),
                     .out_type = rows.out_type};
   });

@@ -37,11 +37,14 @@ struct ExpertRows {
   int hidden = 0;
 };
 
-/// One gated FFN: y = down(silu(gate(x)) * up(x)). Gate and up are packed into one matrix of
-/// 2 * inter columns, panels alternating gate, up.
+/// One gated FFN: y = down(silu(gate(x)) * up(x)), or as another Gating has it. Gate and up are
+/// packed into one matrix of 2 * inter columns, panels alternating gate, up.
 struct GatedFfnWeights {
   PackedMatrix gate_up;
   PackedMatrix down;
+  bool biased = false;                  ///< also of an empty slot's shapes
+  const float* gate_up_bias = nullptr;  ///< as GemmArgs::bias of a gated product
+  const float* down_bias = nullptr;     ///< [H]
 };
 
 /// Grouped gated FFN. Threads: one call at a time; uses the rank's pool. Owns its scratch, sized at
@@ -52,6 +55,7 @@ class Experts {
   struct Options {
     int hidden = 0;
     int inter = 0;
+    Gating gating = {};
     DType dtype = DType::f32;  ///< of rows, also of those between the two projections
     std::int64_t max_rows = 0;
     bool row_weights = false;  ///< rows come with weights
@@ -80,7 +84,7 @@ class Experts {
 
   Options options_;
   ThreadPool& pool_;
-  Buffer between_;  // [max_rows, inter] of dtype: silu(gate) * up
+  Buffer between_;  // [max_rows, inter] of dtype: what gate and up make
   Buffer weighed_;  // [max_rows, hidden] of dtype: rows times their weights
   GemmScratch scratch_;
   std::vector<Segment> segments_;  // of the turn

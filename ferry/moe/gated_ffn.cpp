@@ -25,7 +25,7 @@ void GatedFfn::run(const RowsView& in,
                   {.in = in,
                    .rows = count,
                    .weights = &weights.gate_up,
-                   .epilogue = Epilogue::gated_silu,
+                   .epilogue = Epilogue::gated,
                    .out = between,
                    .out_type = options_.dtype});
   group_.gather_columns(between, count, options_.inter, options_.dtype, phase);

@@ -79,6 +79,7 @@ void MoeLayer::route(const RowsView& hidden, MoeContext::Lane& lane) {
                 {.in = rows,
                  .rows = lane.tokens,
                  .weights = &weights_.router,
+                 .bias = weights_.router_bias.empty() ? nullptr : weights_.router_bias.data(),
                  .out = {reinterpret_cast<std::byte*>(c.logits_.data()), stride}});
   const std::size_t scores =
       static_cast<std::size_t>(lane.tokens) * static_cast<std::size_t>(router.experts);
@@ -144,6 +145,7 @@ MoeContext::MoeContext(const Options& options, Transport& transport, ThreadPool&
       pool_(pool),
       experts_({.hidden = options.dispatcher.hidden,
                 .inter = options.inter,
+                .gating = options.gating,
                 .dtype = options.dtype,
                 .max_rows = kExpertRowsPerTurn,
                 .row_weights = options.dispatcher.row_weights},

@@ -24,6 +24,7 @@ namespace ferry {
 /// Weights of one layer, as this rank holds them. Borrowed.
 struct MoeWeights {
   PackedMatrix router;                     ///< f32 [H, E]
+  std::span<const float> router_bias;      ///< [E] or empty: added to its logits
   std::span<const float> selection_bias;   ///< [E] or empty; see route()
   std::span<const GatedFfnWeights> local;  ///< [slots_per_rank]; empty slots have no data
   std::optional<GatedFfnWeights> shared;   ///< shared expert; at least this rank's columns of it
@@ -43,6 +44,7 @@ class MoeContext {
     /// way while the experts compute the other.
     bool two_batch_overlap = false;
     int inter = 0;
+    Gating gating = {};        ///< of the routed experts
     int shared_inter = 0;      ///< 0 = no shared expert
     DType dtype = DType::f32;  ///< of activations
     /// The ranks that hold the same tokens, dispatcher.dp_size of them, which share out the shared

@@ -14,13 +14,12 @@ GemmScratch::GemmScratch(int threads, DType dtype, std::int64_t max_k) {
 }
 
 std::int64_t panel_grain(std::int64_t panels, int threads, Epilogue epilogue) {
-  const std::int64_t unit = epilogue == Epilogue::gated_silu ? 2 : 1;
+  const std::int64_t unit = epilogue == Epilogue::gated ? 2 : 1;
   return std::max(unit, round_up(ceil_div(panels, threads), unit));
 }
 
 std::int64_t gemm_panels(const GemmArgs& args) {
-  return args.epilogue == Epilogue::gated_silu ? args.weights->gated_panels()
-                                               : args.weights->panels();
+  return args.epilogue == Epilogue::gated ? args.weights->gated_panels() : args.weights->panels();
 }
 
 void parallel_gemm(ThreadPool& pool, const GemmScratch& scratch, const GemmArgs& args) {

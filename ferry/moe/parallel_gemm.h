@@ -42,7 +42,7 @@ struct PanelRange {
   std::int64_t end = 0;
 };
 
-/// The same over these panels alone. REQUIRES: gated_silu: all bounds even.
+/// The same over these panels alone. REQUIRES: gated: all bounds even.
 void parallel_gemm(ThreadPool& pool,
                    const GemmScratch& scratch,
                    const GemmArgs& args,

@@ -23,7 +23,7 @@ ColumnRange GroupMember::columns(std::int64_t n) const {
 }
 
 void TensorGroup::multiply(const GemmScratch& scratch, const GemmArgs& args) const {
-  const bool gated = args.epilogue == Epilogue::gated_silu;
+  const bool gated = args.epilogue == Epilogue::gated;
   const PanelRange own = self().panels(gated ? args.weights->n / 2 : args.weights->n);
   const std::int64_t step = gated ? 2 : 1;  // panels that one of the output is made of
   const std::array panels{PanelRange{step * own.begin, step * own.end}};

@@ -28,6 +28,8 @@ class Head {
     }
   }
 
+  void add_sink(float sink) { sink_ = sink; }
+
   std::vector<float> run(const Kernels& kernels) const {
     std::vector<float> scores(static_cast<std::size_t>(length_));
     std::vector<float> out(static_cast<std::size_t>(value_dim_));
@@ -39,6 +41,7 @@ class Head {
                     .head_dim = head_dim_,
                     .value_dim = value_dim_,
                     .scale = kScale,
+                    .sink = sink_,
                     .scores = scores.data(),
                     .out = out.data()});
     return out;
@@ -48,7 +51,7 @@ class Head {
     const auto keys = to_floats(keys_.data(), type_, length_ * stride());
     const auto values = to_floats(values_.data(), type_, length_ * stride());
     std::vector<double> out(static_cast<std::size_t>(value_dim_));
-    double sum = 0;
+    double sum = std::exp(sink_);
     for (std::int64_t p = 0; p < length_; ++p) {
       double score = 0;
       for (std::int64_t i = 0; i < head_dim_; ++i)
@@ -83,6 +86,7 @@ class Head {
   std::int64_t head_dim_;
   std::int64_t value_dim_;
   bool use_pointers_;
+  float sink_ = kNoSink;
   std::vector<float> query_;
   std::vector<std::byte> keys_;
   std::vector<std::byte> values_;
@@ -100,7 +104,8 @@ TEST_P(AttendOfIsa, EqualsScalar) {
     for (const std::int64_t head_dim : kHeadDims) {
       for (const std::int64_t length : kLengths) {
         for (const std::int64_t value_dim : {head_dim, kHeadDims[(head_dim + length) % 8]}) {
-          const Head head(type, length, head_dim, value_dim, length % 2 == 0);
+          Head head(type, length, head_dim, value_dim, length % 2 == 0);
+          if (head_dim % 3 == 0) head.add_sink(0.25F * static_cast<float>(length));
           ASSERT_TRUE(same_floats(head.run(fast()), head.run(scalar())))
               << dtype_name(type) << " dims " << head_dim << " and " << value_dim << " length "
               << length;
@@ -125,6 +130,17 @@ TEST(ScalarAttend, AgreesWithDoublePrecision) {
       for (std::size_t i = 0; i < got.size(); ++i)
         ASSERT_NEAR(got[i], want[i], 2e-5) << "head_dim " << head_dim << " length " << length;
     }
+  }
+}
+
+TEST(ScalarAttend, SinkTakesItsShareBelowAndAboveAllScores) {
+  const FlushDenormals flush;
+  for (const float sink : {-30.0F, 0.5F, 4.0F, 30.0F}) {
+    Head head(DType::f32, 33, 24, 24, false);
+    head.add_sink(sink);
+    const auto got = head.run(kernels_for(Isa::scalar));
+    const auto want = head.exact();
+    for (std::size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], 2e-5) << sink;
   }
 }
 

@@ -14,12 +14,13 @@ struct Case {
   std::int64_t k = 0;
   std::int64_t n = 0;
   Epilogue epilogue = Epilogue::store;
+  Gating gating = {};
   DType out_type = DType::f32;
   bool bias = false;
   bool pointers = false;
   Values values = Values::plain;
 
-  bool gated() const { return epilogue == Epilogue::gated_silu; }
+  bool gated() const { return epilogue == Epilogue::gated; }
 
   std::int64_t columns() const { return gated() ? n / 2 : n; }
 
@@ -28,8 +29,10 @@ struct Case {
 
 std::ostream& operator<<(std::ostream& out, const Case& c) {
   return out << weight_type_name(c.type) << " rows " << c.rows << " k " << c.k << " n " << c.n
-             << (c.gated() ? " gated" : "") << " out " << dtype_name(c.out_type)
-             << (c.bias ? " bias" : "") << (c.pointers ? " pointers" : "");
+             << (c.gated() ? " gated " : "")
+             << (c.gating.kind == Gating::Kind::clamped ? "clamped" : "") << " out "
+             << dtype_name(c.out_type) << (c.bias ? " bias" : "")
+             << (c.pointers ? " pointers" : "");
 }
 
 /// Inputs of one product, with rows off any alignment and apart from each other.
@@ -39,7 +42,7 @@ class Problem {
       : case_(c),
         random_(seed),
         weights_(random_, c.type, c.k, c.n, c.values, c.gated()),
-        bias_(random_.row(c.n, c.values)),
+        bias_(random_.row(bias_places(c, weights_), c.values)),
         in_stride_((c.k + 3) * size_of(c.in_type())),
         out_stride_((c.columns() + 1) * size_of(c.out_type)),
         in_values_(random_.row((c.k + 3) * (c.rows + 1), c.values)),
@@ -74,7 +77,15 @@ class Problem {
     return code * weights_.scale(column, i / group);
   }
 
-  float bias(std::int64_t column) const { return bias_[static_cast<std::size_t>(column)]; }
+  /// Gated: columns of gate come before those of up, as in the checkpoint.
+  float bias(std::int64_t column) const {
+    if (case_.gated()) {
+      const std::int64_t half = column / case_.columns();
+      const std::int64_t c = column % case_.columns();
+      column = (2 * (c / kPanelColumns) + half) * kPanelColumns + c % kPanelColumns;
+    }
+    return bias_[static_cast<std::size_t>(column)];
+  }
 
   std::vector<std::byte> blank() const {
     return std::vector<std::byte>(static_cast<std::size_t>(out_stride_ * case_.rows) + 64,
@@ -99,6 +110,7 @@ class Problem {
     args.last_panel = last_panel;
     args.bias = case_.bias ? bias_.data() : nullptr;
     args.epilogue = case_.epilogue;
+    args.gating = case_.gating;
     args.out = MutableRowsView{out.data(), out_stride_}.from(first);
     args.out_type = case_.out_type;
     args.scratch = scratch;
@@ -116,6 +128,10 @@ class Problem {
   }
 
  private:
+  static std::int64_t bias_places(const Case& c, const Weights& weights) {
+    return c.gated() ? weights.packed.gated_panels() * kPanelColumns : c.n;
+  }
+
   static std::int64_t size_of(DType type) { return static_cast<std::int64_t>(dtype_bytes(type)); }
 
   const std::byte* row(std::int64_t r) const {
@@ -133,13 +149,17 @@ class Problem {
   std::vector<const std::byte*> pointers_;
 };
 
+/// As gpt-oss has it.
+constexpr Gating kClamped{.kind = Gating::Kind::clamped, .alpha = 1.702F, .limit = 7.0F};
+
 /// Varies what does not multiply the work: each combination comes up with many shapes.
 Case with_variant(Case c, std::uint32_t variant) {
-  if (variant % 2 == 1 && c.n % 2 == 0) c.epilogue = Epilogue::gated_silu;
+  if (variant % 2 == 1 && c.n % 2 == 0) c.epilogue = Epilogue::gated;
   c.out_type = variant / 2 % 2 == 0 ? DType::f32 : DType::bf16;
-  c.bias = !c.gated() && variant / 4 % 2 == 1;
+  c.bias = variant / 4 % 2 == 1;
   c.pointers = variant / 8 % 2 == 1;
   c.values = variant / 16 % 2 == 0 ? Values::mixed : Values::plain;
+  if (variant / 32 % 2 == 1) c.gating = kClamped;
   return c;
 }
 
@@ -293,12 +313,13 @@ TEST(Avx512Gemm, GivesTheSameBytesWithoutVnni) {
 TEST_P(GemmOfFasterIsa, SurvivesInfinitiesAndNan) {
   for (const WeightType type : weight_types()) {
     for (const std::int64_t rows : {1, 20}) {
-      for (const Epilogue epilogue : {Epilogue::store, Epilogue::gated_silu}) {
+      for (const int way : {0, 1, 2}) {
         const Case c{.type = type,
                      .rows = rows,
                      .k = 8,
                      .n = 64,
-                     .epilogue = epilogue,
+                     .epilogue = way == 0 ? Epilogue::store : Epilogue::gated,
+                     .gating = way == 2 ? kClamped : Gating{},
                      .out_type = DType::bf16,
                      .values = Values::special};
         const Problem problem(c);
@@ -327,7 +348,7 @@ TEST_P(GemmOfIsa, SplitOfPanelsChangesNothing) {
   std::uint32_t variant = 0;
   for (const WeightType type : weight_types()) {
     for (const std::int64_t rows : {1, 40}) {
-      const Epilogue epilogue = ++variant % 2 == 0 ? Epilogue::store : Epilogue::gated_silu;
+      const Epilogue epilogue = ++variant % 2 == 0 ? Epilogue::store : Epilogue::gated;
       const Case c{.type = type, .rows = rows, .k = 72, .n = 176, .epilogue = epilogue};
       const Problem problem(c);
       const auto whole = problem.run(fast());
@@ -428,8 +449,7 @@ TEST(ScalarGemm, AgreesWithDoublePrecision) {
 
 TEST(ScalarGemm, GatedSiluAgreesWithDoublePrecision) {
   const FlushDenormals flush;
-  const Case c{
-      .type = WeightType::bf16, .rows = 7, .k = 40, .n = 80, .epilogue = Epilogue::gated_silu};
+  const Case c{.type = WeightType::bf16, .rows = 7, .k = 40, .n = 80, .epilogue = Epilogue::gated};
   const Problem problem(c);
   const auto out = problem.run(kernels_for(Isa::scalar));
   for (std::int64_t r = 0; r < c.rows; ++r) {
@@ -442,6 +462,41 @@ TEST(ScalarGemm, GatedSiluAgreesWithDoublePrecision) {
       ASSERT_NEAR(row[static_cast<std::size_t>(column)], want, bound) << c;
     }
   }
+}
+
+/// A low limit, so that many are clamped at each of the three edges, and columns that do not fill
+/// their panels.
+TEST(ScalarGemm, ClampedGatingWithBiasesAgreesWithDoublePrecision) {
+  const FlushDenormals flush;
+  const Case c{.type = WeightType::bf16,
+               .rows = 7,
+               .k = 40,
+               .n = 86,
+               .epilogue = Epilogue::gated,
+               .gating = {.kind = Gating::Kind::clamped, .alpha = 1.7F, .limit = 3.0F},
+               .bias = true};
+  const Problem problem(c);
+  const auto out = problem.run(kernels_for(Isa::scalar));
+  const double limit = c.gating.limit;
+  int clamped[3] = {0, 0, 0};
+  for (std::int64_t r = 0; r < c.rows; ++r) {
+    const auto row = problem.out_row(out, r);
+    for (std::int64_t column = 0; column < c.columns(); ++column) {
+      const Exact gate = exact_sum(problem, c, r, column);
+      const Exact up = exact_sum(problem, c, r, column + c.columns());
+      const double gate_sum = gate.sum + problem.bias(column);
+      const double up_sum = up.sum + problem.bias(column + c.columns());
+      clamped[0] += gate_sum > limit ? 1 : 0;
+      clamped[1] += up_sum > limit ? 1 : 0;
+      clamped[2] += up_sum < -limit ? 1 : 0;
+      const double g = std::min(gate_sum, limit);
+      const double u = std::clamp(up_sum, -limit, limit);
+      const double want = g / (1 + std::exp(-static_cast<double>(c.gating.alpha) * g)) * (u + 1);
+      const double bound = 100 * 0x1p-24 * (1 + gate.magnitude) * (1 + up.magnitude);
+      ASSERT_NEAR(row[static_cast<std::size_t>(column)], want, bound) << c;
+    }
+  }
+  for (const int count : clamped) EXPECT_GT(count, 10);
 }
 
 }  // namespace

@@ -37,7 +37,7 @@ inline void attend(const AttendArgs& args) {
     std::int64_t p = 0;
     for (; p + 4 <= args.length; p += 4) score_positions<Row, 4>(args, p);
     for (; p < args.length; ++p) score_positions<Row, 1>(args, p);
-    softmax(args.scores, args.length);
+    softmax_with_sink(args.scores, args.length, args.sink);
     std::int64_t i = 0;
     for (; i + 128 <= args.value_dim; i += 128) sum_values<Row, 8>(args, i, 16);
     for (; i + 64 <= args.value_dim; i += 64) sum_values<Row, 4>(args, i, 16);

@@ -82,14 +82,28 @@ inline void finish_store(const GemmArgs& args, const SumBlock& block) {
   }
 }
 
+inline F32x16 gated(const Gating& gating, F32x16 gate, F32x16 up) {
+  if (gating.kind == Gating::Kind::silu) return mul(silu(gate), up);
+  const F32x16 g = min(splat(gating.limit), gate);
+  const F32x16 u = min(splat(gating.limit), max(splat(-gating.limit), up));
+  return mul(mul(g, sigmoid(mul(g, splat(gating.alpha)))), add(u, splat(1.0F)));
+}
+
 inline void finish_gated(const GemmArgs& args, const SumBlock& block) {
   const std::int64_t n = args.weights->n / 2;
   for (std::int64_t p = 0; p < block.panels; p += 2) {
     const std::int64_t column = (block.first_panel + p) / 2 * kPanelColumns;
+    const float* bias = args.bias;
+    if (bias != nullptr) bias += (block.first_panel + p) * kPanelColumns;
     for (std::int64_t r = 0; r < block.rows; ++r) {
       const float* sums = block.sums + r * block.row_step + p * block.panel_step;
-      const F32x16 x = mul(silu(load(sums)), load(sums + block.panel_step));
-      store_columns(args, block.first_row + r, column, x, n);
+      F32x16 gate = load(sums);
+      F32x16 up = load(sums + block.panel_step);
+      if (bias != nullptr) {
+        gate = add(gate, load(bias));
+        up = add(up, load(bias + kPanelColumns));
+      }
+      store_columns(args, block.first_row + r, column, gated(args.gating, gate, up), n);
     }
   }
 }

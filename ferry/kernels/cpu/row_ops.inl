@@ -95,22 +95,25 @@ inline void rope(float* x, const float* cos, const float* sin, std::int64_t n) {
   });
 }
 
-inline void softmax(float* x, std::int64_t n) {
+/// Over n numbers and `sink`, of which the n come back; kNoSink changes nothing.
+inline void softmax_with_sink(float* x, std::int64_t n, float sink) {
   if (n <= 0) return;
   std::byte* row = bytes_of(x);
   F32x16 peak = splat(x[0]);
   for_sixteens(n, [&](std::int64_t i, int count) {
     peak = max(first_lanes(count, F32Row::load_at(row, i, count), peak), peak);
   });
-  peak = splat(fold_max(peak));
+  peak = max(splat(sink), splat(fold_max(peak)));
   F32x16 sum = splat(0.0F);
   for_sixteens(n, [&](std::int64_t i, int count) {
     const F32x16 e = exp(sub(F32Row::load_at(row, i, count), peak));
     sum = add(sum, first_lanes(count, e, splat(0.0F)));
     F32Row::store_at(row, i, e, count);
   });
-  sum = splat(fold_add(sum));
+  sum = add(splat(fold_add(sum)), exp(sub(splat(sink), peak)));
   for_sixteens(n, [&](std::int64_t i, int count) {
     F32Row::store_at(row, i, div(F32Row::load_at(row, i, count), sum), count);
   });
 }
+
+inline void softmax(float* x, std::int64_t n) { softmax_with_sink(x, n, kNoSink); }
