@@ -190,6 +190,16 @@ CASES = {
         n_shared_experts=2, first_k_dense_replace=1, routed_scaling_factor=1.0, norm_topk_prob=True,
         attention_bias=True, use_qk_norm=False, num_mtp_layers=0, vocab_size=300, partial_rotary_factor=0.25,
         rope_theta=10000.0, eos_token_id=2, dtype="bfloat16", new=True, prompts=(5, 40)),
+    "gpt_oss": dict(  # a low limit, which many gates and ups meet
+        arch="gpt_oss", seed=141, hidden_size=72, num_attention_heads=6, num_key_value_heads=2, head_dim=20,
+        num_hidden_layers=2, num_local_experts=7, num_experts_per_tok=3, intermediate_size=24, sliding_window=9,
+        swiglu_limit=1.25, vocab_size=320, eos_token_id=2, rope_parameters=yarn(150000.0, 8.0, truncate=False),
+        prompts=(1, 17, 40)),
+    "gpt_oss_mxfp4": dict(
+        arch="gpt_oss", seed=142, hidden_size=96, num_attention_heads=4, num_key_value_heads=4, head_dim=16,
+        num_hidden_layers=3, num_local_experts=5, num_experts_per_tok=2, intermediate_size=32, sliding_window=16,
+        vocab_size=300, eos_token_id=2, dtype="bfloat16", mxfp4=True, shard="90KB",
+        rope_parameters=yarn(150000.0, 8.0, truncate=False), prompts=(5, 40)),
 }
 
 
@@ -396,7 +406,8 @@ def to_hub_config(config: dict) -> dict:
     if rope["rope_type"] == "llama3":
         config["rope_scaling"] = rope
     if rope["rope_type"] == "yarn":
-        config["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
+        name = "rope_type" if config["model_type"] == "gpt_oss" else "type"
+        config["rope_scaling"] = {name: rope.pop("rope_type"), **rope}
     config["torch_dtype"] = config.pop("dtype")
     if config["model_type"].startswith("deepseek"):
         for key in ("head_dim", "qk_head_dim", "rope_interleave"):
@@ -405,12 +416,13 @@ def to_hub_config(config: dict) -> dict:
         config["scoring_func"] = "softmax" if config["model_type"] == "deepseek_v2" else "sigmoid"
         if config["model_type"] == "deepseek_v3":
             config["topk_method"] = "noaux_tc"
-    elif config["model_type"] not in ("mixtral", "glm4_moe", "llama4_text"):
+    elif config["model_type"] not in ("mixtral", "glm4_moe", "gpt_oss", "llama4_text"):
         config["num_experts"] = config.pop("num_local_experts", config.get("num_experts"))
     if config["model_type"].startswith("qwen"):
         config["sliding_window"] = 32 if config["model_type"] == "qwen2_moe" else None  # off: use_sliding_window
     for key in ("layer_types", "moe_layers", "pad_token_id", "qkv_bias"):
-        config.pop(key, None)
+        if key != "layer_types" or config["model_type"] != "gpt_oss":
+            config.pop(key, None)
     if config["model_type"] == "qwen3_moe":
         config["rope_scaling"] = None
     return dict(sorted(config.items()))
@@ -424,7 +436,7 @@ def save_checkpoint(model, path: Path, shard: str = "1GB", hub_config: bool = Tr
         names |= set(load_file(file))
         file.chmod(0o644)  # safetensors writes them for the owner alone
     fused = [n for n in names if "gate_up_proj" in n or n.endswith("experts.down_proj")]
-    if model.config.model_type.startswith("llama4"):
+    if model.config.model_type.startswith(("llama4", "gpt_oss")):
         fused = []  # as published
     if fused:  # this transformers splits them itself; do not let another version pass unnoticed
         raise SystemExit(f"{path}: transformers {transformers.__version__} saved fused experts: {fused[0]}")
@@ -470,7 +482,52 @@ def store_as_fp8(path: Path, plain: Path) -> None:
     write_json(path / "config.json", dict(sorted(config.items())))
 
 
-ROUTERS = ("mlp.gate.weight", "feed_forward.router.weight")
+MXFP4_GROUP = 32
+MXFP4_VALUES = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+
+
+def pack_mxfp4(weight: torch.Tensor):
+    """[E, in, out] as blocks [E, out, in / 32, 16] and scales [E, out, in / 32], and the numbers that they
+    stand for."""
+    groups = weight.float().transpose(1, 2).contiguous().unflatten(-1, (-1, MXFP4_GROUP))
+    exponent = torch.floor(torch.log2(groups.abs().amax(-1, keepdim=True))) - 2  # the greatest is below 8
+    scaled = torch.ldexp(groups, -exponent)
+    code = (scaled.abs()[..., None] - MXFP4_VALUES).abs().argmin(-1)
+    meant = torch.ldexp(MXFP4_VALUES[code] * scaled.sign(), exponent)
+    code = (code + 8 * (scaled < 0)).to(torch.uint8)
+    blocks = code[..., ::2] | code[..., 1::2] << 4
+    scales = (exponent[..., 0] + 127).to(torch.uint8)
+    return blocks.contiguous(), scales, meant.flatten(-2).transpose(1, 2).contiguous()
+
+
+def store_as_mxfp4(path: Path, plain: Path) -> None:
+    """Packs the checkpoint at `path` as gpt-oss is published; `plain`: a copy with what the packed numbers stand
+    for, in f32."""
+    shutil.copytree(path, plain)
+    index = json.loads((path / "model.safetensors.index.json").read_text())
+    index["weight_map"] = {}
+    for file in path.glob("model*.safetensors"):
+        packed, meant = {}, {}
+        for name, tensor in load_file(file).items():
+            if tensor.dim() == 3:
+                packed[name + "_blocks"], packed[name + "_scales"], meant[name] = pack_mxfp4(tensor)
+            else:
+                packed[name], meant[name] = tensor, tensor.float()
+        index["weight_map"].update({name: file.name for name in packed})
+        save_file(meant, plain / file.name, metadata={"format": "pt"})
+        save_file(packed, file, metadata={"format": "pt"})
+        file.chmod(0o644)
+    index["weight_map"] = dict(sorted(index["weight_map"].items()))
+    write_json(path / "model.safetensors.index.json", index)
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"] = {"modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router",
+                                                                "model.embed_tokens", "lm_head"],
+                                     "quant_method": "mxfp4"}
+    config.pop("torch_dtype")
+    write_json(path / "config.json", dict(sorted(config.items())))
+
+
+ROUTERS = ("mlp.gate.weight", "mlp.router.weight", "feed_forward.router.weight")
 
 
 def randomise(model, gen: torch.Generator, choice_bias: float = 0.0) -> None:
@@ -494,7 +551,7 @@ def randomise(model, gen: torch.Generator, choice_bias: float = 0.0) -> None:
             b.copy_(choice_bias + 0.1 * torch.randn(b.shape, generator=gen))
 
 
-OWN_KEYS = {"arch", "seed", "prompts", "shard", "dtype", "new", "fp8", "model_type", "choice_bias"}
+OWN_KEYS = {"arch", "seed", "prompts", "shard", "dtype", "new", "fp8", "mxfp4", "model_type", "choice_bias"}
 
 
 def build_with_pictures(case: dict, seed: int):
@@ -516,7 +573,8 @@ def build(case: dict, seed: int):
               "llama4_text": (transformers.Llama4TextConfig, transformers.Llama4ForCausalLM),
               "deepseek_v2": (transformers.DeepseekV2Config, transformers.DeepseekV2ForCausalLM),
               "deepseek_v3": (transformers.DeepseekV3Config, transformers.DeepseekV3ForCausalLM),
-              "glm4": (transformers.Glm4MoeConfig, transformers.Glm4MoeForCausalLM)}
+              "glm4": (transformers.Glm4MoeConfig, transformers.Glm4MoeForCausalLM),
+              "gpt_oss": (transformers.GptOssConfig, transformers.GptOssForCausalLM)}
     if case["arch"] == "llama4":
         return build_with_pictures(case, seed)
     config_class, model_class = family[case["arch"]]
@@ -614,9 +672,10 @@ def golden_model(name: str, case: dict, out: Path, seed: int) -> None:
 
     answers = path  # what transformers is to answer for
     temporary = tempfile.TemporaryDirectory()
-    if case.get("fp8"):
-        answers = Path(temporary.name) / name
-        store_as_fp8(path, answers)
+    for kind, store in (("fp8", store_as_fp8), ("mxfp4", store_as_mxfp4)):
+        if case.get(kind):
+            answers = Path(temporary.name) / name
+            store(path, answers)
     load = dict(attn_implementation="eager", experts_implementation="eager")
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
         answers, dtype=torch.float32, output_loading_info=True, **load)

@@ -68,13 +68,14 @@ void Attention::forward(int layer,
   // Head by head of a token: heads that share keys stand side by side and find them in cache.
   const AttentionSpan& span = config_.layer_attention[static_cast<std::size_t>(layer)].span;
   const int own = own_.query.size();
-  pool_.parallel_for(num_tokens() * own,
-                     attend_grain(most_positions(span) * head_dim_),
-                     [&](std::int64_t begin, std::int64_t end, int worker) {
-                       for (std::int64_t i = begin; i < end; ++i)
-                         attend(
-                             layer, i / own, own_.query.begin + static_cast<int>(i % own), worker);
-                     });
+  pool_.parallel_for(
+      num_tokens() * own,
+      attend_grain(most_positions(span) * head_dim_),
+      [&](std::int64_t begin, std::int64_t end, int worker) {
+        for (std::int64_t i = begin; i < end; ++i)
+          attend(
+              layer, weights.sinks, i / own, own_.query.begin + static_cast<int>(i % own), worker);
+      });
   output_.add(layer,
               {.rows = {heads_out_.data(), row_bytes(heads_width_, type_)},
                .heads = heads_,
@@ -166,7 +167,8 @@ void Attention::rotate_and_store(int layer,
   }
 }
 
-void Attention::attend(int layer, std::int64_t token, int head, int worker) {
+void Attention::attend(
+    int layer, const std::vector<float>& sinks, std::int64_t token, int head, int worker) {
   const TokenPlace& place = tokens_[static_cast<std::size_t>(token)];
   const AttentionSpan& span = config_.layer_attention[static_cast<std::size_t>(layer)].span;
   const std::int32_t first = span.first(place.position);
@@ -174,16 +176,18 @@ void Attention::attend(int layer, std::int64_t token, int head, int worker) {
   const MutableRowsView keys = place.cache->keys(layer, kv_head).from(first);
   const MutableRowsView values = place.cache->values(layer, kv_head).from(first);
   float* out = attend_scratch_[static_cast<std::size_t>(worker)].as<float>();
-  kernels().attend({.query = qkv_row(token) + head * head_dim_,
-                    .keys = {keys.base, keys.stride},
-                    .values = {values.base, values.stride},
-                    .kv_type = type_,
-                    .length = std::int64_t{place.position} + 1 - first,
-                    .head_dim = head_dim_,
-                    .value_dim = head_dim_,
-                    .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim_))),
-                    .scores = out + head_dim_,
-                    .out = out});
+  AttendArgs args{.query = qkv_row(token) + head * head_dim_,
+                  .keys = {keys.base, keys.stride},
+                  .values = {values.base, values.stride},
+                  .kv_type = type_,
+                  .length = std::int64_t{place.position} + 1 - first,
+                  .head_dim = head_dim_,
+                  .value_dim = head_dim_,
+                  .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim_))),
+                  .scores = out + head_dim_,
+                  .out = out};
+  if (!sinks.empty()) args.sink = sinks[static_cast<std::size_t>(head)];
+  kernels().attend(args);
   kernels().convert(bytes_of(out),
                     DType::f32,
                     heads_out_.data() + row_bytes(token * heads_width_ + head * head_dim_, type_),

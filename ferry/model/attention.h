@@ -54,7 +54,7 @@ class Attention {
   void turn_heads(float* query, float* key, std::int64_t token) const;
   void rotate_and_store(int layer, const DenseWeights::Layer& weights, std::int64_t token);
   std::int32_t most_positions(const AttentionSpan& span) const;
-  void attend(int layer, std::int64_t token, int head, int worker);
+  void attend(int layer, const std::vector<float>& sinks, std::int64_t token, int head, int worker);
 
   std::int64_t num_tokens() const { return static_cast<std::int64_t>(tokens_.size()); }
 

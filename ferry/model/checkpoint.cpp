@@ -30,11 +30,39 @@ struct StoredFormat {
   std::string_view scales;  // behind the matrix's name
 };
 
+// In the place of a stack: [E, rows, columns / 32, 16] and [E, rows, columns / 32].
+constexpr std::string_view kBytesType = "U8";
+constexpr std::string_view kMxfp4Codes = "_blocks";
+constexpr std::string_view kMxfp4Scales = "_scales";
+
 constexpr std::array kFormats = {
     StoredFormat{
         Quantization::fp8, StoredMatrix::Format::fp8, WeightType::fp8, "F8_E4M3", "_scale_inv"},
     StoredFormat{Quantization::int8, StoredMatrix::Format::int8, WeightType::int8, "I8", "_scale"},
     StoredFormat{Quantization::int4, StoredMatrix::Format::int4, WeightType::int4, "U8", "_scale"}};
+
+/// Where one expert's matrix or vector lies among those of all.
+struct InStack {
+  std::string_view stack;
+  std::int64_t all_rows;  // that an expert has there
+  StackPlace place;
+};
+
+InStack find_in_stack(const ModelConfig& config, const TensorNames& names, const TensorSpec& spec) {
+  const auto is = [&](std::string_view pattern) {
+    return spec.name == tensor_name(names, pattern, spec.layer, spec.expert);
+  };
+  const bool vector = spec.shape.size() == 1;
+  const std::int64_t rows = spec.shape[0];
+  StackPlace place{.expert = spec.expert, .rows = rows};
+  if (is(names.expert_down) || is(names.expert_down_bias))
+    return {vector ? names.stacked_down_bias : names.stacked_down, rows, place};
+  const bool up = is(names.expert_up) || is(names.expert_up_bias);
+  const bool alternating = config.moe.storage == ExpertStorage::alternating;
+  place.step = alternating ? 2 : 1;
+  if (up) place.first = alternating ? 1 : rows;
+  return {vector ? names.stacked_gate_up_bias : names.stacked_gate_up, 2 * rows, place};
+}
 
 const StoredFormat* format_of(Quantization quantization, std::string_view type) {
   for (const StoredFormat& format : kFormats)
@@ -123,7 +151,7 @@ void Checkpoint::open_shards(const std::filesystem::path& index) {
 }
 
 void Checkpoint::check() const {
-  for_each_tensor(config_, [&](const TensorSpec& spec) { stored_bytes(spec); });
+  for_each_tensor(unstacked(config_), [&](const TensorSpec& spec) { stored_bytes(spec); });
 }
 
 const Checkpoint::Place* Checkpoint::find(std::string_view name) const {
@@ -181,23 +209,53 @@ StoredMatrix Checkpoint::matrix(std::string_view name,
 }
 
 StoredMatrix Checkpoint::matrix(const TensorSpec& spec) const {
-  const std::int64_t rows = spec.shape[0];
+  if (spec.expert >= 0 && config_.moe.stacked()) return stacked(spec);
+  if (spec.shape.size() == 2) return matrix(spec.name, spec.shape[0], spec.shape[1]);
+  const TensorView vector = tensor(spec);
+  return {.dtype = vector.dtype,
+          .rows = spec.shape[0],
+          .columns = 1,
+          .data = vector.span(),
+          .scales = {}};
+}
+
+StoredMatrix Checkpoint::stacked(const TensorSpec& spec) const {
+  const auto [stack, all_rows, place] = find_in_stack(config_, names(), spec);
+  const std::string name = tensor_name(names(), stack, spec.layer);
+  const std::int64_t experts = config_.moe.experts;
+  if (spec.shape.size() == 1) {
+    TensorView vectors = tensor(name, std::array{experts, all_rows});
+    vectors.shape = {experts, 1, all_rows};
+    return stacked_matrix(vectors, place);
+  }
   const std::int64_t columns = spec.shape[1];
-  const MoeConfig& moe = config_.moe;
-  if (spec.expert < 0 || !moe.stacked) return matrix(spec.name, rows, columns);
-  const auto is = [&](std::string_view pattern) {
-    return spec.name == tensor_name(names(), pattern, spec.layer, spec.expert);
-  };
-  const bool down = is(names().expert_down);
-  const std::string name =
-      tensor_name(names(), down ? names().stacked_down : names().stacked_gate_up, spec.layer);
-  const std::int64_t all_rows = down ? rows : 2 * rows;
-  const TensorView stack = tensor(name, std::array{std::int64_t{moe.experts}, columns, all_rows});
-  return stacked_matrix(stack, spec.expert, is(names().expert_up) ? rows : 0, rows);
+  const std::string blocks = name + std::string(kMxfp4Codes);
+  if (config_.quantization != Quantization::mxfp4 || find(blocks) == nullptr)
+    return stacked_matrix(tensor(name, std::array{experts, columns, all_rows}), place);
+  const std::int64_t groups = columns / StoredMatrix::kMxfp4Group;
+  const auto codes =
+      bytes(blocks, std::array{experts, all_rows, groups, StoredMatrix::kMxfp4Group / 2});
+  const auto scales =
+      bytes(name + std::string(kMxfp4Scales), std::array{experts, all_rows, groups});
+  return stacked_mxfp4_matrix(codes, scales, experts, columns, place);
+}
+
+std::span<const std::byte> Checkpoint::bytes(std::string_view name,
+                                             std::span<const std::int64_t> shape) const {
+  const Place& place = find(name, shape);
+  const SafetensorsFile& file = files_[place.file];
+  if (place.entry->dtype_name != kBytesType) {
+    fail<ModelError>("{}: tensor {}: expected elements of {}, found {}",
+                     file.path(),
+                     name,
+                     kBytesType,
+                     place.entry->dtype_name);
+  }
+  return file.data(*place.entry);
 }
 
 std::uint64_t Checkpoint::stored_bytes(const TensorSpec& spec) const {
-  return spec.shape.size() == 2 ? matrix(spec).bytes() : tensor(spec).bytes;
+  return spec.shape.size() <= 2 ? matrix(spec).bytes() : tensor(spec).bytes;
 }
 
 std::vector<const SafetensorsFile::Entry*> Checkpoint::entries() const {
@@ -213,8 +271,13 @@ std::vector<std::string> Checkpoint::unused() const {
   for (const auto* entry : entries()) names.insert(entry->name);
   for_each_tensor(config_, [&](const TensorSpec& spec) {
     names.erase(spec.name);
-    if (const auto* format = format_of(config_.quantization, find(spec.name)->entry->dtype_name))
+    const Place* place = find(spec.name);
+    if (place == nullptr) {
+      names.erase(spec.name + std::string(kMxfp4Codes));
+      names.erase(spec.name + std::string(kMxfp4Scales));
+    } else if (const auto* format = format_of(config_.quantization, place->entry->dtype_name)) {
       names.erase(scales_name(spec.name, *format));
+    }
   });
   return {names.begin(), names.end()};
 }

@@ -44,11 +44,9 @@ class Checkpoint {
 
   TensorView tensor(const TensorSpec& spec) const { return tensor(spec.name, spec.shape); }
 
-  /// The matrix [rows, columns] of that name, which may be quantised as config.json says. Throws
-  /// ModelError as tensor() does, also about its scales.
-  StoredMatrix matrix(std::string_view name, std::int64_t rows, std::int64_t columns) const;
-
-  /// The same; one expert's matrix also where it lies in a tensor of all. REQUIRES: two dimensions.
+  /// A matrix, which may be quantised as config.json says, or a vector as one column; those of one
+  /// expert also where they lie in a tensor of all. Throws ModelError as tensor() does, also about
+  /// scales. REQUIRES: at most two dimensions.
   StoredMatrix matrix(const TensorSpec& spec) const;
 
   /// Bytes of a tensor that the model needs, its scales included. Throws as the above.
@@ -72,6 +70,10 @@ class Checkpoint {
   void open_files(const std::filesystem::path& directory);
   void open_shards(const std::filesystem::path& index);
   void check() const;
+  StoredMatrix matrix(std::string_view name, std::int64_t rows, std::int64_t columns) const;
+  StoredMatrix stacked(const TensorSpec& spec) const;
+  std::span<const std::byte> bytes(std::string_view name,
+                                   std::span<const std::int64_t> shape) const;
   const Place* find(std::string_view name) const;
   const Place& find(std::string_view name, std::span<const std::int64_t> shape) const;
 

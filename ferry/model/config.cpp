@@ -61,16 +61,32 @@ Quantization read_quantization(const ConfigReader& in) {
   const std::string method = quantization.text_or("quant_method", "");
   if (method == "ferry_int8") return Quantization::int8;
   if (method == "ferry_int4") return Quantization::int4;
+  if (method == "mxfp4") return Quantization::mxfp4;
   if (method != "fp8") {
     quantization.refuse("quant_method",
-                        "\"fp8\", \"ferry_int8\" or \"ferry_int4\" (no other quantised checkpoints "
-                        "are supported)");
+                        "\"fp8\", \"mxfp4\", \"ferry_int8\" or \"ferry_int4\" (no other quantised "
+                        "checkpoints are supported)");
   }
   if (quantization.text_or("fmt", "e4m3") != "e4m3") quantization.refuse("fmt", "\"e4m3\"");
   const json block = json::array({StoredMatrix::kFp8BlockRows, kWireBlock});
   if (!quantization.has("weight_block_size") || quantization.value("weight_block_size") != block)
     quantization.refuse("weight_block_size", block.dump());
   return Quantization::fp8;
+}
+
+void check_mxfp4(const ConfigReader& in, const ModelConfig& config) {
+  const ConfigReader quantization = in.object("quantization_config");
+  if (!config.moe.stacked())
+    quantization.refuse("quant_method", fmt::format("no mxfp4 with {}", config.architecture));
+  constexpr std::int64_t kGroup = StoredMatrix::kMxfp4Group;
+  if (config.hidden % kGroup != 0 || config.moe.inter % kGroup != 0) {
+    quantization.refuse(
+        "quant_method",
+        fmt::format("no mxfp4 with hidden {} and experts {} wide, which {} must divide",
+                    config.hidden,
+                    config.moe.inter,
+                    kGroup));
+  }
 }
 
 void read_attention(const ConfigReader& in, ModelConfig& config) {
@@ -132,7 +148,7 @@ int ModelConfig::sparse_layers() const {
 }
 
 ModelConfig unstacked(ModelConfig config) {
-  config.moe.stacked = false;
+  config.moe.storage = ExpertStorage::apart;
   return config;
 }
 
@@ -162,6 +178,7 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   if (!config.dtype) config.dtype = read_dtype(all);
   config.eos_ids = read_eos(in.has("eos_token_id") ? in : all, config.vocab);
   family.read(in, config);
+  if (config.quantization == Quantization::mxfp4) check_mxfp4(all, config);
   return config;
 }
 

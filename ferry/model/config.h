@@ -10,22 +10,36 @@
 #include <vector>
 
 #include "ferry/core/types.h"
+#include "ferry/kernels/kernels.h"
 #include "ferry/model/rope.h"
 #include "ferry/moe/router.h"
 
 namespace ferry {
 
+/// How the routed experts lie in a checkpoint. Together: two tensors of all experts, in each the
+/// matrices the other way round, and where there are biases, two of those.
+enum class ExpertStorage : std::uint8_t {
+  apart,        ///< three matrices of each, as a Linear has them
+  halves,       ///< together; gate's columns before up's
+  alternating,  ///< together; gate's columns and up's alternate
+};
+
 /// The mixture-of-experts block that all sparse layers of a model share.
 struct MoeConfig {
-  int experts = 0;          ///< E
-  int topk = 0;             ///< K <= E
-  int inter = 0;            ///< width of one expert
-  bool weigh_rows = false;  ///< the router's weights go onto what experts read, not onto results
-  bool stacked = false;     ///< the checkpoint has two tensors of all experts, not three of each
-  RouterOptions router;     ///< the formula, its experts and topk those above
+  int experts = 0;           ///< E
+  int topk = 0;              ///< K <= E
+  int inter = 0;             ///< width of one expert
+  Gating gating;             ///< how an expert's gate and up become one
+  bool expert_bias = false;  ///< the experts' projections have biases
+  bool router_bias = false;  ///< so has the router's
+  bool weigh_rows = false;   ///< the router's weights go onto what experts read, not onto results
+  ExpertStorage storage = ExpertStorage::apart;
+  RouterOptions router;         ///< the formula, its experts and topk those above
   bool selection_bias = false;  ///< the choice, not the weights, adds a bias to each score
   int shared_inter = 0;         ///< width of the shared expert; 0 = none
   bool shared_gate = false;     ///< its result is multiplied by sigmoid(hidden . gate)
+
+  bool stacked() const { return storage != ExpertStorage::apart; }
 };
 
 enum class LayerKind : std::uint8_t { dense, sparse };
@@ -33,9 +47,11 @@ enum class LayerKind : std::uint8_t { dense, sparse };
 /// How the checkpoint's matrices may be stored; those that are not lie as plain elements.
 enum class Quantization : std::uint8_t {
   none,
-  fp8,   ///< e4m3 with a scale for each 128 x 128 values
-  int8,  ///< a scale for each row
-  int4,  ///< two in a byte, a scale for each 64 values of a row
+  fp8,    ///< e4m3 with a scale for each 128 x 128 values
+  int8,   ///< a scale for each row
+  int4,   ///< two in a byte, a scale for each 64 values of a row
+  mxfp4,  ///< of experts that lie together: e2m1, two in a byte, a power of two for each 32 of a
+          ///< row
 };
 
 /// Which of the positions up to its own a query sees.
@@ -105,6 +121,7 @@ struct ModelConfig {
   RopeOptions rope;
   bool attention_bias = false;  ///< q, k and v projections have a bias
   bool output_bias = false;     ///< so has the output projection
+  bool sinks = false;           ///< each head's softmax has a score more, which has no value
   QkNorm qk_norm = QkNorm::none;
   bool tied_embeddings = false;  ///< logits use the embedding matrix; there is no lm_head
 

@@ -102,6 +102,7 @@ MoeContext::Options moe_options(const ModelConfig& config,
                          .timeout = options.timeout},
           .two_batch_overlap = options.two_batch_overlap,
           .inter = moe.inter,
+          .gating = moe.gating,
           .shared_inter = moe.shared_inter,
           .dtype = type,
           .group = &group};
@@ -233,6 +234,7 @@ void Decoder::Impl::make_moe_layers(Transport& transport) {
       moe_.emplace(moe_options(config_, options_, type_, slots_per_rank, group_), transport, pool_);
     }
     MoeWeights weights{.router = layer.router.view,
+                       .router_bias = layer.router_bias,
                        .selection_bias = layer.selection_bias,
                        .local = local.slots,
                        .shared = {},

@@ -41,6 +41,7 @@ std::span<const ModelFamily> model_families() {
   static const std::array families = {deepseek_v2_family(),
                                       deepseek_v3_family(),
                                       glm4_moe_family(),
+                                      gpt_oss_family(),
                                       kimi_k2_family(),
                                       llama4_family(),
                                       llama4_text_family(),
@@ -155,6 +156,7 @@ class Visitor {
       add(names_.v_bias, {kv}, TensorRole::bias);
     }
     if (config_.output_bias) add(names_.o_bias, {hidden()}, TensorRole::bias);
+    if (config_.sinks) add(names_.sinks, {config_.heads}, TensorRole::bias);
     if (config_.qk_norm_weights()) {
       const bool whole = config_.qk_norm == QkNorm::whole;
       add(names_.q_norm, {whole ? q : config_.head_dim}, TensorRole::norm);
@@ -169,18 +171,32 @@ class Visitor {
     add(down, {hidden(), inter}, role);
   }
 
+  void experts() {
+    const MoeConfig& moe = config_.moe;
+    if (moe.stacked()) {
+      add(names_.stacked_gate_up, {moe.experts, hidden(), 2 * moe.inter}, TensorRole::expert);
+      add(names_.stacked_down, {moe.experts, moe.inter, hidden()}, TensorRole::expert);
+      if (!moe.expert_bias) return;
+      add(names_.stacked_gate_up_bias, {moe.experts, 2 * moe.inter}, TensorRole::bias);
+      add(names_.stacked_down_bias, {moe.experts, hidden()}, TensorRole::bias);
+      return;
+    }
+    for (expert_ = 0; expert_ < moe.experts; ++expert_) {
+      ffn(names_.expert_gate, names_.expert_up, names_.expert_down, moe.inter);
+      if (!moe.expert_bias) continue;
+      add(names_.expert_gate_bias, {moe.inter}, TensorRole::bias);
+      add(names_.expert_up_bias, {moe.inter}, TensorRole::bias);
+      add(names_.expert_down_bias, {hidden()}, TensorRole::bias);
+    }
+    expert_ = -1;
+  }
+
   void sparse() {
     const MoeConfig& moe = config_.moe;
     add(names_.router, {moe.experts, hidden()}, TensorRole::router);
+    if (moe.router_bias) add(names_.router_bias, {moe.experts}, TensorRole::bias);
     if (moe.selection_bias) add(names_.selection_bias, {moe.experts}, TensorRole::bias);
-    if (moe.stacked) {
-      add(names_.stacked_gate_up, {moe.experts, hidden(), 2 * moe.inter}, TensorRole::expert);
-      add(names_.stacked_down, {moe.experts, moe.inter, hidden()}, TensorRole::expert);
-    } else {
-      for (expert_ = 0; expert_ < moe.experts; ++expert_)
-        ffn(names_.expert_gate, names_.expert_up, names_.expert_down, moe.inter);
-      expert_ = -1;
-    }
+    experts();
     if (moe.shared_inter > 0) {
       ffn(names_.shared_gate, names_.shared_up, names_.shared_down, moe.shared_inter);
     }

@@ -32,22 +32,25 @@ struct TensorNames {
   std::string_view q_bias, k_bias, v_bias;        ///< [heads|kv_heads * head_dim]
   std::string_view o_weight, o_bias;              ///< [H, heads * head_dim], [H]
   std::string_view q_norm, k_norm;                ///< [head_dim], or all heads' width
+  std::string_view sinks;                         ///< [heads]
   // Latent attention; what comes of the hidden state is "down", the rest "up".
   std::string_view query_down, query_down_norm;       ///< [query_rank, H], [query_rank]
   std::string_view query_up;                          ///< [heads * head_dim, query_rank]
   std::string_view latent_down, latent_norm;          ///< [rank + rope.dim, H], [rank]
   std::string_view latent_up;                         ///< [heads * (plain_dim + value_dim), rank]
   std::string_view dense_gate, dense_up, dense_down;  ///< [dense_inter, H] x2, [H, dense_inter]
-  std::string_view router;                            ///< [E, H]
+  std::string_view router, router_bias;               ///< [E, H], [E]
   std::string_view selection_bias;                    ///< [E]
   std::string_view expert_gate, expert_up;            ///< [inter, H]
   std::string_view expert_down;                       ///< [H, inter]
-  // Those of all experts together, each the other way round (MoeConfig::stacked).
-  std::string_view stacked_gate_up;         ///< [E, H, 2 inter], gate's before up's
-  std::string_view stacked_down;            ///< [E, inter, H]
-  std::string_view shared_gate, shared_up;  ///< [shared_inter, H]
-  std::string_view shared_down;             ///< [H, shared_inter]
-  std::string_view shared_scale;            ///< [1, H], the sigmoid gate
+  std::string_view expert_gate_bias, expert_up_bias;  ///< [inter]
+  std::string_view expert_down_bias;                  ///< [H]
+  // Those of all experts together (ExpertStorage).
+  std::string_view stacked_gate_up, stacked_down;            ///< [E, H, 2 inter], [E, inter, H]
+  std::string_view stacked_gate_up_bias, stacked_down_bias;  ///< [E, 2 inter], [E, H]
+  std::string_view shared_gate, shared_up;                   ///< [shared_inter, H]
+  std::string_view shared_down;                              ///< [H, shared_inter]
+  std::string_view shared_scale;                             ///< [1, H], the sigmoid gate
 };
 
 /// The names that the Hugging Face Qwen lineage shares.

@@ -66,6 +66,29 @@ void write_dense_first(const ModelConfig& config, json& fields) {
   fields["intermediate_size"] = config.dense_inter;
 }
 
+bool read_layer_types(const ConfigReader& in,
+                      const std::string& limited,
+                      const AttentionSpan& span,
+                      ModelConfig& config) {
+  if (!in.has("layer_types")) return false;
+  const json& types = in.value("layer_types");
+  const bool whole = types.is_array() && types.size() == config.layer_attention.size();
+  for (std::size_t i = 0; i < config.layer_attention.size(); ++i) {
+    if (!whole || (types[i] != limited && types[i] != "full_attention")) {
+      in.refuse("layer_types",
+                fmt::format(
+                    "\"{}\" or \"full_attention\" for each of {} layers", limited, config.layers));
+    }
+    if (types[i] == limited) config.layer_attention[i].span = span;
+  }
+  return true;
+}
+
+void require_fields(const ConfigReader& in, std::initializer_list<const char*> keys) {
+  for (const char* key : keys)
+    if (!in.has(key)) in.refuse(key, "a value");
+}
+
 void require_full_attention(const ConfigReader& in) {
   if (in.flag_or("use_sliding_window", false))
     in.refuse("use_sliding_window", "false (sliding windows are not supported)");

@@ -2,7 +2,9 @@
 // are made of. For the family .cpp files only.
 #pragma once
 
+#include <initializer_list>
 #include <nlohmann/json_fwd.hpp>
+#include <string>
 
 #include "ferry/model/config.h"
 #include "ferry/model/config_reader.h"
@@ -27,6 +29,16 @@ void write_sparse_step(const ModelConfig& config, nlohmann::json& fields);
 /// The first `first_k_dense_replace` layers are dense, `intermediate_size` wide.
 void read_dense_first(const ConfigReader& in, ModelConfig& config);
 void write_dense_first(const ModelConfig& config, nlohmann::json& fields);
+
+/// Layers that `layer_types` calls `limited` see `span`, those it calls "full_attention" all, and
+/// it names no others. False where there is no such field.
+bool read_layer_types(const ConfigReader& in,
+                      const std::string& limited,
+                      const AttentionSpan& span,
+                      ModelConfig& config);
+
+/// Refuses a file that says nothing of these: transformers then has values of the family's own.
+void require_fields(const ConfigReader& in, std::initializer_list<const char*> keys);
 
 /// Refuses fields by which some layers would see less than all positions.
 void require_full_attention(const ConfigReader& in);

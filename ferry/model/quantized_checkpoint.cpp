@@ -136,7 +136,6 @@ class Writer {
 
   /// Of what is not quantised here; quantised in the source, it becomes bf16.
   DType plain_type(const TensorSpec& spec) const {
-    if (spec.shape.size() != 2) return source_.tensor(spec).dtype;
     const StoredMatrix matrix = source_.matrix(spec);
     return matrix.is_plain() ? matrix.dtype : DType::bf16;
   }
@@ -155,23 +154,18 @@ class Writer {
   }
 
   void write_item(const Item& item, SafetensorsWriter& writer) const {
-    const TensorSpec& spec = item.spec;
-    if (spec.shape.size() != 2) {
-      writer.write(source_.tensor(spec).span());
-      return;
-    }
-    const StoredMatrix matrix = source_.matrix(spec);
+    const StoredMatrix matrix = source_.matrix(item.spec);
     if (item.quantised) {
       const QuantizedMatrix quantised = quantize_stored(matrix, options_.type, pool_);
       writer.write(quantised.codes);
       writer.write(std::as_bytes(std::span(quantised.scales)));
-    } else if (matrix.is_plain()) {
+    } else if (matrix.is_plain() && matrix.row_after_row()) {
       writer.write(matrix.data);
     } else {
-      std::vector<std::byte> row(static_cast<std::size_t>(matrix.columns) *
-                                 dtype_bytes(DType::bf16));
+      const DType type = plain_type(item.spec);
+      std::vector<std::byte> row(static_cast<std::size_t>(matrix.columns) * dtype_bytes(type));
       for (std::int64_t i = 0; i < matrix.rows; ++i) {
-        matrix.read_rows(i, 1, DType::bf16, row.data());
+        matrix.read_rows(i, 1, type, row.data());
         writer.write(row);
       }
     }

@@ -1,6 +1,9 @@
 #include "ferry/model/stored_matrix.h"
 
+#include <array>
+#include <cmath>
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include "ferry/kernels/kernels.h"
@@ -34,16 +37,20 @@ void read_fp8_rows(const StoredMatrix& matrix,
   }
 }
 
-/// The type of weights that are held as such a matrix is stored. REQUIRES: not plain.
-WeightType weight_type_of(StoredMatrix::Format format) {
+/// The type of weights that are held as such a matrix is stored, codes and scales.
+std::optional<WeightType> weight_type_of(StoredMatrix::Format format) {
   switch (format) {
+    case StoredMatrix::Format::fp8:
+      return WeightType::fp8;
     case StoredMatrix::Format::int8:
       return WeightType::int8;
     case StoredMatrix::Format::int4:
       return WeightType::int4;
-    default:
-      return WeightType::fp8;
+    case StoredMatrix::Format::plain:
+    case StoredMatrix::Format::mxfp4:
+      break;
   }
+  return std::nullopt;
 }
 
 /// Codes are integers times scales: one rounded product each.
@@ -53,7 +60,7 @@ void read_integer_rows(const StoredMatrix& matrix,
                        DType type,
                        std::byte* out) {
   const std::int64_t k = matrix.columns;
-  const WeightType held = weight_type_of(matrix.format);
+  const WeightType held = weight_type_of(matrix.format).value();
   const std::int64_t group = held == WeightType::int8 ? k : kInt4Group;
   std::vector<std::byte> codes(static_cast<std::size_t>(code_row_bytes(held, k)));
   std::vector<float> scales(static_cast<std::size_t>(weight_groups(held, k)));
@@ -86,6 +93,31 @@ void gather_rows(const StoredMatrix& matrix, std::int64_t first, std::int64_t co
   }
 }
 
+/// Each element is exact in f32, and in bf16, but where its power of two leaves their range.
+void read_mxfp4_rows(const StoredMatrix& matrix,
+                     std::int64_t first,
+                     std::int64_t count,
+                     DType type,
+                     std::byte* out) {
+  constexpr std::array<double, 16> kValues = {
+      0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6};
+  std::vector<float> row(static_cast<std::size_t>(matrix.columns));
+  for (std::int64_t i = first; i < first + count; ++i) {
+    for (std::int64_t j = 0; j < matrix.columns; ++j) {
+      const std::int64_t element = i * matrix.row_step + j;
+      const std::byte two = matrix.data[static_cast<std::size_t>(element / 2)];
+      const std::byte code = two >> (element % 2 * 4) & std::byte{15};
+      const int exponent =
+          std::to_integer<int>(matrix.scales.data[element / StoredMatrix::kMxfp4Group]) - 127;
+      row[static_cast<std::size_t>(j)] =
+          static_cast<float>(std::ldexp(kValues[std::to_integer<std::size_t>(code)], exponent));
+    }
+    kernels().convert(
+        reinterpret_cast<const std::byte*>(row.data()), DType::f32, out, type, matrix.columns);
+    out += matrix.columns * static_cast<std::ptrdiff_t>(dtype_bytes(type));
+  }
+}
+
 void read_scattered_rows(const StoredMatrix& matrix,
                          std::int64_t first,
                          std::int64_t count,
@@ -104,12 +136,17 @@ void read_scattered_rows(const StoredMatrix& matrix,
 
 }  // namespace
 
-bool StoredMatrix::holds(WeightType type) const {
-  return !is_plain() && weight_type_of(format) == type;
+std::size_t StoredMatrix::bytes() const {
+  if (row_after_row()) return data.size() + scales.bytes;
+  const auto elements = static_cast<std::size_t>(rows * columns);
+  if (format == Format::mxfp4) return elements / 2 + elements / kMxfp4Group;
+  return elements * dtype_bytes(dtype);
 }
 
+bool StoredMatrix::holds(WeightType type) const { return weight_type_of(format) == type; }
+
 void StoredMatrix::read_codes(std::int64_t i, std::byte* codes, float* into) const {
-  const WeightType held = weight_type_of(format);
+  const WeightType held = weight_type_of(format).value();
   const std::int64_t groups = weight_groups(held, columns);
   std::memcpy(codes, row(i), static_cast<std::size_t>(code_row_bytes(held, columns)));
   const auto scale_bytes = static_cast<std::ptrdiff_t>(dtype_bytes(scales.dtype));
@@ -124,7 +161,9 @@ void StoredMatrix::read_rows(std::int64_t first,
                              std::int64_t count,
                              DType type,
                              std::byte* out) const {
-  if (!row_after_row())
+  if (format == Format::mxfp4)
+    read_mxfp4_rows(*this, first, count, type, out);
+  else if (!row_after_row())
     read_scattered_rows(*this, first, count, type, out);
   else if (is_plain())
     kernels().convert(row(first), dtype, out, type, count * columns);
@@ -141,22 +180,42 @@ StoredMatrix plain_matrix(const TensorView& tensor) {
           .data = tensor.span()};
 }
 
-StoredMatrix stacked_matrix(const TensorView& stack,
-                            std::int64_t expert,
-                            std::int64_t first,
-                            std::int64_t rows) {
+StoredMatrix stacked_matrix(const TensorView& stack, const StackPlace& place) {
   const std::int64_t columns = stack.shape[1];
   const std::int64_t all_rows = stack.shape[2];
   const auto element = static_cast<std::int64_t>(dtype_bytes(stack.dtype));
-  const std::int64_t begin = (expert * columns * all_rows + first) * element;
-  const std::int64_t end = begin + ((columns - 1) * all_rows + rows) * element;
+  const std::int64_t begin = (place.expert * columns * all_rows + place.first) * element;
+  const std::int64_t last = (columns - 1) * all_rows + (place.rows - 1) * place.step;
   return {.dtype = stack.dtype,
-          .rows = rows,
+          .rows = place.rows,
           .columns = columns,
-          .data = {stack.data + begin, stack.data + end},
-          .row_step = 1,
+          .data = {stack.data + begin, stack.data + begin + (last + 1) * element},
+          .row_step = place.step,
           .column_step = all_rows,
           .scales = {}};
+}
+
+StoredMatrix stacked_mxfp4_matrix(std::span<const std::byte> codes,
+                                  std::span<const std::byte> scales,
+                                  std::int64_t experts,
+                                  std::int64_t columns,
+                                  const StackPlace& place) {
+  constexpr std::int64_t kGroup = StoredMatrix::kMxfp4Group;
+  const std::int64_t all_rows = std::ssize(codes) * 2 / (experts * columns);
+  const std::int64_t begin = (place.expert * all_rows + place.first) * columns;
+  const std::int64_t elements = ((place.rows - 1) * place.step + 1) * columns;
+  const auto part = [&](std::span<const std::byte> bytes, std::int64_t elements_a_byte) {
+    return bytes.subspan(static_cast<std::size_t>(begin / elements_a_byte),
+                         static_cast<std::size_t>(elements / elements_a_byte));
+  };
+  const std::span<const std::byte> own_scales = part(scales, kGroup);
+  return {.format = StoredMatrix::Format::mxfp4,
+          .rows = place.rows,
+          .columns = columns,
+          .data = part(codes, 2),
+          .row_step = place.step * columns,
+          .column_step = 1,
+          .scales = {.shape = {}, .data = own_scales.data(), .bytes = own_scales.size()}};
 }
 
 }  // namespace ferry

@@ -18,20 +18,23 @@ struct StoredMatrix {
     fp8,    ///< e4m3fn; element = byte * scale of its block of kFp8BlockRows x kWireBlock
     int8,   ///< element = signed byte * scale of its row
     int4,   ///< two in a byte, lower half first; element = (half - 8) * scale of its 64 in the row
+    mxfp4,  ///< two in a byte, lower half first; element = e2m1 * 2^(scale's byte - 127), of its 32
   };
   static constexpr std::int64_t kFp8BlockRows = 128;
+  static constexpr std::int64_t kMxfp4Group = 32;
 
   Format format = Format::plain;
   DType dtype = DType::f32;  ///< of plain elements
   std::int64_t rows = 0;
   std::int64_t columns = 0;
   std::span<const std::byte> data;  ///< row after row; may be unaligned
-  /// Where plain elements do not lie row after row: element (i, j) is number i * row_step + j *
-  /// column_step of the data.
+  /// Where elements do not lie row after row: element (i, j) is number i * row_step + j *
+  /// column_step of the data. Of plain ones and of mxfp4, whose scales are numbered likewise, one
+  /// for 32 elements.
   std::int64_t row_step = 0;
   std::int64_t column_step = 1;
   TensorView scales;  ///< fp8: [rows / 128, columns / 128], int8: [rows, 1], int4: [rows,
-                      ///< columns / 64], rounded up
+                      ///< columns / 64], rounded up; mxfp4: bytes, from the first element's on
 
   bool row_after_row() const { return row_step == 0; }
 
@@ -41,10 +44,7 @@ struct StoredMatrix {
   }
 
   /// Its own in the file, without what lies between its elements.
-  std::size_t bytes() const {
-    return row_after_row() ? data.size() + scales.bytes
-                           : static_cast<std::size_t>(rows * columns) * dtype_bytes(dtype);
-  }
+  std::size_t bytes() const;
 
   bool is_plain() const { return format == Format::plain; }
 
@@ -62,11 +62,24 @@ struct StoredMatrix {
 /// A tensor of plain elements of shape [rows, columns].
 StoredMatrix plain_matrix(const TensorView& tensor);
 
-/// One expert's matrix in a tensor [experts, columns, all rows] of those of all, lying the other
-/// way round: rows [first, first + rows) of all that the expert has there.
-StoredMatrix stacked_matrix(const TensorView& stack,
-                            std::int64_t expert,
-                            std::int64_t first,
-                            std::int64_t rows);
+/// One expert's matrix among those of all in one tensor: of all rows that the expert has there,
+/// `rows` from `first` on, `step` apart.
+struct StackPlace {
+  std::int64_t expert = 0;
+  std::int64_t first = 0;
+  std::int64_t step = 1;
+  std::int64_t rows = 0;
+};
+
+/// In a tensor [experts, columns, all rows], where matrices lie the other way round.
+StoredMatrix stacked_matrix(const TensorView& stack, const StackPlace& place);
+
+/// In a tensor of mxfp4 [experts, all rows, columns], 2 elements a byte, with its scales, a byte
+/// for 32 elements. REQUIRES: columns % 32 == 0.
+StoredMatrix stacked_mxfp4_matrix(std::span<const std::byte> codes,
+                                  std::span<const std::byte> scales,
+                                  std::int64_t experts,
+                                  std::int64_t columns,
+                                  const StackPlace& place);
 
 }  // namespace ferry

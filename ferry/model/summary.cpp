@@ -37,7 +37,7 @@ std::vector<RankBytes> bytes_per_rank(const Checkpoint& checkpoint, int ranks) {
   std::uint64_t dense = 0;
   for_each_tensor(unstacked(checkpoint.config()), [&](const TensorSpec& spec) {
     const std::uint64_t bytes = checkpoint.stored_bytes(spec);
-    if (spec.role != TensorRole::expert) {
+    if (spec.expert < 0) {
       dense += bytes;
       return;
     }

@@ -26,16 +26,18 @@ std::size_t packed_bytes(WeightType type, std::int64_t k, std::int64_t panels) {
 
 std::byte* as_bytes(float* x) { return reinterpret_cast<std::byte*>(x); }
 
-/// Names of the three matrices of a gated feed-forward block.
+/// Names of the three matrices of a gated feed-forward block, and of their biases.
 struct FfnNames {
   std::string_view gate, up, down;
+  std::string_view gate_bias = {}, up_bias = {}, down_bias = {};
 };
 
-/// What the memory of a packed block looks like: gate and up, then down.
+/// The shapes of a packed block.
 struct FfnLayout {
   WeightType type = WeightType::f32;
   std::int64_t hidden = 0;
   std::int64_t inter = 0;
+  bool biased = false;
 
   std::size_t gate_up_bytes() const { return packed_bytes(type, hidden, 2 * panels_of(inter)); }
 
@@ -43,9 +45,15 @@ struct FfnLayout {
 
   GatedFfnWeights view(const std::byte* gate_up, const std::byte* down) const {
     return {.gate_up = {.type = type, .k = hidden, .n = 2 * inter, .data = gate_up},
-            .down = {.type = type, .k = inter, .n = hidden, .data = down}};
+            .down = {.type = type, .k = inter, .n = hidden, .data = down},
+            .biased = biased};
   }
 };
+
+/// Bytes of a product's biases, one for each column of its panels.
+std::size_t bias_bytes(std::int64_t panels) {
+  return static_cast<std::size_t>(panels * kPanelColumns) * sizeof(float);
+}
 
 /// Bytes of the checkpoint's tensors that are wanted, as often as they are wanted.
 template <class Wanted>
@@ -87,11 +95,10 @@ class Packer {
       std::initializer_list<std::pair<std::string_view, std::int64_t>> names_and_sizes) {
     std::vector<float> out;
     for (const auto& [name, n] : names_and_sizes) {
-      const TensorView tensor = find(name, {n});
+      const StoredMatrix column = find(name, {n});
       out.resize(out.size() + static_cast<std::size_t>(n));
-      kernels().convert(
-          tensor.data, tensor.dtype, as_bytes(out.data() + out.size() - n), DType::f32, n);
-      done_with(tensor);
+      column.read_rows(0, n, DType::f32, as_bytes(out.data() + out.size() - n));
+      done_with(column);
     }
     return out;
   }
@@ -172,6 +179,21 @@ class Packer {
     pack({&source, 1}, {layout.type, down, 1, {&own_hidden, 1}});
   }
 
+  /// The block's biases: gate's and up's as their columns lie in panels, then down's.
+  void ffn_biases(const FfnNames& names, const FfnLayout& layout, float* out) {
+    const auto gate = vector({{names.gate_bias, layout.inter}});
+    const auto up = vector({{names.up_bias, layout.inter}});
+    const auto down = vector({{names.down_bias, layout.hidden}});
+    float* const down_out = out + 2 * panels_of(layout.inter) * kPanelColumns;
+    std::fill(out, down_out + panels_of(layout.hidden) * kPanelColumns, 0.0F);
+    for (std::int64_t c = 0; c < layout.inter; ++c) {
+      float* place = out + 2 * (c / kPanelColumns) * kPanelColumns + c % kPanelColumns;
+      place[0] = gate[static_cast<std::size_t>(c)];
+      place[kPanelColumns] = up[static_cast<std::size_t>(c)];
+    }
+    std::ranges::copy(down, down_out);
+  }
+
   OwnedFfn ffn(const FfnNames& names, std::int64_t inter) {
     const std::int64_t hidden = checkpoint_.config().hidden;
     const StoredMatrix gate = find_matrix(names.gate, inter, hidden);
@@ -200,22 +222,15 @@ class Packer {
     return tensor_name(checkpoint_.names(), pattern, layer_, expert_);
   }
 
-  TensorView find(std::string_view name, std::initializer_list<std::int64_t> shape) const {
-    TensorView tensor = checkpoint_.tensor(named(name), {shape.begin(), shape.size()});
-    advise_read_soon(tensor.span());
-    return tensor;
-  }
-
-  StoredMatrix find_matrix(std::string_view name, std::int64_t rows, std::int64_t columns) const {
+  StoredMatrix find(std::string_view name, std::vector<std::int64_t> shape) const {
     StoredMatrix matrix = checkpoint_.matrix(
-        {.name = named(name), .shape = {rows, columns}, .layer = layer_, .expert = expert_});
+        {.name = named(name), .shape = std::move(shape), .layer = layer_, .expert = expert_});
     advise_read_soon(matrix.data);
     return matrix;
   }
 
-  void done_with(const TensorView& tensor) {
-    advise_read_done(tensor.span());
-    report(tensor.bytes);
+  StoredMatrix find_matrix(std::string_view name, std::int64_t rows, std::int64_t columns) const {
+    return find(name, {rows, columns});
   }
 
   void done_with(const StoredMatrix& matrix) {
@@ -320,6 +335,7 @@ void load_attention(Packer& packer,
   if (config.attention_bias)
     layer.qkv_bias = packer.vector({{names.q_bias, q}, {names.k_bias, kv}, {names.v_bias, kv}});
   if (config.output_bias) layer.output_bias = packer.vector({{names.o_bias, hidden}});
+  if (config.sinks) layer.sinks = packer.vector({{names.sinks, config.heads}});
   if (config.qk_norm_weights()) {
     const bool whole = config.qk_norm == QkNorm::whole;
     layer.query_norm = packer.vector({{names.q_norm, whole ? q : head_dim}});
@@ -347,6 +363,8 @@ DenseWeights::Layer load_layer(Packer& packer,
   }
   // Routing and its weights stay f32 whatever the experts are held in.
   layer.router = packer.matrix({{names.router, config.moe.experts}}, hidden, WeightType::f32);
+  if (config.moe.router_bias)
+    layer.router_bias = packer.vector({{names.router_bias, config.moe.experts}});
   if (config.moe.selection_bias)
     layer.selection_bias = packer.vector({{names.selection_bias, config.moe.experts}});
   if (config.moe.shared_inter > 0) {
@@ -371,31 +389,51 @@ void load_slots(Packer& packer,
   const auto holds = [&](int slot) { return layer.placement.expert_of(first + slot) >= 0; };
   std::size_t filled = 0;
   for (int slot = 0; slot < slots; ++slot) filled += holds(slot) ? 1 : 0;
+  const FfnNames of_expert{.gate = names.expert_gate,
+                           .up = names.expert_up,
+                           .down = names.expert_down,
+                           .gate_bias = names.expert_gate_bias,
+                           .up_bias = names.expert_up_bias,
+                           .down_bias = names.expert_down_bias};
   // Panels are multiples of 64 bytes, so every part is aligned as kernels want it.
-  layer.memory = Buffer(filled * (layout.gate_up_bytes() + layout.down_bytes()));
+  const std::size_t block_bytes = expert_block_bytes(layout.view(nullptr, nullptr));
+  layer.memory = Buffer(filled * block_bytes);
   std::byte* next = layer.memory.data();
   for (int slot = 0; slot < slots; ++slot) {
     if (!holds(slot)) continue;
-    std::byte* gate_up = std::exchange(next, next + layout.gate_up_bytes());
-    std::byte* down = std::exchange(next, next + layout.down_bytes());
+    std::byte* block = std::exchange(next, next + block_bytes);
+    std::byte* down = block + layout.gate_up_bytes();
     packer.at(layer_idx, layer.placement.expert_of(first + slot));
-    packer.ffn({names.expert_gate, names.expert_up, names.expert_down}, layout, gate_up, down);
-    layer.slots[static_cast<std::size_t>(slot)] = layout.view(gate_up, down);
+    packer.ffn(of_expert, layout, block, down);
+    if (layout.biased) {
+      packer.ffn_biases(of_expert, layout, reinterpret_cast<float*>(down + layout.down_bytes()));
+    }
+    GatedFfnWeights& view = layer.slots[static_cast<std::size_t>(slot)];
+    view = at_block(view, block);
   }
 }
 
 }  // namespace
 
 std::size_t expert_block_bytes(const GatedFfnWeights& w) {
-  return w.gate_up.panel_bytes() * static_cast<std::size_t>(w.gate_up.gated_panels()) +
-         w.down.panel_bytes() * static_cast<std::size_t>(w.down.panels());
+  const std::int64_t gate_up = w.gate_up.gated_panels();
+  const std::int64_t down = w.down.panels();
+  return w.gate_up.panel_bytes() * static_cast<std::size_t>(gate_up) +
+         w.down.panel_bytes() * static_cast<std::size_t>(down) +
+         (w.biased ? bias_bytes(gate_up + down) : 0);
 }
 
 GatedFfnWeights at_block(GatedFfnWeights w, const std::byte* block) {
-  w.gate_up.data = block;
-  w.down.data = block == nullptr ? nullptr
-                                 : block + w.gate_up.panel_bytes() *
-                                               static_cast<std::size_t>(w.gate_up.gated_panels());
+  const auto next = [&](std::size_t bytes) {
+    return block == nullptr ? nullptr : std::exchange(block, block + bytes);
+  };
+  const std::int64_t gate_up = w.gate_up.gated_panels();
+  const std::int64_t down = w.down.panels();
+  w.gate_up.data = next(w.gate_up.panel_bytes() * static_cast<std::size_t>(gate_up));
+  w.down.data = next(w.down.panel_bytes() * static_cast<std::size_t>(down));
+  if (!w.biased) return w;
+  w.gate_up_bias = reinterpret_cast<const float*>(next(bias_bytes(gate_up)));
+  w.down_bias = reinterpret_cast<const float*>(next(bias_bytes(down)));
   return w;
 }
 
@@ -408,6 +446,7 @@ WeightChoice choose_weights(const Checkpoint& checkpoint, std::optional<WeightTy
       return {.type = WeightType::int8, .plain_stays = true};
     case Quantization::int4:
       return {.type = WeightType::int4, .plain_stays = true};
+    case Quantization::mxfp4:  // as elements: no other type holds them without a rounding
     case Quantization::none:
       break;
   }
@@ -421,8 +460,8 @@ DenseWeights load_dense_weights(const Checkpoint& checkpoint,
                                 const GroupMember& member) {
   const ModelConfig& config = checkpoint.config();
   const TensorNames& names = checkpoint.names();
-  std::uint64_t total = tensor_bytes(
-      checkpoint, [](const TensorSpec& spec) { return spec.role != TensorRole::expert; });
+  std::uint64_t total =
+      tensor_bytes(checkpoint, [](const TensorSpec& spec) { return spec.expert < 0; });
   if (config.tied_embeddings) {  // read twice: as rows and as the head
     total += tensor_bytes(
         checkpoint, [](const TensorSpec& spec) { return spec.role == TensorRole::embedding; });
@@ -458,7 +497,7 @@ ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
               placement.experts(),
               config.layers,
               config.moe.experts);
-  const FfnLayout layout{choice.type, config.hidden, config.moe.inter};
+  const FfnLayout layout{choice.type, config.hidden, config.moe.inter, config.moe.expert_bias};
   ExpertWeights weights;
   for (int layer = 0; layer < config.layers; ++layer) {
     weights.layers.push_back(
@@ -467,7 +506,7 @@ ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
          {}});
   }
   const auto here = [&](const TensorSpec& spec) -> std::uint64_t {
-    if (spec.role != TensorRole::expert) return 0;
+    if (spec.expert < 0) return 0;
     const Placement& map = weights.layers[static_cast<std::size_t>(spec.layer)].placement;
     const auto replicas = map.replicas(spec.expert);
     return static_cast<std::uint64_t>(

@@ -47,6 +47,7 @@ struct DenseWeights {
     std::vector<float> qkv_bias;        // empty = none
     OwnedMatrix output;                 // [heads * head_dim, H]
     std::vector<float> output_bias;     // empty = none
+    std::vector<float> sinks;           // [heads]; empty = none
     std::vector<float> query_norm;      // [head_dim] or of all heads together; empty = none
     std::vector<float> key_norm;
     // Latent attention. Of the above, qkv is [H, queries or compressed ones + rank + rope.dim];
@@ -57,7 +58,8 @@ struct DenseWeights {
     std::vector<float> ffn_norm;  // [H], before the feed-forward block
     OwnedFfn ffn;                 // dense layers
     OwnedMatrix router;           // sparse layers: f32 [H, E]
-    std::vector<float> selection_bias;  // [E]; empty = none
+    std::vector<float> router_bias;     // [E]; empty = none
+    std::vector<float> selection_bias;  // likewise
     OwnedFfn shared;                    // shared expert of sparse layers
     OwnedMatrix shared_gate;            // f32 [H, 1]
   };
@@ -83,7 +85,7 @@ struct ExpertWeights {
   std::vector<Buffer> more;  // blocks that came later; slots may point into them
 };
 
-/// One routed expert as a block: gate and up, then down, in one piece.
+/// One routed expert as a block: gate and up, then down, then their biases, in one piece.
 std::size_t expert_block_bytes(const GatedFfnWeights& weights);
 /// The same shapes at another block; null = an empty slot.
 GatedFfnWeights at_block(GatedFfnWeights weights, const std::byte* block);

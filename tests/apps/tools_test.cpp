@@ -109,6 +109,7 @@ TEST(MakeModel, WritesWhatGenerateRuns) {
   for (const char* arch : {"deepseek_v2",
                            "deepseek_v3",
                            "glm4_moe",
+                           "gpt_oss",
                            "kimi_k2",
                            "llama4",
                            "llama4_text",

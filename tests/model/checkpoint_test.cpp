@@ -49,12 +49,28 @@ TEST(Fp8Checkpoint, HoldsMatricesAndTheirScales) {
   for_each_tensor(checkpoint.config(), [&](const TensorSpec& spec) {
     bytes += checkpoint.stored_bytes(spec);
     if (spec.shape.size() != 2) return;
-    const StoredMatrix m = checkpoint.matrix(spec.name, spec.shape[0], spec.shape[1]);
+    const StoredMatrix m = checkpoint.matrix(spec);
     const bool fp8 = m.format == StoredMatrix::Format::fp8;
     EXPECT_EQ(fp8, spec.name.find("_proj") != std::string::npos) << spec.name;
     quantized += fp8 ? 1 : 0;
   });
   EXPECT_GT(quantized, 20);
+  std::uint64_t in_files = 0;
+  for (const auto* entry : checkpoint.entries()) in_files += entry->bytes;
+  EXPECT_EQ(bytes, in_files);
+}
+
+TEST(Mxfp4Checkpoint, HoldsEveryExpertAndNothingElse) {
+  const Checkpoint checkpoint = Checkpoint::open(test::data_dir("gpt_oss_mxfp4"));
+  EXPECT_THAT(checkpoint.unused(), IsEmpty());
+  EXPECT_EQ(checkpoint.weight_type(), DType::bf16);
+  std::uint64_t bytes = 0;
+  int packed = 0;
+  for_each_tensor(unstacked(checkpoint.config()), [&](const TensorSpec& spec) {
+    bytes += checkpoint.stored_bytes(spec);
+    packed += checkpoint.matrix(spec).format == StoredMatrix::Format::mxfp4 ? 1 : 0;
+  });
+  EXPECT_EQ(packed, 3 * 3 * 5);  // layers, matrices, experts
   std::uint64_t in_files = 0;
   for (const auto* entry : checkpoint.entries()) in_files += entry->bytes;
   EXPECT_EQ(bytes, in_files);
@@ -123,6 +139,18 @@ TEST_F(SpoiledCheckpoint, Fp8WithoutItsConfigOrItsScales) {
   file.replace(at, name.size(), "q_b_proj.weight_scale_xxx");
   test::write_file(dir() / "model.safetensors", file);
   EXPECT_THAT(error(), HasSubstr(name));
+}
+
+TEST_F(SpoiledCheckpoint, Mxfp4OfOtherSizesOrWithoutItsScales) {
+  copy("gpt_oss_mxfp4");
+  change_config("intermediate_size", 64);
+  EXPECT_THAT(error(), HasSubstr("gate_up_proj_blocks: expected [5, 128, 3, 16]"));
+  change_config("intermediate_size", 32);
+  EXPECT_NO_THROW(Checkpoint::open(dir()));
+  change_index("model.layers.1.mlp.experts.down_proj_scales", nullptr);
+  EXPECT_THAT(error(), HasSubstr("down_proj_scales: expected [5, 96, 1], found no such tensor"));
+  change_config("quantization_config", nullptr);
+  EXPECT_THAT(error(), HasSubstr("gate_up_proj: expected [5, 96, 64], found no such tensor"));
 }
 
 TEST_F(SpoiledCheckpoint, DirectoryOrFilesMissing) {

@@ -125,7 +125,7 @@ TEST(Config, ReadsLlama4) {
   EXPECT_EQ(c.dense_inter, 40);
   EXPECT_FALSE(c.moe.shared_gate);
   EXPECT_TRUE(c.moe.weigh_rows);
-  EXPECT_TRUE(c.moe.stacked);
+  EXPECT_EQ(c.moe.storage, ExpertStorage::halves);
   EXPECT_TRUE(c.moe.router.choose_first);
   EXPECT_EQ(c.moe.router.score, RouterOptions::Score::sigmoid);
   EXPECT_TRUE(c.rope.interleaved);
@@ -141,6 +141,45 @@ TEST(Config, ReadsLlama4) {
   EXPECT_EQ(still.span.kind, AttentionSpan::Kind::full);
   EXPECT_EQ(still.growth.step, 6);
   EXPECT_EQ(still.growth.strength, 0.3);
+}
+
+TEST(Config, ReadsGptOss) {
+  const ModelConfig c = load_config(test::data_dir("gpt_oss"));
+  EXPECT_TRUE(c.attention_bias);
+  EXPECT_TRUE(c.output_bias);
+  EXPECT_TRUE(c.sinks);
+  EXPECT_EQ(c.layer_attention[0].span.kind, AttentionSpan::Kind::window);
+  EXPECT_EQ(c.layer_attention[0].span.width, 9);
+  EXPECT_EQ(c.layer_attention[1].span.kind, AttentionSpan::Kind::full);
+  EXPECT_EQ(c.rope.scaling, RopeScaling::yarn);
+  EXPECT_FALSE(c.rope.whole_pairs);
+  EXPECT_EQ(c.moe.inter, 24);
+  EXPECT_TRUE(c.moe.router_bias);
+  EXPECT_TRUE(c.moe.expert_bias);
+  EXPECT_TRUE(c.moe.router.choose_first);
+  EXPECT_EQ(c.moe.router.score, RouterOptions::Score::softmax);
+  EXPECT_EQ(c.moe.gating.kind, Gating::Kind::clamped);
+  EXPECT_EQ(c.moe.gating.alpha, 1.702F);
+  EXPECT_EQ(c.moe.gating.limit, 1.25F);
+  EXPECT_EQ(c.moe.storage, ExpertStorage::alternating);
+  // Where nothing is said, every other layer from the first on has a window.
+  const ModelConfig silent = with("gpt_oss", "layer_types", nullptr);
+  EXPECT_EQ(silent.layer_attention[0].span.kind, AttentionSpan::Kind::window);
+  EXPECT_EQ(silent.layer_attention[1].span.kind, AttentionSpan::Kind::full);
+  EXPECT_THAT(error_with("gpt_oss", "layer_types", json::array({"full_attention"})),
+              HasSubstr("for each of 2 layers"));
+  error_with("gpt_oss", "layer_types", json::array({"full_attention", "chunked_attention"}));
+  error_with("gpt_oss", "rope_scaling", nullptr);
+  error_with("gpt_oss", "head_dim", nullptr);
+}
+
+TEST(Config, Mxfp4NeedsExpertsThatLieTogetherInWholeGroups) {
+  const json quantization = {{"quant_method", "mxfp4"}};
+  EXPECT_EQ(load_config(test::data_dir("gpt_oss_mxfp4")).quantization, Quantization::mxfp4);
+  EXPECT_THAT(error_with("mixtral", "quantization_config", quantization),
+              HasSubstr("no mxfp4 with MixtralForCausalLM"));
+  EXPECT_THAT(error_with("gpt_oss", "quantization_config", quantization),
+              HasSubstr("no mxfp4 with hidden 72 and experts 24 wide, which 32 must divide"));
 }
 
 TEST(Config, ReadsATextModelInsideAnother) {

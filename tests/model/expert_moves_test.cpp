@@ -85,11 +85,14 @@ void expect_every_byte(const ExpertMover& mover, const Truth& truth, Rank rank) 
   }
 }
 
-TEST(ExpertMoves, RandomTransitionsKeepEveryByteOfRealWeights) {
+/// The second has biases in its blocks.
+class ExpertMoves : public testing::TestWithParam<const char*> {};
+
+TEST_P(ExpertMoves, RandomTransitionsKeepEveryByteOfRealWeights) {
   const char* everything = std::getenv("FERRY_LONG_TESTS");
   const bool all = everything != nullptr && std::string_view(everything) == "1";
   const int transitions = all ? 10000 : 100;
-  const Checkpoint checkpoint = Checkpoint::open(test::data_dir("qwen3_bf16"));
+  const Checkpoint checkpoint = Checkpoint::open(test::data_dir(GetParam()));
   const ModelConfig& config = checkpoint.config();
   ASSERT_EQ(config.sparse_layers(), config.layers);
   const Truth truth(checkpoint, DType::bf16);
@@ -123,6 +126,11 @@ TEST(ExpertMoves, RandomTransitionsKeepEveryByteOfRealWeights) {
     EXPECT_GT(mover.switches(), static_cast<std::uint64_t>(transitions));
   });
 }
+
+INSTANTIATE_TEST_SUITE_P(Models,
+                         ExpertMoves,
+                         testing::Values("qwen3_bf16", "gpt_oss"),
+                         [](const auto& param) { return std::string(param.param); });
 
 }  // namespace
 }  // namespace ferry

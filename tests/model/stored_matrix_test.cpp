@@ -95,7 +95,7 @@ TEST(StoredMatrix, OneOfAStackIsReadAsRows) {
   for (std::size_t i = 0; i < elements.size(); ++i) elements[i] = static_cast<float>(i);
   const TensorView stack{
       DType::f32, {2, 3, 4}, bytes_of(elements).data(), bytes_of(elements).size()};
-  const StoredMatrix matrix = stacked_matrix(stack, 1, 1, 3);
+  const StoredMatrix matrix = stacked_matrix(stack, {.expert = 1, .first = 1, .rows = 3});
   EXPECT_TRUE(matrix.is_plain());
   EXPECT_FALSE(matrix.row_after_row());
   EXPECT_EQ(matrix.bytes(), 36U);
@@ -109,10 +109,40 @@ TEST(StoredMatrix, OneOfAStackOfHalvesMayLieAnywhere) {
   std::vector<std::byte> bytes(9);
   std::memcpy(bytes.data() + 1, halves.data(), 8);
   const StoredMatrix matrix =
-      stacked_matrix({DType::bf16, {1, 2, 2}, bytes.data() + 1, 8}, 0, 0, 2);
+      stacked_matrix({DType::bf16, {1, 2, 2}, bytes.data() + 1, 8}, {.rows = 2});
   std::vector<float> found(4);
   matrix.read_rows(0, 2, DType::f32, reinterpret_cast<std::byte*>(found.data()));
   EXPECT_EQ(found, (std::vector<float>{1, 3, 2, 4}));
+}
+
+/// Two experts of four rows of 64 elements, of which every other row is one matrix's.
+TEST(StoredMatrix, Mxfp4ElementsAreCodesTimesPowersOfTwo) {
+  constexpr std::int64_t kColumns = 64;
+  std::vector<std::byte> codes(std::size_t{2} * 4 * kColumns / 2, std::byte{0});
+  std::vector<std::byte> scales(std::size_t{2} * 4 * kColumns / 32, std::byte{127});
+  const std::size_t row = 4 + 3;  // of expert 1: the second row of those that begin at 1
+  codes[row * 32] = std::byte{0x21};
+  codes[row * 32 + 1] = std::byte{0xf7};
+  codes[row * 32 + 16] = std::byte{0x9c};
+  scales[row * 2] = std::byte{129};
+  scales[row * 2 + 1] = std::byte{120};
+  const StoredMatrix matrix = stacked_mxfp4_matrix(
+      codes, scales, 2, kColumns, {.expert = 1, .first = 1, .step = 2, .rows = 2});
+  EXPECT_FALSE(matrix.is_plain());
+  EXPECT_EQ(matrix.bytes(), 2U * (32 + 2));
+  for (const WeightType type : weight_types()) EXPECT_FALSE(matrix.holds(type));
+  std::vector<float> found(kColumns);
+  matrix.read_rows(1, 1, DType::f32, reinterpret_cast<std::byte*>(found.data()));
+  std::vector<float> expected(kColumns);
+  expected[0] = 0.5F * 4;
+  expected[1] = 1.0F * 4;
+  expected[2] = 6.0F * 4;
+  expected[3] = -6.0F * 4;
+  expected[32] = -2.0F / 128;
+  expected[33] = -0.5F / 128;
+  EXPECT_EQ(found, expected);
+  matrix.read_rows(0, 1, DType::f32, reinterpret_cast<std::byte*>(found.data()));
+  EXPECT_EQ(found, std::vector<float>(kColumns));
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/model/family.h"
+#include "ferry/model/quantized_checkpoint.h"
 #include "support/files.h"
 #include "support/golden_model.h"
 
@@ -18,19 +19,9 @@ namespace {
 class Stored {
  public:
   Stored(const Checkpoint& checkpoint, const TensorSpec& spec) : columns_(spec.shape.back()) {
-    if (spec.shape.size() == 2) {
-      values_.resize(static_cast<std::size_t>(spec.elements()));
-      checkpoint.matrix(spec).read_rows(
-          0, spec.shape[0], DType::f32, reinterpret_cast<std::byte*>(values_.data()));
-      return;
-    }
-    const TensorView view = checkpoint.tensor(spec);
-    values_.resize(view.bytes / dtype_bytes(view.dtype));
-    kernels().convert(view.data,
-                      view.dtype,
-                      reinterpret_cast<std::byte*>(values_.data()),
-                      DType::f32,
-                      static_cast<std::int64_t>(values_.size()));
+    const StoredMatrix matrix = checkpoint.matrix(spec);  // a vector is one row here
+    values_.resize(static_cast<std::size_t>(spec.elements()));
+    matrix.read_rows(0, matrix.rows, DType::f32, reinterpret_cast<std::byte*>(values_.data()));
   }
 
   float at(std::int64_t row, std::int64_t column) const {
@@ -124,6 +115,23 @@ class Weights : public testing::TestWithParam<const char*> {
                    stored(gate_up_down[1], {inter, h}, layer, expert));
     EXPECT_EQ(ffn.down.n, h);
     expect_columns(ffn.down, 0, stored(gate_up_down[2], {h, inter}, layer, expert));
+  }
+
+  /// Gate's and up's alternate in sixteens, zeros behind the last, then come down's.
+  void expect_biases(const GatedFfnWeights& ffn, int layer, int expert) {
+    const std::int64_t inter = config_.moe.inter;
+    const Stored gate = stored(names_.expert_gate_bias, {inter}, layer, expert);
+    const Stored up = stored(names_.expert_up_bias, {inter}, layer, expert);
+    const Stored down = stored(names_.expert_down_bias, {config_.hidden}, layer, expert);
+    for (std::int64_t i = 0; i < ffn.gate_up.gated_panels() * kPanelColumns; ++i) {
+      const std::int64_t c = i / (2 * kPanelColumns) * kPanelColumns + i % kPanelColumns;
+      const Stored& source = i / kPanelColumns % 2 == 0 ? gate : up;
+      ASSERT_EQ(ffn.gate_up_bias[i], c < inter ? source.at(0, c) : 0.0F) << i;
+    }
+    for (std::int64_t c = 0; c < config_.hidden; ++c)
+      ASSERT_EQ(ffn.down_bias[c], down.at(0, c)) << c;
+    const auto block = std::as_bytes(std::span(ffn.down_bias, ffn.down.panels() * kPanelColumns));
+    EXPECT_EQ(&block.back() + 1, ffn.gate_up.data + expert_block_bytes(ffn));
   }
 
   const Checkpoint checkpoint_ = Checkpoint::open(test::data_dir(GetParam()));
@@ -250,11 +258,30 @@ TEST_P(Weights, EveryExpertLiesInItsSlotAndEmptySlotsCostNothing) {
                      config_.moe.inter,
                      layer,
                      expert);
-          bytes += static_cast<std::size_t>(ffn.gate_up.gated_panels()) * ffn.gate_up.panel_bytes();
-          bytes += static_cast<std::size_t>(ffn.down.panels()) * ffn.down.panel_bytes();
+          if (config_.moe.expert_bias) expect_biases(ffn, layer, expert);
+          bytes += expert_block_bytes(ffn);
         }
         EXPECT_EQ(l.memory.size(), bytes);
       }
+    }
+  }
+}
+
+TEST_P(Weights, ExpertsThatWereWrittenQuantisedPackToTheSameBytes) {
+  for (const WeightType type : {WeightType::int8, WeightType::fp8, WeightType::int4}) {
+    const test::TempDir directory;
+    write_quantized(checkpoint_, {.type = type}, directory.path() / "out", pool_, {});
+    const Checkpoint written = Checkpoint::open(directory.path() / "out");
+    EXPECT_TRUE(written.unused().empty());
+    const ExpertWeights expected = load_expert_weights(checkpoint_, {type}, 0, 1, pool_, {});
+    const ExpertWeights found =
+        load_expert_weights(written, choose_weights(written, {}), 0, 1, pool_, {});
+    for (std::size_t layer = 0; layer < found.layers.size(); ++layer) {
+      const Buffer& a = expected.layers[layer].memory;
+      const Buffer& b = found.layers[layer].memory;
+      ASSERT_EQ(a.size(), b.size());
+      EXPECT_TRUE(a.size() == 0 || std::memcmp(a.data(), b.data(), a.size()) == 0)
+          << weight_type_name(type) << " layer " << layer;
     }
   }
 }
@@ -297,7 +324,7 @@ TEST_P(Weights, ProgressRisesToAllBytesThatAreRead) {
     finish();
   }
   std::uint64_t stored_bytes = 0;
-  for_each_tensor(config_, [&](const TensorSpec& spec) {
+  for_each_tensor(unstacked(config_), [&](const TensorSpec& spec) {
     const bool twice = config_.tied_embeddings && spec.role == TensorRole::embedding;
     stored_bytes += checkpoint_.stored_bytes(spec) * (twice ? 2 : 1);
   });

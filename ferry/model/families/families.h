@@ -8,6 +8,7 @@ namespace ferry {
 ModelFamily deepseek_v2_family();
 ModelFamily deepseek_v3_family();
 ModelFamily glm4_moe_family();
+ModelFamily gpt_oss_family();
 ModelFamily kimi_k2_family();
 ModelFamily llama4_family();
 ModelFamily llama4_text_family();

@@ -49,24 +49,9 @@ void read_turning(const ConfigReader& in, ModelConfig& config) {
 void read_spans(const ConfigReader& in, ModelConfig& config) {
   const AttentionSpan block{AttentionSpan::Kind::block,
                             in.size_or("attention_chunk_size", kMaxWidth, kChunk)};
-  const bool listed = in.has("layer_types");
-  const auto expected = [&] {
-    return fmt::format("\"chunked_attention\" or \"full_attention\" for each of {} layers",
-                       config.layers);
-  };
-  if (listed && (!in.value("layer_types").is_array() ||
-                 in.value("layer_types").size() != config.layer_attention.size()))
-    in.refuse("layer_types", expected());
-  for (std::size_t i = 0; i < config.layer_attention.size(); ++i) {
-    LayerAttention& layer = config.layer_attention[i];
-    bool chunked = layer.rope;
-    if (listed) {
-      const json& type = in.value("layer_types")[i];
-      chunked = type == "chunked_attention";
-      if (!chunked && type != "full_attention") in.refuse("layer_types", expected());
-    }
-    if (chunked) layer.span = block;
-  }
+  if (read_layer_types(in, "chunked_attention", block, config)) return;
+  for (LayerAttention& layer : config.layer_attention)
+    if (layer.rope) layer.span = block;
 }
 
 /// A flag; older files have a number, of which only 0 is false.
@@ -92,9 +77,7 @@ void read_attention(const ConfigReader& in, ModelConfig& config) {
 }
 
 void read_fields(const ConfigReader& in, ModelConfig& config) {
-  // transformers has values of its own for these, and a file that says nothing means those.
-  for (const char* key : {"head_dim", "num_key_value_heads", "rms_norm_eps"})
-    if (!in.has(key)) in.refuse(key, "a number");
+  require_fields(in, {"head_dim", "num_key_value_heads", "rms_norm_eps"});
   if (!in.has("rope_theta") && !in.has("rope_parameters")) in.refuse("rope_theta", "a number");
   read_layer_kinds(in, config);
   read_attention(in, config);
@@ -105,7 +88,7 @@ void read_fields(const ConfigReader& in, ModelConfig& config) {
   moe.weigh_rows = true;
   moe.shared_inter = moe.inter;
   // Quantised matrices have scales of their own, so they lie apart.
-  moe.stacked = config.quantization == Quantization::none;
+  if (config.quantization == Quantization::none) moe.storage = ExpertStorage::halves;
 }
 
 void write_text(const ModelConfig& config, json& fields) {
