@@ -7,9 +7,9 @@ namespace ferry {
 ModelSummary summarize(const Checkpoint& checkpoint) {
   const ModelConfig& config = checkpoint.config();
   ModelSummary summary;
-  for_each_tensor(config, [&](const TensorSpec& spec) {
+  for_each_tensor(unstacked(config), [&](const TensorSpec& spec) {
     summary.parameters += spec.elements();
-    if (spec.role == TensorRole::expert) summary.expert_parameters += spec.elements();
+    if (spec.expert >= 0) summary.expert_parameters += spec.elements();
   });
   const std::int64_t experts =
       static_cast<std::int64_t>(config.sparse_layers()) * config.moe.experts;

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ferry/core/error.h"
+#include "ferry/model/summary.h"
 #include "support/files.h"
 
 namespace ferry {
@@ -74,6 +75,8 @@ TEST(Mxfp4Checkpoint, HoldsEveryExpertAndNothingElse) {
   std::uint64_t in_files = 0;
   for (const auto* entry : checkpoint.entries()) in_files += entry->bytes;
   EXPECT_EQ(bytes, in_files);
+  // Three matrices of 96 x 32, and biases of 32, 32 and 96.
+  EXPECT_EQ(summarize(checkpoint).parameters_per_expert, 3 * 96 * 32 + 32 + 32 + 96);
 }
 
 INSTANTIATE_TEST_SUITE_P(All,
