@@ -64,6 +64,22 @@ TEST_P(Quantised, OnceToDiskGivesTheBitsOfQuantisingAtLoad) {
   }
 }
 
+/// A checkpoint with experts in tensors of all becomes one with each expert's apart; what serves
+/// pictures is left out.
+TEST_P(Quantised, StacksOfExpertsGiveTheSameBitsFromDisk) {
+  const test::TempDir directory;
+  for (const std::string name : {"llama4_text", "llama4_pictures_bf16"}) {
+    const std::string model = test::data_dir(name).string();
+    const std::string out = (directory.path() / name).string();
+    const auto outcome = test::run_program(
+        Arguments{"quantize", "--model", model, "--out", out, "--quiet"} + weights_);
+    ASSERT_EQ(outcome.status, 0) << outcome.err;
+    const json expected = run_json(kGenerate + Arguments{"--model", model} + weights_)["results"];
+    EXPECT_EQ(run_json(kGenerate + Arguments{"--model", out, "--ep", "2"})["results"], expected);
+    EXPECT_TRUE(run_json({"inspect", out})["unused_tensors"].empty());
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Weights,
                          Quantised,
                          testing::Values("int8", "fp8", "int4"),
