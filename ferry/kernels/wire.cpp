@@ -61,10 +61,16 @@ WireType wire_type(DType type) {
   fail<ConfigError>("no wire carries {} elements: choose f32 or bf16", dtype_name(type));
 }
 
+/// With u = 2^-24, scale s = amax / greatest code, code c = x * (1 / s), value c * s, each rounded:
+/// s is amax / greatest within u of itself; before its own rounding c is x / s within 2 u (of 1 / s
+/// and of the product); c * s adds u. So to first order an error is at most
+///   h s (1 + u) + 3 u abs(x)    where h = abs(rounding of c to a code).
+/// int8: h = 1/2 and abs(x) <= amax: amax / 254 (1 + 2 u) + 3 u amax = amax / 254 (1 + 764 u), and
+/// 764 u < 2^-14. fp8: h is abs(c) / 16, or 1 / 1024 where abs(c) < 1 / 64: a sixteenth of abs(x),
+/// or s / 1024, times 1 + 51 u, and 51 u < 2^-18.
 double wire_error_bound(WireType type, double x, double greatest) {
-  constexpr double kRoundings = 1 + 0x1p-18;  // of scale and product
   const auto fp8 = [&](double scale) {
-    return std::max(std::abs(x) / 16, scale / 1024) * kRoundings;
+    return std::max(std::abs(x) / 16, scale / 1024) * (1 + 0x1p-18);
   };
   switch (type) {
     case WireType::f32:
@@ -77,7 +83,7 @@ double wire_error_bound(WireType type, double x, double greatest) {
       return fp8(2 * greatest / 448);
     case WireType::int8:
     case WireType::int8_block:
-      return greatest / 254 * kRoundings;
+      return greatest / 254 * (1 + 0x1p-14);
   }
   return 0;
 }

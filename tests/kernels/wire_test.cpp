@@ -342,6 +342,28 @@ TEST(ScalarWire, ErrorsStayWithinTheirBounds) {
   }
 }
 
+/// Values halfway between the topmost codes, where the roundings of scale and product weigh most.
+TEST(ScalarWire, ErrorsStayWithinTheirBoundsBetweenTheTopmostCodes) {
+  RandomValues random(29);
+  double worst = 0;
+  for (int i = 0; i < 2000; ++i) {
+    const float most = 1 + std::abs(random.row(1)[0]);
+    for (const float code : {126.5F, 125.5F, 118.5F}) {
+      std::vector<float> x{most, most * (code / 127)};
+      for (const int towards : {0, 1000}) {
+        for (int ulp = 0; ulp < 4; ++ulp) {
+          const auto got = decoded(encoded(x, WireType::int8), WireType::int8, 2);
+          const double error = std::abs(double{got[1]} - double{x[1]});
+          worst = std::max(worst, error / (double{most} / 254));
+          ASSERT_LE(error, wire_error_bound(WireType::int8, x[1], most)) << x[1] << " of " << most;
+          x[1] = std::nextafter(x[1], static_cast<float>(towards));
+        }
+      }
+    }
+  }
+  EXPECT_GT(worst, 1 + 0x1p-16) << "roundings show, so the bound is no wider than it has to be";
+}
+
 TEST(WireType, ErrorBoundsAreTheDocumentedOnes) {
   EXPECT_EQ(wire_error_bound(WireType::f32, 3, 5), 0);
   EXPECT_EQ(wire_error_bound(WireType::bf16, -3, 5), 3.0 / 256);
