@@ -18,14 +18,17 @@ ExpertPlacement placement_from(const std::string& file,
                                const ExpertLocationOptions& options,
                                const ModelConfig& config,
                                int ranks,
-                               Policy policy) {
+                               const InitialPlan& how) {
+  const bool weighted = how.replica_rule == ReplicaRule::weighted;
   const nlohmann::json json = parse_json(read_text_file(file), file);
   if (json.is_object() &&
       (json.contains("physical_to_logical_map") || json.contains("layer_list"))) {
     const auto map = read_placement(file, ranks);
     if (std::ssize(map) != config.layers)
       fail<ModelError>("{}: a map of {} layers for a model of {}", file, map.size(), config.layers);
-    return {map, config.moe.experts, ranks};
+    const ExpertPlacement placement(map, config.moe.experts, ranks);
+    const auto shares = weighted ? read_shares(file) : std::nullopt;
+    return shares ? placement.choosing(*shares) : placement;
   }
   const ExpertLoad load = total_load(read_load_dump(file).steps);
   if (load.layers != config.layers || load.experts != config.moe.experts) {
@@ -36,11 +39,12 @@ ExpertPlacement placement_from(const std::string& file,
                      config.layers,
                      config.moe.experts);
   }
-  return plan_placement(load,
-                        {},
-                        {.ranks = ranks},
-                        {.policy = policy, .redundant = options.redundant.value_or(0)})
-      .placement;
+  const Plan plan = plan_placement(
+      load,
+      {},
+      {.ranks = ranks},
+      {.policy = how.policy, .redundant = options.redundant.value_or(0), .weighted = weighted});
+  return weighted ? plan.placement.choosing(plan.shares) : plan.placement;
 }
 
 }  // namespace
@@ -48,7 +52,7 @@ ExpertPlacement placement_from(const std::string& file,
 ExpertPlacement initial_placement(const ExpertLocationOptions& options,
                                   const ModelConfig& config,
                                   int ranks,
-                                  Policy policy) {
+                                  const InitialPlan& plan) {
   if (config.sparse_layers() == 0) {
     if (options.redundant.value_or(0) != 0 || options.init != "trivial")
       fail<ConfigError>("this model has no experts to place");
@@ -60,7 +64,7 @@ ExpertPlacement initial_placement(const ExpertLocationOptions& options,
   if (options.init == "trivial")
     return ExpertPlacement::identity(config.layers, experts, ranks, redundant);
   try {
-    ExpertPlacement placement = placement_from(options.init, options, config, ranks, policy);
+    ExpertPlacement placement = placement_from(options.init, options, config, ranks, plan);
     const auto wanted = round_up(experts + redundant, ranks);
     if (options.redundant && placement.slots() != wanted) {
       fail<ConfigError>("it has {} slots, but --ep-num-redundant-experts {} on {} ranks makes {}",
@@ -124,6 +128,14 @@ void BalanceFlags::add_rebalancing_to(CLI::App& app) {
       ->group(kGroup);
   app.add_option("--eplb-algorithm,--eplb-policy", policy_, fmt::format("Of {}", kPolicyNames))
       ->type_name("P")
+      ->capture_default_str()
+      ->group(kGroup);
+  app.add_option(
+         "--eplb-replica-choice",
+         replica_rule_,
+         fmt::format("How tokens choose among replicas: {} (by the plan's shares); same bits",
+                     kReplicaRuleNames))
+      ->type_name("C")
       ->capture_default_str()
       ->group(kGroup);
   app.add_option(

@@ -26,14 +26,21 @@ struct ExpertLocationOptions {
   std::optional<int> redundant;  ///< none: as the file says, else 0
 };
 
+/// How a placement is planned from a load.
+struct InitialPlan {
+  Policy policy = Policy::greedy;
+  ReplicaRule replica_rule = ReplicaRule::hash;
+};
+
 /// A placement for each layer of the model (those of dense layers mean nothing). `init` is trivial:
 /// experts in order, replicas of the first ones behind them; or a JSON file that read_placement()
-/// knows, taken as it is, or with SGLang's logical_count, which `policy` plans from. Throws
-/// ConfigError for impossible numbers, ModelError for a file that does not fit.
+/// knows, taken as it is, or with SGLang's logical_count, which is planned from. Where replicas are
+/// chosen by shares, it has those of the file or of the plan. Throws ConfigError for impossible
+/// numbers, ModelError for a file that does not fit.
 ExpertPlacement initial_placement(const ExpertLocationOptions& options,
                                   const ModelConfig& config,
                                   int ranks,
-                                  Policy policy);
+                                  const InitialPlan& plan);
 
 /// Part of CommonOptions; must live until parsing is over.
 class BalanceFlags {
@@ -47,6 +54,9 @@ class BalanceFlags {
 
   ExpertLocationOptions location() const { return {init_location_, redundant_}; }
 
+  /// Throws ConfigError for an unknown name.
+  ReplicaRule replica_rule() const { return parse_replica_rule(replica_rule_); }
+
  private:
   void add_rebalancing_to(CLI::App& app);
 
@@ -58,6 +68,7 @@ class BalanceFlags {
   std::optional<int> redundant_;
   RebalanceOptions rebalance_;
   std::string policy_ = "greedy";
+  std::string replica_rule_ = "hash";
   std::size_t step_bytes_ = 0;
 };
 

@@ -38,6 +38,7 @@ struct BenchMoeOptions {
   bool enable_eplb = false;
   std::string policy;  // empty = no plan
   int redundant = 0;
+  std::string replica_rule = "hash";
   bool json = false;
 };
 
@@ -171,15 +172,21 @@ Json planned_row(MoeCase moe,
                  const MachinePeaks& peaks) {
   ExpertLoad load(1, moe.experts);
   load.counts = before.expert_rows;
+  const ReplicaRule rule = parse_replica_rule(o.replica_rule);
   const Plan plan = plan_placement(load,
                                    ExpertPlacement::identity(1, moe.experts, moe.ranks),
                                    {.ranks = moe.ranks},
-                                   {.policy = parse_policy(o.policy), .redundant = o.redundant});
+                                   {.policy = parse_policy(o.policy),
+                                    .redundant = o.redundant,
+                                    .weighted = rule == ReplicaRule::weighted});
   const auto map = plan.placement.physical_to_logical(0);
   moe.placement.assign(map.begin(), map.end());
+  moe.nearest = rule == ReplicaRule::nearest;
+  if (rule == ReplicaRule::weighted) moe.shares = plan.shares.front();
   const MoeResult after = measure_moe(moe, peaks);
   if (!speaks_for_all()) return {};
   Json row = json_of(moe, after, peaks);
+  row["replica_choice"] = o.replica_rule;
   row["balancedness_before"] = plan.balance.before;
   row["balancedness_after"] = plan.balance.after;
   row["predicted_speedup"] = plan.balance.after / plan.balance.before;
@@ -203,6 +210,7 @@ void print_gain(const Json& row) {
 
 int run(const BenchMoeOptions& options) {
   if (!options.policy.empty()) static_cast<void>(parse_policy(options.policy));
+  static_cast<void>(parse_replica_rule(options.replica_rule));
   const std::vector<MoeCase> cases = cases_of(options);
   Json all = Json::array();
   const bool speaks = speaks_for_all();
@@ -254,6 +262,11 @@ void add_bench_moe(CLI::App& bench, int& status) {
                   fmt::format("The same, by one of {} [greedy]", kPolicyNames));
   moe->add_option("--ep-num-redundant-experts", o->redundant, "Replicas that the plan may place")
       ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
+  moe->add_option(
+         "--eplb-replica-choice",
+         o->replica_rule,
+         fmt::format("How tokens choose among replicas under it, by one of {}", kReplicaRuleNames))
       ->capture_default_str();
   moe->add_option("--threads", o->threads, "Threads of each rank [cores / ranks]")
       ->check(at_least_one);

@@ -165,22 +165,24 @@ LaunchOptions CommonOptions::resolve_launch() const {
   launch.transport = transport_.empty() ? default_transport(launch.world) : transport_;
   launch.join_timeout = timeout();
   const BalanceOptions balance = balance_.resolve();
-  launch.agreement = {{"version", FERRY_VERSION},
-                      {"--tp", std::to_string(tp_)},
-                      {"--moe-a2a-backend", backend_},
-                      {"--deepep-mode", deepep_mode_},
-                      {"--layout", layout_},
-                      {"--allow-prereduce", allow_prereduce_ ? "yes" : "no"},
-                      {"--two-batch-overlap", two_batch_overlap_ ? "yes" : "no"},
-                      {"--dispatch-wire", dispatch_wire_},
-                      {"--combine-wire", combine_wire_},
-                      {"--ranks-per-host", std::to_string(ranks_per_host_)},
-                      {"--max-tokens", std::to_string(max_tokens_)},
-                      {"--max-sequences", std::to_string(max_sequences_)},
-                      {"recording of expert load", balance.on() ? "yes" : "no"},
-                      {"--enable-eplb", balance.rebalance.enabled ? "yes" : "no"},
-                      {"--eplb-bytes-per-step", std::to_string(balance.rebalance.step_bytes)},
-                      {"--eplb-canary", balance.rebalance.canary ? "yes" : "no"}};
+  launch.agreement = {
+      {"version", FERRY_VERSION},
+      {"--tp", std::to_string(tp_)},
+      {"--moe-a2a-backend", backend_},
+      {"--deepep-mode", deepep_mode_},
+      {"--layout", layout_},
+      {"--allow-prereduce", allow_prereduce_ ? "yes" : "no"},
+      {"--two-batch-overlap", two_batch_overlap_ ? "yes" : "no"},
+      {"--dispatch-wire", dispatch_wire_},
+      {"--combine-wire", combine_wire_},
+      {"--ranks-per-host", std::to_string(ranks_per_host_)},
+      {"--max-tokens", std::to_string(max_tokens_)},
+      {"--max-sequences", std::to_string(max_sequences_)},
+      {"recording of expert load", balance.on() ? "yes" : "no"},
+      {"--enable-eplb", balance.rebalance.enabled ? "yes" : "no"},
+      {"--eplb-replica-choice", std::string(replica_rule_name(balance_.replica_rule()))},
+      {"--eplb-bytes-per-step", std::to_string(balance.rebalance.step_bytes)},
+      {"--eplb-canary", balance.rebalance.canary ? "yes" : "no"}};
   return launch;
 }
 
@@ -211,6 +213,7 @@ RunOptions CommonOptions::resolve() const {
                .deepep_mode = parse_deepep_mode(deepep_mode_),
                .layout = layout_.empty() ? std::nullopt : std::optional(parse_format(layout_)),
                .two_batch_overlap = two_batch_overlap_,
+               .replica_rule = balance_.replica_rule(),
                .dispatch_wire = parse_wire_option("--dispatch-wire", dispatch_wire_),
                .combine_wire = parse_wire_option("--combine-wire", combine_wire_),
                .timeout = timeout()};

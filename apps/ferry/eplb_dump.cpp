@@ -186,6 +186,20 @@ std::vector<std::vector<ExpertId>> read_placement(const std::string& file, int r
   fail<ModelError>("{}: expected an object with the key {} or layer_list", file, kMapKey);
 }
 
+std::optional<std::vector<std::vector<float>>> read_shares(const std::string& file) {
+  const json root = parse_json(read_text_file(file), file);
+  const auto found = root.is_object() ? root.find("shares") : root.end();
+  if (found == root.end() || found->is_null()) return std::nullopt;
+  std::vector<std::vector<float>> shares;
+  for (const json& layer : array(*found, 0, file, "shares")) {
+    const std::string place = fmt::format("shares[{}]", shares.size());
+    std::vector<float>& row = shares.emplace_back();
+    for (const json& share : array(layer, 0, file, place))
+      row.push_back(static_cast<float>(read_count(share, file, place)));
+  }
+  return shares;
+}
+
 LoadDump read_load_dump(const std::string& file) {
   const json dump = parse_json(read_text_file(file), file);
   if (!dump.is_object() || !dump.contains("logical_count"))

@@ -27,4 +27,8 @@ LoadDump read_load_dump(const std::string& file);
 /// at least -1; whether every expert has a slot is for ExpertPlacement to say.
 std::vector<std::vector<ExpertId>> read_placement(const std::string& file, int ranks);
 
+/// Reads "shares" [layer][P], as a weighted plan writes them beside its map; none where the file
+/// has none. ModelError for anything but rows of numbers that are finite and not negative.
+std::optional<std::vector<std::vector<float>>> read_shares(const std::string& file);
+
 }  // namespace ferry

@@ -58,6 +58,7 @@ nlohmann::ordered_json load_json(const Balancer& balancer, std::chrono::nanoseco
   if (!stats) return json;
   json["plans"] = stats->plans;
   json["plans_adopted"] = stats->plans_adopted;
+  json["shares_renewed"] = stats->shares_renewed;
   json["plans_failed"] = stats->plans_failed;
   json["last_failure"] = stats->last_failure;
   json["layers_switched"] = stats->layers_switched;

@@ -92,7 +92,10 @@ class RankBench {
         pool_(moe.threads),
         placement_((moe.placement.empty() ? Placement::identity(moe.experts, moe.ranks)
                                           : Placement(moe.placement, moe.experts, moe.ranks))
-                       .choosing({.source = transport.rank()})),
+                       .choosing({.shares = moe.shares,
+                                  .source = transport.rank(),
+                                  .nearest = moe.nearest,
+                                  .nodes = equal_hosts(transport)})),
         layout_{moe.weights, moe.hidden, moe.inter},
         dispatcher_({.exchange = exchange_options(moe.backend),
                      .slots_per_rank = placement_.slots_per_rank(),

@@ -25,6 +25,8 @@ struct MoeCase {
   int topk = 0;
   BenchRouting routing = BenchRouting::uniform;
   std::vector<ExpertId> placement;  ///< [P] slot -> expert; empty = identity
+  bool nearest = false;             ///< tokens go to the nearest replica
+  std::vector<float> shares;        ///< [P] that replicas take; empty = equal parts
   WeightType weights = WeightType::bf16;
   double seconds = 1;  ///< about how long to measure
 };

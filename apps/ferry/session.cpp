@@ -82,10 +82,11 @@ void add_model(const Session& session, Agreement& agreement) {
 Session open_session(const RunOptions& options) {
   static_cast<void>(kernels());  // an unknown FERRY_ISA is wrong usage, and known before any work
   Checkpoint checkpoint = Checkpoint::open(options.model);
-  ExpertPlacement experts = initial_placement(options.expert_location,
-                                              checkpoint.config(),
-                                              options.launch.ranks,
-                                              options.engine.balance.rebalance.policy);
+  ExpertPlacement experts =
+      initial_placement(options.expert_location,
+                        checkpoint.config(),
+                        options.launch.ranks,
+                        {options.engine.balance.rebalance.policy, options.decoder.replica_rule});
   Session session{.options = options,
                   .checkpoint = std::move(checkpoint),
                   .tokenizer = {},

@@ -1,6 +1,6 @@
 // A plan as it travels, in 32-bit words:
 //   plan = hash of what follows (2 words), number of layers in the order, order [layers],
-//          maps [layers][P]
+//          maps [layers][P], with shares: shares [layers][P], f32
 #include "ferry/balance/expert_mover.h"
 
 #include <algorithm>
@@ -82,6 +82,8 @@ ExpertMover::ExpertMover(const MoverOptions& options, Holding holding, Transport
   puts_expected_.assign(all, 0);
   sent_.assign(all, 0);
   received_.assign(all, 0);
+  if (options.shares)
+    for (const Placement& placement : held_.placements) shares_.push_back(placement.shares());
   if (options.canary) exchange_hashes();
 }
 
@@ -89,8 +91,8 @@ ExpertMover::ExpertMover(const MoverOptions& options, Holding holding, Transport
 
 std::size_t ExpertMover::plan_words() const {
   const std::size_t layers = held_.blocks.size();
-  return kPlanHeadWords + layers +
-         layers * static_cast<std::size_t>(held_.placements.front().slots());
+  const auto slots = static_cast<std::size_t>(held_.placements.front().slots());
+  return kPlanHeadWords + layers + layers * slots * (options_.shares ? 2 : 1);
 }
 
 std::size_t ExpertMover::in_offset(std::uint64_t step) const {
@@ -188,21 +190,32 @@ void ExpertMover::check_blocks(int layer) const {
 
 // --- Plans ---------------------------------------------------------------------------------------
 
-void ExpertMover::announce(const std::vector<std::vector<ExpertId>>& maps,
-                           std::span<const int> order) {
+/// Throws ConfigError where it cannot be.
+Placement ExpertMover::planned_layer(const PlacementPlan& plan, std::size_t layer) const {
+  const Placement& now = held_.placements[layer];
+  Placement placement(plan.maps[layer], now.experts(), now.ranks());
+  return options_.shares ? placement.choosing({.shares = plan.shares[layer]}) : placement;
+}
+
+void ExpertMover::announce(const PlacementPlan& plan, std::span<const int> order) {
   FERRY_CHECK(transport_.rank() == 0 && plans_announced_ == plan_,
               "plan {} is announced by rank {} while {} is in work",
               plans_announced_ + 1,
               transport_.rank(),
               plan_);
   const std::size_t layers = held_.blocks.size();
-  if (maps.size() != layers) fail<ConfigError>("a plan of {} layers for {}", maps.size(), layers);
-  FERRY_CHECK(order.size() <= layers, "{} layers in order, of {}", order.size(), layers);
-  const Placement& now = held_.placements.front();
-  for (const std::vector<ExpertId>& map : maps) {
-    if (std::ssize(map) != now.slots())
-      fail<ConfigError>("a plan of {} slots, {} are in force", map.size(), now.slots());
-    static_cast<void>(Placement(map, now.experts(), now.ranks()));  // throws
+  if (plan.maps.size() != layers)
+    fail<ConfigError>("a plan of {} layers for {}", plan.maps.size(), layers);
+  FERRY_CHECK(order.size() <= layers && plan.shares.size() == (options_.shares ? layers : 0),
+              "{} layers in order and shares of {}, of {}",
+              order.size(),
+              plan.shares.size(),
+              layers);
+  const int slots = held_.placements.front().slots();
+  for (std::size_t layer = 0; layer < layers; ++layer) {
+    if (std::ssize(plan.maps[layer]) != slots)
+      fail<ConfigError>("a plan of {} slots, {} are in force", plan.maps[layer].size(), slots);
+    static_cast<void>(planned_layer(plan, layer));  // throws
   }
 
   // This rank's own copy is the source, so the plan of before must have been read: it has, since
@@ -213,7 +226,11 @@ void ExpertMover::announce(const std::vector<std::vector<ExpertId>>& maps,
   *next++ = static_cast<std::int32_t>(order.size());
   std::copy(order.begin(), order.end(), next);
   next += layers;
-  for (const std::vector<ExpertId>& map : maps) next = std::copy(map.begin(), map.end(), next);
+  for (const auto& map : plan.maps) next = std::copy(map.begin(), map.end(), next);
+  for (const auto& shares : plan.shares) {
+    std::memcpy(next, shares.data(), shares.size() * sizeof(float));
+    next += shares.size();
+  }
   const std::size_t bytes = plan_words() * sizeof(std::int32_t);
   const std::uint64_t hash =
       hash_bytes(reinterpret_cast<std::byte*>(words + 2), (bytes - 8) / 8 * 8);
@@ -245,11 +262,16 @@ void ExpertMover::adopt(std::uint64_t plan) {
   order_.assign(next, next + words[2]);
   next_layer_ = 0;
   next += held_.blocks.size();
-  maps_.resize(held_.blocks.size());
-  for (std::vector<ExpertId>& map : maps_) {
-    const std::int32_t* end = next + held_.placements.front().slots();
-    map.assign(next, end);
-    next = end;
+  const auto slots = static_cast<std::size_t>(held_.placements.front().slots());
+  planned_.maps.resize(held_.blocks.size());
+  for (std::vector<ExpertId>& map : planned_.maps) {
+    map.assign(next, next + slots);
+    next += slots;
+  }
+  planned_.shares.assign(shares_.size(), std::vector<float>(slots));
+  for (std::vector<float>& shares : planned_.shares) {
+    std::memcpy(shares.data(), next, slots * sizeof(float));
+    next += slots;
   }
 }
 
@@ -263,14 +285,19 @@ void ExpertMover::drop_work() {
   ++next_layer_;
 }
 
+/// Whether the plan in work wants the layer as it is.
+bool ExpertMover::in_force(std::size_t layer) const {
+  return std::ranges::equal(planned_.maps[layer], held_.placements[layer].expert_of_slots()) &&
+         (!options_.shares || planned_.shares[layer] == shares_[layer]);
+}
+
 bool ExpertMover::start_layer() {
   for (; next_layer_ < order_.size(); ++next_layer_) {
     const int layer = order_[next_layer_];
-    const Placement& now = held_.placements[static_cast<std::size_t>(layer)];
-    const std::vector<ExpertId>& map = maps_[static_cast<std::size_t>(layer)];
-    if (std::ranges::equal(map, now.expert_of_slots())) continue;
-    Placement target(map, now.experts(), now.ranks());
-    LayerMoves moves = make_moves(now, target);
+    if (in_force(static_cast<std::size_t>(layer))) continue;
+    Placement target = planned_layer(planned_, static_cast<std::size_t>(layer));
+    LayerMoves moves = make_moves(
+        held_.placements[static_cast<std::size_t>(layer)], target, equal_hosts(transport_));
     work_.emplace(Work{layer, std::move(target), std::move(moves), {}});
     for (Rank to = 0; to < ranks(); ++to) {
       for (const Transfer& receive : work_->moves.ranks[static_cast<std::size_t>(to)].receives) {
@@ -316,6 +343,7 @@ void ExpertMover::switch_layer(OnSwitch on_switch) {
       held_.spare.push_back(block);
   held_.blocks[layer] = std::move(after);
   held_.placements[layer] = std::move(work_->target);
+  if (options_.shares) shares_[layer] = planned_.shares[layer];
   ++switches_;
   if (options_.canary) check_blocks(work_->layer);
   on_switch(work_->layer, held_.placements[layer], held_.blocks[layer]);

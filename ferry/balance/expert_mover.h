@@ -7,7 +7,7 @@
 // switch together on all ranks, before the same step, and the blocks that are no longer used
 // become the spare ones. A move within a rank hands over the block and copies nothing. A newer
 // plan takes the place of an older one between two layers; what had arrived of an unfinished layer
-// is dropped.
+// is dropped. Where replicas are chosen by shares, a plan has them, and they switch with the maps.
 #pragma once
 
 #include <chrono>
@@ -33,9 +33,16 @@ struct MoveOrders {
   bool operator==(const MoveOrders&) const = default;
 };
 
+/// What a plan says of each layer.
+struct PlacementPlan {
+  std::vector<std::vector<ExpertId>> maps;   ///< [layer][P]
+  std::vector<std::vector<float>> shares{};  ///< [layer][P] with MoverOptions::shares, else none
+};
+
 struct MoverOptions {
   std::size_t block_bytes = 0;     ///< weights of one expert, scales and all
   std::size_t max_step_bytes = 0;  ///< no orders have more
+  bool shares = false;             ///< plans say which part of an expert each slot takes
   /// Compares every block that comes into use with what its expert's was in the beginning.
   bool canary = false;
   std::chrono::nanoseconds timeout = std::chrono::seconds(30);
@@ -62,10 +69,10 @@ class ExpertMover {
 
   ExpertMover(const MoverOptions& options, Holding holding, Transport& transport);
 
-  /// Rank 0 only, between two steps: `maps` [layer][P] as the next plan, layers in `order`.
-  /// Throws ConfigError, and changes nothing, unless the maps hold every expert and have the shape
-  /// of the placement in force.
-  void announce(const std::vector<std::vector<ExpertId>>& maps, std::span<const int> order);
+  /// Rank 0 only, between two steps: `plan` is the next one, its layers worked on in `order`.
+  /// Throws ConfigError, and changes nothing, unless it holds every expert and has the shape of the
+  /// placement in force.
+  void announce(const PlacementPlan& plan, std::span<const int> order);
 
   /// Rank 0 only: the orders of the next step.
   MoveOrders orders(std::size_t bytes) const;
@@ -120,6 +127,7 @@ class ExpertMover {
   Rank ranks() const { return transport_.size(); }
 
   std::size_t plan_words() const;
+  Placement planned_layer(const PlacementPlan& plan, std::size_t layer) const;
   std::size_t in_offset(std::uint64_t step) const;
   std::size_t out_offset(std::uint64_t step) const;
   std::uint64_t puts_for(std::size_t bytes) const;
@@ -134,6 +142,7 @@ class ExpertMover {
   void switch_layer(OnSwitch on_switch);
   void adopt(std::uint64_t plan);
   void drop_work();
+  bool in_force(std::size_t layer) const;
   bool start_layer();
   void send(std::size_t budget);
   void send_chunk(const Transit& transit, std::size_t bytes, std::size_t in_at, std::size_t out_at);
@@ -154,11 +163,12 @@ class ExpertMover {
   std::uint64_t step_ = 0;
   std::uint64_t plans_announced_ = 0;
   std::uint64_t plan_ = 0;
-  std::vector<std::vector<ExpertId>> maps_;  // [layer] of the plan in work
-  std::vector<int> order_;                   // its layers
-  std::size_t next_layer_ = 0;               // in order_: the one being worked on
+  PlacementPlan planned_;       // the plan in work
+  std::vector<int> order_;      // its layers
+  std::size_t next_layer_ = 0;  // in order_: the one being worked on
   std::optional<Work> work_;
   std::uint64_t switches_ = 0;
+  std::vector<std::vector<float>> shares_;  // [layer][P] in force
   std::vector<Arrival> arrivals_;
   std::vector<std::uint64_t> puts_expected_;        // [R] so far, from each rank
   std::vector<std::vector<std::uint64_t>> hashes_;  // [layer][expert], with the canary

@@ -1,6 +1,7 @@
 #include "ferry/balance/expert_placement.h"
 
 #include <algorithm>
+#include <bit>
 #include <tuple>
 
 #include "ferry/core/error.h"
@@ -133,6 +134,24 @@ ExpertPlacement::ExpertPlacement(const std::vector<std::vector<ExpertId>>& map,
     for (const ExpertId e : map[l]) hash.add(e);
   }
   hash_ = hash.value();
+}
+
+ExpertPlacement ExpertPlacement::choosing(const std::vector<std::vector<float>>& shares) const {
+  if (std::ssize(shares) != layers())
+    fail<ConfigError>("shares of {} layers for a placement of {}", shares.size(), layers());
+  ExpertPlacement result = *this;
+  Hash hash;
+  hash.add(std::bit_cast<std::int64_t>(hash_));
+  for (std::size_t l = 0; l < shares.size(); ++l) {
+    try {
+      result.layers_[l] = layers_[l].choosing({.shares = shares[l]});
+    } catch (const ConfigError& e) {
+      fail<ConfigError>("layer {}: {}", l, e.what());
+    }
+    for (const float share : shares[l]) hash.add(std::bit_cast<std::int32_t>(share));
+  }
+  result.hash_ = hash.value();
+  return result;
 }
 
 std::vector<SlotId> ExpertPlacement::logical_to_rank_dispatch_physical(int l, int nodes) const {

@@ -50,6 +50,10 @@ class ExpertPlacement {
                   int experts,
                   int ranks);
 
+  /// The same maps, replicas taking parts as shares [layer][P] say (ReplicaChoice). Throws
+  /// ConfigError for another number of layers and as Placement::choosing does.
+  ExpertPlacement choosing(const std::vector<std::vector<float>>& shares) const;
+
   int layers() const { return static_cast<int>(layers_.size()); }
 
   int experts() const { return layers_.front().experts(); }
@@ -80,7 +84,7 @@ class ExpertPlacement {
   /// its fair share of ranks yet, else the one with the fewest ranks so far. The same on all ranks.
   std::vector<SlotId> logical_to_rank_dispatch_physical(int l, int nodes = 1) const;
 
-  /// Over shapes and maps; ranks that agree on the placement have the same.
+  /// Over shapes, maps and given shares; ranks that agree on the placement have the same.
   std::uint64_t hash() const { return hash_; }
 
   friend bool operator==(const ExpertPlacement& a, const ExpertPlacement& b);

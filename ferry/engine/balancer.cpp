@@ -38,6 +38,8 @@ Balancer::Balancer(const BalanceOptions& options,
                    Transport& transport,
                    std::chrono::nanoseconds timeout)
     : options_(options), decoder_(decoder), transport_(transport), timeout_(timeout) {
+  options_.rebalance.weighted = decoder.replica_rule() == ReplicaRule::weighted;
+  options_.rebalance.nodes = equal_hosts(transport);
   const ModelConfig& config = decoder.config();
   for (int layer = 0; layer < config.layers; ++layer)
     if (config.sparse(layer)) sparse_layers_.push_back(layer);
@@ -62,7 +64,7 @@ Balancer::Balancer(const BalanceOptions& options,
                                           .experts = config.moe.experts,
                                           .ranks = transport.size(),
                                           .window = options.window});
-  if (mover_) rebalancer_.emplace(options.rebalance, *recorder_, *mover_);
+  if (mover_) rebalancer_.emplace(options_.rebalance, *recorder_, *mover_);
 }
 
 void Balancer::make_mover() {
@@ -81,6 +83,7 @@ void Balancer::make_mover() {
   const GatedFfnWeights& any = decoder_.experts().layers[first].slots.front();
   mover_.emplace(MoverOptions{.block_bytes = expert_block_bytes(any),
                               .max_step_bytes = largest_budget(options_.rebalance),
+                              .shares = options_.rebalance.weighted,
                               .canary = options_.rebalance.canary,
                               .timeout = timeout_},
                  std::move(holding),

@@ -30,6 +30,21 @@ ExpertPlacement placement_of(const std::vector<Placement>& layers) {
   return {maps, layers.front().experts(), layers.front().ranks()};
 }
 
+std::vector<std::vector<ExpertId>> maps_of(const ExpertPlacement& placement) {
+  std::vector<std::vector<ExpertId>> maps;
+  for (int l = 0; l < placement.layers(); ++l) {
+    const auto map = placement.physical_to_logical(l);
+    maps.emplace_back(map.begin(), map.end());
+  }
+  return maps;
+}
+
+std::vector<int> all_layers(int layers) {
+  std::vector<int> order(static_cast<std::size_t>(layers));
+  std::iota(order.begin(), order.end(), 0);
+  return order;
+}
+
 int redundant_of(const Placement& placement) {
   const auto map = placement.expert_of_slots();
   const auto filled = std::count_if(map.begin(), map.end(), [](ExpertId e) { return e >= 0; });
@@ -78,12 +93,12 @@ std::size_t Rebalancer::budget() const {
 MoveOrders Rebalancer::orders() {
   // What an interrupted layer had received is dropped, so a plan gets at least a layer done before
   // the next one takes over: moves slower than plans must not stand still.
-  const std::uint64_t adopted = stats_.plans_adopted;
+  const std::uint64_t announced = stats_.plans_adopted + stats_.shares_renewed;
   const bool may_interrupt = !mover_.moving() || mover_.switches() > switches_at_plan_;
   if (may_interrupt && planning_.valid() &&
       planning_.wait_for(std::chrono::seconds(0)) == std::future_status::ready)
     take_plan();
-  step_moves_ = mover_.moving() || stats_.plans_adopted > adopted;
+  step_moves_ = mover_.moving() || stats_.plans_adopted + stats_.shares_renewed > announced;
   return mover_.orders(budget());
 }
 
@@ -122,39 +137,48 @@ void Rebalancer::start_planning() {
     window = recorder_.sampled_steps(kSampledSteps);
   else
     window.push_back(recorder_.window_load());
-  planning_ =
-      std::async(std::launch::async,
-                 [window = std::move(window),
-                  current = placement_of(mover_.placements()),
-                  topology = Topology{.ranks = now.ranks(), .nodes = options_.nodes},
-                  plan = PlanOptions{.policy = options_.policy, .redundant = redundant_of(now)}] {
-                   // Of this thread alone, on Linux; failing costs only politeness.
-                   setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), kPlannerNiceness);
-                   return plan_placement(window, current, topology, plan);
-                 });
+  planning_ = std::async(std::launch::async,
+                         [window = std::move(window),
+                          current = placement_of(mover_.placements()),
+                          topology = Topology{.ranks = now.ranks(), .nodes = options_.nodes},
+                          plan = PlanOptions{.policy = options_.policy,
+                                             .redundant = redundant_of(now),
+                                             .weighted = options_.weighted}] {
+                           // Of this thread alone, on Linux; failing costs only politeness.
+                           setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), kPlannerNiceness);
+                           Proposal proposal{plan_placement(window, current, topology, plan), {}};
+                           if (plan.weighted)
+                             proposal.shares_now = level_shares(total_load(window), current);
+                           return proposal;
+                         });
+  planned_from_ = mover_.switches();
+}
+
+/// Where the placement is still the one that the plan began with.
+void Rebalancer::renew_shares(Proposal& proposal) {
+  if (!options_.weighted || mover_.moving() || mover_.switches() != planned_from_) return;
+  const ExpertPlacement now = placement_of(mover_.placements());
+  mover_.announce({maps_of(now), std::move(proposal.shares_now)}, all_layers(now.layers()));
+  switches_at_plan_ = mover_.switches();
+  ++stats_.shares_renewed;
 }
 
 void Rebalancer::take_plan() {
   ++stats_.plans;
   try {
-    const Plan plan = planning_.get();
+    Proposal proposal = planning_.get();
+    Plan& plan = proposal.plan;
     const Balance& balance = plan.balance;
     if (balance.before > options_.enough || balance.after - balance.before < options_.least_gain)
-      return;
-    std::vector<std::vector<ExpertId>> maps;
-    for (int l = 0; l < plan.placement.layers(); ++l) {
-      const auto map = plan.placement.physical_to_logical(l);
-      maps.emplace_back(map.begin(), map.end());
-    }
+      return renew_shares(proposal);
     // Those that gain most go first.
-    std::vector<int> order(maps.size());
-    std::iota(order.begin(), order.end(), 0);
+    std::vector<int> order = all_layers(plan.placement.layers());
     const auto gain = [&](int l) {
       const Balance& b = plan.layers[static_cast<std::size_t>(l)];
       return b.after - b.before;
     };
     std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return gain(a) > gain(b); });
-    mover_.announce(maps, order);
+    mover_.announce({maps_of(plan.placement), std::move(plan.shares)}, order);
     switches_at_plan_ = mover_.switches();
     ++stats_.plans_adopted;
     stats_.predicted = balance.after;

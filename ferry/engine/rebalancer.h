@@ -24,6 +24,10 @@ struct RebalanceOptions {
   /// balancedness since then is below this. 0: never.
   double early_below = 0;
   Policy policy = Policy::greedy;
+  /// Plans are made for replicas that are chosen by shares, and say them. Where nothing is to be
+  /// moved, the shares follow the load all the same. The Balancer takes this from the decoder, and
+  /// the nodes from the transport.
+  bool weighted = false;
   int nodes = 1;
   /// A plan is not carried out where the window's balancedness is above this..
   double enough = 1.0;
@@ -36,8 +40,9 @@ struct RebalanceOptions {
 };
 
 struct RebalanceStats {
-  std::uint64_t plans = 0;          ///< made
-  std::uint64_t plans_adopted = 0;  ///< the others were not worth it, or failed
+  std::uint64_t plans = 0;           ///< made
+  std::uint64_t plans_adopted = 0;   ///< the others were not worth it, or failed
+  std::uint64_t shares_renewed = 0;  ///< plans that changed nothing but shares
   std::uint64_t plans_failed = 0;
   std::string last_failure;
   std::uint64_t layers_switched = 0;
@@ -75,15 +80,22 @@ class Rebalancer {
     double quantile(double q) const;
   };
 
+  struct Proposal {
+    Plan plan;
+    std::vector<std::vector<float>> shares_now;  // weighted: for the placement as it is
+  };
+
   std::size_t budget() const;
   bool time_to_plan();
   void start_planning();
   void take_plan();
+  void renew_shares(Proposal& proposal);
 
   RebalanceOptions options_;
   LoadRecorder& recorder_;
   ExpertMover& mover_;
-  std::future<Plan> planning_;
+  std::future<Proposal> planning_;
+  std::uint64_t planned_from_ = 0;  // switches of the placement that it plans from
   int steps_since_plan_ = 0;
   std::uint64_t switches_at_plan_ = 0;  // when the plan in work was announced
   bool step_moves_ = false;

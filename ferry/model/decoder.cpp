@@ -132,6 +132,8 @@ class Decoder::Impl {
 
   int tp() const { return options_.tp; }
 
+  ReplicaRule replica_rule() const { return options_.replica_rule; }
+
   DType activation_type() const { return type_; }
 
   ExchangeStats exchange_stats() const { return moe_ ? moe_->exchange_stats() : ExchangeStats{}; }
@@ -145,7 +147,7 @@ class Decoder::Impl {
   void add_block_out(const ColumnRange& columns);
   std::span<const float> logits();
 
-  ReplicaChoice replica_choice() const { return {.source = rank_, .members = options_.tp}; }
+  Placement with_choice(const Placement& placement) const;
 
   /// normed_ = norm of the rows of the residual stream; row i is row `source[i]`, or i without one.
   void norm(std::span<const std::int64_t> source, const std::vector<float>& weight, std::int64_t n);
@@ -158,6 +160,7 @@ class Decoder::Impl {
   ExpertWeights experts_;
   const DType type_;
   const Rank rank_;
+  const int hosts_;
   ThreadPool& pool_;
   TensorGroup group_;
 
@@ -190,6 +193,7 @@ Decoder::Impl::Impl(const ModelConfig& config,
       experts_(std::move(experts)),
       type_(dense_->dtype),
       rank_(transport.rank()),
+      hosts_(equal_hosts(transport)),
       pool_(pool),
       group_(group_options(config, options), transport, pool),
       gemm_scratch_(pool.size(), type_, widest_input(config)),
@@ -218,6 +222,17 @@ Decoder::Impl::Impl(const ModelConfig& config,
   make_moe_layers(transport);
 }
 
+/// This rank's choice of replicas, with the placement's shares where they count.
+Placement Decoder::Impl::with_choice(const Placement& placement) const {
+  std::vector<float> shares;
+  if (options_.replica_rule == ReplicaRule::weighted) shares = placement.shares();
+  return placement.choosing({.shares = shares,
+                             .source = rank_,
+                             .nearest = options_.replica_rule == ReplicaRule::nearest,
+                             .nodes = hosts_,
+                             .members = options_.tp});
+}
+
 void Decoder::Impl::make_moe_layers(Transport& transport) {
   moe_layers_.resize(static_cast<std::size_t>(config_.layers));
   for (int i = 0; i < config_.layers; ++i) {
@@ -228,7 +243,7 @@ void Decoder::Impl::make_moe_layers(Transport& transport) {
                 "experts placed on {} ranks, {} take part",
                 local.placement.ranks(),
                 transport.size());
-    local.placement = local.placement.choosing(replica_choice());
+    local.placement = with_choice(local.placement);
     if (!moe_) {
       const int slots_per_rank = local.placement.slots_per_rank();
       moe_.emplace(moe_options(config_, options_, type_, slots_per_rank, group_), transport, pool_);
@@ -298,7 +313,7 @@ void Decoder::Impl::place_layer(int layer,
               blocks.size(),
               experts.slots.size());
   // The layer borrows both, so it sees them from its next run on.
-  experts.placement = placement.choosing(replica_choice());
+  experts.placement = with_choice(placement);
   for (std::size_t i = 0; i < blocks.size(); ++i)
     experts.slots[i] = at_block(experts.slots[i], blocks[i]);
 }
@@ -428,6 +443,8 @@ void Decoder::place_layer(int layer,
 const ModelConfig& Decoder::config() const { return impl_->config(); }
 
 int Decoder::tp() const { return impl_->tp(); }
+
+ReplicaRule Decoder::replica_rule() const { return impl_->replica_rule(); }
 
 DType Decoder::activation_type() const { return impl_->activation_type(); }
 

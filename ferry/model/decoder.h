@@ -37,6 +37,9 @@ struct DecoderOptions {
   DeepepMode deepep_mode = DeepepMode::low_latency;  ///< matters to backend deepep alone
   std::optional<DispatchFormat> layout;              ///< default: the backend's
   bool two_batch_overlap = false;  ///< half of a step's tokens travel while the others compute
+  /// How tokens choose among replicas; `weighted` by the shares of the placements that the decoder
+  /// gets. No bit of a result depends on it.
+  ReplicaRule replica_rule = ReplicaRule::hash;
   std::optional<WireType> dispatch_wire;  ///< default: the model's activation type
   std::optional<WireType> combine_wire;
   std::chrono::nanoseconds timeout = std::chrono::seconds(30);
@@ -74,6 +77,8 @@ class Decoder {
 
   /// Memory for `count` more experts' blocks, kept as long as the decoder.
   std::vector<std::byte*> spare_blocks(std::size_t count);
+
+  ReplicaRule replica_rule() const;
 
   /// From the next step on, a sparse layer's experts lie as `placement` says, those of this rank in
   /// `blocks` [slots_per_rank], which the decoder has or has given out. All ranks alike.

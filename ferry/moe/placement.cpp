@@ -1,6 +1,7 @@
 #include "ferry/moe/placement.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "ferry/core/error.h"
@@ -10,6 +11,8 @@ namespace ferry {
 namespace {
 
 constexpr double kHashes = 4294967296.0;
+
+constexpr std::array kRules{ReplicaRule::hash, ReplicaRule::nearest, ReplicaRule::weighted};
 
 std::uint32_t mix(std::uint32_t token, std::uint32_t k, std::uint32_t salt) {
   std::uint32_t h = token * 0x9E3779B1U + k * 0x85EBCA77U + salt * 0xC2B2AE3DU + 0x165667B1U;
@@ -59,6 +62,24 @@ std::vector<double> nearest_parts(std::vector<double> parts,
 }
 
 }  // namespace
+
+ReplicaRule parse_replica_rule(std::string_view name) {
+  for (const ReplicaRule rule : kRules)
+    if (replica_rule_name(rule) == name) return rule;
+  fail<ConfigError>("unknown replica choice \"{}\": use one of {}", name, kReplicaRuleNames);
+}
+
+std::string_view replica_rule_name(ReplicaRule rule) {
+  switch (rule) {
+    case ReplicaRule::hash:
+      return "hash";
+    case ReplicaRule::nearest:
+      return "nearest";
+    case ReplicaRule::weighted:
+      return "weighted";
+  }
+  return "";
+}
 
 Placement Placement::identity(int experts, int ranks, int redundant) {
   FERRY_CHECK(experts >= 1 && ranks >= 1 && redundant >= 0,
@@ -142,6 +163,16 @@ double Placement::part(ExpertId expert, std::size_t replica) const {
   const std::size_t last = first_replica_[static_cast<std::size_t>(expert) + 1] - 1;
   const double from = replica == 0 ? 0 : until_[first + replica - 1];
   return ((first + replica == last ? kHashes : until_[first + replica]) - from) / kHashes;
+}
+
+std::vector<float> Placement::shares() const {
+  std::vector<float> shares(expert_of_slot_.size(), 0.0F);
+  for (ExpertId e = 0; e < experts_; ++e) {
+    const std::span<const SlotId> slots = replicas(e);
+    for (std::size_t i = 0; i < slots.size(); ++i)
+      shares[static_cast<std::size_t>(slots[i])] = static_cast<float>(part(e, i));
+  }
+  return shares;
 }
 
 void Placement::place(std::span<const ExpertId> experts,

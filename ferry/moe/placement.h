@@ -4,11 +4,21 @@
 
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "ferry/core/types.h"
 
 namespace ferry {
+
+/// How a run's ranks choose among replicas, as options name it: by hash, each its nearest, or by
+/// the shares that plans say.
+enum class ReplicaRule : std::uint8_t { hash, nearest, weighted };
+
+/// Throws ConfigError that lists the names for an unknown one.
+ReplicaRule parse_replica_rule(std::string_view name);
+std::string_view replica_rule_name(ReplicaRule rule);
+inline constexpr std::string_view kReplicaRuleNames = "hash, nearest, weighted";
 
 /// How a rank chooses among the replicas of an expert. Each (token, k) has a hash, and each replica
 /// an interval of hashes as wide as its part of the tokens, so a stream spreads as it should also
@@ -71,6 +81,10 @@ class Placement {
 
   /// The part of the tokens of `expert` that place() gives to replicas(expert)[replica].
   double part(ExpertId expert, std::size_t replica) const;
+
+  /// [P] The part of its expert's tokens that place() gives to each slot: what another choice of
+  /// the same maps is made from.
+  std::vector<float> shares() const;
 
   /// Whether every rank's place() gives the same slots for the same experts.
   bool same_on_all_ranks() const { return salt_ == 0; }

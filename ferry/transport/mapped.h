@@ -69,7 +69,7 @@ class MappedTransport : public Transport {
   std::string_view name() const override { return name_; }
 
   Capabilities capabilities() const override {
-    return {.load_store = true, .survives_peer_death = true};
+    return {.load_store = true, .survives_peer_death = true, .one_process = !shared_};
   }
 
   std::unique_ptr<Region> allocate_region(std::size_t bytes, int num_signals) override;

@@ -32,6 +32,7 @@ inline Deadline deadline_in(std::chrono::nanoseconds timeout) {
 struct Capabilities {
   bool load_store = false;           ///< peer_window() gives pointers to every peer's memory
   bool survives_peer_death = false;  ///< the others can mask() a rank that died and go on
+  bool one_process = false;          ///< ranks are threads: regions are memory like any other
   std::size_t max_put_bytes = SIZE_MAX;
 };
 
@@ -145,5 +146,8 @@ class Transport {
   /// they were written with non-temporal stores).
   virtual std::span<std::byte> peer_window(Region& region, Rank peer) = 0;
 };
+
+/// Hosts that the ranks are on, where each has an equal run of consecutive ranks; else 1.
+int equal_hosts(const Transport& transport);
 
 }  // namespace ferry

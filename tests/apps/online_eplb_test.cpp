@@ -85,6 +85,29 @@ TEST_F(OnlineEplb, EveryPolicyAndExactBackendKeepsTheBits) {
   }
 }
 
+TEST_F(OnlineEplb, EveryReplicaChoiceKeepsTheBits) {
+  const json still = run({"--ep", "1"})["results"];
+  for (const char* choice : {"hash", "nearest", "weighted"}) {
+    for (const char* transport : {"inproc", "shm"}) {
+      const json report = run(Arguments{"--ep", "3", "--ep-num-redundant-experts", "5"} +
+                              Arguments{"--transport", transport} +
+                              Arguments{"--eplb-replica-choice", choice} + kRestless);
+      EXPECT_EQ(report["results"], still) << choice;
+      EXPECT_GT(report["eplb"]["layers_switched"], 0) << choice;
+    }
+  }
+}
+
+TEST_F(OnlineEplb, SharesFollowTheLoadWhereNothingMoves) {
+  const json eplb = run(Arguments{"--ep", "2", "--ep-num-redundant-experts", "4"} +
+                        Arguments{"--eplb-replica-choice", "weighted"} + kRestless +
+                        Arguments{"--eplb-min-rebalancing-utilization-threshold", "0"})["eplb"];
+  EXPECT_EQ(eplb["plans_adopted"], 0);
+  EXPECT_GT(eplb["shares_renewed"], 1);
+  EXPECT_GT(eplb["layers_switched"], 0);
+  EXPECT_EQ(eplb["bytes_moved_by_rank_0"], 0);
+}
+
 TEST_F(OnlineEplb, StartsWithAGivenPlacementOrPlansFromALoad) {
   const json still = run({"--ep", "2"})["results"];
   json maps = json::array();
@@ -148,6 +171,7 @@ TEST_F(OnlineEplb, RefusesWhatCannotBe) {
     return Arguments{"--init-expert-location", write(text)};
   };
   refused({"--enable-eplb", "--eplb-algorithm", "best"}, 2, "unknown policy \"best\"");
+  refused({"--eplb-replica-choice", "far"}, 2, "unknown replica choice \"far\"");
   refused({"--eplb-rebalance-num-iterations", "0"}, 2, "--eplb-rebalance-num-iterations");
   refused({"--eplb-min-gain", "2"}, 2, "--eplb-min-gain");
   refused({"--eplb-early-below", "-1"}, 2, "--eplb-early-below");
@@ -172,6 +196,12 @@ TEST_F(OnlineEplb, RefusesWhatCannotBe) {
               Arguments{"--ep-num-redundant-experts", "2"},
           1,
           "--ep-num-redundant-experts 2");
+  for (const json& shares : {json(7), json::array({json::array({1, 2})})}) {
+    refused(file(json{{"physical_to_logical_map", small}, {"shares", shares}}.dump()) +
+                Arguments{"--eplb-replica-choice", "weighted"},
+            1,
+            "shares");
+  }
 }
 
 }  // namespace

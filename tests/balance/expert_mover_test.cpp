@@ -146,7 +146,7 @@ TEST_P(MoverOver, EveryByteIsWhereTheMapSaysAlsoWhenPlansInterrupt) {
       std::uint64_t plans = 0;
       for (int i = 0; i < transitions; ++i) {
         maps = random_maps(shape, random);
-        if (transport.rank() == 0) holder.mover->announce(maps, all_layers(shape));
+        if (transport.rank() == 0) holder.mover->announce({maps}, all_layers(shape));
         ++plans;
         const std::size_t budget = 64U << random() % 7;
         // One in three is interrupted by the next at some point.
@@ -171,7 +171,7 @@ TEST_P(MoverOver, NoStepMovesMoreThanItsBudget) {
     std::mt19937 random(11);
     Holder holder(shape, random_maps(shape, random), {.max_step_bytes = 4096}, transport);
     if (transport.rank() == 0)
-      holder.mover->announce(random_maps(shape, random), all_layers(shape));
+      holder.mover->announce({random_maps(shape, random)}, all_layers(shape));
     int steps = 0;
     do {
       const std::uint64_t sent = holder.mover->bytes_sent();
@@ -194,7 +194,7 @@ TEST(ExpertMover, MovesWithinARankCopyNothing) {
   on_ranks({.ranks = 2}, [&](Transport& transport) {
     Holder holder(shape, {{0, 1, -1, 2, 3, 0}}, {.max_step_bytes = 4096}, transport);
     const ExpertMover::Blocks before = holder.mover->blocks()[0];
-    if (transport.rank() == 0) holder.mover->announce({{1, 0, 1, -1, 2, 3}}, std::vector{0});
+    if (transport.rank() == 0) holder.mover->announce({{{1, 0, 1, -1, 2, 3}}}, std::vector{0});
     for (int i = 0; i < 3; ++i) step(holder, 1, 4096, transport);
     EXPECT_FALSE(holder.mover->moving());
     EXPECT_EQ(holder.mover->bytes_sent() + holder.mover->bytes_received(), 0U);
@@ -207,6 +207,47 @@ TEST(ExpertMover, MovesWithinARankCopyNothing) {
   });
 }
 
+/// What replicas(e)[i] of each expert takes, all experts in a row.
+std::vector<double> parts(const Placement& placement) {
+  std::vector<double> all;
+  for (ExpertId e = 0; e < placement.experts(); ++e)
+    for (std::size_t i = 0; i < placement.replicas(e).size(); ++i)
+      all.push_back(placement.part(e, i));
+  return all;
+}
+
+TEST(ExpertMover, SharesSwitchWithTheMapsAndAlone) {
+  const Shape shape{2, 3, 2, 2};
+  const Maps before{{0, 1, 2, 0}, {0, 1, 2, 0}};
+  const Maps after{{0, 1, 2, 1}, {0, 1, 2, 0}};
+  const std::vector<float> quarter{1, 1, 1, 3};
+  on_ranks({.ranks = 2}, [&](Transport& transport) {
+    Holder holder(shape, before, {.max_step_bytes = 4096, .shares = true}, transport);
+    EXPECT_EQ(parts(holder.mover->placements()[0]), (std::vector<double>{0.5, 0.5, 1, 1}));
+    if (transport.rank() == 0)
+      holder.mover->announce({after, {quarter, quarter}}, std::vector{0, 1});
+    step(holder, 1, 4096, transport);
+    EXPECT_EQ(parts(holder.mover->placements()[0]), (std::vector<double>{0.5, 0.5, 1, 1}));
+    step(holder, 1, 4096, transport);
+    EXPECT_EQ(parts(holder.mover->placements()[0]), (std::vector<double>{1, 0.25, 0.75, 1}));
+    EXPECT_EQ(parts(holder.mover->placements()[1]), (std::vector<double>{0.5, 0.5, 1, 1}));
+    const std::uint64_t moved = holder.mover->bytes_sent() + holder.mover->bytes_received();
+    step(holder, 1, 4096, transport);
+    EXPECT_EQ(parts(holder.mover->placements()[1]), (std::vector<double>{0.25, 0.75, 1, 1}));
+    EXPECT_EQ(holder.mover->bytes_sent() + holder.mover->bytes_received(), moved)
+        << "the layer's map was right already";
+    EXPECT_EQ(holder.mover->switches(), 2U);
+    step(holder, 1, 4096, transport);
+    EXPECT_FALSE(holder.mover->moving());
+    holder.expect_every_byte();
+    if (transport.rank() == 0) {
+      EXPECT_THROW(holder.mover->announce({after, {quarter, {1, 1}}}, std::vector{0}), ConfigError);
+      EXPECT_THROW(holder.mover->announce({after, {quarter, {1, 1, -1, 1}}}, std::vector{0}),
+                   ConfigError);
+    }
+  });
+}
+
 TEST(ExpertMover, RefusesABadPlanAndStaysAsItIs) {
   const Shape shape{1, 4, 2, 3};
   on_ranks({.ranks = 2}, [&](Transport& transport) {
@@ -215,10 +256,10 @@ TEST(ExpertMover, RefusesABadPlanAndStaysAsItIs) {
     if (transport.rank() == 0) {
       const std::vector<int> order{0};
       ExpertMover& mover = *holder.mover;
-      EXPECT_THROW(mover.announce({{0, 1, 1, -1, 3, 0}}, order), ConfigError);  // lost 2
-      EXPECT_THROW(mover.announce({{0, 1, 2, 3, 9, 0}}, order), ConfigError);   // no such expert
-      EXPECT_THROW(mover.announce({{0, 1, 2, 3}}, order), ConfigError);         // fewer slots
-      EXPECT_THROW(mover.announce({map, map}, order), ConfigError);             // more layers
+      EXPECT_THROW(mover.announce({{{0, 1, 1, -1, 3, 0}}}, order), ConfigError);  // lost 2
+      EXPECT_THROW(mover.announce({{{0, 1, 2, 3, 9, 0}}}, order), ConfigError);   // no such expert
+      EXPECT_THROW(mover.announce({{{0, 1, 2, 3}}}, order), ConfigError);         // fewer slots
+      EXPECT_THROW(mover.announce({{map, map}}, order), ConfigError);             // more layers
     }
     step(holder, 0, 4096, transport);
     EXPECT_FALSE(holder.mover->moving());
@@ -232,7 +273,7 @@ TEST(ExpertMover, CanaryFindsAWrongByte) {
   on_ranks({.ranks = 2}, [&](Transport& transport) {
     Holder holder(shape, {{0, 1}}, {.max_step_bytes = 4096, .canary = true}, transport);
     if (transport.rank() == 0) {
-      holder.mover->announce({{1, 0}}, std::vector{0});
+      holder.mover->announce({{{1, 0}}}, std::vector{0});
       holder.mover->blocks()[0][0][500] ^= std::byte{1};
     }
     step(holder, 1, 4096, transport);

@@ -104,6 +104,17 @@ TEST(ExpertPlacement, UnevenSlotsAreAllowedRefusedOrAvoided) {
   EXPECT_THROW(settle_redundant(7, 1, 1, UnevenSlots::allow_empty), ConfigError);
 }
 
+TEST(ExpertPlacement, SharesArePartOfWhatRanksCompare) {
+  const ExpertPlacement plain = ExpertPlacement::identity(2, 3, 2, 1);
+  const std::vector<std::vector<float>> shares(2, {1, 1, 1, 3});
+  const ExpertPlacement weighted = plain.choosing(shares);
+  EXPECT_EQ(weighted.layer(1).part(0, 1), 0.75);
+  EXPECT_EQ(weighted.hash(), plain.choosing(shares).hash());
+  EXPECT_NE(weighted.hash(), plain.hash());
+  EXPECT_THROW(plain.choosing({{1, 1, 1, 3}}), ConfigError);
+  EXPECT_THROW(plain.choosing({{1, 1, 1, 3}, {1, 1}}), ConfigError);
+}
+
 TEST(ExpertPlacement, TopologyMustDivide) {
   EXPECT_NO_THROW(check_topology({8, 2, 4}, 12));
   EXPECT_THROW(check_topology({8, 3, 1}, 12), ConfigError);

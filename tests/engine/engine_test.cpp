@@ -27,7 +27,9 @@ struct EngineRun {
   int max_sequences = 4;
   int max_context = 0;
   DType weights = DType::f32;
+  MoeA2ABackend backend = MoeA2ABackend::pplx;
   int redundant = 0;
+  ReplicaRule replica_rule = ReplicaRule::hash;
   BalanceOptions balance = {};
   int* switches = nullptr;  ///< if given: layers that rebalancing switched
 };
@@ -60,7 +62,12 @@ std::vector<Outcome> generate(const std::string& model,
             dense,
             load_expert_weights(
                 checkpoint, {weight_type(run.weights)}, placement, transport.rank(), pool, {}),
-            {.tp = run.tp, .max_tokens = run.max_tokens, .dispatch_wire = {}, .combine_wire = {}},
+            {.tp = run.tp,
+             .max_tokens = run.max_tokens,
+             .backend = run.backend,
+             .replica_rule = run.replica_rule,
+             .dispatch_wire = {},
+             .combine_wire = {}},
             transport,
             pool);
         Engine engine({.max_sequences_per_rank = run.max_sequences,
@@ -216,6 +223,41 @@ TEST_P(GoldenModel, RebalancingChangesNoBit) {
   }
   EXPECT_GT(switches, 12) << "about one a run is the least";
 }
+
+class ReplicaRules : public testing::TestWithParam<ReplicaRule> {};
+
+/// While placements with replicas come and go, for several numbers of ranks, groups and backends.
+TEST_P(ReplicaRules, ChangeNoBit) {
+  for (const std::string model : {"qwen3_bf16", "deepseek_v3"}) {
+    const std::vector<Request> requests = many_requests(model);
+    const auto still = generate(model, requests, {.weights = DType::bf16});
+    for (const auto& [ranks, tp, policy, backend] :
+         {std::tuple{2, 1, Policy::incremental, MoeA2ABackend::pplx},
+          {3, 1, Policy::greedy, MoeA2ABackend::alltoallv},
+          {4, 1, Policy::risk, MoeA2ABackend::deepep},
+          {4, 2, Policy::greedy, MoeA2ABackend::pplx}}) {
+      int switched = 0;
+      const EngineRun run{.transport = ranks == 3 ? "shm" : "inproc",
+                          .ranks = ranks,
+                          .tp = tp,
+                          .weights = DType::bf16,
+                          .backend = backend,
+                          .redundant = 2 * ranks,
+                          .replica_rule = GetParam(),
+                          .balance = restless(policy, 1 << 16),
+                          .switches = &switched};
+      EXPECT_EQ(generate(model, requests, run), still)
+          << model << ", ranks " << ranks << ", tp " << tp;
+      EXPECT_GT(switched, 0) << model << ", ranks " << ranks << ", tp " << tp;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Rules,
+    ReplicaRules,
+    testing::Values(ReplicaRule::hash, ReplicaRule::nearest, ReplicaRule::weighted),
+    [](const auto& rule) { return std::string(replica_rule_name(rule.param)); });
 
 INSTANTIATE_TEST_SUITE_P(Models,
                          GoldenModel,

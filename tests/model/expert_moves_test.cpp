@@ -111,7 +111,7 @@ TEST_P(ExpertMoves, RandomTransitionsKeepEveryByteOfRealWeights) {
     std::iota(order.begin(), order.end(), 0);
     for (int i = 1; i <= transitions; ++i) {
       const Maps maps = random_maps(config.layers, config.moe.experts, start.slots(), random);
-      if (transport.rank() == 0) mover.announce(maps, order);
+      if (transport.rank() == 0) mover.announce({maps}, order);
       const std::size_t budget = block / 8 + random() % (3 * block);
       const bool interrupted = random() % 4 == 0;
       for (int step = 0; step == 0 || (mover.moving() && !(interrupted && step > 2)); ++step) {

@@ -180,6 +180,29 @@ TEST(Placement, PlacingAllocatesNothing) {
   EXPECT_EQ(allocations.so_far(), 0);
 }
 
+TEST(Placement, AnotherChoiceIsMadeFromItsShares) {
+  const Placement p = Placement::identity(4, 3, 5);
+  const std::vector<float> given{1, 2, 3, 4, 5, 6, 0, 1, 9};
+  const Placement weighted = p.choosing({.shares = given});
+  const std::vector<float> shares = weighted.shares();
+  const Placement again = p.choosing({.shares = shares, .source = 1});
+  for (ExpertId e = 0; e < 4; ++e) {
+    float sum = 0;
+    for (std::size_t i = 0; i < p.replicas(e).size(); ++i) {
+      EXPECT_NEAR(again.part(e, i), weighted.part(e, i), 1e-6);
+      sum += shares[static_cast<std::size_t>(p.replicas(e)[i])];
+    }
+    EXPECT_NEAR(sum, 1, 1e-6);
+  }
+  EXPECT_EQ(Placement::identity(2, 2, 1).shares(), (std::vector<float>{0.5, 1, 0.5, 0}));
+}
+
+TEST(Placement, RulesHaveNames) {
+  for (const ReplicaRule rule : {ReplicaRule::hash, ReplicaRule::nearest, ReplicaRule::weighted})
+    EXPECT_EQ(parse_replica_rule(replica_rule_name(rule)), rule);
+  EXPECT_THROW(parse_replica_rule("far"), ConfigError);
+}
+
 TEST(Placement, KeepsMaskedIds) {
   const Placement p = Placement::identity(3, 2);
   std::vector<SlotId> slots(2);
