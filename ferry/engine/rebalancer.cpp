@@ -1,5 +1,6 @@
 #include "ferry/engine/rebalancer.h"
 
+#include <sched.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -21,6 +22,14 @@ constexpr double kFirstBytesPerSecond = 2e9;  // until copies have been measured
 constexpr int kSampledSteps = 64;     // of the window, where a policy looks at more than their sum
 constexpr int kEarliestPart = 10;     // of the steps between two plans
 constexpr int kPlannerNiceness = 10;  // steps come first where cores are few
+
+/// The calling thread from now on runs where steps leave time, also where they run at a real-time
+/// priority, which it has inherited. Of this thread alone, on Linux; failing costs only politeness.
+void stand_back() {
+  const sched_param none{};
+  sched_setscheduler(0, SCHED_OTHER, &none);
+  setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), kPlannerNiceness);
+}
 
 ExpertPlacement placement_of(const std::vector<Placement>& layers) {
   std::vector<std::vector<ExpertId>> maps;
@@ -144,8 +153,7 @@ void Rebalancer::start_planning() {
                           plan = PlanOptions{.policy = options_.policy,
                                              .redundant = redundant_of(now),
                                              .weighted = options_.weighted}] {
-                           // Of this thread alone, on Linux; failing costs only politeness.
-                           setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), kPlannerNiceness);
+                           stand_back();
                            Proposal proposal{plan_placement(window, current, topology, plan), {}};
                            if (plan.weighted)
                              proposal.shares_now = level_shares(total_load(window), current);
