@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <set>
 #include <utility>
 
 #include "ferry/core/error.h"
@@ -21,7 +22,7 @@ constexpr std::int64_t kAlignment = 64;
 
 int bytes_signal(Rank from) { return 1 + from; }
 
-int hash_signal(Rank from, int ranks) { return 1 + ranks + from; }
+int gather_signal(Rank from, int ranks) { return 1 + ranks + from; }
 
 std::size_t aligned(std::size_t bytes) {
   return static_cast<std::size_t>(round_up(static_cast<std::int64_t>(bytes), kAlignment));
@@ -51,47 +52,85 @@ std::size_t ExpertMover::spare_blocks(const std::vector<Blocks>& layers) {
 
 ExpertMover::ExpertMover(const MoverOptions& options, Holding holding, Transport& transport)
     : options_(options),
-      held_(std::move(holding)),
       transport_(transport),
-      slots_per_rank_(held_.blocks.front().size()),
+      slots_per_rank_(holding.blocks.front().size()),
       direct_(transport.capabilities().load_store) {
-  FERRY_CHECK(held_.placements.size() == held_.blocks.size() &&
-                  held_.spare.size() >= spare_blocks(held_.blocks),
+  FERRY_CHECK(holding.placements.size() == holding.blocks.size() &&
+                  (holding.memory || holding.spare.size() >= spare_blocks(holding.blocks)),
               "{} placements, {} layers of blocks, {} spare ones",
-              held_.placements.size(),
-              held_.blocks.size(),
-              held_.spare.size());
+              holding.placements.size(),
+              holding.blocks.size(),
+              holding.spare.size());
   FERRY_CHECK(options.block_bytes % 8 == 0 && options.block_bytes > 0 && options.max_step_bytes > 0,
               "blocks of {} bytes, {} a step",
               options.block_bytes,
               options.max_step_bytes);
-  for (const Placement& placement : held_.placements) {
+  for (const Placement& placement : holding.placements) {
     FERRY_CHECK(placement.ranks() == ranks() &&
                     static_cast<std::size_t>(placement.slots_per_rank()) == slots_per_rank_,
                 "a placement of {} slots on {} ranks",
                 placement.slots(),
                 placement.ranks());
   }
+  placements_ = std::move(holding.placements);
   const auto all = static_cast<std::size_t>(ranks());
   plan_bytes_ = aligned(plan_words() * sizeof(std::int32_t));
   buffer_bytes_ = aligned(options.max_step_bytes);
-  hashes_at_ = 2 * plan_bytes_ + 4 * buffer_bytes_;
+  nodes_at_ = 2 * plan_bytes_ + 4 * buffer_bytes_;
+  hashes_at_ = nodes_at_ + aligned(all * sizeof(std::int64_t));
   const std::size_t hash_bytes_of_all =
-      options.canary ? all * held_.blocks.size() * slots_per_rank_ * sizeof(std::uint64_t) : 0;
+      options.canary ? all * placements_.size() * slots_per_rank_ * sizeof(std::uint64_t) : 0;
   region_ = transport.allocate_region(hashes_at_ + hash_bytes_of_all, 1 + 2 * ranks());
   puts_expected_.assign(all, 0);
   sent_.assign(all, 0);
   received_.assign(all, 0);
+  find_domain(holding);
   if (options.shares)
-    for (const Placement& placement : held_.placements) shares_.push_back(placement.shares());
+    for (const Placement& placement : placements_) shares_.push_back(placement.shares());
   if (options.canary) exchange_hashes();
+}
+
+/// The ranks whose blocks this one may have, itself included, and where those lie.
+void ExpertMover::find_domain(const Holding& holding) {
+  const auto all = static_cast<std::size_t>(ranks());
+  const auto me = static_cast<std::size_t>(transport_.rank());
+  auto* nodes = reinterpret_cast<std::int64_t*>(region_->local().data() + nodes_at_);
+  nodes[me] = options_.numa_node;
+  gather(nodes_at_, sizeof(std::int64_t), "NUMA node");
+  domain_of_.resize(all);
+  for (std::size_t rank = 0; rank < all; ++rank)
+    domain_of_[rank] = static_cast<int>(holding.memory ? nodes[rank] : static_cast<int>(rank));
+  member_of_.resize(all);
+  if (!holding.memory) {
+    member_of_[me] = 0;
+    blocks_ = {holding.blocks};
+    spare_ = holding.spare;
+    return;
+  }
+  const std::size_t layers = placements_.size();
+  for (std::size_t rank = 0; rank < all; ++rank) {
+    if (domain_of_[rank] != domain_of_[me]) continue;
+    std::byte* next = transport_.peer_window(*holding.memory, static_cast<Rank>(rank)).data();
+    member_of_[rank] = blocks_.size();
+    std::vector<Blocks>& held = blocks_.emplace_back(layers, Blocks(slots_per_rank_, nullptr));
+    for (std::size_t i = 0; i < (layers + 1) * slots_per_rank_; ++i, next += options_.block_bytes) {
+      const std::size_t layer = i / slots_per_rank_;
+      const std::size_t local = i % slots_per_rank_;
+      const auto slot = static_cast<SlotId>(rank * slots_per_rank_ + local);
+      if (layer < layers && placements_[layer].expert_of(slot) >= 0)
+        held[layer][local] = next;
+      else
+        spare_.push_back(next);
+    }
+  }
+  FERRY_CHECK(blocks() == holding.blocks, "blocks do not lie in the shared memory as they should");
 }
 
 // --- Bytes ---------------------------------------------------------------------------------------
 
 std::size_t ExpertMover::plan_words() const {
-  const std::size_t layers = held_.blocks.size();
-  const auto slots = static_cast<std::size_t>(held_.placements.front().slots());
+  const std::size_t layers = placements_.size();
+  const auto slots = static_cast<std::size_t>(placements_.front().slots());
   return kPlanHeadWords + layers + layers * slots * (options_.shares ? 2 : 1);
 }
 
@@ -121,6 +160,17 @@ void ExpertMover::put(Rank peer, std::size_t to, std::size_t from, std::size_t b
   }
 }
 
+/// `bytes` of each rank, [R] at `at`, come to all.
+void ExpertMover::gather(std::size_t at, std::size_t bytes, const char* what) {
+  const std::size_t own = at + static_cast<std::size_t>(transport_.rank()) * bytes;
+  for (Rank peer = 0; peer < ranks(); ++peer)
+    if (peer != transport_.rank())
+      put(peer, own, own, bytes, gather_signal(transport_.rank(), ranks()));
+  gathered_ += puts_for(bytes);
+  for (Rank peer = 0; peer < ranks(); ++peer)
+    if (peer != transport_.rank()) await(gather_signal(peer, ranks()), gathered_, what, peer);
+}
+
 void ExpertMover::await(int signal, std::uint64_t count, const char* what, Rank peer) {
   if (transport_.wait(*region_, signal, count, deadline_in(options_.timeout)) ==
       WaitResult::reached)
@@ -137,27 +187,20 @@ void ExpertMover::await(int signal, std::uint64_t count, const char* what, Rank 
 // --- The canary ----------------------------------------------------------------------------------
 
 void ExpertMover::exchange_hashes() {
-  const std::size_t per_rank = held_.blocks.size() * slots_per_rank_;
+  const std::size_t per_rank = placements_.size() * slots_per_rank_;
   auto* all = reinterpret_cast<std::uint64_t*>(region_->local().data() + hashes_at_);
   const auto me = static_cast<std::size_t>(transport_.rank());
-  for (std::size_t layer = 0; layer < held_.blocks.size(); ++layer) {
+  for (std::size_t layer = 0; layer < placements_.size(); ++layer) {
     for (std::size_t local = 0; local < slots_per_rank_; ++local) {
-      const std::byte* block = held_.blocks[layer][local];
+      const std::byte* block = blocks()[layer][local];
       all[me * per_rank + layer * slots_per_rank_ + local] =
           block ? hash_bytes(block, options_.block_bytes) : 0;
     }
   }
-  const std::size_t bytes = per_rank * sizeof(std::uint64_t);
-  const std::size_t at = hashes_at_ + me * bytes;
-  for (Rank peer = 0; peer < ranks(); ++peer)
-    if (peer != transport_.rank())
-      put(peer, at, at, bytes, hash_signal(transport_.rank(), ranks()));
-  for (Rank peer = 0; peer < ranks(); ++peer)
-    if (peer != transport_.rank())
-      await(hash_signal(peer, ranks()), puts_for(bytes), "hashes", peer);
+  gather(hashes_at_, per_rank * sizeof(std::uint64_t), "hashes");
 
-  for (std::size_t layer = 0; layer < held_.blocks.size(); ++layer) {
-    const Placement& placement = held_.placements[layer];
+  for (std::size_t layer = 0; layer < placements_.size(); ++layer) {
+    const Placement& placement = placements_[layer];
     std::vector<std::uint64_t>& hashes = hashes_.emplace_back();
     for (ExpertId e = 0; e < placement.experts(); ++e) {
       const SlotId slot = placement.replicas(e).front();
@@ -171,12 +214,12 @@ void ExpertMover::exchange_hashes() {
 
 void ExpertMover::check_blocks(int layer) const {
   const auto l = static_cast<std::size_t>(layer);
-  const Placement& placement = held_.placements[l];
+  const Placement& placement = placements_[l];
   const auto first =
       static_cast<SlotId>(static_cast<std::size_t>(transport_.rank()) * slots_per_rank_);
   for (std::size_t local = 0; local < slots_per_rank_; ++local) {
     const ExpertId e = placement.expert_of(first + static_cast<SlotId>(local));
-    const std::byte* block = held_.blocks[l][local];
+    const std::byte* block = blocks()[l][local];
     FERRY_CHECK((e < 0) == (block == nullptr), "layer {}, slot {}: expert {}", l, local, e);
     if (e < 0) continue;
     FERRY_CHECK(hash_bytes(block, options_.block_bytes) == hashes_[l][static_cast<std::size_t>(e)],
@@ -192,7 +235,7 @@ void ExpertMover::check_blocks(int layer) const {
 
 /// Throws ConfigError where it cannot be.
 Placement ExpertMover::planned_layer(const PlacementPlan& plan, std::size_t layer) const {
-  const Placement& now = held_.placements[layer];
+  const Placement& now = placements_[layer];
   Placement placement(plan.maps[layer], now.experts(), now.ranks());
   return options_.shares ? placement.choosing({.shares = plan.shares[layer]}) : placement;
 }
@@ -203,7 +246,7 @@ void ExpertMover::announce(const PlacementPlan& plan, std::span<const int> order
               plans_announced_ + 1,
               transport_.rank(),
               plan_);
-  const std::size_t layers = held_.blocks.size();
+  const std::size_t layers = placements_.size();
   if (plan.maps.size() != layers)
     fail<ConfigError>("a plan of {} layers for {}", plan.maps.size(), layers);
   FERRY_CHECK(order.size() <= layers && plan.shares.size() == (options_.shares ? layers : 0),
@@ -211,7 +254,7 @@ void ExpertMover::announce(const PlacementPlan& plan, std::span<const int> order
               order.size(),
               plan.shares.size(),
               layers);
-  const int slots = held_.placements.front().slots();
+  const int slots = placements_.front().slots();
   for (std::size_t layer = 0; layer < layers; ++layer) {
     if (std::ssize(plan.maps[layer]) != slots)
       fail<ConfigError>("a plan of {} slots, {} are in force", plan.maps[layer].size(), slots);
@@ -261,9 +304,9 @@ void ExpertMover::adopt(std::uint64_t plan) {
   const std::int32_t* next = words + kPlanHeadWords;
   order_.assign(next, next + words[2]);
   next_layer_ = 0;
-  next += held_.blocks.size();
-  const auto slots = static_cast<std::size_t>(held_.placements.front().slots());
-  planned_.maps.resize(held_.blocks.size());
+  next += placements_.size();
+  const auto slots = static_cast<std::size_t>(placements_.front().slots());
+  planned_.maps.resize(placements_.size());
   for (std::vector<ExpertId>& map : planned_.maps) {
     map.assign(next, next + slots);
     next += slots;
@@ -280,14 +323,14 @@ void ExpertMover::adopt(std::uint64_t plan) {
 void ExpertMover::drop_work() {
   if (!work_) return;
   for (const Transit& transit : work_->transits)
-    if (transit.target) held_.spare.push_back(transit.target);
+    if (transit.target && !transit.handed_over) spare_.push_back(transit.target);
   work_.reset();
   ++next_layer_;
 }
 
 /// Whether the plan in work wants the layer as it is.
 bool ExpertMover::in_force(std::size_t layer) const {
-  return std::ranges::equal(planned_.maps[layer], held_.placements[layer].expert_of_slots()) &&
+  return std::ranges::equal(planned_.maps[layer], placements_[layer].expert_of_slots()) &&
          (!options_.shares || planned_.shares[layer] == shares_[layer]);
 }
 
@@ -296,57 +339,84 @@ bool ExpertMover::start_layer() {
     const int layer = order_[next_layer_];
     if (in_force(static_cast<std::size_t>(layer))) continue;
     Placement target = planned_layer(planned_, static_cast<std::size_t>(layer));
-    LayerMoves moves = make_moves(
-        held_.placements[static_cast<std::size_t>(layer)], target, equal_hosts(transport_));
+    LayerMoves moves =
+        make_moves(placements_[static_cast<std::size_t>(layer)], target, equal_hosts(transport_));
     work_.emplace(Work{layer, std::move(target), std::move(moves), {}});
-    for (Rank to = 0; to < ranks(); ++to) {
-      for (const Transfer& receive : work_->moves.ranks[static_cast<std::size_t>(to)].receives) {
-        Transit transit{.from = receive.peer, .to = to, .from_local = receive.peer_local};
-        if (to == transport_.rank()) {
-          FERRY_CHECK(!held_.spare.empty(), "no spare block is left");
-          transit.target = held_.spare.back();
-          held_.spare.pop_back();
-        }
-        work_->transits.push_back(transit);
-      }
-    }
+    add_transits();
     return true;
   }
   return false;
 }
 
+std::byte* ExpertMover::take_spare() {
+  FERRY_CHECK(!spare_.empty(), "no spare block is left");
+  std::byte* const block = spare_.back();
+  spare_.pop_back();
+  return block;
+}
+
+void ExpertMover::add_transits() {
+  const auto layer = static_cast<std::size_t>(work_->layer);
+  for (Rank to = 0; to < ranks(); ++to) {
+    for (const Transfer& receive : work_->moves.ranks[static_cast<std::size_t>(to)].receives) {
+      const auto from = static_cast<std::size_t>(receive.peer);
+      Transit transit{.from = receive.peer, .to = to, .from_local = receive.peer_local};
+      transit.handed_over = domain_of_[from] == domain_of_[static_cast<std::size_t>(to)];
+      if (transit.handed_over) transit.done = options_.block_bytes;
+      if (member_of_[static_cast<std::size_t>(to)]) {
+        transit.target =
+            transit.handed_over
+                ? blocks_[*member_of_[from]][layer][static_cast<std::size_t>(transit.from_local)]
+                : take_spare();
+      }
+      work_->transits.push_back(transit);
+    }
+  }
+}
+
 bool ExpertMover::complete() const { return work_ && work_->first_open == work_->transits.size(); }
+
+/// What the members' slots of the layer in work have once it has switched: [member][local].
+std::vector<ExpertMover::Blocks> ExpertMover::blocks_behind(const Work& work) const {
+  std::vector<Blocks> after(blocks_.size(), Blocks(slots_per_rank_, nullptr));
+  auto transit = work.transits.begin();
+  for (std::size_t rank = 0; rank < member_of_.size(); ++rank) {
+    const RankMoves& moves = work.moves.ranks[rank];
+    const auto first = transit;
+    transit += std::ssize(moves.receives);
+    if (!member_of_[rank]) continue;
+    const Blocks& before = blocks_[*member_of_[rank]][static_cast<std::size_t>(work.layer)];
+    Blocks& mine = after[*member_of_[rank]];
+    for (std::size_t local = 0; local < slots_per_rank_; ++local) {
+      const SlotId source = work.moves.source[rank * slots_per_rank_ + local];
+      if (source >= 0 && static_cast<std::size_t>(source) / slots_per_rank_ == rank)
+        mine[local] = before[static_cast<std::size_t>(source) % slots_per_rank_];
+    }
+    for (std::size_t i = 0; i < moves.receives.size(); ++i)
+      mine[static_cast<std::size_t>(moves.receives[i].local)] =
+          (first + static_cast<std::ptrdiff_t>(i))->target;
+    // An expert that lies twice on a rank lies there once: both slots share the block.
+    for (const LocalCopy& copy : moves.duplicates)
+      mine[static_cast<std::size_t>(copy.to)] = mine[static_cast<std::size_t>(copy.from)];
+  }
+  return after;
+}
 
 void ExpertMover::switch_layer(OnSwitch on_switch) {
   const auto layer = static_cast<std::size_t>(work_->layer);
-  const auto me = static_cast<std::size_t>(transport_.rank());
-  const Blocks& before = held_.blocks[layer];
-  Blocks after(slots_per_rank_, nullptr);
-  for (std::size_t local = 0; local < slots_per_rank_; ++local) {
-    const SlotId source = work_->moves.source[me * slots_per_rank_ + local];
-    if (source >= 0 && static_cast<std::size_t>(source) / slots_per_rank_ == me)
-      after[local] = before[static_cast<std::size_t>(source) % slots_per_rank_];
+  std::vector<Blocks> after = blocks_behind(*work_);
+  std::set<std::byte*> kept;
+  for (const Blocks& blocks : after) kept.insert(blocks.begin(), blocks.end());
+  for (std::size_t member = 0; member < blocks_.size(); ++member) {
+    for (std::byte* block : blocks_[member][layer])
+      if (block && kept.insert(block).second) spare_.push_back(block);
+    blocks_[member][layer] = std::move(after[member]);
   }
-  const RankMoves& mine = work_->moves.ranks[me];
-  auto receive = mine.receives.begin();
-  for (const Transit& transit : work_->transits)
-    if (transit.target) after[static_cast<std::size_t>((receive++)->local)] = transit.target;
-  // An expert that lies twice on a rank lies there once: both slots share the block.
-  for (const LocalCopy& copy : mine.duplicates)
-    after[static_cast<std::size_t>(copy.to)] = after[static_cast<std::size_t>(copy.from)];
-
-  Blocks freed = before;
-  std::sort(freed.begin(), freed.end());
-  freed.erase(std::unique(freed.begin(), freed.end()), freed.end());
-  for (std::byte* block : freed)
-    if (block && std::find(after.begin(), after.end(), block) == after.end())
-      held_.spare.push_back(block);
-  held_.blocks[layer] = std::move(after);
-  held_.placements[layer] = std::move(work_->target);
+  placements_[layer] = std::move(work_->target);
   if (options_.shares) shares_[layer] = planned_.shares[layer];
   ++switches_;
   if (options_.canary) check_blocks(work_->layer);
-  on_switch(work_->layer, held_.placements[layer], held_.blocks[layer]);
+  on_switch(work_->layer, placements_[layer], blocks()[layer]);
   work_.reset();
   ++next_layer_;
 }
@@ -414,8 +484,8 @@ void ExpertMover::send_chunk(const Transit& transit,
                              std::size_t in_at,
                              std::size_t out_at) {
   const Clock::time_point begin = Clock::now();
-  const std::byte* source = held_.blocks[static_cast<std::size_t>(work_->layer)]
-                                        [static_cast<std::size_t>(transit.from_local)] +
+  const std::byte* source = blocks()[static_cast<std::size_t>(work_->layer)]
+                                    [static_cast<std::size_t>(transit.from_local)] +
                             transit.done;
   const int signal = bytes_signal(transport_.rank());
   const std::size_t to = in_offset(step_) + in_at;

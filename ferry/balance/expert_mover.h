@@ -5,9 +5,12 @@
 // travel in which step, so nothing but the bytes has to be said. A layer is worked on at a time:
 // its experts arrive in spare blocks; when the last byte is there, the layer's maps and blocks
 // switch together on all ranks, before the same step, and the blocks that are no longer used
-// become the spare ones. A move within a rank hands over the block and copies nothing. A newer
+// become the spare ones. A newer
 // plan takes the place of an older one between two layers; what had arrived of an unfinished layer
-// is dropped. Where replicas are chosen by shares, a plan has them, and they switch with the maps.
+// is dropped. A move within a rank, or between ranks that map one another's blocks on one NUMA
+// node, hands over the block and copies nothing: weights do not change, so slots may share a block,
+// and one is spare when no slot of those ranks has it any more. Where replicas are chosen by
+// shares, a plan has them, and they switch with the maps.
 #pragma once
 
 #include <chrono>
@@ -43,6 +46,7 @@ struct MoverOptions {
   std::size_t block_bytes = 0;     ///< weights of one expert, scales and all
   std::size_t max_step_bytes = 0;  ///< no orders have more
   bool shares = false;             ///< plans say which part of an expert each slot takes
+  int numa_node = 0;               ///< that this rank's memory is on
   /// Compares every block that comes into use with what its expert's was in the beginning.
   bool canary = false;
   std::chrono::nanoseconds timeout = std::chrono::seconds(30);
@@ -58,7 +62,10 @@ class ExpertMover {
   struct Holding {
     std::vector<Placement> placements;  ///< [layer], of equal shape, the same on all ranks
     std::vector<Blocks> blocks;         ///< [layer]
-    Blocks spare;                       ///< as many as spare_blocks() says
+    Blocks spare;                       ///< as many as spare_blocks() says; none with `memory`
+    /// Where every rank's blocks lie, if peers map it: [layer][local], then spare blocks, one for
+    /// each local slot. Null: in memory of this rank alone.
+    Region* memory = nullptr;
   };
 
   using OnSwitch = FunctionRef<void(int layer, const Placement&, const Blocks&)>;
@@ -84,9 +91,9 @@ class ExpertMover {
   /// Whether a plan is being carried out.
   bool moving() const { return next_layer_ < order_.size(); }
 
-  const std::vector<Placement>& placements() const { return held_.placements; }
+  const std::vector<Placement>& placements() const { return placements_; }
 
-  const std::vector<Blocks>& blocks() const { return held_.blocks; }
+  const std::vector<Blocks>& blocks() const { return blocks_[own_member()]; }
 
   std::uint64_t switches() const { return switches_; }
 
@@ -103,8 +110,9 @@ class ExpertMover {
     Rank from = 0;
     Rank to = 0;
     int from_local = 0;
+    bool handed_over = false;     ///< the block itself, not its bytes
     std::size_t done = 0;         ///< bytes that were sent in earlier steps
-    std::byte* target = nullptr;  ///< the spare block, on the rank it goes to
+    std::byte* target = nullptr;  ///< what the slot will have, where that is one of this domain
   };
 
   /// The layer being worked on.
@@ -133,32 +141,50 @@ class ExpertMover {
   std::uint64_t puts_for(std::size_t bytes) const;
   void put(Rank peer, std::size_t to, std::size_t from, std::size_t bytes, int signal);
   void await(int signal, std::uint64_t count, const char* what, Rank peer);
+  void gather(std::size_t at, std::size_t bytes, const char* what);
+  void find_domain(const Holding& holding);
   void exchange_hashes();
   void check_blocks(int layer) const;
+
+  std::size_t own_member() const {
+    return *member_of_[static_cast<std::size_t>(transport_.rank())];
+  }
 
   void take_in();
   /// Whether the layer in work has all its experts, so that it switches before the next step.
   bool complete() const;
+  std::vector<Blocks> blocks_behind(const Work& work) const;
   void switch_layer(OnSwitch on_switch);
   void adopt(std::uint64_t plan);
   void drop_work();
   bool in_force(std::size_t layer) const;
   bool start_layer();
+  std::byte* take_spare();
+  void add_transits();
   void send(std::size_t budget);
   void send_chunk(const Transit& transit, std::size_t bytes, std::size_t in_at, std::size_t out_at);
 
   const MoverOptions options_;
-  Holding held_;
   Transport& transport_;
   const std::size_t slots_per_rank_;
   const bool direct_;  // peers' memory can be written
   // Each rank's part: the plan that came and, on rank 0, the plan to send; two buffers that bytes
-  // arrive in and two that they leave from, for steps of even and odd number; with the canary, all
-  // ranks' hashes.
+  // arrive in and two that they leave from, for steps of even and odd number; all ranks' NUMA
+  // nodes; with the canary, all ranks' hashes.
   std::size_t plan_bytes_ = 0;
   std::size_t buffer_bytes_ = 0;
+  std::size_t nodes_at_ = 0;
   std::size_t hashes_at_ = 0;
   std::unique_ptr<Region> region_;
+  std::uint64_t gathered_ = 0;  // puts from each rank so far, of gather()
+
+  // Ranks of one domain hand blocks over. Each keeps the books of all of its own, in the same
+  // order, so that nothing has to be said about blocks either.
+  std::vector<int> domain_of_;                         // [R]
+  std::vector<std::optional<std::size_t>> member_of_;  // [R] number within the own domain
+  std::vector<Placement> placements_;                  // [layer]
+  std::vector<std::vector<Blocks>> blocks_;            // [member][layer]
+  Blocks spare_;                                       // of the domain
 
   std::uint64_t step_ = 0;
   std::uint64_t plans_announced_ = 0;

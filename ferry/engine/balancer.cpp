@@ -1,5 +1,7 @@
 #include "ferry/engine/balancer.h"
 
+#include <sched.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -23,6 +25,13 @@ class Timed {
   std::chrono::nanoseconds& sum_;
   std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
+
+/// Where memory that this thread touches first comes to lie.
+int numa_node() {
+  unsigned cpu = 0;
+  unsigned node = 0;
+  return getcpu(&cpu, &node) == 0 ? static_cast<int>(node) : 0;
+}
 
 }  // namespace
 
@@ -67,8 +76,11 @@ Balancer::Balancer(const BalanceOptions& options,
   if (mover_) rebalancer_.emplace(options_.rebalance, *recorder_, *mover_);
 }
 
+/// Ranks that are threads share their experts' memory. Processes could map it too, but the files
+/// behind such memory get no huge pages, and steps are more than moves.
 void Balancer::make_mover() {
   ExpertMover::Holding holding;
+  if (transport_.capabilities().one_process) holding.memory = &decoder_.share_blocks(transport_);
   for (const int layer : sparse_layers_) {
     const ExpertWeights::Layer& experts =
         decoder_.experts().layers[static_cast<std::size_t>(layer)];
@@ -78,12 +90,14 @@ void Balancer::make_mover() {
     for (const GatedFfnWeights& slot : experts.slots)
       blocks.push_back(const_cast<std::byte*>(slot.gate_up.data));
   }
-  holding.spare = decoder_.spare_blocks(ExpertMover::spare_blocks(holding.blocks));
+  if (!holding.memory)
+    holding.spare = decoder_.spare_blocks(ExpertMover::spare_blocks(holding.blocks));
   const auto first = static_cast<std::size_t>(sparse_layers_.front());
   const GatedFfnWeights& any = decoder_.experts().layers[first].slots.front();
   mover_.emplace(MoverOptions{.block_bytes = expert_block_bytes(any),
                               .max_step_bytes = largest_budget(options_.rebalance),
                               .shares = options_.rebalance.weighted,
+                              .numa_node = numa_node(),
                               .canary = options_.rebalance.canary,
                               .timeout = timeout_},
                  std::move(holding),

@@ -126,6 +126,7 @@ class Decoder::Impl {
   const ExpertWeights& experts() const { return experts_; }
 
   std::vector<std::byte*> spare_blocks(std::size_t count);
+  Region& share_blocks(Transport& transport);
   void place_layer(int layer, const Placement& placement, std::span<std::byte* const> blocks);
 
   const ModelConfig& config() const { return config_; }
@@ -148,6 +149,7 @@ class Decoder::Impl {
   std::span<const float> logits();
 
   Placement with_choice(const Placement& placement) const;
+  std::size_t block_bytes() const;
 
   /// normed_ = norm of the rows of the residual stream; row i is row `source[i]`, or i without one.
   void norm(std::span<const std::int64_t> source, const std::vector<float>& weight, std::int64_t n);
@@ -158,6 +160,7 @@ class Decoder::Impl {
   const DecoderOptions options_;
   const std::shared_ptr<const DenseWeights> dense_;
   ExpertWeights experts_;
+  std::unique_ptr<Region> expert_region_;  // where they lie once they are shared
   const DType type_;
   const Rank rank_;
   const int hosts_;
@@ -291,11 +294,40 @@ void Decoder::Impl::count_rows(std::span<std::int32_t> slot_rows) {
   FERRY_CHECK(next == slot_rows.size(), "{} counters for {} slots", slot_rows.size(), next);
 }
 
-std::vector<std::byte*> Decoder::Impl::spare_blocks(std::size_t count) {
+/// Of an expert.
+std::size_t Decoder::Impl::block_bytes() const {
   const auto sparse = std::ranges::find(config_.layer_kinds, LayerKind::sparse);
   FERRY_CHECK(sparse != config_.layer_kinds.end(), "no layer has experts");
   const auto layer = static_cast<std::size_t>(sparse - config_.layer_kinds.begin());
-  const std::size_t bytes = expert_block_bytes(experts_.layers[layer].slots.front());
+  return expert_block_bytes(experts_.layers[layer].slots.front());
+}
+
+Region& Decoder::Impl::share_blocks(Transport& transport) {
+  const std::size_t bytes = block_bytes();
+  std::size_t count = 0;
+  std::size_t slots_per_rank = 0;
+  for (const ExpertWeights::Layer& layer : experts_.layers) {
+    count += layer.slots.size();
+    slots_per_rank = std::max(slots_per_rank, layer.slots.size());
+  }
+  expert_region_ = transport.allocate_region((count + slots_per_rank) * bytes, /*num_signals=*/0);
+  std::byte* next = expert_region_->local().data();
+  advise_huge_pages(next, expert_region_->local().size());
+  for (ExpertWeights::Layer& layer : experts_.layers) {
+    for (GatedFfnWeights& slot : layer.slots) {
+      if (slot.gate_up.data) {
+        std::memcpy(next, slot.gate_up.data, bytes);
+        slot = at_block(slot, next);
+      }
+      next += bytes;
+    }
+    layer.memory = Buffer();
+  }
+  return *expert_region_;
+}
+
+std::vector<std::byte*> Decoder::Impl::spare_blocks(std::size_t count) {
+  const std::size_t bytes = block_bytes();
   const Buffer& memory = experts_.more.emplace_back(count * bytes);
   std::vector<std::byte*> blocks;
   for (std::size_t i = 0; i < count; ++i) blocks.push_back(memory.data() + i * bytes);
@@ -433,6 +465,8 @@ const ExpertWeights& Decoder::experts() const { return impl_->experts(); }
 std::vector<std::byte*> Decoder::spare_blocks(std::size_t count) {
   return impl_->spare_blocks(count);
 }
+
+Region& Decoder::share_blocks(Transport& transport) { return impl_->share_blocks(transport); }
 
 void Decoder::place_layer(int layer,
                           const Placement& placement,

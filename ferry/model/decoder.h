@@ -78,6 +78,10 @@ class Decoder {
   /// Memory for `count` more experts' blocks, kept as long as the decoder.
   std::vector<std::byte*> spare_blocks(std::size_t count);
 
+  /// Collective: the experts move into memory that peers map, kept as long as the decoder: blocks
+  /// [sparse layers][slots_per_rank], then slots_per_rank spare ones.
+  Region& share_blocks(Transport& transport);
+
   ReplicaRule replica_rule() const;
 
   /// From the next step on, a sparse layer's experts lie as `placement` says, those of this rank in

@@ -4,14 +4,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <memory>
 #include <numeric>
 #include <optional>
 #include <random>
-#include <string_view>
+#include <utility>
 
 #include "ferry/core/error.h"
+#include "support/long_tests.h"
 #include "support/ranks.h"
 
 namespace ferry {
@@ -51,25 +51,43 @@ Maps random_maps(const Shape& shape, std::mt19937& random) {
   return maps;
 }
 
+/// Whose memory blocks lie in, and on how many NUMA nodes it pretends to be.
+struct Memory {
+  bool shared = false;
+  int nodes = 1;
+};
+
 /// One rank: its memory and its mover.
 class Holder {
  public:
-  Holder(const Shape& shape, const Maps& maps, MoverOptions options, Transport& transport)
+  Holder(const Shape& shape,
+         const Maps& maps,
+         MoverOptions options,
+         Transport& transport,
+         const Memory& memory = {})
       : shape_(shape), rank_(transport.rank()) {
     ExpertMover::Holding holding;
     const auto local_slots = static_cast<std::size_t>(shape.slots_per_rank);
+    if (memory.shared) {
+      const auto blocks = static_cast<std::size_t>(shape.layers + 1) * local_slots;
+      region_ = transport.allocate_region(blocks * kBlockBytes, 0);
+      next_block_ = region_->local().data();
+      holding.memory = region_.get();
+      options.numa_node = rank_ % memory.nodes;
+    }
     for (int layer = 0; layer < shape.layers; ++layer) {
       holding.placements.emplace_back(
           maps[static_cast<std::size_t>(layer)], shape.experts, shape.ranks);
       ExpertMover::Blocks& blocks = holding.blocks.emplace_back(local_slots, nullptr);
       for (std::size_t local = 0; local < local_slots; ++local) {
         const ExpertId e = expert_at(holding.placements.back(), local);
+        std::byte* const block = e >= 0 || memory.shared ? new_block() : nullptr;
         if (e < 0) continue;
-        blocks[local] = new_block();
+        blocks[local] = block;
         for (std::size_t i = 0; i < kBlockBytes; ++i) blocks[local][i] = content(layer, e, i);
       }
     }
-    for (std::size_t i = ExpertMover::spare_blocks(holding.blocks); i > 0; --i)
+    for (std::size_t i = ExpertMover::spare_blocks(holding.blocks); i > 0 && !memory.shared; --i)
       holding.spare.push_back(new_block());
     options.block_bytes = kBlockBytes;
     mover.emplace(options, std::move(holding), transport);
@@ -88,8 +106,6 @@ class Holder {
     }
   }
 
-  std::optional<ExpertMover> mover;
-
  private:
   ExpertId expert_at(const Placement& placement, std::size_t local) const {
     return placement.expert_of(static_cast<SlotId>(rank_ * shape_.slots_per_rank) +
@@ -97,6 +113,7 @@ class Holder {
   }
 
   std::byte* new_block() {
+    if (region_) return std::exchange(next_block_, next_block_ + kBlockBytes);
     memory_.push_back(std::make_unique<std::byte[]>(kBlockBytes));
     return memory_.back().get();
   }
@@ -104,6 +121,11 @@ class Holder {
   Shape shape_;
   Rank rank_;
   std::vector<std::unique_ptr<std::byte[]>> memory_;
+  std::unique_ptr<Region> region_;
+  std::byte* next_block_ = nullptr;
+
+ public:
+  std::optional<ExpertMover> mover;
 };
 
 /// Orders travel as the engine's records do: rank 0's are everybody's. Here each rank keeps a
@@ -133,36 +155,85 @@ std::vector<RankKind> rank_kinds() {
 
 class MoverOver : public testing::TestWithParam<RankKind> {};
 
+/// From one random placement to the next; one in three is interrupted by the next at some point.
+void run_transitions(Holder& holder, const Shape& shape, int transitions, Transport& transport) {
+  std::mt19937 random(7);
+  for (int i = 1; i <= transitions; ++i) {
+    const Maps maps = random_maps(shape, random);
+    if (transport.rank() == 0) holder.mover->announce({maps}, all_layers(shape));
+    const std::size_t budget = 64U << random() % 7;
+    int steps_left = random() % 3 == 0 ? static_cast<int>(random() % 12) + 1 : 100000;
+    do {
+      step(holder, static_cast<std::uint64_t>(i), budget, transport);
+      if (testing::Test::HasFatalFailure()) return;
+    } while (--steps_left > 0 && holder.mover->moving());
+    holder.expect_every_byte();
+    for (std::size_t l = 0; l < maps.size() && !holder.mover->moving(); ++l)
+      EXPECT_TRUE(std::ranges::equal(holder.mover->placements()[l].expert_of_slots(), maps[l]));
+    if (testing::Test::HasFailure()) return;
+  }
+  EXPECT_GT(holder.mover->switches(), 0U);
+}
+
+Maps first_maps(const Shape& shape) {
+  std::mt19937 random(5);
+  return random_maps(shape, random);
+}
+
 TEST_P(MoverOver, EveryByteIsWhereTheMapSaysAlsoWhenPlansInterrupt) {
-  const char* everything = std::getenv("FERRY_LONG_TESTS");
-  const bool all = everything != nullptr && std::string_view(everything) == "1";
   const bool plain = GetParam().label() == "inproc";
-  const int transitions = all ? (plain ? 10000 : 1000) : (GetParam().faulty ? 10 : 40);
+  const int transitions = long_tests() ? (plain ? 10000 : 1000) : (GetParam().faulty ? 10 : 40);
   for (const Shape& shape : {Shape{}, Shape{2, 5, 2, 4}, Shape{2, 4, 4, 2}}) {
     on_ranks({.kind = GetParam(), .ranks = shape.ranks}, [&](Transport& transport) {
-      std::mt19937 random(7);
-      Maps maps = random_maps(shape, random);
-      Holder holder(shape, maps, {.max_step_bytes = 1 << 12, .canary = true}, transport);
-      std::uint64_t plans = 0;
-      for (int i = 0; i < transitions; ++i) {
-        maps = random_maps(shape, random);
-        if (transport.rank() == 0) holder.mover->announce({maps}, all_layers(shape));
-        ++plans;
-        const std::size_t budget = 64U << random() % 7;
-        // One in three is interrupted by the next at some point.
-        int steps_left = random() % 3 == 0 ? static_cast<int>(random() % 12) + 1 : 100000;
-        do {
-          step(holder, plans, budget, transport);
-          if (testing::Test::HasFatalFailure()) return;
-        } while (--steps_left > 0 && holder.mover->moving());
-        holder.expect_every_byte();
-        for (std::size_t l = 0; l < maps.size() && !holder.mover->moving(); ++l)
-          EXPECT_TRUE(std::ranges::equal(holder.mover->placements()[l].expert_of_slots(), maps[l]));
-        if (testing::Test::HasFailure()) return;
-      }
-      EXPECT_GT(holder.mover->switches(), 0U);
+      Holder holder(
+          shape, first_maps(shape), {.max_step_bytes = 1 << 12, .canary = true}, transport);
+      run_transitions(holder, shape, transitions, transport);
     });
   }
+}
+
+/// Where ranks map one another's blocks: nothing is copied within a NUMA node, which is where all
+/// are in the first case, and what is copied between two of them is never a block in use.
+TEST_P(MoverOver, RanksOfANodeHandBlocksOver) {
+  const int transitions = long_tests() ? 2000 : (GetParam().faulty ? 10 : 40);
+  for (const int nodes : {1, 2}) {
+    for (const Shape& shape : {Shape{}, Shape{2, 5, 2, 4}, Shape{2, 4, 4, 2}}) {
+      on_ranks({.kind = GetParam(), .ranks = shape.ranks}, [&](Transport& transport) {
+        if (!transport.capabilities().load_store) return;
+        Holder holder(shape,
+                      first_maps(shape),
+                      {.max_step_bytes = 1 << 12, .canary = true},
+                      transport,
+                      {.shared = true, .nodes = nodes});
+        run_transitions(holder, shape, transitions, transport);
+        const std::uint64_t moved = holder.mover->bytes_sent() + holder.mover->bytes_received();
+        if (nodes == 1)
+          EXPECT_EQ(moved, 0U);
+        else
+          EXPECT_GT(moved, 0U);
+        ASSERT_EQ(transport.barrier(deadline_in(std::chrono::seconds(30))), WaitResult::reached);
+      });
+    }
+  }
+}
+
+TEST(ExpertMover, ReplicasOfANodeShareABlockUntilNoneHasIt) {
+  const Shape shape{1, 2, 2, 2};
+  on_ranks({.ranks = 2}, [&](Transport& transport) {
+    Holder holder(shape, {{0, -1, 1, -1}}, {.max_step_bytes = 4096}, transport, {.shared = true});
+    std::uint64_t plan = 0;
+    const auto become = [&](const std::vector<ExpertId>& map) {
+      if (transport.rank() == 0) holder.mover->announce({{map}}, std::vector{0});
+      ++plan;
+      for (int i = 0; i < 2; ++i) step(holder, plan, 4096, transport);
+      holder.expect_every_byte();
+    };
+    become({0, 1, 1, 0});    // both experts twice, in two blocks
+    become({1, -1, -1, 0});  // each where the other was
+    become({0, -1, 1, -1});
+    EXPECT_EQ(holder.mover->bytes_sent() + holder.mover->bytes_received(), 0U);
+    EXPECT_EQ(holder.mover->switches(), 3U);
+  });
 }
 
 TEST_P(MoverOver, NoStepMovesMoreThanItsBudget) {

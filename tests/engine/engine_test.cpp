@@ -90,6 +90,8 @@ std::vector<Outcome> generate(const std::string& model,
         if (engine.balancer() && engine.balancer()->rebalance_stats()) {
           const RebalanceStats stats = *engine.balancer()->rebalance_stats();
           EXPECT_EQ(stats.plans_failed, 0U) << stats.last_failure;
+          EXPECT_TRUE(run.transport != "inproc" || stats.bytes_moved == 0)
+              << stats.bytes_moved << " bytes copied between threads";
           std::fprintf(events, "-1 %d 0 -\n", static_cast<int>(stats.layers_switched));
         }
         std::fflush(events);

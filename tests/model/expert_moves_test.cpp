@@ -1,16 +1,18 @@
-// Transitions on a model's real weights: whatever the plans, every slot holds its expert's bytes.
+// Transitions on a model's real weights, as each weight type packs them with its scales: whatever
+// the plans, every slot holds its expert's bytes.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
+#include <array>
 #include <cstring>
 #include <numeric>
 #include <random>
-#include <string_view>
+#include <string>
 
 #include "ferry/balance/expert_mover.h"
 #include "ferry/model/weights.h"
 #include "support/files.h"
-#include "support/golden_model.h"
+#include "support/long_tests.h"
 #include "support/ranks.h"
 
 namespace ferry {
@@ -34,83 +36,107 @@ Maps random_maps(int layers, int experts, int slots, std::mt19937& random) {
   return maps;
 }
 
-/// All of a model's experts, [layer][expert], to compare with.
-class Truth {
- public:
-  Truth(const Checkpoint& checkpoint, DType dtype) {
-    ThreadPool pool(1);
-    weights_ = load_expert_weights(checkpoint, {weight_type(dtype)}, 0, 1, pool, {});
-  }
-
-  const GatedFfnWeights& expert(std::size_t layer, ExpertId e) const {
-    return weights_.layers[layer].slots[static_cast<std::size_t>(e)];
-  }
-
- private:
-  ExpertWeights weights_;
-};
-
-ExpertMover::Holding holding_of(const ExpertWeights& weights, Buffer& spare) {
-  ExpertMover::Holding holding;
-  for (const ExpertWeights::Layer& layer : weights.layers) {
-    holding.placements.push_back(layer.placement);
-    ExpertMover::Blocks& blocks = holding.blocks.emplace_back();
-    for (const GatedFfnWeights& slot : layer.slots)
-      blocks.push_back(const_cast<std::byte*>(slot.gate_up.data));
-  }
-  const std::size_t bytes = expert_block_bytes(weights.layers.front().slots.front());
-  const std::size_t count = ExpertMover::spare_blocks(holding.blocks);
-  spare = Buffer(count * bytes);
-  for (std::size_t i = 0; i < count; ++i) holding.spare.push_back(spare.data() + i * bytes);
-  return holding;
+/// Sparse layers of what a rank has loaded.
+std::vector<const ExpertWeights::Layer*> sparse_layers(const ExpertWeights& weights) {
+  std::vector<const ExpertWeights::Layer*> layers;
+  for (const ExpertWeights::Layer& layer : weights.layers)
+    if (!layer.slots.empty()) layers.push_back(&layer);
+  return layers;
 }
 
-void expect_every_byte(const ExpertMover& mover, const Truth& truth, Rank rank) {
-  for (std::size_t layer = 0; layer < mover.blocks().size(); ++layer) {
+/// Whose memory the experts lie in.
+enum class Memory : std::uint8_t { own, shared, of_two_nodes };
+
+struct Case {
+  std::string model;
+  WeightType type = WeightType::bf16;
+  Memory memory = Memory::own;
+};
+
+void PrintTo(const Case& c, std::ostream* out) { *out << c.model; }
+
+/// A rank's experts in the memory that the case says.
+struct Held {
+  Held(const Case& c, const ExpertWeights& weights, Transport& transport) {
+    const auto layers = sparse_layers(weights);
+    const std::size_t slots = layers.front()->slots.size();
+    block_bytes = expert_block_bytes(layers.front()->slots.front());
+    if (c.memory == Memory::own) {
+      memory = Buffer((layers.size() + 1) * slots * block_bytes);
+    } else {
+      region = transport.allocate_region((layers.size() + 1) * slots * block_bytes, 0);
+      holding.memory = region.get();
+    }
+    std::byte* next = region ? region->local().data() : memory.data();
+    for (const ExpertWeights::Layer* layer : layers) {
+      holding.placements.push_back(layer->placement);
+      ExpertMover::Blocks& blocks = holding.blocks.emplace_back();
+      for (const GatedFfnWeights& slot : layer->slots) {
+        blocks.push_back(slot.gate_up.data ? next : nullptr);
+        if (slot.gate_up.data)
+          std::memcpy(next, slot.gate_up.data, block_bytes);
+        else if (!region)
+          holding.spare.push_back(next);
+        next += block_bytes;
+      }
+    }
+    for (std::size_t i = 0; i < slots && !region; ++i, next += block_bytes)
+      holding.spare.push_back(next);
+  }
+
+  std::size_t block_bytes = 0;
+  Buffer memory;
+  std::unique_ptr<Region> region;
+  ExpertMover::Holding holding;
+};
+
+/// `all`: what a single rank holds, expert by expert.
+void expect_every_byte(const ExpertMover& mover,
+                       const ExpertWeights& all,
+                       std::size_t block_bytes,
+                       Rank rank) {
+  const auto truth = sparse_layers(all);
+  for (std::size_t layer = 0; layer < truth.size(); ++layer) {
     const auto slots = static_cast<SlotId>(mover.blocks()[layer].size());
     for (SlotId local = 0; local < slots; ++local) {
       const ExpertId e = mover.placements()[layer].expert_of(rank * slots + local);
       const std::byte* block = mover.blocks()[layer][static_cast<std::size_t>(local)];
       ASSERT_EQ(e < 0, block == nullptr);
       if (e < 0) continue;
-      const GatedFfnWeights& expected = truth.expert(layer, e);
-      const GatedFfnWeights found = at_block(expected, block);
-      const std::size_t gate_up = expected.gate_up.panel_bytes() *
-                                  static_cast<std::size_t>(expected.gate_up.gated_panels());
-      ASSERT_EQ(std::memcmp(found.gate_up.data, expected.gate_up.data, gate_up), 0);
-      ASSERT_EQ(
-          std::memcmp(found.down.data, expected.down.data, expert_block_bytes(expected) - gate_up),
-          0);
+      const std::byte* expected = truth[layer]->slots[static_cast<std::size_t>(e)].gate_up.data;
+      ASSERT_EQ(std::memcmp(block, expected, block_bytes), 0) << "layer " << layer << ", " << e;
     }
   }
 }
 
-/// The second has biases in its blocks.
-class ExpertMoves : public testing::TestWithParam<const char*> {};
+class ExpertMoves : public testing::TestWithParam<Case> {};
 
 TEST_P(ExpertMoves, RandomTransitionsKeepEveryByteOfRealWeights) {
-  const char* everything = std::getenv("FERRY_LONG_TESTS");
-  const bool all = everything != nullptr && std::string_view(everything) == "1";
-  const int transitions = all ? 10000 : 100;
-  const Checkpoint checkpoint = Checkpoint::open(test::data_dir(GetParam()));
+  const Case& c = GetParam();
+  const int transitions = long_tests() ? 10000 : 40;
+  const Checkpoint checkpoint = Checkpoint::open(test::data_dir(c.model));
   const ModelConfig& config = checkpoint.config();
-  ASSERT_EQ(config.sparse_layers(), config.layers);
-  const Truth truth(checkpoint, DType::bf16);
+  ThreadPool loader(1);
+  const ExpertWeights all = load_expert_weights(checkpoint, {c.type}, 0, 1, loader, {});
   on_ranks({.ranks = kRanks}, [&](Transport& transport) {
     ThreadPool pool(1);
     const ExpertPlacement start =
         ExpertPlacement::identity(config.layers, config.moe.experts, kRanks, kRedundant);
     const ExpertWeights weights =
-        load_expert_weights(checkpoint, {WeightType::bf16}, start, transport.rank(), pool, {});
-    Buffer spare;
-    const std::size_t block = expert_block_bytes(weights.layers.front().slots.front());
-    ExpertMover mover(
-        {.block_bytes = block, .max_step_bytes = 4 * block}, holding_of(weights, spare), transport);
+        load_expert_weights(checkpoint, {c.type}, start, transport.rank(), pool, {});
+    Held held(c, weights, transport);
+    const std::size_t block = held.block_bytes;
+    const int layers = config.sparse_layers();
+    ExpertMover mover({.block_bytes = block,
+                       .max_step_bytes = 4 * block,
+                       .numa_node = c.memory == Memory::of_two_nodes ? transport.rank() % 2 : 0},
+                      held.holding,
+                      transport);
     std::mt19937 random(3);
-    std::vector<int> order(static_cast<std::size_t>(config.layers));
+    std::vector<int> order(static_cast<std::size_t>(layers));
     std::iota(order.begin(), order.end(), 0);
     for (int i = 1; i <= transitions; ++i) {
-      const Maps maps = random_maps(config.layers, config.moe.experts, start.slots(), random);
+      const Maps maps = random_maps(layers, config.moe.experts, start.slots(), random);
       if (transport.rank() == 0) mover.announce({maps}, order);
       const std::size_t budget = block / 8 + random() % (3 * block);
       const bool interrupted = random() % 4 == 0;
@@ -120,17 +146,37 @@ TEST_P(ExpertMoves, RandomTransitionsKeepEveryByteOfRealWeights) {
         mover.begin_step(orders, [](int, const Placement&, const ExpertMover::Blocks&) {});
         ASSERT_EQ(transport.barrier(deadline_in(std::chrono::seconds(30))), WaitResult::reached);
       }
-      expect_every_byte(mover, truth, transport.rank());
+      expect_every_byte(mover, all, block, transport.rank());
       if (testing::Test::HasFailure()) return;
     }
-    EXPECT_GT(mover.switches(), static_cast<std::uint64_t>(transitions));
+    EXPECT_GT(mover.switches(), static_cast<std::uint64_t>(transitions / 2))
+        << "of one layer or more";
+    EXPECT_EQ(mover.bytes_received() == 0, c.memory == Memory::shared);
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Models,
-                         ExpertMoves,
-                         testing::Values("qwen3_bf16", "gpt_oss"),
-                         [](const auto& param) { return std::string(param.param); });
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const Memory memory : {Memory::own, Memory::shared, Memory::of_two_nodes}) {
+    for (const WeightType type :
+         {WeightType::f32, WeightType::bf16, WeightType::int8, WeightType::int4})
+      all.push_back({"qwen3_bf16", type, memory});
+    all.push_back({"deepseek_v3_fp8", WeightType::fp8, memory});
+    all.push_back({"gpt_oss", WeightType::bf16, memory});  // with biases in its blocks
+  }
+  return all;
+}
+
+std::string name_of(const testing::TestParamInfo<Case>& info) {
+  constexpr std::array kMemories{"own", "shared", "of_two_nodes"};
+  const Case& c = info.param;
+  return fmt::format("{}_{}_{}",
+                     c.model,
+                     weight_type_name(c.type),
+                     kMemories.at(static_cast<std::size_t>(c.memory)));
+}
+
+INSTANTIATE_TEST_SUITE_P(Weights, ExpertMoves, testing::ValuesIn(cases()), name_of);
 
 }  // namespace
 }  // namespace ferry
