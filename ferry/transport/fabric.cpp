@@ -267,6 +267,7 @@ void FabricTransport::heed(const FabricRail::Event& event) {
     }
     return;
   }
+  moved();
   const Operation& operation = *static_cast<const Operation*>(event.context);
   --in_flight_[index(operation.peer)];
   if (operation.slot >= 0) free_slots_.push_back(operation.slot);

@@ -1,7 +1,11 @@
 // Ranks that mpirun (or srun) started, over any MPI 3: two-sided and non-blocking. A message is a
-// header, with the bytes of a short put behind it; those of a long one follow as a second message
-// straight from the source into the region. Everything a rank hears comes through one ring of
-// receives, so what a sender said stays in order.
+// header with the bytes of a put behind it, or of a part of one: long puts travel in parts, of
+// which the last raises the signal. Everything a rank hears comes through one ring of receives, so
+// what a sender said stays in order.
+//
+// Why parts are copied into messages: a longer message waits for its receiver's consent, which over
+// TCP stands behind all that the receiver sends itself. Two ranks that put 16 MB to each other then
+// took turns, at half the bandwidth.
 #include <mpi.h>
 
 #include <algorithm>
@@ -11,6 +15,7 @@
 #include <deque>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -26,24 +31,22 @@ namespace ferry {
 namespace {
 
 constexpr int kHeaderTag = 0;
-/// Puts up to here travel in one message, behind their header; so do all control messages.
-constexpr std::size_t kShortBytes = 2048;
+/// Of a message behind its header. With it, what Open MPI sends over TCP without asking (64 KiB).
+constexpr std::size_t kPartBytes = 60 << 10;
 constexpr std::size_t kRingSlots = 64;
-constexpr std::size_t kSendSlots = 512;
+constexpr std::size_t kSendSlots = 128;
 constexpr std::size_t kMaxInFlight = 64;  // messages to one peer
 
-enum class Kind : std::uint32_t { control, short_put, long_put };
+enum class Kind : std::uint32_t { control, put, part };
 
 struct Header {
   Kind kind = Kind::control;
   std::uint32_t immediate = 0;
   std::uint64_t offset = 0;
-  std::uint64_t bytes = 0;
   std::int32_t region = 0;
-  std::int32_t tag = 0;  // of the message with the bytes of a long put
 };
 
-constexpr std::size_t kSlotBytes = sizeof(Header) + kShortBytes;
+constexpr std::size_t kSlotBytes = sizeof(Header) + kPartBytes;
 using Slot = std::array<std::byte, kSlotBytes>;
 
 void check(int status, const char* call) {
@@ -56,7 +59,8 @@ void check(int status, const char* call) {
   throw TransportError(TransportError::Kind::io, -1, fmt::format("mpi: {}: {}", call, why));
 }
 
-/// MPI from the first group of ranks to the end of the process.
+/// MPI from the first group of ranks to the end of the process. A program that runs it already also
+/// ends it.
 class MpiLibrary {
  public:
   static MpiLibrary& instance() {
@@ -72,8 +76,15 @@ class MpiLibrary {
 
  private:
   MpiLibrary() {
+    int running = 0;
     int provided = 0;
-    check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &provided), "MPI_Init_thread");
+    check(MPI_Initialized(&running), "MPI_Initialized");
+    finalizes_ = !running;
+    if (running) {
+      check(MPI_Query_thread(&provided), "MPI_Query_thread");
+    } else {
+      check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &provided), "MPI_Init_thread");
+    }
     if (provided < MPI_THREAD_SERIALIZED)
       fail<ConfigError>("mpi: this MPI cannot be called from more than one thread");
     check(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
@@ -121,40 +132,37 @@ class MpiTransport final : public NetworkTransport {
   bool start_write(const Write& write) override;
   void poll_writes() override;
 
-  bool writes_done(Rank peer) override { return of(peer).sends.empty(); }
+  bool writes_done(Rank peer) override { return of(peer).all_sent(); }
+
+  /// What MPI has not handed to the network yet it does when it is asked again.
+  bool needs_polling() override { return !control_done(); }
 
   void send_control(Rank peer, std::span<const std::byte> message) override;
 
   void poll_control() override {}  // it comes with everything else
 
   bool control_done() override {
-    return std::all_of(peers_.begin(), peers_.end(), [](const Peer& p) {
-      return p.sends.empty() && p.control.empty();
-    });
+    return std::all_of(peers_.begin(), peers_.end(), [](const Peer& p) { return p.all_sent(); });
   }
 
   /// What follows a leave on the same ring is its last word.
   void say_farewell(Rank) override {}
 
-  bool all_from(Rank peer) override { return of(peer).unfinished == 0; }
+  bool all_from(Rank peer) override { return of(peer).early == 0; }
 
  private:
   struct Send {
     std::size_t slot = 0;
-    std::array<MPI_Request, 2> requests{MPI_REQUEST_NULL, MPI_REQUEST_NULL};
+    MPI_Request request = MPI_REQUEST_NULL;
   };
 
   struct Peer {
-    std::deque<Send> sends;     // oldest first
-    std::deque<Bytes> control;  // found no room
-    int next_tag = 1;
-    int unfinished = 0;  // puts from there whose header is here, but not all bytes
-  };
+    std::deque<Send> sends;      // oldest first
+    std::optional<Write> begun;  // what is left of a long put
+    std::deque<Bytes> control;   // found no room
+    int early = 0;               // messages from there in early_
 
-  struct LongReceive {
-    Rank from = 0;
-    std::uint32_t immediate = 0;
-    MPI_Request request = MPI_REQUEST_NULL;
+    bool all_sent() const { return sends.empty() && !begun && control.empty(); }
   };
 
   /// A put to a region that this rank has not made yet.
@@ -167,6 +175,7 @@ class MpiTransport final : public NetworkTransport {
 
   void listen(std::size_t slot);
   bool send(Rank peer, const Header& header, std::span<const std::byte> bytes);
+  bool send_parts(Rank to, Write& write);
   void reap(Peer& peer);
   void take(Rank from, std::span<const std::byte> message);
   void take_put(Rank from, const Header& header, std::span<const std::byte> bytes);
@@ -178,7 +187,6 @@ class MpiTransport final : public NetworkTransport {
   std::vector<Slot> send_slots_;
   std::vector<std::size_t> free_slots_;
   std::vector<Peer> peers_;
-  std::vector<LongReceive> long_receives_;
   std::vector<Early> early_;
 };
 
@@ -188,9 +196,9 @@ MpiTransport::~MpiTransport() {
     MPI_Cancel(&request);
     MPI_Wait(&request, MPI_STATUS_IGNORE);
   }
-  bool pending = !long_receives_.empty();
-  for (const Peer& peer : peers_) pending = pending || !peer.sends.empty();
-  if (!pending) return;
+  const bool all_sent = std::all_of(
+      peers_.begin(), peers_.end(), [](const Peer& peer) { return peer.sends.empty(); });
+  if (all_sent) return;
   // After an abort. MPI may still read the slots: they are never given back.
   static std::vector<std::vector<Slot>> lost;
   lost.push_back(std::move(send_slots_));
@@ -207,7 +215,7 @@ void MpiTransport::listen(std::size_t slot) {
         "MPI_Irecv");
 }
 
-/// False: no room. A long put's bytes go straight from where they lie.
+/// False: no room.
 bool MpiTransport::send(Rank to, const Header& header, std::span<const std::byte> bytes) {
   Peer& peer = of(to);
   if (free_slots_.empty() || peer.sends.size() >= kMaxInFlight) return false;
@@ -215,52 +223,49 @@ bool MpiTransport::send(Rank to, const Header& header, std::span<const std::byte
   free_slots_.pop_back();
   Slot& slot = send_slots_[send.slot];
   std::memcpy(slot.data(), &header, sizeof header);
-  std::size_t length = sizeof header;
-  if (header.kind != Kind::long_put && !bytes.empty()) {
-    std::memcpy(slot.data() + length, bytes.data(), bytes.size());
-    length += bytes.size();
-  }
+  if (!bytes.empty()) std::memcpy(slot.data() + sizeof header, bytes.data(), bytes.size());
   check(MPI_Isend(slot.data(),
-                  static_cast<int>(length),
+                  static_cast<int>(sizeof header + bytes.size()),
                   MPI_BYTE,
                   to,
                   kHeaderTag,
                   group_,
-                  &send.requests[0]),
+                  &send.request),
         "MPI_Isend");
-  if (header.kind == Kind::long_put) {
-    check(MPI_Isend(bytes.data(),
-                    static_cast<int>(bytes.size()),
-                    MPI_BYTE,
-                    to,
-                    header.tag,
-                    group_,
-                    &send.requests[1]),
-          "MPI_Isend");
-  }
   peer.sends.push_back(send);
   return true;
 }
 
+/// Takes from `write` what there is room for; true when that is all.
+bool MpiTransport::send_parts(Rank to, Write& write) {
+  for (;;) {
+    const std::size_t bytes = std::min(write.source.size(), kPartBytes);
+    const bool is_last = bytes == write.source.size();
+    const Header header{.kind = is_last ? Kind::put : Kind::part,
+                        .immediate = write.immediate,
+                        .offset = write.offset,
+                        .region = write.region};
+    if (!send(to, header, write.source.first(bytes))) return false;
+    if (is_last) return true;
+    write.source = write.source.subspan(bytes);
+    write.offset += bytes;
+  }
+}
+
 bool MpiTransport::start_write(const Write& write) {
   Peer& peer = of(write.peer);
-  const bool is_short = write.source.size() <= kShortBytes;
-  const Header header{.kind = is_short ? Kind::short_put : Kind::long_put,
-                      .immediate = write.immediate,
-                      .offset = write.offset,
-                      .bytes = write.source.size(),
-                      .region = write.region,
-                      .tag = is_short ? 0 : peer.next_tag};
-  if (!peer.control.empty() || !send(write.peer, header, write.source)) return false;
-  // Far fewer than this many are under way; every MPI has 32,767 tags.
-  if (!is_short) peer.next_tag = peer.next_tag % 32'000 + 1;
+  if (peer.begun || !peer.control.empty()) return false;
+  Write rest = write;
+  if (send_parts(write.peer, rest)) return true;
+  if (rest.source.size() == write.source.size()) return false;
+  peer.begun = rest;  // a long source stays as it is
   return true;
 }
 
 void MpiTransport::send_control(Rank to, std::span<const std::byte> message) {
-  FERRY_CHECK(message.size() <= kShortBytes, "a control message of {} bytes", message.size());
+  FERRY_CHECK(message.size() <= kPartBytes, "a control message of {} bytes", message.size());
   Peer& peer = of(to);
-  if (!peer.control.empty() || !send(to, {.bytes = message.size()}, message))
+  if (peer.begun || !peer.control.empty() || !send(to, {}, message))
     peer.control.emplace_back(message.begin(), message.end());
 }
 
@@ -268,8 +273,9 @@ void MpiTransport::reap(Peer& peer) {
   while (!peer.sends.empty()) {
     Send& oldest = peer.sends.front();
     int done = 0;
-    check(MPI_Testall(2, oldest.requests.data(), &done, MPI_STATUSES_IGNORE), "MPI_Testall");
+    check(MPI_Test(&oldest.request, &done, MPI_STATUS_IGNORE), "MPI_Test");
     if (!done) return;
+    moved();
     free_slots_.push_back(oldest.slot);
     peer.sends.pop_front();
   }
@@ -277,24 +283,11 @@ void MpiTransport::reap(Peer& peer) {
 
 void MpiTransport::take_put(Rank from, const Header& header, std::span<const std::byte> bytes) {
   const std::span<std::byte> target = region_memory(header.region);
-  if (header.offset > target.size() || header.bytes > target.size() - header.offset)
+  if (header.offset > target.size() || bytes.size() > target.size() - header.offset)
     throw TransportError(
         TransportError::Kind::io, from, fmt::format("mpi: rank {} put outside its region", from));
-  if (header.kind == Kind::short_put) {
-    if (!bytes.empty()) std::memcpy(target.data() + header.offset, bytes.data(), bytes.size());
-    --of(from).unfinished;
-    arrived(header.immediate);
-    return;
-  }
-  LongReceive& receive = long_receives_.emplace_back(LongReceive{from, header.immediate});
-  check(MPI_Irecv(target.data() + header.offset,
-                  static_cast<int>(header.bytes),
-                  MPI_BYTE,
-                  from,
-                  header.tag,
-                  group_,
-                  &receive.request),
-        "MPI_Irecv");
+  if (!bytes.empty()) std::memcpy(target.data() + header.offset, bytes.data(), bytes.size());
+  header.kind == Kind::put ? arrived(header.immediate) : moved();
 }
 
 void MpiTransport::take(Rank from, std::span<const std::byte> message) {
@@ -302,8 +295,8 @@ void MpiTransport::take(Rank from, std::span<const std::byte> message) {
   std::memcpy(&header, message.data(), sizeof header);
   const auto bytes = message.subspan(sizeof header);
   if (header.kind == Kind::control) return heard(from, bytes);
-  ++of(from).unfinished;
-  if (region_memory(header.region).empty()) {
+  if (!has_region(header.region)) {
+    ++of(from).early;
     early_.push_back({from, Bytes(message.begin(), message.end())});
   } else {
     take_put(from, header, bytes);
@@ -311,6 +304,19 @@ void MpiTransport::take(Rank from, std::span<const std::byte> message) {
 }
 
 void MpiTransport::poll_writes() {
+  // First, since parts come before what raises their signal.
+  for (std::size_t i = 0; i < early_.size();) {
+    Header header;
+    std::memcpy(&header, early_[i].message.data(), sizeof header);
+    if (!has_region(header.region)) {
+      ++i;
+      continue;
+    }
+    const Early early = std::move(early_[i]);
+    early_.erase(early_.begin() + static_cast<std::ptrdiff_t>(i));
+    --of(early.from).early;
+    take_put(early.from, header, std::span<const std::byte>(early.message).subspan(sizeof header));
+  }
   for (int done = 1; done;) {
     MPI_Status status;
     MPI_Request& request = ring_requests_[ring_next_];
@@ -324,35 +330,11 @@ void MpiTransport::poll_writes() {
          std::span<const std::byte>(ring_[slot]).first(static_cast<std::size_t>(length)));
     listen(slot);
   }
-  for (std::size_t i = 0; i < early_.size();) {
-    Header header;
-    std::memcpy(&header, early_[i].message.data(), sizeof header);
-    if (region_memory(header.region).empty()) {
-      ++i;
-      continue;
-    }
-    const Early early = std::move(early_[i]);
-    early_.erase(early_.begin() + static_cast<std::ptrdiff_t>(i));
-    take_put(early.from, header, std::span<const std::byte>(early.message).subspan(sizeof header));
-  }
-  for (std::size_t i = 0; i < long_receives_.size();) {
-    int done = 0;
-    check(MPI_Test(&long_receives_[i].request, &done, MPI_STATUS_IGNORE), "MPI_Test");
-    if (!done) {
-      ++i;
-      continue;
-    }
-    const LongReceive finished = long_receives_[i];
-    long_receives_[i] = long_receives_.back();
-    long_receives_.pop_back();
-    --of(finished.from).unfinished;
-    arrived(finished.immediate);
-  }
   for (Rank r = 0; r < size(); ++r) {
     Peer& peer = of(r);
     if (!peer.sends.empty()) reap(peer);
-    while (!peer.control.empty() &&
-           send(r, {.bytes = peer.control.front().size()}, peer.control.front()))
+    if (peer.begun && send_parts(r, *peer.begun)) peer.begun.reset();
+    while (!peer.begun && !peer.control.empty() && send(r, {}, peer.control.front()))
       peer.control.pop_front();
   }
 }

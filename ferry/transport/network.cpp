@@ -95,6 +95,7 @@ void NetworkTransport::push_backlog(Rank to) {
 }
 
 void NetworkTransport::arrived(std::uint32_t immediate) {
+  moved();
   RegionState* state = regions_[immediate >> 24].get();
   if (state == nullptr) {
     early_.push_back(immediate);
@@ -106,8 +107,11 @@ void NetworkTransport::arrived(std::uint32_t immediate) {
   if (state->drops == size_) free_unused_regions();
 }
 
+bool NetworkTransport::has_region(int id) const {
+  return id >= 0 && id < kMaxRegions && regions_[static_cast<std::size_t>(id)] != nullptr;
+}
+
 std::span<std::byte> NetworkTransport::region_memory(int id) const {
-  if (id < 0 || id >= kMaxRegions || regions_[static_cast<std::size_t>(id)] == nullptr) return {};
   return regions_[static_cast<std::size_t>(id)]->part(rank_);
 }
 

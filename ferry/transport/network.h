@@ -94,6 +94,11 @@ class NetworkTransport : public Transport {
   virtual void send_control(Rank peer, std::span<const std::byte> message) = 0;
   /// Moves control messages, and calls heard() and ended().
   virtual void poll_control() = 0;
+
+  /// Whether something is under way that stands still between polls. What an operating system
+  /// moves by itself is no such thing.
+  virtual bool needs_polling() { return false; }
+
   /// Whether all control messages have left this rank.
   virtual bool control_done() = 0;
 
@@ -104,13 +109,19 @@ class NetworkTransport : public Transport {
 
   // --- What a network calls, with the lock held. ---
   void arrived(std::uint32_t immediate);
+
+  /// A write has left, or part of one: waits stay awake.
+  void moved() { ++moves_; }
+
   void heard(Rank peer, std::span<const std::byte> message);
   /// Nothing will be heard of the peer any more; `how` ends a sentence that begins with its rank.
   void ended(Rank peer, std::string_view how);
   /// A write to the peer failed. An error unless the peer turns out to be gone.
   void write_failed(Rank peer, std::string_view why);
 
-  /// The own part of a region; empty when this rank has not made it yet.
+  /// False when this rank has not made the region yet.
+  bool has_region(int id) const;
+  /// The own part of a region that it has; some have no bytes, only signals.
   std::span<std::byte> region_memory(int id) const;
 
   /// No put adds 0, so what ends in a 0 is the network's own.
@@ -229,6 +240,7 @@ class NetworkTransport : public Transport {
   Deadline suspect_until_{};
   Deadline next_control_{};
   std::uint64_t barriers_ = 0;  // entered so far
+  std::uint64_t moves_ = 0;     // writes that have arrived or left
   int leaving_ = 0;             // peers whose leave has been heard but whose writes may still come
   std::bitset<kMaxNetworkRanks> masked_;
 };

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <thread>
+#include <utility>
 
 #include "ferry/core/error.h"
 #include "ferry/core/wait.h"
@@ -13,7 +14,8 @@
 namespace ferry {
 
 inline constexpr int kPollsPerClockRead = 16;
-/// Naps of an idle wait grow from the first to the second.
+/// Naps of an idle wait grow from the first to the second. While data moves there are none, or
+/// short ones: a nap of more than what the network buffers would stop it.
 inline constexpr std::chrono::microseconds kShortNap{50};
 inline constexpr std::chrono::microseconds kLongNap{1000};
 /// A rank that has left goes unnoticed at least this long: another may be the one that signals.
@@ -52,10 +54,13 @@ WaitResult NetworkTransport::wait_until(
     Lock& lock, std::string_view call, Deadline deadline, Reached reached, Missing missing) {
   throw_if_aborted(call);  // even where all is there: nobody shall go on for long after an abort
   Backoff backoff;
+  std::uint64_t moves = moves_;
+  const auto has_moved = [&] { return std::exchange(moves, moves_) != moves_; };
   for (int polls = 0; !backoff.idle(); ++polls) {
     poll_all(false);
     if (reached()) return WaitResult::reached;
     throw_if_aborted(call);
+    if (has_moved()) backoff = {};
     if (polls % kPollsPerClockRead == 0 && std::chrono::steady_clock::now() >= deadline)
       return WaitResult::timed_out;
     lock.unlock();
@@ -74,8 +79,12 @@ WaitResult NetworkTransport::wait_until(
     throw_if_gone(call, [&](Rank r) { return now >= left_matters || missing(r); });
     if (now >= deadline) return WaitResult::timed_out;
     lock.unlock();
-    std::this_thread::sleep_for(std::min<std::chrono::nanoseconds>(nap, deadline - now));
-    nap = std::min<std::chrono::nanoseconds>(nap + nap / 16, kLongNap);
+    if (needs_polling()) {
+      std::this_thread::yield();
+    } else {
+      std::this_thread::sleep_for(std::min<std::chrono::nanoseconds>(nap, deadline - now));
+    }
+    nap = has_moved() ? kShortNap : std::min<std::chrono::nanoseconds>(nap + nap / 16, kLongNap);
     lock.lock();
   }
 }
