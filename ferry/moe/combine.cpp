@@ -16,7 +16,8 @@ namespace ferry {
 
 namespace {
 
-constexpr std::int64_t kSumGrain = 8;  // tokens
+constexpr std::int64_t kSumGrain = 8;                             // tokens
+constexpr std::size_t kPushedSumsBytes = std::size_t{128} << 10;  // of a thread, then they leave
 
 }  // namespace
 
@@ -25,10 +26,7 @@ void Dispatcher::combine_send() {
   const FlushDenormals flush;
   finish_results(static_cast<std::size_t>(options_.slots_per_rank));
   if (sums_per_rank()) {
-    for (const Rank home : relays_.send_order()) {
-      sum_per_rank(home);
-      push_sums(home);
-    }
+    for (const Rank home : relays_.send_order()) sum_per_rank(home);
     relay_sums();
   }
   for (const Rank home : relays_.send_order()) {
@@ -72,7 +70,8 @@ void Dispatcher::encode_results(std::size_t first_slot, std::size_t end_slot) {
   }
 }
 
-/// Adds up this rank's results for each token of `home`, weighted, in top-k order.
+/// Adds up this rank's results for each token of `home`, weighted, in top-k order. What is pushed
+/// leaves in blocks, while the next are added up.
 void Dispatcher::sum_per_rank(Rank home) {
   const auto h = static_cast<std::size_t>(home);
   const std::span<const ReduceEntry> entries = messages_[h].entries;
@@ -81,12 +80,24 @@ void Dispatcher::sum_per_rank(Rank home) {
                 0,
                 tokens_of_[h]);
   }
-  pool_.parallel_for(
-      static_cast<std::int64_t>(entries.size()),
-      kSumGrain * options_.topk,
-      [&](std::int64_t begin, std::int64_t end, int worker) {
-        sum_tokens(home, static_cast<std::size_t>(begin), static_cast<std::size_t>(end), worker);
-      });
+  const std::size_t tokens =
+      std::max<std::size_t>(kPushedSumsBytes / layout_.combine_row_bytes, kSumGrain);
+  const std::size_t block = reads(home) ? entries.size()
+                                        : tokens * static_cast<std::size_t>(options_.topk) *
+                                              static_cast<std::size_t>(pool_.size());
+  for (std::size_t first = 0, end = 0; first < entries.size(); first = end) {
+    end = std::min(first + block, entries.size());
+    while (end < entries.size() && entries[end].token == entries[end - 1].token) ++end;
+    pool_.parallel_for(static_cast<std::int64_t>(end - first),
+                       kSumGrain * options_.topk,
+                       [&](std::int64_t from, std::int64_t to, int worker) {
+                         sum_tokens(home,
+                                    first + static_cast<std::size_t>(from),
+                                    first + static_cast<std::size_t>(to),
+                                    worker);
+                       });
+    push_sums(home, entries.subspan(first, end - first));
+  }
 }
 
 /// The sums of the tokens whose first entry is one of [first, end).
@@ -132,7 +143,8 @@ void Dispatcher::write_sum(std::byte* to, std::size_t terms, WireType type, std:
     kernels().encode(sum, options_.output_type(), to, options_.combine_wire, options_.hidden);
 }
 
-void Dispatcher::push_sums(Rank home) {
+/// Of the entries' tokens; neighbouring ones together.
+void Dispatcher::push_sums(Rank home, std::span<const ReduceEntry> entries) {
   const auto h = static_cast<std::size_t>(home);
   const auto me = static_cast<std::size_t>(transport_.rank());
   const auto tokens = static_cast<std::size_t>(options_.max_tokens);
@@ -144,18 +156,17 @@ void Dispatcher::push_sums(Rank home) {
     const auto share = static_cast<std::size_t>(home - base_of(home));
     const std::size_t slab =
         layout_.combine_slab + (me * members + share) * layout_.combine_slab_rows * row_bytes;
-    std::uint32_t last = ~0U;
-    for (const ReduceEntry& entry : messages_[h].entries) {
-      if (entry.token != last) {
-        result_puts_[static_cast<std::size_t>(to)] +=
-            put_rows(to,
-                     slab + entry.token * row_bytes,
-                     layout_.results + (h * tokens + entry.token) * row_bytes,
-                     1,
-                     row_bytes,
-                     ExchangeSignal::combine_rows);
-      }
-      last = entry.token;
+    for (std::size_t i = 0; i < entries.size();) {
+      const std::size_t first = entries[i].token;
+      std::size_t end = first;
+      for (; i < entries.size() && entries[i].token <= end; ++i) end = entries[i].token + 1;
+      result_puts_[static_cast<std::size_t>(to)] +=
+          put_rows(to,
+                   slab + first * row_bytes,
+                   layout_.results + (h * tokens + first) * row_bytes,
+                   end - first,
+                   row_bytes,
+                   ExchangeSignal::combine_rows);
     }
   }
 }

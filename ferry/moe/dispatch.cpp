@@ -48,8 +48,7 @@ void Dispatcher::dispatch_send(const RoutedTokens& tokens) {
   for (const Rank peer : relays_.send_order()) {
     if (is_masked(peer)) continue;
     const auto p = static_cast<std::size_t>(peer);
-    const std::uint32_t puts = reads(peer) ? 0 : push_rows(peer);
-    const std::size_t bytes = write_dispatch_message(peer, tokens, puts);
+    const std::size_t bytes = write_dispatch_message(peer, tokens, num_row_puts(peer));
     const auto* message =
         at<const std::byte>(layout_.dispatch_outbox + p * layout_.dispatch_message_bytes);
     const auto me = static_cast<std::size_t>(transport_.rank());
@@ -57,6 +56,7 @@ void Dispatcher::dispatch_send(const RoutedTokens& tokens) {
         layout_.dispatch_inbox + me * layout_.dispatch_message_bytes,
         {message, bytes},
         ExchangeSignal::dispatch_message);
+    push_rows(peer);  // behind it: who has read the message plans while they travel
     const std::size_t records = own_plan().records(peer).size();
     stats_.bytes_logical += records * (layout_.dispatch_row_bytes + layout_.combine_slice_bytes);
   }
@@ -96,20 +96,9 @@ void Dispatcher::stage_rows(const RoutedTokens& tokens) {
                      });
 }
 
-std::uint32_t Dispatcher::push_rows(Rank peer) {
-  if (relays_.taker(transport_.rank(), peer) != peer) return 1;  // the taker's word
-  const std::size_t row_bytes = layout_.dispatch_row_bytes;
-  const auto me = static_cast<std::size_t>(transport_.rank());
-  const std::size_t slab = layout_.dispatch_slab + me * layout_.dispatch_slab_rows * row_bytes;
-  std::uint32_t puts = 0;
-  const auto push = [&](std::size_t to_row, std::size_t token, std::size_t rows) {
-    puts += put_rows(peer,
-                     slab + to_row * row_bytes,
-                     layout_.stage + token * row_bytes,
-                     rows,
-                     row_bytes,
-                     ExchangeSignal::dispatch_rows);
-  };
+template <class Push>
+void Dispatcher::for_pushed_rows(Rank peer, Push push) const {
+  if (reads(peer) || relays_.taker(transport_.rank(), peer) != peer) return;
   const SendPlan& plan = own_plan();
   switch (options_.exchange.send_per) {
     case ExchangeOptions::SendPer::rank:
@@ -130,7 +119,29 @@ std::uint32_t Dispatcher::push_rows(Rank peer) {
       break;
     }
   }
-  return puts;
+}
+
+std::uint32_t Dispatcher::num_row_puts(Rank peer) const {
+  if (!reads(peer) && relays_.taker(transport_.rank(), peer) != peer) return 1;  // the taker's word
+  const std::size_t most = rows_per_put(layout_.dispatch_row_bytes);
+  std::size_t puts = 0;
+  for_pushed_rows(
+      peer, [&](std::size_t, std::size_t, std::size_t rows) { puts += (rows + most - 1) / most; });
+  return static_cast<std::uint32_t>(puts);
+}
+
+void Dispatcher::push_rows(Rank peer) {
+  const std::size_t row_bytes = layout_.dispatch_row_bytes;
+  const auto me = static_cast<std::size_t>(transport_.rank());
+  const std::size_t slab = layout_.dispatch_slab + me * layout_.dispatch_slab_rows * row_bytes;
+  for_pushed_rows(peer, [&](std::size_t to_row, std::size_t token, std::size_t rows) {
+    put_rows(peer,
+             slab + to_row * row_bytes,
+             layout_.stage + token * row_bytes,
+             rows,
+             row_bytes,
+             ExchangeSignal::dispatch_rows);
+  });
 }
 
 ExpertRows Dispatcher::dispatch_recv() {

@@ -171,17 +171,20 @@ void Dispatcher::raise(Rank peer, Rank source, ExchangeSignal signal) {
   });
 }
 
+std::size_t Dispatcher::rows_per_put(std::size_t row_bytes) const {
+  return std::max<std::size_t>(1, transport_.capabilities().max_put_bytes / row_bytes);
+}
+
 std::uint32_t Dispatcher::put_rows(Rank peer,
                                    std::size_t to,
                                    std::size_t from,
                                    std::size_t rows,
                                    std::size_t row_bytes,
                                    ExchangeSignal signal) {
-  const std::size_t rows_per_put =
-      std::max<std::size_t>(1, transport_.capabilities().max_put_bytes / row_bytes);
+  const std::size_t most = rows_per_put(row_bytes);
   std::uint32_t puts = 0;
-  for (std::size_t done = 0; done < rows; done += rows_per_put, ++puts) {
-    const std::size_t bytes = std::min(rows_per_put, rows - done) * row_bytes;
+  for (std::size_t done = 0; done < rows; done += most, ++puts) {
+    const std::size_t bytes = std::min(most, rows - done) * row_bytes;
     put(peer, to + done * row_bytes, {at<const std::byte>(from + done * row_bytes), bytes}, signal);
   }
   if (peer != transport_.rank()) stats_.bytes_wire += rows * row_bytes;

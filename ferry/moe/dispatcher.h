@@ -157,7 +157,11 @@ class Dispatcher {
 
   // dispatch.cpp
   void stage_rows(const RoutedTokens& tokens);
-  std::uint32_t push_rows(Rank peer);
+  /// push(first row in the slab, first token, rows) for all that is pushed to `peer`.
+  template <class Push>
+  void for_pushed_rows(Rank peer, Push push) const;
+  std::uint32_t num_row_puts(Rank peer) const;
+  void push_rows(Rank peer);
   void receive_messages();
   void take_rows(Rank home);
   void copy_rows(Rank home);
@@ -202,7 +206,7 @@ class Dispatcher {
   void sum_per_rank(Rank home);
   void sum_tokens(Rank home, std::size_t first_entry, std::size_t end_entry, int worker);
   void write_sum(std::byte* to, std::size_t terms, WireType type_of_terms, std::size_t worker);
-  void push_sums(Rank home);
+  void push_sums(Rank home, std::span<const ReduceEntry> entries);
   void push_results(Rank home, std::size_t first_slot, std::size_t end_slot);
   std::size_t write_combine_message(Rank home);
   void read_combine_message(Rank peer);
@@ -217,6 +221,7 @@ class Dispatcher {
   void put(Rank peer, std::size_t offset, std::span<const std::byte> source, ExchangeSignal signal);
   /// Raises at `peer` what `source` raises there, in its name.
   void raise(Rank peer, Rank source, ExchangeSignal signal);
+  std::size_t rows_per_put(std::size_t row_bytes) const;
   /// Puts rows of our part at `from` to a peer's part at `to`; returns how many puts that took.
   std::uint32_t put_rows(Rank peer,
                          std::size_t to,
