@@ -1,8 +1,11 @@
 // The exchange engine's conformance suite: backends x transports x ranks x wires x layouts x
-// routings x groups x row weights. Every pair of these meets in the short run; every combination in
-// the long one (scripts/test.sh --long).
+// routings x groups x row weights. Every pair of these meets in the short run, and once more over
+// two and three hosts with two ranks each; every combination in the long one (scripts/test.sh
+// --long). Under mpirun the transports are those of mpi (CMakeLists.txt).
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -68,7 +71,7 @@ const std::vector<RankKind>& kinds() {
   return all;
 }
 
-constexpr int kRankCounts[] = {1, 2, 3, 4, 7};
+constexpr int kRankCounts[] = {1, 2, 3, 4, 6, 7};
 constexpr DispatchFormat kLayouts[] = {
     DispatchFormat::padded, DispatchFormat::ragged, DispatchFormat::row_pointers};
 constexpr std::string_view kRoutingNames[] = {"random", "masked", "duplicates", "oneExpert"};
@@ -77,7 +80,7 @@ std::vector<int> sizes() {
   const auto wires = static_cast<int>(wire_types().size());
   return {static_cast<int>(all_of_backends().size()),
           static_cast<int>(kinds().size()),
-          5,
+          static_cast<int>(std::size(kRankCounts)),
           wires,
           2,  // experts take rows as delivered, or bf16
           wires,
@@ -106,8 +109,10 @@ DispatcherOptions options_of(const Combination& c) {
   return o;
 }
 
-/// What the dispatcher refuses, with its reasons, is no combination.
+/// What the dispatcher refuses, with its reasons, is no combination. (mpi cannot lose a rank.)
 bool valid(const Combination& c) {
+  const bool masks = options_of(c).exchange.on_dead_rank == ExchangeOptions::OnDeadRank::mask;
+  if (masks && !kinds()[static_cast<std::size_t>(c[axis_kind])].started_here()) return false;
   try {
     check_options(options_of(c), ranks_of(c));
     return true;
@@ -189,7 +194,66 @@ INSTANTIATE_TEST_SUITE_P(
     All,
     Conformance,
     ::testing::Combine(::testing::Range(0, static_cast<int>(all_of_backends().size())),
-                       ::testing::Range(0, 5)),
+                       ::testing::Range(0, static_cast<int>(std::size(kRankCounts)))),
+    backend_label);
+
+// --- Long rows -----------------------------------------------------------------------------------
+
+class ConformanceOfLongRows : public ::testing::TestWithParam<RankKind> {};
+
+/// Where sums are pushed they leave in blocks of 128 KiB; here that is 8 tokens of 40.
+TEST_P(ConformanceOfLongRows, SumsLeaveInBlocks) {
+  const HarnessOptions options{
+      .dispatcher = {.exchange = exchange_options(MoeA2ABackend::deepep, DeepepMode::normal),
+                     .slots_per_rank = 3,
+                     .hidden = 8192,
+                     .topk = 4,
+                     .max_tokens = 40},
+      .routing = Routing::masked,
+      .seed = 3,
+      .count = 3};
+  on_ranks({.kind = GetParam(), .ranks = 3}, [&](Transport& transport) {
+    ThreadPool pool(2);
+    run_exchanges(options, transport, pool);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Transports,
+                         ConformanceOfLongRows,
+                         ::testing::ValuesIn(kinds()),
+                         [](const auto& p) { return p.param.label(); });
+
+// --- Over cables ---------------------------------------------------------------------------------
+
+/// Levels of axis_ranks: two and three hosts of two.
+constexpr int kOverHosts[] = {3, 4};
+static_assert(kRankCounts[kOverHosts[0]] == 4 && kRankCounts[kOverHosts[1]] == 6);
+
+class ConformanceOverHosts : public Conformance {};
+
+TEST_P(ConformanceOverHosts, EveryPairDeliversEveryRowAndSumsInOrder) {
+  const auto cables = std::find_if(
+      kinds().begin(), kinds().end(), [](const RankKind& kind) { return kind.namespaces; });
+  if (cables == kinds().end()) GTEST_SKIP() << "no fabric, or no network namespaces";
+  const auto over_hosts = [&](Combination c) {
+    c[axis_kind] = static_cast<int>(cables - kinds().begin());
+    c[axis_ranks] = kOverHosts[c[axis_ranks]];
+    return c;
+  };
+  std::vector<int> levels = sizes();
+  levels[axis_kind] = 1;
+  levels[axis_ranks] = static_cast<int>(std::size(kOverHosts));
+  std::vector<Combination> all = testing::pairwise_combinations(
+      levels, [&](const Combination& c) { return valid(over_hosts(c)); });
+  std::transform(all.begin(), all.end(), all.begin(), over_hosts);
+  run_those_of(all, 4);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All,
+    ConformanceOverHosts,
+    ::testing::Combine(::testing::Range(0, static_cast<int>(all_of_backends().size())),
+                       ::testing::ValuesIn(kOverHosts)),
     backend_label);
 
 }  // namespace

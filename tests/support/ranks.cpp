@@ -144,8 +144,9 @@ void judge(const RanksOptions& options, const Reports& reports, const std::vecto
 
 std::vector<RankKind> rank_kinds(bool with_faulty) {
   std::vector<RankKind> kinds;
+  const bool by_mpirun = find_world().has_value();  // each of its processes runs all tests
   for (const TransportInfo& info : list_transports()) {
-    if (!info.available) continue;
+    if (!info.available || (by_mpirun && info.name != "mpi")) continue;
     // One that sends everything through sockets, and one with orders and completions of its own.
     const std::vector<std::string> providers = info.name == "fabric"
                                                    ? std::vector<std::string>{"tcp", "shm"}
