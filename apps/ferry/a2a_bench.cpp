@@ -8,6 +8,7 @@
 
 #include "apps/ferry/a2a_floor.h"
 #include "apps/ferry/classic_alltoallv.h"
+#include "apps/ferry/raw_mpi.h"
 #include "ferry/core/error.h"
 #include "ferry/core/threads.h"
 #include "ferry/kernels/kernels.h"
@@ -48,7 +49,11 @@ float bf16_value(const std::byte* row, std::size_t i) {
 
 /// Whether the baseline can be MPI's own alltoallv: its ranks are those of the case.
 bool baseline_over_mpi(const A2aCase& a2a) {
-  return a2a.transport == "mpi" && a2a.launch.world && a2a.launch.world->size == a2a.ranks;
+  const std::optional<World>& world = a2a.launch.world;
+  if (!world || world->size != a2a.ranks) return false;
+  const bool by_mpirun =
+      world->launcher == World::Launcher::open_mpi || world->launcher == World::Launcher::mpich;
+  return a2a.transport == "mpi" || (by_mpirun && has_mpi());
 }
 
 /// One rank's side of the measurement.
@@ -199,6 +204,7 @@ class RankBench {
   void exchange_in_phases(A2aIteration& times);
   void exchange_fused(A2aIteration& times);
   void measure_floor(A2aIteration& times);
+  void measure_counts(A2aIteration& times);
   void measure_classic(A2aIteration& times);
 
   const A2aCase& a2a_;
@@ -268,6 +274,7 @@ A2aIteration RankBench::iterate(int iteration) {
   meet();
   a2a_.fused() ? exchange_fused(times) : exchange_in_phases(times);
   measure_floor(times);
+  measure_counts(times);
   measure_classic(times);
   return times;
 }
@@ -331,6 +338,13 @@ void RankBench::measure_floor(A2aIteration& times) {
   times.floor_combine = watch.microseconds();
 }
 
+void RankBench::measure_counts(A2aIteration& times) {
+  meet();
+  const Stopwatch watch;
+  classic_.exchange_counts();
+  times.counts = watch.microseconds();
+}
+
 void RankBench::measure_classic(A2aIteration& times) {
   meet();
   {
@@ -358,7 +372,8 @@ A2aIteration slower(const A2aIteration& a, const A2aIteration& b) {
                            &A2aIteration::floor_dispatch,
                            &A2aIteration::floor_combine,
                            &A2aIteration::classic_dispatch,
-                           &A2aIteration::classic_combine})
+                           &A2aIteration::classic_combine,
+                           &A2aIteration::counts})
     most.*field = std::max(a.*field, b.*field);
   return most;
 }
@@ -378,6 +393,7 @@ DispatcherOptions A2aCase::dispatcher() const {
 
 A2aResult measure_a2a(const A2aCase& a2a) {
   const Shared shared(a2a);
+  if (a2a.transport != "mpi" && baseline_over_mpi(a2a)) start_mpi();
   const int status = run_ranks(a2a.launch, [&](Transport& transport) {
     const FlushDenormals flush;
     RankBench(a2a, transport, shared).run();

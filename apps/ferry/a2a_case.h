@@ -43,6 +43,7 @@ struct A2aIteration {
   double dispatch = 0, consumer = 0, combine = 0, total = 0;
   double floor_dispatch = 0, floor_combine = 0;
   double classic_dispatch = 0, classic_combine = 0;
+  double counts = 0;  ///< of exchanging counts alone
 };
 
 /// Bytes of payload of one rank and exchange, averaged over both.

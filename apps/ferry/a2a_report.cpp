@@ -65,6 +65,8 @@ Summary summary_of(const std::vector<A2aIteration>& iterations, double (*value_o
 
 double consumer(I i) { return i.consumer; }
 
+double counts(I i) { return i.counts; }
+
 /// Empty where the choice of a backend brings it along.
 std::string layout_label(const A2aCase& a2a) {
   return a2a.chosen.empty() ? std::string(format_name(a2a.exchange.format)) : "";
@@ -150,6 +152,7 @@ void add_json(Json& rows, const A2aMeasured& measured) {
                     {"floor_us", summary_of(result.slowest, op.floor).p50},
                     {"baseline", result.baseline},
                     {"baseline_p50_us", summary_of(result.slowest, op.classic).p50},
+                    {"counts_us", summary_of(result.slowest, counts).p50},
                     {"iterations", result.slowest.size()}});
   }
 }

@@ -51,15 +51,15 @@ std::size_t ClassicAllToAllV::inbox_of(int phase) const {
   return inbox_ + static_cast<std::size_t>(phase) * ranks * box_bytes();
 }
 
-void ClassicAllToAllV::await(int signal) {
-  const std::uint64_t count = round_ * static_cast<std::uint64_t>(transport_.size());
+void ClassicAllToAllV::await(int signal, std::uint64_t round) {
+  const std::uint64_t count = round * static_cast<std::uint64_t>(transport_.size());
   if (transport_.wait(*region_, signal, count, deadline_in(options_.timeout)) ==
       WaitResult::timed_out) {
     throw TransportError(TransportError::Kind::timeout,
                          -1,
                          fmt::format("rank {}: baseline exchange {} timed out after {} s",
                                      transport_.rank(),
-                                     round_,
+                                     round,
                                      std::chrono::duration<double>(options_.timeout).count()));
   }
 }
@@ -91,7 +91,7 @@ void ClassicAllToAllV::exchange(std::span<const std::int64_t> send_first,
                     .source = region_->local().subspan(outbox + first, bytes),
                     .signal = phase});
   }
-  await(phase);
+  await(phase, round_);
 }
 
 void ClassicAllToAllV::dispatch(const std::byte* rows, int tokens, std::span<const SlotId> slots) {
@@ -146,6 +146,7 @@ void ClassicAllToAllV::dispatch(const std::byte* rows, int tokens, std::span<con
 }
 
 void ClassicAllToAllV::exchange_counts() {
+  ++counts_round_;
   const std::size_t bytes =
       static_cast<std::size_t>(options_.slots_per_rank) * sizeof(std::uint32_t);
   std::byte* local = region_->local().data();
@@ -158,7 +159,7 @@ void ClassicAllToAllV::exchange_counts() {
                         counts_outbox_ + static_cast<std::size_t>(peer) * bytes, bytes),
                     .signal = counts_signal});
   }
-  await(counts_signal);
+  await(counts_signal, counts_round_);
 }
 
 void ClassicAllToAllV::combine(std::span<const float> weights, std::byte* out) {

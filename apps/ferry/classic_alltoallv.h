@@ -34,6 +34,10 @@ class ClassicAllToAllV {
   /// expert-major in expert_rows().
   void dispatch(const std::byte* rows, int tokens, std::span<const SlotId> slots);
 
+  /// Every rank's counts, as the last dispatch had them, to every rank: what rows have to wait for
+  /// where their places are not known before. Part of dispatch; alone, to be measured.
+  void exchange_counts();
+
   /// bf16 [received, H]; the caller overwrites it with the experts' results.
   std::byte* expert_rows() const { return expert_rows_.data(); }
 
@@ -47,8 +51,7 @@ class ClassicAllToAllV {
                 std::span<const std::int64_t> send_count,
                 std::span<const std::int64_t> receive_count,
                 int phase);
-  void exchange_counts();
-  void await(int signal);
+  void await(int signal, std::uint64_t round);
 
   std::size_t box_bytes() const { return static_cast<std::size_t>(rows_per_peer_) * row_bytes_; }
 
@@ -62,7 +65,7 @@ class ClassicAllToAllV {
       region_;  // counts in, counts out; for rows and results: outboxes, inboxes
   std::size_t counts_outbox_ = 0, outbox_ = 0, inbox_ = 0;
   std::int64_t rows_per_peer_ = 0;
-  std::uint64_t round_ = 0;
+  std::uint64_t round_ = 0, counts_round_ = 0;
   int tokens_ = 0;
   std::int64_t received_ = 0;
   Buffer expert_rows_;

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <climits>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -55,6 +56,17 @@ void receive(int peer, std::byte* data, std::size_t bytes) {
 }
 
 }  // namespace
+
+bool has_mpi() { return true; }
+
+void start_mpi() {
+  int running = 0;
+  check(MPI_Initialized(&running), "MPI_Initialized");
+  if (running) return;
+  int provided = 0;
+  check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &provided), "MPI_Init_thread");
+  static_cast<void>(std::atexit([] { MPI_Finalize(); }));
+}
 
 void mpi_alltoallv(const MpiAllToAllV& rows) {
   const RowType row(rows.row_bytes);

@@ -1,5 +1,5 @@
-// MPI by itself, for comparison: what a program without Tokenferry would call. Only while transport
-// mpi has MPI running, on the ranks of MPI_COMM_WORLD.
+// MPI by itself, for comparison: what a program without Tokenferry would call, on the ranks of
+// MPI_COMM_WORLD.
 #pragma once
 
 #include <cstddef>
@@ -18,6 +18,11 @@ struct MpiAllToAllV {
   std::span<const std::int64_t> receive_count = {};
   std::size_t row_bytes = 0;
 };
+
+/// Whether this build has MPI.
+bool has_mpi();
+/// First, where transport mpi has not done it. To be called by all that mpirun started.
+void start_mpi();
 
 /// All throw Error with MPI's text.
 void mpi_alltoallv(const MpiAllToAllV& rows);
