@@ -21,7 +21,9 @@ Rank other(const Transport& transport) { return 1 - transport.rank(); }
 class TransportLink final : public Link {
  public:
   TransportLink(Transport& transport, std::size_t most_bytes)
-      : transport_(transport), region_(transport.allocate_region(2 * most_bytes, 1)) {}
+      : transport_(transport), region_(transport.allocate_region(2 * most_bytes, 1)) {
+    std::memset(region_->local().data(), 1, region_->local().size());
+  }
 
   std::string_view name() const override { return "put+signal"; }
 
@@ -67,7 +69,9 @@ class MemoryLink final : public Link {
       : rank_(transport.rank()),
         region_(transport.allocate_region(kFlag + most_bytes, 1)),
         peer_(transport.peer_window(*region_, other(transport))),
-        source_(most_bytes) {}
+        source_(most_bytes) {
+    std::memset(source_.data(), 1, source_.size());
+  }
 
   std::string_view name() const override { return "memcpy+atomic"; }
 
@@ -115,7 +119,9 @@ class MemoryLink final : public Link {
 class MpiLink final : public Link {
  public:
   MpiLink(const Transport& transport, std::size_t most_bytes)
-      : begins_(transport.rank() == 0), peer_(other(transport)), buffer_(most_bytes) {}
+      : begins_(transport.rank() == 0), peer_(other(transport)), buffer_(most_bytes) {
+    std::memset(buffer_.data(), 1, buffer_.size());
+  }
 
   std::string_view name() const override { return "MPI_Send"; }
 

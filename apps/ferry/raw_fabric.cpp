@@ -103,6 +103,7 @@ class RawFabricLink final : public Link {
       : rank_(transport.rank()),
         info_(find_info(options.fabric_provider, own_host(options))),
         buffer_(2 * most_bytes) {
+    std::memset(buffer_.data(), 1, buffer_.size());  // memory of its own, not the page of zeroes
     open();
     meet(transport);
   }

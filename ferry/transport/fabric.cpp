@@ -226,10 +226,12 @@ bool FabricTransport::start_on(std::size_t rail, const Write& write) {
   std::memcpy(
       &start.target, write.peer_access.data() + rail * sizeof start.target, sizeof start.target);
   Operation* operation = nullptr;
-  if (write.memory != nullptr) {
+  // What the provider copies at once needs no completion.
+  const bool copied = write.source.size() <= rails_[rail]->inject_bytes();
+  if (!copied && write.memory != nullptr) {
     operation = &long_operations_[index(write.peer)];
     start.descriptor = static_cast<const Memory*>(write.memory)->descriptor(rail);
-  } else if (write.source.size() > rails_[rail]->inject_bytes()) {
+  } else if (!copied) {
     if (free_slots_.empty()) return false;
     operation = &bounce_operations_[static_cast<std::size_t>(free_slots_.back())];
     operation->peer = write.peer;

@@ -115,15 +115,17 @@ std::span<std::byte> NetworkTransport::region_memory(int id) const {
   return regions_[static_cast<std::size_t>(id)]->part(rank_);
 }
 
-const Registration* NetworkTransport::memory_of(std::span<const std::byte> source) const {
+/// `likely`: most puts go from a region to itself.
+const Registration* NetworkTransport::memory_of(std::span<const std::byte> source,
+                                                const RegionState& likely) const {
+  const auto holds = [&](const RegionState& state) {
+    const std::byte* begin = state.part(rank_).data();
+    return source.data() >= begin && source.data() + source.size() <= begin + state.bytes;
+  };
+  if (holds(likely)) return likely.registration.get();
   const Registration* found = nullptr;
-  for (const auto& state : regions_) {
-    if (state == nullptr) continue;
-    const std::byte* begin = state->part(rank_).data();
-    const std::byte* end = begin + state->bytes;
-    if (source.data() >= begin && source.data() + source.size() <= end)
-      found = state->registration.get();
-  }
+  for (const auto& state : regions_)
+    if (state != nullptr && holds(*state)) found = state->registration.get();
   FERRY_CHECK(found != nullptr, "a put of {} bytes from outside all regions", source.size());
   return found;
 }
@@ -154,7 +156,7 @@ void NetworkTransport::put(const Put& put) {
                     .region = state.id,
                     .offset = put.offset,
                     .source = put.source,
-                    .memory = copies ? nullptr : memory_of(put.source),
+                    .memory = copies ? nullptr : memory_of(put.source, state),
                     .immediate = immediate_of(state.id, put.signal, put.add)};
   ++state.puts_to[static_cast<std::size_t>(put.peer)];
   to.written_to = true;

@@ -199,7 +199,7 @@ class NetworkTransport : public Transport {
   RegionState& state_of(const Region& region) const;
   void poll_all(bool control);
   void push_backlog(Rank to);
-  const Registration* memory_of(std::span<const std::byte> source) const;
+  const Registration* memory_of(std::span<const std::byte> source, const RegionState& likely) const;
   template <class Reached, class Missing>
   WaitResult wait_until(
       Lock& lock, std::string_view call, Deadline deadline, Reached reached, Missing missing);
