@@ -179,7 +179,8 @@ std::string a2a_json(const std::vector<A2aMeasured>& all) {
 std::string a2a_heading(const A2aCase& first) {
   return fmt::format(
              "H {}, {} experts, top-{}; microseconds of the slowest rank, p50 (p99); floor: the "
-             "same rows copied plainly; classic: sort + alltoallv in bf16 (MPI's own over mpi); "
+             "same rows copied plainly; classic: sort + alltoallv in bf16 (MPI's own under "
+             "mpirun); "
              "wire: "
              "dispatch/combine (dispatch>experts' type); KB: payload of a rank, between ranks of "
              "one "

@@ -112,5 +112,22 @@ TEST_F(Hosts, ACutCableAmongThreeIsNamedByTheOthers) {
   }
 }
 
+/// What users have for the same: each rank by torchrun's variables, or all by one mpirun.
+TEST_F(Hosts, TheToolRunsRanksOnHosts) {
+  const json expected = alone();
+  for (const std::string way : {"", "--mpirun --hosts 3"}) {
+    if (!way.empty() && !command("mpirun --version >/dev/null")) continue;
+    const std::string out = (directory_.path() / "out").string();
+    std::string line =
+        FERRY_SOURCE_DIR "/tools/hosts.py --ranks-per-host 2 " + way + " -- " FERRY_PROGRAM;
+    for (const std::string& argument : generate() + Arguments{"--quiet"})
+      line.append(" '").append(argument).append("'");
+    const int status = std::system((line + " >" + out + " 2>&1").c_str());
+    EXPECT_EQ(results_of({.status = WEXITSTATUS(status), .out = test::read_file(out), .err = ""}),
+              expected)
+        << line;
+  }
+}
+
 }  // namespace
 }  // namespace ferry
