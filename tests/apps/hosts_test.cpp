@@ -122,7 +122,8 @@ TEST_F(Hosts, TheToolRunsRanksOnHosts) {
         FERRY_SOURCE_DIR "/tools/hosts.py --ranks-per-host 2 " + way + " -- " FERRY_PROGRAM;
     for (const std::string& argument : generate() + Arguments{"--quiet"})
       line.append(" '").append(argument).append("'");
-    const int status = std::system((line + " >" + out + " 2>&1").c_str());
+    line.append(" >").append(out).append(" 2>&1");
+    const int status = std::system(line.c_str());
     EXPECT_EQ(results_of({.status = WEXITSTATUS(status), .out = test::read_file(out), .err = ""}),
               expected)
         << line;
