@@ -239,4 +239,14 @@ void on_ranks(const RanksOptions& options, const std::function<void(Transport&)>
   judge(options, reports, here);
 }
 
+void others_are_ready(Transport& transport, Region& region, Rank failing, int signal) {
+  if (transport.rank() == failing) {
+    const auto others = static_cast<std::uint64_t>(transport.size() - 1);
+    const Deadline deadline = deadline_in(std::chrono::seconds(9));
+    EXPECT_EQ(transport.wait(region, signal, others, deadline), WaitResult::reached);
+  } else {
+    transport.put({.region = &region, .peer = failing, .signal = signal});
+  }
+}
+
 }  // namespace ferry

@@ -74,4 +74,9 @@ struct RanksOptions {
 /// that should not be. A rank that fails aborts the group, so the others do not wait for it.
 void on_ranks(const RanksOptions& options, const std::function<void(Transport&)>& body);
 
+/// Before `failing` fails: waits there until the others have left what all did together (as
+/// allocate_region), where its end would be another error than the one under test. `signal` of
+/// `region` is for this alone.
+void others_are_ready(Transport& transport, Region& region, Rank failing, int signal);
+
 }  // namespace ferry

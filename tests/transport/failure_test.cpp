@@ -44,17 +44,6 @@ class FailureTest : public testing::TestWithParam<RankKind> {
   }
 };
 
-/// Before `failing` fails: waits there until the others are out of allocate_region, where its end
-/// would be another error than the one under test. `signal` is for this alone.
-void others_are_ready(Transport& transport, Region& region, Rank failing, int signal) {
-  if (transport.rank() == failing) {
-    const auto others = static_cast<std::uint64_t>(transport.size() - 1);
-    ASSERT_EQ(transport.wait(region, signal, others, deadline_in(seconds(9))), WaitResult::reached);
-  } else {
-    transport.put({.region = &region, .peer = failing, .signal = signal});
-  }
-}
-
 INSTANTIATE_TEST_SUITE_P(Transports,
                          FailureTest,
                          testing::ValuesIn(all_rank_kinds()),

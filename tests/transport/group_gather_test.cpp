@@ -196,7 +196,9 @@ TEST_P(GatherFailure, DeadMemberIsAnErrorNotAHang) {
       .kind = GetParam(), .ranks = 4, .killed_rank = processes ? Rank{1} : Rank{-1}};
   on_ranks(on, [&](Transport& transport) {
     ThreadPool pool(1);
+    const auto ready = transport.allocate_region(0, 1);
     GroupGather gather({.members = 4, .max_row_bytes = 1}, transport, pool);
+    others_are_ready(transport, *ready, 1, 0);
     if (transport.rank() != 1)
       return expect_error(processes ? Kind::peer_died : Kind::aborted, 1, "rank 1", gather);
     if (processes) kill(getpid(), SIGKILL);
