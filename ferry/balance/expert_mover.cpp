@@ -9,16 +9,16 @@
 #include <utility>
 
 #include "ferry/core/error.h"
+#include "ferry/core/timed.h"
 
 namespace ferry {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr int kPlanSignal = 0;
 constexpr std::size_t kPlanHeadWords = 3;
 constexpr std::int64_t kAlignment = 64;
+constexpr std::size_t kSmallestPage = 4096;
 
 int bytes_signal(Rank from) { return 1 + from; }
 
@@ -85,6 +85,7 @@ ExpertMover::ExpertMover(const MoverOptions& options, Holding holding, Transport
   sent_.assign(all, 0);
   received_.assign(all, 0);
   find_domain(holding);
+  touch_memory(holding);
   if (options.shares)
     for (const Placement& placement : placements_) shares_.push_back(placement.shares());
   if (options.canary) exchange_hashes();
@@ -124,6 +125,24 @@ void ExpertMover::find_domain(const Holding& holding) {
     }
   }
   FERRY_CHECK(blocks() == holding.blocks, "blocks do not lie in the shared memory as they should");
+}
+
+/// What weights travel through has its pages before a step needs them: the kernel clears new ones,
+/// which takes longer than the copies.
+void ExpertMover::touch_memory(const Holding& holding) {
+  if (std::ssize(blocks_) == ranks()) return;  // none travel
+  for (std::byte* const block : spare_) {
+    const bool own = !holding.memory || (block >= holding.memory->local().data() &&
+                                         block < std::to_address(holding.memory->local().end()));
+    if (own) std::memset(block, 0, options_.block_bytes);
+  }
+  std::memset(region_->local().data() + in_offset(0), 0, 4 * buffer_bytes_);
+  if (!direct_) return;
+  for (Rank peer = 0; peer < ranks(); ++peer) {
+    const auto in = transport_.peer_window(*region_, peer).subspan(in_offset(0), 2 * buffer_bytes_);
+    for (std::size_t i = 0; i < in.size(); i += kSmallestPage)
+      static_cast<void>(*static_cast<volatile std::byte*>(in.data() + i));
+  }
 }
 
 // --- Bytes ---------------------------------------------------------------------------------------
@@ -438,17 +457,16 @@ void ExpertMover::begin_step(const MoveOrders& orders, OnSwitch on_switch) {
 }
 
 void ExpertMover::take_in() {
-  const Clock::time_point begin = Clock::now();
   for (const Arrival& arrival : arrivals_) {
     await(bytes_signal(arrival.from),
           puts_expected_[static_cast<std::size_t>(arrival.from)],
           "weights",
           arrival.from);
+    const Timed timed(copy_time_);
     std::memcpy(
         arrival.target, region_->local().data() + in_offset(step_) + arrival.offset, arrival.bytes);
     bytes_received_ += arrival.bytes;
   }
-  if (!arrivals_.empty()) copy_time_ += Clock::now() - begin;
   arrivals_.clear();
 }
 
@@ -483,7 +501,7 @@ void ExpertMover::send_chunk(const Transit& transit,
                              std::size_t bytes,
                              std::size_t in_at,
                              std::size_t out_at) {
-  const Clock::time_point begin = Clock::now();
+  const Timed timed(copy_time_);
   const std::byte* source = blocks()[static_cast<std::size_t>(work_->layer)]
                                     [static_cast<std::size_t>(transit.from_local)] +
                             transit.done;
@@ -500,7 +518,6 @@ void ExpertMover::send_chunk(const Transit& transit,
     put(transit.to, to, from, bytes, signal);
   }
   bytes_sent_ += bytes;
-  copy_time_ += Clock::now() - begin;
 }
 
 }  // namespace ferry

@@ -143,6 +143,7 @@ class ExpertMover {
   void await(int signal, std::uint64_t count, const char* what, Rank peer);
   void gather(std::size_t at, std::size_t bytes, const char* what);
   void find_domain(const Holding& holding);
+  void touch_memory(const Holding& holding);
   void exchange_hashes();
   void check_blocks(int layer) const;
 

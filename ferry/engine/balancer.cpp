@@ -6,25 +6,11 @@
 #include <utility>
 
 #include "ferry/core/error.h"
+#include "ferry/core/timed.h"
 
 namespace ferry {
 
 namespace {
-
-/// Adds the time it lives to a sum.
-class Timed {
- public:
-  explicit Timed(std::chrono::nanoseconds& sum) : sum_(sum) {}
-
-  ~Timed() { sum_ += std::chrono::steady_clock::now() - begin_; }
-
-  Timed(const Timed&) = delete;
-  Timed& operator=(const Timed&) = delete;
-
- private:
-  std::chrono::nanoseconds& sum_;
-  std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
-};
 
 /// Where memory that this thread touches first comes to lie.
 int numa_node() {
