@@ -2,7 +2,7 @@
 
 #include <gmock/gmock.h>
 
-#include <chrono>
+#include <ctime>
 #include <nlohmann/json.hpp>
 #include <thread>
 
@@ -193,7 +193,7 @@ TEST(Jinja, NestingIsBounded) {
 }
 
 TEST(Jinja, WorkIsBounded) {
-  const auto start = std::chrono::steady_clock::now();
+  const std::clock_t start = std::clock();  // of the processor: the machine may be busy
   EXPECT_THAT(failure_of("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"),
               HasSubstr("too deeply"));
   const std::string loop = "{% for i in range(99999) %}{% for j in range(99999) %}";
@@ -215,7 +215,7 @@ TEST(Jinja, WorkIsBounded) {
     SCOPED_TRACE(grow);
     failure_of(ns + grow + "{% endfor %}");
   }
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(120));
+  EXPECT_LT(std::clock() - start, 120 * CLOCKS_PER_SEC);
 }
 
 TEST(ChatTemplate, TheClockIsReadWhenNoneIsGiven) {

@@ -2,7 +2,7 @@
 
 #include <gmock/gmock.h>
 
-#include <chrono>
+#include <ctime>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <thread>
@@ -337,7 +337,7 @@ TEST(Tokenizer, LongWordsAreNotQuadratic) {
   const Tokenizer tokenizer = make(description);
   std::string text;
   for (int i = 0; i < 500000; ++i) text += "ab";
-  const auto start = std::chrono::steady_clock::now();
+  const std::clock_t start = std::clock();  // of the processor: the machine may be busy
   EXPECT_EQ(tokenizer.encode(text).size(), 125000U);
   const std::string spaces(200000, ' ');
   const Tokenizer qwen = Tokenizer::load(test::data_dir("tokenizer_qwen"));
@@ -350,7 +350,7 @@ TEST(Tokenizer, LongWordsAreNotQuadratic) {
   for (int i = 0; i < 49999; ++i) ordered += "\u0323";
   for (int i = 0; i < 50000; ++i) ordered += "\u0301";
   EXPECT_EQ(qwen.decode(qwen.encode(marks)), ordered);
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
+  EXPECT_LT(std::clock() - start, 20 * CLOCKS_PER_SEC);
 }
 
 TEST(Tokenizer, SeveralThreadsMayShareOne) {

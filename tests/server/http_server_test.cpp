@@ -152,7 +152,7 @@ TEST(HttpServer, SilentAndSlowClientsAreSentAway) {
   EXPECT_EQ(Echo::read_all(silent), "");
   EXPECT_NE(Echo::read_all(slow_body).find("408"), std::string::npos);
   static_cast<void>(Echo::read_all(slow_head));
-  EXPECT_LT(Clock::now() - begin, 3s);
+  EXPECT_LT(Clock::now() - begin, 9s);
   trickle.join();
 }
 
@@ -191,7 +191,7 @@ TEST(HttpServer, TooManyConnectionsAreRefusedAtOnce) {
   ASSERT_TRUE(refused);
   EXPECT_EQ(refused->status, 503);
   EXPECT_EQ(refused->get_header_value("Retry-After"), "1");
-  EXPECT_LT(Clock::now() - begin, 1s);
+  EXPECT_LT(Clock::now() - begin, options.idle_timeout / 2);
 }
 
 TEST(HttpServer, KeyIsNeededButForOpenRoutes) {
@@ -215,7 +215,7 @@ TEST(HttpServer, StopsWhileClientsHoldConnections) {
   std::this_thread::sleep_for(100ms);
   const Clock::time_point begin = Clock::now();
   echo.reset();
-  EXPECT_LT(Clock::now() - begin, 3s);
+  EXPECT_LT(Clock::now() - begin, 9s);
 }
 
 TEST(HttpServer, PortInUseIsRefused) {
