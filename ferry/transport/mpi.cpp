@@ -16,13 +16,13 @@
 #include <exception>
 #include <memory>
 #include <optional>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "ferry/core/error.h"
 #include "ferry/transport/host_memory.h"
 #include "ferry/transport/launch.h"
+#include "ferry/transport/mpi_group.h"
 #include "ferry/transport/network.h"
 #include "ferry/transport/registry.h"
 
@@ -49,66 +49,16 @@ struct Header {
 constexpr std::size_t kSlotBytes = sizeof(Header) + kPartBytes;
 using Slot = std::array<std::byte, kSlotBytes>;
 
-void check(int status, const char* call) {
-  if (status == MPI_SUCCESS) return;
-  std::array<char, MPI_MAX_ERROR_STRING> text{};
-  int length = 0;
-  MPI_Error_string(status, text.data(), &length);
-  std::string why(text.data(), static_cast<std::size_t>(length));
-  std::replace(why.begin(), why.end(), '\n', ' ');
-  throw TransportError(TransportError::Kind::io, -1, fmt::format("mpi: {}: {}", call, why));
-}
-
-/// MPI from the first group of ranks to the end of the process. A program that runs it already also
-/// ends it.
-class MpiLibrary {
- public:
-  static MpiLibrary& instance() {
-    static MpiLibrary library;
-    return library;
-  }
-
-  /// A rank ends by an error: the others may never come to MPI_Finalize.
-  void forget() { finalizes_ = false; }
-
-  MpiLibrary(const MpiLibrary&) = delete;
-  MpiLibrary& operator=(const MpiLibrary&) = delete;
-
- private:
-  MpiLibrary() {
-    int running = 0;
-    int provided = 0;
-    check(MPI_Initialized(&running), "MPI_Initialized");
-    finalizes_ = !running;
-    if (running) {
-      check(MPI_Query_thread(&provided), "MPI_Query_thread");
-    } else {
-      check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &provided), "MPI_Init_thread");
-    }
-    if (provided < MPI_THREAD_SERIALIZED)
-      fail<ConfigError>("mpi: this MPI cannot be called from more than one thread");
-    check(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
-  }
-
-  ~MpiLibrary() {
-    if (finalizes_) MPI_Finalize();
-  }
-
-  bool finalizes_ = true;
-};
-
 class MpiTransport final : public NetworkTransport {
  public:
-  MpiTransport(MPI_Comm group,
-               Rank rank,
-               std::vector<std::string> hosts,
-               const LaunchOptions& options)
+  MpiTransport(MpiGroup& group, std::vector<std::string> hosts, const LaunchOptions& options)
       : NetworkTransport({.name = "mpi",
-                          .rank = rank,
+                          .rank = group.rank(),
                           .size = options.ranks,
                           .hosts = std::move(hosts),
                           .start_timeout = options.start_timeout}),
-        group_(group),
+        group_(MPI_Comm_f2c(group.handle())),
+        traffic_(group.traffic()),
         ring_(kRingSlots),
         ring_requests_(kRingSlots, MPI_REQUEST_NULL),
         send_slots_(kSendSlots),
@@ -181,6 +131,7 @@ class MpiTransport final : public NetworkTransport {
   void take_put(Rank from, const Header& header, std::span<const std::byte> bytes);
 
   MPI_Comm group_;
+  MpiGroup::Traffic& traffic_;
   std::vector<Slot> ring_;
   std::vector<MPI_Request> ring_requests_;
   std::size_t ring_next_ = 0;  // receives complete in the order they were started
@@ -193,8 +144,12 @@ class MpiTransport final : public NetworkTransport {
 MpiTransport::~MpiTransport() {
   leave();
   for (MPI_Request& request : ring_requests_) {
+    MPI_Status status;
+    int cancelled = 0;
     MPI_Cancel(&request);
-    MPI_Wait(&request, MPI_STATUS_IGNORE);
+    MPI_Wait(&request, &status);
+    MPI_Test_cancelled(&status, &cancelled);
+    if (!cancelled) ++traffic_.received[static_cast<std::size_t>(status.MPI_SOURCE)];
   }
   const bool all_sent = std::all_of(
       peers_.begin(), peers_.end(), [](const Peer& peer) { return peer.sends.empty(); });
@@ -205,14 +160,14 @@ MpiTransport::~MpiTransport() {
 }
 
 void MpiTransport::listen(std::size_t slot) {
-  check(MPI_Irecv(ring_[slot].data(),
-                  static_cast<int>(kSlotBytes),
-                  MPI_BYTE,
-                  MPI_ANY_SOURCE,
-                  kHeaderTag,
-                  group_,
-                  &ring_requests_[slot]),
-        "MPI_Irecv");
+  check_mpi(MPI_Irecv(ring_[slot].data(),
+                      static_cast<int>(kSlotBytes),
+                      MPI_BYTE,
+                      MPI_ANY_SOURCE,
+                      kHeaderTag,
+                      group_,
+                      &ring_requests_[slot]),
+            "MPI_Irecv");
 }
 
 /// False: no room.
@@ -224,14 +179,15 @@ bool MpiTransport::send(Rank to, const Header& header, std::span<const std::byte
   Slot& slot = send_slots_[send.slot];
   std::memcpy(slot.data(), &header, sizeof header);
   if (!bytes.empty()) std::memcpy(slot.data() + sizeof header, bytes.data(), bytes.size());
-  check(MPI_Isend(slot.data(),
-                  static_cast<int>(sizeof header + bytes.size()),
-                  MPI_BYTE,
-                  to,
-                  kHeaderTag,
-                  group_,
-                  &send.request),
-        "MPI_Isend");
+  check_mpi(MPI_Isend(slot.data(),
+                      static_cast<int>(sizeof header + bytes.size()),
+                      MPI_BYTE,
+                      to,
+                      kHeaderTag,
+                      group_,
+                      &send.request),
+            "MPI_Isend");
+  ++traffic_.sent[static_cast<std::size_t>(to)];
   peer.sends.push_back(send);
   return true;
 }
@@ -273,7 +229,7 @@ void MpiTransport::reap(Peer& peer) {
   while (!peer.sends.empty()) {
     Send& oldest = peer.sends.front();
     int done = 0;
-    check(MPI_Test(&oldest.request, &done, MPI_STATUS_IGNORE), "MPI_Test");
+    check_mpi(MPI_Test(&oldest.request, &done, MPI_STATUS_IGNORE), "MPI_Test");
     if (!done) return;
     moved();
     free_slots_.push_back(oldest.slot);
@@ -320,12 +276,13 @@ void MpiTransport::poll_writes() {
   for (int done = 1; done;) {
     MPI_Status status;
     MPI_Request& request = ring_requests_[ring_next_];
-    check(MPI_Test(&request, &done, &status), "MPI_Test");
+    check_mpi(MPI_Test(&request, &done, &status), "MPI_Test");
     if (!done) break;
     int length = 0;
     MPI_Get_count(&status, MPI_BYTE, &length);
     const std::size_t slot = ring_next_;
     ring_next_ = (ring_next_ + 1) % kRingSlots;
+    ++traffic_.received[static_cast<std::size_t>(status.MPI_SOURCE)];
     take(status.MPI_SOURCE,
          std::span<const std::byte>(ring_[slot]).first(static_cast<std::size_t>(length)));
     listen(slot);
@@ -341,64 +298,7 @@ void MpiTransport::poll_writes() {
 
 // --- Starting ranks ------------------------------------------------------------------------------
 
-/// The first `size` ranks of those that were started.
-class Group {
- public:
-  explicit Group(int size) {
-    check(MPI_Comm_rank(MPI_COMM_WORLD, &rank_), "MPI_Comm_rank");
-    check(MPI_Comm_split(MPI_COMM_WORLD, rank_ < size ? 0 : MPI_UNDEFINED, rank_, &group_),
-          "MPI_Comm_split");
-    if (is_member()) MPI_Comm_set_errhandler(group_, MPI_ERRORS_RETURN);
-  }
-
-  bool is_member() const { return group_ != MPI_COMM_NULL; }
-
-  Rank rank() const { return rank_; }
-
-  MPI_Comm get() const { return group_; }
-
-  /// Every rank gives `own` and gets what all gave, in order of ranks.
-  std::vector<Bytes> all_gather(const Bytes& own) const;
-
-  /// The largest status of all ranks, once all are through. Ranks without work sleep meanwhile.
-  int finish(int status) {
-    int largest = status;
-    MPI_Request request = MPI_REQUEST_NULL;
-    check(MPI_Iallreduce(&status, &largest, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD, &request),
-          "MPI_Iallreduce");
-    for (int done = 0; !done;) {
-      check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "MPI_Test");
-      if (!done) std::this_thread::sleep_for(std::chrono::microseconds(200));
-    }
-    if (is_member()) MPI_Comm_free(&group_);
-    return largest;
-  }
-
- private:
-  Rank rank_ = 0;
-  MPI_Comm group_ = MPI_COMM_NULL;
-};
-
-std::vector<Bytes> Group::all_gather(const Bytes& own) const {
-  int size = 0;
-  check(MPI_Comm_size(group_, &size), "MPI_Comm_size");
-  int bytes = static_cast<int>(own.size());
-  std::vector<int> lengths(static_cast<std::size_t>(size));
-  std::vector<int> starts(lengths.size(), 0);
-  check(MPI_Allgather(&bytes, 1, MPI_INT, lengths.data(), 1, MPI_INT, group_), "MPI_Allgather");
-  for (std::size_t r = 1; r < lengths.size(); ++r) starts[r] = starts[r - 1] + lengths[r - 1];
-  Bytes all(static_cast<std::size_t>(starts.back() + lengths.back()));
-  check(
-      MPI_Allgatherv(
-          own.data(), bytes, MPI_BYTE, all.data(), lengths.data(), starts.data(), MPI_BYTE, group_),
-      "MPI_Allgatherv");
-  std::vector<Bytes> each;
-  for (std::size_t r = 0; r < lengths.size(); ++r)
-    each.emplace_back(all.begin() + starts[r], all.begin() + starts[r] + lengths[r]);
-  return each;
-}
-
-std::vector<std::string> find_hosts(const Group& group, const LaunchOptions& options) {
+std::vector<std::string> find_hosts(const MpiGroup& group, const LaunchOptions& options) {
   std::vector<std::string> found;
   for (const Bytes& host : group.all_gather(ByteWriter().text(this_host()).bytes()))
     found.push_back(ByteReader(host).text());
@@ -406,7 +306,7 @@ std::vector<std::string> find_hosts(const Group& group, const LaunchOptions& opt
 }
 
 /// Throws on every rank when one has something else.
-void compare(const Group& group, const LaunchOptions& options) {
+void compare(const MpiGroup& group, const LaunchOptions& options) {
   ByteWriter own;
   for (const auto& [name, value] : options.agreement) own.text(name).text(value);
   std::vector<Agreement> agreements;
@@ -426,12 +326,12 @@ void compare(const Group& group, const LaunchOptions& options) {
 
 int run_mpi(const LaunchOptions& options, const RankBody& body) {
   MpiLibrary& library = MpiLibrary::instance();
-  Group group(options.ranks);
+  MpiGroup group(options.ranks);
   if (!group.is_member()) return group.finish(0);
   try {
     int status = 0;
     {
-      MpiTransport transport(group.get(), group.rank(), find_hosts(group, options), options);
+      MpiTransport transport(group, find_hosts(group, options), options);
       try {
         compare(group, options);
         status = body(transport);
