@@ -115,22 +115,26 @@ void catch_stop_signals() {
   sigaction(SIGINT, &action, nullptr);
 }
 
+/// Of ranks that hold the same sequences.
+int groups_of(const RunOptions& run) { return run.launch.ranks / run.decoder.tp; }
+
 RunOptions resolve(const ServeOptions& o) {
   RunOptions run = o.common.resolve();
-  const int ranks = run.launch.ranks;
+  const int groups = groups_of(run);
   if (o.max_running > 0) {
     run.engine.max_running = o.max_running;
     run.engine.max_sequences_per_rank =
-        static_cast<int>(ceil_div(static_cast<std::int64_t>(o.max_running), ranks));
+        static_cast<int>(ceil_div(static_cast<std::int64_t>(o.max_running), groups));
   } else {
-    run.engine.max_running = ranks * run.engine.max_sequences_per_rank;
+    run.engine.max_running = groups * run.engine.max_sequences_per_rank;
   }
   run.engine.max_waiting = o.max_queued;
   if (o.max_total_tokens > 0) {
-    run.engine.max_kv_tokens = o.max_total_tokens / ranks;
+    run.engine.max_kv_tokens = o.max_total_tokens / groups;
     if (run.engine.max_kv_tokens < 1)
-      fail<ConfigError>(
-          "--max-total-tokens {} are none for each of {} ranks", o.max_total_tokens, ranks);
+      fail<ConfigError>("--max-total-tokens {} are none for each of {} groups of ranks",
+                        o.max_total_tokens,
+                        groups);
   }
   run.engine.balance.record = true;  // for the dashboard
   run.launch.agreement.push_back({"--max-running-requests", std::to_string(o.max_running)});
@@ -150,7 +154,7 @@ ServedModel served_model(const ServeOptions& o, const Session& session) {
   const RunOptions& run = session.options;
   const std::filesystem::path path = std::filesystem::weakly_canonical(run.model);
   const std::int64_t places =
-      static_cast<std::int64_t>(run.launch.ranks) * run.engine.max_sequences_per_rank;
+      static_cast<std::int64_t>(groups_of(run)) * run.engine.max_sequences_per_rank;
   return {.name = o.name.empty() ? path.filename().string() : o.name,
           .path = run.model.string(),
           .config = &session.config(),
@@ -158,7 +162,7 @@ ServedModel served_model(const ServeOptions& o, const Session& session) {
           .render_chat = chat_renderer(run.model),
           .sampling = recommended_sampling(run.model),
           .max_context = session.max_context,
-          .kv_capacity = run.engine.max_kv_tokens > 0 ? run.engine.max_kv_tokens * run.launch.ranks
+          .kv_capacity = run.engine.max_kv_tokens > 0 ? run.engine.max_kv_tokens * groups_of(run)
                                                       : places * session.max_context,
           .started = std::time(nullptr),
           .weights = std::string(weight_type_name(session.weights.type)),

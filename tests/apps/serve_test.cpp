@@ -147,6 +147,14 @@ TEST_F(LongServe, ClientsAreToldWhenARankIsKilled) {
   for (const pid_t rank : ranks) EXPECT_NE(kill(rank, 0), 0) << "a rank is left behind";
 }
 
+TEST(Serve, LimitsCountAllRanksTogetherAlsoInGroups) {
+  Server server({"--ep", "2", "--tp", "2", "--max-total-tokens", "64"});
+  const std::string fits = server.curl("/generate", R"({"text": "Hello", "max_tokens": 50})");
+  EXPECT_NE(fits.find("output_ids"), std::string::npos) << fits;
+  const std::string never = server.curl("/generate", R"({"text": "Hello", "max_tokens": 100})");
+  EXPECT_NE(never.find("--max-total-tokens"), std::string::npos) << never;
+}
+
 TEST(Serve, WrongUsageIsOneLine) {
   test::expect_one_line(
       test::run_program({"serve", "--host", "192.0.2.1", "--quiet"}), 2, "--host");
