@@ -36,6 +36,7 @@ struct ServeOptions {
   std::string name;
   int max_running = 0;
   std::int64_t max_total_tokens = 0;
+  double mem_fraction = 0.8;
   int max_queued = 256;
   double shutdown_timeout_s = 30;
   bool no_access_log = false;
@@ -72,9 +73,17 @@ void add_options(CLI::App& command, ServeOptions& o) {
   command
       .add_option("--max-total-tokens",
                   o.max_total_tokens,
-                  "Positions of keys and values that all ranks may hold [as many as contexts need]")
+                  "Positions of keys and values that all ranks may hold [what memory is left for]")
       ->type_name("N")
       ->check(CLI::PositiveNumber)
+      ->group(kGroup);
+  command
+      .add_option("--mem-fraction-static",
+                  o.mem_fraction,
+                  "Part of the memory left beside the weights that keys and values may fill")
+      ->type_name("X")
+      ->check(CLI::Range(0.001, 1.0))
+      ->capture_default_str()
       ->group(kGroup);
   command
       .add_option(
@@ -129,6 +138,7 @@ RunOptions resolve(const ServeOptions& o) {
     run.engine.max_running = groups * run.engine.max_sequences_per_rank;
   }
   run.engine.max_waiting = o.max_queued;
+  run.kv_memory_fraction = o.mem_fraction;
   if (o.max_total_tokens > 0) {
     run.engine.max_kv_tokens = o.max_total_tokens / groups;
     if (run.engine.max_kv_tokens < 1)
@@ -153,8 +163,6 @@ auto chat_renderer(const std::filesystem::path& model) -> decltype(ServedModel::
 ServedModel served_model(const ServeOptions& o, const Session& session) {
   const RunOptions& run = session.options;
   const std::filesystem::path path = std::filesystem::weakly_canonical(run.model);
-  const std::int64_t places =
-      static_cast<std::int64_t>(groups_of(run)) * run.engine.max_sequences_per_rank;
   return {.name = o.name.empty() ? path.filename().string() : o.name,
           .path = run.model.string(),
           .config = &session.config(),
@@ -162,8 +170,6 @@ ServedModel served_model(const ServeOptions& o, const Session& session) {
           .render_chat = chat_renderer(run.model),
           .sampling = recommended_sampling(run.model),
           .max_context = session.max_context,
-          .kv_capacity = run.engine.max_kv_tokens > 0 ? run.engine.max_kv_tokens * groups_of(run)
-                                                      : places * session.max_context,
           .started = std::time(nullptr),
           .weights = std::string(weight_type_name(session.weights.type)),
           .backend = std::string(backend_name(run.decoder.backend)),
@@ -174,14 +180,17 @@ ServedModel served_model(const ServeOptions& o, const Session& session) {
 void print_config(const ServeOptions& o,
                   const Session& session,
                   const ServedModel& model,
+                  std::int64_t kv_capacity,
                   int port) {
   const RunOptions& run = session.options;
   spdlog::info(
-      "{}: ep {}, threads {}, {}, {}, {} weights, {}; context {}, {} requests run and {} wait "
+      "{}: ep {}, tp {}, threads {}, {}, {}, {} weights, {}; context {}, {} requests run and {} "
+      "wait "
       "at "
       "most, keys and values of {} positions; {}",
       model.name,
       run.launch.ranks,
+      run.decoder.tp,
       run.threads,
       model.transport,
       model.backend,
@@ -190,7 +199,7 @@ void print_config(const ServeOptions& o,
       model.max_context,
       run.engine.max_running,
       run.engine.max_waiting,
-      model.kv_capacity,
+      kv_capacity,
       o.http.api_key.empty() ? "no API key" : "with an API key");
   spdlog::info("ready at http://{}:{}", o.http.host, port);
 }
@@ -215,7 +224,7 @@ int run_server(const ServeOptions& o) {
         engine,
         [] { return stop_signals != 0; },
         [&](int port) {
-          if (!run.quiet) print_config(o, session, model, port);
+          if (!run.quiet) print_config(o, session, model, engine.kv_capacity(), port);
           if (run.json) {
             fmt::print("{}\n", nlohmann::json{{"host", o.http.host}, {"port", port}}.dump());
             std::fflush(stdout);

@@ -28,6 +28,9 @@ struct RunOptions {
   DecoderOptions decoder;  ///< backend and mode as asked for; open_session() replaces "auto"
   bool allow_prereduce = false;
   EngineOptions engine;
+  /// Of the memory that is available once the weights are loaded, for keys and values where
+  /// engine.max_kv_tokens does not say how many. 0: no limit.
+  double kv_memory_fraction = 0;
   LoadReportOptions load_report;
   ExpertLocationOptions expert_location;
   bool json = false;

@@ -10,7 +10,10 @@
 #include "apps/ferry/core_map.h"
 #include "apps/ferry/progress.h"
 #include "ferry/core/error.h"
+#include "ferry/core/memory.h"
+#include "ferry/engine/batcher.h"
 #include "ferry/kernels/kernels.h"
+#include "ferry/model/kv_cache.h"
 #include "ferry/moe/choose_backend.h"
 
 namespace ferry {
@@ -75,6 +78,22 @@ void add_model(const Session& session, Agreement& agreement) {
                     {"context", std::to_string(session.max_context)},
                     {"expert location", fmt::format("{:016x}", session.experts.hash())},
                     {"model files", fmt::format("{:016x}", fingerprint(session.checkpoint))}});
+}
+
+/// Positions of keys and values that a rank, or a group of ranks, has the memory for. All ranks of
+/// this host have loaded their weights and share what is left.
+std::int64_t kv_tokens_in_memory(const Session& session,
+                                 const Decoder& decoder,
+                                 const Transport& transport) {
+  const std::optional<std::size_t> available = available_memory();
+  if (!available) return 0;
+  int sharing = 0;
+  for (Rank r = 0; r < transport.size(); ++r)
+    sharing += transport.host_of(r) == transport.host_of(transport.rank()) ? 1 : 0;
+  const auto bytes =
+      static_cast<double>(kv_bytes_per_position(session.config(), decoder.activation_type()));
+  const double budget = session.options.kv_memory_fraction * static_cast<double>(*available);
+  return std::max<std::int64_t>(kKvPageTokens, static_cast<std::int64_t>(budget / sharing / bytes));
 }
 
 }  // namespace
@@ -159,7 +178,10 @@ int run_ranks_with_decoder(const Session& session,
 
 int run_ranks_with_engine(const Session& session, const std::function<int(Engine&)>& lead) {
   return run_ranks_with_decoder(session, [&](Decoder& decoder, Transport& transport) {
-    Engine engine(session.options.engine, decoder, transport);
+    EngineOptions options = session.options.engine;
+    if (options.max_kv_tokens == 0 && session.options.kv_memory_fraction > 0)
+      options.max_kv_tokens = kv_tokens_in_memory(session, decoder, transport);
+    Engine engine(options, decoder, transport);
     if (transport.rank() == 0) return lead(engine);
     engine.run({});
     return 0;

@@ -118,6 +118,14 @@ class Engine::Impl {
     return stats;
   }
 
+  std::int64_t kv_capacity() const {
+    const std::int64_t needed =
+        static_cast<std::int64_t>(options_.max_sequences_per_rank) * max_context_;
+    const std::int64_t of_group =
+        options_.max_kv_tokens == 0 ? needed : std::min(needed, options_.max_kv_tokens);
+    return of_group * groups();
+  }
+
   Balancer* balancer() { return balancer_ ? &*balancer_ : nullptr; }
 
  private:
@@ -269,6 +277,8 @@ void Engine::close() { impl_->inbox().set_open(false); }
 void Engine::run(const std::function<void(const TokenEvent&)>& on_token) { impl_->run(on_token); }
 
 EngineStats Engine::stats() const { return impl_->stats(); }
+
+std::int64_t Engine::kv_capacity() const { return impl_->kv_capacity(); }
 
 const Balancer* Engine::balancer() const { return impl_->balancer(); }
 

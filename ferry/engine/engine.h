@@ -83,6 +83,9 @@ class Engine {
   /// On rank 0, between two steps; zeros elsewhere.
   EngineStats stats() const;
 
+  /// Positions of keys and values that may be held over all ranks. As stats().
+  std::int64_t kv_capacity() const;
+
   /// None where nothing is recorded or the model has no sparse layer.
   const Balancer* balancer() const;
   Balancer* balancer();

@@ -39,9 +39,10 @@ WindowLoad window_load_of(const Balancer& balancer, const ServedModel& model) {
 }
 
 EngineState engine_state(EngineFront& front, const ServedModel& model, WindowLoad& rows) {
-  EngineState state{.kv_capacity = model.kv_capacity};
+  EngineState state;
   front.between_steps([&](Engine& engine) {
     state.stats = engine.stats();
+    state.kv_capacity = engine.kv_capacity();
     if (engine.balancer()) rows = window_load_of(*engine.balancer(), model);
   });
   state.balancedness = rows.balancedness;

@@ -27,7 +27,6 @@ struct ServedModel {
       render_chat;
   SamplingOptions sampling{.temperature = 1};  ///< where a client says nothing
   int max_context = 0;
-  std::int64_t kv_capacity = 0;  ///< positions that all ranks may hold
   std::time_t started = 0;
   std::string weights;  ///< type they are held in
   std::string backend;

@@ -155,6 +155,24 @@ TEST(Serve, LimitsCountAllRanksTogetherAlsoInGroups) {
   EXPECT_NE(never.find("--max-total-tokens"), std::string::npos) << never;
 }
 
+/// Of keys and values, as the line at the start says.
+std::int64_t positions_of(Server& server) {
+  kill(server.program().pid(), SIGTERM);
+  const std::string err = server.program().wait().err;
+  const std::string before = "keys and values of ";
+  const std::size_t at = err.find(before);
+  EXPECT_NE(at, std::string::npos) << err;
+  return at == std::string::npos ? 0 : std::stoll(err.substr(at + before.size()));
+}
+
+TEST_F(LongServe, KeysAndValuesHaveThePartOfTheMemoryThatIsAskedFor) {
+  Server little({"--model", model_, "--ep", "2", "--mem-fraction-static", "0.001"});
+  Server much({"--model", model_, "--ep", "2", "--mem-fraction-static", "0.5"});
+  const std::int64_t positions = positions_of(little);
+  EXPECT_GE(positions, 32) << "a page a rank is the least";
+  EXPECT_LT(positions, positions_of(much));
+}
+
 TEST(Serve, WrongUsageIsOneLine) {
   test::expect_one_line(
       test::run_program({"serve", "--host", "192.0.2.1", "--quiet"}), 2, "--host");

@@ -58,7 +58,6 @@ class Served {
         .render_chat = {},
         .sampling = recommended_sampling(demo_model()),
         .max_context = resolve_context(checkpoint.config(), engine_options.max_context),
-        .kv_capacity = 1000,
         .ranks = ranks};
     EngineOptions options = engine_options;
     options.balance.record = true;
