@@ -181,6 +181,8 @@ int run_ranks_with_engine(const Session& session, const std::function<int(Engine
     EngineOptions options = session.options.engine;
     if (options.max_kv_tokens == 0 && session.options.kv_memory_fraction > 0)
       options.max_kv_tokens = kv_tokens_in_memory(session, decoder, transport);
+    if (!session.options.quiet)
+      options.warn = [](const std::string& line) { spdlog::warn("{}", line); };
     Engine engine(options, decoder, transport);
     if (transport.rank() == 0) return lead(engine);
     engine.run({});

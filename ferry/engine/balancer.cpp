@@ -92,7 +92,7 @@ void Balancer::make_mover() {
 
 MoveOrders Balancer::orders() {
   step_began_ = std::chrono::steady_clock::now();
-  return rebalancer_ ? rebalancer_->orders() : MoveOrders{};
+  return rebalancer_ && may_move_ ? rebalancer_->orders() : MoveOrders{};
 }
 
 std::optional<RebalanceStats> Balancer::rebalance_stats() const {
@@ -125,10 +125,11 @@ std::span<std::int32_t> Balancer::counters_of(Rank rank) const {
           counters_.size()};
 }
 
-void Balancer::begin_step(const MoveOrders& orders) {
-  if (mover_) {
+void Balancer::begin_step(const std::optional<MoveOrders>& orders) {
+  may_move_ = may_move_ && orders;
+  if (mover_ && may_move_) {
     mover_->begin_step(
-        orders, [this](int layer, const Placement& placement, const ExpertMover::Blocks& blocks) {
+        *orders, [this](int layer, const Placement& placement, const ExpertMover::Blocks& blocks) {
           decoder_.place_layer(sparse_layers_[static_cast<std::size_t>(layer)], placement, blocks);
         });
   }
@@ -161,12 +162,13 @@ void Balancer::pause_recording() {
 
 void Balancer::take_loads(bool prefill) {
   record_loads(prefill);
-  if (rebalancer_) rebalancer_->end_step(std::chrono::steady_clock::now() - step_began_);
+  if (rebalancer_ && may_move_)
+    rebalancer_->end_step(std::chrono::steady_clock::now() - step_began_);
 }
 
-void Balancer::record_loads(bool prefill) {
-  const Timed timed(recording_time_);
+void Balancer::await_loads() const {
   for (Rank rank = 0; rank < transport_.size(); ++rank) {
+    if (decoder_.is_masked(rank)) continue;
     if (transport_.wait(*region_, rank, steps_, deadline_in(timeout_)) == WaitResult::timed_out) {
       throw TransportError(TransportError::Kind::timeout,
                            rank,
@@ -175,6 +177,14 @@ void Balancer::record_loads(bool prefill) {
                                        steps_,
                                        transport_.signal_value(*region_, rank)));
     }
+  }
+}
+
+void Balancer::record_loads(bool prefill) {
+  const Timed timed(recording_time_);
+  await_loads();
+  for (Rank rank = 0; rank < transport_.size(); ++rank) {
+    if (decoder_.is_masked(rank)) continue;
     const std::span<const std::int32_t> counters = counters_of(rank);
     for (std::size_t layer = 0; layer < sparse_layers_.size(); ++layer) {
       recorder_->add(static_cast<int>(layer),

@@ -51,10 +51,15 @@ class Balancer {
   MoveOrders orders();
 
   /// Behind the receipt of a step's record: carries out its orders; the counters start at 0.
-  void begin_step(const MoveOrders& orders);
+  /// Without orders nothing moves from now on, since a rank is gone. All ranks alike.
+  void begin_step(const std::optional<MoveOrders>& orders);
   /// Before the step's result is sent: the counters go to rank 0.
   void end_step();
-  /// Rank 0 only, when it has all results of the step and before it sends another record.
+  /// Rank 0 only: waits for the counters that take_loads() takes. May be called again after an
+  /// error about a rank that is gone.
+  void await_loads() const;
+  /// Rank 0 only, when it has all results of the step and before it sends another record. Ranks
+  /// that are gone count as idle.
   void take_loads(bool prefill);
 
   /// Rank 0 only, between two steps: forgets what was recorded and records from now on.
@@ -91,6 +96,7 @@ class Balancer {
   std::unique_ptr<Region> region_;
   std::span<std::int32_t> counters_;
   bool paused_ = false;
+  bool may_move_ = true;
   std::uint64_t steps_ = 0;
   std::chrono::nanoseconds recording_time_{};
   std::optional<LoadRecorder> recorder_;  // on rank 0

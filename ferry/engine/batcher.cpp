@@ -27,7 +27,8 @@ void Batcher::enqueue(Admission admission) { queue_.push(std::move(admission)); 
 bool Batcher::cancel(std::uint64_t id) {
   if (queue_.remove(id)) return true;
   for (GroupLoad& load : loads_) {
-    if (std::erase_if(load.sequences, [&](const Sequence& s) { return s.id == id; }) == 0) continue;
+    if (std::erase_if(load.sequences, [&](const Sequence& s) { return s.id() == id; }) == 0)
+      continue;
     load.dropped.push_back(id);
     return true;
   }
@@ -71,9 +72,9 @@ bool Batcher::GroupLoad::all_started() const {
 
 /// Those that were evicted come before anybody new.
 bool Batcher::has_room(const GroupLoad& load, const Admission& admission) const {
-  return load.sequences.size() < static_cast<std::size_t>(options_.max_sequences) &&
+  return !load.gone && load.sequences.size() < static_cast<std::size_t>(options_.max_sequences) &&
          load.record_left >= encoded_bytes(admission) && load.all_started() &&
-         load.pages() + pages_of(std::ssize(admission.request.prompt)) <= options_.kv_pages;
+         load.pages() + pages_of(admission.tokens()) <= options_.kv_pages;
 }
 
 Batcher::GroupLoad* Batcher::group_for(const Admission& admission) {
@@ -97,16 +98,16 @@ void Batcher::admit(std::vector<StepRecord>& records) {
     GroupLoad* load = group_for(next);
     if (!load) return;
     load->record_left -= encoded_bytes(next);
-    const std::int64_t prompt = std::ssize(next.request.prompt);
+    const std::int64_t prompt = next.tokens();
     load->sequences.push_back(
-        {.id = next.id, .prompt_left = prompt, .length = 0, .pages = pages_of(prompt)});
+        {.admission = next, .prompt_left = prompt, .pages = pages_of(prompt)});
     records[static_cast<std::size_t>(load - loads_.data())].admissions.push_back(std::move(next));
     queue_.pop();
   }
 }
 
 void Batcher::evict(Sequence& sequence, StepRecord& record) {
-  record.evicted.push_back(sequence.id);
+  record.evicted.push_back(sequence.id());
   // Past its prompt it knows one token that it has not run.
   sequence.prompt_left = sequence.length + std::max<std::int64_t>(sequence.prompt_left, 1);
   sequence.length = 0;
@@ -131,8 +132,10 @@ void Batcher::plan_decodes(GroupLoad& load, StepRecord& record) {
   for (std::size_t i = 0; i < load.sequences.size(); ++i) {
     // One that is evicted on the way has a prompt again and is skipped.
     if (load.sequences[i].prompt_left > 0 || !grow(load, i, record)) continue;
-    record.runs.push_back({.id = load.sequences[i].id, .tokens = 1});
-    ++load.sequences[i].length;
+    Sequence& s = load.sequences[i];
+    record.runs.push_back({.id = s.id(), .tokens = 1});
+    s.planned = 1;
+    ++s.length;
     ++planned_decode_tokens_;
   }
 }
@@ -161,7 +164,9 @@ void Batcher::plan_prompts(GroupLoad& load, StepRecord& record, int room) {
   left -= for_first;
   const auto run = [&](Sequence& s, std::int64_t tokens) {
     if (tokens == 0) return;
-    record.runs.push_back({.id = s.id, .tokens = static_cast<std::int32_t>(tokens)});
+    record.runs.push_back({.id = s.id(), .tokens = static_cast<std::int32_t>(tokens)});
+    s.planned = tokens;
+    s.planned_prompt = true;
     s.prompt_left -= tokens;
     s.length += tokens;
     planned_prompt_tokens_ += static_cast<int>(tokens);
@@ -181,6 +186,10 @@ std::vector<StepRecord> Batcher::plan(int prompt_tokens) {
   for (std::size_t r = 0; r < loads_.size(); ++r) {
     records[r].step = next_step_;
     records[r].dropped = std::exchange(loads_[r].dropped, {});
+    for (Sequence& s : loads_[r].sequences) {
+      s.planned = 0;
+      s.planned_prompt = false;
+    }
     plan_decodes(loads_[r], records[r]);
     restart(loads_[r]);
   }
@@ -207,16 +216,33 @@ std::vector<StepRecord> Batcher::plan_stop() {
   return records;
 }
 
+std::size_t Batcher::lose_group(int group) {
+  GroupLoad& load = loads_[static_cast<std::size_t>(group)];
+  const std::size_t lost = load.sequences.size();
+  for (Sequence& s : load.sequences) queue_.push(std::move(s.admission));
+  load = GroupLoad{};
+  load.gone = true;
+  return lost;
+}
+
 std::size_t Batcher::finish_step(int group, const StepResult& result) {
   auto& sequences = loads_[static_cast<std::size_t>(group)].sequences;
+  if (result.lost) {
+    for (Sequence& s : sequences) {
+      s.length -= s.planned;
+      if (s.planned_prompt) s.prompt_left += s.planned;
+    }
+    return 0;
+  }
   std::size_t finished = 0;
   for (const TokenResult& token : result.tokens) {
     const auto found = std::find_if(
-        sequences.begin(), sequences.end(), [&](const Sequence& s) { return s.id == token.id; });
+        sequences.begin(), sequences.end(), [&](const Sequence& s) { return s.id() == token.id; });
     FERRY_CHECK(found != sequences.end() && found->prompt_left == 0,
                 "group {} gave a token for request {}, which it was not asked for",
                 group,
                 token.id);
+    found->admission.generated.push_back(token.token);
     if (!token.last) continue;
     sequences.erase(found);
     ++finished;

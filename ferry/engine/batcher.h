@@ -37,6 +37,9 @@ struct BatcherOptions {
 /// A sequence holds the pages of its prompt from when it starts and takes more as it grows. Where a
 /// group has no page left the youngest sequence gives up its cache and later runs again from its
 /// first token, which changes none of its tokens. The oldest always goes on.
+///
+/// The sequences of a group that is gone wait anew, with the tokens they have given, and start over
+/// on another group.
 class Batcher {
  public:
   /// REQUIRES: all options positive; any request that enqueue() will see fits record_bytes, and its
@@ -66,8 +69,12 @@ class Batcher {
   /// A record that ends the loop of every group. REQUIRES: idle().
   std::vector<StepRecord> plan_stop();
 
-  /// Takes in what a group's step gave: finished sequences make room. Returns how many finished.
+  /// Takes in what a group's step gave: finished sequences make room. What the group has lost is
+  /// planned again. Returns how many finished.
   std::size_t finish_step(int group, const StepResult& result);
+
+  /// The group runs nothing any more. Returns how many of its sequences will start over elsewhere.
+  std::size_t lose_group(int group);
 
   std::size_t waiting() const { return queue_.size(); }
 
@@ -80,15 +87,20 @@ class Batcher {
 
  private:
   struct Sequence {
-    std::uint64_t id = 0;
+    Admission admission;           ///< with what it has given so far, to start it anew
     std::int64_t prompt_left = 0;  ///< known tokens that no step has run yet, while in the prompt
     std::int64_t length = 0;       ///< positions in its cache
     std::int64_t pages = 0;        ///< that it holds; 0: it has been evicted and waits
+    std::int64_t planned = 0;      ///< of its tokens, in the step that was planned last
+    bool planned_prompt = false;   ///< and whether they were prompt
+
+    std::uint64_t id() const { return admission.id; }
   };
 
   struct GroupLoad {
     std::vector<Sequence> sequences;  ///< in order of admission
     std::vector<std::uint64_t> dropped;
+    bool gone = false;
     std::size_t record_left = 0;  ///< bytes for admissions in the record being planned
 
     std::int64_t prompt_left() const;

@@ -12,6 +12,7 @@
 #include "ferry/engine/prompt_pacer.h"
 #include "ferry/engine/sequences.h"
 #include "ferry/engine/step_link.h"
+#include "ferry/engine/survivors.h"
 
 namespace ferry {
 
@@ -61,6 +62,8 @@ class Engine::Impl {
         decoder_(decoder),
         transport_(transport),
         tp_(decoder.tp()),
+        survivors_(
+            decoder, transport, decoder.masks() && decoder.tp() == 1 && !options.hash_logits),
         sequences_(decoder, max_context_, options.hash_logits && speaks(transport.rank())),
         batcher_({.groups = groups(),
                   .max_sequences = options.max_sequences_per_rank,
@@ -123,7 +126,7 @@ class Engine::Impl {
         static_cast<std::int64_t>(options_.max_sequences_per_rank) * max_context_;
     const std::int64_t of_group =
         options_.max_kv_tokens == 0 ? needed : std::min(needed, options_.max_kv_tokens);
-    return of_group * groups();
+    return of_group * (groups() - static_cast<int>(stats_.ranks_lost));
   }
 
   Balancer* balancer() { return balancer_ ? &*balancer_ : nullptr; }
@@ -145,13 +148,15 @@ class Engine::Impl {
     if (leads()) take_mail();
     const Clock::time_point begin = Clock::now();
     if (leads()) send_records();
-    StepRecord record = link_.receive_record(step_);
+    StepRecord record = receive_record();
     const bool stop = record.stop;
-    link_.send_result(stop ? StepResult{.step = step_, .tokens = {}}
-                           : run_record(std::move(record)));
+    const StepResult own =
+        stop ? StepResult{.step = step_, .tokens = {}} : run_record(std::move(record));
+    survivors_.without_the_gone([&] { link_.send_result(own); });
     if (leads()) {
       std::vector<StepResult> results = receive_results();
-      if (!stop && balancer_) balancer_->take_loads(batcher_.planned_prompt_tokens() > 0);
+      lose_groups();
+      if (!stop && balancer_) take_loads();
       if (!stop) count_step(Clock::now() - begin);
       for (StepResult& result : results) deliver(result, on_token);
     }
@@ -159,10 +164,25 @@ class Engine::Impl {
     return !stop;
   }
 
+  StepRecord receive_record() {
+    StepRecord record = survivors_.without_the_gone([this] { return link_.receive_record(step_); });
+    survivors_.lose(record.gone);
+    return record;
+  }
+
   StepResult run_record(StepRecord record) {
-    if (balancer_) balancer_->begin_step(record.moves);
-    StepResult result = sequences_.run_step(std::move(record));
-    if (balancer_) balancer_->end_step();
+    if (balancer_)
+      balancer_->begin_step(record.gone.any() ? std::nullopt : std::optional(record.moves));
+    StepResult result{.step = step_, .tokens = {}};
+    try {
+      result = sequences_.run_step(std::move(record));
+    } catch (const LostTokens&) {
+      if (!survivors_.go_on()) throw;
+      result.lost = true;
+    }
+    survivors_.look();
+    result.gone = survivors_.gone();
+    if (balancer_) survivors_.without_the_gone([this] { balancer_->end_step(); });
     return result;
   }
 
@@ -176,7 +196,10 @@ class Engine::Impl {
       inbox_.finished(cancelled);
       for (const Inbox::Task& task : mail.tasks) task();
       if (!batcher_.idle() || !mail.open) return;
-      while (!inbox_.wait(kIdleLook)) transport_.progress();  // throws when a peer is gone
+      while (!inbox_.wait(kIdleLook)) {
+        survivors_.without_the_gone([this] { transport_.progress(); });
+        lose_groups();
+      }
     }
   }
 
@@ -187,22 +210,60 @@ class Engine::Impl {
       const MoveOrders moves = balancer_->orders();
       for (StepRecord& record : records) record.moves = moves;
     }
-    for (Rank r = 0; r < transport_.size(); ++r)
-      link_.send_record(r, records[static_cast<std::size_t>(r / tp_)]);
+    for (StepRecord& record : records) record.gone = survivors_.gone();
+    for (Rank r = 0; r < transport_.size(); ++r) {
+      if (!survivors_.lives(r)) continue;
+      survivors_.without_the_gone(
+          [&] { link_.send_record(r, records[static_cast<std::size_t>(r / tp_)]); });
+    }
   }
 
   std::vector<StepResult> receive_results() {
     std::vector<StepResult> results;
+    RankSet gone;
     for (Rank r = 0; r < transport_.size(); ++r) {
-      StepResult result = link_.receive_result(r, step_, options_.timeout);
+      std::optional<StepResult> result = survivors_.without_the_gone([&] {
+        return survivors_.lives(r) ? std::optional(link_.receive_result(r, step_, options_.timeout))
+                                   : std::nullopt;
+      });
+      if (!result) continue;
+      gone |= result->gone;
       if (!speaks(r)) {
-        check_same_tokens(r, result, results.back());
+        check_same_tokens(r, *result, results.back());
         continue;
       }
-      inbox_.finished(batcher_.finish_step(r / tp_, result));
-      results.push_back(std::move(result));
+      inbox_.finished(batcher_.finish_step(r / tp_, *result));
+      results.push_back(std::move(*result));
     }
+    survivors_.lose(gone);
     return results;
+  }
+
+  void take_loads() {
+    survivors_.without_the_gone([this] { balancer_->await_loads(); });
+    balancer_->take_loads(batcher_.planned_prompt_tokens() > 0);
+  }
+
+  /// What ran on ranks that are gone starts over on others.
+  void lose_groups() {
+    const std::size_t gone = survivors_.gone().count();
+    if (gone == stats_.ranks_lost) return;
+    std::size_t restarts = 0;
+    std::string names;
+    for (Rank r = 0; r < transport_.size(); ++r) {
+      if (survivors_.lives(r)) continue;
+      restarts += batcher_.lose_group(r);
+      names += fmt::format("{}{}", names.empty() ? "" : ", ", r);
+    }
+    stats_.ranks_lost = gone;
+    stats_.restarts += restarts;
+    if (!options_.warn) return;
+    options_.warn(fmt::format(
+        "without rank {} from now on: {} of {} ranks go on, {} sequences start over on them",
+        names,
+        static_cast<std::size_t>(transport_.size()) - gone,
+        transport_.size(),
+        restarts));
   }
 
   void check_same_tokens(Rank rank, const StepResult& found, const StepResult& expected) const {
@@ -245,6 +306,7 @@ class Engine::Impl {
   Decoder& decoder_;
   Transport& transport_;
   int tp_;  // ranks of a group, which all run the same sequences
+  Survivors survivors_;
   Sequences sequences_;
   Batcher batcher_;  // used on rank 0 only
   StepLink link_;

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "ferry/engine/balancer.h"
 #include "ferry/engine/request.h"
@@ -26,6 +27,8 @@ struct EngineOptions {
   bool hash_logits = false;
   std::chrono::nanoseconds timeout = std::chrono::seconds(30);  ///< of a wait inside a step
   BalanceOptions balance;
+  /// On rank 0: takes a line that whoever runs this should read. May be empty.
+  std::function<void(const std::string&)> warn = {};
 };
 
 /// A rate is tokens over time of the same kind: steps that held any prompt token count as prefill,
@@ -35,6 +38,8 @@ struct EngineStats {
   std::uint64_t requests_waiting = 0;
   std::int64_t kv_tokens = 0;        ///< that hold memory now, over all ranks, in whole pages
   std::uint64_t evictions = 0;       ///< times that a sequence had to start over for want of pages
+  std::uint64_t ranks_lost = 0;      ///< that died, and the others went on
+  std::uint64_t restarts = 0;        ///< of sequences that ran on those
   std::uint64_t exchange_bytes = 0;  ///< payload that left or entered rank 0's memory
   std::uint64_t steps = 0;
   std::uint64_t prefill_tokens = 0;
@@ -48,6 +53,12 @@ int resolve_context(const ModelConfig& config, int wanted);
 
 /// One rank's engine; construction is collective. Threads: one at a time, but what says "any
 /// thread" may also be called while run() runs.
+///
+/// When a rank dies, or does not answer in time, and the backend masks (mooncake), the others go on
+/// without it: what ran there starts over elsewhere from the tokens it has given, and a step that
+/// needed the dead rank is run again, so that callers hear the tokens they would have heard. Not
+/// where ranks are grouped (tp), where logits are hashed, where an expert has no replica on a
+/// living rank, and not without rank 0: then it is an error.
 /// Errors: TransportError begins with the step it came from. After any error the engine may only be
 /// destroyed; the caller aborts the transport (run_ranks does).
 class Engine {
@@ -83,7 +94,7 @@ class Engine {
   /// On rank 0, between two steps; zeros elsewhere.
   EngineStats stats() const;
 
-  /// Positions of keys and values that may be held over all ranks. As stats().
+  /// Positions of keys and values that may be held over all ranks that live. As stats().
   std::int64_t kv_capacity() const;
 
   /// None where nothing is recorded or the model has no sparse layer.

@@ -20,6 +20,7 @@ void Sequences::admit(Admission admission) {
   Sequence sequence{
       .request = std::move(admission.request), .ids = {}, .cache = std::move(cache), .hash = {}};
   sequence.ids = sequence.request.prompt;
+  sequence.ids.insert(sequence.ids.end(), admission.generated.begin(), admission.generated.end());
   if (hash_logits_) sequence.hash.emplace();
   sequences_.emplace(admission.id, std::move(sequence));
 }

@@ -22,7 +22,8 @@ class Sequences {
 
   /// Collective, as Decoder::forward is. Drops and evicts what the record says, takes in its
   /// admissions, runs its tokens and samples where a sequence has come to its end; finished
-  /// sequences leave.
+  /// sequences leave. Where the decoder throws LostTokens, all that is done but the tokens have not
+  /// run, and the next record may run them.
   StepResult run_step(StepRecord record);
 
  private:

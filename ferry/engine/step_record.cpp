@@ -1,14 +1,16 @@
 // Layout, native byte order (ranks of a group run the same program):
-//   record    = head, moves, stop u32, dropped u32, evicted u32, admissions u32, runs u32,
+//   record    = head, gone, moves, stop u32, dropped u32, evicted u32, admissions u32, runs u32,
 //               dropped id u64*, evicted id u64*, admission*, run*
 //   moves     = plan u64, switches u64, bytes u64
 //   admission = id u64, max_new i32, top_k i32, temperature f64, top_p f64, seed u64,
-//               logprobs i32 (-1 = none), prompt u32, stop ids u32, prompt i32*, stop id i32*
+//               logprobs i32 (-1 = none), prompt u32, stop ids u32, generated u32,
+//               prompt i32*, stop id i32*, generated i32*
 //   run       = id u64, tokens i32
-//   result    = head, tokens u32, token*
+//   result    = head, lost u32, gone, tokens u32, token*
 //   token     = id u64, token i32, last u32, sha256 32 bytes, logprobs u32, [chosen f32, top u32,
 //               (id i32, logprob f32)*]: what stands in brackets only where logprobs is 1
 //   head      = magic u32, step u64
+//   gone      = u64 [16], a bit a rank
 #include "ferry/engine/step_record.h"
 
 #include <cstring>
@@ -23,8 +25,9 @@ namespace {
 constexpr std::uint32_t kRecordMagic = 0x46525243;  // "FRRC"
 constexpr std::uint32_t kResultMagic = 0x46525253;  // "FRRS"
 constexpr std::size_t kHeadBytes = 4 + 8;
+constexpr std::size_t kGoneBytes = sizeof(RankSet);
 constexpr std::size_t kMovesBytes = 8 + 8 + 8;
-constexpr std::size_t kAdmissionFixedBytes = 8 + 4 + 4 + 8 + 8 + 8 + 4 + 4 + 4;
+constexpr std::size_t kAdmissionFixedBytes = 8 + 4 + 4 + 8 + 8 + 8 + 4 + 4 + 4 + 4;
 constexpr std::size_t kRunBytes = 8 + 4;
 constexpr std::size_t kTokenBytes = 8 + 4 + 4 + sizeof(Sha256) + 4;
 constexpr std::size_t kLogprobBytes = 4 + 4;
@@ -128,8 +131,10 @@ void write_admission(Writer& w, const Admission& admission) {
   w.value(static_cast<std::int32_t>(r.top_logprobs.value_or(-1)));
   w.count(r.prompt.size());
   w.count(r.stop_ids.size());
+  w.count(admission.generated.size());
   w.values(r.prompt);
   w.values(r.stop_ids);
+  w.values(admission.generated);
 }
 
 Admission read_admission(Reader& in) {
@@ -145,8 +150,10 @@ Admission read_admission(Reader& in) {
   if (logprobs >= 0) r.top_logprobs = logprobs;
   const std::size_t prompt = in.count(sizeof(std::int32_t));
   const std::size_t stop_ids = in.count(sizeof(std::int32_t));
+  const std::size_t generated = in.count(sizeof(std::int32_t));
   r.prompt = in.values<std::int32_t>(prompt);
   r.stop_ids = in.values<std::int32_t>(stop_ids);
+  admission.generated = in.values<std::int32_t>(generated);
   return admission;
 }
 
@@ -179,13 +186,13 @@ TokenResult read_token(Reader& in) {
 
 std::size_t encoded_bytes(const Admission& admission) {
   return kAdmissionFixedBytes +
-         (admission.request.prompt.size() + admission.request.stop_ids.size()) *
+         (static_cast<std::size_t>(admission.tokens()) + admission.request.stop_ids.size()) *
              sizeof(std::int32_t);
 }
 
 std::size_t record_bytes_without_admissions(int sequences) {
   // A sequence that was dropped may have made room for one that runs; none is dropped and evicted.
-  return kHeadBytes + kMovesBytes + 5 * sizeof(std::uint32_t) +
+  return kHeadBytes + kGoneBytes + kMovesBytes + 5 * sizeof(std::uint32_t) +
          static_cast<std::size_t>(sequences) * (kRunBytes + sizeof(std::uint64_t));
 }
 
@@ -195,13 +202,15 @@ std::size_t record_capacity(int max_context, int sequences) {
 }
 
 std::size_t result_capacity(int sequences) {
-  return kHeadBytes + sizeof(std::uint32_t) + static_cast<std::size_t>(sequences) * kMostTokenBytes;
+  return kHeadBytes + kGoneBytes + 2 * sizeof(std::uint32_t) +
+         static_cast<std::size_t>(sequences) * kMostTokenBytes;
 }
 
 std::size_t encode(const StepRecord& record, std::span<std::byte> out) {
   Writer w(out);
   w.value(kRecordMagic);
   w.value(record.step);
+  w.value(record.gone);
   w.value(record.moves.plan);
   w.value(record.moves.switches);
   w.value(record.moves.bytes);
@@ -224,6 +233,8 @@ std::size_t encode(const StepResult& result, std::span<std::byte> out) {
   Writer w(out);
   w.value(kResultMagic);
   w.value(result.step);
+  w.value(static_cast<std::uint32_t>(result.lost));
+  w.value(result.gone);
   w.count(result.tokens.size());
   for (const TokenResult& token : result.tokens) write_token(w, token);
   return w.written();
@@ -234,6 +245,7 @@ StepRecord decode_step_record(std::span<const std::byte> bytes) {
   in.expect_magic(kRecordMagic);
   StepRecord record;
   record.step = in.value<std::uint64_t>();
+  record.gone = in.value<RankSet>();
   record.moves.plan = in.value<std::uint64_t>();
   record.moves.switches = in.value<std::uint64_t>();
   record.moves.bytes = in.value<std::uint64_t>();
@@ -257,6 +269,8 @@ StepResult decode_step_result(std::span<const std::byte> bytes) {
   in.expect_magic(kResultMagic);
   StepResult result;
   result.step = in.value<std::uint64_t>();
+  result.lost = in.value<std::uint32_t>() != 0;
+  result.gone = in.value<RankSet>();
   const std::size_t tokens = in.count(kTokenBytes);
   for (std::size_t i = 0; i < tokens; ++i) result.tokens.push_back(read_token(in));
   return result;

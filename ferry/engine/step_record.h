@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <bitset>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -14,10 +15,17 @@
 
 namespace ferry {
 
+/// As many ranks as any transport has.
+using RankSet = std::bitset<1024>;
+
 /// A request that starts on the rank that reads this.
 struct Admission {
   std::uint64_t id = 0;
   Request request;
+  /// Tokens that it has given already, on a rank that is gone.
+  std::vector<std::int32_t> generated = {};
+
+  std::int64_t tokens() const { return std::ssize(request.prompt) + std::ssize(generated); }
 };
 
 /// The next `tokens` tokens of a sequence run in this step.
@@ -30,6 +38,7 @@ struct SequenceRun {
 struct StepRecord {
   std::uint64_t step = 0;
   bool stop = false;  ///< nothing is left to do: the loop ends, no step is run
+  RankSet gone;       ///< ranks that take no part any more
   MoveOrders moves;   ///< the placement this step runs on, and what moves while it runs
   std::vector<std::uint64_t> dropped;  ///< sequences that nobody waits for any more
   std::vector<std::uint64_t> evicted;  ///< give up their caches and run from the start again
@@ -51,14 +60,17 @@ struct TokenResult {
 /// gives none.
 struct StepResult {
   std::uint64_t step = 0;
+  /// The rank's tokens needed a rank that has gone: none of its sequences got any further.
+  bool lost = false;
+  RankSet gone;  ///< ranks that it knows to be gone
   std::vector<TokenResult> tokens;
 };
 
 /// Bytes that an admission takes in a record.
 std::size_t encoded_bytes(const Admission& admission);
 
-/// Bytes that suffice for a record of a rank with `sequences` sequences and one admission with a
-/// prompt as long as the context; several shorter prompts share that space.
+/// Bytes that suffice for a record of a rank with `sequences` sequences and one admission whose
+/// tokens fill the context; several shorter ones share that space.
 std::size_t record_capacity(int max_context, int sequences);
 std::size_t result_capacity(int sequences);
 

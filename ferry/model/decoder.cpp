@@ -139,6 +139,12 @@ class Decoder::Impl {
 
   ExchangeStats exchange_stats() const { return moe_ ? moe_->exchange_stats() : ExchangeStats{}; }
 
+  bool masks() const { return moe_ && moe_->masks(); }
+
+  bool is_masked(Rank rank) const { return moe_ && moe_->is_masked(rank); }
+
+  void mask(Rank rank);
+
  private:
   void make_moe_layers(Transport& transport);
   void plan(std::span<const SequenceStep> batch);
@@ -149,6 +155,8 @@ class Decoder::Impl {
   std::span<const float> logits();
 
   Placement with_choice(const Placement& placement) const;
+  std::vector<float> shares_of(const Placement& placement) const;
+  void check_no_expert_lost(int layer, Rank gone) const;
   std::size_t block_bytes() const;
 
   /// normed_ = norm of the rows of the residual stream; row i is row `source[i]`, or i without one.
@@ -225,10 +233,24 @@ Decoder::Impl::Impl(const ModelConfig& config,
   make_moe_layers(transport);
 }
 
-/// This rank's choice of replicas, with the placement's shares where they count.
+/// What each slot takes of its expert's tokens: nothing on a rank that is gone.
+std::vector<float> Decoder::Impl::shares_of(const Placement& placement) const {
+  const auto slots = static_cast<std::size_t>(placement.slots());
+  std::vector<float> shares = options_.replica_rule == ReplicaRule::weighted
+                                  ? placement.shares()
+                                  : std::vector<float>(slots, 1.0F);
+  for (std::size_t slot = 0; slot < slots; ++slot) {
+    // A plan may have given all to a rank that then died; those left take it over.
+    constexpr float kLeast = 1e-6F;
+    const bool gone = is_masked(placement.rank_of(static_cast<SlotId>(slot)));
+    shares[slot] = gone ? 0.0F : std::max(shares[slot], kLeast);
+  }
+  return shares;
+}
+
+/// This rank's choice of replicas.
 Placement Decoder::Impl::with_choice(const Placement& placement) const {
-  std::vector<float> shares;
-  if (options_.replica_rule == ReplicaRule::weighted) shares = placement.shares();
+  const std::vector<float> shares = shares_of(placement);
   return placement.choosing({.shares = shares,
                              .source = rank_,
                              .nearest = options_.replica_rule == ReplicaRule::nearest,
@@ -277,6 +299,7 @@ std::span<const float> Decoder::Impl::forward(std::span<const SequenceStep> batc
     norm({}, weights.ffn_norm, num_tokens());
     feed_forward(layer);
   }
+  if (moe_) moe_->check_nothing_lost();
   for (const SequenceStep& step : batch) step.cache->advance(static_cast<int>(step.tokens.size()));
   return logits();
 }
@@ -348,6 +371,36 @@ void Decoder::Impl::place_layer(int layer,
   experts.placement = with_choice(placement);
   for (std::size_t i = 0; i < blocks.size(); ++i)
     experts.slots[i] = at_block(experts.slots[i], blocks[i]);
+}
+
+void Decoder::Impl::check_no_expert_lost(int layer, Rank gone) const {
+  const Placement& placement = experts_.layers[static_cast<std::size_t>(layer)].placement;
+  for (ExpertId e = 0; e < placement.experts(); ++e) {
+    const auto replicas = placement.replicas(e);
+    const bool lost = std::ranges::all_of(
+        replicas, [&](SlotId slot) { return is_masked(placement.rank_of(slot)); });
+    if (!lost) continue;
+    throw TransportError(
+        TransportError::Kind::peer_died,
+        gone,
+        fmt::format("rank {} is gone, and expert {} of layer {} has no replica on another rank "
+                    "(--ep-num-redundant-experts {} gives one to each)",
+                    gone,
+                    e,
+                    layer,
+                    placement.experts()));
+  }
+}
+
+void Decoder::Impl::mask(Rank rank) {
+  FERRY_CHECK(masks(), "this model's layers fail when a rank dies");
+  moe_->mask(rank);
+  for (int layer = 0; layer < config_.layers; ++layer) {
+    if (!config_.sparse(layer)) continue;
+    check_no_expert_lost(layer, rank);
+    Placement& placement = experts_.layers[static_cast<std::size_t>(layer)].placement;
+    placement = with_choice(placement);
+  }
 }
 
 void Decoder::Impl::plan(std::span<const SequenceStep> batch) {
@@ -473,6 +526,12 @@ void Decoder::place_layer(int layer,
                           std::span<std::byte* const> blocks) {
   impl_->place_layer(layer, placement, blocks);
 }
+
+bool Decoder::masks() const { return impl_->masks(); }
+
+void Decoder::mask(Rank rank) { impl_->mask(rank); }
+
+bool Decoder::is_masked(Rank rank) const { return impl_->is_masked(rank); }
 
 const ModelConfig& Decoder::config() const { return impl_->config(); }
 

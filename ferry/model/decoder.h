@@ -66,6 +66,9 @@ class Decoder {
   /// logits, f32 [wanted tokens, vocab] in order of the batch; valid until the next call. REQUIRES:
   /// at most max_tokens tokens; a cache of activation_type() for each sequence, with room for its
   /// tokens, no further than the model's max_positions.
+  ///
+  /// Throws LostTokens when tokens lack an expert's result because a rank is gone and backends mask
+  /// it: the caches have not grown, so that the same batch may be run again.
   std::span<const float> forward(std::span<const SequenceStep> batch);
 
   /// From now on every step adds the rows that each local slot computes to `slot_rows`, borrowed:
@@ -87,6 +90,14 @@ class Decoder {
   /// From the next step on, a sparse layer's experts lie as `placement` says, those of this rank in
   /// `blocks` [slots_per_rank], which the decoder has or has given out. All ranks alike.
   void place_layer(int layer, const Placement& placement, std::span<std::byte* const> blocks);
+
+  /// Whether the backend goes on when a rank dies.
+  bool masks() const;
+  /// Goes on without `rank`: from the next step on its experts' replicas compute in its place.
+  /// Throws TransportError when it had experts that no living rank has. REQUIRES: masks().
+  void mask(Rank rank);
+  /// Ranks that are known to be gone, also those that only an exchange has found out about.
+  bool is_masked(Rank rank) const;
 
   const ModelConfig& config() const;
   /// Ranks that hold the same sequences as this one, itself included.

@@ -134,6 +134,8 @@ class Dispatcher {
   /// Goes on without `peer`, of which the caller knows that it is gone. Needs on_dead_rank = mask.
   void mask(Rank peer);
 
+  int ranks() const { return ranks_; }
+
   bool is_masked(Rank peer) const { return masked_[static_cast<std::size_t>(peer)] != 0; }
 
   /// Tokens of the exchange last combined that needed a masked rank, rising: their sums lack its

@@ -1,5 +1,8 @@
 #include "ferry/moe/moe_layer.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "ferry/core/error.h"
 #include "ferry/moe/chunks.h"
 #include "ferry/moe/compatibility.h"
@@ -25,6 +28,7 @@ void MoeLayer::forward_exchange(const RowsView& hidden, int tokens, int chunks, 
   }
   const bool has_shared = run_shared_expert(hidden, tokens, out);  // hides the wire
   for (const auto& lane : lanes) {
+    c.share_masks();
     lane->dispatcher.dispatch_recv([&](const ExpertRows& rows) {
       for (std::size_t slot = 0; slot < slot_rows_.size(); ++slot)
         slot_rows_[slot] += rows.counts[slot];
@@ -33,25 +37,12 @@ void MoeLayer::forward_exchange(const RowsView& hidden, int tokens, int chunks, 
     lane->dispatcher.combine_send();
   }
   for (const auto& lane : lanes) {
+    c.share_masks();
     lane->dispatcher.combine_recv({.weights = lane->result_weights,
                                    .rows = c.f32_rows(out).from(lane->first),
                                    .accumulate = has_shared});
-    check_nothing_lost(lane->dispatcher);
+    c.note_losses(lane->dispatcher, index_);
   }
-}
-
-/// A model's tokens need all their experts: what goes on without a dead rank is the caller's to
-/// decide (moe_forward.h), not this layer's.
-void MoeLayer::check_nothing_lost(const Dispatcher& dispatcher) const {
-  if (dispatcher.lost_tokens().empty()) return;
-  Rank gone = 0;
-  while (!dispatcher.is_masked(gone)) ++gone;
-  throw TransportError(TransportError::Kind::peer_died,
-                       gone,
-                       fmt::format("layer {}: {} tokens need experts of rank {}, which is gone",
-                                   index_,
-                                   dispatcher.lost_tokens().size(),
-                                   gone));
 }
 
 void MoeLayer::forward(const RowsView& hidden, int tokens, float* out) {
@@ -218,6 +209,45 @@ ExchangeStats MoeContext::exchange_stats() const {
     all.bytes_wire += one.bytes_wire;
   }
   return all;
+}
+
+// --- Ranks that are gone ------------------------------------------------------------------------
+
+bool MoeContext::masks() const {
+  return options_.dispatcher.exchange.on_dead_rank == ExchangeOptions::OnDeadRank::mask;
+}
+
+void MoeContext::mask(Rank rank) {
+  for (const auto& lane : lanes_) lane->dispatcher.mask(rank);
+}
+
+bool MoeContext::is_masked(Rank rank) const {
+  return std::ranges::any_of(lanes_,
+                             [&](const auto& lane) { return lane->dispatcher.is_masked(rank); });
+}
+
+void MoeContext::share_masks() {
+  if (lanes_.size() == 1 || !masks()) return;
+  for (Rank r = 0; r < lanes_.front()->dispatcher.ranks(); ++r)
+    if (is_masked(r)) mask(r);
+}
+
+void MoeContext::note_losses(const Dispatcher& dispatcher, int layer) {
+  if (loss_ || dispatcher.lost_tokens().empty()) return;
+  Rank gone = 0;
+  while (!dispatcher.is_masked(gone)) ++gone;
+  loss_ = {.layer = layer, .tokens = dispatcher.lost_tokens().size(), .rank = gone};
+}
+
+void MoeContext::check_nothing_lost() {
+  if (!loss_) return;
+  const Loss loss = *std::exchange(loss_, std::nullopt);
+  throw LostTokens(TransportError::Kind::peer_died,
+                   loss.rank,
+                   fmt::format("layer {}: {} tokens need experts of rank {}, which is gone",
+                               loss.layer,
+                               loss.tokens,
+                               loss.rank));
 }
 
 MutableRowsView MoeContext::f32_rows(float* rows) const {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "ferry/core/buffer.h"
+#include "ferry/core/error.h"
 #include "ferry/core/threads.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/moe/dispatcher.h"
@@ -29,6 +30,13 @@ struct MoeWeights {
   std::span<const GatedFfnWeights> local;  ///< [slots_per_rank]; empty slots have no data
   std::optional<GatedFfnWeights> shared;   ///< shared expert; at least this rank's columns of it
   PackedMatrix shared_gate;                ///< f32 [H, 1]; no data = no gate
+};
+
+/// Tokens went through a layer without all of their experts, because a rank is gone
+/// (on_dead_rank = mask). Nothing but their results is wrong.
+class LostTokens : public TransportError {
+ public:
+  using TransportError::TransportError;
 };
 
 /// What all MoE layers of a model share on one rank: the lanes, the experts' scratch, the pool.
@@ -57,8 +65,24 @@ class MoeContext {
   /// Over all lanes.
   ExchangeStats exchange_stats() const;
 
+  /// Whether the layers go on when a rank dies.
+  bool masks() const;
+  /// Goes on without `rank`, of which the caller knows that it is gone. REQUIRES: masks().
+  void mask(Rank rank);
+  bool is_masked(Rank rank) const;
+
+  /// Throws LostTokens when tokens of any layer run since the last call lack an expert's result.
+  void check_nothing_lost();
+
  private:
   friend class MoeLayer;
+
+  /// The first tokens that were lost.
+  struct Loss {
+    int layer = 0;
+    std::size_t tokens = 0;
+    Rank rank = 0;
+  };
 
   static constexpr std::int64_t kExpertRowsPerTurn = 4096;
 
@@ -80,6 +104,10 @@ class MoeContext {
     std::vector<float> ones;  // [max_tokens, K] where weights go onto rows
   };
 
+  /// What one lane has found out about ranks that are gone, the others need not wait for.
+  void share_masks();
+  void note_losses(const Dispatcher& dispatcher, int layer);
+
   /// Deals the tokens out to the lanes.
   std::span<const std::unique_ptr<Lane>> split(int tokens);
 
@@ -94,6 +122,7 @@ class MoeContext {
   TensorGroup alone_;
   TensorGroup& group_;
   std::optional<GatedFfn> shared_expert_;
+  std::optional<Loss> loss_;
 
   // Scratch for max_tokens tokens.
   GemmScratch gemm_scratch_;
@@ -109,7 +138,9 @@ class MoeLayer {
   MoeLayer(MoeContext& context, const Placement& placement, MoeWeights weights, int index);
 
   /// out = MoE(hidden), collective over the ranks of the context; ranks without tokens pass
-  /// tokens = 0. More than max_tokens tokens run as several exchanges, on all ranks alike.
+  /// tokens = 0. More than max_tokens tokens run as several exchanges, on all ranks alike. What
+  /// tokens lost with a rank that is masked, MoeContext::check_nothing_lost() tells: all exchanges
+  /// of a step run before anybody gives up, so that the survivors stay in step.
   ///   hidden  [tokens, H] of the model's type    out  f32 [tokens, H], overwritten
   void forward(const RowsView& hidden, int tokens, float* out);
 
@@ -121,7 +152,6 @@ class MoeLayer {
  private:
   void forward_exchange(const RowsView& hidden, int tokens, int chunks, float* out);
   void route(const RowsView& hidden, MoeContext::Lane& lane);
-  void check_nothing_lost(const Dispatcher& dispatcher) const;
   bool run_shared_expert(const RowsView& hidden, int tokens, float* out);
 
   MoeContext& context_;

@@ -11,6 +11,8 @@ namespace ferry {
 namespace {
 
 constexpr double kHashes = 4294967296.0;
+/// One less than 32 bits could hold, so that an interval can end behind it.
+constexpr std::uint32_t kLastHash = 0xFFFFFFFEU;
 
 constexpr std::array kRules{ReplicaRule::hash, ReplicaRule::nearest, ReplicaRule::weighted};
 
@@ -21,7 +23,7 @@ std::uint32_t mix(std::uint32_t token, std::uint32_t k, std::uint32_t salt) {
   h ^= h >> 12;
   h *= 0x297A2D39U;
   h ^= h >> 15;
-  return h;
+  return std::min(h, kLastHash);
 }
 
 /// What each replica takes of its expert's tokens, adding up to 1.

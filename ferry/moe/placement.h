@@ -25,8 +25,8 @@ inline constexpr std::string_view kReplicaRuleNames = "hash, nearest, weighted";
 /// where the number of replicas divides K. Which replica computes a row never changes its bits.
 struct ReplicaChoice {
   /// [P] The part of its expert's tokens that each slot takes, over all ranks together; the planner
-  /// computes it. Only the ratios within an expert matter. Empty: equal parts. Read at
-  /// construction.
+  /// computes it. Only the ratios within an expert matter; where all of its slots have 0 they take
+  /// equal parts, else one with 0 takes none. Empty: equal parts. Read at construction.
   std::span<const float> shares = {};
   /// The rank whose tokens are placed. -1: all ranks choose the same slot for the same (token, k),
   /// as ranks that hold the same tokens must. Else the hash differs between ranks, so that ranks

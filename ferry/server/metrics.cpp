@@ -72,6 +72,10 @@ class Metrics::Impl {
       counter("ferry_evictions_total", "Sequences that started over for want of KV pages");
   prom::Counter& exchange_bytes =
       counter("ferry_all_to_all_bytes_total", "Payload that left or entered the memory of rank 0");
+  prom::Counter& ranks_lost =
+      counter("ferry_ranks_lost_total", "Ranks that died and that the others go on without");
+  prom::Counter& restarts =
+      counter("ferry_restarts_total", "Sequences that started over because their rank was lost");
   prom::Histogram& first_token =
       histogram("ferry_time_to_first_token_seconds", "From the request to its first token");
   prom::Histogram& next_token =
@@ -136,6 +140,8 @@ std::string Metrics::text(const EngineState& state) {
   Impl::raise_to(impl_->steps, static_cast<double>(stats.steps));
   Impl::raise_to(impl_->evictions, static_cast<double>(stats.evictions));
   Impl::raise_to(impl_->exchange_bytes, static_cast<double>(stats.exchange_bytes));
+  Impl::raise_to(impl_->ranks_lost, static_cast<double>(stats.ranks_lost));
+  Impl::raise_to(impl_->restarts, static_cast<double>(stats.restarts));
   std::ostringstream out;
   prom::TextSerializer().Serialize(out, impl_->registry.Collect());
   return out.str();

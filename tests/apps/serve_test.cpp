@@ -5,8 +5,11 @@
 #include <sys/socket.h>
 
 #include <array>
+#include <atomic>
 #include <chrono>
+#include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <stdexcept>
 #include <thread>
 
 #include "apps/program.h"
@@ -32,10 +35,13 @@ class Server {
 
   test::Program& program() { return program_; }
 
+  std::string url(const std::string& path) const {
+    return "http://127.0.0.1:" + std::to_string(port_) + path;
+  }
+
   /// curl's output; `body` empty: GET.
   std::string curl(const std::string& path, const std::string& body, const std::string& more = "") {
-    std::string command =
-        "curl -sS -m 60 " + more + " http://127.0.0.1:" + std::to_string(port_) + path;
+    std::string command = "curl -sS -m 200 " + more + " " + url(path);
     if (!body.empty()) command += " -d '" + body + "'";
     std::FILE* pipe = popen((command + " 2>&1").c_str(), "r");
     std::string out;
@@ -101,9 +107,9 @@ TEST(Serve, TheBodyOfTheWholeIdeaOverRanksOfAnyTransport) {
 }
 
 TEST_F(LongServe, TermLetsRunningRequestsFinishAndRefusesNewOnes) {
-  Server server({"--model", model_, "--ep", "2"});
+  Server server({"--model", model_, "--shutdown-timeout", "180"});
   std::string streamed;
-  std::thread client([&] { streamed = server.curl("/v1/completions", long_stream(3000), "-N"); });
+  std::thread client([&] { streamed = server.curl("/v1/completions", long_stream(10000), "-N"); });
   wait_for_running(server, 1);
   kill(server.program().pid(), SIGTERM);
   client.join();
@@ -145,6 +151,120 @@ TEST_F(LongServe, ClientsAreToldWhenARankIsKilled) {
     EXPECT_NE(answer.find("\"error\""), std::string::npos) << end_of(answer);
   EXPECT_EQ(server.program().wait().status, 1);
   for (const pid_t rank : ranks) EXPECT_NE(kill(rank, 0), 0) << "a rank is left behind";
+}
+
+/// A client of a stream that never ends by itself; it hangs up when it is destroyed.
+class Reader {
+ public:
+  Reader(const Server& server, int seed)
+      : pipe_(popen(("exec curl -sSN -m 280 " + server.url("/v1/completions") + " -d '" +
+                     R"({"temperature": 0.9, "seed": )" + std::to_string(seed) + ", " +
+                     long_stream(kEndless).substr(1) + "' 2>&1")
+                        .c_str(),
+                    "r")) {}
+
+  ~Reader() {
+    pclose(pipe_);
+    std::free(line_);
+  }
+
+  Reader(const Reader&) = delete;
+  Reader& operator=(const Reader&) = delete;
+
+  /// The text of the next event; a failure where it is an error, or the stream has ended.
+  std::string next() {
+    while (getline(&line_, &capacity_, pipe_) > 0) {
+      const std::string_view line = line_;
+      if (!line.starts_with("data: ")) continue;
+      const Json event = Json::parse(line.substr(6), nullptr, /*allow_exceptions=*/false);
+      if (!event.contains("choices")) throw std::runtime_error("no token: " + std::string(line));
+      return event.at("choices").at(0).at("text");
+    }
+    throw std::runtime_error("the stream broke off");
+  }
+
+ private:
+  std::FILE* pipe_;
+  char* line_ = nullptr;
+  std::size_t capacity_ = 0;
+};
+
+void wait_for_metric(Server& server, const std::string& line) {
+  for (int i = 0; i < 600; ++i) {
+    if (server.curl("/metrics", "").find(line) != std::string::npos) return;
+    std::this_thread::sleep_for(20ms);
+  }
+  FAIL() << server.curl("/metrics", "");
+}
+
+TEST_F(LongServe, StreamsGoOnWithoutARankThatIsKilled) {
+  constexpr int kClients = 6;
+  constexpr int kEventsAfter = 300;
+  std::vector<std::vector<std::string>> texts(kClients);
+  {
+    Server server({"--model",
+                   model_,
+                   "--ep",
+                   "3",
+                   "--transport",
+                   "shm",
+                   "--moe-a2a-backend",
+                   "mooncake",
+                   "--ep-num-redundant-experts",
+                   "8"});
+    std::atomic<bool> lost{false};
+    std::vector<std::thread> clients;
+    for (int i = 0; i < kClients; ++i) {
+      clients.emplace_back([&, i, &own = texts[static_cast<std::size_t>(i)]] {
+        try {
+          Reader reader(server, i);
+          while (!lost) own.push_back(reader.next());
+          for (int n = 0; n < kEventsAfter; ++n) own.push_back(reader.next());
+        } catch (const std::exception& e) {
+          ADD_FAILURE() << "client " << i << ": " << e.what();
+        }
+      });
+    }
+    wait_for_running(server, kClients);
+    kill(server.program().children()[1], SIGKILL);
+    wait_for_metric(server, "ferry_ranks_lost_total 1");
+    lost = true;
+    for (std::thread& client : clients) client.join();
+    wait_for_metric(server, "ferry_restarts_total 2");
+    kill(server.program().pid(), SIGTERM);
+    const auto outcome = server.program().wait();
+    EXPECT_EQ(outcome.status, 1) << "a rank was lost";
+    EXPECT_NE(outcome.err.find("without rank 1 from now on: 2 of 3"), std::string::npos)
+        << outcome.err;
+  }
+  Server alone({"--model", model_});
+  for (int i = 0; i < kClients; ++i) {
+    Reader reader(alone, i);
+    const auto& together = texts[static_cast<std::size_t>(i)];
+    for (std::size_t n = 0; n < together.size(); ++n)
+      ASSERT_EQ(reader.next(), together[n]) << "client " << i << ", event " << n;
+  }
+}
+
+TEST_F(LongServe, ALostExpertEndsTheStreamsWithAnError) {
+  Server server({"--model",
+                 model_,
+                 "--ep",
+                 "3",
+                 "--transport",
+                 "shm",
+                 "--moe-a2a-backend",
+                 "mooncake",
+                 "--ep-num-redundant-experts",
+                 "2"});
+  std::string streamed;
+  std::thread client(
+      [&] { streamed = server.curl("/v1/completions", long_stream(kEndless), "-N"); });
+  wait_for_running(server, 1);
+  kill(server.program().children()[1], SIGKILL);
+  client.join();
+  EXPECT_NE(streamed.find("has no replica on another rank"), std::string::npos) << end_of(streamed);
+  EXPECT_EQ(server.program().wait().status, 1);
 }
 
 TEST(Serve, LimitsCountAllRanksTogetherAlsoInGroups) {

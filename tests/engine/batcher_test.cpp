@@ -107,6 +107,46 @@ TEST(Batcher, NoMoreSequencesThanPlacesOrTokens) {
   }
 }
 
+TEST(Batcher, WhatAGroupLostIsPlannedAgain) {
+  Batcher batcher(options(1, 4, 10));
+  batcher.enqueue({.id = 0, .request = prompt_of(2)});
+  const auto first = batcher.plan();
+  batcher.finish_step(0, result_of(first[0], {{.id = 0, .token = 5, .last = false}}));
+  batcher.enqueue({.id = 1, .request = prompt_of(20)});
+  const auto lost = batcher.plan();
+  EXPECT_EQ(lost[0].admissions.size(), 1U);
+  EXPECT_EQ(batcher.finish_step(0, {.step = lost[0].step, .lost = true, .tokens = {}}), 0U);
+  const auto again = batcher.plan();
+  EXPECT_TRUE(again[0].admissions.empty()) << "the group has it already";
+  ASSERT_EQ(again[0].runs.size(), lost[0].runs.size());
+  for (std::size_t i = 0; i < again[0].runs.size(); ++i) {
+    EXPECT_EQ(again[0].runs[i].id, lost[0].runs[i].id);
+    EXPECT_EQ(again[0].runs[i].tokens, lost[0].runs[i].tokens);
+  }
+}
+
+TEST(Batcher, SequencesOfAGroupThatIsGoneStartOverElsewhereWithTheirTokens) {
+  Batcher batcher(options(2, 4, 64));
+  for (std::uint64_t id = 0; id < 4; ++id) batcher.enqueue({.id = id, .request = prompt_of(3)});
+  const auto step = batcher.plan();
+  batcher.finish_step(0, result_of(step[0], {{.id = 0, .token = 10}, {.id = 2, .token = 12}}));
+  batcher.finish_step(1, result_of(step[1], {{.id = 1, .token = 11}, {.id = 3, .token = 13}}));
+  EXPECT_TRUE(batcher.cancel(3));
+  EXPECT_EQ(batcher.lose_group(1), 1U);
+  EXPECT_EQ(batcher.waiting(), 1U);
+  batcher.enqueue({.id = 4, .request = prompt_of(3)});
+  const auto next = batcher.plan();
+  EXPECT_TRUE(next[1].runs.empty() && next[1].admissions.empty() && next[1].dropped.empty());
+  ASSERT_EQ(next[0].admissions.size(), 2U);
+  EXPECT_EQ(next[0].admissions[0].id, 1U);
+  EXPECT_EQ(next[0].admissions[0].generated, std::vector<std::int32_t>{11});
+  EXPECT_EQ(tokens_of(next[0]), 2 + 4 + 3);
+  std::vector<TokenResult> last;
+  for (const std::uint64_t id : {0U, 1U, 2U, 4U}) last.push_back({.id = id, .last = true});
+  EXPECT_EQ(batcher.finish_step(0, result_of(next[0], last)), 4U);
+  EXPECT_TRUE(batcher.idle());
+}
+
 TEST(Batcher, AdmissionsThatDoNotFitTheRecordWait) {
   BatcherOptions small = options(1, 8, 1000);
   small.record_bytes = record_capacity(1000, 8);

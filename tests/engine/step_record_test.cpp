@@ -10,6 +10,7 @@ namespace {
 StepRecord sample_record() {
   StepRecord record{.step = 0x123456789a, .stop = false, .admissions = {}, .runs = {}};
   record.moves = {.plan = 3, .switches = 1ULL << 40, .bytes = 77};
+  record.gone.set(2).set(1023);
   record.dropped = {5};
   record.evicted = {6, 1ULL << 50};
   record.admissions.push_back(
@@ -21,6 +22,7 @@ StepRecord sample_record() {
                    .top_logprobs = 4}});
   record.admissions.push_back(
       {.id = 8, .request = {.prompt = {5}, .max_new_tokens = 1, .sampling = {}, .stop_ids = {}}});
+  record.admissions.back().generated = {21, 22};
   record.runs = {{.id = 3, .tokens = 1}, {.id = 7, .tokens = 4}};
   return record;
 }
@@ -37,6 +39,8 @@ TEST(StepRecord, ComesBackAsItWentOut) {
   EXPECT_EQ(in.step, out.step);
   EXPECT_FALSE(in.stop);
   EXPECT_EQ(in.moves, out.moves);
+  EXPECT_EQ(in.gone, out.gone);
+  EXPECT_EQ(in.admissions[1].generated, out.admissions[1].generated);
   ASSERT_EQ(in.admissions.size(), 2U);
   const Request& request = in.admissions[0].request;
   EXPECT_EQ(in.admissions[0].id, 7U);
@@ -107,7 +111,10 @@ TEST(StepRecord, DamagedCountsNeitherCrashNorReserve) {
 }
 
 TEST(StepResult, ComesBackAsItWentOut) {
-  StepResult out{.step = 12, .tokens = {{.id = 1, .token = 77, .last = false}}};
+  StepResult out{.step = 12,
+                 .lost = true,
+                 .gone = RankSet(5),
+                 .tokens = {{.id = 1, .token = 77, .last = false}}};
   out.tokens.push_back({.id = 2, .token = 78, .last = true});
   out.tokens.back().logits_sha256.fill(std::byte{0xab});
   for (TokenResult& token : out.tokens)
@@ -117,6 +124,8 @@ TEST(StepResult, ComesBackAsItWentOut) {
   ASSERT_EQ(encode(out, bytes), bytes.size());
   const StepResult in = decode_step_result(bytes);
   EXPECT_EQ(in.step, 12U);
+  EXPECT_TRUE(in.lost);
+  EXPECT_EQ(in.gone, out.gone);
   ASSERT_EQ(in.tokens.size(), 2U);
   EXPECT_EQ(in.tokens[0].token, 77);
   EXPECT_FALSE(in.tokens[0].last);

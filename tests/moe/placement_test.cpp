@@ -52,6 +52,19 @@ TEST(Placement, SpreadsAStreamOverReplicasEvenlyAlsoWhereTheirCountDividesK) {
   }
 }
 
+TEST(Placement, ASlotWithoutAPartTakesNothing) {
+  const Placement p = Placement::identity(/*experts=*/2, /*ranks=*/4, /*redundant=*/6);
+  for (Rank gone = 0; gone < 4; ++gone) {
+    std::vector<float> shares(8, 1.0F);
+    for (SlotId slot = 0; slot < 8; ++slot)
+      if (p.rank_of(slot) == gone) shares[static_cast<std::size_t>(slot)] = 0;
+    const Placement rest = p.choosing({.shares = shares, .source = 1});
+    std::vector<SlotId> slots(std::size_t{1} << 16);
+    rest.place(std::vector<ExpertId>(slots.size(), 1), 1, slots);
+    for (const SlotId slot : slots) ASSERT_NE(rest.rank_of(slot), gone);
+  }
+}
+
 TEST(Placement, TheSameRowsChooseAnewInEveryTurn) {
   const Placement p = Placement::identity(/*experts=*/1, /*ranks=*/4, /*redundant=*/3);
   constexpr int kTurns = 4000;
