@@ -118,6 +118,7 @@ class Engine::Impl {
     stats.kv_tokens = batcher_.used_pages() * kKvPageTokens;
     stats.evictions = batcher_.evictions();
     stats.exchange_bytes = decoder_.exchange_stats().bytes_wire;
+    stats.exchange_time = decoder_.exchange_time();
     return stats;
   }
 

@@ -139,6 +139,10 @@ class Decoder::Impl {
 
   ExchangeStats exchange_stats() const { return moe_ ? moe_->exchange_stats() : ExchangeStats{}; }
 
+  std::chrono::nanoseconds exchange_time() const {
+    return moe_ ? moe_->exchange_time() : std::chrono::nanoseconds{};
+  }
+
   bool masks() const { return moe_ && moe_->masks(); }
 
   bool is_masked(Rank rank) const { return moe_ && moe_->is_masked(rank); }
@@ -542,5 +546,7 @@ ReplicaRule Decoder::replica_rule() const { return impl_->replica_rule(); }
 DType Decoder::activation_type() const { return impl_->activation_type(); }
 
 ExchangeStats Decoder::exchange_stats() const { return impl_->exchange_stats(); }
+
+std::chrono::nanoseconds Decoder::exchange_time() const { return impl_->exchange_time(); }
 
 }  // namespace ferry

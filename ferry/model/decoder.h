@@ -105,6 +105,8 @@ class Decoder {
   /// Of hidden states and caches: the type of the dense weights.
   DType activation_type() const;
   ExchangeStats exchange_stats() const;
+  /// MoeContext::exchange_time().
+  std::chrono::nanoseconds exchange_time() const;
 
  private:
   class Impl;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "ferry/core/error.h"
+#include "ferry/core/timed.h"
 #include "ferry/moe/chunks.h"
 #include "ferry/moe/compatibility.h"
 
@@ -17,6 +18,7 @@ void MoeLayer::forward_exchange(const RowsView& hidden, int tokens, int chunks, 
   for (const auto& lane : lanes) {
     route(hidden.from(lane->first), *lane);
     placement_.place(lane->experts, c.options_.router.topk, lane->slots, turn_++);
+    const Timed timed(c.exchange_time_);
     lane->dispatcher.dispatch_send({.rows = hidden.from(lane->first),
                                     .type = c.options_.dtype,
                                     .tokens = lane->tokens,
@@ -29,15 +31,20 @@ void MoeLayer::forward_exchange(const RowsView& hidden, int tokens, int chunks, 
   const bool has_shared = run_shared_expert(hidden, tokens, out);  // hides the wire
   for (const auto& lane : lanes) {
     c.share_masks();
+    const Timed timed(c.exchange_time_);
+    std::chrono::nanoseconds experts{};
     lane->dispatcher.dispatch_recv([&](const ExpertRows& rows) {
+      const Timed timed_experts(experts);
       for (std::size_t slot = 0; slot < slot_rows_.size(); ++slot)
         slot_rows_[slot] += rows.counts[slot];
       c.experts_.run(rows, weights_.local);
     });
     lane->dispatcher.combine_send();
+    c.exchange_time_ -= experts;
   }
   for (const auto& lane : lanes) {
     c.share_masks();
+    const Timed timed(c.exchange_time_);
     lane->dispatcher.combine_recv({.weights = lane->result_weights,
                                    .rows = c.f32_rows(out).from(lane->first),
                                    .accumulate = has_shared});

@@ -2,6 +2,7 @@
 // token.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -65,6 +66,9 @@ class MoeContext {
   /// Over all lanes.
   ExchangeStats exchange_stats() const;
 
+  /// That this rank has spent in dispatch and combine, waits included, experts' work not.
+  std::chrono::nanoseconds exchange_time() const { return exchange_time_; }
+
   /// Whether the layers go on when a rank dies.
   bool masks() const;
   /// Goes on without `rank`, of which the caller knows that it is gone. REQUIRES: masks().
@@ -123,6 +127,7 @@ class MoeContext {
   TensorGroup& group_;
   std::optional<GatedFfn> shared_expert_;
   std::optional<Loss> loss_;
+  std::chrono::nanoseconds exchange_time_{};
 
   // Scratch for max_tokens tokens.
   GemmScratch gemm_scratch_;

@@ -72,6 +72,9 @@ class Metrics::Impl {
       counter("ferry_evictions_total", "Sequences that started over for want of KV pages");
   prom::Counter& exchange_bytes =
       counter("ferry_all_to_all_bytes_total", "Payload that left or entered the memory of rank 0");
+  prom::Counter& exchange_seconds =
+      counter("ferry_all_to_all_seconds_total",
+              "Time of rank 0 in dispatch and combine, waits for other ranks included");
   prom::Counter& ranks_lost =
       counter("ferry_ranks_lost_total", "Ranks that died and that the others go on without");
   prom::Counter& restarts =
@@ -140,6 +143,8 @@ std::string Metrics::text(const EngineState& state) {
   Impl::raise_to(impl_->steps, static_cast<double>(stats.steps));
   Impl::raise_to(impl_->evictions, static_cast<double>(stats.evictions));
   Impl::raise_to(impl_->exchange_bytes, static_cast<double>(stats.exchange_bytes));
+  Impl::raise_to(impl_->exchange_seconds,
+                 std::chrono::duration<double>(stats.exchange_time).count());
   Impl::raise_to(impl_->ranks_lost, static_cast<double>(stats.ranks_lost));
   Impl::raise_to(impl_->restarts, static_cast<double>(stats.restarts));
   std::ostringstream out;
