@@ -48,6 +48,20 @@ struct HttpReply {
 
 using HttpHandler = std::function<HttpReply(const HttpRequest&)>;
 
+/// Where handlers are registered under their paths.
+class RouteTable {
+ public:
+  virtual ~RouteTable() = default;
+
+  /// `open`: also for those who have no key.
+  virtual void get(const std::string& path, HttpHandler handler, bool open) = 0;
+  virtual void post(const std::string& path, HttpHandler handler) = 0;
+
+  void get(const std::string& path, HttpHandler handler) {
+    get(path, std::move(handler), /*open=*/false);
+  }
+};
+
 struct HttpOptions {
   std::string host = "127.0.0.1";
   int port = 30000;     ///< 0: any that is free
@@ -63,18 +77,19 @@ struct HttpOptions {
 /// A thread for each connection, up to max_connections; those beyond get 503 at once. No client can
 /// hold a thread for longer than the timeouts without taking part. Threads: handlers run on many at
 /// once; the methods here are the owner's.
-class HttpServer {
+class HttpServer : public RouteTable {
  public:
   /// Takes the port. Throws ConfigError where it cannot.
   explicit HttpServer(const HttpOptions& options);
   /// Stops.
-  ~HttpServer();
+  ~HttpServer() override;
   HttpServer(const HttpServer&) = delete;
   HttpServer& operator=(const HttpServer&) = delete;
 
-  /// `open`: also for those who have no key. Only before start().
-  void get(const std::string& path, HttpHandler handler, bool open = false);
-  void post(const std::string& path, HttpHandler handler);
+  using RouteTable::get;
+  /// Only before start(), as post().
+  void get(const std::string& path, HttpHandler handler, bool open) override;
+  void post(const std::string& path, HttpHandler handler) override;
 
   /// Answers on threads of its own from now on.
   void start();

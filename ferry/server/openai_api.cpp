@@ -299,14 +299,14 @@ Json model_json(const ServedModel& model) {
 
 }  // namespace
 
-void add_openai_routes(HttpServer& server, EngineFront& front, const ServedModel& model) {
-  server.get("/v1/models", [&](const HttpRequest&) -> HttpReply {
+void add_openai_routes(RouteTable& routes, EngineFront& front, const ServedModel& model) {
+  routes.get("/v1/models", [&](const HttpRequest&) -> HttpReply {
     return {.body = to_text({{"object", "list"}, {"data", Json::array({model_json(model)})}})};
   });
-  server.post("/v1/completions", [&](const HttpRequest& request) {
+  routes.post("/v1/completions", [&](const HttpRequest& request) {
     return answer(front, model, read_completion(request, model), request);
   });
-  server.post("/v1/chat/completions", [&](const HttpRequest& request) {
+  routes.post("/v1/chat/completions", [&](const HttpRequest& request) {
     return answer(front, model, read_chat(request, model), request);
   });
 }

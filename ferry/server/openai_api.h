@@ -8,6 +8,6 @@
 namespace ferry {
 
 /// Adds the routes. Front and model are borrowed for as long as the server runs.
-void add_openai_routes(HttpServer& server, EngineFront& front, const ServedModel& model);
+void add_openai_routes(RouteTable& routes, EngineFront& front, const ServedModel& model);
 
 }  // namespace ferry

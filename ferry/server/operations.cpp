@@ -102,16 +102,16 @@ Balancer& need_recording(Engine& engine) {
   return *engine.balancer();
 }
 
-void add_recording_routes(HttpServer& server, EngineFront& front, const ServedModel& model) {
-  server.post("/start_expert_distribution_record", [&](const HttpRequest&) -> HttpReply {
+void add_recording_routes(RouteTable& routes, EngineFront& front, const ServedModel& model) {
+  routes.post("/start_expert_distribution_record", [&](const HttpRequest&) -> HttpReply {
     front.between_steps([](Engine& engine) { need_recording(engine).restart_recording(); });
     return {.body = to_text({{"message", "recording the load of experts from the next step on"}})};
   });
-  server.post("/stop_expert_distribution_record", [&](const HttpRequest&) -> HttpReply {
+  routes.post("/stop_expert_distribution_record", [&](const HttpRequest&) -> HttpReply {
     front.between_steps([](Engine& engine) { need_recording(engine).pause_recording(); });
     return {.body = to_text({{"message", "recording stopped; what was recorded is kept"}})};
   });
-  server.post("/dump_expert_distribution_record", [&](const HttpRequest&) -> HttpReply {
+  routes.post("/dump_expert_distribution_record", [&](const HttpRequest&) -> HttpReply {
     HttpReply reply;
     front.between_steps([&](Engine& engine) {
       if (need_recording(engine).recorder().window_steps() == 0)
@@ -125,7 +125,7 @@ void add_recording_routes(HttpServer& server, EngineFront& front, const ServedMo
 
 }  // namespace
 
-void add_operation_routes(HttpServer& server,
+void add_operation_routes(RouteTable& routes,
                           EngineFront& front,
                           Metrics& metrics,
                           const ServedModel& model) {
@@ -133,20 +133,20 @@ void add_operation_routes(HttpServer& server,
     front.check_open();
     return {.body = to_text({{"status", "ok"}})};
   };
-  server.get("/health", health, /*open=*/true);
-  server.get("/metrics", [&](const HttpRequest&) -> HttpReply {
+  routes.get("/health", health, /*open=*/true);
+  routes.get("/metrics", [&](const HttpRequest&) -> HttpReply {
     WindowLoad rows;
     return {.body = metrics.text(engine_state(front, model, rows)),
             .content_type = "text/plain; version=0.0.4"};
   });
-  add_recording_routes(server, front, model);
-  server.get(
+  add_recording_routes(routes, front, model);
+  routes.get(
       "/",
       [](const HttpRequest&) -> HttpReply {
         return {.body = std::string(dashboard_html()), .content_type = "text/html; charset=utf-8"};
       },
       /*open=*/true);
-  server.get("/dashboard/state",
+  routes.get("/dashboard/state",
              [&](const HttpRequest&) { return dashboard_state(front, metrics, model); });
 }
 

@@ -1,4 +1,4 @@
-// Routes for who runs the server: /health, /metrics, recording of expert load, the dashboard.
+// RouteTable for who runs the server: /health, /metrics, recording of expert load, the dashboard.
 #pragma once
 
 #include "ferry/server/engine_front.h"
@@ -9,7 +9,7 @@
 namespace ferry {
 
 /// Adds the routes. All borrowed for as long as the server runs.
-void add_operation_routes(HttpServer& server,
+void add_operation_routes(RouteTable& routes,
                           EngineFront& front,
                           Metrics& metrics,
                           const ServedModel& model);

@@ -175,11 +175,11 @@ HttpReply detokenize(const ServedModel& model, const HttpRequest& request) {
 
 }  // namespace
 
-void add_sglang_routes(HttpServer& server, EngineFront& front, const ServedModel& model) {
-  server.post("/generate", [&](const HttpRequest& r) { return generate(front, model, r); });
-  server.get("/get_model_info", [&](const HttpRequest&) { return model_info(model); });
-  server.post("/tokenize", [&](const HttpRequest& r) { return tokenize(model, r); });
-  server.post("/detokenize", [&](const HttpRequest& r) { return detokenize(model, r); });
+void add_sglang_routes(RouteTable& routes, EngineFront& front, const ServedModel& model) {
+  routes.post("/generate", [&](const HttpRequest& r) { return generate(front, model, r); });
+  routes.get("/get_model_info", [&](const HttpRequest&) { return model_info(model); });
+  routes.post("/tokenize", [&](const HttpRequest& r) { return tokenize(model, r); });
+  routes.post("/detokenize", [&](const HttpRequest& r) { return detokenize(model, r); });
 }
 
 }  // namespace ferry

@@ -8,7 +8,7 @@
 namespace ferry {
 
 /// Adds the routes. Front and model are borrowed for as long as the server runs.
-void add_sglang_routes(HttpServer& server, EngineFront& front, const ServedModel& model);
+void add_sglang_routes(RouteTable& routes, EngineFront& front, const ServedModel& model);
 
 /// Who asks, for the fair queue.
 std::uint64_t client_of(const HttpRequest& request);

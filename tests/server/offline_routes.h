@@ -1,0 +1,95 @@
+// The POST routes over the demo model without sockets: for tests of single replies.
+#pragma once
+
+#include <algorithm>
+#include <filesystem>
+#include <future>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "ferry/model/decoder.h"
+#include "ferry/server/engine_front.h"
+#include "ferry/server/json_fields.h"
+#include "ferry/server/openai_api.h"
+#include "ferry/server/sglang_api.h"
+#include "ferry/transport/launch.h"
+
+namespace ferry::test {
+
+/// An engine on a thread of its own answers from construction to destruction.
+class OfflineRoutes : public RouteTable {
+ public:
+  explicit OfflineRoutes(int max_context) : options_{.max_context = max_context, .max_waiting = 8} {
+    thread_ = std::thread([this] { run(); });
+    started_.get_future().get();
+  }
+
+  ~OfflineRoutes() override {
+    engine_->close();
+    thread_.join();
+  }
+
+  using RouteTable::get;
+
+  void get(const std::string& /*path*/, HttpHandler /*handler*/, bool /*open*/) override {}
+
+  void post(const std::string& path, HttpHandler handler) override {
+    handlers_[path] = std::move(handler);
+  }
+
+  /// Null where there is no such route.
+  const HttpHandler* find(const std::string& path) const {
+    const auto found = handlers_.find(path);
+    return found == handlers_.end() ? nullptr : &found->second;
+  }
+
+ private:
+  void run() {
+    const std::filesystem::path directory =
+        std::filesystem::path(FERRY_SOURCE_DIR) / "assets" / "demo-moe";
+    const Checkpoint checkpoint = Checkpoint::open(directory);
+    const Tokenizer tokenizer = Tokenizer::load(directory);
+    const ServedModel model{
+        .name = "demo-moe",
+        .path = directory.string(),
+        .config = &checkpoint.config(),
+        .tokenizer = &tokenizer,
+        // Templates have an entry point of their own.
+        .render_chat = [](const auto& messages,
+                          const auto& /*extra*/) { return to_text(messages).substr(0, 8); },
+        .sampling = recommended_sampling(directory),
+        .max_context = options_.max_context};
+    run_ranks({.transport = "inproc", .ranks = 1}, [&](Transport& transport) {
+      ThreadPool pool(1);
+      const auto dense = std::make_shared<const DenseWeights>(
+          load_dense_weights(checkpoint, {WeightType::bf16}, pool, /*progress=*/{}));
+      Decoder decoder(checkpoint.config(),
+                      dense,
+                      load_expert_weights(checkpoint, {WeightType::bf16}, 0, 1, pool, {}),
+                      {.max_tokens = options_.max_tokens_per_step},
+                      transport,
+                      pool);
+      Engine engine(options_, decoder, transport);
+      Metrics metrics;
+      EngineFront front(engine, metrics);
+      add_sglang_routes(*this, front, model);
+      add_openai_routes(*this, front, model);
+      engine_ = &engine;
+      engine.open();
+      started_.set_value();
+      engine.run([&](const TokenEvent& event) { front.on_token(event); });
+      return 0;
+    });
+  }
+
+  const EngineOptions options_;
+  std::map<std::string, HttpHandler> handlers_;
+  Engine* engine_ = nullptr;
+  std::promise<void> started_;
+  std::thread thread_;
+};
+
+}  // namespace ferry::test
