@@ -20,6 +20,8 @@ constexpr std::size_t kBufferBytes = 16384;
 constexpr std::size_t kHeadBytes = 65536;
 /// How long a connection that waits for its next request may take to notice a stop.
 constexpr std::chrono::milliseconds kStopLook{50};
+/// How often a stream looks whether its client has gone.
+constexpr std::chrono::milliseconds kGoneLook{20};
 
 int milliseconds_until(Connection::Clock::time_point deadline) {
   const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
@@ -94,8 +96,19 @@ ssize_t Connection::read(char* to, std::size_t size) {
 }
 
 ssize_t Connection::write(const char* from, std::size_t size) {
-  if (!wait(POLLOUT, Clock::now() + options_.write_timeout)) return -1;
-  return send(fd_.get(), from, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+  const Clock::time_point deadline = Clock::now() + options_.write_timeout;
+  for (;;) {  // there is room mostly, and asking first would double the system calls of a token
+    const ssize_t sent = send(fd_.get(), from, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent >= 0 || (errno != EAGAIN && errno != EINTR)) return sent;
+    if (!wait(POLLOUT, deadline)) return -1;
+  }
+}
+
+bool Connection::seems_gone() {
+  const Clock::time_point now = Clock::now();
+  if (now < next_look_) return false;
+  next_look_ = now + kGoneLook;
+  return gone();
 }
 
 bool Connection::gone() const {

@@ -33,6 +33,9 @@ class Connection {
   /// Whether the client has hung up, also its sending half.
   bool gone() const;
 
+  /// The same for who asks before every write: looks only now and then.
+  bool seems_gone();
+
   /// Why reading failed.
   Trouble trouble() const { return trouble_; }
 
@@ -57,6 +60,7 @@ class Connection {
   std::size_t received_ = 0;         // bytes of this request
   Clock::time_point began_ = Clock::now();
   Trouble trouble_ = Trouble::none;
+  Clock::time_point next_look_;
 };
 
 }  // namespace ferry

@@ -79,27 +79,43 @@ void EngineFront::between_steps(std::function<void(Engine&)> task) {
 }
 
 void EngineFront::on_token(const TokenEvent& event) {
-  const std::lock_guard lock(mutex_);
-  const auto found = places_.find(event.request);
-  if (found == places_.end()) return;  // cancelled
-  Call& call = *found->second.call;
-  Call::Asked& asked = call.asked_[found->second.index];
-  const Call::Clock::time_point now = Call::Clock::now();
-  const std::chrono::duration<double> since = now - std::exchange(asked.last_token, now);
-  metrics_.token(asked.tokens++ == 0, since.count());
-  if (event.last) {
-    metrics_.finished(std::chrono::duration<double>(now - call.began_).count());
-    asked.done = true;
+  std::shared_ptr<Call::Mailbox> mail;
+  std::size_t index = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = places_.find(event.request);
+    if (found == places_.end()) return;  // cancelled
+    Call& call = *found->second.call;
+    mail = call.mail_;
+    index = found->second.index;
+    Call::Asked& asked = call.asked_[index];
+    const Call::Clock::time_point now = Call::Clock::now();
+    const std::chrono::duration<double> since = now - std::exchange(asked.last_token, now);
+    metrics_.token(asked.tokens++ == 0, since.count());
+    if (event.last) {
+      metrics_.finished(std::chrono::duration<double>(now - call.began_).count());
+      asked.done = true;
+      places_.erase(found);
+    }
   }
-  call.arrivals_.push_back({.index = found->second.index, .event = event});
-  call.changed_.notify_one();
-  if (event.last) places_.erase(found);
+  bool sleeps = false;
+  {
+    const std::lock_guard lock(mail->mutex);
+    sleeps = mail->arrivals.empty();  // else it has been woken for those
+    mail->arrivals.push_back({.index = index, .event = event});
+  }
+  if (sleeps) mail->changed.notify_one();
 }
 
 void EngineFront::fail(const std::string& message) {
   const std::lock_guard lock(mutex_);
   if (!failure_) failure_ = message;
-  for (auto& [id, place] : places_) place.call->changed_.notify_one();
+  for (const auto& [id, place] : places_) {
+    Call::Mailbox& mail = *place.call->mail_;
+    const std::lock_guard lock_mail(mail.mutex);
+    mail.failure = failure_;
+    mail.changed.notify_one();
+  }
 }
 
 void EngineFront::refuse_new() {
@@ -154,16 +170,12 @@ void Call::cancel(std::size_t index) {
   front_.forget(*this, index);
 }
 
-std::optional<Call::Arrival> Call::next(std::chrono::milliseconds timeout) {
-  std::unique_lock lock(front_.mutex_);
-  changed_.wait_for(lock, timeout, [&] { return !arrivals_.empty() || front_.failure_; });
-  if (arrivals_.empty()) {
-    if (front_.failure_) throw HttpError(503, *front_.failure_);
-    return std::nullopt;
-  }
-  Arrival arrival = std::move(arrivals_.front());
-  arrivals_.pop_front();
-  return arrival;
+std::vector<Call::Arrival> Call::take(std::chrono::milliseconds timeout) {
+  std::unique_lock lock(mail_->mutex);
+  mail_->changed.wait_for(
+      lock, timeout, [this] { return !mail_->arrivals.empty() || mail_->failure; });
+  if (mail_->arrivals.empty() && mail_->failure) throw HttpError(503, *mail_->failure);
+  return std::exchange(mail_->arrivals, {});
 }
 
 }  // namespace ferry

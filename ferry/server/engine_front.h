@@ -5,7 +5,6 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -34,9 +33,9 @@ class Call {
     TokenEvent event;
   };
 
-  /// The next token of any of the requests; none: nothing came in time. Throws HttpError when the
-  /// engine has failed.
-  std::optional<Arrival> next(std::chrono::milliseconds timeout);
+  /// The tokens of all requests that have come since, in order; waits until there are any. Empty:
+  /// nothing came in time. Throws HttpError when the engine has failed and all that came is taken.
+  std::vector<Arrival> take(std::chrono::milliseconds timeout);
 
   /// Nobody waits for this one any more.
   void cancel(std::size_t index);
@@ -55,13 +54,22 @@ class Call {
     int tokens = 0;
   };
 
+  /// Of this call alone, so that a client's thread that wakes holds up no other client and not the
+  /// engine. Locked behind the front's mutex, never before it.
+  struct Mailbox {
+    std::mutex mutex;  // guards what follows
+    std::condition_variable changed;
+    std::vector<Arrival> arrivals;
+    std::optional<std::string> failure;
+  };
+
   explicit Call(EngineFront& front) : front_(front) {}
 
   EngineFront& front_;
   Clock::time_point began_ = Clock::now();
-  std::vector<Asked> asked_;  // guarded by front_'s mutex, like what follows
-  std::deque<Arrival> arrivals_;
-  std::condition_variable changed_;
+  std::vector<Asked> asked_;  // guarded by front_'s mutex
+  // Also owned by the engine's loop while it delivers: the call may end before it is woken.
+  std::shared_ptr<Mailbox> mail_ = std::make_shared<Mailbox>();
 };
 
 /// Threads: any, but on_token() and fail(), which are the engine loop's.

@@ -17,22 +17,24 @@ class Events {
 
   std::optional<std::string> next() {
     if (over_) return std::nullopt;
+    std::string out;
     try {
-      std::string out;
       if (!std::exchange(begun_, true)) out += event(form_.head(*generation_));
-      if (const auto piece = generation_->next()) out += event(form_.piece(*generation_, *piece));
+      do {  // whatever is there already goes out in one write
+        if (const auto piece = generation_->next()) out += event(form_.piece(*generation_, *piece));
+      } while (generation_->ready());
       if (generation_->done()) {
         over_ = true;
         out += event(form_.tail(*generation_)) + event("[DONE]");
       }
-      return out;
     } catch (const HttpError& e) {
       over_ = true;
-      return event(error_body(e.status(), e.what()));
+      out += event(error_body(e.status(), e.what()));
     } catch (const std::exception& e) {
       over_ = true;
-      return event(error_body(500, e.what()));
+      out += event(error_body(500, e.what()));
     }
+    return out;
   }
 
  private:

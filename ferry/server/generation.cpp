@@ -111,31 +111,33 @@ Generation::Generation(EngineFront& front,
 }
 
 std::optional<Generation::Piece> Generation::next() {
-  while (!done()) {
-    std::optional<Call::Arrival> arrival = call_->next(kPatience);
-    if (!arrival) return std::nullopt;
-    Choice& choice = choices_[arrival->index];
-    if (!choice.finish.empty()) continue;  // came behind its stop string
-    TokenEvent& event = arrival->event;
-    TextStream& text = texts_[arrival->index];
-    Piece piece{
-        .choice = arrival->index, .text = text.put(event.token, event.last), .token = event.token};
-    choice.ids.push_back(event.token);
-    choice.text += piece.text;
-    if (event.logprobs) choice.logprobs.push_back(std::move(*event.logprobs));
-    if (text.stop().found()) {
-      choice.finish = "stop";
-      choice.matched = text.stop().match();
-      call_->cancel(arrival->index);
-    } else if (event.last) {
-      const bool stopped =
-          std::find(stop_ids_.begin(), stop_ids_.end(), event.token) != stop_ids_.end();
-      choice.finish = stopped ? "stop" : "length";
-    }
-    if (!choice.finish.empty()) --left_;
-    return piece;
+  if (done()) return std::nullopt;
+  if (!ready()) {
+    arrivals_ = call_->take(kPatience);
+    next_arrival_ = 0;
+    if (!ready()) return std::nullopt;
   }
-  return std::nullopt;
+  Call::Arrival& arrival = arrivals_[next_arrival_++];
+  Choice& choice = choices_[arrival.index];
+  if (!choice.finish.empty()) return std::nullopt;  // came behind its stop string
+  TokenEvent& event = arrival.event;
+  TextStream& text = texts_[arrival.index];
+  Piece piece{
+      .choice = arrival.index, .text = text.put(event.token, event.last), .token = event.token};
+  choice.ids.push_back(event.token);
+  choice.text += piece.text;
+  if (event.logprobs) choice.logprobs.push_back(std::move(*event.logprobs));
+  if (text.stop().found()) {
+    choice.finish = "stop";
+    choice.matched = text.stop().match();
+    call_->cancel(arrival.index);
+  } else if (event.last) {
+    const bool stopped =
+        std::find(stop_ids_.begin(), stop_ids_.end(), event.token) != stop_ids_.end();
+    choice.finish = stopped ? "stop" : "length";
+  }
+  if (!choice.finish.empty()) --left_;
+  return piece;
 }
 
 void Generation::finish(const HttpRequest& request) {

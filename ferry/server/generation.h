@@ -59,9 +59,12 @@ class Generation {
     std::int32_t token = 0;  ///< and its ids
   };
 
-  /// The next token of any choice; none: nothing has come for a fraction of a second, or all are
-  /// done.
+  /// The next token of any choice; none: nothing has come for a fraction of a second, what came
+  /// belongs to a choice that a stop string has ended, or all are done.
   std::optional<Piece> next();
+
+  /// Whether next() comes back at once, since it has something to look at.
+  bool ready() const { return !done() && next_arrival_ < arrivals_.size(); }
 
   /// Until all are done. Throws HttpError when the client goes away.
   void finish(const HttpRequest& request);
@@ -84,6 +87,8 @@ class Generation {
   std::size_t left_;
   std::size_t prompt_tokens_ = 0;
   std::unique_ptr<Call> call_;
+  std::vector<Call::Arrival> arrivals_;  // taken from it
+  std::size_t next_arrival_ = 0;         // of these
 };
 
 /// The ids of a text; throws ConfigError where the model has no tokenizer.

@@ -35,7 +35,7 @@ class Stream : public httplib::Stream {
 
   bool is_readable() const override { return true; }  // read() waits
 
-  bool is_writable() const override { return !connection_.gone(); }
+  bool is_writable() const override { return !connection_.seems_gone(); }
 
   ssize_t read(char* to, std::size_t size) override { return connection_.read(to, size); }
 
