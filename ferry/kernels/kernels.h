@@ -67,23 +67,39 @@ struct GemmArgs {
 /// A score that takes no share of any softmax.
 inline constexpr float kNoSink = -std::numeric_limits<float>::infinity();
 
-/// One query head over the keys and values of positions [0, length): softmax(q.K * scale) V.
-/// Scores in lane16 order over a head's elements; the sum over positions is lane16 over absolute
-/// positions for the denominators and one fused chain in order of position for the values.
+/// One query head: softmax(q.K * scale) V over the positions [begin, end).
+/// Scores in lane16 order over a head's elements; the sum over positions is lane16 over those from
+/// `begin` on for the denominators and one fused chain in order of position for the values.
 /// A sink is one more score, which takes its share of the softmax and has no value.
-struct AttendArgs {
+struct AttendQuery {
   const float* query = nullptr;  ///< [head_dim]
-  RowsView keys;                 ///< row p: this head's key at position p, [head_dim] of kv_type
-  RowsView values;               ///< likewise [value_dim]; may be the beginnings of the keys
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+  float sink = kNoSink;
+  float* out = nullptr;  ///< [value_dim]; zeros where it sees no position
+};
+
+/// Queries that share keys and values, and so each pass over them; those that see about the same
+/// positions side by side. A query's result does not depend on the others.
+struct AttendArgs {
+  const AttendQuery* queries = nullptr;
+  std::int64_t num_queries = 0;
+  RowsView keys;    ///< row p: the key at position p, [head_dim] of kv_type
+  RowsView values;  ///< likewise [value_dim]; may be the beginnings of the keys
   DType kv_type = DType::f32;
-  std::int64_t length = 0;
   std::int64_t head_dim = 0;
   std::int64_t value_dim = 0;
   float scale = 1.0F;
-  float sink = kNoSink;
-  float* scores = nullptr;  ///< scratch [length]
-  float* out = nullptr;     ///< [value_dim]
+  /// Scratch: a row of scores for each query, `score_stride` apart; from the smallest begin to the
+  /// greatest end, and kAttendPadding more.
+  float* scores = nullptr;
+  std::int64_t score_stride = 0;
 };
+
+inline constexpr std::int64_t kAttendPadding = 16;
+
+/// Queries of a call that suffice to make little of reading keys and values.
+inline constexpr std::int64_t kAttendQueries = 16;
 
 /// The weighted sum of combine: out = sum over k in order of weights[k] * rows[k], a chain of fused
 /// multiply-adds in f32 from 0; accumulate adds the chain's result to what `out` holds. Quantised

@@ -1,6 +1,7 @@
 #include "ferry/model/attention.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "ferry/core/error.h"
@@ -39,11 +40,12 @@ Attention::Attention(const ModelConfig& config,
       gemm_scratch_(gemm_scratch),
       ones_(static_cast<std::size_t>(config.head_dim), 1.0F),
       angles_(config.rope, max_tokens),
+      blocks_(max_tokens, heads_),
       output_(max_tokens, config.hidden, type, group, pool, gemm_scratch),
       qkv_(rows_buffer(max_tokens, qkv_width_, DType::f32)),
       heads_out_(rows_buffer(max_tokens, heads_width_, type)) {
   for (int worker = 0; worker < pool.size(); ++worker)
-    attend_scratch_.push_back(rows_buffer(1, config.head_dim + config.max_positions, DType::f32));
+    attend_scratch_.emplace_back(head_dim_, config.max_positions);
 }
 
 void Attention::begin_step(std::span<const TokenPlace> tokens) {
@@ -53,6 +55,7 @@ void Attention::begin_step(std::span<const TokenPlace> tokens) {
               max_tokens_);
   tokens_ = tokens;
   angles_.begin_step(tokens, pool_);
+  blocks_.build(tokens, own_.query, heads_ / kv_heads_, pool_.size());
 }
 
 void Attention::forward(int layer,
@@ -65,17 +68,13 @@ void Attention::forward(int layer,
       num_tokens(), kAttentionRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
         for (std::int64_t t = begin; t < end; ++t) rotate_and_store(layer, weights, t);
       });
-  // Head by head of a token: heads that share keys stand side by side and find them in cache.
   const AttentionSpan& span = config_.layer_attention[static_cast<std::size_t>(layer)].span;
-  const int own = own_.query.size();
-  pool_.parallel_for(
-      num_tokens() * own,
-      attend_grain(most_positions(span) * head_dim_),
-      [&](std::int64_t begin, std::int64_t end, int worker) {
-        for (std::int64_t i = begin; i < end; ++i)
-          attend(
-              layer, weights.sinks, i / own, own_.query.begin + static_cast<int>(i % own), worker);
-      });
+  pool_.parallel_for(blocks_.size(),
+                     attend_grain(most_positions(span) * head_dim_),
+                     [&](std::int64_t begin, std::int64_t end, int worker) {
+                       for (std::int64_t i = begin; i < end; ++i)
+                         attend(layer, weights.sinks, blocks_.at(i), worker);
+                     });
   output_.add(layer,
               {.rows = {heads_out_.data(), row_bytes(heads_width_, type_)},
                .heads = heads_,
@@ -167,32 +166,41 @@ void Attention::rotate_and_store(int layer,
   }
 }
 
-void Attention::attend(
-    int layer, const std::vector<float>& sinks, std::int64_t token, int head, int worker) {
-  const TokenPlace& place = tokens_[static_cast<std::size_t>(token)];
+void Attention::attend(int layer,
+                       const std::vector<float>& sinks,
+                       const QueryBlock& block,
+                       int worker) {
   const AttentionSpan& span = config_.layer_attention[static_cast<std::size_t>(layer)].span;
-  const std::int32_t first = span.first(place.position);
-  const int kv_head = head / (heads_ / kv_heads_);
-  const MutableRowsView keys = place.cache->keys(layer, kv_head).from(first);
-  const MutableRowsView values = place.cache->values(layer, kv_head).from(first);
-  float* out = attend_scratch_[static_cast<std::size_t>(worker)].as<float>();
-  AttendArgs args{.query = qkv_row(token) + head * head_dim_,
-                  .keys = {keys.base, keys.stride},
-                  .values = {values.base, values.stride},
-                  .kv_type = type_,
-                  .length = std::int64_t{place.position} + 1 - first,
-                  .head_dim = head_dim_,
-                  .value_dim = head_dim_,
-                  .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim_))),
-                  .scores = out + head_dim_,
-                  .out = out};
-  if (!sinks.empty()) args.sink = sinks[static_cast<std::size_t>(head)];
-  kernels().attend(args);
-  kernels().convert(bytes_of(out),
-                    DType::f32,
-                    heads_out_.data() + row_bytes(token * heads_width_ + head * head_dim_, type_),
-                    type_,
-                    head_dim_);
+  const AttendScratch& scratch = attend_scratch_[static_cast<std::size_t>(worker)];
+  std::array<AttendQuery, kAttendQueries> queries;
+  for (std::int64_t q = 0; q < block.queries(); ++q) {
+    const int head = block.head(q);
+    const std::int32_t position = tokens_[static_cast<std::size_t>(block.token(q))].position;
+    queries[static_cast<std::size_t>(q)] = {
+        .query = qkv_row(block.token(q)) + head * head_dim_,
+        .begin = span.first(position),
+        .end = std::int64_t{position} + 1,
+        .sink = sinks.empty() ? kNoSink : sinks[static_cast<std::size_t>(head)],
+        .out = scratch.out(q)};
+  }
+  const KvCache& cache = *tokens_[static_cast<std::size_t>(block.first_token)].cache;
+  const int kv_head = block.first_head / (heads_ / kv_heads_);
+  const MutableRowsView keys = cache.keys(layer, kv_head);
+  const MutableRowsView values = cache.values(layer, kv_head);
+  kernels().attend(scratch.with_scores(
+      {.queries = queries.data(),
+       .num_queries = block.queries(),
+       .keys = {keys.base, keys.stride},
+       .values = {values.base, values.stride},
+       .kv_type = type_,
+       .head_dim = head_dim_,
+       .value_dim = head_dim_,
+       .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim_)))}));
+  for (std::int64_t q = 0; q < block.queries(); ++q) {
+    const std::int64_t column = block.head(q) * head_dim_;
+    std::byte* out = heads_out_.data() + row_bytes(block.token(q) * heads_width_ + column, type_);
+    kernels().convert(bytes_of(scratch.out(q)), DType::f32, out, type_, head_dim_);
+  }
 }
 
 }  // namespace ferry

@@ -54,7 +54,7 @@ class Attention {
   void turn_heads(float* query, float* key, std::int64_t token) const;
   void rotate_and_store(int layer, const DenseWeights::Layer& weights, std::int64_t token);
   std::int32_t most_positions(const AttentionSpan& span) const;
-  void attend(int layer, const std::vector<float>& sinks, std::int64_t token, int head, int worker);
+  void attend(int layer, const std::vector<float>& sinks, const QueryBlock& block, int worker);
 
   std::int64_t num_tokens() const { return static_cast<std::int64_t>(tokens_.size()); }
 
@@ -75,11 +75,12 @@ class Attention {
 
   const std::vector<float> ones_;  // [head_dim]: the weights of a norm without any
   StepAngles angles_;
+  QueryBlocks blocks_;  // of the step
   OutputProjection output_;
   std::span<const TokenPlace> tokens_;
   Buffer qkv_;        // f32 [tokens, qkv_width]: query heads, key heads, value heads
   Buffer heads_out_;  // [tokens, heads_width] of the activation type
-  std::vector<Buffer> attend_scratch_;  // one a thread: f32 result [head_dim], scores [positions]
+  std::vector<AttendScratch> attend_scratch_;  // one a thread
 };
 
 }  // namespace ferry

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "ferry/model/head_share.h"
 #include "ferry/model/residual.h"
 
 namespace ferry {
@@ -39,8 +38,59 @@ void StepAngles::turn(float* head, std::int64_t token) const {
       head, cos_.as<float>() + token * rope_.pairs(), sin_.as<float>() + token * rope_.pairs());
 }
 
+QueryBlocks::QueryBlocks(int max_tokens, int max_heads) {
+  tokens_.reserve(static_cast<std::size_t>(max_tokens));
+  heads_.reserve(static_cast<std::size_t>(max_heads));
+}
+
+void QueryBlocks::build(std::span<const TokenPlace> tokens,
+                        const HeadRange& own,
+                        int readers,
+                        int threads) {
+  tokens_.clear();
+  heads_.clear();
+  // Two blocks a thread, so that one slow thread does not hold up the rest.
+  const std::int64_t queries = std::ssize(tokens) * own.size();
+  const std::int64_t limit =
+      threads == 1 ? kAttendQueries
+                   : std::clamp<std::int64_t>(queries / (2 * threads), 1, kAttendQueries);
+  const int most_heads = static_cast<int>(std::min<std::int64_t>(readers, limit));
+  for (int head = own.begin; head < own.end;) {
+    const int end = std::min({own.end, head / readers * readers + readers, head + most_heads});
+    heads_.push_back({head, end});
+    head = end;
+  }
+  const std::int64_t most_tokens = limit / most_heads;
+  for (std::size_t t = 0; t < tokens.size(); ++t) {
+    if (t > 0 && tokens[t].cache == tokens[t - 1].cache && tokens_.back().count < most_tokens)
+      ++tokens_.back().count;
+    else
+      tokens_.push_back({static_cast<std::int64_t>(t), 1});
+  }
+}
+
+QueryBlock QueryBlocks::at(std::int64_t i) const {
+  const TokenBlock& tokens = tokens_[static_cast<std::size_t>(i % std::ssize(tokens_))];
+  const HeadRange& heads = heads_[static_cast<std::size_t>(i / std::ssize(tokens_))];
+  return {.first_token = tokens.first,
+          .tokens = tokens.count,
+          .first_head = heads.begin,
+          .heads = heads.size()};
+}
+
 std::int64_t attend_grain(std::int64_t multiplies) {
-  return std::max<std::int64_t>(1, kAttendGrainWork / multiplies);
+  return std::max<std::int64_t>(1, kAttendGrainWork / (multiplies * kAttendQueries));
+}
+
+AttendScratch::AttendScratch(std::int64_t value_dim, std::int64_t max_positions)
+    : value_dim_(value_dim),
+      stride_(max_positions + kAttendPadding),
+      memory_(rows_buffer(kAttendQueries, value_dim + stride_, DType::f32)) {}
+
+AttendArgs AttendScratch::with_scores(AttendArgs args) const {
+  args.scores = out(kAttendQueries);
+  args.score_stride = stride_;
+  return args;
 }
 
 OutputProjection::OutputProjection(int max_tokens,

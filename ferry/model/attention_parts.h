@@ -9,6 +9,8 @@
 #include "ferry/core/buffer.h"
 #include "ferry/core/threads.h"
 #include "ferry/core/types.h"
+#include "ferry/kernels/kernels.h"
+#include "ferry/model/head_share.h"
 #include "ferry/model/kv_cache.h"
 #include "ferry/model/rope.h"
 #include "ferry/moe/parallel_gemm.h"
@@ -47,9 +49,65 @@ class StepAngles {
   Buffer cos_, sin_;  // f32 [tokens, rope_.pairs()]
 };
 
-/// How many of the attentions of single heads are worth a task: those of few positions are quicker
-/// than waking a thread. `multiplies`: of one head at the longest of these positions.
+/// Queries that share each pass over their keys and values: some heads, all readers of the same
+/// ones, of some tokens of one sequence.
+struct QueryBlock {
+  std::int64_t first_token = 0;
+  std::int64_t tokens = 0;
+  int first_head = 0;
+  int heads = 0;
+
+  std::int64_t queries() const { return tokens * heads; }
+
+  std::int64_t token(std::int64_t query) const { return first_token + query / heads; }
+
+  int head(std::int64_t query) const { return first_head + static_cast<int>(query % heads); }
+};
+
+/// A step's queries in blocks of up to kAttendQueries, smaller ones where threads would have none.
+/// Which block a query is in changes no bit of its result. Threads: at() from several.
+class QueryBlocks {
+ public:
+  /// Allocates for `max_tokens` tokens and `max_heads` heads.
+  QueryBlocks(int max_tokens, int max_heads);
+
+  /// For `tokens` and this rank's query heads, of which `readers` in a row share a key-value head.
+  void build(std::span<const TokenPlace> tokens, const HeadRange& own, int readers, int threads);
+
+  std::int64_t size() const { return std::ssize(tokens_) * std::ssize(heads_); }
+
+  /// All blocks of one head follow each other, and so find its keys in cache.
+  QueryBlock at(std::int64_t i) const;
+
+ private:
+  struct TokenBlock {
+    std::int64_t first = 0;
+    std::int64_t count = 0;
+  };
+
+  std::vector<TokenBlock> tokens_;
+  std::vector<HeadRange> heads_;
+};
+
+/// How many blocks are worth a task: those of few positions are quicker than waking a thread.
+/// `multiplies`: of one head at the longest of these positions.
 std::int64_t attend_grain(std::int64_t multiplies);
+
+/// What one thread needs for a block: results f32 [kAttendQueries, value_dim] and scores.
+class AttendScratch {
+ public:
+  AttendScratch(std::int64_t value_dim, std::int64_t max_positions);
+
+  float* out(std::int64_t query) const { return memory_.as<float>() + query * value_dim_; }
+
+  /// `args` with scores for its queries.
+  AttendArgs with_scores(AttendArgs args) const;
+
+ private:
+  std::int64_t value_dim_;
+  std::int64_t stride_;  // between rows of scores
+  Buffer memory_;
+};
 
 /// Rows of all heads' results, of which each member of a group has filled in its own heads'.
 struct HeadRows {

@@ -1,6 +1,7 @@
 #include "ferry/model/latent_attention.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 
@@ -46,6 +47,7 @@ LatentAttention::LatentAttention(const ModelConfig& config,
       pool_(pool),
       gemm_scratch_(gemm_scratch),
       angles_(config.rope, max_tokens),
+      blocks_(kTokensAtOnce, config.heads),
       output_(max_tokens, config.hidden, type, group, pool, gemm_scratch),
       down_(rows_buffer(max_tokens, from_down_ + row_, DType::f32)),
       compressed_(rows_buffer(max_tokens, latent_.query_rank, type)),
@@ -57,7 +59,7 @@ LatentAttention::LatentAttention(const ModelConfig& config,
   queries_ = rows_buffer(at_once, heads_ * row_, DType::f32);
   attended_ = rows_buffer(at_once, heads_ * rank_, type);
   for (int worker = 0; worker < pool.size(); ++worker)
-    attend_scratch_.push_back(rows_buffer(1, rank_ + config.max_positions, DType::f32));
+    attend_scratch_.emplace_back(rank_, config.max_positions);
 }
 
 void LatentAttention::begin_step(std::span<const TokenPlace> tokens) {
@@ -194,34 +196,44 @@ void LatentAttention::attend(int layer, std::int64_t first, std::int64_t count) 
   std::int32_t last = 0;
   for (std::int64_t t = first; t < first + count; ++t)
     last = std::max(last, tokens_[static_cast<std::size_t>(t)].position);
-  // Head by head of a token: all read the same rows and find them in cache.
-  const std::int64_t own = own_.size();
-  pool_.parallel_for(
-      count * own,
-      attend_grain((last + 1) * row_),
-      [&](std::int64_t begin, std::int64_t end, int worker) {
-        for (std::int64_t i = begin; i < end; ++i)
-          attend(layer, first + i / own, i / own * heads_ + own_.begin + i % own, worker);
-      });
+  blocks_.build(tokens_.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count)),
+                own_,
+                static_cast<int>(heads_),
+                pool_.size());
+  pool_.parallel_for(blocks_.size(),
+                     attend_grain((last + 1) * row_),
+                     [&](std::int64_t begin, std::int64_t end, int worker) {
+                       for (std::int64_t i = begin; i < end; ++i)
+                         attend(layer, first, blocks_.at(i), worker);
+                     });
 }
 
-/// One head of one token, row `row` of queries_ and attended_.
-void LatentAttention::attend(int layer, std::int64_t token, std::int64_t row, int worker) {
-  const TokenPlace& place = tokens_[static_cast<std::size_t>(token)];
-  const MutableRowsView latents = place.cache->latents(layer);
-  float* out = attend_scratch_[static_cast<std::size_t>(worker)].as<float>();
-  kernels().attend({.query = queries_.as<float>() + row * row_,
-                    .keys = {latents.base, latents.stride},
-                    .values = {latents.base, latents.stride},
-                    .kv_type = type_,
-                    .length = std::int64_t{place.position} + 1,
-                    .head_dim = row_,
-                    .value_dim = rank_,
-                    .scale = scale_,
-                    .scores = out + rank_,
-                    .out = out});
-  kernels().convert(
-      bytes_of(out), DType::f32, attended_.data() + row_bytes(row * rank_, type_), type_, rank_);
+/// A block of the tokens from `first` on, with which queries_ and attended_ begin.
+void LatentAttention::attend(int layer, std::int64_t first, const QueryBlock& block, int worker) {
+  const auto place_of = [&](std::int64_t q) -> const TokenPlace& {
+    return tokens_[static_cast<std::size_t>(first + block.token(q))];
+  };
+  const auto row_of = [&](std::int64_t q) { return block.token(q) * heads_ + block.head(q); };
+  const AttendScratch& scratch = attend_scratch_[static_cast<std::size_t>(worker)];
+  std::array<AttendQuery, kAttendQueries> queries;
+  for (std::int64_t q = 0; q < block.queries(); ++q) {
+    queries[static_cast<std::size_t>(q)] = {.query = queries_.as<float>() + row_of(q) * row_,
+                                            .end = std::int64_t{place_of(q).position} + 1,
+                                            .out = scratch.out(q)};
+  }
+  const MutableRowsView latents = place_of(0).cache->latents(layer);
+  kernels().attend(scratch.with_scores({.queries = queries.data(),
+                                        .num_queries = block.queries(),
+                                        .keys = {latents.base, latents.stride},
+                                        .values = {latents.base, latents.stride},
+                                        .kv_type = type_,
+                                        .head_dim = row_,
+                                        .value_dim = rank_,
+                                        .scale = scale_}));
+  for (std::int64_t q = 0; q < block.queries(); ++q) {
+    std::byte* out = attended_.data() + row_bytes(row_of(q) * rank_, type_);
+    kernels().convert(bytes_of(scratch.out(q)), DType::f32, out, type_, rank_);
+  }
 }
 
 void LatentAttention::make_values(const DenseWeights::Layer& weights,

@@ -60,7 +60,7 @@ class LatentAttention {
   void project_queries(const DenseWeights::Layer& weights);
   void make_queries(const DenseWeights::Layer& weights, std::int64_t first, std::int64_t count);
   void attend(int layer, std::int64_t first, std::int64_t count);
-  void attend(int layer, std::int64_t token, std::int64_t row, int worker);
+  void attend(int layer, std::int64_t first, const QueryBlock& block, int worker);
   void make_values(const DenseWeights::Layer& weights, std::int64_t first, std::int64_t count);
 
   /// For this rank's heads out[:, head] = in[:, head] * matrix of that head, both of `rows` rows, a
@@ -90,6 +90,7 @@ class LatentAttention {
   const GemmScratch& gemm_scratch_;
 
   StepAngles angles_;
+  QueryBlocks blocks_;  // of the tokens that go through the heads together
   OutputProjection output_;
   std::span<const TokenPlace> tokens_;
   Buffer down_;        // f32 [tokens, from_down + row]
@@ -97,10 +98,10 @@ class LatentAttention {
   Buffer projected_;   // f32 [tokens, heads * head_dim]; none when down_ has the queries
   Buffer heads_out_;   // [tokens, heads * value_dim] of the activation type
   // Of kTokensAtOnce tokens:
-  Buffer plain_;                        // [tokens, heads, plain_dim] of the activation type
-  Buffer queries_;                      // f32 [tokens, heads, row]
-  Buffer attended_;                     // [tokens, heads, rank] of the activation type
-  std::vector<Buffer> attend_scratch_;  // one a thread: f32 result [rank], scores [positions]
+  Buffer plain_;                               // [tokens, heads, plain_dim] of the activation type
+  Buffer queries_;                             // f32 [tokens, heads, row]
+  Buffer attended_;                            // [tokens, heads, rank] of the activation type
+  std::vector<AttendScratch> attend_scratch_;  // one a thread
 };
 
 }  // namespace ferry

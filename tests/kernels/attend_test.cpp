@@ -8,58 +8,91 @@ namespace ferry::testing {
 
 namespace {
 
-/// One head over keys and values that lie in a strided cache or behind pointers.
-class Head {
+/// Queries over keys and values that lie in a strided cache or behind pointers.
+class Queries {
  public:
-  Head(
-      DType type, std::int64_t length, std::int64_t head_dim, std::int64_t value_dim, bool pointers)
-      : type_(type),
-        length_(length),
-        head_dim_(head_dim),
-        value_dim_(value_dim),
-        use_pointers_(pointers) {
-    RandomValues random(static_cast<std::uint32_t>(length * 1000 + head_dim));
-    query_ = random.row(head_dim);
-    keys_ = to_type(random.row(length * stride()), type);
-    values_ = to_type(random.row(length * stride()), type);
-    for (std::int64_t p = 0; p < length; ++p) {
+  struct Shape {
+    DType type = DType::f32;
+    std::int64_t positions = 0;
+    std::int64_t head_dim = 0;
+    std::int64_t value_dim = 0;
+    bool pointers = false;
+  };
+
+  explicit Queries(const Shape& shape) : shape_(shape) {
+    RandomValues random(static_cast<std::uint32_t>(shape.positions * 1000 + shape.head_dim));
+    query_ = random.row(shape.head_dim * kAttendQueries);
+    keys_ = to_type(random.row(shape.positions * stride()), shape.type);
+    values_ = to_type(random.row(shape.positions * stride()), shape.type);
+    for (std::int64_t p = 0; p < shape.positions; ++p) {
       key_pointers_.push_back(keys_.data() + p * stride_bytes());
       value_pointers_.push_back(values_.data() + p * stride_bytes());
     }
   }
 
-  void add_sink(float sink) { sink_ = sink; }
+  /// One more query, over [begin, end).
+  void add(std::int64_t begin, std::int64_t end, float sink = kNoSink) {
+    const float* query = query_.data() + std::ssize(queries_) * shape_.head_dim;
+    queries_.push_back({.query = query, .begin = begin, .end = end, .sink = sink});
+  }
 
-  std::vector<float> run(const Kernels& kernels) const {
-    std::vector<float> scores(static_cast<std::size_t>(length_));
-    std::vector<float> out(static_cast<std::size_t>(value_dim_));
-    kernels.attend({.query = query_.data(),
+  std::int64_t size() const { return std::ssize(queries_); }
+
+  /// Makes keys and values of one position NaN.
+  void spoil(std::int64_t position) {
+    const auto at = static_cast<std::size_t>(position * stride_bytes());
+    std::memset(keys_.data() + at, 0xff, static_cast<std::size_t>(stride_bytes()));
+    std::memset(values_.data() + at, 0xff, static_cast<std::size_t>(stride_bytes()));
+  }
+
+  /// Results of queries [first, last) in one call.
+  std::vector<float> run(const Kernels& kernels, std::int64_t first, std::int64_t last) const {
+    std::vector<AttendQuery> queries(queries_.begin() + first, queries_.begin() + last);
+    std::vector<float> out(static_cast<std::size_t>(shape_.value_dim * (last - first)), 7.0F);
+    for (std::size_t q = 0; q < queries.size(); ++q)
+      queries[q].out = out.data() + q * static_cast<std::size_t>(shape_.value_dim);
+    const std::int64_t stride = shape_.positions + kAttendPadding;
+    std::vector<float> scores(queries.size() * static_cast<std::size_t>(stride), 7.0F);
+    kernels.attend({.queries = queries.data(),
+                    .num_queries = last - first,
                     .keys = view(keys_, key_pointers_),
                     .values = view(values_, value_pointers_),
-                    .kv_type = type_,
-                    .length = length_,
-                    .head_dim = head_dim_,
-                    .value_dim = value_dim_,
+                    .kv_type = shape_.type,
+                    .head_dim = shape_.head_dim,
+                    .value_dim = shape_.value_dim,
                     .scale = kScale,
-                    .sink = sink_,
                     .scores = scores.data(),
-                    .out = out.data()});
+                    .score_stride = stride});
     return out;
   }
 
+  std::vector<float> together(const Kernels& kernels) const { return run(kernels, 0, size()); }
+
+  std::vector<float> one_by_one(const Kernels& kernels) const {
+    std::vector<float> out;
+    for (std::int64_t q = 0; q < size(); ++q) {
+      const std::vector<float> one = run(kernels, q, q + 1);
+      out.insert(out.end(), one.begin(), one.end());
+    }
+    return out;
+  }
+
+  /// Of the first query.
   std::vector<double> exact() const {
-    const auto keys = to_floats(keys_.data(), type_, length_ * stride());
-    const auto values = to_floats(values_.data(), type_, length_ * stride());
-    std::vector<double> out(static_cast<std::size_t>(value_dim_));
-    double sum = std::exp(sink_);
-    for (std::int64_t p = 0; p < length_; ++p) {
+    const AttendQuery& query = queries_.front();
+    const auto all = shape_.positions * stride();
+    const auto keys = to_floats(keys_.data(), shape_.type, all);
+    const auto values = to_floats(values_.data(), shape_.type, all);
+    std::vector<double> out(static_cast<std::size_t>(shape_.value_dim));
+    double sum = std::exp(query.sink);
+    for (std::int64_t p = query.begin; p < query.end; ++p) {
       double score = 0;
-      for (std::int64_t i = 0; i < head_dim_; ++i)
-        score += static_cast<double>(query_[static_cast<std::size_t>(i)]) *
-                 keys[static_cast<std::size_t>(p * stride() + i)];
+      for (std::int64_t i = 0; i < shape_.head_dim; ++i)
+        score +=
+            static_cast<double>(query.query[i]) * keys[static_cast<std::size_t>(p * stride() + i)];
       const double e = std::exp(score * kScale);
       sum += e;
-      for (std::int64_t i = 0; i < value_dim_; ++i)
+      for (std::int64_t i = 0; i < shape_.value_dim; ++i)
         out[static_cast<std::size_t>(i)] += e * values[static_cast<std::size_t>(p * stride() + i)];
     }
     for (double& x : out) x /= sum;
@@ -69,24 +102,20 @@ class Head {
  private:
   static constexpr float kScale = 0.125F;
 
-  std::int64_t stride() const { return std::max(head_dim_, value_dim_) + 1; }
+  std::int64_t stride() const { return std::max(shape_.head_dim, shape_.value_dim) + 1; }
 
   std::int64_t stride_bytes() const {
-    return stride() * static_cast<std::int64_t>(dtype_bytes(type_));
+    return stride() * static_cast<std::int64_t>(dtype_bytes(shape_.type));
   }
 
   RowsView view(const std::vector<std::byte>& rows,
                 const std::vector<const std::byte*>& pointers) const {
-    if (use_pointers_) return {nullptr, 0, pointers.data()};
+    if (shape_.pointers) return {nullptr, 0, pointers.data()};
     return {rows.data(), stride_bytes(), nullptr};
   }
 
-  DType type_;
-  std::int64_t length_;
-  std::int64_t head_dim_;
-  std::int64_t value_dim_;
-  bool use_pointers_;
-  float sink_ = kNoSink;
+  Shape shape_;
+  std::vector<AttendQuery> queries_;
   std::vector<float> query_;
   std::vector<std::byte> keys_;
   std::vector<std::byte> values_;
@@ -104,9 +133,9 @@ TEST_P(AttendOfIsa, EqualsScalar) {
     for (const std::int64_t head_dim : kHeadDims) {
       for (const std::int64_t length : kLengths) {
         for (const std::int64_t value_dim : {head_dim, kHeadDims[(head_dim + length) % 8]}) {
-          Head head(type, length, head_dim, value_dim, length % 2 == 0);
-          if (head_dim % 3 == 0) head.add_sink(0.25F * static_cast<float>(length));
-          ASSERT_TRUE(same_floats(head.run(fast()), head.run(scalar())))
+          Queries head({type, length, head_dim, value_dim, length % 2 == 0});
+          head.add(0, length, head_dim % 3 == 0 ? 0.25F * static_cast<float>(length) : kNoSink);
+          ASSERT_TRUE(same_floats(head.together(fast()), head.together(scalar())))
               << dtype_name(type) << " dims " << head_dim << " and " << value_dim << " length "
               << length;
         }
@@ -115,17 +144,84 @@ TEST_P(AttendOfIsa, EqualsScalar) {
   }
 }
 
+/// What queries of a block see.
+enum class Seen { all, up_to_their_own, window, own_chunk, nothing_in_common };
+
+void add_queries(Queries& queries, Seen seen, std::int64_t count, std::int64_t positions) {
+  for (std::int64_t q = 0; q < count; ++q) {
+    const std::int64_t end = std::max<std::int64_t>(1, positions - count + q + 1);
+    const float sink = q % 3 == 1 ? 0.5F * static_cast<float>(q) : kNoSink;
+    switch (seen) {
+      case Seen::all:
+        queries.add(0, positions, sink);
+        break;
+      case Seen::up_to_their_own:
+        queries.add(0, end, sink);
+        break;
+      case Seen::window:
+        queries.add(std::max<std::int64_t>(0, end - 37), end, sink);
+        break;
+      case Seen::own_chunk:
+        queries.add((end - 1) / 48 * 48, end, sink);
+        break;
+      case Seen::nothing_in_common:
+        queries.add(positions * q / count, positions * (q + 1) / count, sink);
+        break;
+    }
+  }
+}
+
+TEST_P(AttendOfIsa, QueriesTogetherEqualTheScalarOnesByThemselves) {
+  for (const DType type : {DType::f32, DType::bf16, DType::f16}) {
+    for (const std::int64_t head_dim : {24, 128, 200}) {
+      for (const std::int64_t positions : {1, 5, 16, 47, 131, 300}) {
+        for (const std::int64_t count : {1, 2, 3, 4, 7, 13, 16}) {
+          for (const Seen seen : {Seen::all,
+                                  Seen::up_to_their_own,
+                                  Seen::window,
+                                  Seen::own_chunk,
+                                  Seen::nothing_in_common}) {
+            const std::int64_t value_dim = count % 2 == 0 ? head_dim : head_dim - 19;
+            Queries queries({type, positions, head_dim, value_dim, positions % 2 == 0});
+            add_queries(queries, seen, count, positions);
+            ASSERT_TRUE(same_floats(queries.together(fast()), queries.one_by_one(scalar())))
+                << dtype_name(type) << " dims " << head_dim << " and " << value_dim << ", "
+                << positions << " positions, " << count << " queries of kind "
+                << static_cast<int>(seen);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(AttendOfIsa, PositionsThatAQueryDoesNotSeeTouchNothing) {
+  Queries queries({DType::bf16, 200, 64, 64, false});
+  for (std::int64_t q = 0; q < 16; ++q) queries.add(20 + q, 180 + q);
+  const std::vector<float> before = queries.together(fast());
+  for (const std::int64_t position : {19, 20, 194, 195}) queries.spoil(position);
+  const std::vector<float> after = queries.together(fast());
+  // The first query alone sees position 20 and the last alone position 194.
+  const auto inner = [](const std::vector<float>& x) {
+    return std::vector<float>(x.begin() + 64, x.end() - 64);
+  };
+  ASSERT_TRUE(same_floats(inner(after), inner(before)));
+  EXPECT_TRUE(std::isnan(after.front()));
+  EXPECT_TRUE(std::isnan(after.back()));
+}
+
 INSTANTIATE_TEST_SUITE_P(Kernels,
                          AttendOfIsa,
-                         ::testing::Values(Isa::avx2, Isa::avx512, Isa::amx),
+                         ::testing::Values(Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx),
                          isa_test_name);
 
 TEST(ScalarAttend, AgreesWithDoublePrecision) {
   const FlushDenormals flush;
   for (const std::int64_t head_dim : kHeadDims) {
     for (const std::int64_t length : kLengths) {
-      const Head head(DType::f32, length, head_dim, head_dim / 2 + 3, false);
-      const auto got = head.run(kernels_for(Isa::scalar));
+      Queries head({DType::f32, length, head_dim, head_dim / 2 + 3, false});
+      head.add(length / 4, length);
+      const auto got = head.together(kernels_for(Isa::scalar));
       const auto want = head.exact();
       for (std::size_t i = 0; i < got.size(); ++i)
         ASSERT_NEAR(got[i], want[i], 2e-5) << "head_dim " << head_dim << " length " << length;
@@ -136,17 +232,18 @@ TEST(ScalarAttend, AgreesWithDoublePrecision) {
 TEST(ScalarAttend, SinkTakesItsShareBelowAndAboveAllScores) {
   const FlushDenormals flush;
   for (const float sink : {-30.0F, 0.5F, 4.0F, 30.0F}) {
-    Head head(DType::f32, 33, 24, 24, false);
-    head.add_sink(sink);
-    const auto got = head.run(kernels_for(Isa::scalar));
+    Queries head({DType::f32, 33, 24, 24, false});
+    head.add(0, 33, sink);
+    const auto got = head.together(kernels_for(Isa::scalar));
     const auto want = head.exact();
     for (std::size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], 2e-5) << sink;
   }
 }
 
 TEST(ScalarAttend, NoPositionsGiveZeros) {
-  const Head head(DType::f32, 0, 24, 40, false);
-  for (const float x : head.run(kernels_for(Isa::scalar))) EXPECT_EQ(x, 0.0F);
+  Queries head({DType::f32, 8, 24, 40, false});
+  head.add(3, 3);
+  for (const float x : head.together(kernels_for(Isa::scalar))) EXPECT_EQ(x, 0.0F);
 }
 
 }  // namespace

@@ -1,48 +1,195 @@
-// Attention of one query head, one source for every instruction set.
-// Included after row_ops.inl, inside an anonymous namespace.
+// Attention of some queries over the keys and values that they share, one source for every
+// instruction set. Keys and values pass by in blocks of positions that stay in the L1 cache while
+// all queries use them; of each block, registers hold the sums of a few queries at a time. Each sum
+// has the order that a query by itself has, and no query meets a position that it does not see
+// (but for scores that nobody reads).
+// Included after gemm_common.inl, inside an anonymous namespace whose `struct Tiling` has:
+//   kQueries: queries whose sums are held in registers together
+//   kSums: sums of 16 lanes held in registers; both powers of two, no more than 16
 
-/// Scores of N positions from `first` on: several at once hide the latency of the chains.
-template <class Row, int N>
-void score_positions(const AttendArgs& args, std::int64_t first) {
-  const std::byte* keys[N];
-  F32x16 sum[N];
-  for (int u = 0; u < N; ++u) {
-    keys[u] = row_of(args.keys, first + u);
-    sum[u] = splat(0.0F);
-  }
-  for_sixteens(args.head_dim, [&](std::int64_t i, int count) {
-    const F32x16 query = F32Row::load_at(bytes_of(args.query), i, count);
-    for (int u = 0; u < N; ++u) sum[u] = fma(query, Row::load_at(keys[u], i, count), sum[u]);
-  });
-  for (int u = 0; u < N; ++u) args.scores[first + u] = fold_add(sum[u]) * args.scale;
+constexpr std::int64_t kBlockPositions = 128;
+
+struct Positions {
+  std::int64_t begin;
+  std::int64_t end;
+};
+
+inline Positions common(const Positions& a, const Positions& b) {
+  return {larger(a.begin, b.begin), smaller(a.end, b.end)};
 }
 
-/// Elements [first, first + 16 * V) of the output; `last` of them in the last sixteen.
-template <class Row, int V>
-void sum_values(const AttendArgs& args, std::int64_t first, int last) {
-  F32x16 sum[V];
-  for (int v = 0; v < V; ++v) sum[v] = splat(0.0F);
-  for (std::int64_t p = 0; p < args.length; ++p) {
-    const F32x16 weight = splat(args.scores[p]);
-    const std::byte* value = row_of(args.values, p);
-    for (int v = 0; v < V; ++v)
-      sum[v] = fma(weight, Row::load_at(value, first + 16 * v, v + 1 < V ? 16 : last), sum[v]);
+inline Positions seen(const AttendQuery& query) { return {query.begin, query.end}; }
+
+/// Those that any of the queries sees; REQUIRES: at least one query.
+inline Positions seen_by_any(const AttendQuery* queries, std::int64_t count) {
+  Positions all = seen(queries[0]);
+  for (std::int64_t q = 1; q < count; ++q)
+    all = {smaller(all.begin, queries[q].begin), larger(all.end, queries[q].end)};
+  return all;
+}
+
+/// The scores of the args' query number `query`, that of position `first` at [0].
+struct ScoreRows {
+  float* scores;
+  std::int64_t first;
+  std::int64_t stride;
+
+  float* at(std::int64_t query, std::int64_t position) const {
+    return scores + query * stride + (position - first);
   }
-  for (int v = 0; v < V; ++v)
-    F32Row::store_at(bytes_of(args.out), first + 16 * v, sum[v], v + 1 < V ? 16 : last);
+};
+
+inline ScoreRows score_rows(const AttendArgs& args) {
+  return {args.scores, seen_by_any(args.queries, args.num_queries).begin, args.score_stride};
+}
+
+/// Sums before their lanes are folded: query r with key u goes to sums[r * sum_step + u].
+template <class Row, int R, int N>
+void dots(const AttendArgs& args,
+          std::int64_t query,
+          const std::byte* const* keys,
+          F32x16* sums,
+          int sum_step) {
+  F32x16 sum[R][N];
+  for (int r = 0; r < R; ++r)
+    for (int u = 0; u < N; ++u) sum[r][u] = splat(0.0F);
+  for_sixteens(args.head_dim, [&](std::int64_t i, int count) {
+    F32x16 x[R];
+    for (int r = 0; r < R; ++r)
+      x[r] = F32Row::load_at(bytes_of(args.queries[query + r].query), i, count);
+    for (int u = 0; u < N; ++u) {
+      const F32x16 key = Row::load_at(keys[u], i, count);
+      for (int r = 0; r < R; ++r) sum[r][u] = fma(x[r], key, sum[r][u]);
+    }
+  });
+  for (int r = 0; r < R; ++r)
+    for (int u = 0; u < N; ++u) sums[r * sum_step + u] = sum[r][u];
+}
+
+/// Scores of R queries from `query` on at positions [first, first + 16 / R); those from `end` on
+/// are the last position's once more, in the room behind each row of scores.
+template <class Row, int R>
+void score_sixteen(const AttendArgs& args,
+                   const ScoreRows& rows,
+                   std::int64_t query,
+                   std::int64_t first,
+                   std::int64_t end) {
+  constexpr int kPositions = 16 / R;
+  constexpr int kAtOnce = Tiling::kSums / R;
+  const std::byte* keys[kPositions];
+  for (int u = 0; u < kPositions; ++u) keys[u] = row_of(args.keys, smaller(first + u, end - 1));
+  F32x16 sums[16];
+  for (int u = 0; u < kPositions; u += kAtOnce)
+    dots<Row, R, kAtOnce>(args, query, keys + u, sums + u, kPositions);
+  alignas(64) float scores[16];
+  store(scores, mul(fold_add_sixteen(sums), splat(args.scale)));
+  for (int r = 0; r < R; ++r)
+    std::memcpy(rows.at(query + r, first), scores + r * kPositions, kPositions * sizeof(float));
+}
+
+/// Adds the values of `part` to elements [first, first + 16 * V) of R queries' results; `last` of
+/// them in the last sixteen.
+template <class Row, int R, int V>
+void add_some_values(const AttendArgs& args,
+                     const ScoreRows& rows,
+                     std::int64_t query,
+                     const Positions& part,
+                     std::int64_t first,
+                     int last) {
+  const auto count = [&](int v) { return v + 1 < V ? 16 : last; };
+  F32x16 sum[R][V];
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < V; ++v)
+      sum[r][v] = F32Row::load_at(bytes_of(args.queries[query + r].out), first + 16 * v, count(v));
+  }
+  for (std::int64_t p = part.begin; p < part.end; ++p) {
+    const std::byte* value = row_of(args.values, p);
+    F32x16 weight[R];
+    for (int r = 0; r < R; ++r) weight[r] = splat(*rows.at(query + r, p));
+    for (int v = 0; v < V; ++v) {
+      const F32x16 x = Row::load_at(value, first + 16 * v, count(v));
+      for (int r = 0; r < R; ++r) sum[r][v] = fma(weight[r], x, sum[r][v]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < V; ++v)
+      F32Row::store_at(bytes_of(args.queries[query + r].out), first + 16 * v, sum[r][v], count(v));
+  }
+}
+
+/// All elements from `first` on, V sixteens at a time while there are as many.
+template <class Row, int R, int V>
+void add_values(const AttendArgs& args,
+                const ScoreRows& rows,
+                std::int64_t query,
+                const Positions& part,
+                std::int64_t first = 0) {
+  if (part.begin >= part.end) return;
+  for (; first + 16 * V <= args.value_dim; first += 16 * V)
+    add_some_values<Row, R, V>(args, rows, query, part, first, 16);
+  if constexpr (V > 1)
+    add_values<Row, R, V / 2>(args, rows, query, part, first);
+  else if (first < args.value_dim)
+    add_some_values<Row, R, 1>(
+        args, rows, query, part, first, static_cast<int>(args.value_dim - first));
+}
+
+/// R queries' part of a block: positions that all of them see together, what lies before and
+/// behind query by query.
+template <class Row, int R>
+void add_block(const AttendArgs& args,
+               const ScoreRows& rows,
+               std::int64_t query,
+               const Positions& block) {
+  Positions all = block;
+  for (int r = 0; r < R; ++r) all = common(all, seen(args.queries[query + r]));
+  if (all.begin >= all.end) all = {block.end, block.end};
+  for (int r = 0; R > 1 && r < R; ++r)
+    add_values<Row, 1, Tiling::kSums>(
+        args, rows, query + r, common(seen(args.queries[query + r]), {block.begin, all.begin}));
+  add_values<Row, R, Tiling::kSums / R>(args, rows, query, all);
+  for (int r = 0; R > 1 && r < R; ++r)
+    add_values<Row, 1, Tiling::kSums>(
+        args, rows, query + r, common(seen(args.queries[query + r]), {all.end, block.end}));
+}
+
+/// Calls body(number of queries, first of them), as many queries at a time as registers hold.
+template <int R, class Body>
+void for_queries(std::int64_t first, std::int64_t count, Body body) {
+  for (; first + R <= count; first += R) body(std::integral_constant<int, R>{}, first);
+  if constexpr (R > 1) for_queries<R / 2>(first, count, body);
+}
+
+template <class Row>
+void attend_rows(const AttendArgs& args) {
+  const ScoreRows rows = score_rows(args);
+  const Positions all = seen_by_any(args.queries, args.num_queries);
+  const auto for_blocks = [&](auto body) {
+    for (std::int64_t p = all.begin; p < all.end; p += kBlockPositions) {
+      const Positions block{p, smaller(p + kBlockPositions, all.end)};
+      for_queries<Tiling::kQueries>(
+          0, args.num_queries, [&](auto r, std::int64_t query) { body(r, query, block); });
+    }
+  };
+  for_blocks(
+      [&]<int R>(std::integral_constant<int, R>, std::int64_t query, const Positions& block) {
+        const Positions part = common(block, seen_by_any(args.queries + query, R));
+        for (std::int64_t p = part.begin; p < part.end; p += 16 / R)
+          score_sixteen<Row, R>(args, rows, query, p, part.end);
+      });
+  for (std::int64_t q = 0; q < args.num_queries; ++q) {
+    const AttendQuery& query = args.queries[q];
+    softmax_with_sink(rows.at(q, query.begin), query.end - query.begin, query.sink);
+    for_sixteens(args.value_dim, [&](std::int64_t i, int count) {
+      F32Row::store_at(bytes_of(query.out), i, splat(0.0F), count);
+    });
+  }
+  for_blocks([&]<int R>(std::integral_constant<int, R>,
+                        std::int64_t query,
+                        const Positions& block) { add_block<Row, R>(args, rows, query, block); });
 }
 
 inline void attend(const AttendArgs& args) {
-  with_row_type(args.kv_type, [&]<class Row>(Row) {
-    std::int64_t p = 0;
-    for (; p + 4 <= args.length; p += 4) score_positions<Row, 4>(args, p);
-    for (; p < args.length; ++p) score_positions<Row, 1>(args, p);
-    softmax_with_sink(args.scores, args.length, args.sink);
-    std::int64_t i = 0;
-    for (; i + 128 <= args.value_dim; i += 128) sum_values<Row, 8>(args, i, 16);
-    for (; i + 64 <= args.value_dim; i += 64) sum_values<Row, 4>(args, i, 16);
-    for (; i + 32 <= args.value_dim; i += 32) sum_values<Row, 2>(args, i, 16);
-    for_sixteens(args.value_dim - i,
-                 [&](std::int64_t j, int count) { sum_values<Row, 1>(args, i + j, count); });
-  });
+  if (args.num_queries == 0) return;
+  with_row_type(args.kv_type, [&]<class Row>(Row) { attend_rows<Row>(args); });
 }

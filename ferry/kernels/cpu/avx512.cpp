@@ -20,6 +20,8 @@ struct Tiling {
   static constexpr int kPanels = 2;
   static constexpr int kIntRows = 4;
   static constexpr int kIntPanels = 2;
+  static constexpr int kQueries = 4;
+  static constexpr int kSums = 16;
 };
 
 // Each builds on those before it.
@@ -31,8 +33,8 @@ struct Tiling {
 #include "ferry/kernels/cpu/math.inl"
 #include "ferry/kernels/cpu/row_ops.inl"
 #include "ferry/kernels/cpu/wire.inl"
-#include "ferry/kernels/cpu/attend.inl"
 #include "ferry/kernels/cpu/gemm_common.inl"
+#include "ferry/kernels/cpu/attend.inl"
 #include "ferry/kernels/cpu/gemm_fma.inl"
 #include "ferry/kernels/cpu/gemm_fp8.inl"
 #include "ferry/kernels/cpu/gemm_int.inl"

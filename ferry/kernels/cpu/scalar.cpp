@@ -19,6 +19,8 @@ struct Tiling {
   static constexpr int kPanels = 1;
   static constexpr int kIntRows = 1;
   static constexpr int kIntPanels = 1;
+  static constexpr int kQueries = 1;
+  static constexpr int kSums = 1;
 };
 
 // Each builds on those before it.
@@ -29,8 +31,8 @@ struct Tiling {
 #include "ferry/kernels/cpu/math.inl"
 #include "ferry/kernels/cpu/row_ops.inl"
 #include "ferry/kernels/cpu/wire.inl"
-#include "ferry/kernels/cpu/attend.inl"
 #include "ferry/kernels/cpu/gemm_common.inl"
+#include "ferry/kernels/cpu/attend.inl"
 #include "ferry/kernels/cpu/gemm_fma.inl"
 #include "ferry/kernels/cpu/gemm_fp8.inl"
 #include "ferry/kernels/cpu/gemm_int.inl"

@@ -281,6 +281,13 @@ inline float fold_add(F32x16 a) {
       [](__m128 x, __m128 y) { return _mm_add_ss(x, y); });
 }
 
+/// Lane i: the lanes of x[i] folded.
+inline F32x16 fold_add_sixteen(const F32x16 (&x)[16]) {
+  alignas(32) float sums[16];
+  for (int i = 0; i < 16; ++i) sums[i] = fold_add(x[i]);
+  return load(sums);
+}
+
 inline float fold_max(F32x16 a) {
   return fold(
       a,

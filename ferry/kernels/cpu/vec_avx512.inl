@@ -222,6 +222,27 @@ inline float fold_add(F32x16 a) {
       [](__m128 x, __m128 y) { return _mm_add_ss(x, y); });
 }
 
+/// Lane i: the lanes of x[i] folded. Each step adds the halves of two vectors' lanes at once and
+/// leaves half as many vectors; which two decides one bit of where a sum comes to lie.
+inline F32x16 fold_add_sixteen(const F32x16 (&x)[16]) {
+  __m512 eights[8];  // from here on, index bits 3, 1 and 0 of x's
+  for (int i = 0; i < 8; ++i) {
+    const int from = (i & 4) * 2 + (i & 3);
+    eights[i] = _mm512_add_ps(_mm512_shuffle_f32x4(x[from].v, x[from + 4].v, 0x44),
+                              _mm512_shuffle_f32x4(x[from].v, x[from + 4].v, 0xee));
+  }
+  __m512 fours[4];  // bits 1 and 0
+  for (int i = 0; i < 4; ++i)
+    fours[i] = _mm512_add_ps(_mm512_shuffle_f32x4(eights[i], eights[i + 4], 0x88),
+                             _mm512_shuffle_f32x4(eights[i], eights[i + 4], 0xdd));
+  __m512 twos[2];  // bit 1
+  for (int i = 0; i < 2; ++i)
+    twos[i] = _mm512_add_ps(_mm512_shuffle_ps(fours[2 * i], fours[2 * i + 1], 0x44),
+                            _mm512_shuffle_ps(fours[2 * i], fours[2 * i + 1], 0xee));
+  return {_mm512_add_ps(_mm512_shuffle_ps(twos[0], twos[1], 0x88),
+                        _mm512_shuffle_ps(twos[0], twos[1], 0xdd))};
+}
+
 inline float fold_max(F32x16 a) {
   return fold(
       a,

@@ -280,6 +280,11 @@ inline float fold_add(F32x16 a) {
   return a.lane[0];
 }
 
+/// Lane i: the lanes of x[i] folded.
+inline F32x16 fold_add_sixteen(const F32x16 (&x)[16]) {
+  return each_lane([&](int j) { return fold_add(x[j]); });
+}
+
 inline float fold_max(F32x16 a) {
   for (int half = 8; half > 0; half /= 2)
     for (int j = 0; j < half; ++j)
