@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Loads a server with streaming clients and reports errors, latency and throughput.
 
-    tools/serve_load.py --port 30000 [--clients 64] [--seconds 60] [--max-tokens 64] [--requests N]
+    tools/serve_load.py --port 30000 [--clients 64] [--seconds 60] [--max-tokens 64] [--requests N] [--prompt-tokens N]
 
 Each client asks for one stream after another, each prompt with a seed of its own; every stream is compared
 with what the same body gave when it ran alone. --requests ends after so many instead of a time.
@@ -12,6 +12,7 @@ client and server share most of the time is the server's. Tokens that arrive tog
 
 import argparse
 import json
+import random
 import selectors
 import socket
 import time
@@ -19,12 +20,18 @@ import time
 PROMPT = "Once upon a time there was a little fox named Mia."
 
 
+def prompt(args, seed):
+    if args.prompt_tokens:
+        return {"input_ids": random.Random(seed).choices(range(3, 256), k=args.prompt_tokens)}
+    return {"text": PROMPT[: 10 + seed % 40]}
+
+
 class Stream:
     """One request on a connection of its own, as far as its reply has come."""
 
     def __init__(self, args, seed):
-        body = json.dumps({"text": PROMPT[: 10 + seed % 40] * args.prompt_repeats, "max_tokens": args.max_tokens,
-                           "temperature": 0.9, "seed": seed, "ignore_eos": True, "stream": True}).encode()
+        body = json.dumps(prompt(args, seed) | {"max_tokens": args.max_tokens, "temperature": 0.9, "seed": seed,
+                                                "ignore_eos": True, "stream": True}).encode()
         self.seed, self.received, self.first, self.gaps = seed, [], None, []
         self.begin = self.last = time.perf_counter()
         self.socket = socket.create_connection(("127.0.0.1", args.port), timeout=120)
@@ -81,7 +88,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--requests", type=int, default=0)
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--prompt-repeats", type=int, default=1, help="longer prompts")
+    parser.add_argument("--prompt-tokens", type=int, default=0, help="random ids instead of a text")
     args = parser.parse_args()
 
     expected = {seed: alone(args, seed) for seed in range(args.clients)}
@@ -122,7 +129,8 @@ def main():
         "different": different, "errors": len(errors), "first_error": errors[0] if errors else None,
         "tokens_per_s": round(tokens / seconds, 1),
         "first_token_ms": {"p50": 1e3 * quantile(firsts, 0.5), "p99": 1e3 * quantile(firsts, 0.99)},
-        "inter_token_ms": {"p50": 1e3 * quantile(gaps, 0.5), "p99": 1e3 * quantile(gaps, 0.99)}}))
+        "inter_token_ms": {"mean": 1e3 * sum(gaps) / max(len(gaps), 1), "p50": 1e3 * quantile(gaps, 0.5),
+                           "p99": 1e3 * quantile(gaps, 0.99)}}))
     return 1 if errors or different else 0
 
 
