@@ -95,7 +95,7 @@ void expect_all_failed(const std::vector<Ending>& endings, const std::string& te
     EXPECT_NE(endings[r].error.find(text), std::string::npos)
         << "rank " << r << ": " << endings[r].error;
     EXPECT_EQ(endings[r].error.find('\n'), std::string::npos) << endings[r].error;
-    EXPECT_LT(endings[r].took, seconds(5)) << "rank " << r;
+    EXPECT_LT(endings[r].took, seconds(9)) << "rank " << r;
   }
 }
 
@@ -112,8 +112,8 @@ TEST(Bootstrap, WhoDiffersIsNamedOnEveryRank) {
 TEST(Bootstrap, AMissingRankIsNamedOnEveryRankByTheDeadline) {
   Meetings meetings(4);
   meetings.forget_last();
-  for (std::size_t r = 0; r < 3; ++r) meetings.of(r).deadline = deadline_in(milliseconds(400));
-  expect_all_failed(meetings.run(), "rank 3 did not come within 0.4 s");
+  for (std::size_t r = 0; r < 3; ++r) meetings.of(r).deadline = deadline_in(seconds(3));
+  expect_all_failed(meetings.run(), "rank 3 did not come within 3.0 s");
 }
 
 TEST(Bootstrap, TwoRanksWithOneNumberAreRefusedEverywhere) {
@@ -131,7 +131,7 @@ TEST(Bootstrap, AnotherNumberOfRanksIsRefusedEverywhere) {
 
 TEST(Bootstrap, AWrongTokenIsTurnedAwayAndTheOthersMissThatRank) {
   Meetings meetings(3);
-  for (std::size_t r = 0; r < 3; ++r) meetings.of(r).deadline = deadline_in(milliseconds(400));
+  for (std::size_t r = 0; r < 3; ++r) meetings.of(r).deadline = deadline_in(seconds(3));
   meetings.of(1).secret = "s3cref";
   const auto endings = meetings.run();
   EXPECT_NE(endings[1].error.find("its FERRY_TOKEN is not that of rank 0"), std::string::npos)
@@ -201,7 +201,7 @@ TEST(Bootstrap, StrangersNeitherCrashNorBlockIt) {
   }
   const auto endings = meetings.run();
   expect_all_met(endings);
-  for (const Ending& ending : endings) EXPECT_LT(ending.took, seconds(5));
+  for (const Ending& ending : endings) EXPECT_LT(ending.took, seconds(9));
 }
 
 TEST(Bootstrap, RandomBytesAreNoLanguage) {

@@ -181,7 +181,7 @@ TEST_P(GatherFailure, LateMemberIsNamedWithThePhase) {
   on_ranks({.kind = GetParam(), .ranks = 4}, [](Transport& transport) {
     ThreadPool pool(1);
     GroupGather gather(
-        {.members = 4, .max_row_bytes = 1, .timeout = milliseconds(100)}, transport, pool);
+        {.members = 4, .max_row_bytes = 1, .timeout = milliseconds(500)}, transport, pool);
     if (transport.rank() != 2) {
       expect_error(Kind::timeout, 2, "for rank 2: expected 1 messages, saw 0", gather);
     }
