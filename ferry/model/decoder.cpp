@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <optional>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -12,6 +11,7 @@
 #include "ferry/model/attention.h"
 #include "ferry/model/latent_attention.h"
 #include "ferry/model/residual.h"
+#include "ferry/model/sparse_layers.h"
 #include "ferry/moe/gated_ffn.h"
 #include "ferry/moe/parallel_gemm.h"
 #include "ferry/moe/tensor_group.h"
@@ -80,34 +80,6 @@ GroupGather::Options group_options(const ModelConfig& config, const DecoderOptio
           .timeout = options.timeout};
 }
 
-MoeContext::Options moe_options(const ModelConfig& config,
-                                const DecoderOptions& options,
-                                DType type,
-                                int slots_per_rank,
-                                TensorGroup& group) {
-  const MoeConfig& moe = config.moe;
-  ExchangeOptions exchange = exchange_options(options.backend, options.deepep_mode);
-  exchange.format = options.layout.value_or(exchange.format);
-  return {.router = moe.router,
-          .dispatcher = {.exchange = exchange,
-                         .slots_per_rank = slots_per_rank,
-                         .hidden = config.hidden,
-                         .topk = moe.topk,
-                         .max_tokens = options.max_tokens,
-                         .dp_size = options.tp,
-                         .dispatch_wire = options.dispatch_wire.value_or(wire_type(type)),
-                         .expert_type = wire_type(type),
-                         .combine_wire = options.combine_wire.value_or(wire_type(type)),
-                         .row_weights = moe.weigh_rows,
-                         .timeout = options.timeout},
-          .two_batch_overlap = options.two_batch_overlap,
-          .inter = moe.inter,
-          .gating = moe.gating,
-          .shared_inter = moe.shared_inter,
-          .dtype = type,
-          .group = &group};
-}
-
 }  // namespace
 
 class Decoder::Impl {
@@ -121,13 +93,7 @@ class Decoder::Impl {
 
   std::span<const float> forward(std::span<const SequenceStep> batch);
 
-  void count_rows(std::span<std::int32_t> slot_rows);
-
-  const ExpertWeights& experts() const { return experts_; }
-
-  std::vector<std::byte*> spare_blocks(std::size_t count);
-  Region& share_blocks(Transport& transport);
-  void place_layer(int layer, const Placement& placement, std::span<std::byte* const> blocks);
+  SparseLayers& sparse_layers() { return sparse_layers_; }
 
   const ModelConfig& config() const { return config_; }
 
@@ -137,31 +103,13 @@ class Decoder::Impl {
 
   DType activation_type() const { return type_; }
 
-  ExchangeStats exchange_stats() const { return moe_ ? moe_->exchange_stats() : ExchangeStats{}; }
-
-  std::chrono::nanoseconds exchange_time() const {
-    return moe_ ? moe_->exchange_time() : std::chrono::nanoseconds{};
-  }
-
-  bool masks() const { return moe_ && moe_->masks(); }
-
-  bool is_masked(Rank rank) const { return moe_ && moe_->is_masked(rank); }
-
-  void mask(Rank rank);
-
  private:
-  void make_moe_layers(Transport& transport);
   void plan(std::span<const SequenceStep> batch);
   void embed(std::span<const SequenceStep> batch);
   void feed_forward(int layer);
   void dense_ffn(int layer);
   void add_block_out(const ColumnRange& columns);
   std::span<const float> logits();
-
-  Placement with_choice(const Placement& placement) const;
-  std::vector<float> shares_of(const Placement& placement) const;
-  void check_no_expert_lost(int layer, Rank gone) const;
-  std::size_t block_bytes() const;
 
   /// normed_ = norm of the rows of the residual stream; row i is row `source[i]`, or i without one.
   void norm(std::span<const std::int64_t> source, const std::vector<float>& weight, std::int64_t n);
@@ -171,11 +119,7 @@ class Decoder::Impl {
   const ModelConfig config_;
   const DecoderOptions options_;
   const std::shared_ptr<const DenseWeights> dense_;
-  ExpertWeights experts_;
-  std::unique_ptr<Region> expert_region_;  // where they lie once they are shared
   const DType type_;
-  const Rank rank_;
-  const int hosts_;
   ThreadPool& pool_;
   TensorGroup group_;
 
@@ -192,8 +136,7 @@ class Decoder::Impl {
   AnyAttention attention_;
   GatedFfn dense_ffn_;  // of dense layers
 
-  std::optional<MoeContext> moe_;                    // none when no layer is sparse
-  std::vector<std::optional<MoeLayer>> moe_layers_;  // [layers], none where dense
+  SparseLayers sparse_layers_;
 };
 
 Decoder::Impl::Impl(const ModelConfig& config,
@@ -205,10 +148,7 @@ Decoder::Impl::Impl(const ModelConfig& config,
     : config_(config),
       options_(options),
       dense_(std::move(dense)),
-      experts_(std::move(experts)),
       type_(dense_->dtype),
-      rank_(transport.rank()),
-      hosts_(equal_hosts(transport)),
       pool_(pool),
       group_(group_options(config, options), transport, pool),
       gemm_scratch_(pool.size(), type_, widest_input(config)),
@@ -222,7 +162,8 @@ Decoder::Impl::Impl(const ModelConfig& config,
                   .dtype = type_,
                   .max_rows = options.max_tokens},
                  group_,
-                 pool) {
+                 pool),
+      sparse_layers_(config_, *dense_, std::move(experts), options_, transport, pool, group_) {
   const auto max_tokens = static_cast<std::size_t>(options.max_tokens);
   places_.reserve(max_tokens);
   wanted_.reserve(max_tokens);
@@ -234,58 +175,6 @@ Decoder::Impl::Impl(const ModelConfig& config,
               member.members,
               group_.member(),
               group_.members());
-  make_moe_layers(transport);
-}
-
-/// What each slot takes of its expert's tokens: nothing on a rank that is gone.
-std::vector<float> Decoder::Impl::shares_of(const Placement& placement) const {
-  const auto slots = static_cast<std::size_t>(placement.slots());
-  std::vector<float> shares = options_.replica_rule == ReplicaRule::weighted
-                                  ? placement.shares()
-                                  : std::vector<float>(slots, 1.0F);
-  for (std::size_t slot = 0; slot < slots; ++slot) {
-    // A plan may have given all to a rank that then died; those left take it over.
-    constexpr float kLeast = 1e-6F;
-    const bool gone = is_masked(placement.rank_of(static_cast<SlotId>(slot)));
-    shares[slot] = gone ? 0.0F : std::max(shares[slot], kLeast);
-  }
-  return shares;
-}
-
-/// This rank's choice of replicas.
-Placement Decoder::Impl::with_choice(const Placement& placement) const {
-  const std::vector<float> shares = shares_of(placement);
-  return placement.choosing({.shares = shares,
-                             .source = rank_,
-                             .nearest = options_.replica_rule == ReplicaRule::nearest,
-                             .nodes = hosts_,
-                             .members = options_.tp});
-}
-
-void Decoder::Impl::make_moe_layers(Transport& transport) {
-  moe_layers_.resize(static_cast<std::size_t>(config_.layers));
-  for (int i = 0; i < config_.layers; ++i) {
-    if (!config_.sparse(i)) continue;
-    const DenseWeights::Layer& layer = dense_->layers[static_cast<std::size_t>(i)];
-    ExpertWeights::Layer& local = experts_.layers[static_cast<std::size_t>(i)];
-    FERRY_CHECK(local.placement.ranks() == transport.size(),
-                "experts placed on {} ranks, {} take part",
-                local.placement.ranks(),
-                transport.size());
-    local.placement = with_choice(local.placement);
-    if (!moe_) {
-      const int slots_per_rank = local.placement.slots_per_rank();
-      moe_.emplace(moe_options(config_, options_, type_, slots_per_rank, group_), transport, pool_);
-    }
-    MoeWeights weights{.router = layer.router.view,
-                       .router_bias = layer.router_bias,
-                       .selection_bias = layer.selection_bias,
-                       .local = local.slots,
-                       .shared = {},
-                       .shared_gate = layer.shared_gate.view};
-    if (config_.moe.shared_inter > 0) weights.shared = layer.shared.view;
-    moe_layers_[static_cast<std::size_t>(i)].emplace(*moe_, local.placement, std::move(weights), i);
-  }
 }
 
 std::span<const float> Decoder::Impl::forward(std::span<const SequenceStep> batch) {
@@ -303,108 +192,9 @@ std::span<const float> Decoder::Impl::forward(std::span<const SequenceStep> batc
     norm({}, weights.ffn_norm, num_tokens());
     feed_forward(layer);
   }
-  if (moe_) moe_->check_nothing_lost();
+  sparse_layers_.check_nothing_lost();
   for (const SequenceStep& step : batch) step.cache->advance(static_cast<int>(step.tokens.size()));
   return logits();
-}
-
-void Decoder::Impl::count_rows(std::span<std::int32_t> slot_rows) {
-  std::size_t next = 0;
-  for (int i = 0; i < config_.layers; ++i) {
-    auto& moe = moe_layers_[static_cast<std::size_t>(i)];
-    if (!moe) continue;
-    const std::size_t slots =
-        slot_rows.empty() ? 0 : experts_.layers[static_cast<std::size_t>(i)].slots.size();
-    moe->count_rows(slot_rows.subspan(next, slots));
-    next += slots;
-  }
-  FERRY_CHECK(next == slot_rows.size(), "{} counters for {} slots", slot_rows.size(), next);
-}
-
-/// Of an expert.
-std::size_t Decoder::Impl::block_bytes() const {
-  const auto sparse = std::ranges::find(config_.layer_kinds, LayerKind::sparse);
-  FERRY_CHECK(sparse != config_.layer_kinds.end(), "no layer has experts");
-  const auto layer = static_cast<std::size_t>(sparse - config_.layer_kinds.begin());
-  return expert_block_bytes(experts_.layers[layer].slots.front());
-}
-
-Region& Decoder::Impl::share_blocks(Transport& transport) {
-  const std::size_t bytes = block_bytes();
-  std::size_t count = 0;
-  std::size_t slots_per_rank = 0;
-  for (const ExpertWeights::Layer& layer : experts_.layers) {
-    count += layer.slots.size();
-    slots_per_rank = std::max(slots_per_rank, layer.slots.size());
-  }
-  expert_region_ = transport.allocate_region((count + slots_per_rank) * bytes, /*num_signals=*/0);
-  std::byte* next = expert_region_->local().data();
-  advise_huge_pages(next, expert_region_->local().size());
-  for (ExpertWeights::Layer& layer : experts_.layers) {
-    for (GatedFfnWeights& slot : layer.slots) {
-      if (slot.gate_up.data) {
-        std::memcpy(next, slot.gate_up.data, bytes);
-        slot = at_block(slot, next);
-      }
-      next += bytes;
-    }
-    layer.memory = Buffer();
-  }
-  return *expert_region_;
-}
-
-std::vector<std::byte*> Decoder::Impl::spare_blocks(std::size_t count) {
-  const std::size_t bytes = block_bytes();
-  const Buffer& memory = experts_.more.emplace_back(count * bytes);
-  std::vector<std::byte*> blocks;
-  for (std::size_t i = 0; i < count; ++i) blocks.push_back(memory.data() + i * bytes);
-  return blocks;
-}
-
-void Decoder::Impl::place_layer(int layer,
-                                const Placement& placement,
-                                std::span<std::byte* const> blocks) {
-  ExpertWeights::Layer& experts = experts_.layers[static_cast<std::size_t>(layer)];
-  FERRY_CHECK(config_.sparse(layer) && blocks.size() == experts.slots.size() &&
-                  static_cast<int>(blocks.size()) == placement.slots_per_rank(),
-              "layer {}: {} blocks for {} slots",
-              layer,
-              blocks.size(),
-              experts.slots.size());
-  // The layer borrows both, so it sees them from its next run on.
-  experts.placement = with_choice(placement);
-  for (std::size_t i = 0; i < blocks.size(); ++i)
-    experts.slots[i] = at_block(experts.slots[i], blocks[i]);
-}
-
-void Decoder::Impl::check_no_expert_lost(int layer, Rank gone) const {
-  const Placement& placement = experts_.layers[static_cast<std::size_t>(layer)].placement;
-  for (ExpertId e = 0; e < placement.experts(); ++e) {
-    const auto replicas = placement.replicas(e);
-    const bool lost = std::ranges::all_of(
-        replicas, [&](SlotId slot) { return is_masked(placement.rank_of(slot)); });
-    if (!lost) continue;
-    throw TransportError(
-        TransportError::Kind::peer_died,
-        gone,
-        fmt::format("rank {} is gone, and expert {} of layer {} has no replica on another rank "
-                    "(--ep-num-redundant-experts {} gives one to each)",
-                    gone,
-                    e,
-                    layer,
-                    placement.experts()));
-  }
-}
-
-void Decoder::Impl::mask(Rank rank) {
-  FERRY_CHECK(masks(), "this model's layers fail when a rank dies");
-  moe_->mask(rank);
-  for (int layer = 0; layer < config_.layers; ++layer) {
-    if (!config_.sparse(layer)) continue;
-    check_no_expert_lost(layer, rank);
-    Placement& placement = experts_.layers[static_cast<std::size_t>(layer)].placement;
-    placement = with_choice(placement);
-  }
 }
 
 void Decoder::Impl::plan(std::span<const SequenceStep> batch) {
@@ -464,9 +254,10 @@ void Decoder::Impl::norm(std::span<const std::int64_t> source,
 }
 
 void Decoder::Impl::feed_forward(int layer) {
-  if (auto& moe = moe_layers_[static_cast<std::size_t>(layer)]; moe) {
+  if (config_.sparse(layer)) {
     // An exchange of all ranks: also one without tokens takes part.
-    moe->forward(normed_.rows(), static_cast<int>(num_tokens()), block_out_.floats());
+    sparse_layers_.forward(
+        layer, normed_.rows(), static_cast<int>(num_tokens()), block_out_.floats());
     add_block_out({0, config_.hidden});
   } else {
     dense_ffn(layer);
@@ -515,27 +306,31 @@ std::span<const float> Decoder::forward(std::span<const SequenceStep> batch) {
   return impl_->forward(batch);
 }
 
-void Decoder::count_rows(std::span<std::int32_t> slot_rows) { impl_->count_rows(slot_rows); }
-
-const ExpertWeights& Decoder::experts() const { return impl_->experts(); }
-
-std::vector<std::byte*> Decoder::spare_blocks(std::size_t count) {
-  return impl_->spare_blocks(count);
+void Decoder::count_rows(std::span<std::int32_t> slot_rows) {
+  impl_->sparse_layers().count_rows(slot_rows);
 }
 
-Region& Decoder::share_blocks(Transport& transport) { return impl_->share_blocks(transport); }
+const ExpertWeights& Decoder::experts() const { return impl_->sparse_layers().experts(); }
+
+std::vector<std::byte*> Decoder::spare_blocks(std::size_t count) {
+  return impl_->sparse_layers().spare_blocks(count);
+}
+
+Region& Decoder::share_blocks(Transport& transport) {
+  return impl_->sparse_layers().share_blocks(transport);
+}
 
 void Decoder::place_layer(int layer,
                           const Placement& placement,
                           std::span<std::byte* const> blocks) {
-  impl_->place_layer(layer, placement, blocks);
+  impl_->sparse_layers().place_layer(layer, placement, blocks);
 }
 
-bool Decoder::masks() const { return impl_->masks(); }
+bool Decoder::masks() const { return impl_->sparse_layers().masks(); }
 
-void Decoder::mask(Rank rank) { impl_->mask(rank); }
+void Decoder::mask(Rank rank) { impl_->sparse_layers().mask(rank); }
 
-bool Decoder::is_masked(Rank rank) const { return impl_->is_masked(rank); }
+bool Decoder::is_masked(Rank rank) const { return impl_->sparse_layers().is_masked(rank); }
 
 const ModelConfig& Decoder::config() const { return impl_->config(); }
 
@@ -545,8 +340,10 @@ ReplicaRule Decoder::replica_rule() const { return impl_->replica_rule(); }
 
 DType Decoder::activation_type() const { return impl_->activation_type(); }
 
-ExchangeStats Decoder::exchange_stats() const { return impl_->exchange_stats(); }
+ExchangeStats Decoder::exchange_stats() const { return impl_->sparse_layers().exchange_stats(); }
 
-std::chrono::nanoseconds Decoder::exchange_time() const { return impl_->exchange_time(); }
+std::chrono::nanoseconds Decoder::exchange_time() const {
+  return impl_->sparse_layers().exchange_time();
+}
 
 }  // namespace ferry

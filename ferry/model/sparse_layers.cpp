@@ -1,0 +1,225 @@
+#include "ferry/model/sparse_layers.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "ferry/core/error.h"
+
+namespace ferry {
+
+namespace {
+
+MoeContext::Options moe_options(const ModelConfig& config,
+                                const DecoderOptions& options,
+                                DType type,
+                                int slots_per_rank,
+                                TensorGroup& group) {
+  const MoeConfig& moe = config.moe;
+  ExchangeOptions exchange = exchange_options(options.backend, options.deepep_mode);
+  exchange.format = options.layout.value_or(exchange.format);
+  return {.router = moe.router,
+          .dispatcher = {.exchange = exchange,
+                         .slots_per_rank = slots_per_rank,
+                         .hidden = config.hidden,
+                         .topk = moe.topk,
+                         .max_tokens = options.max_tokens,
+                         .dp_size = options.tp,
+                         .dispatch_wire = options.dispatch_wire.value_or(wire_type(type)),
+                         .expert_type = wire_type(type),
+                         .combine_wire = options.combine_wire.value_or(wire_type(type)),
+                         .row_weights = moe.weigh_rows,
+                         .timeout = options.timeout},
+          .two_batch_overlap = options.two_batch_overlap,
+          .inter = moe.inter,
+          .gating = moe.gating,
+          .shared_inter = moe.shared_inter,
+          .dtype = type,
+          .group = &group};
+}
+
+}  // namespace
+
+SparseLayers::SparseLayers(const ModelConfig& config,
+                           const DenseWeights& dense,
+                           ExpertWeights experts,
+                           const DecoderOptions& options,
+                           Transport& transport,
+                           ThreadPool& pool,
+                           TensorGroup& group)
+    : config_(config),
+      rule_(options.replica_rule),
+      tp_(options.tp),
+      rank_(transport.rank()),
+      hosts_(equal_hosts(transport)),
+      experts_(std::move(experts)) {
+  layers_.resize(static_cast<std::size_t>(config_.layers));
+  for (int i = 0; i < config_.layers; ++i) {
+    if (!config_.sparse(i)) continue;
+    const DenseWeights::Layer& layer = dense.layers[static_cast<std::size_t>(i)];
+    ExpertWeights::Layer& local = experts_.layers[static_cast<std::size_t>(i)];
+    FERRY_CHECK(local.placement.ranks() == transport.size(),
+                "experts placed on {} ranks, {} take part",
+                local.placement.ranks(),
+                transport.size());
+    local.placement = with_choice(local.placement);
+    if (!context_) {
+      const int slots_per_rank = local.placement.slots_per_rank();
+      context_.emplace(
+          moe_options(config_, options, dense.dtype, slots_per_rank, group), transport, pool);
+    }
+    MoeWeights weights{.router = layer.router.view,
+                       .router_bias = layer.router_bias,
+                       .selection_bias = layer.selection_bias,
+                       .local = local.slots,
+                       .shared = {},
+                       .shared_gate = layer.shared_gate.view};
+    if (config_.moe.shared_inter > 0) weights.shared = layer.shared.view;
+    layers_[static_cast<std::size_t>(i)].emplace(*context_, local.placement, std::move(weights), i);
+  }
+}
+
+void SparseLayers::forward(int layer, const RowsView& rows, int tokens, float* out) {
+  layers_[static_cast<std::size_t>(layer)]->forward(rows, tokens, out);
+}
+
+void SparseLayers::check_nothing_lost() {
+  if (context_) context_->check_nothing_lost();
+}
+
+ExchangeStats SparseLayers::exchange_stats() const {
+  return context_ ? context_->exchange_stats() : ExchangeStats{};
+}
+
+std::chrono::nanoseconds SparseLayers::exchange_time() const {
+  return context_ ? context_->exchange_time() : std::chrono::nanoseconds{};
+}
+
+/// What each slot takes of its expert's tokens: nothing on a rank that is gone.
+std::vector<float> SparseLayers::shares_of(const Placement& placement) const {
+  const auto slots = static_cast<std::size_t>(placement.slots());
+  std::vector<float> shares =
+      rule_ == ReplicaRule::weighted ? placement.shares() : std::vector<float>(slots, 1.0F);
+  for (std::size_t slot = 0; slot < slots; ++slot) {
+    // A plan may have given all to a rank that then died; those left take it over.
+    constexpr float kLeast = 1e-6F;
+    const bool gone = is_masked(placement.rank_of(static_cast<SlotId>(slot)));
+    shares[slot] = gone ? 0.0F : std::max(shares[slot], kLeast);
+  }
+  return shares;
+}
+
+/// This rank's choice of replicas.
+Placement SparseLayers::with_choice(const Placement& placement) const {
+  const std::vector<float> shares = shares_of(placement);
+  return placement.choosing({.shares = shares,
+                             .source = rank_,
+                             .nearest = rule_ == ReplicaRule::nearest,
+                             .nodes = hosts_,
+                             .members = tp_});
+}
+
+void SparseLayers::count_rows(std::span<std::int32_t> slot_rows) {
+  std::size_t next = 0;
+  for (int i = 0; i < config_.layers; ++i) {
+    auto& moe = layers_[static_cast<std::size_t>(i)];
+    if (!moe) continue;
+    const std::size_t slots =
+        slot_rows.empty() ? 0 : experts_.layers[static_cast<std::size_t>(i)].slots.size();
+    moe->count_rows(slot_rows.subspan(next, slots));
+    next += slots;
+  }
+  FERRY_CHECK(next == slot_rows.size(), "{} counters for {} slots", slot_rows.size(), next);
+}
+
+/// Of an expert.
+std::size_t SparseLayers::block_bytes() const {
+  const auto sparse = std::ranges::find(config_.layer_kinds, LayerKind::sparse);
+  FERRY_CHECK(sparse != config_.layer_kinds.end(), "no layer has experts");
+  const auto layer = static_cast<std::size_t>(sparse - config_.layer_kinds.begin());
+  return expert_block_bytes(experts_.layers[layer].slots.front());
+}
+
+Region& SparseLayers::share_blocks(Transport& transport) {
+  const std::size_t bytes = block_bytes();
+  std::size_t count = 0;
+  std::size_t slots_per_rank = 0;
+  for (const ExpertWeights::Layer& layer : experts_.layers) {
+    count += layer.slots.size();
+    slots_per_rank = std::max(slots_per_rank, layer.slots.size());
+  }
+  region_ = transport.allocate_region((count + slots_per_rank) * bytes, /*num_signals=*/0);
+  std::byte* next = region_->local().data();
+  advise_huge_pages(next, region_->local().size());
+  for (ExpertWeights::Layer& layer : experts_.layers) {
+    for (GatedFfnWeights& slot : layer.slots) {
+      if (slot.gate_up.data) {
+        std::memcpy(next, slot.gate_up.data, bytes);
+        slot = at_block(slot, next);
+      }
+      next += bytes;
+    }
+    layer.memory = Buffer();
+  }
+  return *region_;
+}
+
+std::vector<std::byte*> SparseLayers::spare_blocks(std::size_t count) {
+  const std::size_t bytes = block_bytes();
+  const Buffer& memory = experts_.more.emplace_back(count * bytes);
+  std::vector<std::byte*> blocks;
+  for (std::size_t i = 0; i < count; ++i) blocks.push_back(memory.data() + i * bytes);
+  return blocks;
+}
+
+void SparseLayers::place_layer(int layer,
+                               const Placement& placement,
+                               std::span<std::byte* const> blocks) {
+  ExpertWeights::Layer& experts = experts_.layers[static_cast<std::size_t>(layer)];
+  FERRY_CHECK(config_.sparse(layer) && blocks.size() == experts.slots.size() &&
+                  static_cast<int>(blocks.size()) == placement.slots_per_rank(),
+              "layer {}: {} blocks for {} slots",
+              layer,
+              blocks.size(),
+              experts.slots.size());
+  // The layer borrows both, so it sees them from its next run on.
+  experts.placement = with_choice(placement);
+  for (std::size_t i = 0; i < blocks.size(); ++i)
+    experts.slots[i] = at_block(experts.slots[i], blocks[i]);
+}
+
+void SparseLayers::check_no_expert_lost(int layer, Rank gone) const {
+  const Placement& placement = experts_.layers[static_cast<std::size_t>(layer)].placement;
+  for (ExpertId e = 0; e < placement.experts(); ++e) {
+    const auto replicas = placement.replicas(e);
+    const bool lost = std::ranges::all_of(
+        replicas, [&](SlotId slot) { return is_masked(placement.rank_of(slot)); });
+    if (!lost) continue;
+    throw TransportError(
+        TransportError::Kind::peer_died,
+        gone,
+        fmt::format("rank {} is gone, and expert {} of layer {} has no replica on another rank "
+                    "(--ep-num-redundant-experts {} gives one to each)",
+                    gone,
+                    e,
+                    layer,
+                    placement.experts()));
+  }
+}
+
+bool SparseLayers::masks() const { return context_ && context_->masks(); }
+
+bool SparseLayers::is_masked(Rank rank) const { return context_ && context_->is_masked(rank); }
+
+void SparseLayers::mask(Rank rank) {
+  FERRY_CHECK(masks(), "this model's layers fail when a rank dies");
+  context_->mask(rank);
+  for (int layer = 0; layer < config_.layers; ++layer) {
+    if (!config_.sparse(layer)) continue;
+    check_no_expert_lost(layer, rank);
+    Placement& placement = experts_.layers[static_cast<std::size_t>(layer)].placement;
+    placement = with_choice(placement);
+  }
+}
+
+}  // namespace ferry
