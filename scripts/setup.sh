@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what is missing to build Tokenferry, and only that. Quiet when there is nothing to do.
-# Usage: scripts/setup.sh [program|tests|ci|fuzz]    (program, tests and ci each include the ones
-# before; fuzz is tests and what libFuzzer needs; default tests)
+# Usage: scripts/setup.sh [program|tests|ci|fuzz|bench]    (program, tests and ci each include the
+# ones before; fuzz is tests and what libFuzzer needs; bench is tests and the libraries that benchmarks
+# compare with; default tests)
 #
 # The one list of packages; README.md says why each ("Dependencies"), and tools/lint.sh checks that
 # it knows them all.
@@ -14,14 +15,16 @@ tests=(libgtest-dev libgmock-dev libbenchmark-dev libfabric-dev libopenmpi-dev o
        iproute2 curl)
 ci=(ccache clang-format clang-tidy git python3)
 fuzz=(clang libclang-rt-14-dev)
+bench=(libdnnl-dev)
 
 case "${1:-tests}" in
   program) wanted=("${program[@]}") ;;
   tests) wanted=("${program[@]}" "${tests[@]}") ;;
   ci) wanted=("${program[@]}" "${tests[@]}" "${ci[@]}") ;;
   fuzz) wanted=("${program[@]}" "${tests[@]}" "${fuzz[@]}") ;;
-  --list) printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}" "${fuzz[@]}"; exit ;;
-  *) echo "usage: scripts/setup.sh [program|tests|ci|fuzz]" >&2; exit 2 ;;
+  bench) wanted=("${program[@]}" "${tests[@]}" "${bench[@]}") ;;
+  --list) printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}" "${fuzz[@]}" "${bench[@]}"; exit ;;
+  *) echo "usage: scripts/setup.sh [program|tests|ci|fuzz|bench]" >&2; exit 2 ;;
 esac
 
 if ! command -v dpkg-query apt-get >/dev/null; then

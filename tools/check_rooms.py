@@ -25,7 +25,7 @@ ROOMS = {  # room: what it may include beside itself
                      "ferry/transport", "ferry/core"],
     "apps": ["ferry/"],
     "bindings": ["ferry/"],
-    "bench": ["ferry/"],
+    "bench": ["apps/ferry/", "ferry/"],
     "examples": ["ferry/"],
     "tests": ["ferry/", "apps/"],
 }
