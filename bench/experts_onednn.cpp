@@ -112,7 +112,9 @@ class OneDnnExperts : public ExpertsPeer {
   }
 
   /// Checkpoints hold matrices [n, k], the transposed of what is wanted.
-  dnnl::memory in_layout(const std::byte* source, const Descriptor& wanted, dnnl::memory::dims kn) {
+  dnnl::memory in_layout(const std::byte* source,
+                         const Descriptor& wanted,
+                         const dnnl::memory::dims& kn) {
     const dnnl::memory plain({kn, Type::bf16, Tag::ba}, engine_, const_cast<std::byte*>(source));
     dnnl::memory packed(wanted, engine_);
     dnnl::stream stream(engine_);

@@ -205,7 +205,7 @@ void register_all() {
       auto* bench = benchmark::RegisterBenchmark(name.c_str(), gemm, isa, cold);
       bench->Arg(1)->Unit(benchmark::kMicrosecond);
       if (isa == Isa::scalar) continue;
-      for (const std::int64_t rows : {2, 4, 8, 16, 32, 64, 128, 512}) bench->Arg(rows);
+      for (const std::int64_t rows : {2, 3, 4, 8, 16, 32, 64, 128, 512}) bench->Arg(rows);
     }
   }
 }

@@ -14,6 +14,7 @@ namespace {
 
 struct Tiling {
   static constexpr int kOnePanels = 1;
+  static constexpr int kPassPanels = 1;
   static constexpr int kAhead = 4096;
   static constexpr int kFewPanels = 4;
   static constexpr int kRows = 2;

@@ -1,9 +1,9 @@
 // gemm by fused multiply-adds, one source for every instruction set. Weights are read once per
 // block of rows that fits the L2 cache: panels are the outer loop, rows the inner one.
 // Included after gemm_common.inl, inside an anonymous namespace that has defined `struct Tiling`:
-//   kOnePanels: panels at once for one row alone; kAhead: bytes by which it prefetches, 0: it does
-//     not
-//   kFewPanels: panels at once for the last few rows
+//   kOnePanels: panels at once for one row alone, kPassPanels: for the few that one pass takes;
+//     kAhead: bytes by which these prefetch, 0: they do not
+//   kFewPanels: panels at once for the last few of many rows
 //   kRows, kPanels: the block of sums held in registers for several rows; kIntRows, kIntPanels:
 //     that of gemm_int.inl
 // No number of panels is above kGroupPanels.
@@ -18,22 +18,25 @@ struct Prefetcher {
   const std::byte* end;
   std::int64_t lines_a_step;
 
+  void reading(const std::byte* /*line*/) {}
+
   void step() {
     for (std::int64_t i = 0; i < lines_a_step && next < end; ++i, next += 64)
       __builtin_prefetch(next, /*for writing*/ 0, /*into L2*/ 2);
   }
 };
 
-/// One row waits for nothing but memory, unless codes are unpacked for it (`kUnpacks`). Then one
-/// stream prefetched a little ahead into the L1 cache reads a fifth faster than what the hardware
-/// makes of four, or the Prefetcher of the next panels (AMD Zen 5).
-template <class Sums, int R>
-constexpr bool kOnlyReads = R == 1 && !Sums::kUnpacks;
+/// The few rows that go through each panel once wait for nothing but memory, unless codes are
+/// unpacked for them. Then what is read next, prefetched a little ahead into the L1 cache, comes a
+/// fifth faster than with the Prefetcher of the next panels (AMD Zen 5).
+struct ReadAhead {
+  void reading(const std::byte* line) {
+    if constexpr (Tiling::kAhead > 0)
+      __builtin_prefetch(line + Tiling::kAhead, /*for writing*/ 0, /*into L1*/ 3);
+  }
 
-inline void prefetch_ahead(const std::byte* p) {
-  if constexpr (Tiling::kAhead > 0)
-    __builtin_prefetch(p + Tiling::kAhead, /*for writing*/ 0, /*into L1*/ 3);
-}
+  void step() {}
+};
 
 /// The sums of R rows and P panels. a: R rows of f32. Sums of row r, panel p go to
 /// sums + (r * kGroupPanels + p) * 16. steps(k): how often a call prefetches.
@@ -46,12 +49,12 @@ struct F32Sums {
 
   static std::int64_t steps(std::int64_t k) { return k; }
 
-  template <int R, int P>
+  template <int R, int P, class Fetch>
   static void run(const std::byte* const* a,
                   std::int64_t k,
                   const std::byte* w,
                   std::int64_t w_step,
-                  Prefetcher& prefetcher,
+                  Fetch& fetch,
                   float* sums) {
     F32x16 sum[R][P];
     for (int r = 0; r < R; ++r)
@@ -61,11 +64,11 @@ struct F32Sums {
       for (int r = 0; r < R; ++r) x[r] = splat(floats_of(a[r])[i]);
       for (int p = 0; p < P; ++p) {
         const std::byte* from = w + p * w_step + i * (kPanelColumns * 4);
-        if constexpr (kOnlyReads<F32Sums, R>) prefetch_ahead(from);
+        fetch.reading(from);
         const F32x16 y = load(floats_of(from));
         for (int r = 0; r < R; ++r) sum[r][p] = fma(x[r], y, sum[r][p]);
       }
-      if constexpr (!kOnlyReads<F32Sums, R>) prefetcher.step();
+      fetch.step();
     }
     for (int r = 0; r < R; ++r)
       for (int p = 0; p < P; ++p) store(sums + (r * kGroupPanels + p) * kPanelColumns, sum[r][p]);
@@ -85,12 +88,12 @@ struct PairSums {
   static std::int64_t steps(std::int64_t k) { return k / 2; }
 
   /// Adds one block's sums.
-  template <int R, int P>
+  template <int R, int P, class Fetch>
   static void add_block(const std::byte* const* a,
                         std::int64_t block,
                         const std::byte* w,
                         std::int64_t w_step,
-                        Prefetcher& prefetcher,
+                        Fetch& fetch,
                         F32x16 (&sum)[R][P]) {
     F32x16 even[R][P];
     F32x16 odd[R][P];
@@ -99,32 +102,32 @@ struct PairSums {
     for (std::int64_t i = block; i < block + kBf16KBlock; i += 2) {
       for (int p = 0; p < P; ++p) {
         const std::byte* from = w + p * w_step + i * (kPanelColumns * Pairs16::kBytes);
-        if constexpr (kOnlyReads<PairSums, R>) prefetch_ahead(from);
+        fetch.reading(from);
         const Pairs y = Pairs16::load(from);
         for (int r = 0; r < R; ++r) {
           even[r][p] = fma(splat(floats_of(a[r])[i]), y.even, even[r][p]);
           odd[r][p] = fma(splat(floats_of(a[r])[i + 1]), y.odd, odd[r][p]);
         }
       }
-      if constexpr (!kOnlyReads<PairSums, R>) prefetcher.step();
+      fetch.step();
     }
     for (int r = 0; r < R; ++r)
       for (int p = 0; p < P; ++p) sum[r][p] = add(sum[r][p], add(even[r][p], odd[r][p]));
   }
 
-  template <int R, int P>
+  template <int R, int P, class Fetch>
   static void run(const std::byte* const* a,
                   std::int64_t k,
                   const std::byte* w,
                   std::int64_t w_step,
-                  Prefetcher& prefetcher,
+                  Fetch& fetch,
                   float* sums) {
     F32x16 total[R][P];
     for (int r = 0; r < R; ++r)
       for (int p = 0; p < P; ++p) total[r][p] = splat(0.0F);
     if constexpr (Pairs16::kGroup == 0) {
       for (std::int64_t block = 0; block < k; block += kBf16KBlock)
-        add_block<R, P>(a, block, w, w_step, prefetcher, total);
+        add_block<R, P>(a, block, w, w_step, fetch, total);
     } else {
       const std::byte* scales = w + k * kPanelColumns * Pairs16::kBytes;
       for (std::int64_t first = 0; first < k;
@@ -134,7 +137,7 @@ struct PairSums {
           for (int p = 0; p < P; ++p) sum[r][p] = splat(0.0F);
         const std::int64_t end = smaller(k, first + Pairs16::kGroup);
         for (std::int64_t block = first; block < end; block += kBf16KBlock)
-          add_block<R, P>(a, block, w, w_step, prefetcher, sum);
+          add_block<R, P>(a, block, w, w_step, fetch, sum);
         for (int p = 0; p < P; ++p) {
           const F32x16 scale = load(floats_of(scales + p * w_step));
           for (int r = 0; r < R; ++r) total[r][p] = fma(sum[r][p], scale, total[r][p]);
@@ -167,23 +170,24 @@ struct ReadyRows {
   }
 };
 
-/// R rows from block.first_row on and the block's panels, which begin at w.
-template <class Sums, int R, int P>
-void some_rows(const GemmArgs& args,
-               const ReadyRows& in,
-               std::int64_t k,
-               const std::byte* w,
-               Prefetcher& prefetcher,
-               SumBlock block) {
+/// R rows from block.first_row on and the block's panels, which begin at w. Never inlined: among
+/// others of its kind it would run out of registers.
+template <class Sums, int R, int P, class Fetch>
+[[gnu::noinline]] void some_rows(const GemmArgs& args,
+                                 const ReadyRows& in,
+                                 std::int64_t k,
+                                 const std::byte* w,
+                                 Fetch& fetch,
+                                 SumBlock block) {
   const std::int64_t w_step = Sums::panel_bytes(k);
   const std::byte* a[R];
   for (int r = 0; r < R; ++r) a[r] = in.row(block.first_row + r);
   alignas(64) float sums[R * kGroupPanels * kPanelColumns];
   std::int64_t p = 0;
   for (; p + P <= block.panels; p += P)
-    Sums::template run<R, P>(a, k, w + p * w_step, w_step, prefetcher, sums + p * kPanelColumns);
+    Sums::template run<R, P>(a, k, w + p * w_step, w_step, fetch, sums + p * kPanelColumns);
   for (; p < block.panels; ++p)
-    Sums::template run<R, 1>(a, k, w + p * w_step, w_step, prefetcher, sums + p * kPanelColumns);
+    Sums::template run<R, 1>(a, k, w + p * w_step, w_step, fetch, sums + p * kPanelColumns);
   block.sums = sums;
   block.rows = R;
   finish(args, block);
@@ -208,47 +212,68 @@ Prefetcher next_group(const GemmArgs& args,
   const std::int64_t ahead = larger(0, smaller(kGroupPanels, args.last_panel - after));
   const std::int64_t lines = ahead * panels.bytes / 64;
   const std::int64_t rest = args.rows % Sums::kRows;
-  const std::int64_t calls =
-      args.rows / Sums::kRows * (kGroupPanels / Sums::kPanels) +
-      (rest / 2 + (kOnlyReads<Sums, 1> ? 0 : rest % 2)) * (kGroupPanels / Tiling::kFewPanels);
+  const std::int64_t calls = args.rows / Sums::kRows * (kGroupPanels / Sums::kPanels) +
+                             (rest / 2 + rest % 2) * (kGroupPanels / Tiling::kFewPanels);
   const std::int64_t steps = calls * Sums::steps(k);
   return {.next = panels.source(after),
           .end = panels.source(after + ahead),
           .lines_a_step = (lines + steps - 1) / larger(steps, 1)};
 }
 
-/// All rows and panels of `args`, OneP panels at once for a row that is left; k counts the padding.
-template <class Sums, int OneP, class Panels>
-void all_panels(const GemmArgs& args, const ReadyRows& in, std::int64_t k, const Panels& panels) {
+/// Calls body(block, its panels) for each group of panels.
+template <class Panels, class Body>
+void for_groups(const GemmArgs& args, const Panels& panels, Body body) {
   for (std::int64_t panel = args.first_panel; panel < args.last_panel; panel += kGroupPanels) {
     const std::int64_t count = smaller(kGroupPanels, args.last_panel - panel);
-    SumBlock block{.sums = nullptr,
-                   .row_step = kGroupPanels * kPanelColumns,
-                   .panel_step = kPanelColumns,
-                   .first_row = 0,
-                   .rows = 0,
-                   .first_panel = panel,
-                   .panels = count};
-    const std::byte* w = panels.at(panel, count);
-    Prefetcher prefetcher = next_group<Sums>(args, panels, k, panel + count);
-    for (; block.first_row + Sums::kRows <= args.rows; block.first_row += Sums::kRows)
-      some_rows<Sums, Sums::kRows, Sums::kPanels>(args, in, k, w, prefetcher, block);
-    if constexpr (Sums::kRows > 2) {
-      for (; block.first_row + 2 <= args.rows; block.first_row += 2)
-        some_rows<Sums, 2, Tiling::kFewPanels>(args, in, k, w, prefetcher, block);
-    }
-    for (; block.first_row < args.rows; ++block.first_row)
-      some_rows<Sums, 1, OneP>(args, in, k, w, prefetcher, block);
+    body(SumBlock{.sums = nullptr,
+                  .row_step = kGroupPanels * kPanelColumns,
+                  .panel_step = kPanelColumns,
+                  .first_row = 0,
+                  .rows = 0,
+                  .first_panel = panel,
+                  .panels = count},
+         panels.at(panel, count));
   }
 }
 
+/// All panels with the R rows of `args`, P panels at once.
+template <class Sums, int R, int P, class Panels>
+void one_pass(const GemmArgs& args, const ReadyRows& in, std::int64_t k, const Panels& panels) {
+  ReadAhead fetch;
+  for_groups(args, panels, [&](const SumBlock& block, const std::byte* w) {
+    some_rows<Sums, R, P>(args, in, k, w, fetch, block);
+  });
+}
+
+/// All panels with any number of rows.
+template <class Sums, class Panels>
+void many_passes(const GemmArgs& args, const ReadyRows& in, std::int64_t k, const Panels& panels) {
+  for_groups(args, panels, [&](SumBlock block, const std::byte* w) {
+    Prefetcher fetch = next_group<Sums>(args, panels, k, block.first_panel + block.panels);
+    for (; block.first_row + Sums::kRows <= args.rows; block.first_row += Sums::kRows)
+      some_rows<Sums, Sums::kRows, Sums::kPanels>(args, in, k, w, fetch, block);
+    if constexpr (Sums::kRows > 2) {
+      for (; block.first_row + 2 <= args.rows; block.first_row += 2)
+        some_rows<Sums, 2, Tiling::kFewPanels>(args, in, k, w, fetch, block);
+    }
+    for (; block.first_row < args.rows; ++block.first_row)
+      some_rows<Sums, 1, Tiling::kFewPanels>(args, in, k, w, fetch, block);
+  });
+}
+
+/// All rows and panels of `args`; k counts the padding.
 template <class Sums, class Panels>
 void all_panels(const GemmArgs& args, const ReadyRows& in, std::int64_t k, const Panels& panels) {
-  constexpr int kOneP = kOnlyReads<Sums, 1> ? Tiling::kOnePanels : Tiling::kFewPanels;
-  if (args.rows == 1)
-    all_panels<Sums, kOneP>(args, in, k, panels);
-  else
-    all_panels<Sums, Tiling::kFewPanels>(args, in, k, panels);
+  if constexpr (!Sums::kUnpacks) {
+    if (args.rows == 1) return one_pass<Sums, 1, Tiling::kOnePanels>(args, in, k, panels);
+    if constexpr (Sums::kRows >= 2)
+      if (args.rows == 2) return one_pass<Sums, 2, Tiling::kPassPanels>(args, in, k, panels);
+    if constexpr (Sums::kRows >= 4) {
+      if (args.rows == 3) return one_pass<Sums, 3, Tiling::kPassPanels>(args, in, k, panels);
+      if (args.rows == 4) return one_pass<Sums, 4, Tiling::kPassPanels>(args, in, k, panels);
+    }
+  }
+  many_passes<Sums>(args, in, k, panels);
 }
 
 /// bf16 rows widened to f32, padded with zeros to k_padded elements.

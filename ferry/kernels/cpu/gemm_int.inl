@@ -46,12 +46,12 @@ struct IntSums {
 
   static std::int64_t steps(std::int64_t k) { return k / (4 * Codes::kParts); }
 
-  template <int R, int P>
+  template <int R, int P, class Fetch>
   static void run(const std::byte* const* a,
                   std::int64_t k,
                   const std::byte* w,
                   std::int64_t w_step,
-                  Prefetcher& prefetcher,
+                  Fetch& fetch,
                   float* sums) {
     const std::int64_t group = Codes::group(k);
     const std::int64_t groups = k / group;
@@ -71,12 +71,12 @@ struct IntSums {
         for (int p = 0; p < P; ++p) {
           Bytes64 codes[Codes::kParts];
           const std::byte* from = w + p * w_step + i / Codes::kPerByte * kPanelColumns;
-          if constexpr (kOnlyReads<IntSums, R>) prefetch_ahead(from);
+          fetch.reading(from);
           Codes::unpack(load_bytes(from), codes);
           for (int part = 0; part < Codes::kParts; ++part)
             for (int r = 0; r < R; ++r) sum[r][p] = dot_fours(sum[r][p], codes[part], x[part][r]);
         }
-        if constexpr (!kOnlyReads<IntSums, R>) prefetcher.step();
+        fetch.step();
       }
       for (int p = 0; p < P; ++p) {
         const F32x16 scale =

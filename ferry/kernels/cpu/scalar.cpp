@@ -13,6 +13,7 @@ namespace {
 
 struct Tiling {
   static constexpr int kOnePanels = 1;
+  static constexpr int kPassPanels = 1;
   static constexpr int kAhead = 0;
   static constexpr int kFewPanels = 1;
   static constexpr int kRows = 1;
