@@ -45,7 +45,6 @@ SparseLayers::SparseLayers(const ModelConfig& config,
                            ExpertWeights experts,
                            const DecoderOptions& options,
                            Transport& transport,
-                           ThreadPool& pool,
                            TensorGroup& group)
     : config_(config),
       rule_(options.replica_rule),
@@ -65,8 +64,9 @@ SparseLayers::SparseLayers(const ModelConfig& config,
     local.placement = with_choice(local.placement);
     if (!context_) {
       const int slots_per_rank = local.placement.slots_per_rank();
-      context_.emplace(
-          moe_options(config_, options, dense.dtype, slots_per_rank, group), transport, pool);
+      context_.emplace(moe_options(config_, options, dense.dtype, slots_per_rank, group),
+                       transport,
+                       group.pool());
     }
     MoeWeights weights{.router = layer.router.view,
                        .router_bias = layer.router_bias,

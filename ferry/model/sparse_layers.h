@@ -14,7 +14,7 @@
 
 namespace ferry {
 
-/// One rank's. Construction is collective. Borrows config, dense weights, transport, pool and
+/// One rank's. Construction is collective. Borrows config, dense weights, transport and
 /// group. Threads: one at a time. Functions of the same name are described at Decoder; layers are
 /// numbered as the model's.
 class SparseLayers {
@@ -24,7 +24,6 @@ class SparseLayers {
                ExpertWeights experts,
                const DecoderOptions& options,
                Transport& transport,
-               ThreadPool& pool,
                TensorGroup& group);
 
   /// Collective, also without tokens: `rows` [tokens, H] of activations in, f32 [tokens, H] out.

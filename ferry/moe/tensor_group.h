@@ -51,6 +51,9 @@ class TensorGroup {
 
   GroupMember self() const { return {member(), members()}; }
 
+  /// The threads that this rank computes with.
+  ThreadPool& pool() const { return pool_; }
+
   /// This rank's columns where `n` are shared out.
   ColumnRange own_columns(std::int64_t n) const { return self().columns(n); }
 
