@@ -3,8 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
-#include <numeric>
 
 #include "ferry/engine/engine.h"
 #include "support/golden_model.h"
@@ -49,14 +49,20 @@ struct Group {
   MoeA2ABackend backend = MoeA2ABackend::mooncake;
   int redundant = 0;
   bool overlap = false;
+  RebalanceOptions rebalance = {};
+};
+
+struct Outcome {
+  Tokens tokens = Tokens(requests().size());  // also those before an error
+  EngineStats stats = {};
 };
 
 /// Runs all requests. `ready`: when this rank's engine has been made.
-Tokens run_engine(const Model& model,
-                  const Group& group,
-                  Transport& transport,
-                  const std::function<void()>& ready,
-                  EngineStats& stats) {
+void run_engine(const Model& model,
+                const Group& group,
+                Transport& transport,
+                const std::function<void()>& ready,
+                Outcome& outcome) {
   ThreadPool pool(1);
   const ModelConfig& config = model.checkpoint.config();
   const ExpertPlacement placement = ExpertPlacement::identity(
@@ -69,27 +75,26 @@ Tokens run_engine(const Model& model,
       {.max_tokens = kMaxTokens, .backend = group.backend, .two_batch_overlap = group.overlap},
       transport,
       pool);
-  Engine engine(
-      {.max_sequences_per_rank = 2, .max_tokens_per_step = kMaxTokens, .balance = {.record = true}},
-      decoder,
-      transport);
+  Engine engine({.max_sequences_per_rank = 2,
+                 .max_tokens_per_step = kMaxTokens,
+                 .balance = {.record = true, .window = 3, .rebalance = group.rebalance}},
+                decoder,
+                transport);
   ready();
   if (transport.rank() == 0)
     for (const Request& request : requests()) static_cast<void>(engine.submit(request));
-  Tokens tokens(requests().size());
-  engine.run([&](const TokenEvent& event) { tokens.at(event.request).push_back(event.token); });
-  stats = engine.stats();
-  return tokens;
+  engine.run(
+      [&](const TokenEvent& event) { outcome.tokens.at(event.request).push_back(event.token); });
+  outcome.stats = engine.stats();
 }
 
 Tokens run_alone(const Model& model) {
-  Tokens tokens;
+  Outcome outcome;
   on_ranks({}, [&](Transport& transport) {
-    EngineStats stats;
-    tokens = run_engine(
-        model, {.backend = MoeA2ABackend::pplx}, transport, [] {}, stats);
+    run_engine(
+        model, {.backend = MoeA2ABackend::pplx}, transport, [] {}, outcome);
   });
-  return tokens;
+  return outcome.tokens;
 }
 
 struct Case {
@@ -122,13 +127,13 @@ TEST_P(SurvivorsOfAnyDeath, GiveTheTokensThatAllWouldHaveGiven) {
     on_ranks(on, [&](Transport& transport) {
       const auto region = transport.allocate_region(0, 1);
       const auto ready = [&] { others_are_ready(transport, *region, kVictim, 0); };
-      EngineStats stats;
+      Outcome outcome;
       try {
-        const Tokens tokens = run_engine(model, group, transport, ready, stats);
+        run_engine(model, group, transport, ready, outcome);
         ASSERT_NE(transport.rank(), kVictim) << "it lived on";
         if (transport.rank() != 0) return;
-        EXPECT_EQ(tokens, expected);
-        EXPECT_EQ(stats.ranks_lost, 1U);
+        EXPECT_EQ(outcome.tokens, expected);
+        EXPECT_EQ(outcome.stats.ranks_lost, 1U);
       } catch (const RankEnded& end) {
         transport.abort(end.what());
       }
@@ -152,6 +157,40 @@ INSTANTIATE_TEST_SUITE_P(All,
                          testing::ValuesIn(cases()),
                          [](const auto& test) { return testing::PrintToString(test.param); });
 
+/// A plan may have left an expert without a second replica, so that they may have to end. What
+/// callers have heard until then is right.
+TEST(Survivors, NeverGiveAWrongTokenWhereExpertsMove) {
+  const Model model;
+  const Tokens expected = run_alone(model);
+  const Group group{
+      .redundant = model.checkpoint.config().moe.experts,
+      .rebalance = {
+          .enabled = true, .every = 3, .least_gain = 0, .step_bytes = 4096, .canary = true}};
+  for (int put = 40; put < 40 + 17 * 16; put += 17) {
+    const RanksOptions on{.kind = {.transport = "shm"},
+                          .ranks = kRanks,
+                          .faults = Faults{.ends_at_put = put, .ends_by_signal = true},
+                          .faulty_rank = kVictim,
+                          .killed_rank = kVictim};
+    on_ranks(on, [&](Transport& transport) {
+      const auto region = transport.allocate_region(0, 1);
+      const auto ready = [&] { others_are_ready(transport, *region, kVictim, 0); };
+      Outcome outcome;
+      try {
+        run_engine(model, group, transport, ready, outcome);
+      } catch (const TransportError& e) {
+        transport.abort(e.what());
+      }
+      for (std::size_t i = 0; i < expected.size() && transport.rank() == 0; ++i) {
+        const auto& heard = outcome.tokens[i];
+        ASSERT_LE(heard.size(), expected[i].size());
+        EXPECT_TRUE(std::equal(heard.begin(), heard.end(), expected[i].begin())) << "request " << i;
+      }
+    });
+    ASSERT_FALSE(HasFailure()) << "put " << put;
+  }
+}
+
 /// Without replicas, and without rank 0, nobody can go on.
 TEST(Survivors, EndWithAnErrorWhereTheyCannotGoOn) {
   const Model model;
@@ -163,9 +202,9 @@ TEST(Survivors, EndWithAnErrorWhereTheyCannotGoOn) {
     on_ranks(on, [&, victim = victim, redundant = redundant](Transport& transport) {
       const auto region = transport.allocate_region(0, 1);
       const auto ready = [&] { others_are_ready(transport, *region, victim, 0); };
-      EngineStats stats;
+      Outcome outcome;
       try {
-        run_engine(model, {.redundant = redundant}, transport, ready, stats);
+        run_engine(model, {.redundant = redundant}, transport, ready, outcome);
         ADD_FAILURE() << "rank " << transport.rank() << " came to an end";
       } catch (const RankEnded& end) {
         transport.abort(end.what());
