@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs what is missing to build Tokenferry, and only that. Quiet when there is nothing to do.
-# Usage: scripts/setup.sh [program|tests|ci|fuzz|bench]    (program, tests and ci each include the
+# Usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients]    (program, tests and ci each include the
 # ones before; fuzz is tests and what libFuzzer needs; bench is tests and the libraries that benchmarks
-# compare with; default tests)
+# compare with; clients is tests and the programs that talk to a server in them; default tests)
 #
 # The one list of packages; README.md says why each ("Dependencies"), and tools/lint.sh checks that
 # it knows them all.
@@ -16,6 +16,7 @@ tests=(libgtest-dev libgmock-dev libbenchmark-dev libfabric-dev libopenmpi-dev o
 ci=(ccache clang-format clang-tidy git python3)
 fuzz=(clang libclang-rt-14-dev)
 bench=(libdnnl-dev)
+clients=(chromium python3-venv)  # and PyPI's openai, into build/clients
 
 case "${1:-tests}" in
   program) wanted=("${program[@]}") ;;
@@ -23,8 +24,11 @@ case "${1:-tests}" in
   ci) wanted=("${program[@]}" "${tests[@]}" "${ci[@]}") ;;
   fuzz) wanted=("${program[@]}" "${tests[@]}" "${fuzz[@]}") ;;
   bench) wanted=("${program[@]}" "${tests[@]}" "${bench[@]}") ;;
-  --list) printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}" "${fuzz[@]}" "${bench[@]}"; exit ;;
-  *) echo "usage: scripts/setup.sh [program|tests|ci|fuzz|bench]" >&2; exit 2 ;;
+  clients) wanted=("${program[@]}" "${tests[@]}" "${clients[@]}") ;;
+  --list)
+    printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}" "${fuzz[@]}" "${bench[@]}" "${clients[@]}" openai
+    exit ;;
+  *) echo "usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients]" >&2; exit 2 ;;
 esac
 
 if ! command -v dpkg-query apt-get >/dev/null; then
@@ -32,12 +36,22 @@ if ! command -v dpkg-query apt-get >/dev/null; then
   exit 0
 fi
 
+install_openai() {
+  local venv
+  venv=$(dirname "$0")/../build/clients
+  "$venv/bin/python" -c 'import openai' 2>/dev/null && return
+  echo "setup: installing openai from PyPI" >&2
+  python3 -m venv "$venv" && "$venv/bin/pip" -q --disable-pip-version-check install openai >&2
+}
+then_openai=:
+[[ ${1:-} != clients ]] || then_openai=install_openai
+
 missing=()
 for package in "${wanted[@]}"; do
   state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
   [[ $state == installed ]] || missing+=("$package")
 done
-((${#missing[@]})) || exit 0
+((${#missing[@]})) || { $then_openai; exit; }
 
 as_root=()
 if ((EUID != 0)); then
@@ -51,3 +65,4 @@ apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Loc
 echo "setup: installing ${missing[*]}" >&2
 "${apt[@]}" update >&2
 "${apt[@]}" install -y --no-install-recommends "${missing[@]}" </dev/null >&2
+$then_openai

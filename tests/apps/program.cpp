@@ -7,6 +7,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <cstdio>
 #include <fstream>
 #include <stdexcept>
 
@@ -66,6 +68,17 @@ Outcome Program::wait() {
   return {.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status),
           .out = read_file(directory_.path() / "out"),
           .err = read_file(directory_.path() / "err")};
+}
+
+Outcome output_of(const std::string& command) {
+  std::FILE* const pipe = popen((command + " 2>&1").c_str(), "r");
+  if (pipe == nullptr) throw std::runtime_error("cannot run a shell");
+  Outcome outcome;
+  std::array<char, 4096> part{};
+  for (std::size_t n; (n = std::fread(part.data(), 1, part.size(), pipe)) > 0;)
+    outcome.out.append(part.data(), n);
+  outcome.status = WEXITSTATUS(pclose(pipe));
+  return outcome;
 }
 
 void expect_one_line(const Outcome& outcome, int status, const std::string& text) {

@@ -48,6 +48,9 @@ inline Outcome run_program(const Arguments& arguments, const Arguments& environm
   return Program(arguments, environment).wait();
 }
 
+/// Of a shell command; `out` has both that it writes.
+Outcome output_of(const std::string& command);
+
 /// Arguments put together.
 inline Arguments operator+(Arguments a, const Arguments& b) {
   a.insert(a.end(), b.begin(), b.end());

@@ -12,79 +12,20 @@
 #include <stdexcept>
 #include <thread>
 
-#include "apps/program.h"
+#include "apps/server.h"
 
 namespace ferry {
 namespace {
 
 using namespace std::chrono_literals;
 using test::Arguments;
+using test::kEndless;
+using test::long_stream;
+using test::LongServe;
+using test::Server;
 using test::operator+;
 using Json = nlohmann::json;
 using Clock = std::chrono::steady_clock;
-
-/// A running server on a port of its own.
-class Server {
- public:
-  explicit Server(const Arguments& arguments)
-      : program_(Arguments{"serve", "--port", "0", "--json", "--threads", "1"} + arguments) {
-    for (int i = 0; i < 3000 && program_.out().find('\n') == std::string::npos; ++i)
-      std::this_thread::sleep_for(10ms);
-    port_ = Json::parse(program_.out()).at("port");
-  }
-
-  test::Program& program() { return program_; }
-
-  std::string url(const std::string& path) const {
-    return "http://127.0.0.1:" + std::to_string(port_) + path;
-  }
-
-  /// curl's output; `body` empty: GET.
-  std::string curl(const std::string& path, const std::string& body, const std::string& more = "") {
-    std::string command = "curl -sS -m 200 " + more + " " + url(path);
-    if (!body.empty()) command += " -d '" + body + "'";
-    std::FILE* pipe = popen((command + " 2>&1").c_str(), "r");
-    std::string out;
-    std::array<char, 4096> part{};
-    for (std::size_t n; (n = std::fread(part.data(), 1, part.size(), pipe)) > 0;)
-      out.append(part.data(), n);
-    pclose(pipe);
-    return out;
-  }
-
- private:
-  test::Program program_;
-  int port_ = 0;
-};
-
-/// A stream of `tokens` tokens.
-std::string long_stream(int tokens) {
-  return R"({"prompt": "hello", "ignore_eos": true, "stream": true, "max_tokens": )" +
-         std::to_string(tokens) + "}";
-}
-
-constexpr int kEndless = 1000000;
-
-/// With a model that has room for a generation that takes far longer than the tests.
-class LongServe : public testing::Test {
- protected:
-  void SetUp() override {
-    const auto made = test::run_program({"make-model", "--out", model_, "--quiet"});
-    ASSERT_EQ(made.status, 0) << made.err;
-  }
-
-  static void wait_for_running(Server& server, int requests) {
-    const std::string wanted = "\"running\":" + std::to_string(requests) + ",";
-    for (int i = 0; i < 600; ++i) {
-      if (server.curl("/dashboard/state", "").find(wanted) != std::string::npos) return;
-      std::this_thread::sleep_for(20ms);
-    }
-    FAIL() << "they never ran";
-  }
-
-  test::TempDir directory_;
-  std::string model_ = (directory_.path() / "model").string();
-};
 
 std::string end_of(const std::string& text) {
   return text.substr(std::max<std::size_t>(text.size(), 300) - 300);

@@ -1,0 +1,73 @@
+// ferry serve and the clients that people have: OpenAI's own for Python, and a browser.
+// scripts/setup.sh clients installs them; without, these tests are skipped.
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "apps/server.h"
+
+namespace ferry {
+namespace {
+
+using test::kEndless;
+using test::long_stream;
+using test::LongServe;
+using test::output_of;
+using test::Server;
+
+/// The first of these that runs with `arguments`; empty: none.
+std::string usable(const std::vector<std::string>& programs, const std::string& arguments) {
+  for (const std::string& program : programs)
+    if (output_of(program + " " + arguments).status == 0) return program;
+  return "";
+}
+
+TEST(Clients, OpenAisOwnForPythonFindsWhatItExpects) {
+  const std::string python =
+      usable({FERRY_SOURCE_DIR "/build/clients/bin/python", "python3"}, "-c 'import openai'");
+  if (python.empty()) GTEST_SKIP() << "no Python with openai (scripts/setup.sh clients)";
+  const test::TempDir directory;
+  const std::filesystem::path model = directory.path() / "model";
+  std::filesystem::copy(FERRY_SOURCE_DIR "/assets/demo-moe", model);
+  std::ofstream(model / "chat_template.jinja")
+      << "{% for m in messages %}{{ m.content }}{% endfor %}";
+  Server server({"--model", model.string(), "--ep", "2", "--api-key", "k"});
+  const auto outcome = output_of(python + " " FERRY_SOURCE_DIR "/tests/clients/openai_client.py " +
+                                 server.url("") + " k");
+  EXPECT_EQ(outcome.status, 0) << outcome.out;
+}
+
+/// The dashboard's page as a browser has it after five of its seconds.
+TEST_F(LongServe, ABrowserShowsWhatTheServerDoes) {
+  const std::string browser = usable({"chromium", "google-chrome"}, "--version");
+  if (browser.empty()) GTEST_SKIP() << "no Chromium (scripts/setup.sh clients)";
+  Server server({"--model", model_, "--ep", "2"});
+  std::thread client([&] { server.curl("/v1/completions", long_stream(kEndless), "-N -m 100"); });
+  wait_for_running(server, 1);
+  const std::string page =
+      output_of("timeout 100 " + browser +
+                " --headless --no-sandbox --disable-gpu --disable-dev-shm-usage --user-data-dir=" +
+                (directory_.path() / "browser").string() +
+                " --virtual-time-budget=5000 --dump-dom " + server.url("/"))
+          .out;
+  kill(server.program().pid(), SIGKILL);
+  client.join();
+  for (const char* text : {"<span id=\"model\">model</span>",
+                           "<span id=\"state\" class=\"\">up 0 h",
+                           "2 ranks, pplx, inproc",
+                           "<div class=\"big\" id=\"running\">1 <span",
+                           "between tokens (p50)",
+                           "Expert load: layers × experts, ",
+                           "Rank load: layers × ranks, balancedness ",
+                           "<th>tokens/s</th></tr><tr><td>0</td><td>5</td>"}) {
+    EXPECT_NE(page.find(text), std::string::npos) << text << " is not in\n" << page;
+  }
+}
+
+}  // namespace
+}  // namespace ferry
