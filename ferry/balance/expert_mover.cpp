@@ -137,11 +137,17 @@ void ExpertMover::touch_memory(const Holding& holding) {
     if (own) std::memset(block, 0, options_.block_bytes);
   }
   std::memset(region_->local().data() + in_offset(0), 0, 4 * buffer_bytes_);
-  if (!direct_) return;
-  for (Rank peer = 0; peer < ranks(); ++peer) {
+  const bool maps_peers = direct_ && !transport_.capabilities().one_process;
+  for (Rank peer = 0; maps_peers && peer < ranks(); ++peer) {
     const auto in = transport_.peer_window(*region_, peer).subspan(in_offset(0), 2 * buffer_bytes_);
     for (std::size_t i = 0; i < in.size(); i += kSmallestPage)
       static_cast<void>(*static_cast<volatile std::byte*>(in.data() + i));
+  }
+  // A peer that went on could write where this rank still clears.
+  if (transport_.barrier(deadline_in(options_.timeout)) == WaitResult::timed_out) {
+    throw TransportError(TransportError::Kind::timeout,
+                         -1,
+                         "moving experts: some rank did not get its memory ready in time");
   }
 }
 

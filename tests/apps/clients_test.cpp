@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "apps/server.h"
+#include "ferry/core/error.h"
 
 namespace ferry {
 namespace {
@@ -23,7 +24,7 @@ using test::Server;
 /// The first of these that runs with `arguments`; empty: none.
 std::string usable(const std::vector<std::string>& programs, const std::string& arguments) {
   for (const std::string& program : programs)
-    if (output_of(program + " " + arguments).status == 0) return program;
+    if (output_of(fmt::format("{} {}", program, arguments)).status == 0) return program;
   return "";
 }
 
