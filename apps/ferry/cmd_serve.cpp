@@ -185,9 +185,7 @@ void print_config(const ServeOptions& o,
   const RunOptions& run = session.options;
   spdlog::info(
       "{}: ep {}, tp {}, threads {}, {}, {}, {} weights, {}; context {}, {} requests run and {} "
-      "wait "
-      "at "
-      "most, keys and values of {} positions; {}",
+      "wait at most, keys and values of {} positions; {}",
       model.name,
       run.launch.ranks,
       run.decoder.tp,

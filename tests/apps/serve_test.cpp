@@ -138,21 +138,26 @@ void wait_for_metric(Server& server, const std::string& line) {
   FAIL() << server.curl("/metrics", "");
 }
 
+/// Three processes, of which two go on when one dies, as far as experts have replicas.
+Arguments three_that_mask(const std::string& model, int redundant) {
+  return {"--model",
+          model,
+          "--ep",
+          "3",
+          "--transport",
+          "shm",
+          "--moe-a2a-backend",
+          "mooncake",
+          "--ep-num-redundant-experts",
+          std::to_string(redundant)};
+}
+
 TEST_F(LongServe, StreamsGoOnWithoutARankThatIsKilled) {
   constexpr int kClients = 6;
   constexpr int kEventsAfter = 300;
   std::vector<std::vector<std::string>> texts(kClients);
   {
-    Server server({"--model",
-                   model_,
-                   "--ep",
-                   "3",
-                   "--transport",
-                   "shm",
-                   "--moe-a2a-backend",
-                   "mooncake",
-                   "--ep-num-redundant-experts",
-                   "8"});
+    Server server(three_that_mask(model_, 8));
     std::atomic<bool> lost{false};
     std::vector<std::thread> clients;
     for (int i = 0; i < kClients; ++i) {
@@ -188,16 +193,7 @@ TEST_F(LongServe, StreamsGoOnWithoutARankThatIsKilled) {
 }
 
 TEST_F(LongServe, ALostExpertEndsTheStreamsWithAnError) {
-  Server server({"--model",
-                 model_,
-                 "--ep",
-                 "3",
-                 "--transport",
-                 "shm",
-                 "--moe-a2a-backend",
-                 "mooncake",
-                 "--ep-num-redundant-experts",
-                 "2"});
+  Server server(three_that_mask(model_, 2));
   std::string streamed;
   std::thread client(
       [&] { streamed = server.curl("/v1/completions", long_stream(kEndless), "-N"); });
