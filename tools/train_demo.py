@@ -22,7 +22,9 @@ import torch.nn.functional as F
 import transformers
 from transformers.models.qwen2_moe.modeling_qwen2_moe import load_balancing_loss_func
 
-from make_golden import QWEN_SPLIT, byte_level_bpe, save_checkpoint, save_tokenizer
+from golden.bpe import QWEN_SPLIT, byte_level_bpe, save_tokenizer
+from golden.checkpoint import save_checkpoint
+from golden.families.qwen import QWEN2
 
 END = "<|endoftext|>"
 MAX_NUMBER = 99
@@ -279,7 +281,7 @@ def main() -> None:
     print(f"vocab {tok.get_vocab_size()} (rows {vocab}), {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
     train(model, tok, end_id, args)
 
-    save_checkpoint(model.eval().to(torch.bfloat16), args.out)
+    save_checkpoint(model.eval().to(torch.bfloat16), args.out, QWEN2)
     save_tokenizer(tok, args.out, string_merges=True, eos=END)
     items = eval_items(random.Random(args.seed + 1), 200)
     (args.out / "eval.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))

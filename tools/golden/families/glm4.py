@@ -1,0 +1,22 @@
+"""GLM-4.5."""
+
+import transformers
+
+from ..checkpoint import Family, case
+
+GLM4 = Family(transformers.Glm4MoeConfig, transformers.Glm4MoeForCausalLM)
+
+CASES = {
+    "glm4_moe": case(  # half of a head turns unsaid
+        GLM4, seed=126, hidden_size=72, num_attention_heads=6, num_key_value_heads=2, head_dim=20,
+        num_hidden_layers=2, n_routed_experts=10, num_experts_per_tok=3, moe_intermediate_size=20,
+        n_shared_experts=1, first_k_dense_replace=1, n_group=2, topk_group=1, routed_scaling_factor=2.5,
+        norm_topk_prob=True, attention_bias=True, use_qk_norm=True, num_mtp_layers=0, vocab_size=320,
+        rope_theta=1000000.0, eos_token_id=2, prompts=(1, 17, 40)),
+    "glm4_moe_air_bf16": case(
+        GLM4, seed=127, hidden_size=56, num_attention_heads=4, num_key_value_heads=1, head_dim=24,
+        num_hidden_layers=2, n_routed_experts=7, num_experts_per_tok=2, moe_intermediate_size=28,
+        n_shared_experts=2, first_k_dense_replace=1, routed_scaling_factor=1.0, norm_topk_prob=True,
+        attention_bias=True, use_qk_norm=False, num_mtp_layers=0, vocab_size=300, partial_rotary_factor=0.25,
+        rope_theta=10000.0, eos_token_id=2, dtype="bfloat16", new=True, prompts=(5, 40)),
+}
