@@ -10,8 +10,9 @@ Per model case it writes DIR/<case>/ in Hugging Face layout plus
 and per tokenizer DIR/tokenizer_<name>/ with tokenizer.json, golden.json (encode and decode) and
 decode.json (id slices which may cut a character in half).
 
-Everything is seeded. Logits come from the checkpoint as read back from disk, in f32 on one thread, so
-they also answer for the files themselves (rounding to bf16/f16, shards, config form).
+Everything is seeded: on one machine the files come out the same each time. On another torch may draw other
+numbers, so that a case written again there is another case. Logits come from the checkpoint as read back from
+disk, in f32 on one thread, so they also answer for the files themselves (rounding to bf16/f16, shards, config form).
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Tokenizers as the families have them, with small vocabularies."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
@@ -77,10 +78,14 @@ def sentencepiece_bpe(metaspace: dict | None, vocab: int) -> Tokenizer:
     older files and by the Metaspace pre-tokenizer in newer ones."""
     first = ["<unk>", "<s>", "</s>"]
     named_bytes = [f"<0x{b:02X}>" for b in range(256)]
+    # The 90 most frequent characters. Named, since the trainer alone would break ties as its hash table lies.
+    often = Counter("".join(CORPUS).replace(" ", "\u2581"))
+    alphabet = sorted(often, key=lambda c: (-often[c], c))[:90]
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.Metaspace()
     tok.train_from_iterator(CORPUS, trainers.BpeTrainer(
-        vocab_size=vocab, special_tokens=first + named_bytes, limit_alphabet=90, show_progress=False))
+        vocab_size=vocab, special_tokens=first + named_bytes, initial_alphabet=alphabet, limit_alphabet=90,
+        show_progress=False))
     model = json.loads(tok.to_str())["model"]
     tok = Tokenizer(models.BPE(model["vocab"], [tuple(m) for m in model["merges"]], unk_token="<unk>",
                                byte_fallback=True, fuse_unk=True))
