@@ -63,7 +63,7 @@ Supported detect() {
   constexpr unsigned kAvx2 = 1U << 5;
   constexpr unsigned kAvx512FDqBwVl = 1U << 16 | 1U << 17 | 1U << 30 | 1U << 31;
   constexpr unsigned kVnni = 1U << 11;
-  constexpr unsigned kAmxBf16Tile = 1U << 22 | 1U << 24;
+  constexpr unsigned kAmxBf16TileInt8 = 1U << 22 | 1U << 24 | 1U << 25;
   constexpr std::uint64_t kYmmState = 0x6;
   constexpr std::uint64_t kZmmState = 0xe6;
   constexpr std::uint64_t kTileState = 0x60000;
@@ -74,8 +74,8 @@ Supported detect() {
   have.avx2 = has(extended.ebx, kAvx2) && has(states, kYmmState);
   have.avx512 = have.avx2 && has(extended.ebx, kAvx512FDqBwVl) && has(states, kZmmState);
   have.vnni = have.avx512 && has(extended.ecx, kVnni);
-  have.amx =
-      have.vnni && has(extended.edx, kAmxBf16Tile) && has(states, kTileState) && tiles_permitted();
+  have.amx = have.vnni && has(extended.edx, kAmxBf16TileInt8) && has(states, kTileState) &&
+             tiles_permitted();
   return have;
 }
 
@@ -97,19 +97,6 @@ const Kernels& vnni_table() {
     Kernels t = cpu::kAvx512;
     t.gemm = cpu::vnni_gemm;
     t.multiply_in_registers = cpu::vnni_multiply_in_registers;
-    return t;
-  }();
-  return table;
-}
-
-const Kernels& amx_table() {
-  static const Kernels table = [] {
-    Kernels t = vnni_table();
-    t.isa = Isa::amx;
-    t.name = "amx";
-    t.gemm = cpu::amx_gemm;
-    t.gemm_scratch_bytes = cpu::amx_gemm_scratch_bytes;
-    t.multiply_in_registers = cpu::amx_multiply_in_registers;
     return t;
   }();
   return table;
@@ -180,7 +167,7 @@ const Kernels& kernels_for(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::avx2) return cpu::kAvx2;
   if (isa == Isa::avx512) return supported().vnni ? vnni_table() : cpu::kAvx512;
-  if (isa == Isa::amx) return amx_table();
+  if (isa == Isa::amx) return cpu::amx_table();
 #endif
   return cpu::kScalar;
 }
@@ -199,6 +186,8 @@ std::string_view gemm_method(WeightType type) {
       return integers ? "AVX2 VPMADDWD" : "AVX2 FMA";
     case Isa::amx:
       if (type == WeightType::bf16) return "AMX tiles, one or two rows AVX-512 FMA";
+      if (type == WeightType::fp8) return "AMX tiles, up to seven rows AVX-512 FMA";
+      if (type == WeightType::int8) return "AMX tiles, one or two rows AVX-512 VNNI";
       [[fallthrough]];
     case Isa::avx512:
       if (!integers) return "AVX-512 FMA";
@@ -206,6 +195,23 @@ std::string_view gemm_method(WeightType type) {
   }
   return "plain C++";
 }
+
+#if defined(__x86_64__)
+
+const Kernels& cpu::amx_table() {
+  static const Kernels table = [] {
+    Kernels t = vnni_table();
+    t.isa = Isa::amx;
+    t.name = "amx";
+    t.gemm = amx_gemm;
+    t.gemm_scratch_bytes = amx_gemm_scratch_bytes;
+    t.multiply_in_registers = amx_multiply_in_registers;
+    return t;
+  }();
+  return table;
+}
+
+#endif
 
 std::byte* cpu::aligned_scratch(const GemmArgs& args,
                                 [[maybe_unused]] std::size_t needed) noexcept {

@@ -35,6 +35,7 @@ struct Tiling {
 #include "ferry/kernels/cpu/wire.inl"
 #include "ferry/kernels/cpu/gemm_common.inl"
 #include "ferry/kernels/cpu/gemm_fma.inl"
+#include "ferry/kernels/cpu/int_rows.inl"
 #include "ferry/kernels/cpu/gemm_int.inl"
 #include "ferry/kernels/cpu/peaks.inl"
 // clang-format on

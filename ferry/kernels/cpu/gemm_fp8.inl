@@ -1,5 +1,5 @@
 // gemm with fp8 weights, in the order of bf16 ones within each block of 128 k. One source for every
-// instruction set: included after gemm_fma.inl, inside an anonymous namespace.
+// instruction set: included after gemm_fma.inl and fp8_panels.inl, inside an anonymous namespace.
 //
 // Few rows widen codes as they multiply. For many, which would widen them again and again, a group
 // of panels becomes bf16 first, which holds 2^-8 of any code's value exactly: the sums are the same
@@ -10,9 +10,7 @@ struct Fp8Pairs {
   static constexpr std::int64_t kGroup = kFp8Block;
   static constexpr bool kUnpacks = true;
 
-  static std::int64_t panel_bytes(std::int64_t k) {
-    return k * kPanelColumns + (k + kGroup - 1) / kGroup * (kPanelColumns * 4);
-  }
+  static std::int64_t panel_bytes(std::int64_t k) { return fp8_panel_bytes(k); }
 
   static Pairs load(const std::byte* p) {
     const Sixteens x = load_two_fp8(p);
@@ -26,9 +24,7 @@ struct UnpackedFp8Pairs {
   static constexpr std::int64_t kGroup = kFp8Block;
   static constexpr bool kUnpacks = false;
 
-  static std::int64_t panel_bytes(std::int64_t k) {
-    return k * kPanelColumns + Fp8Pairs::panel_bytes(k);
-  }
+  static std::int64_t panel_bytes(std::int64_t k) { return k * kPanelColumns + fp8_panel_bytes(k); }
 
   static Pairs load(const std::byte* p) { return load_bf16_pairs(p); }
 };
@@ -49,12 +45,11 @@ struct UnpackedPanels {
     std::byte* out = unpacked;
     for (std::int64_t p = 0; p < panels; ++p) {
       const std::byte* codes = source(panel + p);
-      for (std::int64_t i = 0; i < k; i += 2, codes += 2 * kPanelColumns) {
-        const Sixteens x = load_two_fp8(codes);
-        store_bf16_pairs(out + i * (2 * kPanelColumns), {x.first, x.second});
-      }
+      unpack_fp8(codes, k, out);
       const std::int64_t scales = bytes - k * kPanelColumns;
-      std::memcpy(out + k * (2 * kPanelColumns), codes, static_cast<std::size_t>(scales));
+      std::memcpy(out + k * (2 * kPanelColumns),
+                  codes + k * kPanelColumns,
+                  static_cast<std::size_t>(scales));
       out += UnpackedFp8Pairs::panel_bytes(k);
     }
     return unpacked;

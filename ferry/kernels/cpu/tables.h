@@ -18,7 +18,8 @@ extern const Kernels kAvx512;
 void vnni_gemm(const GemmArgs& args);
 std::uint64_t vnni_multiply_in_registers(WeightType weights, std::int64_t rounds);
 
-/// The amx table is the AVX-512 one with these. REQUIRES: the process may use tiles, and VNNI.
+/// The avx512 table with VNNI and these. REQUIRES: the process may use tiles.
+const Kernels& amx_table();
 void amx_gemm(const GemmArgs& args);
 std::size_t amx_gemm_scratch_bytes(WeightType weights, std::int64_t k);
 std::uint64_t amx_multiply_in_registers(WeightType weights, std::int64_t rounds);
