@@ -65,19 +65,18 @@ Balancer::Balancer(const BalanceOptions& options,
 /// Ranks that are threads share their experts' memory. Processes could map it too, but the files
 /// behind such memory get no huge pages, and steps are more than moves.
 void Balancer::make_mover() {
-  ExpertMover::Holding holding;
+  ExpertHolding holding;
   if (transport_.capabilities().one_process) holding.memory = &decoder_.share_blocks(transport_);
   for (const int layer : sparse_layers_) {
     const ExpertWeights::Layer& experts =
         decoder_.experts().layers[static_cast<std::size_t>(layer)];
     holding.placements.push_back(experts.placement);
-    ExpertMover::Blocks& blocks = holding.blocks.emplace_back();
+    ExpertBlocks& blocks = holding.blocks.emplace_back();
     // The memory is the decoder's own and writable; only those who compute see it as constant.
     for (const GatedFfnWeights& slot : experts.slots)
       blocks.push_back(const_cast<std::byte*>(slot.gate_up.data));
   }
-  if (!holding.memory)
-    holding.spare = decoder_.spare_blocks(ExpertMover::spare_blocks(holding.blocks));
+  if (!holding.memory) holding.spare = decoder_.spare_blocks(spare_blocks(holding.blocks));
   const auto first = static_cast<std::size_t>(sparse_layers_.front());
   const GatedFfnWeights& any = decoder_.experts().layers[first].slots.front();
   mover_.emplace(MoverOptions{.block_bytes = expert_block_bytes(any),
@@ -129,7 +128,7 @@ void Balancer::begin_step(const std::optional<MoveOrders>& orders) {
   may_move_ = may_move_ && orders;
   if (mover_ && may_move_) {
     mover_->begin_step(
-        *orders, [this](int layer, const Placement& placement, const ExpertMover::Blocks& blocks) {
+        *orders, [this](int layer, const Placement& placement, const ExpertBlocks& blocks) {
           decoder_.place_layer(sparse_layers_[static_cast<std::size_t>(layer)], placement, blocks);
         });
   }

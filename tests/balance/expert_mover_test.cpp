@@ -66,7 +66,7 @@ class Holder {
          Transport& transport,
          const Memory& memory = {})
       : shape_(shape), rank_(transport.rank()) {
-    ExpertMover::Holding holding;
+    ExpertHolding holding;
     const auto local_slots = static_cast<std::size_t>(shape.slots_per_rank);
     if (memory.shared) {
       const auto blocks = static_cast<std::size_t>(shape.layers + 1) * local_slots;
@@ -78,7 +78,7 @@ class Holder {
     for (int layer = 0; layer < shape.layers; ++layer) {
       holding.placements.emplace_back(
           maps[static_cast<std::size_t>(layer)], shape.experts, shape.ranks);
-      ExpertMover::Blocks& blocks = holding.blocks.emplace_back(local_slots, nullptr);
+      ExpertBlocks& blocks = holding.blocks.emplace_back(local_slots, nullptr);
       for (std::size_t local = 0; local < local_slots; ++local) {
         const ExpertId e = expert_at(holding.placements.back(), local);
         std::byte* const block = e >= 0 || memory.shared ? new_block() : nullptr;
@@ -87,7 +87,7 @@ class Holder {
         for (std::size_t i = 0; i < kBlockBytes; ++i) blocks[local][i] = content(layer, e, i);
       }
     }
-    for (std::size_t i = ExpertMover::spare_blocks(holding.blocks); i > 0 && !memory.shared; --i)
+    for (std::size_t i = spare_blocks(holding.blocks); i > 0 && !memory.shared; --i)
       holding.spare.push_back(new_block());
     options.block_bytes = kBlockBytes;
     mover.emplace(options, std::move(holding), transport);
@@ -134,8 +134,7 @@ void step(Holder& holder, std::uint64_t plans, std::size_t bytes, Transport& tra
   MoveOrders orders = holder.mover->orders(bytes);
   orders.plan = plans;
   int switched = 0;
-  holder.mover->begin_step(orders,
-                           [&](int, const Placement&, const ExpertMover::Blocks&) { ++switched; });
+  holder.mover->begin_step(orders, [&](int, const Placement&, const ExpertBlocks&) { ++switched; });
   EXPECT_LE(switched, 1);
   ASSERT_EQ(transport.barrier(deadline_in(std::chrono::seconds(30))), WaitResult::reached);
 }
@@ -264,16 +263,16 @@ TEST(ExpertMover, MovesWithinARankCopyNothing) {
   const Shape shape{1, 4, 2, 3};
   on_ranks({.ranks = 2}, [&](Transport& transport) {
     Holder holder(shape, {{0, 1, -1, 2, 3, 0}}, {.max_step_bytes = 4096}, transport);
-    const ExpertMover::Blocks before = holder.mover->blocks()[0];
+    const ExpertBlocks before = holder.mover->blocks()[0];
     if (transport.rank() == 0) holder.mover->announce({{{1, 0, 1, -1, 2, 3}}}, std::vector{0});
     for (int i = 0; i < 3; ++i) step(holder, 1, 4096, transport);
     EXPECT_FALSE(holder.mover->moving());
     EXPECT_EQ(holder.mover->bytes_sent() + holder.mover->bytes_received(), 0U);
-    const ExpertMover::Blocks after = holder.mover->blocks()[0];
+    const ExpertBlocks after = holder.mover->blocks()[0];
     if (transport.rank() == 0)
-      EXPECT_EQ(after, (ExpertMover::Blocks{before[1], before[0], before[1]}));
+      EXPECT_EQ(after, (ExpertBlocks{before[1], before[0], before[1]}));
     else
-      EXPECT_EQ(after, (ExpertMover::Blocks{nullptr, before[0], before[1]}));
+      EXPECT_EQ(after, (ExpertBlocks{nullptr, before[0], before[1]}));
     holder.expect_every_byte();
   });
 }

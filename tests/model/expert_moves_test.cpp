@@ -70,7 +70,7 @@ struct Held {
     std::byte* next = region ? region->local().data() : memory.data();
     for (const ExpertWeights::Layer* layer : layers) {
       holding.placements.push_back(layer->placement);
-      ExpertMover::Blocks& blocks = holding.blocks.emplace_back();
+      ExpertBlocks& blocks = holding.blocks.emplace_back();
       for (const GatedFfnWeights& slot : layer->slots) {
         blocks.push_back(slot.gate_up.data ? next : nullptr);
         if (slot.gate_up.data)
@@ -87,7 +87,7 @@ struct Held {
   std::size_t block_bytes = 0;
   Buffer memory;
   std::unique_ptr<Region> region;
-  ExpertMover::Holding holding;
+  ExpertHolding holding;
 };
 
 /// `all`: what a single rank holds, expert by expert.
@@ -143,7 +143,7 @@ TEST_P(ExpertMoves, RandomTransitionsKeepEveryByteOfRealWeights) {
       for (int step = 0; step == 0 || (mover.moving() && !(interrupted && step > 2)); ++step) {
         MoveOrders orders = mover.orders(budget);
         orders.plan = static_cast<std::uint64_t>(i);
-        mover.begin_step(orders, [](int, const Placement&, const ExpertMover::Blocks&) {});
+        mover.begin_step(orders, [](int, const Placement&, const ExpertBlocks&) {});
         ASSERT_EQ(transport.barrier(deadline_in(std::chrono::seconds(30))), WaitResult::reached);
       }
       expect_every_byte(mover, all, block, transport.rank());
