@@ -30,7 +30,7 @@ MoveWire::MoveWire(const Sizes& sizes, std::chrono::nanoseconds timeout, Transpo
       plan_bytes_(aligned(sizes.plan_words * sizeof(std::int32_t))),
       buffer_bytes_(aligned(sizes.step_bytes)),
       buffers_at_(2 * plan_bytes_),
-      buffers_(4),
+      buffers_(direct_ ? 2 : 4),
       region_(
           transport.allocate_region(buffers_at_ + buffers_ * buffer_bytes_, 1 + transport.size())),
       puts_expected_(static_cast<std::size_t>(transport.size()), 0) {}

@@ -68,9 +68,9 @@ class MoveWire {
   Transport& transport_;
   const std::chrono::nanoseconds timeout_;
   const bool direct_;  // peers' memory can be written
-  // Each rank's part: the plan that came and, on rank 0, the plan to send; two
-  // buffers that weights arrive in, for steps of even and odd number, and where they cannot be
-  // written into the peer's, two that they leave from.
+  // Each rank's part: the plan that came and, on rank 0, the plan to send; two buffers that weights
+  // arrive in, for steps of even and odd number, and where they cannot be written into the peer's,
+  // two that they leave from.
   const std::size_t plan_words_;
   const std::size_t plan_bytes_;
   const std::size_t buffer_bytes_;
