@@ -148,6 +148,7 @@ RunOptions resolve(const ServeOptions& o) {
   }
   run.engine.balance.record = true;  // for the dashboard
   run.launch.agreement.push_back({"--max-running-requests", std::to_string(o.max_running)});
+  run.launch.agreement.push_back({"--max-total-tokens", std::to_string(o.max_total_tokens)});
   return run;
 }
 

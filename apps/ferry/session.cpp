@@ -3,6 +3,8 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <chrono>
+#include <cstdint>
 #include <filesystem>
 #include <thread>
 #include <utility>
@@ -15,6 +17,7 @@
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/kv_cache.h"
 #include "ferry/moe/choose_backend.h"
+#include "ferry/transport/gather_words.h"
 
 namespace ferry {
 
@@ -80,13 +83,13 @@ void add_model(const Session& session, Agreement& agreement) {
                     {"model files", fmt::format("{:016x}", fingerprint(session.checkpoint))}});
 }
 
-/// Positions of keys and values that a rank, or a group of ranks, has the memory for. All ranks of
-/// this host have loaded their weights and share what is left.
-std::int64_t kv_tokens_in_memory(const Session& session,
-                                 const Decoder& decoder,
-                                 const Transport& transport) {
+/// Positions of keys and values that this rank has the memory for; none where that is unknown. All
+/// ranks of its host have loaded their weights and share what is left.
+std::optional<std::int64_t> kv_tokens_in_memory(const Session& session,
+                                                const Decoder& decoder,
+                                                const Transport& transport) {
   const std::optional<std::size_t> available = available_memory();
-  if (!available) return 0;
+  if (!available) return std::nullopt;
   int sharing = 0;
   for (Rank r = 0; r < transport.size(); ++r)
     sharing += transport.host_of(r) == transport.host_of(transport.rank()) ? 1 : 0;
@@ -94,6 +97,18 @@ std::int64_t kv_tokens_in_memory(const Session& session,
       static_cast<double>(kv_bytes_per_position(session.config(), decoder.activation_type()));
   const double budget = session.options.kv_memory_fraction * static_cast<double>(*available);
   return std::max<std::int64_t>(kKvPageTokens, static_cast<std::int64_t>(budget / sharing / bytes));
+}
+
+/// The same for the rank that has least, since all are given work alike; 0 where no rank knows.
+std::int64_t least_kv_tokens(std::optional<std::int64_t> own,
+                             std::chrono::nanoseconds timeout,
+                             Transport& transport) {
+  constexpr std::uint64_t kUnknown = UINT64_MAX;
+  const std::uint64_t word = own ? static_cast<std::uint64_t>(*own) : kUnknown;
+  const std::vector<std::uint64_t> all =
+      gather_words({&word, 1}, "memory for keys and values", timeout, transport);
+  const std::uint64_t least = *std::min_element(all.begin(), all.end());
+  return least == kUnknown ? 0 : static_cast<std::int64_t>(least);
 }
 
 }  // namespace
@@ -179,8 +194,10 @@ int run_ranks_with_decoder(const Session& session,
 int run_ranks_with_engine(const Session& session, const std::function<int(Engine&)>& lead) {
   return run_ranks_with_decoder(session, [&](Decoder& decoder, Transport& transport) {
     EngineOptions options = session.options.engine;
-    if (options.max_kv_tokens == 0 && session.options.kv_memory_fraction > 0)
-      options.max_kv_tokens = kv_tokens_in_memory(session, decoder, transport);
+    if (options.max_kv_tokens == 0 && session.options.kv_memory_fraction > 0) {
+      options.max_kv_tokens = least_kv_tokens(
+          kv_tokens_in_memory(session, decoder, transport), options.timeout, transport);
+    }
     if (!session.options.quiet)
       options.warn = [](const std::string& line) { spdlog::warn("{}", line); };
     Engine engine(options, decoder, transport);

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "apps/server.h"
+
 namespace ferry {
 namespace {
 
@@ -133,6 +135,21 @@ TEST_F(LongCluster, ARankThatStandsStillForAWhileIsWaitedForAndForLongIsNamed) {
     EXPECT_NE(outcomes[r].err.find("rank 2"), std::string::npos) << outcomes[r].err;
     EXPECT_NE(outcomes[r].err.find("4 s"), std::string::npos) << outcomes[r].err;
   }
+}
+
+TEST_F(LongCluster, KeysAndValuesHaveTheMemoryOfTheRankThatHasLeast) {
+  const auto positions = [&](const std::string& of_first, const std::string& of_second) {
+    const auto with = [&](const std::string& part) {
+      return Arguments{"--model", model_, "--mem-fraction-static", part};
+    };
+    const Program second(Arguments{"serve", "--threads", "1", "--quiet"} + with(of_second),
+                         variables(1, 2));
+    test::Server first(with(of_first), variables(0, 2));
+    return test::positions_of(first);
+  };
+  const std::int64_t much = positions("0.5", "0.5");
+  EXPECT_LT(positions("0.5", "0.001"), much);
+  EXPECT_LT(positions("0.001", "0.5"), much);
 }
 
 // --- mpirun --------------------------------------------------------------------------------------

@@ -212,16 +212,6 @@ TEST(Serve, LimitsCountAllRanksTogetherAlsoInGroups) {
   EXPECT_NE(never.find("--max-total-tokens"), std::string::npos) << never;
 }
 
-/// Of keys and values, as the line at the start says.
-std::int64_t positions_of(Server& server) {
-  kill(server.program().pid(), SIGTERM);
-  const std::string err = server.program().wait().err;
-  const std::string before = "keys and values of ";
-  const std::size_t at = err.find(before);
-  EXPECT_NE(at, std::string::npos) << err;
-  return at == std::string::npos ? 0 : std::stoll(err.substr(at + before.size()));
-}
-
 TEST_F(LongServe, KeysAndValuesHaveThePartOfTheMemoryThatIsAskedFor) {
   Server little({"--model", model_, "--ep", "2", "--mem-fraction-static", "0.001"});
   Server much({"--model", model_, "--ep", "2", "--mem-fraction-static", "0.5"});

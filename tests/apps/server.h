@@ -2,8 +2,10 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <signal.h>
 
 #include <chrono>
+#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <thread>
@@ -15,8 +17,9 @@ namespace ferry::test {
 /// A running server on a port of its own.
 class Server {
  public:
-  explicit Server(const Arguments& arguments)
-      : program_(Arguments{"serve", "--port", "0", "--json", "--threads", "1"} + arguments) {
+  explicit Server(const Arguments& arguments, const Arguments& environment = {})
+      : program_(Arguments{"serve", "--port", "0", "--json", "--threads", "1"} + arguments,
+                 environment) {
     for (int i = 0; i < 3000 && program_.out().find('\n') == std::string::npos; ++i)
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     port_ = nlohmann::json::parse(program_.out()).at("port");
@@ -39,6 +42,16 @@ class Server {
   Program program_;
   int port_ = 0;
 };
+
+/// Ends it. Positions of keys and values that it had, as the line at the start says.
+inline std::int64_t positions_of(Server& server) {
+  kill(server.program().pid(), SIGTERM);
+  const std::string err = server.program().wait().err;
+  const std::string before = "keys and values of ";
+  const std::size_t at = err.find(before);
+  EXPECT_NE(at, std::string::npos) << err;
+  return at == std::string::npos ? 0 : std::stoll(err.substr(at + before.size()));
+}
 
 /// A stream of `tokens` tokens.
 inline std::string long_stream(int tokens) {
