@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <functional>
 #include <memory>
+#include <string>
 
 #include "ferry/engine/engine.h"
 #include "support/golden_model.h"
@@ -52,7 +54,12 @@ struct Group {
   RebalanceOptions rebalance = {};
 };
 
+/// What a rank's run ended with.
+enum class End { all_requests, fault, error };
+
 struct Outcome {
+  End end = End::all_requests;
+  std::string error = {};
   Tokens tokens = Tokens(requests().size());  // also those before an error
   EngineStats stats = {};
 };
@@ -97,6 +104,32 @@ Tokens run_alone(const Model& model) {
   return outcome.tokens;
 }
 
+/// Runs all requests on ranks of which one ends as `on` says, once all have an engine, and calls
+/// `check` on every rank that still can.
+void lose_a_rank(const RanksOptions& on,
+                 const Model& model,
+                 const Group& group,
+                 const std::function<void(Rank, const Outcome&)>& check) {
+  on_ranks(on, [&](Transport& transport) {
+    const auto region = transport.allocate_region(0, 1);
+    const auto ready = [&] { others_are_ready(transport, *region, on.faulty_rank, 0); };
+    Outcome outcome;
+    const auto ended = [&](End end, const std::exception& e) {
+      outcome.end = end;
+      outcome.error = e.what();
+      transport.abort(e.what());
+    };
+    try {
+      run_engine(model, group, transport, ready, outcome);
+    } catch (const RankEnded& e) {
+      ended(End::fault, e);
+    } catch (const TransportError& e) {
+      ended(End::error, e);
+    }
+    check(transport.rank(), outcome);
+  });
+}
+
 struct Case {
   std::string transport;
   bool overlap = false;
@@ -124,19 +157,11 @@ TEST_P(SurvivorsOfAnyDeath, GiveTheTokensThatAllWouldHaveGiven) {
         .faulty_rank = kVictim,
         .killed_rank = kind.processes() ? kVictim : Rank{-1},
     };
-    on_ranks(on, [&](Transport& transport) {
-      const auto region = transport.allocate_region(0, 1);
-      const auto ready = [&] { others_are_ready(transport, *region, kVictim, 0); };
-      Outcome outcome;
-      try {
-        run_engine(model, group, transport, ready, outcome);
-        ASSERT_NE(transport.rank(), kVictim) << "it lived on";
-        if (transport.rank() != 0) return;
-        EXPECT_EQ(outcome.tokens, expected);
-        EXPECT_EQ(outcome.stats.ranks_lost, 1U);
-      } catch (const RankEnded& end) {
-        transport.abort(end.what());
-      }
+    lose_a_rank(on, model, group, [&](Rank rank, const Outcome& outcome) {
+      ASSERT_EQ(outcome.end, rank == kVictim ? End::fault : End::all_requests) << outcome.error;
+      if (rank != 0) return;
+      EXPECT_EQ(outcome.tokens, expected);
+      EXPECT_EQ(outcome.stats.ranks_lost, 1U);
     });
     ASSERT_FALSE(HasFailure()) << "put " << put;
   }
@@ -172,16 +197,8 @@ TEST(Survivors, NeverGiveAWrongTokenWhereExpertsMove) {
                           .faults = Faults{.ends_at_put = put, .ends_by_signal = true},
                           .faulty_rank = kVictim,
                           .killed_rank = kVictim};
-    on_ranks(on, [&](Transport& transport) {
-      const auto region = transport.allocate_region(0, 1);
-      const auto ready = [&] { others_are_ready(transport, *region, kVictim, 0); };
-      Outcome outcome;
-      try {
-        run_engine(model, group, transport, ready, outcome);
-      } catch (const TransportError& e) {
-        transport.abort(e.what());
-      }
-      for (std::size_t i = 0; i < expected.size() && transport.rank() == 0; ++i) {
+    lose_a_rank(on, model, group, [&](Rank rank, const Outcome& outcome) {
+      for (std::size_t i = 0; i < expected.size() && rank == 0; ++i) {
         const auto& heard = outcome.tokens[i];
         ASSERT_LE(heard.size(), expected[i].size());
         EXPECT_TRUE(std::equal(heard.begin(), heard.end(), expected[i].begin())) << "request " << i;
@@ -199,18 +216,8 @@ TEST(Survivors, EndWithAnErrorWhereTheyCannotGoOn) {
     const RanksOptions on{.ranks = kRanks,
                           .faults = Faults{.ends_at_put = 50, .ends_by_signal = false},
                           .faulty_rank = victim};
-    on_ranks(on, [&, victim = victim, redundant = redundant](Transport& transport) {
-      const auto region = transport.allocate_region(0, 1);
-      const auto ready = [&] { others_are_ready(transport, *region, victim, 0); };
-      Outcome outcome;
-      try {
-        run_engine(model, {.redundant = redundant}, transport, ready, outcome);
-        ADD_FAILURE() << "rank " << transport.rank() << " came to an end";
-      } catch (const RankEnded& end) {
-        transport.abort(end.what());
-      } catch (const TransportError& e) {
-        transport.abort(e.what());
-      }
+    lose_a_rank(on, model, {.redundant = redundant}, [](Rank rank, const Outcome& outcome) {
+      EXPECT_NE(outcome.end, End::all_requests) << "rank " << rank;
     });
   }
 }
