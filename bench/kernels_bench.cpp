@@ -1,9 +1,9 @@
-// One core's arithmetic. Matrix products: each instruction set, few and many rows, weights hot in
-// the caches or cold in memory. Counters: FLOP/s, and GB/s of weights read; the floor beside them
-// is ReadMemory below (bytes) and the unit's own peak (operations).
-// Rows as they travel: Encode and Decode of bf16 rows of 7168 values and WeightedSum of 8 of them,
-// once in the caches or 256 times through memory. Counter: bytes read and written; the floor beside
-// them is Copy, memcpy of the same bf16 rows.
+// One core's arithmetic. Matrix products: each instruction set and type of weights, few and many
+// rows, weights hot in the caches or cold in memory. Counters: FLOP/s, and GB/s of weights read;
+// the floor beside them is ReadMemory below (bytes) and Peak (operations), the unit's own on
+// registers alone. Rows as they travel: Encode and Decode of bf16 rows of 7168 values and
+// WeightedSum of 8 of them, once in the caches or 256 times through memory. Counter: bytes read and
+// written; the floor beside them is Copy, memcpy of the same bf16 rows.
 //   FERRY_BENCH_COLD_MB  memory the cold weights and ReadMemory spread over, default 512; 0: no
 //                        cold ones. Must exceed the share of the last-level cache to mean anything.
 #include <benchmark/benchmark.h>
@@ -43,26 +43,30 @@ Buffer filled(std::size_t bytes) {
   return buffer;
 }
 
-/// Packed matrices one behind the other: one when hot, as many as cold_bytes() when cold.
+std::size_t matrix_bytes(WeightType type) {
+  return PackedMatrix::packed_panel_bytes(type, kDepth) * (kColumns / ferry::kPanelColumns);
+}
+
+/// Packed matrices one behind the other: one when hot, as many as cold_bytes() when cold. The same
+/// bytes for all types: codes and scales of some value.
 const Buffer& weights(bool cold) {
-  static const std::size_t one = PackedMatrix::packed_panel_bytes(WeightType::bf16, kDepth) *
-                                 (kColumns / ferry::kPanelColumns);
+  static const std::size_t one = matrix_bytes(WeightType::bf16);
   static const Buffer hot_weights = filled(one);
   if (!cold) return hot_weights;
-  static const Buffer cold_weights = filled(std::max(one, cold_bytes() / one * one));
+  static const Buffer cold_weights = filled(std::max(one, cold_bytes()));
   return cold_weights;
 }
 
-void gemm(benchmark::State& state, Isa isa, bool cold) {
+void gemm(benchmark::State& state, Isa isa, WeightType type, bool cold) {
   const ferry::FlushDenormals flush;
   const auto rows = state.range(0);
   const ferry::Kernels& kernels = ferry::kernels_for(isa);
   const Buffer& memory = weights(cold);
   const Buffer in = filled(static_cast<std::size_t>(rows * kDepth) * 2);
   const Buffer out(static_cast<std::size_t>(rows * kColumns) * 4);
-  const Buffer scratch(kernels.gemm_scratch_bytes(WeightType::bf16, kDepth));
-  PackedMatrix matrix{WeightType::bf16, kDepth, kColumns, memory.data()};
-  const std::size_t bytes = matrix.panel_bytes() * static_cast<std::size_t>(matrix.panels());
+  const Buffer scratch(kernels.gemm_scratch_bytes(type, kDepth));
+  PackedMatrix matrix{type, kDepth, kColumns, memory.data()};
+  const std::size_t bytes = matrix_bytes(type);
   ferry::GemmArgs args;
   args.in = {in.data(), kDepth * 2, nullptr};
   args.rows = rows;
@@ -72,7 +76,7 @@ void gemm(benchmark::State& state, Isa isa, bool cold) {
   args.scratch = {scratch.data(), scratch.size()};
   for (auto _ : state) {
     kernels.gemm(args);
-    matrix.data += bytes;
+    if (cold) matrix.data += bytes;
     if (matrix.data + bytes > memory.data() + memory.size()) matrix.data = memory.data();
   }
   const auto each = benchmark::Counter::kIsIterationInvariantRate;
@@ -190,6 +194,26 @@ void register_wires(Isa isa) {
   }
 }
 
+/// The unit that many rows use, with all operands in registers.
+void peak(benchmark::State& state, Isa isa, WeightType type) {
+  const ferry::FlushDenormals flush;
+  constexpr std::int64_t kRounds = 10000;
+  std::uint64_t operations = 0;
+  for (auto _ : state) operations = ferry::kernels_for(isa).multiply_in_registers(type, kRounds);
+  state.counters["flops"] = benchmark::Counter(static_cast<double>(operations),
+                                               benchmark::Counter::kIsIterationInvariantRate);
+}
+
+void register_gemm(Isa isa, WeightType type, bool cold) {
+  const std::string name = "Gemm/" + std::string(ferry::isa_name(isa)) + "/" +
+                           std::string(ferry::weight_type_name(type)) +
+                           (cold ? "/cold/rows" : "/hot/rows");
+  auto* bench = benchmark::RegisterBenchmark(name.c_str(), gemm, isa, type, cold);
+  bench->Arg(1)->Unit(benchmark::kMicrosecond);
+  if (isa == Isa::scalar) return;
+  for (const std::int64_t rows : {2, 3, 4, 8, 16, 32, 64, 128, 512}) bench->Arg(rows);
+}
+
 void register_all() {
   benchmark::RegisterBenchmark("Copy/rows", copy_rows)->Arg(1)->Arg(256);
   for (const Isa isa : {Isa::avx2, Isa::avx512})
@@ -198,14 +222,13 @@ void register_all() {
   if (with_cold) benchmark::RegisterBenchmark("ReadMemory", read_memory);
   for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx}) {
     if (!ferry::isa_supported(isa)) continue;
-    for (const bool cold : {false, true}) {
-      if (cold && (!with_cold || isa == Isa::scalar)) continue;
-      const std::string name =
-          "Gemm/" + std::string(ferry::isa_name(isa)) + (cold ? "/cold/rows" : "/hot/rows");
-      auto* bench = benchmark::RegisterBenchmark(name.c_str(), gemm, isa, cold);
-      bench->Arg(1)->Unit(benchmark::kMicrosecond);
-      if (isa == Isa::scalar) continue;
-      for (const std::int64_t rows : {2, 3, 4, 8, 16, 32, 64, 128, 512}) bench->Arg(rows);
+    for (const WeightType type :
+         {WeightType::bf16, WeightType::fp8, WeightType::int8, WeightType::int4}) {
+      const std::string peak_name = "Peak/" + std::string(ferry::isa_name(isa)) + "/" +
+                                    std::string(ferry::weight_type_name(type));
+      benchmark::RegisterBenchmark(peak_name.c_str(), peak, isa, type);
+      register_gemm(isa, type, false);
+      if (with_cold && isa != Isa::scalar) register_gemm(isa, type, true);
     }
   }
 }

@@ -11,21 +11,6 @@
 constexpr std::int64_t kGroupPanels = 4;
 constexpr RowBudget kReadyRows{.bytes = 512 * 1024, .fewest = 8, .most = 128};
 
-/// Brings the panels that come next into the L2 cache, a few lines at each step of the products
-/// before: at 16 rows a panel takes about as long to multiply as to read.
-struct Prefetcher {
-  const std::byte* next;
-  const std::byte* end;
-  std::int64_t lines_a_step;
-
-  void reading(const std::byte* /*line*/) {}
-
-  void step() {
-    for (std::int64_t i = 0; i < lines_a_step && next < end; ++i, next += 64)
-      __builtin_prefetch(next, /*for writing*/ 0, /*into L2*/ 2);
-  }
-};
-
 /// The few rows that go through each panel once wait for nothing but memory, unless codes are
 /// unpacked for them. Then what is read next, prefetched a little ahead into the L1 cache, comes a
 /// fifth faster than with the Prefetcher of the next panels (AMD Zen 5).
@@ -47,7 +32,7 @@ struct F32Sums {
 
   static std::int64_t panel_bytes(std::int64_t k) { return k * kPanelColumns * 4; }
 
-  static std::int64_t steps(std::int64_t k) { return k; }
+  static std::int64_t steps(std::int64_t k) { return (k + kBf16KBlock - 1) / kBf16KBlock; }
 
   template <int R, int P, class Fetch>
   static void run(const std::byte* const* a,
@@ -59,14 +44,17 @@ struct F32Sums {
     F32x16 sum[R][P];
     for (int r = 0; r < R; ++r)
       for (int p = 0; p < P; ++p) sum[r][p] = splat(0.0F);
-    for (std::int64_t i = 0; i < k; ++i) {
-      F32x16 x[R];
-      for (int r = 0; r < R; ++r) x[r] = splat(floats_of(a[r])[i]);
-      for (int p = 0; p < P; ++p) {
-        const std::byte* from = w + p * w_step + i * (kPanelColumns * 4);
-        fetch.reading(from);
-        const F32x16 y = load(floats_of(from));
-        for (int r = 0; r < R; ++r) sum[r][p] = fma(x[r], y, sum[r][p]);
+    for (std::int64_t block = 0; block < k; block += kBf16KBlock) {
+      const std::int64_t end = smaller(k, block + kBf16KBlock);
+      for (std::int64_t i = block; i < end; ++i) {
+        F32x16 x[R];
+        for (int r = 0; r < R; ++r) x[r] = splat(floats_of(a[r])[i]);
+        for (int p = 0; p < P; ++p) {
+          const std::byte* from = w + p * w_step + i * (kPanelColumns * 4);
+          fetch.reading(from);
+          const F32x16 y = load(floats_of(from));
+          for (int r = 0; r < R; ++r) sum[r][p] = fma(x[r], y, sum[r][p]);
+        }
       }
       fetch.step();
     }
@@ -85,7 +73,7 @@ struct PairSums {
 
   static std::int64_t panel_bytes(std::int64_t k) { return Pairs16::panel_bytes(k); }
 
-  static std::int64_t steps(std::int64_t k) { return k / 2; }
+  static std::int64_t steps(std::int64_t k) { return k / kBf16KBlock; }
 
   /// Adds one block's sums.
   template <int R, int P, class Fetch>
@@ -109,8 +97,8 @@ struct PairSums {
           odd[r][p] = fma(splat(floats_of(a[r])[i + 1]), y.odd, odd[r][p]);
         }
       }
-      fetch.step();
     }
+    fetch.step();
     for (int r = 0; r < R; ++r)
       for (int p = 0; p < P; ++p) sum[r][p] = add(sum[r][p], add(even[r][p], odd[r][p]));
   }
@@ -210,14 +198,11 @@ Prefetcher next_group(const GemmArgs& args,
                       std::int64_t k,
                       std::int64_t after) {
   const std::int64_t ahead = larger(0, smaller(kGroupPanels, args.last_panel - after));
-  const std::int64_t lines = ahead * panels.bytes / 64;
   const std::int64_t rest = args.rows % Sums::kRows;
   const std::int64_t calls = args.rows / Sums::kRows * (kGroupPanels / Sums::kPanels) +
                              (rest / 2 + rest % 2) * (kGroupPanels / Tiling::kFewPanels);
   const std::int64_t steps = calls * Sums::steps(k);
-  return {.next = panels.source(after),
-          .end = panels.source(after + ahead),
-          .lines_a_step = (lines + steps - 1) / larger(steps, 1)};
+  return prefetcher_of(panels.source(after), ahead * panels.bytes, steps);
 }
 
 /// Calls body(block, its panels) for each group of panels.

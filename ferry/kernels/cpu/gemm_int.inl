@@ -14,7 +14,30 @@ struct IntSums {
     return k / Codes::kPerByte * kPanelColumns + k / Codes::group(k) * (kPanelColumns * 4);
   }
 
-  static std::int64_t steps(std::int64_t k) { return k / (4 * Codes::kParts); }
+  static std::int64_t steps(std::int64_t k) { return k / kIntKBlock; }
+
+  /// Adds one block's products.
+  template <int R, int P, class Fetch>
+  static void add_block(const std::byte* const* a,
+                        std::int64_t block,
+                        const std::byte* w,
+                        std::int64_t w_step,
+                        Fetch& fetch,
+                        I32x16 (&sum)[R][P]) {
+    for (std::int64_t i = block; i < block + kIntKBlock; i += 4 * Codes::kParts) {
+      Bytes64 x[Codes::kParts][R];
+      for (int part = 0; part < Codes::kParts; ++part)
+        for (int r = 0; r < R; ++r) x[part][r] = splat_four(a[r] + i + std::ptrdiff_t{4} * part);
+      for (int p = 0; p < P; ++p) {
+        Bytes64 codes[Codes::kParts];
+        const std::byte* from = w + p * w_step + i / Codes::kPerByte * kPanelColumns;
+        fetch.reading(from);
+        Codes::unpack(load_bytes(from), codes);
+        for (int part = 0; part < Codes::kParts; ++part)
+          for (int r = 0; r < R; ++r) sum[r][p] = dot_fours(sum[r][p], codes[part], x[part][r]);
+      }
+    }
+  }
 
   template <int R, int P, class Fetch>
   static void run(const std::byte* const* a,
@@ -33,19 +56,8 @@ struct IntSums {
       I32x16 sum[R][P];
       for (int r = 0; r < R; ++r)
         for (int p = 0; p < P; ++p) sum[r][p] = no_integers();
-      constexpr std::int64_t kStep = 4 * Codes::kParts;
-      for (std::int64_t i = g * group; i < (g + 1) * group; i += kStep) {
-        Bytes64 x[Codes::kParts][R];
-        for (int part = 0; part < Codes::kParts; ++part)
-          for (int r = 0; r < R; ++r) x[part][r] = splat_four(a[r] + i + std::ptrdiff_t{4} * part);
-        for (int p = 0; p < P; ++p) {
-          Bytes64 codes[Codes::kParts];
-          const std::byte* from = w + p * w_step + i / Codes::kPerByte * kPanelColumns;
-          fetch.reading(from);
-          Codes::unpack(load_bytes(from), codes);
-          for (int part = 0; part < Codes::kParts; ++part)
-            for (int r = 0; r < R; ++r) sum[r][p] = dot_fours(sum[r][p], codes[part], x[part][r]);
-        }
+      for (std::int64_t i = g * group; i < (g + 1) * group; i += kIntKBlock) {
+        add_block<R, P>(a, i, w, w_step, fetch, sum);
         fetch.step();
       }
       for (int p = 0; p < P; ++p) {

@@ -1,8 +1,8 @@
 // What the machine can do at most, for the floors that benchmarks print. One source for every
 // instruction set: included after gemm.inl, inside an anonymous namespace.
 
-/// Enough chains for two units of four cycles, in AVX2's halves too.
-constexpr int kChains = Tiling::kRows < 4 ? 5 : 8;
+/// Enough chains for two units of four cycles (of five, for bytes), in AVX2's halves too.
+constexpr int kChains = Tiling::kRows < 4 ? 5 : 12;
 
 /// Chains of multiply-adds in registers.
 inline std::uint64_t multiply_floats(std::int64_t rounds) {

@@ -49,18 +49,6 @@ inline void gather_rows(const std::byte* const* in,
   }
 }
 
-/// Brings the next panels into L2, a few lines at each step of the product before.
-struct Prefetcher {
-  const std::byte* next;
-  const std::byte* end;
-  std::int64_t lines_a_step;
-
-  void step() {
-    for (std::int64_t i = 0; i < lines_a_step && next < end; ++i, next += 64)
-      _mm_prefetch(next, _MM_HINT_T1);
-  }
-};
-
 template <class Weights>
 std::int64_t tiles_of(std::int64_t k) {
   return (k + Weights::kTileDepth - 1) / Weights::kTileDepth;
@@ -167,10 +155,8 @@ void some_panels(const GemmArgs& args, const TileScratch& scratch, std::int64_t 
   const std::int64_t row_tiles = (args.rows + kTileRows - 1) / kTileRows;
 
   const std::int64_t steps = (row_tiles + 1) / 2 * tiles;
-  const std::int64_t lines = 2 * panel_bytes / 64;
-  const std::byte* next = packed + P * panel_bytes;
   const std::int64_t ahead = smaller(2, args.last_panel - panel - P);
-  Prefetcher prefetcher{next, next + ahead * panel_bytes, (lines + steps - 1) / larger(steps, 1)};
+  Prefetcher prefetcher = prefetcher_of(packed + P * panel_bytes, ahead * panel_bytes, steps);
 
   const TilePanels panels = Weights::template ready_panels<P>(packed, tiles, scratch.panels);
   const std::int64_t block = Weights::block_tiles(tiles, row_tiles);

@@ -295,3 +295,9 @@ inline float fold_max(F32x16 a) {
 inline void stream_line(std::byte* to, const std::byte* from) { std::memcpy(to, from, 64); }
 
 inline void stream_fence() {}
+
+/// Asks for lines from `from` on to be brought into the L2 cache; returns what is behind them.
+inline const std::byte* prefetch_lines(const std::byte* from, std::int64_t lines) {
+  for (; lines > 0; --lines, from += 64) __builtin_prefetch(from, /*for writing*/ 0, /*into L2*/ 2);
+  return from;
+}

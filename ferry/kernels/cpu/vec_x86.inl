@@ -25,3 +25,17 @@ inline std::uint32_t fold_max_words(__m256i most) {
   const __m128i least = _mm_minpos_epu16(inverted);
   return ~static_cast<std::uint32_t>(_mm_cvtsi128_si32(least)) << 16;
 }
+
+/// Asks for lines from `from` on to be brought into the L2 cache; returns what is behind them.
+inline const std::byte* prefetch_lines(const std::byte* from, std::int64_t lines) {
+  asm volatile(
+      "jmp 2f\n"
+      "1: prefetcht1 (%0)\n"
+      "add $64, %0\n"
+      "2: sub $1, %1\n"
+      "jns 1b"
+      : "+r"(from), "+r"(lines)
+      :
+      : "cc");
+  return from;
+}
