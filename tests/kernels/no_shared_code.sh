@@ -4,7 +4,7 @@
 # instruction set may define no weak symbols. Usage: no_shared_code.sh OBJECT...
 status=0
 for object in "$@"; do
-  case "$object" in
+  case "${object##*/}" in
     *avx2*|*avx512*|*amx*) ;;
     *) continue ;;
   esac
