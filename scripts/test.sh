@@ -19,4 +19,4 @@ scripts/setup.sh tests
 grep -qs 'FERRY_BUILD_TESTS:BOOL=ON' build/release/CMakeCache.txt && [[ -f build/release/build.ninja ]] ||
   cmake --preset release -DFERRY_BUILD_TESTS=ON -DFERRY_BUILD_BENCH=ON
 cmake --build --preset release
-ctest --preset release -j 2 "${long[@]}" "$@"
+ctest --preset release -j 4 "${long[@]}" "$@"

@@ -30,8 +30,9 @@ void must(const std::string& line) {
 
 std::string NetworkHosts::why_not() {
   if (geteuid() != 0) return "only root makes network namespaces";
-  if (!command("ip -V") || !command("tc -V")) return "ip and tc are not installed (iproute2)";
-  return "";
+  // Looked for once: GoogleTest asks for the parameters of every suite before it runs any test.
+  static const bool installed = command("command -v ip && command -v tc");
+  return installed ? "" : "ip and tc are not installed (iproute2)";
 }
 
 NetworkHosts::NetworkHosts(int count) : owner_(getpid()) {
