@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "ferry/kernels/kernels.h"
 #include "ferry/kernels/packed_matrix.h"
@@ -105,6 +106,20 @@ void put_codes(WeightType type,
   }
 }
 
+/// Whether any of these fp8 codes is a NaN.
+bool has_nan(const std::byte* codes, std::int64_t count) {
+  constexpr auto kNan = std::byte{0x7f};  // whatever the sign
+  return std::any_of(codes, codes + count, [](std::byte code) { return (code & kNan) == kNan; });
+}
+
+/// A NaN among the codes of a group moves to the group's scale, where it does the same to the
+/// column's results: kernels need not look for it.
+void move_nan_to_scales(const std::byte* codes, std::int64_t k, float* scales) {
+  for (std::int64_t first = 0; first < k; first += kFp8Block, scales += kPanelColumns)
+    if (has_nan(codes + first, std::min<std::int64_t>(kFp8Block, k - first)))
+      *scales = std::numeric_limits<float>::quiet_NaN();
+}
+
 std::byte code_of_zeros(WeightType type) {
   if (type == WeightType::int8) return std::byte{0x80};
   return type == WeightType::int4 ? std::byte{0x88} : std::byte{0};
@@ -124,9 +139,11 @@ void pack_codes(const PackArgs& args) {
     std::fill_n(scales, groups * kPanelColumns, 0.0F);
     for (std::int64_t c = 0; c < kPanelColumns && panel * kPanelColumns + c < args.n; ++c) {
       const std::int64_t row = panel * kPanelColumns + c;
-      put_codes(args.type, args.source + row * code_row_bytes(args.type, args.k), args.k, c, out);
+      const std::byte* codes = args.source + row * code_row_bytes(args.type, args.k);
+      put_codes(args.type, codes, args.k, c, out);
       for (std::int64_t g = 0; g < groups; ++g)
         scales[g * kPanelColumns + c] = args.scales[row / args.scale_rows * groups + g] * factor;
+      if (args.type == WeightType::fp8) move_nan_to_scales(codes, args.k, scales + c);
     }
   }
 }

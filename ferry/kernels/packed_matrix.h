@@ -67,7 +67,7 @@ constexpr std::int64_t weight_groups(WeightType type, std::int64_t k) {
 ///   its
 ///          lower half and number 4 + j in its upper; then scales
 ///   fp8    [k_padded / 2][2][16 columns] of codes, then scales, 2^8 times as large: codes are read
-///          as f16, which makes 2^-8 of their values
+///          as f16, which makes 2^-8 of their values. A code of NaN makes its column's scale NaN
 /// Scales are f32 [groups][16 columns]; k_padded = k rounded up to whole blocks.
 struct PackedMatrix {
   WeightType type = WeightType::f32;

@@ -143,6 +143,51 @@ TEST(PackMatrix, PutsCodesAndScalesAtTheirPlacesAndZerosElsewhere) {
   }
 }
 
+/// Products with one code of NaN: its column is NaN in every row, even where the row is 0 there,
+/// and no other is touched.
+TEST(PackMatrix, ANanAmongFp8CodesSpoilsItsColumn) {
+  const FlushDenormals flush;
+  constexpr std::int64_t kDepth = 200;
+  constexpr std::int64_t kColumns = 20;
+  constexpr std::int64_t kRows = 20;
+  const std::vector<std::byte> in(kRows * kDepth * 2);  // zeros
+  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx}) {
+    if (!isa_supported(isa)) continue;
+    const Kernels& kernels = kernels_for(isa);
+    for (const std::byte nan : {std::byte{0x7f}, std::byte{0xff}}) {
+      std::vector<std::byte> codes(kColumns * kDepth, std::byte{0x38});
+      codes[17 * kDepth + 190] = nan;
+      const std::vector<float> scales(2, 1.0F);
+      PackedMatrix m{WeightType::fp8, kDepth, kColumns, nullptr};
+      const Buffer packed(static_cast<std::size_t>(m.panels()) * m.panel_bytes());
+      pack_matrix({.type = WeightType::fp8,
+                   .source = codes.data(),
+                   .scales = scales.data(),
+                   .scale_rows = kFp8Block,
+                   .k = kDepth,
+                   .n = kColumns,
+                   .out = packed.data()});
+      m.data = packed.data();
+      for (const std::int64_t rows : {std::int64_t{1}, kRows}) {
+        std::vector<float> out(kRows * kColumns);
+        std::vector<std::byte> scratch(kernels.gemm_scratch_bytes(WeightType::fp8, kDepth));
+        GemmArgs args;
+        args.in = {in.data(), kDepth * 2, nullptr};
+        args.rows = rows;
+        args.weights = &m;
+        args.last_panel = m.panels();
+        args.out = {as_bytes(out.data()), kColumns * 4};
+        args.scratch = scratch;
+        kernels.gemm(args);
+        for (std::int64_t i = 0; i < rows * kColumns; ++i) {
+          const float got = out[static_cast<std::size_t>(i)];
+          EXPECT_EQ(std::isnan(got), i % kColumns == 17) << isa_name(isa) << " element " << i;
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 }  // namespace ferry::testing

@@ -237,6 +237,10 @@ void many_passes(const GemmArgs& args, const ReadyRows& in, std::int64_t k, cons
     Prefetcher fetch = next_group<Sums>(args, panels, k, block.first_panel + block.panels);
     for (; block.first_row + Sums::kRows <= args.rows; block.first_row += Sums::kRows)
       some_rows<Sums, Sums::kRows, Sums::kPanels>(args, in, k, w, fetch, block);
+    if constexpr (Sums::kRows > 3) {
+      if (args.rows - block.first_row == 3)
+        return some_rows<Sums, 3, Tiling::kPassPanels>(args, in, k, w, fetch, block);
+    }
     if constexpr (Sums::kRows > 2) {
       for (; block.first_row + 2 <= args.rows; block.first_row += 2)
         some_rows<Sums, 2, Tiling::kFewPanels>(args, in, k, w, fetch, block);

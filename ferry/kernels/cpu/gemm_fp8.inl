@@ -13,7 +13,7 @@ struct Fp8Pairs {
   static std::int64_t panel_bytes(std::int64_t k) { return fp8_panel_bytes(k); }
 
   static Pairs load(const std::byte* p) {
-    const Sixteens x = load_two_fp8(p);
+    const Sixteens x = load_two_finite_fp8(p);
     return {x.first, x.second};
   }
 };

@@ -101,11 +101,12 @@ inline void store_f16_part(std::byte* p, F32x16 x, int count) {
   std::memcpy(p, part.data, static_cast<std::size_t>(count) * 2);
 }
 
-inline F32x16 load_fp8(const std::byte* p) {
-  const __m256i halves = fp8_to_f16(load_eight(p));
+inline F32x16 widen_f16(__m256i halves) {
   return {_mm256_cvtph_ps(_mm256_castsi256_si128(halves)),
           _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
 }
+
+inline F32x16 load_fp8(const std::byte* p) { return widen_f16(fp8_to_f16(load_eight(p))); }
 
 inline F32x16 load_fp8_part(const std::byte* p, int count) {
   return load_fp8(copy_part(p, count, 1).data);
@@ -116,6 +117,11 @@ struct Sixteens {
 };
 
 inline Sixteens load_two_fp8(const std::byte* p) { return {load_fp8(p), load_fp8(p + 16)}; }
+
+inline Sixteens load_two_finite_fp8(const std::byte* p) {
+  return {widen_f16(finite_fp8_to_f16(load_eight(p))),
+          widen_f16(finite_fp8_to_f16(load_eight(p + 16)))};
+}
 
 inline F32x16 load_int8(const std::byte* p) {
   const __m128i x = load_eight(p);

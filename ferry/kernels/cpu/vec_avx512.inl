@@ -83,17 +83,30 @@ struct Sixteens {
   F32x16 first, second;
 };
 
-/// fp8_to_f16 (vec_x86.inl) with twice the lanes.
-inline Sixteens load_two_fp8(const std::byte* p) {
-  const __m512i wide =
-      _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p)));
-  const __m512i moved = _mm512_srai_epi16(_mm512_slli_epi16(wide, 8), 1);
-  const __m512i magnitude = _mm512_and_si512(wide, _mm512_set1_epi16(0x7f));
-  const __mmask32 nan = _mm512_cmpeq_epi16_mask(magnitude, _mm512_set1_epi16(0x7f));
-  const __m512i number = _mm512_and_si512(moved, _mm512_set1_epi16(static_cast<short>(0xbfff)));
-  const __m512i halves = _mm512_mask_mov_epi16(number, nan, _mm512_set1_epi16(0x7e00));
+inline Sixteens widen_two_f16(__m512i halves) {
   return {{_mm512_cvtph_ps(_mm512_castsi512_si256(halves))},
           {_mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1))}};
+}
+
+/// finite_fp8_to_f16 and fp8_to_f16 (vec_x86.inl) with twice the lanes.
+inline __m512i finite_fp8_to_f16(__m256i codes) {
+  const __m512i moved = _mm512_slli_epi16(_mm512_cvtepi8_epi16(codes), 7);
+  return _mm512_and_si512(moved, _mm512_set1_epi16(static_cast<short>(0xbfff)));
+}
+
+inline __m512i fp8_to_f16(__m256i codes) {
+  const __m512i magnitude = _mm512_and_si512(_mm512_cvtepu8_epi16(codes), _mm512_set1_epi16(0x7f));
+  const __mmask32 nan = _mm512_cmpeq_epi16_mask(magnitude, _mm512_set1_epi16(0x7f));
+  return _mm512_mask_mov_epi16(finite_fp8_to_f16(codes), nan, _mm512_set1_epi16(0x7e00));
+}
+
+inline Sixteens load_two_fp8(const std::byte* p) {
+  return widen_two_f16(fp8_to_f16(_mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p))));
+}
+
+inline Sixteens load_two_finite_fp8(const std::byte* p) {
+  return widen_two_f16(
+      finite_fp8_to_f16(_mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p))));
 }
 
 inline F32x16 widen_int8(__m128i x) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x))}; }

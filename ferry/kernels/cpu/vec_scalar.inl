@@ -155,6 +155,9 @@ struct Sixteens {
 
 inline Sixteens load_two_fp8(const std::byte* p) { return {load_fp8(p), load_fp8(p + 16)}; }
 
+/// The same. REQUIRES: no NaN, which takes half the instructions.
+inline Sixteens load_two_finite_fp8(const std::byte* p) { return load_two_fp8(p); }
+
 inline F32x16 load_int8_part(const std::byte* p, int count) {
   return each_lane(
       [&](int j) { return j < count ? static_cast<float>(static_cast<std::int8_t>(p[j])) : 0.0F; });

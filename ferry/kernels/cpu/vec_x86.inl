@@ -1,15 +1,18 @@
 // What the AVX2 and the AVX-512 files share. Included before them, inside an anonymous namespace.
 
 /// 16 codes of e4m3fn as f16 of 2^-8 the value: that moves the bits and leaves the exponent's bias,
-/// and keeps denormals, which VCVTPH2PS converts whatever the thread flushes.
+/// and keeps denormals, which VCVTPH2PS converts whatever the thread flushes. The sign comes to be
+/// there twice and is cleared once. REQUIRES: no NaN.
+inline __m256i finite_fp8_to_f16(__m128i codes) {
+  const __m256i moved = _mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7);
+  return _mm256_and_si256(moved, _mm256_set1_epi16(static_cast<short>(0xbfff)));
+}
+
 inline __m256i fp8_to_f16(__m128i codes) {
-  const __m256i wide = _mm256_cvtepu8_epi16(codes);
-  const __m256i moved =
-      _mm256_srai_epi16(_mm256_slli_epi16(wide, 8), 1);  // the sign is there twice
-  const __m256i number = _mm256_and_si256(moved, _mm256_set1_epi16(static_cast<short>(0xbfff)));
-  const __m256i no_sign = _mm256_or_si256(wide, _mm256_set1_epi16(0x80));
+  const __m256i no_sign = _mm256_or_si256(_mm256_cvtepu8_epi16(codes), _mm256_set1_epi16(0x80));
   const __m256i nan = _mm256_cmpeq_epi16(no_sign, _mm256_set1_epi16(0xff));
-  return _mm256_or_si256(number, _mm256_and_si256(nan, _mm256_set1_epi16(0x7e00)));
+  return _mm256_or_si256(finite_fp8_to_f16(codes),
+                         _mm256_and_si256(nan, _mm256_set1_epi16(0x7e00)));
 }
 
 constexpr int kFp8Normal = 121;  // exponent bits of 2^-6, the smallest normal number of e4m3fn
