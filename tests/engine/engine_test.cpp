@@ -152,6 +152,7 @@ TEST_P(GoldenModel, GreedyContinuationIsThatOfTransformers) {
 }
 
 TEST_P(GoldenModel, LogitsAreTheSameBitsHoweverARequestIsRun) {
+  if (!test::runs_all_ways(GetParam())) GTEST_SKIP() << test::kMainRunHasIt;
   for (const DType weights : {DType::f32, DType::bf16}) {
     const std::vector<Request> requests = many_requests(GetParam());
     std::vector<Outcome> alone;
@@ -173,6 +174,7 @@ TEST_P(GoldenModel, LogitsAreTheSameBitsHoweverARequestIsRun) {
 
 /// Heads need not divide by the ranks of a group, and there may be more ranks than key-value heads.
 TEST_P(GoldenModel, LogitsAreTheSameBitsForAnySizeOfGroups) {
+  if (!test::runs_all_ways(GetParam())) GTEST_SKIP() << test::kMainRunHasIt;
   const std::vector<Request> requests = many_requests(GetParam());
   for (const DType weights : {DType::f32, DType::bf16}) {
     const std::vector<Outcome> expected = generate(GetParam(), requests, {.weights = weights});
@@ -202,6 +204,7 @@ BalanceOptions restless(Policy policy, std::size_t step_bytes) {
 }
 
 TEST_P(GoldenModel, RebalancingChangesNoBit) {
+  if (!test::runs_all_ways(GetParam())) GTEST_SKIP() << test::kMainRunHasIt;
   const std::vector<Request> requests = many_requests(GetParam());
   int switches = 0;
   for (const DType weights : {DType::f32, DType::bf16}) {

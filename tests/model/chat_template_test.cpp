@@ -193,7 +193,8 @@ TEST(Jinja, NestingIsBounded) {
 }
 
 TEST(Jinja, WorkIsBounded) {
-  const std::clock_t start = std::clock();  // of the processor: the machine may be busy
+  // Time of the processor: the machine may be busy. Sanitizers have a time of their own.
+  [[maybe_unused]] const std::clock_t start = std::clock();
   EXPECT_THAT(failure_of("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"),
               HasSubstr("too deeply"));
   const std::string loop = "{% for i in range(99999) %}{% for j in range(99999) %}";
@@ -215,7 +216,9 @@ TEST(Jinja, WorkIsBounded) {
     SCOPED_TRACE(grow);
     failure_of(ns + grow + "{% endfor %}");
   }
+#ifndef FERRY_SANITIZE
   EXPECT_LT(std::clock() - start, 120 * CLOCKS_PER_SEC);
+#endif
 }
 
 TEST(ChatTemplate, TheClockIsReadWhenNoneIsGiven) {

@@ -101,6 +101,7 @@ TEST_P(Golden, RoundedWeightsStayClose) {
 
 /// All ways to run must give the bytes of the plainest one.
 TEST_P(Golden, BytesDependOnNothingButTheTokens) {
+  if (!test::runs_all_ways(GetParam())) GTEST_SKIP() << test::kMainRunHasIt;
   for (const WeightType weights : weight_types()) {
     const Logits plain =
         test::run_model(model(), sequences_, {.weights = weights, .together = false});

@@ -14,6 +14,7 @@
 #include "ferry/model/decoder.h"
 #include "ferry/transport/launch.h"
 #include "support/files.h"
+#include "support/long_tests.h"
 
 namespace ferry::test {
 
@@ -40,6 +41,21 @@ inline constexpr std::array kGoldenModels = {"deepseek_v2_groups_bf16",
                                              "qwen3_f16_tied_sharded",
                                              "qwen3_new_config_mixed",
                                              "qwen3_untied"};
+
+/// Whether tests run `model` in all ways (ranks, groups, chunks, threads, experts that move). What
+/// is common to all families is so; in a slow run one is enough for each kind of attention and
+/// routing.
+inline bool runs_all_ways(std::string_view model) {
+  constexpr std::array kOfEachKind = {"deepseek_v3",
+                                      "gpt_oss_mxfp4",
+                                      "llama4_text",
+                                      "mixtral_window_bf16",
+                                      "qwen2_bf16_sparse_step"};
+  return !slow_run() ||
+         std::find(kOfEachKind.begin(), kOfEachKind.end(), model) != kOfEachKind.end();
+}
+
+inline constexpr const char* kMainRunHasIt = "the main run has it for every model";
 
 /// One prompt, the 32 tokens that transformers continues it with, and its f32 logits.
 struct GoldenPrompt {
