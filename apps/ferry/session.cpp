@@ -129,7 +129,8 @@ Session open_session(const RunOptions& options) {
                   .experts = std::move(experts)};
   session.max_context = resolve_context(session.config(), options.engine.max_context);
   session.weights = choose_weights(session.checkpoint, options.weights);
-  if (std::filesystem::exists(options.model / "tokenizer.json"))
+  if (std::filesystem::exists(options.model / "tokenizer.json") ||
+      std::filesystem::exists(options.model / "tiktoken.model"))
     session.tokenizer = Tokenizer::load(options.model);
   choose_backend_of(session);
   add_model(session, session.options.launch.agreement);
@@ -138,8 +139,9 @@ Session open_session(const RunOptions& options) {
 
 const Tokenizer& need_tokenizer(const Session& session) {
   if (!session.tokenizer) {
-    fail<ModelError>("{}: no such file; text needs it (ids do not: see --input-ids)",
-                     (session.options.model / "tokenizer.json").string());
+    fail<ModelError>(
+        "{}: no such file, nor tiktoken.model; text needs one (ids do not: --input-ids)",
+        (session.options.model / "tokenizer.json").string());
   }
   return *session.tokenizer;
 }

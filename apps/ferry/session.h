@@ -21,7 +21,7 @@ namespace ferry {
 struct Session {
   RunOptions options;
   Checkpoint checkpoint;
-  std::optional<Tokenizer> tokenizer;  ///< absent when the checkpoint has no tokenizer.json
+  std::optional<Tokenizer> tokenizer;  ///< absent when the checkpoint has none
   int max_context = 0;
   WeightChoice weights;
   ExpertPlacement experts;  ///< where they lie at the start; a layer for each of the model's

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "apps/program.h"
@@ -16,7 +17,7 @@ using test::operator+;
 json run_json(const Arguments& arguments, const Arguments& environment = {}) {
   const auto outcome = test::run_program(arguments + Arguments{"--json"}, environment);
   EXPECT_EQ(outcome.status, 0) << outcome.err;
-  const json report = json::parse(outcome.out, nullptr, /*allow_exceptions=*/false);
+  json report = json::parse(outcome.out, nullptr, /*allow_exceptions=*/false);
   EXPECT_FALSE(report.is_discarded()) << "stdout holds more than JSON: " << outcome.out;
   return report;
 }
@@ -39,7 +40,7 @@ std::string write_golden_ids(const test::TempDir& directory, const std::string& 
     std::string line = prompt["input_ids"].dump();
     text += line.substr(1, line.size() - 2) + "\n";
   }
-  const std::string file = (directory.path() / "ids.txt").string();
+  std::string file = (directory.path() / "ids.txt").string();
   test::write_file(file, text);
   return file;
 }
@@ -199,6 +200,22 @@ TEST(Generate, PeopleSeeTheTextOfOnePromptAndEachOfMany) {
       common + Arguments{"--prompts", (directory.path() / "p.txt").string(), "--quiet"});
   const std::string one = "> hello there\n" + result["text"].get<std::string>() + "\n\n";
   EXPECT_EQ(many.out, one + one);
+}
+
+TEST(Generate, TextNeedsATokenizerOfEitherKind) {
+  const test::TempDir directory;
+  const std::filesystem::path model = directory.path() / "model";
+  std::filesystem::copy(test::data_dir("kimi_k2"), model);
+  const Arguments call{
+      "generate", "--model", model.string(), "--prompt", "zq", "--max-new-tokens", "3", "--quiet"};
+  std::filesystem::remove(model / "tokenizer.json");
+  test::expect_one_line(test::run_program(call), 1, "nor tiktoken.model");
+  for (const char* file : {"tiktoken.model", "tokenizer_config.json"})
+    std::filesystem::copy_file(test::data_dir("tokenizer_kimi") / file,
+                               model / file,
+                               std::filesystem::copy_options::overwrite_existing);
+  const json report = run_json(call);
+  EXPECT_NE(report["results"][0]["text"], "");
 }
 
 TEST(Generate, LongPromptsAreCutIntoStepsWithoutATrace) {
