@@ -1,7 +1,6 @@
 #include "ferry/transport/gather_words.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "ferry/core/error.h"
 
@@ -17,7 +16,7 @@ std::vector<std::uint64_t> gather_words(std::span<const std::uint64_t> own,
   const std::size_t most = transport.capabilities().max_put_bytes;
   const auto region = transport.allocate_region(ranks * bytes, transport.size());
   const std::span<std::byte> all = region->local();
-  std::memcpy(all.data() + at, own.data(), bytes);
+  std::ranges::copy(std::as_bytes(own), all.subspan(at).begin());  // memcpy may not take no words
   std::uint64_t puts = 0;  // from each rank to each other one
   for (std::size_t done = 0; done < bytes; ++puts) {
     const std::size_t piece = std::min(most, bytes - done);
@@ -39,7 +38,7 @@ std::vector<std::uint64_t> gather_words(std::span<const std::uint64_t> own,
                          fmt::format("rank {} did not say its {} in time", peer, what));
   }
   std::vector<std::uint64_t> words(ranks * own.size());
-  std::memcpy(words.data(), all.data(), all.size());
+  std::ranges::copy(all, std::as_writable_bytes(std::span(words)).begin());
   return words;
 }
 
