@@ -37,6 +37,12 @@ std::vector<std::uint64_t> gather_words(std::span<const std::uint64_t> own,
                          peer,
                          fmt::format("rank {} did not say its {} in time", peer, what));
   }
+  // What was put must stay where it is until its peer has it.
+  if (transport.barrier(deadline_in(timeout)) == WaitResult::timed_out) {
+    throw TransportError(TransportError::Kind::timeout,
+                         -1,
+                         fmt::format("not all ranks had the {} of all others in time", what));
+  }
   std::vector<std::uint64_t> words(ranks * own.size());
   std::ranges::copy(all, std::as_writable_bytes(std::span(words)).begin());
   return words;
