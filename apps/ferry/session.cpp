@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
-#include <filesystem>
 #include <thread>
 #include <utility>
 
@@ -129,9 +128,7 @@ Session open_session(const RunOptions& options) {
                   .experts = std::move(experts)};
   session.max_context = resolve_context(session.config(), options.engine.max_context);
   session.weights = choose_weights(session.checkpoint, options.weights);
-  if (std::filesystem::exists(options.model / "tokenizer.json") ||
-      std::filesystem::exists(options.model / "tiktoken.model"))
-    session.tokenizer = Tokenizer::load(options.model);
+  if (Tokenizer::exists(options.model)) session.tokenizer = Tokenizer::load(options.model);
   choose_backend_of(session);
   add_model(session, session.options.launch.agreement);
   return session;

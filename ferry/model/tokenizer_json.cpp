@@ -322,6 +322,9 @@ void Builder::append_template_token(const ConfigReader& part, const json& item, 
   }
 }
 
+constexpr const char* kJsonFile = "tokenizer.json";
+constexpr const char* kTiktokenFile = "tiktoken.model";
+
 }  // namespace
 
 Tokenizer Tokenizer::parse(std::string_view text, const std::string& file) {
@@ -332,10 +335,16 @@ Tokenizer Tokenizer::parse(std::string_view text, const std::string& file) {
   return Tokenizer(Builder(root, file).build());
 }
 
-Tokenizer Tokenizer::load(const std::filesystem::path& directory) {
-  const auto path = directory / "tokenizer.json";
+bool Tokenizer::exists(const std::filesystem::path& directory) {
   std::error_code code;
-  const auto tiktoken = directory / "tiktoken.model";
+  return std::filesystem::exists(directory / kJsonFile, code) ||
+         std::filesystem::exists(directory / kTiktokenFile, code);
+}
+
+Tokenizer Tokenizer::load(const std::filesystem::path& directory) {
+  const auto path = directory / kJsonFile;
+  std::error_code code;
+  const auto tiktoken = directory / kTiktokenFile;
   if (!std::filesystem::exists(path, code) && std::filesystem::exists(tiktoken, code)) {
     const auto config = directory / "tokenizer_config.json";
     return parse_tiktoken(
