@@ -31,16 +31,18 @@ std::string usable(const std::vector<std::string>& programs, const std::string& 
 
 TEST(Clients, OpenAisOwnForPythonFindsWhatItExpects) {
   const std::string python =
-      usable({FERRY_SOURCE_DIR "/build/clients/bin/python", "python3"}, "-c 'import openai'");
+      usable({(test::source_dir() / "build/clients/bin/python").string(), "python3"},
+             "-c 'import openai'");
   if (python.empty()) GTEST_SKIP() << "no Python with openai (scripts/setup.sh clients)";
   const test::TempDir directory;
   const std::filesystem::path model = directory.path() / "model";
-  std::filesystem::copy(FERRY_SOURCE_DIR "/assets/demo-moe", model);
+  std::filesystem::copy(test::source_dir() / "assets/demo-moe", model);
   std::ofstream(model / "chat_template.jinja")
       << "{% for m in messages %}{{ m.content }}{% endfor %}";
   Server server({"--model", model.string(), "--ep", "2", "--api-key", "k"});
-  const auto outcome = output_of(python + " " FERRY_SOURCE_DIR "/tests/clients/openai_client.py " +
-                                 server.url("") + " k");
+  const auto outcome =
+      output_of(python + " " + (test::source_dir() / "tests/clients/openai_client.py").string() +
+                " " + server.url("") + " k");
   EXPECT_EQ(outcome.status, 0) << outcome.out;
 }
 

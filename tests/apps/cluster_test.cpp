@@ -160,14 +160,15 @@ class Mpirun : public Cluster {
     const auto all = list_transports();
     const auto mpi = std::find_if(
         all.begin(), all.end(), [](const TransportInfo& info) { return info.name == "mpi"; });
-    if (!mpi->reason.starts_with("built in") || std::string_view(FERRY_MPIRUN).empty())
+    if (!mpi->reason.starts_with("built in") || test::mpirun_line().empty())
       GTEST_SKIP() << "mpi: " << mpi->reason;
   }
 
   std::string file(const std::string& name) const { return (directory_.path() / name).string(); }
 
   Outcome run(int ranks, const Arguments& arguments) const {
-    std::string line = FERRY_MPIRUN " -n " + std::to_string(ranks) + " " FERRY_PROGRAM;
+    std::string line =
+        test::mpirun_line() + " -n " + std::to_string(ranks) + " " + test::program_path();
     for (const std::string& argument : arguments) line += " '" + argument + "'";
     const int status = std::system((line + " >" + file("out") + " 2>" + file("err")).c_str());
     return {.status = WEXITSTATUS(status),
@@ -186,7 +187,7 @@ TEST_F(Mpirun, RanksGiveTheSameBitsAndOnlyTheFirstPrints) {
 
 TEST_F(Mpirun, FabricFindsTheRanksOfOneHostToo) {
   if (!has_fabric()) GTEST_SKIP() << "this build has no fabric";
-  if (std::string_view(FERRY_MPIRUN).find("OMPI_") == std::string_view::npos)
+  if (test::mpirun_line().find("OMPI_") == std::string_view::npos)
     GTEST_SKIP() << "only Open MPI tells its ranks what a master's port can be made of";
   const auto outcome = run(2, generate() + Arguments{"--quiet", "--transport", "fabric"});
   EXPECT_EQ(results_of(outcome), alone());

@@ -118,8 +118,8 @@ TEST_F(Hosts, TheToolRunsRanksOnHosts) {
   for (const std::string way : {"", "--mpirun --hosts 3"}) {
     if (!way.empty() && !command("mpirun --version >/dev/null")) continue;
     const std::string out = (directory_.path() / "out").string();
-    std::string line =
-        FERRY_SOURCE_DIR "/tools/hosts.py --ranks-per-host 2 " + way + " -- " FERRY_PROGRAM;
+    std::string line = (test::source_dir() / "tools/hosts.py").string() + " --ranks-per-host 2 " +
+                       way + " -- " + test::program_path();
     for (const std::string& argument : generate() + Arguments{"--quiet"})
       line.append(" '").append(argument).append("'");
     line.append(" >").append(out).append(" 2>&1");

@@ -25,8 +25,12 @@ std::vector<char*> pointers(Arguments& strings) {
 
 }  // namespace
 
+std::string program_path() { return FERRY_PROGRAM; }
+
+std::string mpirun_line() { return FERRY_MPIRUN; }
+
 Program::Program(const Arguments& arguments, const Arguments& environment) {
-  Arguments argv_strings = Arguments{FERRY_PROGRAM} + arguments;
+  Arguments argv_strings = Arguments{program_path()} + arguments;
   Arguments env_strings = environment;
   for (char** e = environ; *e != nullptr; ++e) {
     // Tests decide on these; the first of two equal names counts.
@@ -42,9 +46,10 @@ Program::Program(const Arguments& arguments, const Arguments& environment) {
   constexpr int kFlags = O_WRONLY | O_CREAT | O_APPEND;
   posix_spawn_file_actions_addopen(&files, 1, (directory_.path() / "out").c_str(), kFlags, 0600);
   posix_spawn_file_actions_addopen(&files, 2, (directory_.path() / "err").c_str(), kFlags, 0600);
-  const int error = posix_spawn(&pid_, FERRY_PROGRAM, &files, nullptr, argv.data(), env.data());
+  const int error =
+      posix_spawn(&pid_, argv_strings[0].c_str(), &files, nullptr, argv.data(), env.data());
   posix_spawn_file_actions_destroy(&files);
-  if (error != 0) throw std::runtime_error("cannot start " FERRY_PROGRAM);
+  if (error != 0) throw std::runtime_error("cannot start " + program_path());
 }
 
 Program::~Program() {

@@ -17,6 +17,12 @@ struct Outcome {
   std::string err;
 };
 
+/// The program that was built.
+std::string program_path();
+
+/// How ranks are started by mpirun; empty where there is none.
+std::string mpirun_line();
+
 using Arguments = std::vector<std::string>;
 
 /// A running program with its own standard output and error.

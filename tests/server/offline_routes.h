@@ -16,6 +16,7 @@
 #include "ferry/server/openai_api.h"
 #include "ferry/server/sglang_api.h"
 #include "ferry/transport/launch.h"
+#include "support/paths.h"
 
 namespace ferry::test {
 
@@ -48,8 +49,7 @@ class OfflineRoutes : public RouteTable {
 
  private:
   void run() {
-    const std::filesystem::path directory =
-        std::filesystem::path(FERRY_SOURCE_DIR) / "assets" / "demo-moe";
+    const std::filesystem::path directory = test::source_dir() / "assets" / "demo-moe";
     const Checkpoint checkpoint = Checkpoint::open(directory);
     const Tokenizer tokenizer = Tokenizer::load(directory);
     const ServedModel model{

@@ -14,12 +14,11 @@
 #include "ferry/model/decoder.h"
 #include "ferry/server/server.h"
 #include "ferry/transport/launch.h"
+#include "support/paths.h"
 
 namespace ferry::test {
 
-inline std::filesystem::path demo_model() {
-  return std::filesystem::path(FERRY_SOURCE_DIR) / "assets" / "demo-moe";
-}
+inline std::filesystem::path demo_model() { return test::source_dir() / "assets" / "demo-moe"; }
 
 /// Serves from construction to destruction, with ranks as threads.
 class Served {

@@ -10,11 +10,13 @@
 #include <string>
 #include <string_view>
 
+#include "support/paths.h"
+
 namespace ferry::test {
 
 /// tests/data/<name> of the source tree.
 inline std::filesystem::path data_dir(std::string_view name) {
-  return std::filesystem::path(FERRY_SOURCE_DIR) / "tests" / "data" / name;
+  return source_dir() / "tests" / "data" / name;
 }
 
 /// A fresh directory, removed with all that is in it.
