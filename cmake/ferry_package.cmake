@@ -5,7 +5,7 @@ include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/ferry)
-foreach(room core kernels transport moe balance)
+foreach(room core kernels transport compute exchange moe balance)
   if(TARGET ferry_${room})
     set_target_properties(ferry_${room} PROPERTIES EXPORT_NAME ${room})
     target_compile_features(ferry_${room} INTERFACE $<INSTALL_INTERFACE:cxx_std_20>)

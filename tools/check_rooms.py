@@ -12,17 +12,28 @@ import re
 import sys
 from pathlib import Path
 
-ROOMS = {  # room: what it may include beside itself
+# From the bottom up; each names the rooms right below it and with them all that those may include.
+BELOW = {
     "ferry/core": [],
     "ferry/kernels": ["ferry/core"],
     "ferry/transport": ["ferry/core"],
-    "ferry/moe": ["ferry/kernels", "ferry/transport", "ferry/core"],
-    "ferry/balance": ["ferry/moe", "ferry/kernels", "ferry/transport", "ferry/core"],
-    "ferry/model": ["ferry/balance", "ferry/moe", "ferry/kernels", "ferry/transport", "ferry/core"],
-    "ferry/engine": ["ferry/model", "ferry/balance", "ferry/moe", "ferry/kernels", "ferry/transport",
-                     "ferry/core"],
-    "ferry/server": ["ferry/engine", "ferry/model", "ferry/balance", "ferry/moe", "ferry/kernels",
-                     "ferry/transport", "ferry/core"],
+    "ferry/compute": ["ferry/kernels", "ferry/transport"],
+    "ferry/exchange": ["ferry/kernels", "ferry/transport"],
+    "ferry/moe": ["ferry/compute", "ferry/exchange"],
+    "ferry/balance": ["ferry/moe"],
+    "ferry/checkpoint": ["ferry/compute"],
+    "ferry/text": ["ferry/checkpoint"],
+    "ferry/model": ["ferry/balance", "ferry/checkpoint", "ferry/text"],
+    "ferry/engine": ["ferry/model"],
+    "ferry/server": ["ferry/engine"],
+}
+
+
+def all_below(room: str) -> set[str]:
+    return set(BELOW[room]).union(*(all_below(other) for other in BELOW[room]))
+
+
+ROOMS = {room: sorted(other + "/" for other in all_below(room)) for room in BELOW} | {
     "apps": ["ferry/"],
     "bindings": ["ferry/"],
     "bench": ["apps/ferry/", "ferry/"],

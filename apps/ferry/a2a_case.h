@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "apps/ferry/bench_support.h"
+#include "ferry/exchange/dispatcher.h"
 #include "ferry/kernels/wire.h"
-#include "ferry/moe/dispatcher.h"
 
 namespace ferry {
 

@@ -4,8 +4,8 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/ferry/eplb_dump.h"
+#include "ferry/checkpoint/json_file.h"
 #include "ferry/core/error.h"
-#include "ferry/model/json_file.h"
 
 namespace ferry {
 

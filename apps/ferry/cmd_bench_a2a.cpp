@@ -17,8 +17,8 @@
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/svg_name.h"
 #include "ferry/core/error.h"
-#include "ferry/moe/choose_backend.h"
-#include "ferry/moe/compatibility.h"
+#include "ferry/exchange/choose_backend.h"
+#include "ferry/exchange/compatibility.h"
 #include "ferry/transport/launch.h"
 
 namespace ferry {

@@ -14,8 +14,8 @@
 #include "apps/ferry/moe_bench.h"
 #include "ferry/balance/planner.h"
 #include "ferry/core/error.h"
+#include "ferry/exchange/choose_backend.h"
 #include "ferry/kernels/kernels.h"
-#include "ferry/moe/choose_backend.h"
 
 namespace ferry {
 

@@ -16,10 +16,10 @@
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/machine_peaks.h"
 #include "ferry/core/error.h"
+#include "ferry/exchange/choose_backend.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/checkpoint.h"
 #include "ferry/model/weights.h"
-#include "ferry/moe/choose_backend.h"
 #include "ferry/transport/launch.h"
 
 namespace ferry {

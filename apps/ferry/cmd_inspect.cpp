@@ -9,11 +9,11 @@
 
 #include "apps/ferry/command.h"
 #include "ferry/core/error.h"
-#include "ferry/model/chat_template.h"
 #include "ferry/model/checkpoint.h"
 #include "ferry/model/kv_cache.h"
 #include "ferry/model/summary.h"
 #include "ferry/model/weights.h"
+#include "ferry/text/chat_template.h"
 
 namespace ferry {
 

@@ -17,8 +17,8 @@
 #include "apps/ferry/session.h"
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
-#include "ferry/model/chat_template.h"
 #include "ferry/server/server.h"
+#include "ferry/text/chat_template.h"
 
 namespace ferry {
 

@@ -6,8 +6,8 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "ferry/checkpoint/json_file.h"
 #include "ferry/core/error.h"
-#include "ferry/model/json_file.h"
 
 namespace ferry {
 

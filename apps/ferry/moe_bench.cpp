@@ -9,9 +9,9 @@
 
 #include "ferry/core/error.h"
 #include "ferry/core/threads.h"
+#include "ferry/exchange/placement.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/moe/experts.h"
-#include "ferry/moe/placement.h"
 #include "ferry/transport/launch.h"
 
 namespace ferry {

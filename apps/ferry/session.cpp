@@ -13,9 +13,9 @@
 #include "ferry/core/error.h"
 #include "ferry/core/memory.h"
 #include "ferry/engine/batcher.h"
+#include "ferry/exchange/choose_backend.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/kv_cache.h"
-#include "ferry/moe/choose_backend.h"
 #include "ferry/transport/gather_words.h"
 
 namespace ferry {

@@ -11,8 +11,8 @@
 #include "apps/ferry/common_options.h"
 #include "ferry/engine/engine.h"
 #include "ferry/model/checkpoint.h"
-#include "ferry/model/tokenizer.h"
 #include "ferry/model/weights.h"
+#include "ferry/text/tokenizer.h"
 
 namespace ferry {
 

@@ -10,7 +10,7 @@
 #include <span>
 #include <vector>
 
-#include "ferry/moe/placement.h"
+#include "ferry/exchange/placement.h"
 #include "ferry/transport/transport.h"
 
 namespace ferry {

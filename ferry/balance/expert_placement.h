@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "ferry/core/types.h"
-#include "ferry/moe/placement.h"
+#include "ferry/exchange/placement.h"
 
 namespace ferry {
 

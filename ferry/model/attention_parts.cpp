@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "ferry/model/residual.h"
+#include "ferry/compute/residual.h"
 
 namespace ferry {
 

@@ -8,9 +8,9 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "ferry/checkpoint/json_file.h"
 #include "ferry/core/error.h"
 #include "ferry/kernels/wire.h"
-#include "ferry/model/json_file.h"
 
 namespace ferry {
 

@@ -11,10 +11,10 @@
 #include <unordered_map>
 #include <vector>
 
+#include "ferry/checkpoint/safetensors.h"
+#include "ferry/checkpoint/stored_matrix.h"
 #include "ferry/model/config.h"
 #include "ferry/model/family.h"
-#include "ferry/model/safetensors.h"
-#include "ferry/model/stored_matrix.h"
 
 namespace ferry {
 

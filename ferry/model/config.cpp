@@ -4,11 +4,11 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "ferry/checkpoint/config_reader.h"
+#include "ferry/checkpoint/stored_matrix.h"
 #include "ferry/core/error.h"
 #include "ferry/kernels/wire.h"
-#include "ferry/model/config_reader.h"
 #include "ferry/model/family.h"
-#include "ferry/model/stored_matrix.h"
 
 namespace ferry {
 

@@ -6,15 +6,15 @@
 #include <variant>
 #include <vector>
 
+#include "ferry/compute/gated_ffn.h"
+#include "ferry/compute/parallel_gemm.h"
+#include "ferry/compute/residual.h"
+#include "ferry/compute/tensor_group.h"
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/attention.h"
 #include "ferry/model/latent_attention.h"
-#include "ferry/model/residual.h"
 #include "ferry/model/sparse_layers.h"
-#include "ferry/moe/gated_ffn.h"
-#include "ferry/moe/parallel_gemm.h"
-#include "ferry/moe/tensor_group.h"
 
 namespace ferry {
 

@@ -6,8 +6,8 @@
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
+#include "ferry/checkpoint/config_reader.h"
 #include "ferry/model/config.h"
-#include "ferry/model/config_reader.h"
 
 namespace ferry {
 

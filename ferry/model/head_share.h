@@ -6,9 +6,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "ferry/compute/tensor_group.h"
 #include "ferry/core/types.h"
 #include "ferry/model/config.h"
-#include "ferry/moe/tensor_group.h"
 
 namespace ferry {
 

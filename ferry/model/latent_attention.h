@@ -16,6 +16,8 @@
 #include <span>
 #include <vector>
 
+#include "ferry/compute/parallel_gemm.h"
+#include "ferry/compute/tensor_group.h"
 #include "ferry/core/buffer.h"
 #include "ferry/core/threads.h"
 #include "ferry/core/types.h"
@@ -23,8 +25,6 @@
 #include "ferry/model/config.h"
 #include "ferry/model/head_share.h"
 #include "ferry/model/weights.h"
-#include "ferry/moe/parallel_gemm.h"
-#include "ferry/moe/tensor_group.h"
 
 namespace ferry {
 

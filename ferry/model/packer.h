@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "ferry/model/pack_stored.h"
+#include "ferry/checkpoint/pack_stored.h"
 #include "ferry/model/weights.h"
 
 namespace ferry {

@@ -7,12 +7,12 @@
 #include <string>
 #include <vector>
 
+#include "ferry/checkpoint/json_file.h"
+#include "ferry/checkpoint/new_directory.h"
+#include "ferry/checkpoint/pack_stored.h"
+#include "ferry/checkpoint/safetensors_writer.h"
 #include "ferry/core/error.h"
 #include "ferry/model/family.h"
-#include "ferry/model/json_file.h"
-#include "ferry/model/new_directory.h"
-#include "ferry/model/pack_stored.h"
-#include "ferry/model/safetensors_writer.h"
 
 namespace ferry {
 

@@ -7,13 +7,13 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "ferry/checkpoint/config_reader.h"
+#include "ferry/checkpoint/new_directory.h"
+#include "ferry/checkpoint/safetensors_writer.h"
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
-#include "ferry/model/config_reader.h"
 #include "ferry/model/family.h"
-#include "ferry/model/new_directory.h"
-#include "ferry/model/safetensors_writer.h"
-#include "ferry/model/tokenizer_parts.h"
+#include "ferry/text/tokenizer_parts.h"
 
 namespace ferry {
 

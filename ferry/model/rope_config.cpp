@@ -1,7 +1,7 @@
 // The rotary embedding as config.json describes it, in the forms of transformers 4 and 5.
 #include <fmt/format.h>
 
-#include "ferry/model/config_reader.h"
+#include "ferry/checkpoint/config_reader.h"
 #include "ferry/model/rope.h"
 
 namespace ferry {

@@ -9,8 +9,8 @@
 #include <span>
 #include <vector>
 
+#include "ferry/compute/tensor_group.h"
 #include "ferry/model/decoder.h"
-#include "ferry/moe/tensor_group.h"
 
 namespace ferry {
 

@@ -1,6 +1,6 @@
 #include "ferry/model/summary.h"
 
-#include "ferry/moe/placement.h"
+#include "ferry/exchange/placement.h"
 
 namespace ferry {
 

@@ -8,13 +8,13 @@
 #include <vector>
 
 #include "ferry/balance/expert_placement.h"
+#include "ferry/compute/tensor_group.h"
 #include "ferry/core/buffer.h"
 #include "ferry/core/threads.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/checkpoint.h"
 #include "ferry/model/config.h"
 #include "ferry/moe/moe_layer.h"
-#include "ferry/moe/tensor_group.h"
 
 namespace ferry {
 

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "ferry/compute/parallel_gemm.h"
 #include "ferry/core/error.h"
-#include "ferry/moe/parallel_gemm.h"
 
 namespace ferry {
 

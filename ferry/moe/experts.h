@@ -5,47 +5,15 @@
 #include <span>
 #include <vector>
 
+#include "ferry/compute/gated_ffn.h"
+#include "ferry/compute/parallel_gemm.h"
 #include "ferry/core/buffer.h"
 #include "ferry/core/threads.h"
 #include "ferry/core/types.h"
+#include "ferry/exchange/expert_rows.h"
 #include "ferry/kernels/kernels.h"
-#include "ferry/kernels/wire.h"
-#include "ferry/moe/parallel_gemm.h"
 
 namespace ferry {
-
-/// How the rows of the local slots lie in what the dispatcher hands over. Row i of slot l is row
-/// offsets[l] + i in every one of them.
-enum class DispatchFormat : std::uint8_t {
-  padded,        ///< [L, cap, H]: offsets[l] = l * cap
-  ragged,        ///< expert-major, slots packed one behind the other (aligned)
-  row_pointers,  ///< nothing copied: a pointer per row, into peers' memory
-};
-
-/// The one argument of every expert computation: rows in, rows out. Borrowed for the call.
-struct ExpertRows {
-  DispatchFormat format = DispatchFormat::padded;
-  std::span<const std::int32_t> counts = {};   ///< [L] rows of each local slot
-  std::span<const std::int64_t> offsets = {};  ///< [L] row index of each slot's first row
-  RowsView in;                                 ///< [.., hidden] of in_type
-  WireType in_type = WireType::f32;            ///< quantised rows as wire.h describes them
-  /// A number for each row, same indices, by which the expert multiplies it before anything else;
-  /// empty: none.
-  std::span<const float> weights = {};
-  MutableRowsView out;  ///< [.., hidden] of out_type, same row indices
-  DType out_type = DType::f32;
-  int hidden = 0;
-};
-
-/// One gated FFN: y = down(silu(gate(x)) * up(x)), or as another Gating has it. Gate and up are
-/// packed into one matrix of 2 * inter columns, panels alternating gate, up.
-struct GatedFfnWeights {
-  PackedMatrix gate_up;
-  PackedMatrix down;
-  bool biased = false;                  ///< also of an empty slot's shapes
-  const float* gate_up_bias = nullptr;  ///< as GemmArgs::bias of a gated product
-  const float* down_bias = nullptr;     ///< [H]
-};
 
 /// Grouped gated FFN. Threads: one call at a time; uses the rank's pool. Owns its scratch, sized at
 /// construction for `max_rows` rows over all slots; more are done in turns. Weights are borrowed.

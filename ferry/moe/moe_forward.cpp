@@ -4,9 +4,9 @@
 #include <cstring>
 
 #include "ferry/core/error.h"
+#include "ferry/exchange/chunks.h"
+#include "ferry/exchange/compatibility.h"
 #include "ferry/kernels/kernels.h"
-#include "ferry/moe/chunks.h"
-#include "ferry/moe/compatibility.h"
 
 namespace ferry {
 

@@ -5,8 +5,8 @@
 
 #include "ferry/core/error.h"
 #include "ferry/core/timed.h"
-#include "ferry/moe/chunks.h"
-#include "ferry/moe/compatibility.h"
+#include "ferry/exchange/chunks.h"
+#include "ferry/exchange/compatibility.h"
 
 namespace ferry {
 

@@ -9,17 +9,17 @@
 #include <span>
 #include <vector>
 
+#include "ferry/compute/gated_ffn.h"
+#include "ferry/compute/parallel_gemm.h"
+#include "ferry/compute/tensor_group.h"
 #include "ferry/core/buffer.h"
 #include "ferry/core/error.h"
 #include "ferry/core/threads.h"
+#include "ferry/exchange/dispatcher.h"
+#include "ferry/exchange/placement.h"
 #include "ferry/kernels/kernels.h"
-#include "ferry/moe/dispatcher.h"
 #include "ferry/moe/experts.h"
-#include "ferry/moe/gated_ffn.h"
-#include "ferry/moe/parallel_gemm.h"
-#include "ferry/moe/placement.h"
 #include "ferry/moe/router.h"
-#include "ferry/moe/tensor_group.h"
 
 namespace ferry {
 

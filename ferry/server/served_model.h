@@ -10,7 +10,7 @@
 
 #include "ferry/engine/sampler.h"
 #include "ferry/model/config.h"
-#include "ferry/model/tokenizer.h"
+#include "ferry/text/tokenizer.h"
 
 namespace ferry {
 

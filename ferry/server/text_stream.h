@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "ferry/model/tokenizer.h"
+#include "ferry/text/tokenizer.h"
 
 namespace ferry {
 

@@ -2,8 +2,8 @@
 // what would take long takes its limit instead.
 #include <nlohmann/json.hpp>
 
-#include "ferry/model/jinja/evaluator.h"
-#include "ferry/model/jinja/parser.h"
+#include "ferry/text/jinja/evaluator.h"
+#include "ferry/text/jinja/parser.h"
 #include "fuzz/fuzz_entry.h"
 
 int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

@@ -1,5 +1,5 @@
 // A safetensors file: header and data, through the same mapping as a real one.
-#include "ferry/model/safetensors.h"
+#include "ferry/checkpoint/safetensors.h"
 
 #include <sys/mman.h>
 #include <unistd.h>

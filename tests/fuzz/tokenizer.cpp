@@ -1,6 +1,6 @@
 // A tokenizer.json or, behind a first line that is no JSON, a tiktoken file and (after a zero byte)
 // its tokenizer_config.json. What loads encodes and decodes.
-#include "ferry/model/tokenizer.h"
+#include "ferry/text/tokenizer.h"
 
 #include "fuzz/fuzz_entry.h"
 

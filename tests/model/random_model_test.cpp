@@ -7,12 +7,12 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "ferry/checkpoint/safetensors_writer.h"
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/checkpoint.h"
-#include "ferry/model/safetensors_writer.h"
 #include "ferry/model/summary.h"
-#include "ferry/model/tokenizer.h"
+#include "ferry/text/tokenizer.h"
 #include "support/files.h"
 
 namespace ferry {

@@ -4,8 +4,8 @@
 
 #include <nlohmann/json_fwd.hpp>
 
+#include "ferry/checkpoint/config_reader.h"
 #include "ferry/model/config.h"
-#include "ferry/model/config_reader.h"
 #include "ferry/model/family.h"
 
 namespace ferry {

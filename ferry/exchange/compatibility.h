@@ -1,0 +1,37 @@
+// What goes with what: exchange options, wires and experts. Refusals say why.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "ferry/exchange/backend.h"
+#include "ferry/exchange/dispatcher.h"
+#include "ferry/exchange/placement.h"
+
+namespace ferry {
+
+/// What some experts can work with. The default is what ferry's own can, and any ExpertFn that goes
+/// by ExpertRows.
+struct ExpertsContract {
+  std::string_view name = "experts";
+  bool padded = true;
+  bool ragged = true;
+  bool row_pointers = true;
+  bool in_tiles = true;  ///< may be called several times an exchange
+};
+
+/// Why these experts cannot serve this exchange; none: they can.
+std::optional<std::string> why_not(const ExchangeOptions& exchange, const ExpertsContract& experts);
+
+/// Throws ConfigError with the reason of why_not.
+void check_experts(const ExchangeOptions& exchange, const ExpertsContract& experts);
+
+/// Throws ConfigError where options contradict each other or the number of ranks.
+void check_options(const DispatcherOptions& options, int ranks);
+
+/// Throws ConfigError where ranks that hold the same tokens would choose different replicas for
+/// them: each would send what the others leave out, or nobody.
+void check_placement(const DispatcherOptions& options, const Placement& placement);
+
+}  // namespace ferry

@@ -1,0 +1,195 @@
+#include "ferry/text/chat_template.h"
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <system_error>
+
+#include "ferry/checkpoint/json_file.h"
+#include "ferry/core/error.h"
+#include "ferry/text/jinja/evaluator.h"
+#include "ferry/text/jinja/parser.h"
+
+namespace ferry {
+
+using nlohmann::json;
+using nlohmann::ordered_json;
+
+struct ChatTemplate::Parts {
+  struct Named {
+    std::string file;
+    JinjaBody body;
+  };
+
+  std::map<std::string, Named> templates;
+  Tokens tokens;
+};
+
+namespace {
+
+constexpr std::size_t kMaxTemplateBytes = 1U << 20;
+constexpr std::array<std::string_view, 3> kReasoning = {
+    "reasoning_content", "thinking", "reasoning"};
+
+using Sources = std::map<std::string, std::pair<std::string, std::string>>;  // name -> file, text
+
+Sources jinja_files(const std::filesystem::path& directory) {
+  Sources sources;
+  std::error_code code;
+  const auto add = [&](const std::string& name, const std::filesystem::path& path) {
+    sources[name] = {path.string(), read_text_file(path, kMaxTemplateBytes)};
+  };
+  const auto main = directory / "chat_template.jinja";
+  if (std::filesystem::exists(main, code)) add("default", main);
+  for (const auto& entry :
+       std::filesystem::directory_iterator(directory / "chat_templates", code)) {
+    if (entry.path().extension() == ".jinja") add(entry.path().stem().string(), entry.path());
+  }
+  return sources;
+}
+
+Sources config_templates(const json& config, const std::string& file) {
+  const auto it = config.find("chat_template");
+  if (it == config.end() || it->is_null()) return {};
+  const std::string where = file + ": chat_template";
+  if (it->is_string()) return {{"default", {where, it->get<std::string>()}}};
+  Sources sources;
+  const auto is_named = [](const json& item) {
+    return item.is_object() && item.contains("name") && item["name"].is_string() &&
+           item.contains("template") && item["template"].is_string();
+  };
+  if (!it->is_array() || !std::all_of(it->begin(), it->end(), is_named)) {
+    fail<ModelError>("{}: expected a string or a list of objects with name and template, found {}",
+                     where,
+                     describe(*it));
+  }
+  for (const json& item : *it) {
+    const auto name = item["name"].get<std::string>();
+    sources[name] = {fmt::format("{} {}", where, name), item["template"].get<std::string>()};
+  }
+  return sources;
+}
+
+/// Those that transformers hands to templates.
+ChatTemplate::Tokens special_tokens(const json& config) {
+  ChatTemplate::Tokens tokens;
+  for (const char* name : {"bos_token",
+                           "eos_token",
+                           "unk_token",
+                           "sep_token",
+                           "pad_token",
+                           "cls_token",
+                           "mask_token"}) {
+    const auto it = config.find(name);
+    if (it == config.end()) continue;
+    const bool wrapped = it->is_object() && it->contains("content");
+    const json& token = wrapped ? (*it)["content"] : *it;
+    if (token.is_string()) tokens.emplace_back(name, token.get<std::string>());
+  }
+  return tokens;
+}
+
+/// A message, with its reasoning under the names that templates look for, as transformers does it.
+ordered_json with_reasoning(const ordered_json& message) {
+  for (const std::string_view name : kReasoning) {
+    const auto it = message.find(name);
+    if (it == message.end() || it->is_null()) continue;
+    ordered_json copy = ordered_json::object();
+    copy["thinking"] = *it;
+    for (const auto& [key, value] : message.items()) copy[key] = value;
+    copy["reasoning_content"] = *it;
+    return copy;
+  }
+  return message;
+}
+
+std::vector<JinjaDict::Entry> variables(const ordered_json& messages,
+                                        const ChatTemplate::Tokens& tokens,
+                                        const ChatRenderOptions& options) {
+  constexpr std::array<std::string_view, 3> kOwn = {"messages", "tools", "add_generation_prompt"};
+  const bool list = messages.is_array() &&
+                    std::all_of(messages.begin(), messages.end(), [](const ordered_json& message) {
+                      return message.is_object();
+                    });
+  if (!list) throw JinjaFailure("messages: expected a list of objects");
+  ordered_json completed = ordered_json::array();
+  for (const ordered_json& message : messages) completed.push_back(with_reasoning(message));
+  std::vector<JinjaDict::Entry> result;
+  result.emplace_back("messages", to_jinja(completed));
+  result.emplace_back("tools", options.tools == nullptr ? JinjaValue() : to_jinja(*options.tools));
+  result.emplace_back("add_generation_prompt", JinjaValue(options.add_generation_prompt));
+  const auto add = [&](const std::string& name, JinjaValue value) {
+    const bool known = std::any_of(
+        result.begin(), result.end(), [&](const auto& entry) { return entry.first == name; });
+    if (!known) result.emplace_back(name, std::move(value));
+  };
+  if (options.extra != nullptr) {
+    if (!options.extra->is_object()) throw JinjaFailure("extra variables: expected an object");
+    for (const auto& [name, value] : options.extra->items()) {
+      if (std::find(kOwn.begin(), kOwn.end(), name) != kOwn.end()) {
+        throw JinjaFailure(fmt::format("extra variables: {} has its own place", name));
+      }
+      add(name, to_jinja(value));
+    }
+  }
+  for (const auto& [name, text] : tokens) add(name, JinjaValue::text(text));
+  add("documents", JinjaValue());
+  return result;
+}
+
+}  // namespace
+
+ChatTemplate ChatTemplate::parse(std::string_view source, const std::string& file, Tokens tokens) {
+  auto parts = std::make_shared<Parts>();
+  parts->templates["default"] = {file, parse_jinja(source, file)};
+  parts->tokens = std::move(tokens);
+  return ChatTemplate(std::move(parts));
+}
+
+std::optional<ChatTemplate> ChatTemplate::load(const std::filesystem::path& directory) {
+  Sources sources = jinja_files(directory);
+  const auto config_path = directory / "tokenizer_config.json";
+  auto parts = std::make_shared<Parts>();
+  std::error_code code;
+  if (std::filesystem::exists(config_path, code)) {
+    const json config = parse_json(read_text_file(config_path), config_path.string());
+    if (!config.is_object()) {
+      fail<ModelError>(
+          "{}: expected a JSON object, found {}", config_path.string(), describe(config));
+    }
+    parts->tokens = special_tokens(config);
+    if (sources.empty()) sources = config_templates(config, config_path.string());
+  }
+  if (sources.empty()) return std::nullopt;
+  for (const auto& [name, source] : sources) {
+    const auto& [file, text] = source;
+    parts->templates[name] = {file, parse_jinja(text, file)};
+  }
+  return ChatTemplate(std::move(parts));
+}
+
+std::string ChatTemplate::render(const ordered_json& messages,
+                                 const ChatRenderOptions& options) const {
+  const auto& templates = parts_->templates;
+  auto chosen = options.tools == nullptr ? templates.end() : templates.find("tool_use");
+  if (chosen == templates.end()) chosen = templates.find("default");
+  if (chosen == templates.end()) {
+    fail<ConfigError>("{}: expected a template named default, found only {}",
+                      templates.begin()->second.file,
+                      templates.begin()->first);
+  }
+  std::vector<JinjaDict::Entry> known;
+  try {
+    known = variables(messages, parts_->tokens, options);
+  } catch (const JinjaFailure& failure) {
+    fail<ConfigError>("chat: {}", failure.what());
+  }
+  return run_jinja(chosen->second.body,
+                   chosen->second.file,
+                   std::move(known),
+                   {.max_text = options.max_bytes},
+                   options.now);
+}
+
+}  // namespace ferry

@@ -1,0 +1,343 @@
+#include "ferry/text/chat_template.h"
+
+#include <gmock/gmock.h>
+
+#include <ctime>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "ferry/core/error.h"
+#include "support/files.h"
+
+namespace ferry {
+namespace {
+
+using nlohmann::ordered_json;
+using testing::HasSubstr;
+
+constexpr std::time_t kNow = 1754000000;  // of tools/make_chat_golden.py
+const ChatTemplate::Tokens kTokens = {
+    {"bos_token", "<s>"}, {"eos_token", "</s>"}, {"pad_token", "<pad>"}};
+
+ordered_json golden(const std::string& name) {
+  return ordered_json::parse(test::read_file(test::data_dir("chat_templates") / (name + ".json")));
+}
+
+/// A moment has a date only in a time zone, which is that of the golden data here.
+class Utc : public testing::Environment {
+ public:
+  void SetUp() override {
+    ::setenv("TZ", "UTC", 1);
+    ::tzset();
+  }
+};
+
+const auto* const kUtc = testing::AddGlobalTestEnvironment(new Utc);
+
+ChatTemplate make(std::string_view source) {
+  return ChatTemplate::parse(source, "some.jinja", kTokens);
+}
+
+/// What an expression or template prints, over variables `v` or any messages.
+std::string print(std::string_view source, const ordered_json& variables = ordered_json::object()) {
+  return make(source).render(ordered_json::array(), {.extra = &variables, .now = kNow});
+}
+
+std::string error_of(std::string_view source) {
+  return test::message_of<ModelError>([&] { make(source); });
+}
+
+std::string failure_of(std::string_view source) {
+  return test::message_of<ConfigError>([&] { print(source); });
+}
+
+class GoldenChat : public testing::TestWithParam<const char*> {};
+
+TEST_P(GoldenChat, RendersWhatTransformersRenders) {
+  const std::string name = GetParam();
+  const ChatTemplate chat =
+      make(test::read_file(test::data_dir("chat_templates") / (name + ".jinja")));
+  const ordered_json cases = golden("cases");
+  const ordered_json prompts = golden(name);
+  ASSERT_EQ(cases.size(), prompts.size());
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    SCOPED_TRACE(cases[i].dump());
+    const ordered_json& tools = cases[i]["tools"];
+    const ChatRenderOptions options{
+        .add_generation_prompt = cases[i]["add_generation_prompt"].get<bool>(),
+        .tools = tools.is_null() ? nullptr : &tools,
+        .extra = &cases[i]["extra"],
+        .now = kNow};
+    if (prompts[i].is_null()) {
+      EXPECT_THROW(chat.render(cases[i]["messages"], options), ConfigError);
+    } else {
+      EXPECT_EQ(chat.render(cases[i]["messages"], options), prompts[i].get<std::string>());
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All,
+                         GoldenChat,
+                         testing::Values("deepseek_r1",
+                                         "deepseek_v2",
+                                         "glm45",
+                                         "gpt_oss",
+                                         "kimi_k2",
+                                         "llama4",
+                                         "mechanics",
+                                         "mixtral",
+                                         "olmoe",
+                                         "qwen2",
+                                         "qwen3"),
+                         [](const auto& param) { return std::string(param.param); });
+
+TEST(Jinja, ExpressionsPrintWhatJinjaPrints) {
+  const ordered_json variables = {{"v", golden("values")}};
+  for (const ordered_json& row : golden("expressions")) {
+    const auto expression = row["expression"].get<std::string>();
+    SCOPED_TRACE(expression);
+    const std::string source = "{{ " + expression + " }}";
+    if (row.contains("error")) {
+      EXPECT_THROW(print(source, variables), Error);
+    } else {
+      try {
+        EXPECT_EQ(print(source, variables), row["printed"].get<std::string>());
+      } catch (const Error& e) {
+        ADD_FAILURE() << e.what();
+      }
+    }
+  }
+}
+
+TEST(Jinja, RefusesByNameWithTheLine) {
+  EXPECT_EQ(error_of("\n\n{{ x | frobnicate }}"),
+            "some.jinja: chat template, line 3: filter frobnicate is not supported");
+  EXPECT_THAT(error_of("{{ x is frobnicated }}"), HasSubstr("test frobnicated"));
+  EXPECT_THAT(error_of("{{ x.frobnicate() }}"), HasSubstr("method .frobnicate()"));
+  EXPECT_THAT(error_of("{{ frobnicate(1) }}"), HasSubstr("function frobnicate()"));
+  EXPECT_THAT(error_of("\n{% include 'x' %}"), HasSubstr("line 2: tag include"));
+  EXPECT_THAT(error_of("{% for x in y recursive %}{% endfor %}"), HasSubstr("recursive"));
+  EXPECT_THAT(error_of("{{ x | map('nope') }}"), HasSubstr("filter nope"));
+  EXPECT_THAT(error_of("{{ x | selectattr('a', 'nope') }}"), HasSubstr("test nope"));
+  EXPECT_THAT(error_of("{{ f(*x) }}"), HasSubstr("behind *"));
+  EXPECT_THAT(error_of("{{ x ** 2 }}"), HasSubstr("**"));
+  EXPECT_THAT(error_of("{{ '%s' % x }}"), HasSubstr("formatting with %"));
+  EXPECT_THAT(error_of("{{ {1: 2} }}"), HasSubstr("keys of mappings"));
+  EXPECT_THAT(error_of("{% for a in b %}{% macro m() %}{% endmacro %}{% endfor %}"),
+              HasSubstr("macro m inside of a loop"));
+  EXPECT_THAT(error_of("{{ '\\N{DASH}' }}"), HasSubstr("\\N"));
+}
+
+TEST(Jinja, RefusesWhatIsNoTemplate) {
+  for (const char* source : {"{{",
+                             "{{ }}",
+                             "{{ x",
+                             "{% if %}",
+                             "{% if x %}",
+                             "{% endif %}",
+                             "{% for x %}",
+                             "{% for x in %}{% endfor %}",
+                             "{{ 'x }}",
+                             "{{ (x }}",
+                             "{{ x) }}",
+                             "{{ [1, 2 }}",
+                             "{# x",
+                             "{% raw %}",
+                             "{{ x y }}",
+                             "{% set %}",
+                             "{% set 1=2 %}",
+                             "{% set x %}",
+                             "{{ x. }}",
+                             "{{ x[ }}",
+                             "{{ 1 + }}",
+                             "{{ x | }}",
+                             "{{ x is }}",
+                             "{% break %}",
+                             "{{ ! }}",
+                             "{{ 99999999999999999999 }}",
+                             "{{ '\\ud800' }}",
+                             "{% macro %}",
+                             "{% macro m( %}",
+                             "{% set loop = 1 %}",
+                             "{{ a if }}",
+                             "{% if a %}{% else %}{% elif b %}{% endif %}",
+                             "\xff"}) {
+    SCOPED_TRACE(source);
+    EXPECT_THAT(error_of(source), HasSubstr("some.jinja"));
+  }
+}
+
+TEST(Jinja, NestingIsBounded) {
+  const auto repeat = [](const std::string& text, int times) {
+    std::string out;
+    for (int i = 0; i < times; ++i) out += text;
+    return out;
+  };
+  const std::vector<std::pair<const char*, const char*>> brackets = {{"(", ")"},
+                                                                     {"[", "]"},
+                                                                     {"-", ""},
+                                                                     {"not ", ""},
+                                                                     {"x[", "]"},
+                                                                     {"f(", ")"},
+                                                                     {"{'a':", "}"},
+                                                                     {"1 if x else ", ""}};
+  for (const auto& [open, close] : brackets) {
+    const std::string source = "{{ " + repeat(open, 50000) + "x" + repeat(close, 50000) + " }}";
+    EXPECT_THAT(error_of(source), HasSubstr("nests deeper")) << open;
+  }
+  EXPECT_THAT(error_of(repeat("{% if x %}", 10000)), HasSubstr("nests deeper"));
+  for (const char* more : {"+ x ", ".x ", "[0] ", "| trim ", "and x ", "is string "}) {
+    EXPECT_THAT(error_of("{{ x " + repeat(more, 100000) + "}}"), HasSubstr("in a row")) << more;
+  }
+  EXPECT_EQ(print("{{ 'a' " + repeat("~ 'a' ", 5000) + "| length }}").size(), 5001U);
+}
+
+TEST(Jinja, WorkIsBounded) {
+  // Time of the processor: the machine may be busy. Sanitizers have a time of their own.
+  [[maybe_unused]] const std::clock_t start = std::clock();
+  EXPECT_THAT(failure_of("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"),
+              HasSubstr("too deeply"));
+  const std::string loop = "{% for i in range(99999) %}{% for j in range(99999) %}";
+  const std::string end = "{% endfor %}{% endfor %}";
+  EXPECT_THAT(failure_of(loop + "{% set x = i %}" + end), HasSubstr("too long"));
+  EXPECT_THAT(failure_of(loop + "{{ 'abcdefghijklmnop' }}" + end), HasSubstr("bytes"));
+  const std::string ns = "{% set ns = namespace(x='ab', l=[1]) %}{% for i in range(9999) %}";
+  for (const char* grow : {"{% set ns.x = ns.x ~ ns.x %}",
+                           "{% set ns.x = ns.x + ns.x %}",
+                           "{% set ns.x = ns.x * 3 %}",
+                           "{% set ns.x = ns.x | replace('a', 'aaaa') %}",
+                           "{% set ns.x = [ns.x, ns.x] | join %}",
+                           "{% set ns.x = ns.x | tojson | tojson %}",
+                           "{% set ns.l = ns.l + ns.l %}",
+                           "{% set ns.l = [ns.l] %}",
+                           "{% set ns.l = [ns.l, ns.l] %}{% if ns.l == [ns.l] %}{% endif %}",
+                           "{% set ns.l = [ns.l, ns.l] %}{{ ns.l | string | length }}",
+                           "{% set ns.x = ns.x | indent(99999999) | indent(9, true) %}"}) {
+    SCOPED_TRACE(grow);
+    failure_of(ns + grow + "{% endfor %}");
+  }
+#ifndef FERRY_SANITIZE
+  EXPECT_LT(std::clock() - start, 120 * CLOCKS_PER_SEC);
+#endif
+}
+
+TEST(ChatTemplate, TheClockIsReadWhenNoneIsGiven) {
+  const std::string year = make("{{ strftime_now('%Y') }}").render(ordered_json::array());
+  EXPECT_GE(std::stoi(year), 2025);
+}
+
+TEST(ChatTemplate, RefusalsNameTheLineOnOneLine) {
+  EXPECT_EQ(failure_of("\n{{ raise_exception('no\nway') }}"),
+            "some.jinja: chat template, line 2: the template refuses these messages: no way");
+  EXPECT_THAT(failure_of("{{ missing.x }}"), HasSubstr("'missing' is undefined"));
+}
+
+TEST(ChatTemplate, MessagesAreAListOfObjects) {
+  const ChatTemplate chat = make("{{ messages | length }}");
+  for (const ordered_json& messages :
+       {ordered_json(), ordered_json("x"), ordered_json::array({1}), ordered_json::object()}) {
+    EXPECT_THAT(test::message_of<ConfigError>([&] { chat.render(messages); }),
+                HasSubstr("messages: expected a list of objects"));
+  }
+  ordered_json deep = 1;
+  for (int i = 0; i < 500; ++i) deep = ordered_json::array({deep});
+  EXPECT_THROW(chat.render(ordered_json::array({{{"content", deep}}})), ConfigError);
+  EXPECT_THROW(chat.render(ordered_json::array({{{"n", std::uint64_t{1} << 63}}})), ConfigError);
+  EXPECT_EQ(chat.render(ordered_json::array({{{"content", "\xff"}}})), "1");
+}
+
+TEST(ChatTemplate, ExtraVariablesMayReplaceTokensButNotMessages) {
+  const ordered_json extra = {{"bos_token", "B"}, {"x", 1}};
+  EXPECT_EQ(make("{{ bos_token }}{{ eos_token }}{{ x }}")
+                .render(ordered_json::array(), {.extra = &extra}),
+            "B</s>1");
+  const ordered_json own = {{"messages", 1}};
+  EXPECT_THROW(make("").render(ordered_json::array(), {.extra = &own}), ConfigError);
+}
+
+TEST(ChatTemplate, SeveralThreadsMayShareOne) {
+  const ChatTemplate chat =
+      make("{% for m in messages %}{{ m.role | upper }}: {{ m.content }}\n{% endfor %}");
+  const ordered_json messages = {{{"role", "user"}, {"content", "hi"}}};
+  const std::string expected = chat.render(messages);
+  std::vector<std::thread> threads;
+  std::atomic<int> wrong = 0;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < 200; ++i) wrong += chat.render(messages) != expected;
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
+}
+
+class ChatTemplateFiles : public testing::Test {
+ protected:
+  void config(const ordered_json& fields) {
+    test::write_file(dir_.path() / "tokenizer_config.json", fields.dump());
+  }
+
+  std::string rendered(const ordered_json* tools = nullptr) const {
+    return ChatTemplate::load(dir_.path()).value().render(ordered_json::array(), {.tools = tools});
+  }
+
+  test::TempDir dir_;
+};
+
+TEST_F(ChatTemplateFiles, NoneIsNoError) {
+  EXPECT_FALSE(ChatTemplate::load(dir_.path()).has_value());
+  config({{"chat_template", nullptr}, {"bos_token", "<s>"}});
+  EXPECT_FALSE(ChatTemplate::load(dir_.path()).has_value());
+}
+
+TEST_F(ChatTemplateFiles, StringInTheConfigWithTokensOfBothForms) {
+  config({{"chat_template", "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}"},
+          {"bos_token", "<s>"},
+          {"eos_token", {{"content", "</s>"}, {"lstrip", false}}},
+          {"pad_token", nullptr}});
+  EXPECT_EQ(rendered(), "<s>|</s>|");
+}
+
+TEST_F(ChatTemplateFiles, NamedTemplatesGoByTools) {
+  const ordered_json tools = ordered_json::array();
+  config({{"chat_template",
+           {{{"name", "default"}, {"template", "plain"}},
+            {{"name", "tool_use"}, {"template", "tools"}}}}});
+  EXPECT_EQ(rendered(), "plain");
+  EXPECT_EQ(rendered(&tools), "tools");
+  config({{"chat_template", {{{"name", "rag"}, {"template", "x"}}}}});
+  EXPECT_THROW(rendered(), ConfigError);
+}
+
+TEST_F(ChatTemplateFiles, JinjaFilesWin) {
+  config({{"chat_template", "config"}, {"bos_token", "<s>"}});
+  test::write_file(dir_.path() / "chat_template.jinja", "{{ bos_token }}file\n");
+  EXPECT_EQ(rendered(), "<s>file");
+  const ordered_json tools = ordered_json::array();
+  EXPECT_EQ(rendered(&tools), "<s>file");
+  std::filesystem::create_directory(dir_.path() / "chat_templates");
+  test::write_file(dir_.path() / "chat_templates" / "tool_use.jinja", "with tools");
+  EXPECT_EQ(rendered(&tools), "with tools");
+}
+
+TEST_F(ChatTemplateFiles, DamagedOnesAreNamed) {
+  const auto error = [&] {
+    return test::message_of<ModelError>([&] { ChatTemplate::load(dir_.path()); });
+  };
+  config({{"chat_template", 3}});
+  EXPECT_THAT(error(), HasSubstr("tokenizer_config.json: chat_template: expected a string"));
+  config({{"chat_template", {{{"name", "default"}}}}});
+  EXPECT_THAT(error(), HasSubstr("expected a string or a list"));
+  config({{"chat_template", "{% nope %}"}});
+  EXPECT_THAT(error(),
+              HasSubstr("tokenizer_config.json: chat_template: chat template, line 1: tag"));
+  test::write_file(dir_.path() / "tokenizer_config.json", "[]");
+  EXPECT_THAT(error(), HasSubstr("expected a JSON object"));
+  test::write_file(dir_.path() / "chat_template.jinja", "\n{{ x | nope }}");
+  EXPECT_THAT(error(), HasSubstr("expected a JSON object"));
+  config(ordered_json::object());
+  EXPECT_THAT(error(), HasSubstr("chat_template.jinja: chat template, line 2: filter nope"));
+}
+
+}  // namespace
+}  // namespace ferry
