@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "ferry/transport/bootstrap.h"
+#include "ferry/transport/agreement.h"
 #include "ferry/transport/transport.h"
 #include "ferry/transport/world.h"
 
