@@ -296,7 +296,12 @@ void join_by_mpirun(const LaunchOptions& launch, const std::function<int(Transpo
   static TcpStore store(store_options(world));
   JoinOptions options = join_options_of(launch, world.rank);
   options.group = "test " + std::to_string(++groups);
+  options.join_timeout = std::chrono::minutes(2);
   if (world.rank < launch.ranks) run_joined(options, store, body);
+  // Whoever has no part in it does not run ahead.
+  const std::string done = options.group + " is done";
+  if (world.rank == 0) store.set_text(done, "");
+  static_cast<void>(store.wait(done, deadline_in(std::chrono::minutes(5))));
 }
 
 void run_joining(const RankKind& kind,
