@@ -4,7 +4,7 @@
 #include <array>
 #include <utility>
 
-#include "ferry/balance/byte_hash.h"
+#include "ferry/core/hash.h"
 #include "ferry/core/error.h"
 #include "ferry/transport/gather_words.h"
 

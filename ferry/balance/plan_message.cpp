@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "ferry/balance/byte_hash.h"
+#include "ferry/core/hash.h"
 #include "ferry/core/error.h"
 
 namespace ferry {
