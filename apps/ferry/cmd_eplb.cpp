@@ -20,7 +20,7 @@
 #include "ferry/balance/planner.h"
 #include "ferry/balance/simulate.h"
 #include "ferry/core/error.h"
-#include "apps/ferry/eplb_dump.h"
+#include "ferry/runtime/eplb_dump.h"
 
 namespace ferry {
 
