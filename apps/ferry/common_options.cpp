@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <climits>
 #include <cstdlib>
-#include <thread>
 #include <vector>
 
 #include "ferry/core/error.h"
@@ -179,12 +178,8 @@ RunOptions CommonOptions::resolve() const {
   RunOptions o;
   o.launch = resolve_launch();
   check_launch(o.launch);
-  if (tp_ < 1 || o.launch.ranks % tp_ != 0) {
-    fail<ConfigError>(
-        "--tp {}: {} ranks do not divide into groups of that; choose a divisor of --ep",
-        tp_,
-        o.launch.ranks);
-  }
+  o.decoder.tp = tp_;
+  check_groups(o);
   o.threads = threads_ == 0 ? default_threads(o.launch.ranks)
                             : in_range("--threads", threads_, 1, kMaxThreads);
   o.weights = parse_weights_option("--weights", weights_);

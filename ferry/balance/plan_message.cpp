@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "ferry/core/hash.h"
 #include "ferry/core/error.h"
+#include "ferry/core/hash.h"
 
 namespace ferry {
 

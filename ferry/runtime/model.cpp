@@ -47,7 +47,16 @@ bool reads_peers(const std::string& transport) {
 
 }  // namespace
 
+void check_groups(const ModelOptions& options) {
+  const int tp = options.decoder.tp;
+  if (tp >= 1 && options.launch.ranks % tp == 0) return;
+  fail<ConfigError>("--tp {}: {} ranks do not divide into groups of that; choose a divisor of --ep",
+                    tp,
+                    options.launch.ranks);
+}
+
 Model Model::open(const ModelOptions& options, ModelListener listener) {
+  check_groups(options);
   static_cast<void>(kernels());  // an unknown FERRY_ISA is wrong usage, and known before any work
   Model model(options, std::move(listener), Checkpoint::open(options.model));
   if (Tokenizer::exists(options.model)) model.tokenizer_ = Tokenizer::load(options.model);

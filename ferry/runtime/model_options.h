@@ -28,6 +28,9 @@ struct ModelOptions {
   ExpertLocationOptions expert_location;
 };
 
+/// Throws ConfigError unless the ranks divide into groups of decoder.tp. Model::open() does it too.
+void check_groups(const ModelOptions& options);
+
 /// What all ranks must have alike of these options, named as the program's flags are. Every member
 /// of every options struct is looked at: one that is added does not compile until agreement.cpp
 /// says whether ranks must share it.

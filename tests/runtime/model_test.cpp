@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -135,7 +137,8 @@ TEST(Model, TellsWhatItLoadsAndChoosesToItsListener) {
 TEST(Model, WhatRanksMustHaveAlikeNamesTheModelAndWhatTheCallerAdds) {
   const auto agreed = [](ModelOptions options, const std::string& name) {
     options.launch.agreement = {{"mine", "1"}};
-    for (const auto& [key, value] : Model::open(options).options().launch.agreement)
+    const Model model = Model::open(options);
+    for (const auto& [key, value] : model.options().launch.agreement)
       if (key == name) return value;
     return std::string("absent");
   };

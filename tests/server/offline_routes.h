@@ -9,8 +9,8 @@
 #include <thread>
 #include <utility>
 
+#include "ferry/runtime/engine_front.h"
 #include "ferry/runtime/model.h"
-#include "ferry/server/engine_front.h"
 #include "ferry/server/json_fields.h"
 #include "ferry/server/openai_api.h"
 #include "ferry/server/sglang_api.h"
@@ -64,7 +64,7 @@ class OfflineRoutes : public RouteTable {
         .max_context = options_.max_context};
     opened.run_engine([&](Engine& engine) {
       Metrics metrics;
-      EngineFront front(engine, metrics);
+      EngineFront front(engine, &metrics);
       add_sglang_routes(*this, front, model);
       add_openai_routes(*this, front, model);
       engine_ = &engine;
