@@ -74,7 +74,7 @@ class Printer {
  public:
   Printer(const Session& session, const std::vector<Prompt>& prompts)
       : session_(session), prompts_(prompts) {
-    if (session.tokenizer) stream_.emplace(*session.tokenizer);
+    if (session.model.tokenizer()) stream_.emplace(*session.model.tokenizer());
   }
 
   void on_token(const TokenEvent& event, const std::vector<Result>& results) {
@@ -83,8 +83,8 @@ class Printer {
       const Prompt& prompt = prompts_[printed_];
       fmt::print("> {}\n{}\n\n",
                  prompt.text.empty() ? ids_text(prompt.ids) : prompt.text,
-                 session_.tokenizer ? text_of(session_, results[printed_].ids)
-                                    : ids_text(results[printed_].ids));
+                 session_.model.tokenizer() ? session_.model.text_of(results[printed_].ids)
+                                            : ids_text(results[printed_].ids));
       std::fflush(stdout);
     }
   }
@@ -98,7 +98,8 @@ class Printer {
     if (!stream_) {
       fmt::print("{}{}", event.token, event.last ? "\n" : " ");
     } else {
-      if (session_.tokenizer->has_token(event.token)) fmt::print("{}", stream_->put(event.token));
+      if (session_.model.tokenizer()->has_token(event.token))
+        fmt::print("{}", stream_->put(event.token));
       if (event.last) fmt::print("{}\n", stream_->finish());
     }
     std::fflush(stdout);
@@ -123,7 +124,7 @@ void print_json(const Session& session,
   report["backend"] = backend_name(o.decoder.backend);
   report["transport"] = o.launch.transport;
   report["threads"] = o.threads;
-  report["weights"] = weight_type_name(session.weights.type);
+  report["weights"] = weight_type_name(session.model.weights().type);
   report["isa"] = isa_name(kernels().isa);
   report["prefill_tokens_per_s"] = rate(stats.prefill_tokens, stats.prefill_time);
   report["decode_tokens_per_s"] = rate(stats.decode_tokens, stats.decode_time);
@@ -132,7 +133,7 @@ void print_json(const Session& session,
   for (std::size_t i = 0; i < results.size(); ++i) {
     report["results"].push_back({{"prompt_tokens", prompts[i].ids.size()},
                                  {"output_ids", results[i].ids},
-                                 {"text", text_of(session, results[i].ids)},
+                                 {"text", session.model.text_of(results[i].ids)},
                                  {"logits_sha256", results[i].logits_sha256}});
   }
   fmt::print("{}\n", report.dump(2));
@@ -166,7 +167,7 @@ int generate(const GenerateOptions& o) {
   const std::vector<Prompt> prompts = read_prompts(o.sources, session);
   const std::vector<Request> requests = make_requests(o, session, prompts);
 
-  return run_ranks_with_engine(session, [&](Engine& engine) {
+  return session.model.run_engine([&](Engine& engine) {
     for (const Request& request : requests) static_cast<void>(engine.submit(request));
     std::vector<Result> results(requests.size());
     Printer printer(session, prompts);

@@ -8,6 +8,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/engine/engine.h"
+#include "ferry/runtime/model.h"
 #include "support/golden_model.h"
 
 namespace ferry {
@@ -73,29 +74,19 @@ class Listener {
   bool held_ = false;
 };
 
+Model model_on(int ranks, const EngineOptions& options) {
+  return Model::open({.model = test::data_dir(kModel),
+                      .launch = {.transport = "inproc", .ranks = ranks},
+                      .decoder = {.max_tokens = options.max_tokens_per_step},
+                      .engine = options});
+}
+
 /// Runs an open engine on thread ranks; `talk` runs on a thread of its own beside rank 0 and the
 /// engine is closed behind it.
 void with_open_engine(const EngineOptions& options,
                       int ranks,
                       const std::function<void(Engine&, Listener&)>& talk) {
-  const Checkpoint checkpoint = Checkpoint::open(test::data_dir(kModel));
-  ThreadPool loader(1);
-  const auto dense = std::make_shared<const DenseWeights>(
-      load_dense_weights(checkpoint, {WeightType::f32}, loader, /*progress=*/{}));
-  run_ranks({.transport = "inproc", .ranks = ranks}, [&](Transport& transport) {
-    ThreadPool pool(1);
-    Decoder decoder(
-        checkpoint.config(),
-        dense,
-        load_expert_weights(checkpoint, {WeightType::f32}, transport.rank(), ranks, pool, {}),
-        {.max_tokens = options.max_tokens_per_step},
-        transport,
-        pool);
-    Engine engine(options, decoder, transport);
-    if (transport.rank() != 0) {
-      engine.run({});
-      return 0;
-    }
+  model_on(ranks, options).run_engine([&](Engine& engine) {
     engine.open();
     Listener listener;
     std::thread talker([&] {
@@ -230,19 +221,10 @@ TEST(LiveEngine, WaitingForWorkCostsLittle) {
 }
 
 TEST(LiveEngine, IdleRankZeroNoticesThatAPeerGaveUp) {
-  const Checkpoint checkpoint = Checkpoint::open(test::data_dir(kModel));
+  const Model model = model_on(2, small());
   const auto run = [&] {
-    run_ranks({.transport = "inproc", .ranks = 2}, [&](Transport& transport) {
-      ThreadPool pool(1);
-      Decoder decoder(
-          checkpoint.config(),
-          std::make_shared<DenseWeights>(
-              load_dense_weights(checkpoint, {WeightType::f32}, pool, /*progress=*/{})),
-          load_expert_weights(checkpoint, {WeightType::f32}, transport.rank(), 2, pool, {}),
-          {.max_tokens = 32},
-          transport,
-          pool);
-      Engine engine(small(), decoder, transport);
+    model.run([&](Decoder& decoder, Transport& transport) {
+      Engine engine = model.engine_on(decoder, transport);
       if (transport.rank() == 1) fail<ModelError>("rank 1 has had enough");
       engine.open();
       engine.run([](const TokenEvent&) {});
