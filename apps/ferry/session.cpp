@@ -46,40 +46,19 @@ void choose_backend_of(Session& session) {
   if (!choice.why.empty() && !o.quiet) spdlog::info("{}", choice.why);
 }
 
-/// Cheap and good enough to tell two checkpoints apart: names and sizes of all tensors, and the
-/// first bytes of some.
-std::uint64_t fingerprint(const Checkpoint& checkpoint) {
-  constexpr std::size_t kSamples = 256;
-  constexpr std::size_t kSampleBytes = 256;
-  std::uint64_t hash = 0xcbf29ce484222325U;  // FNV-1a
-  const auto add = [&](std::span<const std::byte> bytes) {
-    for (const std::byte b : bytes) hash = (hash ^ static_cast<std::uint64_t>(b)) * 0x100000001b3U;
-  };
-  for (const SafetensorsFile& file : checkpoint.files()) {
-    const auto& entries = file.entries();
-    const std::size_t every = std::max<std::size_t>(1, entries.size() / kSamples);
-    for (std::size_t i = 0; i < entries.size(); ++i) {
-      add(std::as_bytes(std::span(entries[i].name)));
-      add(std::as_bytes(std::span(&entries[i].bytes, 1)));
-      if (i % every != 0 || !entries[i].dtype) continue;
-      add(file.view(entries[i]).span().first(std::min(entries[i].bytes, kSampleBytes)));
-    }
-  }
-  return hash;
-}
-
 /// What ranks that were started apart must have alike, beside options.
 void add_model(const Session& session, Agreement& agreement) {
   const ModelConfig& config = session.config();
-  agreement.insert(agreement.end(),
-                   {{"architecture", config.architecture},
-                    {"experts", std::to_string(config.moe.experts)},
-                    {"hidden size", std::to_string(config.hidden)},
-                    {"top-k", std::to_string(config.moe.topk)},
-                    {"weight type", std::string(weight_type_name(session.weights.type))},
-                    {"context", std::to_string(session.max_context)},
-                    {"expert location", fmt::format("{:016x}", session.experts.hash())},
-                    {"model files", fmt::format("{:016x}", fingerprint(session.checkpoint))}});
+  agreement.insert(
+      agreement.end(),
+      {{"architecture", config.architecture},
+       {"experts", std::to_string(config.moe.experts)},
+       {"hidden size", std::to_string(config.hidden)},
+       {"top-k", std::to_string(config.moe.topk)},
+       {"weight type", std::string(weight_type_name(session.weights.type))},
+       {"context", std::to_string(session.max_context)},
+       {"expert location", fmt::format("{:016x}", session.experts.hash())},
+       {"model files", fmt::format("{:016x}", fingerprint(session.checkpoint.source()))}});
 }
 
 /// Positions of keys and values that this rank has the memory for; none where that is unknown. All
