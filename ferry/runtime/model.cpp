@@ -4,8 +4,8 @@
 #include <utility>
 #include <vector>
 
+#include "ferry/checkpoint/tensor_source.h"
 #include "ferry/core/error.h"
-#include "ferry/core/hash.h"
 #include "ferry/exchange/choose_backend.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/runtime/core_map.h"
@@ -14,25 +14,6 @@
 namespace ferry {
 
 namespace {
-
-/// Cheap and good enough to tell two checkpoints apart: names and sizes of all tensors, and the
-/// first bytes of some.
-std::uint64_t fingerprint(const Checkpoint& checkpoint) {
-  constexpr std::size_t kSamples = 256;
-  constexpr std::size_t kSampleBytes = 256;
-  Fnv1a hash;
-  for (const SafetensorsFile& file : checkpoint.files()) {
-    const auto& entries = file.entries();
-    const std::size_t every = std::max<std::size_t>(1, entries.size() / kSamples);
-    for (std::size_t i = 0; i < entries.size(); ++i) {
-      hash.add(entries[i].name);
-      hash.add_number(entries[i].bytes);
-      if (i % every != 0 || !entries[i].dtype) continue;
-      hash.add(file.view(entries[i]).span().first(std::min(entries[i].bytes, kSampleBytes)));
-    }
-  }
-  return hash.value();
-}
 
 bool reads_peers(const std::string& transport) {
   const auto known = list_transports();
@@ -103,14 +84,15 @@ void Model::choose_backend() {
 void Model::agree() {
   Agreement agreement = agreement_of(options_);
   const ModelConfig& c = config();
-  for (auto& more : Agreement{{"architecture", c.architecture},
-                              {"experts", std::to_string(c.moe.experts)},
-                              {"hidden size", std::to_string(c.hidden)},
-                              {"top-k", std::to_string(c.moe.topk)},
-                              {"weight type", std::string(weight_type_name(weights_.type))},
-                              {"context", std::to_string(max_context_)},
-                              {"expert location", fmt::format("{:016x}", experts_.hash())},
-                              {"model files", fmt::format("{:016x}", fingerprint(checkpoint_))}})
+  for (auto& more :
+       Agreement{{"architecture", c.architecture},
+                 {"experts", std::to_string(c.moe.experts)},
+                 {"hidden size", std::to_string(c.hidden)},
+                 {"top-k", std::to_string(c.moe.topk)},
+                 {"weight type", std::string(weight_type_name(weights_.type))},
+                 {"context", std::to_string(max_context_)},
+                 {"expert location", fmt::format("{:016x}", experts_.hash())},
+                 {"model files", fmt::format("{:016x}", fingerprint(checkpoint_.source()))}})
     agreement.push_back(std::move(more));
   Agreement& all = options_.launch.agreement;  // with what the caller has put there
   all.insert(all.end(), agreement.begin(), agreement.end());
