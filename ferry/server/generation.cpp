@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "ferry/core/error.h"
+#include "ferry/engine/logits_chain.h"
 
 namespace ferry {
 
@@ -58,11 +59,8 @@ void read_common_settings(const JsonFields& fields, GenerationSettings& settings
   settings.skip_special = fields.boolean("skip_special_tokens").value_or(settings.skip_special);
   if (const auto v = fields.integer("n"))
     settings.choices = in_range<int>("n", *v, 1, kMostChoices);
-  for (const char* name :
-       {"presence_penalty", "frequency_penalty", "min_p", "min_new_tokens", "min_tokens"})
-    fields.refuse_unless(name, 0);
-  fields.refuse_unless("repetition_penalty", 1);
-  fields.refuse_unless("logit_bias", nlohmann::ordered_json::object());
+  read_processors(fields, settings.processors);
+  fields.refuse_unless("min_p", 0);
   for (const char* name : {"regex", "json_schema", "ebnf", "stop_regex"})
     fields.refuse_unless(name, "");
 }
@@ -97,7 +95,8 @@ Generation::Generation(EngineFront& front,
                       .sampling = settings.sampling,
                       .stop_ids = stop_ids_,
                       .top_logprobs = settings.top_logprobs,
-                      .client = settings.client};
+                      .client = settings.client,
+                      .processors = settings.processors};
       request.sampling.seed = seed + static_cast<std::uint64_t>(n);
       requests.push_back(std::move(request));
       choices_.push_back({.prompt_tokens = prompt.size()});

@@ -21,6 +21,7 @@ struct GenerationSettings {
   std::optional<int> max_new_tokens;
   std::vector<std::string> stop;
   std::vector<std::int32_t> stop_ids;
+  std::vector<ProcessorOptions> processors;
   bool ignore_eos = false;
   bool skip_special = true;
   std::optional<int> top_logprobs;
@@ -29,8 +30,8 @@ struct GenerationSettings {
 };
 
 /// Members that SGLang and OpenAI name alike: temperature, top_p, top_k, seed, stop,
-/// stop_token_ids, ignore_eos, skip_special_tokens, n. Throws ConfigError, also for members that
-/// would change the result and are not supported.
+/// stop_token_ids, ignore_eos, skip_special_tokens, n, and what logits processors read. Throws
+/// ConfigError, also for members that would change the result and are not supported.
 void read_common_settings(const JsonFields& fields, GenerationSettings& settings);
 
 /// One continuation of one prompt, as far as it has come.
