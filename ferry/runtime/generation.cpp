@@ -51,7 +51,8 @@ Generation::Generation(EngineFront& front,
                       .sampling = settings.sampling,
                       .stop_ids = stop_ids_,
                       .top_logprobs = settings.top_logprobs,
-                      .client = settings.client};
+                      .client = settings.client,
+                      .processors = settings.processors};
       request.sampling.seed = seed + static_cast<std::uint64_t>(n);
       requests.push_back(std::move(request));
       choices_.push_back({.prompt_tokens = prompt.size()});

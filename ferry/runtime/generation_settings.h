@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "ferry/engine/logits_processor.h"
 #include "ferry/engine/logprobs.h"
 #include "ferry/engine/sampler.h"
 
@@ -18,6 +19,7 @@ struct GenerationSettings {
   std::optional<int> max_new_tokens;  ///< none: to the end of the context
   std::vector<std::string> stop;      ///< strings that end a continuation, not part of its text
   std::vector<std::int32_t> stop_ids;
+  std::vector<ProcessorOptions> processors;  ///< of the logits, in this order
   bool ignore_eos = false;
   bool skip_special = true;         ///< special tokens give no text
   std::optional<int> top_logprobs;  ///< given: logprobs of each token and so many others

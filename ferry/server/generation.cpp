@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ferry/core/error.h"
+#include "ferry/engine/logits_chain.h"
 
 namespace ferry {
 
@@ -48,11 +49,8 @@ void read_common_settings(const JsonFields& fields, GenerationSettings& settings
   settings.skip_special = fields.boolean("skip_special_tokens").value_or(settings.skip_special);
   if (const auto v = fields.integer("n"))
     settings.choices = in_range<int>("n", *v, 1, kMostChoices);
-  for (const char* name :
-       {"presence_penalty", "frequency_penalty", "min_p", "min_new_tokens", "min_tokens"})
-    fields.refuse_unless(name, 0);
-  fields.refuse_unless("repetition_penalty", 1);
-  fields.refuse_unless("logit_bias", nlohmann::ordered_json::object());
+  read_processors(fields, settings.processors);
+  fields.refuse_unless("min_p", 0);
   for (const char* name : {"regex", "json_schema", "ebnf", "stop_regex"})
     fields.refuse_unless(name, "");
 }

@@ -13,8 +13,8 @@
 namespace ferry {
 
 /// Members that SGLang and OpenAI name alike: temperature, top_p, top_k, seed, stop,
-/// stop_token_ids, ignore_eos, skip_special_tokens, n. Throws ConfigError, also for members that
-/// would change the result and are not supported.
+/// stop_token_ids, ignore_eos, skip_special_tokens, n, and what logits processors read. Throws
+/// ConfigError, also for members that would change the result and are not supported.
 void read_common_settings(const JsonFields& fields, GenerationSettings& settings);
 
 /// What a call must know of the model; borrows it.

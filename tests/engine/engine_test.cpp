@@ -112,7 +112,8 @@ std::vector<Request> golden_requests(const std::string& model) {
   return requests;
 }
 
-/// Sampled requests besides the greedy ones, so that each rank has several and places run out.
+/// Sampled requests besides the greedy ones, some with logits processors, so that each rank has
+/// several and places run out.
 std::vector<Request> many_requests(const std::string& model) {
   std::vector<Request> requests = golden_requests(model);
   const std::size_t golden = requests.size();
@@ -120,6 +121,10 @@ std::vector<Request> many_requests(const std::string& model) {
     Request request = requests[i % golden];
     request.max_new_tokens = 3 + static_cast<int>(i);
     request.sampling = {.temperature = 0.8, .top_k = 50, .top_p = 0.95, .seed = i};
+    if (i % 3 == 1) {
+      request.processors = {{.name = "logit_bias", .integers = {3, 17}, .numbers = {4, -100}},
+                            {.name = "penalties", .integers = {}, .numbers = {1, 0.5, 1.25}}};
+    }
     requests.push_back(request);
   }
   return requests;

@@ -24,7 +24,8 @@ constexpr int kMaxTokens = 16;
 
 using Tokens = std::vector<std::vector<std::int32_t>>;  // of each request
 
-/// More than run at once, sampled, some of them with prompts that take several steps.
+/// More than run at once, sampled, some of them with prompts that take several steps, and with
+/// penalties, whose state has to come back with the tokens given so far.
 std::vector<Request> requests() {
   std::vector<Request> all;
   const std::vector<test::GoldenPrompt> prompts = test::golden_prompts(kModel);
@@ -33,6 +34,10 @@ std::vector<Request> requests() {
                    .max_new_tokens = 12 + static_cast<int>(i),
                    .sampling = {.temperature = 0.8, .top_p = 0.95, .seed = i},
                    .stop_ids = {}});
+    if (i % 2 == 0) {
+      all.back().processors = {
+          {.name = "penalties", .integers = {}, .numbers = {1.5F, 0.5F, 1.2F}}};
+    }
   }
   return all;
 }
