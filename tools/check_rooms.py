@@ -25,7 +25,8 @@ BELOW = {
     "ferry/text": ["ferry/checkpoint"],
     "ferry/model": ["ferry/balance", "ferry/checkpoint", "ferry/text"],
     "ferry/engine": ["ferry/model"],
-    "ferry/server": ["ferry/engine"],
+    "ferry/runtime": ["ferry/engine"],
+    "ferry/server": ["ferry/runtime"],
 }
 
 

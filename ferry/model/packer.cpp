@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "ferry/checkpoint/mapped_file.h"
 #include "ferry/model/family.h"
 #include "ferry/model/head_share.h"
 
