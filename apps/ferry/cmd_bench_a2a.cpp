@@ -97,6 +97,7 @@ void set_exchange(A2aCase& a2a, const std::string& layout, bool allow_prereduce)
   }
   a2a.exchange = exchange_options(backend, mode);
   if (layout != "default") a2a.exchange.format = parse_format(layout);
+  a2a.exchange.fixed_format = true;  // what is named is measured
 }
 
 /// Calls body(case) for every combination of the lists but for backends, modes and layouts.

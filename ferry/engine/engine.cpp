@@ -117,7 +117,9 @@ class Engine::Impl {
     stats.requests_waiting = batcher_.waiting();
     stats.kv_tokens = batcher_.used_pages() * kKvPageTokens;
     stats.evictions = batcher_.evictions();
-    stats.exchange_bytes = decoder_.exchange_stats().bytes_wire;
+    const ExchangeStats exchanged = decoder_.exchange_stats();
+    stats.exchange_bytes = exchanged.bytes_wire;
+    stats.exchange_network_bytes = exchanged.bytes_network;
     stats.exchange_time = decoder_.exchange_time();
     return stats;
   }

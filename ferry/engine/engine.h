@@ -41,6 +41,7 @@ struct EngineStats {
   std::uint64_t ranks_lost = 0;      ///< that died, and the others went on
   std::uint64_t restarts = 0;        ///< of sequences that ran on those
   std::uint64_t exchange_bytes = 0;  ///< payload that left or entered rank 0's memory
+  std::uint64_t exchange_network_bytes = 0;  ///< of that, payload that left for another host
   std::chrono::nanoseconds exchange_time{};  ///< of rank 0 in dispatch and combine, waits included
   std::uint64_t steps = 0;
   std::uint64_t prefill_tokens = 0;

@@ -38,7 +38,13 @@ struct ExchangeOptions {
   /// All ranks hold the same tokens; each sends its H / R columns of every row and gets those of
   /// the results. The computing rank puts full rows together. Source: dlinfer's alltoallv.
   bool hidden_partition = false;
+  /// Padded rows are reserved for the worst case, which costs nothing only where memory that nobody
+  /// touches is free: elsewhere (pinned, or on a device) `padded` means ragged, unless this is set.
+  bool fixed_format = false;
 };
+
+/// The format of such an exchange where reserved memory costs as much as used memory, or not.
+DispatchFormat format_for(const ExchangeOptions& options, bool reserved_costs);
 
 /// Backends that combine per expert (reduce_at = home) give the same bits as each other, for any
 /// number of ranks; `none` and deepep's normal mode are bit-stable at a fixed number, on the same

@@ -106,13 +106,22 @@ class Decoder::Impl {
  private:
   void plan(std::span<const SequenceStep> batch);
   void embed(std::span<const SequenceStep> batch);
-  void feed_forward(int layer);
+  void feed_forward(int layer, const std::vector<float>& norm_weight);
   void dense_ffn(int layer);
   void add_block_out(const ColumnRange& columns);
   std::span<const float> logits();
 
   /// normed_ = norm of the rows of the residual stream; row i is row `source[i]`, or i without one.
-  void norm(std::span<const std::int64_t> source, const std::vector<float>& weight, std::int64_t n);
+  void norm(std::span<const std::int64_t> source,
+            const std::vector<float>& weight,
+            std::int64_t n) {
+    norm_to(normed_.mutable_rows(), source, weight, n);
+  }
+
+  void norm_to(const MutableRowsView& out,
+               std::span<const std::int64_t> source,
+               const std::vector<float>& weight,
+               std::int64_t n);
 
   std::int64_t num_tokens() const { return static_cast<std::int64_t>(places_.size()); }
 
@@ -159,6 +168,7 @@ Decoder::Impl::Impl(const ModelConfig& config,
       attention_(make_attention(config_, type_, options.max_tokens, group_, pool, gemm_scratch_)),
       dense_ffn_({.hidden = config.hidden,
                   .inter = config.dense_inter,
+                  .gating = config.moe.gating,
                   .dtype = type_,
                   .max_rows = options.max_tokens},
                  group_,
@@ -189,8 +199,7 @@ std::span<const float> Decoder::Impl::forward(std::span<const SequenceStep> batc
           attention.forward(layer, weights, normed_.rows(), residual_.mutable_rows());
         },
         attention_);
-    norm({}, weights.ffn_norm, num_tokens());
-    feed_forward(layer);
+    feed_forward(layer, weights.ffn_norm);
   }
   sparse_layers_.check_nothing_lost();
   for (const SequenceStep& step : batch) step.cache->advance(static_cast<int>(step.tokens.size()));
@@ -237,9 +246,10 @@ void Decoder::Impl::embed(std::span<const SequenceStep> batch) {
   }
 }
 
-void Decoder::Impl::norm(std::span<const std::int64_t> source,
-                         const std::vector<float>& weight,
-                         std::int64_t n) {
+void Decoder::Impl::norm_to(const MutableRowsView& out,
+                            std::span<const std::int64_t> source,
+                            const std::vector<float>& weight,
+                            std::int64_t n) {
   pool_.parallel_for(n, kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t row = source.empty() ? i : source[static_cast<std::size_t>(i)];
@@ -247,19 +257,24 @@ void Decoder::Impl::norm(std::span<const std::int64_t> source,
                          type_,
                          weight.data(),
                          config_.rms_eps,
-                         normed_.mutable_rows().row(i),
+                         out.row(i),
                          config_.hidden);
     }
   });
 }
 
-void Decoder::Impl::feed_forward(int layer) {
+void Decoder::Impl::feed_forward(int layer, const std::vector<float>& norm_weight) {
   if (config_.sparse(layer)) {
-    // An exchange of all ranks: also one without tokens takes part.
-    sparse_layers_.forward(
-        layer, normed_.rows(), static_cast<int>(num_tokens()), block_out_.floats());
+    // An exchange of all ranks: also one without tokens takes part. Rows that travel as they are
+    // are written where peers read them.
+    const auto tokens = static_cast<int>(num_tokens());
+    const MutableRowsView rows =
+        sparse_layers_.input(layer, tokens).value_or(normed_.mutable_rows());
+    norm_to(rows, {}, norm_weight, tokens);
+    sparse_layers_.forward(layer, {rows.base, rows.stride}, tokens, block_out_.floats());
     add_block_out({0, config_.hidden});
   } else {
+    norm({}, norm_weight, num_tokens());
     dense_ffn(layer);
   }
 }

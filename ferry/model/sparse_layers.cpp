@@ -18,6 +18,7 @@ MoeContext::Options moe_options(const ModelConfig& config,
   const MoeConfig& moe = config.moe;
   ExchangeOptions exchange = exchange_options(options.backend, options.deepep_mode);
   exchange.format = options.layout.value_or(exchange.format);
+  exchange.fixed_format = options.layout.has_value();
   return {.router = moe.router,
           .dispatcher = {.exchange = exchange,
                          .slots_per_rank = slots_per_rank,

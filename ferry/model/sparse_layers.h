@@ -29,6 +29,11 @@ class SparseLayers {
   /// Collective, also without tokens: `rows` [tokens, H] of activations in, f32 [tokens, H] out.
   void forward(int layer, const RowsView& rows, int tokens, float* out);
 
+  /// MoeLayer::input().
+  std::optional<MutableRowsView> input(int layer, int tokens) const {
+    return layers_[static_cast<std::size_t>(layer)]->input(tokens);
+  }
+
   /// Throws LostTokens (moe_layer.h).
   void check_nothing_lost();
 
