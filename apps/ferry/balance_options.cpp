@@ -1,8 +1,8 @@
 #include "apps/ferry/balance_options.h"
 
-#include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
+#include "apps/ferry/command_line.h"
 #include "apps/ferry/eplb_dump.h"
 #include "ferry/checkpoint/json_file.h"
 #include "ferry/core/error.h"
@@ -79,7 +79,7 @@ ExpertPlacement initial_placement(const ExpertLocationOptions& options,
   }
 }
 
-void BalanceFlags::add_to(CLI::App& app) {
+void BalanceFlags::add_to(Command& app) {
   constexpr const char* kGroup = "Expert load";
   app.add_option("--record-expert-distribution",
                  record_file_,
@@ -104,7 +104,7 @@ void BalanceFlags::add_to(CLI::App& app) {
   add_rebalancing_to(app);
 }
 
-void BalanceFlags::add_rebalancing_to(CLI::App& app) {
+void BalanceFlags::add_rebalancing_to(Command& app) {
   constexpr const char* kGroup = "Expert placement";
   app.add_option("--init-expert-location",
                  init_location_,

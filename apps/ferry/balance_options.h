@@ -8,11 +8,9 @@
 #include "ferry/engine/balancer.h"
 #include "ferry/model/config.h"
 
-namespace CLI {
-class App;
-}
-
 namespace ferry {
+
+class Command;
 
 /// What rank 0 tells about the load at the end of a run.
 struct LoadReportOptions {
@@ -45,7 +43,7 @@ ExpertPlacement initial_placement(const ExpertLocationOptions& options,
 /// Part of CommonOptions; must live until parsing is over.
 class BalanceFlags {
  public:
-  void add_to(CLI::App& app);
+  void add_to(Command& app);
 
   /// Throws ConfigError that names the option, what is allowed and what was found.
   BalanceOptions resolve() const;
@@ -58,7 +56,7 @@ class BalanceFlags {
   ReplicaRule replica_rule() const { return parse_replica_rule(replica_rule_); }
 
  private:
-  void add_rebalancing_to(CLI::App& app);
+  void add_rebalancing_to(Command& app);
 
   std::string record_file_;
   int window_ = 1000;

@@ -1,14 +1,15 @@
 #include "apps/ferry/common_options.h"
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <climits>
 #include <cstdlib>
 #include <thread>
 #include <vector>
 
+#include "apps/ferry/command_line.h"
 #include "apps/ferry/core_map.h"
 #include "ferry/core/error.h"
+#include "ferry/version.h"
 
 namespace ferry {
 
@@ -35,7 +36,7 @@ constexpr const char* kGroup = "Model and ranks";
 
 }  // namespace
 
-void CommonOptions::add_network_options(CLI::App& app) {
+void CommonOptions::add_network_options(Command& app) {
   app.add_option("--transport",
                  transport_,
                  "inproc (ranks are threads), shm (processes of one host), fabric (libfabric), mpi "
@@ -60,7 +61,7 @@ void CommonOptions::add_network_options(CLI::App& app) {
          "Network interfaces of a rank, on which long puts take turns [all of efa and verbs, "
          "1 of others]")
       ->type_name("N")
-      ->check(CLI::Range(1, 64))
+      ->range(1, 64)
       ->group(kGroup);
   app.add_flag("--fabric-progress-thread",
                fabric_progress_thread_,
@@ -68,7 +69,7 @@ void CommonOptions::add_network_options(CLI::App& app) {
       ->group(kGroup);
 }
 
-CommonOptions::CommonOptions(CLI::App& app) {
+CommonOptions::CommonOptions(Command& app) {
   app.add_option("--model,--model-path", model_, "Checkpoint directory [the demo model]")
       ->type_name("DIR")
       ->group(kGroup);
@@ -166,7 +167,7 @@ LaunchOptions CommonOptions::resolve_launch() const {
   launch.join_timeout = timeout();
   const BalanceOptions balance = balance_.resolve();
   launch.agreement = {
-      {"version", FERRY_VERSION},
+      {"version", std::string(version())},
       {"--tp", std::to_string(tp_)},
       {"--moe-a2a-backend", backend_},
       {"--deepep-mode", deepep_mode_},

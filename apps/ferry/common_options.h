@@ -13,11 +13,9 @@
 #include "ferry/model/decoder.h"
 #include "ferry/transport/launch.h"
 
-namespace CLI {
-class App;
-}
-
 namespace ferry {
+
+class Command;
 
 /// What a run over ranks needs to know; every value is checked.
 struct RunOptions {
@@ -40,7 +38,7 @@ struct RunOptions {
 /// Registers the options on a subcommand; must live until parsing is over.
 class CommonOptions {
  public:
-  explicit CommonOptions(CLI::App& app);
+  explicit CommonOptions(Command& app);
   CommonOptions(const CommonOptions&) = delete;
   CommonOptions& operator=(const CommonOptions&) = delete;
 
@@ -48,7 +46,7 @@ class CommonOptions {
   RunOptions resolve() const;
 
  private:
-  void add_network_options(CLI::App& app);
+  void add_network_options(Command& app);
   LaunchOptions resolve_launch() const;
   std::chrono::nanoseconds timeout() const;
 

@@ -25,6 +25,7 @@
 #include "ferry/exchange/exchange_layout.h"
 #include "ferry/exchange/expert_rows.h"
 #include "ferry/exchange/relay_plan.h"
+#include "ferry/export.h"
 #include "ferry/kernels/wire.h"
 #include "ferry/transport/transport.h"
 
@@ -100,7 +101,7 @@ struct ExchangeStats {
 /// it is masked, here and in the transport, and the exchange goes on as if it had sent nothing.
 /// lost_tokens() are those whose results lack a part. A rank that was masked while it lived gets a
 /// TransportError from its next phase.
-class Dispatcher {
+class FERRY_API Dispatcher {
  public:
   Dispatcher(const DispatcherOptions& options, Transport& transport, ThreadPool& pool);
   Dispatcher(const Dispatcher&) = delete;
