@@ -1,7 +1,6 @@
 #include "apps/ferry/balance_options.h"
 
-#include <CLI/CLI.hpp>
-
+#include "apps/ferry/command_line.h"
 #include "ferry/core/error.h"
 
 namespace ferry {
@@ -13,7 +12,7 @@ constexpr std::size_t kMaxStepBytes = std::size_t{1} << 30;
 
 }  // namespace
 
-void BalanceFlags::add_to(CLI::App& app) {
+void BalanceFlags::add_to(Command& app) {
   constexpr const char* kGroup = "Expert load";
   app.add_option("--record-expert-distribution",
                  record_file_,
@@ -38,7 +37,7 @@ void BalanceFlags::add_to(CLI::App& app) {
   add_rebalancing_to(app);
 }
 
-void BalanceFlags::add_rebalancing_to(CLI::App& app) {
+void BalanceFlags::add_rebalancing_to(Command& app) {
   constexpr const char* kGroup = "Expert placement";
   app.add_option("--init-expert-location",
                  init_location_,

@@ -7,11 +7,9 @@
 #include "ferry/engine/balancer.h"
 #include "ferry/runtime/initial_placement.h"
 
-namespace CLI {
-class App;
-}
-
 namespace ferry {
+
+class Command;
 
 /// What rank 0 tells about the load at the end of a run.
 struct LoadReportOptions {
@@ -22,7 +20,7 @@ struct LoadReportOptions {
 /// Part of CommonOptions; must live until parsing is over.
 class BalanceFlags {
  public:
-  void add_to(CLI::App& app);
+  void add_to(Command& app);
 
   /// Throws ConfigError that names the option, what is allowed and what was found.
   BalanceOptions resolve() const;
@@ -35,7 +33,7 @@ class BalanceFlags {
   ReplicaRule replica_rule() const { return parse_replica_rule(replica_rule_); }
 
  private:
-  void add_rebalancing_to(CLI::App& app);
+  void add_rebalancing_to(Command& app);
 
   std::string record_file_;
   int window_ = 1000;

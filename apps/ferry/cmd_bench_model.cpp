@@ -1,9 +1,8 @@
 // ferry bench model: prompts and generated tokens per second of a whole model, beside the floor
 // that memory and the multiplying unit set, measured in the same run. Tests are named as
 // llama-bench names them: pp512 = a prompt of 512 tokens, tg64 = 64 tokens generated from nothing.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <ctime>
@@ -17,6 +16,7 @@
 #include "apps/ferry/balanced_steps.h"
 #include "apps/ferry/bench_support.h"
 #include "apps/ferry/command.h"
+#include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/load_report.h"
 #include "apps/ferry/machine_peaks.h"
@@ -31,7 +31,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 struct BenchModelOptions {
-  explicit BenchModelOptions(CLI::App& command) : common(command) {}
+  explicit BenchModelOptions(Command& command) : common(command) {}
 
   CommonOptions common;
   std::vector<int> prompts{512};
@@ -272,21 +272,21 @@ int run(const BenchModelOptions& o) {
 
 }  // namespace
 
-void add_bench_model(CLI::App& bench, int& status) {
-  CLI::App* command = bench.add_subcommand(
+void add_bench_model(Command& bench, int& status) {
+  Command* command = bench.add_subcommand(
       "model", "Prompt and generated tokens per second of a whole model, beside the floor");
   auto o = std::make_shared<BenchModelOptions>(*command);
   const auto list = [&](const char* name, std::vector<int>& values, const char* help, int least) {
     command->add_option(name, values, help)
         ->delimiter(',')
-        ->check(CLI::Range(least, 1 << 20))
+        ->range(least, 1 << 20)
         ->capture_default_str();
   };
   list("-p,--prompt-tokens", o->prompts, "Lengths of prompts, comma-separated; 0: none", 0);
   list("-n,--new-tokens", o->generated, "Tokens to generate, comma-separated; 0: none", 0);
   list("-b,--batch", o->batches, "Sequences at once, over all ranks, comma-separated", 1);
   command->add_option("-r,--repetitions", o->repetitions, "Measurements of each test")
-      ->check(CLI::Range(1, 1000))
+      ->range(1, 1000)
       ->capture_default_str();
   command->callback([o, &status] { status = run(*o); });
 }

@@ -1,7 +1,6 @@
 // ferry eval: asks a set of questions with known answers and counts the exact matches.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -10,6 +9,7 @@
 #include <vector>
 
 #include "apps/ferry/command.h"
+#include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/load_report.h"
 #include "apps/ferry/prompts.h"
@@ -21,7 +21,7 @@ namespace ferry {
 namespace {
 
 struct EvalOptions {
-  explicit EvalOptions(CLI::App& app) : common(app) {}
+  explicit EvalOptions(Command& app) : common(app) {}
 
   CommonOptions common;
   std::string data;
@@ -156,8 +156,8 @@ int eval(const EvalOptions& o) {
 
 }  // namespace
 
-void add_eval(CLI::App& app, int& status) {
-  CLI::App* command =
+void add_eval(Command& app, int& status) {
+  Command* command =
       app.add_subcommand("eval", "Ask questions with known answers and count the exact matches");
   auto options = std::make_shared<EvalOptions>(*command);
   command

@@ -1,7 +1,6 @@
 // ferry generate: continues one or many prompts.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -12,6 +11,7 @@
 #include <vector>
 
 #include "apps/ferry/command.h"
+#include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/load_report.h"
 #include "apps/ferry/prompts.h"
@@ -56,7 +56,7 @@ class ProcessorFlags : public RequestMembers {
 };
 
 struct GenerateOptions {
-  explicit GenerateOptions(CLI::App& app) : common(app) {}
+  explicit GenerateOptions(Command& app) : common(app) {}
 
   CommonOptions common;
   PromptSources sources;
@@ -67,7 +67,7 @@ struct GenerateOptions {
   bool ignore_eos = false;
 };
 
-void add_processor_options(CLI::App& command, ProcessorFlags& o) {
+void add_processor_options(Command& command, ProcessorFlags& o) {
   command
       .add_option(
           "--presence-penalty", o.presence_penalty, "Less of a token that was generated: -2 to 2")
@@ -88,7 +88,7 @@ void add_processor_options(CLI::App& command, ProcessorFlags& o) {
       ->capture_default_str();
 }
 
-void add_options(CLI::App& command, GenerateOptions& o) {
+void add_options(Command& command, GenerateOptions& o) {
   command.add_option("--prompt", o.sources.text, "Text to continue")->type_name("TEXT");
   command
       .add_option("--prompts",
@@ -247,8 +247,8 @@ int generate(const GenerateOptions& o) {
 
 }  // namespace
 
-void add_generate(CLI::App& app, int& status) {
-  CLI::App* command = app.add_subcommand("generate", "Continue one or many prompts");
+void add_generate(Command& app, int& status) {
+  Command* command = app.add_subcommand("generate", "Continue one or many prompts");
   auto options = std::make_shared<GenerateOptions>(*command);
   add_options(*command, *options);
   command->callback([command, options, &status] {

@@ -1,13 +1,13 @@
 // ferry inspect: what a checkpoint holds and what each rank would load of it. Reads headers only.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "apps/ferry/command.h"
+#include "apps/ferry/command_line.h"
 #include "ferry/core/error.h"
 #include "ferry/model/checkpoint.h"
 #include "ferry/model/kv_cache.h"
@@ -182,8 +182,8 @@ int inspect(const InspectOptions& o) {
 
 }  // namespace
 
-void add_inspect(CLI::App& app, int& status) {
-  CLI::App* command = app.add_subcommand(
+void add_inspect(Command& app, int& status) {
+  Command* command = app.add_subcommand(
       "inspect", "Show what a checkpoint holds and what each rank would load of it");
   auto options = std::make_shared<InspectOptions>();
   command->add_option("directory", options->directory, "Checkpoint directory")

@@ -1,11 +1,11 @@
 #include "apps/ferry/common_options.h"
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <climits>
 #include <cstdlib>
 #include <vector>
 
+#include "apps/ferry/command_line.h"
 #include "ferry/core/error.h"
 #include "ferry/runtime/core_map.h"
 
@@ -34,7 +34,7 @@ constexpr const char* kGroup = "Model and ranks";
 
 }  // namespace
 
-void CommonOptions::add_network_options(CLI::App& app) {
+void CommonOptions::add_network_options(Command& app) {
   app.add_option("--transport",
                  transport_,
                  "inproc (ranks are threads), shm (processes of one host), fabric (libfabric), mpi "
@@ -59,7 +59,7 @@ void CommonOptions::add_network_options(CLI::App& app) {
          "Network interfaces of a rank, on which long puts take turns [all of efa and verbs, "
          "1 of others]")
       ->type_name("N")
-      ->check(CLI::Range(1, 64))
+      ->range(1, 64)
       ->group(kGroup);
   app.add_flag("--fabric-progress-thread",
                fabric_progress_thread_,
@@ -67,7 +67,7 @@ void CommonOptions::add_network_options(CLI::App& app) {
       ->group(kGroup);
 }
 
-CommonOptions::CommonOptions(CLI::App& app) {
+CommonOptions::CommonOptions(Command& app) {
   app.add_option("--model,--model-path", model_, "Checkpoint directory [the demo model]")
       ->type_name("DIR")
       ->group(kGroup);

@@ -12,11 +12,9 @@
 #include "ferry/runtime/model_options.h"
 #include "ferry/transport/world.h"
 
-namespace CLI {
-class App;
-}
-
 namespace ferry {
+
+class Command;
 
 /// What a run over ranks needs to know, and what to tell of it; every value is checked.
 struct RunOptions : ModelOptions {
@@ -28,7 +26,7 @@ struct RunOptions : ModelOptions {
 /// Registers the options on a subcommand; must live until parsing is over.
 class CommonOptions {
  public:
-  explicit CommonOptions(CLI::App& app);
+  explicit CommonOptions(Command& app);
   CommonOptions(const CommonOptions&) = delete;
   CommonOptions& operator=(const CommonOptions&) = delete;
 
@@ -36,7 +34,7 @@ class CommonOptions {
   RunOptions resolve() const;
 
  private:
-  void add_network_options(CLI::App& app);
+  void add_network_options(Command& app);
   LaunchOptions resolve_launch() const;
   std::chrono::nanoseconds timeout() const;
 

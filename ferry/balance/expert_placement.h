@@ -8,6 +8,7 @@
 
 #include "ferry/core/types.h"
 #include "ferry/exchange/placement.h"
+#include "ferry/export.h"
 
 namespace ferry {
 
@@ -25,7 +26,7 @@ struct Topology {
 };
 
 /// Throws ConfigError unless ranks divide by nodes and experts by groups.
-void check_topology(const Topology& topology, int experts);
+FERRY_API void check_topology(const Topology& topology, int experts);
 
 /// What to do where experts + redundant do not divide by the ranks.
 enum class UnevenSlots {
@@ -36,9 +37,9 @@ enum class UnevenSlots {
 
 /// The number of redundant replicas to plan with. Throws ConfigError for a negative number, for
 /// more replicas than ranks (a rank holds an expert once at most), and for what `uneven` refuses.
-int settle_redundant(int experts, int ranks, int redundant, UnevenSlots uneven);
+FERRY_API int settle_redundant(int experts, int ranks, int redundant, UnevenSlots uneven);
 
-class ExpertPlacement {
+class FERRY_API ExpertPlacement {
  public:
   /// Placement::identity in every layer.
   static ExpertPlacement identity(int layers, int experts, int ranks, int redundant = 0);

@@ -18,6 +18,7 @@
 #include "ferry/exchange/backend.h"
 #include "ferry/exchange/exchange_stats.h"
 #include "ferry/exchange/expert_rows.h"
+#include "ferry/export.h"
 #include "ferry/kernels/wire.h"
 #include "ferry/transport/transport.h"
 
@@ -109,7 +110,7 @@ class CachedRouting {
 /// it is masked, here and in the transport, and the exchange goes on as if it had sent nothing.
 /// lost_tokens() are those whose results lack a part. A rank that was masked while it lived gets a
 /// TransportError from its next phase.
-class Dispatcher {
+class FERRY_API Dispatcher {
  public:
   /// On the host: every call has done its work when it returns.
   Dispatcher(const DispatcherOptions& options, Transport& transport, ThreadPool& pool);

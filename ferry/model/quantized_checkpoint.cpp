@@ -1,6 +1,6 @@
 #include "ferry/model/quantized_checkpoint.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>

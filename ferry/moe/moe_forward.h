@@ -20,6 +20,7 @@
 #include "ferry/exchange/dispatcher.h"
 #include "ferry/exchange/expert_rows.h"
 #include "ferry/exchange/placement.h"
+#include "ferry/export.h"
 #include "ferry/moe/router.h"
 #include "ferry/transport/transport.h"
 
@@ -85,7 +86,7 @@ struct TopK {
 /// (same options on all ranks). Threads: one call at a time. Allocates only in the constructor.
 /// Errors: ConfigError for ids out of range, TransportError as the Dispatcher's. After any error
 /// the ranks may be out of step: abort() the transport, destroy this, start over.
-class MoeAllToAll {
+class FERRY_API MoeAllToAll {
  public:
   struct Options {
     RouterOptions router;  ///< experts and topk count always, the formula for logits
@@ -142,15 +143,15 @@ class MoeAllToAll {
 /// tokens.out = weighted sum over each token's experts. Collective over the ranks of `a2a`; ranks
 /// without tokens pass 0 and their experts work for the others. The router's formula is that of the
 /// options.
-void moe_forward(MoeAllToAll& a2a,
-                 const MoeTokens& tokens,
-                 const RouterLogits& logits,
-                 ExpertFn experts);
+FERRY_API void moe_forward(MoeAllToAll& a2a,
+                           const MoeTokens& tokens,
+                           const RouterLogits& logits,
+                           ExpertFn experts);
 
 /// The same with the routing done by the caller.
-void moe_forward_from_topk(MoeAllToAll& a2a,
-                           const MoeTokens& tokens,
-                           const TopK& topk,
-                           ExpertFn experts);
+FERRY_API void moe_forward_from_topk(MoeAllToAll& a2a,
+                                     const MoeTokens& tokens,
+                                     const TopK& topk,
+                                     ExpertFn experts);
 
 }  // namespace ferry

@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "ferry/runtime/model_options.h"
+#include "ferry/version.h"
 
 namespace ferry {
 
@@ -121,7 +122,7 @@ Agreement agreement_of(const ModelOptions& options) {
   // What these make of the model is compared instead (Model::open).
   of_each_rank(model, weights, expert_location);
   of_each_rank(threads);
-  Agreement agreement = {{"version", FERRY_VERSION}};
+  Agreement agreement = {{"version", std::string(version())}};
   add(decoder, agreement);
   agreement.emplace_back("--allow-prereduce", yes_no(allow_prereduce));
   add(launch, agreement);

@@ -1,6 +1,6 @@
 #include "ferry/server/openai_api.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <ctime>
 #include <nlohmann/json.hpp>

@@ -1,6 +1,6 @@
 #include "ferry/model/decoder.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <gtest/gtest.h>
 
 #include <bit>

@@ -1,7 +1,7 @@
 // Llama 4 (Scout, Maverick): the text model, alone or inside a checkpoint that sees pictures too.
 // The router's weight goes onto what an expert reads; dense layers among sparse ones; layers that
 // turn and see blocks of positions beside layers that do neither.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
