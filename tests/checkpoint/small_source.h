@@ -1,7 +1,7 @@
 // A directory of a few tensors, written byte by byte so that it may also be wrong.
 #pragma once
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <cstdint>
 #include <memory>
