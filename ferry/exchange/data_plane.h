@@ -5,8 +5,8 @@
 //
 //   dispatcher.h        the four phases that a caller sees; their order is checked on the caller's
 //                       thread, what they do is handed to the plane as steps
-//   lane_state.h        what all parts of a lane know: options, layout, plans, the exchange's
-//   number peer_link.h         messages and rows to peers, waits for theirs, ranks that are gone
+//   lane_state.h        what all parts of a lane know: options, layout, plans, exchange number
+//   peer_link.h         messages and rows to peers, waits for theirs, ranks that are gone
 //   dispatch_message.h  which tokens go where: written, read, checked
 //   token_sender.h      out: stage the tokens, push what peers cannot read
 //   row_receiver.h      in: a place for every row, then the rows
