@@ -23,7 +23,8 @@ BELOW = {
     "ferry/balance": ["ferry/moe"],
     "ferry/checkpoint": ["ferry/compute"],
     "ferry/text": ["ferry/checkpoint"],
-    "ferry/model": ["ferry/balance", "ferry/checkpoint", "ferry/text"],
+    "ferry/state": ["ferry/kernels"],
+    "ferry/model": ["ferry/balance", "ferry/checkpoint", "ferry/state", "ferry/text"],
     "ferry/engine": ["ferry/model"],
     "ferry/server": ["ferry/engine"],
 }

@@ -12,10 +12,8 @@
 #include "apps/ferry/progress.h"
 #include "ferry/core/error.h"
 #include "ferry/core/memory.h"
-#include "ferry/engine/batcher.h"
 #include "ferry/exchange/choose_backend.h"
 #include "ferry/kernels/kernels.h"
-#include "ferry/model/kv_cache.h"
 #include "ferry/transport/gather_words.h"
 
 namespace ferry {
@@ -92,10 +90,11 @@ std::optional<std::int64_t> kv_tokens_in_memory(const Session& session,
   int sharing = 0;
   for (Rank r = 0; r < transport.size(); ++r)
     sharing += transport.host_of(r) == transport.host_of(transport.rank()) ? 1 : 0;
-  const auto bytes =
-      static_cast<double>(kv_bytes_per_position(session.config(), decoder.activation_type()));
+  const std::size_t bytes = decoder.state_layout().bytes_per_position();
+  if (bytes == 0) return std::nullopt;  // a member of a group that has no head of any layer
   const double budget = session.options.kv_memory_fraction * static_cast<double>(*available);
-  return std::max<std::int64_t>(kKvPageTokens, static_cast<std::int64_t>(budget / sharing / bytes));
+  return std::max<std::int64_t>(
+      kPagePositions, static_cast<std::int64_t>(budget / sharing / static_cast<double>(bytes)));
 }
 
 /// The same for the rank that has least, since all are given work alike; 0 where no rank knows.

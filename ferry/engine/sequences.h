@@ -1,4 +1,4 @@
-// The sequences that one rank runs: their ids, caches and samplers. Turns a step's record into one
+// The sequences that one rank runs: their ids, states and samplers. Turns a step's record into one
 // call of the decoder and its logits into tokens.
 #pragma once
 
@@ -11,7 +11,7 @@
 #include "ferry/engine/request.h"
 #include "ferry/engine/step_record.h"
 #include "ferry/model/decoder.h"
-#include "ferry/model/kv_cache.h"
+#include "ferry/state/sequence_state.h"
 
 namespace ferry {
 
@@ -30,14 +30,14 @@ class Sequences {
   struct Sequence {
     Request request;
     std::vector<std::int32_t> ids;  ///< prompt, then what was generated
-    KvCache cache;
+    SequenceState state;
     std::optional<LogitsHash> hash;
 
     std::size_t generated() const { return ids.size() - request.prompt.size(); }
   };
 
   void admit(Admission admission);
-  KvCache new_cache(const Request& request) const;
+  SequenceState new_state(const Request& request);
   void evict(std::uint64_t id);
   TokenResult choose_token(std::uint64_t id, Sequence& sequence, std::span<const float> logits);
   bool finished(const Sequence& sequence) const;
@@ -46,6 +46,7 @@ class Sequences {
   int max_context_;
   bool hash_logits_;
   Sampler sampler_;
+  PagePool pages_;  // before those whose states lie in it
   std::unordered_map<std::uint64_t, Sequence> sequences_;
   std::vector<SequenceStep> batch_;
 };

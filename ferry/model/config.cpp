@@ -9,6 +9,7 @@
 #include "ferry/core/error.h"
 #include "ferry/kernels/wire.h"
 #include "ferry/model/family.h"
+#include "ferry/model/mixers/mixer.h"
 
 namespace ferry {
 
@@ -123,18 +124,6 @@ std::vector<std::int32_t> read_eos(const ConfigReader& in, int vocab) {
 
 }  // namespace
 
-std::int32_t AttentionSpan::first(std::int32_t position) const {
-  switch (kind) {
-    case Kind::full:
-      return 0;
-    case Kind::window:
-      return std::max(0, position - width + 1);
-    case Kind::block:
-      return position / width * width;
-  }
-  return 0;
-}
-
 float QueryGrowth::factor(std::int32_t position) const {
   if (step == 0) return 1.0F;
   // Rounded to f32 before and after, as transformers does.
@@ -178,6 +167,7 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   if (!config.dtype) config.dtype = read_dtype(all);
   config.eos_ids = read_eos(in.has("eos_token_id") ? in : all, config.vocab);
   family.read(in, config);
+  check_mixers(config, file);
   if (config.quantization == Quantization::mxfp4) check_mxfp4(all, config);
   return config;
 }
