@@ -26,7 +26,8 @@ BELOW = {
     "ferry/state": ["ferry/kernels"],
     "ferry/model": ["ferry/balance", "ferry/checkpoint", "ferry/state", "ferry/text"],
     "ferry/engine": ["ferry/model"],
-    "ferry/server": ["ferry/engine"],
+    "ferry/runtime": ["ferry/engine"],
+    "ferry/server": ["ferry/runtime"],
 }
 
 

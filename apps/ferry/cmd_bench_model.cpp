@@ -96,7 +96,7 @@ class RankRun {
   void prepare(const Test& test) {
     const auto own = static_cast<std::size_t>(sequences_of(group(), test.batch));
     states_.clear();  // their pages are taken again, so that measured runs touch no new memory
-    while (states_.size() < own) states_.emplace_back(pages_, session_.max_context);
+    while (states_.size() < own) states_.emplace_back(pages_, session_.model.max_context());
     std::mt19937 engine(static_cast<unsigned>(group()));
     std::uniform_int_distribution<std::int32_t> id(0, session_.config().vocab - 1);
     tokens_.assign(own, {});
@@ -175,7 +175,7 @@ class Report {
         "{}, {} weights, {}, {} ranks x {} threads; the machine reads {:.1f} GB/s and multiplies "
         "at {:.2f} TFLOP/s\n",
         o.model.string(),
-        weight_type_name(session.weights.type),
+        weight_type_name(session.model.weights().type),
         isa_name(kernels().isa),
         o.launch.ranks,
         o.threads,
@@ -200,7 +200,8 @@ class Report {
     const Summary rate = summarize(std::move(rates));
     const double cpu_us = summarize(std::move(cpu)).p50;
     const auto work_of = test.prompt ? prompt_work : decode_work;
-    const Work work = work_of(session_.config(), session_.weights.type, test.tokens, test.batch);
+    const Work work =
+        work_of(session_.config(), session_.model.weights().type, test.tokens, test.batch);
     const double floor =
         (test.prompt ? tokens : static_cast<double>(test.batch)) / work.seconds(peaks_);
     if (session_.options.json) {
@@ -225,7 +226,7 @@ class Report {
   Json row(
       const Test& test, const Summary& rate, double cpu_us, const Work& work, double floor) const {
     const RunOptions& o = session_.options;
-    return {{"weights", weight_type_name(session_.weights.type)},
+    return {{"weights", weight_type_name(session_.model.weights().type)},
             {"ep", o.launch.ranks},
             {"tp", o.decoder.tp},
             {"threads", o.threads},
@@ -251,11 +252,11 @@ class Report {
 int run(const BenchModelOptions& o) {
   const RunOptions options = o.common.resolve();
   const Session session = open_session(options);
-  const std::vector<Test> tests = tests_of(o, session.max_context);
+  const std::vector<Test> tests = tests_of(o, session.model.max_context());
   // Before there are ranks: its threads are gone when processes fork.
   const MachinePeaks peaks =
-      measure_peaks(options.launch.ranks * options.threads, session.weights.type);
-  return run_ranks_with_decoder(session, [&](Decoder& decoder, Transport& transport) {
+      measure_peaks(options.launch.ranks * options.threads, session.model.weights().type);
+  return session.model.run([&](Decoder& decoder, Transport& transport) {
     RankRun run(session, decoder, transport);
     std::optional<Report> report;
     if (transport.rank() == 0) report.emplace(session, peaks);

@@ -16,6 +16,7 @@
 #include "ferry/core/error.h"
 #include "ferry/exchange/choose_backend.h"
 #include "ferry/kernels/kernels.h"
+#include "ferry/runtime/core_map.h"
 
 namespace ferry {
 

@@ -20,6 +20,7 @@
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/checkpoint.h"
 #include "ferry/model/weights.h"
+#include "ferry/runtime/core_map.h"
 #include "ferry/transport/launch.h"
 
 namespace ferry {

@@ -14,13 +14,13 @@
 #include <vector>
 
 #include "apps/ferry/command.h"
-#include "apps/ferry/eplb_dump.h"
 #include "apps/ferry/eplb_report.h"
 #include "apps/ferry/svg_name.h"
 #include "ferry/balance/heat_map.h"
 #include "ferry/balance/planner.h"
 #include "ferry/balance/simulate.h"
 #include "ferry/core/error.h"
+#include "ferry/runtime/eplb_dump.h"
 
 namespace ferry {
 
@@ -138,15 +138,6 @@ ExpertPlacement current_or_identity(const Input& input, const EplbOptions& o, in
       input.dump.steps.front().layers, input.experts(), o.ranks, redundant);
 }
 
-std::vector<std::vector<ExpertId>> maps_of(const ExpertPlacement& placement) {
-  std::vector<std::vector<ExpertId>> maps;
-  for (int l = 0; l < placement.layers(); ++l) {
-    const auto map = placement.physical_to_logical(l);
-    maps.emplace_back(map.begin(), map.end());
-  }
-  return maps;
-}
-
 void write_file(const std::string& path, const std::string& text) {
   std::ofstream out(path, std::ios::binary);
   if (!(out << text) || !out.flush()) fail<Error>("{}: cannot be written", path);
@@ -172,7 +163,7 @@ int plan(EplbOptions o) {
                 {"moves_bound", made.transfers_bound},
                 {"bytes_moved", bytes},
                 {"duplicates", made.duplicates},
-                {"physical_to_logical_map", maps_of(made.placement)},
+                {"physical_to_logical_map", made.placement.maps()},
                 {"plan_us", taken.count()}};
     if (o.weighted) report["shares"] = made.shares;
     fmt::print("{}\n", report.dump());

@@ -9,6 +9,7 @@
 #include "apps/ferry/progress.h"
 #include "ferry/core/error.h"
 #include "ferry/model/quantized_checkpoint.h"
+#include "ferry/runtime/core_map.h"
 
 namespace ferry {
 

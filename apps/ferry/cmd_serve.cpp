@@ -147,8 +147,6 @@ RunOptions resolve(const ServeOptions& o) {
                         groups);
   }
   run.engine.balance.record = true;  // for the dashboard
-  run.launch.agreement.push_back({"--max-running-requests", std::to_string(o.max_running)});
-  run.launch.agreement.push_back({"--max-total-tokens", std::to_string(o.max_total_tokens)});
   return run;
 }
 
@@ -167,12 +165,12 @@ ServedModel served_model(const ServeOptions& o, const Session& session) {
   return {.name = o.name.empty() ? path.filename().string() : o.name,
           .path = run.model.string(),
           .config = &session.config(),
-          .tokenizer = session.tokenizer ? &*session.tokenizer : nullptr,
+          .tokenizer = session.model.tokenizer(),
           .render_chat = chat_renderer(run.model),
           .sampling = recommended_sampling(run.model),
-          .max_context = session.max_context,
+          .max_context = session.model.max_context(),
           .started = std::time(nullptr),
-          .weights = std::string(weight_type_name(session.weights.type)),
+          .weights = std::string(weight_type_name(session.model.weights().type)),
           .backend = std::string(backend_name(run.decoder.backend)),
           .transport = run.launch.transport,
           .ranks = run.launch.ranks};
@@ -216,7 +214,7 @@ int run_server(const ServeOptions& o) {
   const Session session = open_session(run);
   const ServedModel model = served_model(o, session);
   catch_stop_signals();
-  return run_ranks_with_engine(session, [&](Engine& engine) {
+  return session.model.run_engine([&](Engine& engine) {
     serve(
         options,
         model,

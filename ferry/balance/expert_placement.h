@@ -50,6 +50,10 @@ class ExpertPlacement {
                   int experts,
                   int ranks);
 
+  /// The maps of layers that are in force, without their shares. REQUIRES: at least one; all of the
+  /// same experts, ranks and slots.
+  explicit ExpertPlacement(std::span<const Placement> layers);
+
   /// The same maps, replicas taking parts as shares [layer][P] say (ReplicaChoice). Throws
   /// ConfigError for another number of layers and as Placement::choosing does.
   ExpertPlacement choosing(const std::vector<std::vector<float>>& shares) const;
@@ -69,6 +73,9 @@ class ExpertPlacement {
 
   /// [P], slot -> expert, -1 = empty.
   std::span<const ExpertId> physical_to_logical(int l) const { return layer(l).expert_of_slots(); }
+
+  /// Those of all layers: physical_to_logical_map[layer][P].
+  std::vector<std::vector<ExpertId>> maps() const;
 
   /// The slots of an expert, rising; never none. Their number is the replica count.
   std::span<const SlotId> logical_to_all_physical(int l, ExpertId e) const {

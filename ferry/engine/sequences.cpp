@@ -25,6 +25,7 @@ void Sequences::admit(Admission admission) {
   sequence.ids = sequence.request.prompt;
   sequence.ids.insert(sequence.ids.end(), admission.generated.begin(), admission.generated.end());
   if (hash_logits_) sequence.hash.emplace();
+  sequence.processors = LogitsChain(sequence.request, admission.generated, decoder_.config().vocab);
   sequences_.emplace(admission.id, std::move(sequence));
 }
 
@@ -46,10 +47,13 @@ TokenResult Sequences::choose_token(std::uint64_t id,
   if (sequence.hash) sequence.hash->add(logits);
   TokenResult result{.id = id};
   const Request& request = sequence.request;
-  result.token = sampler_.sample(logits, request.sampling, sequence.generated());
+  result.token = sampler_.sample(sequence.processors.apply(logits, sequence.history(), processed_),
+                                 request.sampling,
+                                 sequence.generated());
   if (request.top_logprobs)
     result.logprobs = logprobs_of(logits, result.token, *request.top_logprobs);
   sequence.ids.push_back(result.token);
+  sequence.processors.advance(result.token);
   result.last = finished(sequence);
   if (result.last && sequence.hash) result.logits_sha256 = sequence.hash->finish();
   return result;

@@ -4,9 +4,11 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
+#include "ferry/engine/logits_chain.h"
 #include "ferry/engine/logits_hash.h"
 #include "ferry/engine/request.h"
 #include "ferry/engine/step_record.h"
@@ -32,8 +34,15 @@ class Sequences {
     std::vector<std::int32_t> ids;  ///< prompt, then what was generated
     SequenceState state;
     std::optional<LogitsHash> hash;
+    LogitsChain processors;
 
     std::size_t generated() const { return ids.size() - request.prompt.size(); }
+
+    TokenHistory history() const {
+      const std::span<const std::int32_t> all(ids);
+      return {.prompt = all.first(request.prompt.size()),
+              .generated = all.subspan(request.prompt.size())};
+    }
   };
 
   void admit(Admission admission);
@@ -49,6 +58,7 @@ class Sequences {
   PagePool pages_;  // before those whose states lie in it
   std::unordered_map<std::uint64_t, Sequence> sequences_;
   std::vector<SequenceStep> batch_;
+  std::vector<float> processed_;  // one row of logits, once a request has processors
 };
 
 }  // namespace ferry

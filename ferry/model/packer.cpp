@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "ferry/checkpoint/mapped_file.h"
 #include "ferry/model/family.h"
 
 namespace ferry {

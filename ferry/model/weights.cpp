@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "ferry/checkpoint/stored_format.h"
 #include "ferry/core/error.h"
 #include "ferry/model/family.h"
 #include "ferry/model/layer_tables.h"
@@ -84,16 +85,9 @@ GatedFfnWeights at_block(GatedFfnWeights w, const std::byte* block) {
 
 WeightChoice choose_weights(const Checkpoint& checkpoint, std::optional<WeightType> wanted) {
   if (wanted) return {.type = *wanted};
-  switch (checkpoint.config().quantization) {
-    case Quantization::fp8:
-      return {.type = WeightType::fp8, .plain_stays = true};
-    case Quantization::int8:
-      return {.type = WeightType::int8, .plain_stays = true};
-    case Quantization::int4:
-      return {.type = WeightType::int4, .plain_stays = true};
-    case Quantization::mxfp4:  // as elements: no other type holds them without a rounding
-    case Quantization::none:
-      break;
+  if (const StoredFormat* format = checkpoint.config().stored_format.get()) {
+    // What no type holds as it is becomes elements: another quantised type would round again.
+    if (const auto held = format->held()) return {.type = *held, .plain_stays = true};
   }
   return {.type = checkpoint.weight_type() == DType::bf16 ? WeightType::bf16 : WeightType::f32};
 }

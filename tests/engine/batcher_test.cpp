@@ -149,7 +149,8 @@ TEST(Batcher, SequencesOfAGroupThatIsGoneStartOverElsewhereWithTheirTokens) {
 
 TEST(Batcher, AdmissionsThatDoNotFitTheRecordWait) {
   BatcherOptions small = options(1, 8, 1000);
-  small.record_bytes = record_capacity(1000, 8);
+  small.record_bytes =
+      record_bytes_without_admissions(8) + encoded_bytes({.id = 0, .request = prompt_of(1000)});
   Batcher batcher(small);
   // Two of these do not fit one record, and the short one may not overtake.
   batcher.enqueue({.id = 0, .request = prompt_of(900)});
@@ -273,7 +274,10 @@ void limit_to_pages(BatcherOptions& o, int pages, const std::vector<StateSpec>& 
 }
 
 /// Runs all of `requests` (prompt, new tokens) over few pages; checks each step's use of pages.
-void run_over_pages(const BatcherOptions& o, const std::vector<std::pair<int, int>>& requests) {
+/// Adds to `evictions`.
+void run_over_pages(const BatcherOptions& o,
+                    const std::vector<std::pair<int, int>>& requests,
+                    std::uint64_t& evictions) {
   Batcher batcher(o);
 
   struct Progress {
@@ -310,10 +314,12 @@ void run_over_pages(const BatcherOptions& o, const std::vector<std::pair<int, in
     ASSERT_LE(bytes, o.state_bytes * static_cast<std::size_t>(o.groups)) << "step " << steps;
   }
   EXPECT_TRUE(live.empty()) << "no progress";
+  evictions += batcher.evictions();
 }
 
 TEST(Batcher, SequencesStartOverWhereThereAreNoPagesAndAllComeToTheirEnd) {
   std::mt19937 random(3);
+  std::uint64_t evictions = 0;
   for (const int ranks : {1, 2}) {
     for (int round = 0; round < 75; ++round) {
       BatcherOptions o = options(ranks, 5, 40);
@@ -330,9 +336,10 @@ TEST(Batcher, SequencesStartOverWhereThereAreNoPagesAndAllComeToTheirEnd) {
         requests.emplace_back(
             prompt, 1 + static_cast<int>(random() % static_cast<unsigned>(most - prompt + 1)));
       }
-      run_over_pages(o, requests);
+      run_over_pages(o, requests, evictions);
     }
   }
+  EXPECT_GT(evictions, 100U) << "one a run is the least";
 }
 
 TEST(Batcher, WindowsTakeNoMoreThanTheyShow) {

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "ferry/checkpoint/safetensors.h"
 #include "ferry/model/decoder.h"
 #include "ferry/transport/launch.h"
 #include "support/files.h"

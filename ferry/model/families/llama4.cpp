@@ -88,7 +88,7 @@ void read_fields(const ConfigReader& in, ModelConfig& config) {
   moe.weigh_rows = true;
   moe.shared_inter = moe.inter;
   // Quantised matrices have scales of their own, so they lie apart.
-  if (config.quantization == Quantization::none) moe.storage = ExpertStorage::halves;
+  if (config.stored_format == nullptr) moe.storage = ExpertStorage::halves;
 }
 
 void write_text(const ModelConfig& config, json& fields) {

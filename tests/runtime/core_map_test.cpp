@@ -1,5 +1,5 @@
 // Which cores ranks get, on machines that hwloc makes up.
-#include "apps/ferry/core_map.h"
+#include "ferry/runtime/core_map.h"
 
 #include <gtest/gtest.h>
 #include <sched.h>

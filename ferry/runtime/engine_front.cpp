@@ -1,10 +1,8 @@
-#include "ferry/server/engine_front.h"
+#include "ferry/runtime/engine_front.h"
 
 #include <algorithm>
 #include <future>
 #include <utility>
-
-#include "ferry/server/http_server.h"
 
 namespace ferry {
 
@@ -15,40 +13,41 @@ constexpr std::chrono::seconds kTaskTimeout{10};
 
 }  // namespace
 
-EngineFront::EngineFront(Engine& engine, Metrics& metrics) : engine_(engine), metrics_(metrics) {}
+EngineFront::EngineFront(Engine& engine, RequestListener* listener)
+    : listener_(listener), engine_(&engine) {}
+
+void EngineFront::check_lives_locked() const {
+  if (failure_) throw Refused(Refused::Reason::ended, *failure_);
+}
 
 void EngineFront::check_open_locked() const {
-  if (failure_) throw HttpError(503, *failure_);
-  if (refusing_) throw HttpError(503, "the server is shutting down", /*retry=*/true);
+  check_lives_locked();
+  if (refusing_) throw Refused(Refused::Reason::closing, "no more requests are taken");
 }
 
 std::unique_ptr<Call> EngineFront::start(std::vector<Request> requests) {
-  for (const Request& request : requests) engine_.check(request);
   std::unique_ptr<Call> call(new Call(*this));
   // Held over submit(), so that no token can arrive for a request that has no place yet.
   std::unique_lock lock(mutex_);
+  check_lives_locked();
+  for (const Request& request : requests) engine_->check(request);
   check_open_locked();
   for (Request& request : requests) {
     const std::size_t prompt_tokens = request.prompt.size();
-    const std::optional<std::uint64_t> id = engine_.submit(std::move(request));
+    const std::optional<std::uint64_t> id = engine_->submit(std::move(request));
     if (!id) {
-      metrics_.refused();
+      if (listener_) listener_->refused();
       lock.unlock();  // the call's destructor cancels those that did start
-      throw HttpError(429, "the server has as many requests as it may hold; try again", true);
+      throw Refused(Refused::Reason::full, "there are as many requests as may be held; try again");
     }
     places_[*id] = {.call = call.get(), .index = call->asked_.size()};
     call->asked_.push_back({.id = *id, .prompt_tokens = prompt_tokens, .last_token = call->began_});
-    metrics_.prompt_tokens(prompt_tokens);
+    if (listener_) listener_->prompt_tokens(prompt_tokens);
   }
   return call;
 }
 
 void EngineFront::between_steps(std::function<void(Engine&)> task) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (failure_) throw HttpError(503, *failure_);
-  }
-
   // Shared with the engine, which may get to it after we have given up.
   struct Shared {
     std::mutex mutex;
@@ -57,22 +56,25 @@ void EngineFront::between_steps(std::function<void(Engine&)> task) {
   };
 
   const auto shared = std::make_shared<Shared>();
-  engine_.post([this, shared, task = std::move(task)] {
+  std::unique_lock lock_engine(mutex_);
+  check_lives_locked();
+  engine_->post([&engine = *engine_, shared, task = std::move(task)] {
     const std::lock_guard lock(shared->mutex);
     if (shared->given_up) return;
     try {
-      task(engine_);
+      task(engine);
       shared->done.set_value();
     } catch (...) {
       shared->done.set_exception(std::current_exception());
     }
   });
+  lock_engine.unlock();
   std::future<void> done = shared->done.get_future();
   if (done.wait_for(kTaskTimeout) != std::future_status::ready) {
     const std::lock_guard lock(shared->mutex);  // it may be at it right now
     if (done.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
       shared->given_up = true;
-      throw HttpError(503, "the engine is busy", /*retry=*/true);
+      throw Refused(Refused::Reason::busy, "the engine is busy; try again");
     }
   }
   done.get();
@@ -91,9 +93,10 @@ void EngineFront::on_token(const TokenEvent& event) {
     Call::Asked& asked = call.asked_[index];
     const Call::Clock::time_point now = Call::Clock::now();
     const std::chrono::duration<double> since = now - std::exchange(asked.last_token, now);
-    metrics_.token(asked.tokens++ == 0, since.count());
+    const bool first = asked.tokens++ == 0;
+    if (listener_) listener_->token(first, since.count());
     if (event.last) {
-      metrics_.finished(std::chrono::duration<double>(now - call.began_).count());
+      if (listener_) listener_->finished(std::chrono::duration<double>(now - call.began_).count());
       asked.done = true;
       places_.erase(found);
     }
@@ -109,6 +112,10 @@ void EngineFront::on_token(const TokenEvent& event) {
 
 void EngineFront::fail(const std::string& message) {
   const std::lock_guard lock(mutex_);
+  fail_locked(message);
+}
+
+void EngineFront::fail_locked(const std::string& message) {
   if (!failure_) failure_ = message;
   for (const auto& [id, place] : places_) {
     Call::Mailbox& mail = *place.call->mail_;
@@ -124,9 +131,26 @@ void EngineFront::refuse_new() {
 }
 
 void EngineFront::end_all(const std::string& message) {
-  fail(message);
   const std::lock_guard lock(mutex_);
-  for (const auto& [id, place] : places_) engine_.cancel(id);
+  end_all_locked(message);
+}
+
+void EngineFront::end_all_locked(const std::string& message) {
+  fail_locked(message);
+  if (engine_ == nullptr) return;
+  for (const auto& [id, place] : places_) engine_->cancel(id);
+}
+
+void EngineFront::stop(const std::string& message) {
+  const std::lock_guard lock(mutex_);
+  end_all_locked(message);
+  if (engine_ != nullptr) engine_->close();
+}
+
+void EngineFront::detach(const std::string& message) {
+  const std::lock_guard lock(mutex_);
+  fail_locked(message);
+  engine_ = nullptr;
 }
 
 std::vector<EngineFront::LiveRequest> EngineFront::live() const {
@@ -156,8 +180,8 @@ void EngineFront::forget(Call& call, std::size_t index) {
   Call::Asked& asked = call.asked_[index];
   if (std::exchange(asked.done, true)) return;
   places_.erase(asked.id);
-  engine_.cancel(asked.id);
-  metrics_.cancelled();
+  if (engine_ != nullptr) engine_->cancel(asked.id);
+  if (listener_) listener_->cancelled();
 }
 
 Call::~Call() {
@@ -174,7 +198,8 @@ std::vector<Call::Arrival> Call::take(std::chrono::milliseconds timeout) {
   std::unique_lock lock(mail_->mutex);
   mail_->changed.wait_for(
       lock, timeout, [this] { return !mail_->arrivals.empty() || mail_->failure; });
-  if (mail_->arrivals.empty() && mail_->failure) throw HttpError(503, *mail_->failure);
+  if (mail_->arrivals.empty() && mail_->failure)
+    throw Refused(Refused::Reason::ended, *mail_->failure);
   return std::exchange(mail_->arrivals, {});
 }
 

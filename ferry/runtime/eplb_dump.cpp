@@ -1,4 +1,4 @@
-#include "apps/ferry/eplb_dump.h"
+#include "ferry/runtime/eplb_dump.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,5 +1,5 @@
-// Between the threads that serve clients and the engine's loop: who asked for which request, and
-// what has come for them.
+// Between the threads of callers and the engine's loop: who asked for which request, and what has
+// come for them.
 #pragma once
 
 #include <chrono>
@@ -14,13 +14,13 @@
 #include <vector>
 
 #include "ferry/engine/engine.h"
-#include "ferry/server/metrics.h"
+#include "ferry/runtime/refused.h"
 
 namespace ferry {
 
 class EngineFront;
 
-/// The requests of one HTTP call, and their tokens as they come. Those that are not done when it is
+/// The requests of one call, and their tokens as they come. Those that are not done when it is
 /// destroyed are cancelled. Threads: one at a time. Must not outlive the front.
 class Call {
  public:
@@ -34,7 +34,8 @@ class Call {
   };
 
   /// The tokens of all requests that have come since, in order; waits until there are any. Empty:
-  /// nothing came in time. Throws HttpError when the engine has failed and all that came is taken.
+  /// nothing came in time. Throws Refused (ended) when
+  /// the engine has ended and all that came is taken.
   std::vector<Arrival> take(std::chrono::milliseconds timeout);
 
   /// Nobody waits for this one any more.
@@ -72,18 +73,31 @@ class Call {
   std::shared_ptr<Mailbox> mail_ = std::make_shared<Mailbox>();
 };
 
-/// Threads: any, but on_token() and fail(), which are the engine loop's.
+/// Hears how requests fare. Called from any thread, under the front's lock: to count, not to work.
+class RequestListener {
+ public:
+  virtual ~RequestListener() = default;
+
+  virtual void prompt_tokens(std::size_t tokens) = 0;
+  /// `since`: seconds since the request came, or since its last token.
+  virtual void token(bool first, double since) = 0;
+  virtual void finished(double seconds) = 0;
+  virtual void cancelled() = 0;
+  virtual void refused() = 0;
+};
+
+/// Threads: any, but on_token(), fail() and detach(), which are the engine loop's.
 class EngineFront {
  public:
-  /// Both borrowed.
-  EngineFront(Engine& engine, Metrics& metrics);
+  /// Both borrowed; `listener` may be null.
+  EngineFront(Engine& engine, RequestListener* listener);
 
-  /// Throws ConfigError for a request that cannot be, HttpError 429 when too many are there
-  /// already, 503 when the server is stopping or its engine has failed. All of them start or none.
+  /// Throws ConfigError for a request that cannot be, Refused when too many are there already, when
+  /// it takes no more or when the engine has ended. All of them start or none.
   std::unique_ptr<Call> start(std::vector<Request> requests);
 
-  /// Runs `task` on the engine's loop between two steps and waits for it. Throws HttpError 503 when
-  /// that takes too long.
+  /// Runs `task` on the engine's loop between two steps and waits for it. Throws Refused when that
+  /// takes too long, or when the engine has ended.
   void between_steps(std::function<void(Engine&)> task);
 
   void on_token(const TokenEvent& event);
@@ -94,6 +108,10 @@ class EngineFront {
   void refuse_new();
   /// Cancels what still runs and ends its calls with an error.
   void end_all(const std::string& message);
+  /// The same, and the engine's run() returns.
+  void stop(const std::string& message);
+  /// The engine is about to go: as fail(), and it is not touched any more. Calls may outlive it.
+  void detach(const std::string& message);
 
   struct LiveRequest {
     std::uint64_t id = 0;
@@ -105,7 +123,7 @@ class EngineFront {
   /// Requests that somebody waits for, oldest first.
   std::vector<LiveRequest> live() const;
 
-  /// Throws HttpError 503 when no call would be taken.
+  /// Throws Refused when no call would be taken.
   void check_open() const;
 
  private:
@@ -117,11 +135,14 @@ class EngineFront {
   };
 
   void check_open_locked() const;
+  void check_lives_locked() const;
+  void fail_locked(const std::string& message);
+  void end_all_locked(const std::string& message);
   void forget(Call& call, std::size_t index);
 
-  Engine& engine_;
-  Metrics& metrics_;
+  RequestListener* listener_;
   mutable std::mutex mutex_;  // guards what follows, and the calls
+  Engine* engine_;            // null once it is gone
   std::unordered_map<std::uint64_t, Place> places_;
   bool refusing_ = false;
   std::optional<std::string> failure_;

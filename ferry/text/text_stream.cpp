@@ -1,4 +1,4 @@
-#include "ferry/server/text_stream.h"
+#include "ferry/text/text_stream.h"
 
 #include <algorithm>
 #include <utility>

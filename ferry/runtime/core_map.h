@@ -22,6 +22,13 @@ struct Machine {
 /// given parts of machines.
 Machine this_machine();
 
+/// NUMA nodes that this process may use, at least 1: a rank on each keeps its experts beside its
+/// cores.
+int default_ranks();
+
+/// Logical processors of this machine over ranks, at least 1.
+int default_threads(int ranks);
+
 /// A machine that hwloc makes up: "numa:2 core:4 pu:2". Throws ConfigError where it cannot.
 Machine synthetic_machine(const std::string& description);
 

@@ -1,11 +1,13 @@
-#include "apps/ferry/core_map.h"
+#include "ferry/runtime/core_map.h"
 
 #include <hwloc.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <memory>
+#include <thread>
 
 #include "ferry/core/error.h"
 
@@ -65,6 +67,12 @@ Machine this_machine() {
   CPU_ZERO(&allowed);
   const bool known = sched_getaffinity(0, sizeof allowed, &allowed) == 0;
   return read(load("").get(), known ? &allowed : nullptr);
+}
+
+int default_ranks() { return std::max(1, static_cast<int>(this_machine().nodes.size())); }
+
+int default_threads(int ranks) {
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / ranks);
 }
 
 Machine synthetic_machine(const std::string& description) {
