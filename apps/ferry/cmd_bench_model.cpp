@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <chrono>
 #include <ctime>
-#include <deque>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -55,7 +54,8 @@ class RankRun {
       : session_(session),
         decoder_(decoder),
         transport_(transport),
-        steps_(session.options.engine, decoder, transport) {}
+        steps_(session.options.engine, decoder, transport),
+        pages_(decoder.state_layout()) {}
 
   const BalancedSteps& steps() const { return steps_; }
 
@@ -95,10 +95,8 @@ class RankRun {
 
   void prepare(const Test& test) {
     const auto own = static_cast<std::size_t>(sequences_of(group(), test.batch));
-    while (caches_.size() < own)
-      caches_.emplace_back(
-          session_.config(), decoder_.activation_type(), session_.model.max_context());
-    for (KvCache& cache : caches_) cache.clear();
+    states_.clear();  // their pages are taken again, so that measured runs touch no new memory
+    while (states_.size() < own) states_.emplace_back(pages_, session_.model.max_context());
     std::mt19937 engine(static_cast<unsigned>(group()));
     std::uniform_int_distribution<std::int32_t> id(0, session_.config().vocab - 1);
     tokens_.assign(own, {});
@@ -120,11 +118,11 @@ class RankRun {
         if (begin == end) continue;
         const bool whole = end == (s + 1) * length;
         batch.push_back(
-            {.cache = &caches_[s],
+            {.state = &states_[s],
              .tokens = std::span(tokens_[s]).subspan(begin - s * length, end - begin),
              .logits = whole ? SequenceStep::Logits::last : SequenceStep::Logits::none});
       }
-      steps_.run(/*prefill=*/true, [&] { decoder_.forward(batch); });
+      steps_.run(/*prefill=*/true, [&] { run(batch); });
     }
   }
 
@@ -132,16 +130,22 @@ class RankRun {
     for (std::size_t t = 0; t < static_cast<std::size_t>(test.tokens); ++t) {
       std::vector<SequenceStep> batch;
       for (std::size_t s = 0; s < tokens_.size(); ++s)
-        batch.push_back({.cache = &caches_[s], .tokens = std::span(tokens_[s]).subspan(t, 1)});
-      steps_.run(/*prefill=*/false, [&] { decoder_.forward(batch); });
+        batch.push_back({.state = &states_[s], .tokens = std::span(tokens_[s]).subspan(t, 1)});
+      steps_.run(/*prefill=*/false, [&] { run(batch); });
     }
+  }
+
+  void run(std::span<const SequenceStep> batch) {
+    decoder_.forward(batch);
+    decoder_.commit();
   }
 
   const Session& session_;
   Decoder& decoder_;
   Transport& transport_;
   BalancedSteps steps_;
-  std::deque<KvCache> caches_;
+  PagePool pages_;
+  std::vector<SequenceState> states_;
   std::vector<std::vector<std::int32_t>> tokens_;  // of each of this rank's sequences
 };
 

@@ -9,6 +9,7 @@
 #include "ferry/checkpoint/stored_format.h"
 #include "ferry/core/error.h"
 #include "ferry/model/family.h"
+#include "ferry/model/mixers/mixer.h"
 
 namespace ferry {
 
@@ -121,18 +122,6 @@ void read_generation(const std::optional<SourceText>& text, ModelConfig& config)
 
 }  // namespace
 
-std::int32_t AttentionSpan::first(std::int32_t position) const {
-  switch (kind) {
-    case Kind::full:
-      return 0;
-    case Kind::window:
-      return std::max(0, position - width + 1);
-    case Kind::block:
-      return position / width * width;
-  }
-  return 0;
-}
-
 float QueryGrowth::factor(std::int32_t position) const {
   if (step == 0) return 1.0F;
   // Rounded to f32 before and after, as transformers does.
@@ -177,6 +166,7 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   if (!config.dtype) config.dtype = read_dtype(all);
   config.eos_ids = read_eos(in.has("eos_token_id") ? in : all, config.vocab);
   family.read(in, config);
+  check_mixers(config, file);
   if (config.stored_format != nullptr && config.stored_format->stacks_experts())
     check_stacked_format(all, config);
   return config;

@@ -14,6 +14,7 @@
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/rope.h"
 #include "ferry/moe/router.h"
+#include "ferry/state/attention_span.h"
 
 namespace ferry {
 
@@ -48,21 +49,6 @@ struct MoeConfig {
 
 enum class LayerKind : std::uint8_t { dense, sparse };
 
-/// Which of the positions up to its own a query sees.
-struct AttentionSpan {
-  enum class Kind : std::uint8_t {
-    full,    ///< all
-    window,  ///< the last `width`, its own included
-    block,   ///< those in its own block of `width` positions
-  };
-
-  Kind kind = Kind::full;
-  int width = 0;
-
-  /// The first position that the query at `position` sees.
-  std::int32_t first(std::int32_t position) const;
-};
-
 /// Queries that grow with their position, so that their softmax stays as sharp over more keys
 /// (Llama 4's temperature tuning).
 struct QueryGrowth {
@@ -73,8 +59,13 @@ struct QueryGrowth {
   float factor(std::int32_t position) const;
 };
 
+/// Names of mixers (mixers/mixer.h), as far as families speak of them.
+inline constexpr std::string_view kAttention = "attention";
+inline constexpr std::string_view kLatentAttention = "latent attention";
+
 /// What differs between the attention of a model's layers.
 struct LayerAttention {
+  std::string_view mixer = kAttention;  ///< the kind of attention, by its name
   AttentionSpan span;
   bool rope = true;  ///< false: queries and keys do not turn with their position
   QueryGrowth growth = {};
@@ -88,10 +79,10 @@ enum class QkNorm : std::uint8_t {
   turned,  ///< each head, without weights, after the rotation; in layers that turn
 };
 
-/// Latent attention (latent_attention.h): a query head has plain_dim elements that do not turn and
-/// rope.dim behind them that do; head_dim is the two together.
+/// Latent attention (mixers/latent_attention.h): a query head has plain_dim elements that do not
+/// turn and rope.dim behind them that do; head_dim is the two together.
 struct LatentConfig {
-  int rank = 0;        ///< of the vector that keys and values are made of; 0 = no such attention
+  int rank = 0;        ///< of the vector that keys and values are made of; 0 = no layer has any
   int query_rank = 0;  ///< likewise of queries; 0 = made of the hidden state itself
   int plain_dim = 0;
   int value_dim = 0;  ///< of a value head

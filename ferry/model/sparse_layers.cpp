@@ -133,7 +133,18 @@ void SparseLayers::count_rows(std::span<std::int32_t> slot_rows) {
   FERRY_CHECK(next == slot_rows.size(), "{} counters for {} slots", slot_rows.size(), next);
 }
 
-/// Of an expert.
+const Placement& SparseLayers::placement(int layer) const {
+  return experts_.layers[static_cast<std::size_t>(layer)].placement;
+}
+
+std::vector<std::byte*> SparseLayers::blocks(int layer) {
+  // The memory is this object's own and writable; only those who compute see it as constant.
+  std::vector<std::byte*> blocks;
+  for (const GatedFfnWeights& slot : experts_.layers[static_cast<std::size_t>(layer)].slots)
+    blocks.push_back(const_cast<std::byte*>(slot.gate_up.data));
+  return blocks;
+}
+
 std::size_t SparseLayers::block_bytes() const {
   const auto sparse = std::ranges::find(config_.layer_kinds, LayerKind::sparse);
   FERRY_CHECK(sparse != config_.layer_kinds.end(), "no layer has experts");

@@ -5,8 +5,6 @@
 #include <vector>
 
 #include "ferry/core/memory.h"
-#include "ferry/engine/batcher.h"
-#include "ferry/model/kv_cache.h"
 #include "ferry/transport/gather_words.h"
 
 namespace ferry {
@@ -22,11 +20,11 @@ std::uint64_t own_tokens(double fraction, const Decoder& decoder, const Transpor
   int sharing = 0;
   for (Rank r = 0; r < transport.size(); ++r)
     sharing += transport.host_of(r) == transport.host_of(transport.rank()) ? 1 : 0;
-  const auto bytes =
-      static_cast<double>(kv_bytes_per_position(decoder.config(), decoder.activation_type()));
+  const std::size_t bytes = decoder.state_layout().bytes_per_position();
+  if (bytes == 0) return kUnknown;  // a member of a group that has no head of any layer
   const double budget = fraction * static_cast<double>(*available);
-  return std::max<std::uint64_t>(kKvPageTokens,
-                                 static_cast<std::uint64_t>(budget / sharing / bytes));
+  return std::max<std::uint64_t>(
+      kPagePositions, static_cast<std::uint64_t>(budget / sharing / static_cast<double>(bytes)));
 }
 
 }  // namespace

@@ -8,7 +8,6 @@
 
 #include "ferry/compute/tensor_group.h"
 #include "ferry/core/types.h"
-#include "ferry/model/config.h"
 
 namespace ferry {
 
@@ -54,11 +53,5 @@ std::array<PanelRange, 3> head_panels(const HeadShare& share,
                                       int heads,
                                       int kv_heads,
                                       std::int64_t head_dim);
-
-/// Latent attention: the heads of a member, and the panels of `qkv` and `query_up` that it
-/// computes. What latents and compressed queries are made of is needed by every member.
-HeadRange latent_heads(int heads, const GroupMember& who);
-std::array<PanelRange, 2> latent_down_panels(const ModelConfig& config, const HeadRange& own);
-std::array<PanelRange, 1> latent_query_panels(const ModelConfig& config, const HeadRange& own);
 
 }  // namespace ferry

@@ -1,4 +1,4 @@
-#include "ferry/model/head_share.h"
+#include "ferry/model/mixers/head_share.h"
 
 #include "ferry/core/types.h"
 
@@ -28,26 +28,6 @@ std::array<PanelRange, 3> head_panels(const HeadShare& share,
   return covering_panels(std::array{columns(0, share.query),
                                     columns(heads, share.kv),
                                     columns(std::int64_t{heads} + kv_heads, share.kv)});
-}
-
-HeadRange latent_heads(int heads, const GroupMember& who) {
-  return head_share(heads, heads, who).query;
-}
-
-std::array<PanelRange, 2> latent_down_panels(const ModelConfig& config, const HeadRange& own) {
-  const LatentConfig& latent = config.latent;
-  const std::int64_t head_dim = config.head_dim;
-  const bool compressed = latent.query_rank > 0;
-  const std::int64_t queries = compressed ? latent.query_rank : config.heads * head_dim;
-  const ColumnRange own_queries =
-      compressed ? ColumnRange{0, queries} : ColumnRange{own.begin * head_dim, own.end * head_dim};
-  return covering_panels(
-      std::array{own_queries, ColumnRange{queries, queries + latent.rank + config.rope.dim}});
-}
-
-std::array<PanelRange, 1> latent_query_panels(const ModelConfig& config, const HeadRange& own) {
-  const std::int64_t head_dim = config.head_dim;
-  return covering_panels(std::array{ColumnRange{own.begin * head_dim, own.end * head_dim}});
 }
 
 }  // namespace ferry

@@ -1,4 +1,4 @@
-#include "ferry/model/attention_parts.h"
+#include "ferry/model/mixers/attention_parts.h"
 
 #include <algorithm>
 
@@ -62,7 +62,7 @@ void QueryBlocks::build(std::span<const TokenPlace> tokens,
   }
   const std::int64_t most_tokens = limit / most_heads;
   for (std::size_t t = 0; t < tokens.size(); ++t) {
-    if (t > 0 && tokens[t].cache == tokens[t - 1].cache && tokens_.back().count < most_tokens)
+    if (t > 0 && tokens[t].state == tokens[t - 1].state && tokens_.back().count < most_tokens)
       ++tokens_.back().count;
     else
       tokens_.push_back({static_cast<std::int64_t>(t), 1});

@@ -2,6 +2,7 @@
 // projection that ends in the residual stream.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -12,17 +13,11 @@
 #include "ferry/core/threads.h"
 #include "ferry/core/types.h"
 #include "ferry/kernels/kernels.h"
-#include "ferry/model/head_share.h"
-#include "ferry/model/kv_cache.h"
+#include "ferry/model/mixers/head_share.h"
+#include "ferry/model/mixers/mixer.h"
 #include "ferry/model/rope.h"
 
 namespace ferry {
-
-/// One token of a step: the sequence it belongs to and its absolute position there.
-struct TokenPlace {
-  KvCache* cache = nullptr;
-  std::int32_t position = 0;
-};
 
 /// Tokens a thread takes at a time for work along rows.
 inline constexpr std::int64_t kAttentionRowGrain = 4;
@@ -33,6 +28,10 @@ Buffer rows_buffer(std::int64_t rows, std::int64_t width, DType type);
 inline std::ptrdiff_t row_bytes(std::int64_t width, DType type) {
   return width * static_cast<std::ptrdiff_t>(dtype_bytes(type));
 }
+
+inline std::byte* bytes_of(float* x) { return reinterpret_cast<std::byte*>(x); }
+
+inline const std::byte* bytes_of(const float* x) { return reinterpret_cast<const std::byte*>(x); }
 
 /// The rotary angles of a step's tokens. Threads: turn() from several, begin_step() from one.
 class StepAngles {
@@ -108,6 +107,11 @@ class AttendScratch {
   std::int64_t stride_;  // between rows of scores
   Buffer memory_;
 };
+
+/// As the kernels read a stream of a sequence's state.
+inline PagedRows paged(const StateRows& rows) { return {rows.pages, rows.offset, rows.stride}; }
+
+inline constexpr int kPageShift = std::countr_zero(static_cast<unsigned>(kPagePositions));
 
 /// Rows of all heads' results, of which each member of a group has filled in its own heads'.
 struct HeadRows {
