@@ -12,6 +12,7 @@
 #include "ferry/runtime/engine_front.h"
 #include "ferry/runtime/model.h"
 #include "ferry/server/json_fields.h"
+#include "ferry/server/metrics.h"
 #include "ferry/server/openai_api.h"
 #include "ferry/server/sglang_api.h"
 #include "support/paths.h"
