@@ -1,15 +1,12 @@
 #include "ferry/transport/bootstrap.h"
 
-#include <openssl/crypto.h>
-#include <openssl/hmac.h>
-
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <map>
 #include <optional>
 
 #include "ferry/core/error.h"
+#include "ferry/transport/proof.h"
 #include "ferry/transport/sockets.h"
 
 namespace ferry {
@@ -28,7 +25,7 @@ using Kind = TransportError::Kind;
 //   rank r -> rank q    proof, r             to each 0 < q < r, answering q's 32 random bytes;
 //                                            the proof also covers the session
 constexpr std::uint32_t kLanguage = 0x46524d31;  // changes when the above does
-constexpr std::size_t kProofBytes = 32;
+constexpr std::size_t kSessionBytes = 32;
 /// Rank 0 gives its verdict at its deadline; the others may have begun a little earlier.
 constexpr std::chrono::seconds kVerdictMargin{1};
 
@@ -99,67 +96,11 @@ struct Verdict {
   }
 };
 
-// --- Proofs ------------------------------------------------------------------------------------
-
-Bytes proof_of(const std::string& secret,
-               std::span<const std::byte> greeting,
-               std::span<const std::byte> message) {
-  const Bytes covered = ByteWriter().blob(greeting).blob(message).bytes();
-  Bytes proof(kProofBytes);
-  unsigned int length = kProofBytes;
-  HMAC(EVP_sha256(),
-       secret.data(),
-       static_cast<int>(secret.size()),
-       reinterpret_cast<const unsigned char*>(covered.data()),
-       covered.size(),
-       reinterpret_cast<unsigned char*>(proof.data()),
-       &length);
-  return proof;
-}
-
-void say(const UniqueFd& socket,
-         const std::string& secret,
-         std::span<const std::byte> session,
-         std::span<const std::byte> words,
-         Deadline deadline) {
-  // The greeting has no length in front: it is the first thing on a fresh connection.
-  Bytes greeting(Doorman::kGreetingBytes);
-  receive_exactly(socket, greeting, deadline);
-  greeting.insert(greeting.end(), session.begin(), session.end());
-  send_message(
-      socket, ByteWriter().blob(proof_of(secret, greeting, words)).blob(words).bytes(), deadline);
-}
-
-/// What a guest said, if it proves that it knows the secret.
-std::optional<Bytes> believed(const Doorman::Guest& guest,
-                              const std::string& secret,
-                              std::span<const std::byte> session) {
-  ByteReader reader(guest.message);
-  const auto proof = reader.blob();
-  const auto words = reader.blob();
-  Bytes greeting = guest.greeting;
-  greeting.insert(greeting.end(), session.begin(), session.end());
-  const Bytes expected = proof_of(secret, greeting, words);
-  if (proof.size() != kProofBytes || CRYPTO_memcmp(proof.data(), expected.data(), kProofBytes) != 0)
-    return std::nullopt;
-  return Bytes(words.begin(), words.end());
-}
-
 [[noreturn]] void fail_meeting(Rank rank, Kind kind, Rank about, const std::string& why) {
   throw TransportError(kind, about, fmt::format("rank {} cannot join: {}", rank, why));
 }
 
 // --- Rank 0 ------------------------------------------------------------------------------------
-
-/// "rank 2", "ranks 0, 1 and 3".
-std::string ranks_text(const std::vector<Rank>& ranks) {
-  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
-  for (std::size_t i = 0; i < ranks.size(); ++i) {
-    if (i > 0) text += i + 1 == ranks.size() ? " and " : ", ";
-    text += std::to_string(ranks[i]);
-  }
-  return text;
-}
 
 /// Rank 0's list of guests. Collects them, then gives all the same verdict.
 class Reception {
@@ -188,7 +129,7 @@ class Reception {
     if (error.empty()) error = difference();
     Verdict verdict{.error = error};
     if (error.empty()) {
-      verdict.session.resize(kProofBytes);
+      verdict.session.resize(kSessionBytes);
       fill_random(verdict.session);
       for (Rank r = 0; r < options_.size; ++r) {
         const Hello& hello = *hellos_[static_cast<std::size_t>(r)];
@@ -393,29 +334,6 @@ void check_secret(const MeetingOptions& options, const SocketAddress& address) {
 }
 
 }  // namespace
-
-Difference find_difference(const std::vector<Agreement>& agreements) {
-  const Agreement& first = agreements.front();
-  for (std::size_t i = 0; i < first.size(); ++i) {
-    std::map<std::string, std::vector<Rank>> holders;
-    for (std::size_t r = 0; r < agreements.size(); ++r) {
-      const Agreement& theirs = agreements[r];
-      const bool same_question = i < theirs.size() && theirs[i].first == first[i].first;
-      holders[same_question ? theirs[i].second : "nothing"].push_back(static_cast<Rank>(r));
-    }
-    if (holders.size() == 1) continue;
-    std::vector<std::pair<std::vector<Rank>, std::string>> sides;
-    for (const auto& [value, ranks] : holders)
-      sides.emplace_back(ranks, value.empty() ? "(not given)" : value);
-    std::sort(sides.begin(), sides.end());
-    std::string text;
-    for (const auto& [ranks, value] : sides)
-      text += fmt::format("{}{} {}", text.empty() ? "" : ", ", ranks_text(ranks), value);
-    return {.text = fmt::format("ranks differ in {}: {}", first[i].first, text),
-            .rank = sides.back().first.front()};
-  }
-  return {};
-}
 
 Meeting meet(MeetingOptions options) {
   const auto finish = [&](std::vector<UniqueFd> sockets,

@@ -3,26 +3,14 @@
 #pragma once
 
 #include <string>
-#include <utility>
 #include <vector>
 
+#include "ferry/transport/agreement.h"
 #include "ferry/transport/mesh.h"
 #include "ferry/transport/transport.h"
 #include "ferry/transport/unique_fd.h"
 
 namespace ferry {
-
-/// Names and values that all ranks must have alike ("model", "sha256:..."), in the same order.
-using Agreement = std::vector<std::pair<std::string, std::string>>;
-
-/// What ranks do not have alike.
-struct Difference {
-  std::string text;  ///< one line that names all ranks; empty: they agree
-  Rank rank = -1;    ///< one that differs from rank 0
-};
-
-/// `agreements[r]` is rank r's.
-Difference find_difference(const std::vector<Agreement>& agreements);
 
 struct MeetingOptions {
   Rank rank = 0;

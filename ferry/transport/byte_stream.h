@@ -57,6 +57,12 @@ class ByteReader {
 
   std::span<const std::byte> blob() { return take(number<std::uint32_t>()); }
 
+  /// A blob that outlives the bytes.
+  Bytes copy() {
+    const auto bytes = blob();
+    return {bytes.begin(), bytes.end()};
+  }
+
   std::string text() {
     const auto bytes = blob();
     return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};

@@ -17,18 +17,23 @@ void check_requests(std::string_view transport, Rank own, std::span<const Region
   const RegionRequest& first = requests[0];
   const RegionRequest& mine = requests[static_cast<std::size_t>(own)];
   for (std::size_t r = 1; r < requests.size(); ++r) {
+    const auto text = [](const RegionRequest& request) {
+      return fmt::format("({}, {}{})",
+                         request.bytes,
+                         request.signals,
+                         request.registered ? ", memory of its own" : "");
+    };
     FERRY_CHECK(requests[r] == first,
-                "{}: allocate_region({} bytes, {} signals) on rank {}, but rank {} asks for ({}, "
-                "{}) and rank 0 for ({}, {}); all must ask for the same",
+                "{}: {}({} bytes, {} signals) on rank {}, but rank {} asks for {} and rank 0 for "
+                "{}; all must ask for the same",
                 transport,
+                mine.registered ? "register_region" : "allocate_region",
                 mine.bytes,
                 mine.signals,
                 own,
                 r,
-                requests[r].bytes,
-                requests[r].signals,
-                first.bytes,
-                first.signals);
+                text(requests[r]),
+                text(first));
   }
 }
 

@@ -11,10 +11,11 @@
 
 namespace ferry {
 
-/// Arguments of an allocate_region().
+/// Arguments of an allocate_region(), or of a register_region().
 struct RegionRequest {
   std::uint64_t bytes = 0;
   std::uint64_t signals = 0;
+  std::uint64_t registered = 0;  // 1: the caller's memory
   bool operator==(const RegionRequest&) const = default;
 };
 

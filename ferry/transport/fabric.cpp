@@ -20,6 +20,7 @@
 #include "ferry/transport/network.h"
 #include "ferry/transport/processes.h"
 #include "ferry/transport/registry.h"
+#include "ferry/transport/shared_store.h"
 #include "ferry/transport/sockets.h"
 
 namespace ferry {
@@ -67,7 +68,7 @@ int choose_rails(Meeting& meeting, const std::string& provider, int asked, Deadl
 
 class FabricTransport final : public NetworkTransport {
  public:
-  FabricTransport(Meeting meeting, const LaunchOptions& options, Deadline deadline);
+  FabricTransport(Meeting meeting, const JoinOptions& options, Deadline deadline);
 
   ~FabricTransport() override {
     progress_thread_ = {};
@@ -100,6 +101,8 @@ class FabricTransport final : public NetworkTransport {
 
   bool control_done() override { return !mesh_.has_unsent(); }
 
+  std::string reached_at() const override { return own_host_; }
+
   void say_farewell(Rank peer) override;
 
   bool all_from(Rank peer) override {
@@ -122,6 +125,7 @@ class FabricTransport final : public NetworkTransport {
   void heed(const FabricRail::Event& event);
   void keep_moving(const std::stop_token& stop);
 
+  const std::string own_host_;  // its address as others reach it
   Mesh mesh_;
   std::vector<std::unique_ptr<FabricRail>> rails_;
   std::size_t next_rail_ = 0;                             // of a long write
@@ -168,12 +172,11 @@ std::unique_ptr<Registration> FabricTransport::register_memory(std::span<std::by
   return std::make_unique<Memory>(*this, memory);
 }
 
-FabricTransport::FabricTransport(Meeting meeting, const LaunchOptions& options, Deadline deadline)
+FabricTransport::FabricTransport(Meeting meeting, const JoinOptions& options, Deadline deadline)
     : NetworkTransport({.name = "fabric",
-                        .rank = meeting.mesh.rank(),
-                        .size = meeting.mesh.size(),
-                        .hosts = hosts_of(meeting.nodes, options),
-                        .start_timeout = options.start_timeout}),
+                        .hosts = hosts_of(meeting.nodes, options.ranks_per_host),
+                        .join = options}),
+      own_host_(meeting.own_host),
       mesh_(Rank{0}, {}),
       in_flight_(index(size()), 0),
       farewells_(index(size()), 0) {
@@ -314,59 +317,150 @@ void FabricTransport::keep_moving(const std::stop_token& stop) {
   }
 }
 
-// --- Starting ranks ------------------------------------------------------------------------------
+// --- Joining and starting ranks ------------------------------------------------------------------
 
-int run_rank(const LaunchOptions& options, const RankBody& body, MeetingOptions meeting) {
-  meeting.agreement = options.agreement;
-  meeting.agreement.emplace_back(
-      "--fabric-provider", options.fabric_provider.empty() ? "best" : options.fabric_provider);
-  meeting.deadline = deadline_in(options.join_timeout);
-  const Deadline deadline = meeting.deadline;
-  FabricTransport transport(meet(std::move(meeting)), options, deadline);
-  try {
-    return body(transport);
-  } catch (...) {
-    transport.abort(describe(std::current_exception()));
-    throw;
+Agreement agreement_of(const JoinOptions& options) {
+  Agreement agreement = options.agreement;
+  agreement.emplace_back("--fabric-provider",
+                         options.fabric_provider.empty() ? "best" : options.fabric_provider);
+  return agreement;
+}
+
+/// What a rank tells the others, and rank 0 behind it where they find it.
+struct Card {
+  std::string node;
+  std::vector<std::string> places;  // rank 0: addresses at which it may be reached
+  int port = 0;
+  std::string secret;
+
+  Bytes bytes() const {
+    ByteWriter w;
+    w.text(node).number(port).text(secret).number(static_cast<std::uint32_t>(places.size()));
+    for (const std::string& place : places) w.text(place);
+    return w.bytes();
   }
+
+  static Card read(std::span<const std::byte> bytes) {
+    ByteReader r(bytes);
+    Card card;
+    card.node = r.text();
+    card.port = r.number<int>();
+    card.secret = r.text();
+    const auto places = r.number<std::uint32_t>();
+    for (std::uint32_t i = 0; i < places; ++i) card.places.push_back(r.text());
+    return card;
+  }
+};
+
+/// The ranks meet at a door that rank 0 opens for this group alone.
+class FabricJoiner final : public Joiner {
+ public:
+  explicit FabricJoiner(const JoinOptions& options) : options_(options) {
+    if (options.size > kMaxNetworkRanks) {
+      fail<ConfigError>(
+          "fabric: {} ranks asked for; it has at most {}", options.size, kMaxNetworkRanks);
+    }
+  }
+
+  Bytes card() override {
+    Card card{.node = options_.node + " " + this_host()};
+    if (options_.rank == 0 && options_.size > 1) {
+      door_ = listen_at(resolve(options_.host.empty() ? "0.0.0.0" : options_.host, 0));
+      card.port = own_address(door_).port();
+      card.places = options_.host.empty() ? host_addresses() : std::vector{options_.host};
+      card.secret.resize(32);
+      fill_random(std::as_writable_bytes(std::span(card.secret)));
+    }
+    return card.bytes();
+  }
+
+  std::unique_ptr<Transport> join(std::span<const Bytes> cards, Deadline deadline) override {
+    const Card own = Card::read(cards[static_cast<std::size_t>(options_.rank)]);
+    const Card first = Card::read(cards.front());
+    const bool one_host = std::all_of(cards.begin(), cards.end(), [&](const Bytes& card) {
+      return Card::read(card).node == first.node;
+    });
+    MeetingOptions meeting{.rank = options_.rank,
+                           .size = options_.size,
+                           .host = "127.0.0.1",
+                           .port = first.port,
+                           .listener = std::move(door_),
+                           .secret = first.secret,
+                           .node = own.node,
+                           .agreement = agreement_of(options_),
+                           .deadline = deadline};
+    if (options_.size == 1) meeting.listener = listen_at(resolve(meeting.host, 0));
+    // Where all are on one host its loopback is enough; else all must use the same addresses.
+    if (options_.rank != 0 && !(one_host && options_.host.empty()))
+      meeting.host = reachable(first, deadline);
+    return std::make_unique<FabricTransport>(meet(std::move(meeting)), options_, deadline);
+  }
+
+ private:
+  static std::string reachable(const Card& first, Deadline deadline) {
+    if (first.places.size() == 1) return first.places.front();
+    std::string why = "rank 0 knows no address of its host";
+    while (!first.places.empty()) {
+      for (const std::string& place : first.places) {
+        try {
+          const Deadline soon = deadline_in(std::chrono::seconds(1));
+          connect_to(resolve(place, first.port), std::min(deadline, soon));
+          return place;
+        } catch (const TransportError& e) {
+          why = e.what();
+        }
+      }
+      if (std::chrono::steady_clock::now() >= deadline) break;
+    }
+    throw TransportError(TransportError::Kind::timeout,
+                         0,
+                         fmt::format("fabric: no address of rank 0's host can be reached ({}); "
+                                     "give rank 0 one that can (JoinOptions::host)",
+                                     why));
+  }
+
+  const JoinOptions options_;
+  UniqueFd door_;  // rank 0
+};
+
+/// The ranks that somebody else started meet at the address that they were all told.
+int run_in_world(const LaunchOptions& options, const RankBody& body) {
+  const World& world = *options.world;
+  if (world.master_host.empty() || world.master_port == 0) {
+    fail<ConfigError>(
+        "MASTER_ADDR and MASTER_PORT are not set; the ranks need them to find each other");
+  }
+  const auto run = [&](Rank local) {
+    const JoinOptions join = join_options(options, world.rank + local);
+    const Deadline deadline = deadline_in(options.join_timeout);
+    FabricTransport transport(meet({.rank = join.rank,
+                                    .size = join.size,
+                                    .host = world.master_host,
+                                    .port = world.master_port,
+                                    .secret = world.secret,
+                                    .node = world.node + " " + this_host(),
+                                    .agreement = agreement_of(join),
+                                    .deadline = deadline}),
+                              join,
+                              deadline);
+    return run_joined(transport, body);
+  };
+  return world.own == 1 ? run(0) : run_processes({.ranks = world.own, .child = run});
 }
 
 int run_fabric(const LaunchOptions& options, const RankBody& body) {
-  if (options.world) {
-    const World& world = *options.world;
-    if (world.master_host.empty() || world.master_port == 0) {
-      fail<ConfigError>(
-          "MASTER_ADDR and MASTER_PORT are not set; the ranks need them to find each other");
-    }
-    const auto run = [&](Rank local) {
-      return run_rank(options,
-                      body,
-                      {.rank = world.rank + local,
-                       .size = world.size,
-                       .host = world.master_host,
-                       .port = world.master_port,
-                       .secret = world.secret,
-                       .node = world.node + " " + this_host()});
-    };
-    return world.own == 1 ? run(0) : run_processes({.ranks = world.own, .child = run});
-  }
+  if (options.world) return run_in_world(options, body);
   static_cast<void>(usable_fabric_providers());  // looked up once for all ranks
-  // The door is open before there are ranks, so nobody has to be told a number beforehand.
-  UniqueFd door = listen_at(resolve("127.0.0.1", 0));
-  const SocketAddress address = own_address(door);
-  std::string secret(32, '\0');
-  fill_random(std::as_writable_bytes(std::span(secret)));
-  return run_processes({.ranks = options.ranks, .child = [&](Rank rank) {
-                          return run_rank(options,
-                                          body,
-                                          {.rank = rank,
-                                           .size = options.ranks,
-                                           .host = address.host(),
-                                           .port = address.port(),
-                                           .listener = std::exchange(door, UniqueFd()),
-                                           .secret = secret,
-                                           .node = this_host()});
-                        }});
+  SharedStore store;
+  return run_processes({.ranks = options.ranks,
+                        .child =
+                            [&](Rank rank) {
+                              JoinOptions own = join_options(options, rank);
+                              own.host = "127.0.0.1";
+                              const auto transport = join(own, store);
+                              return run_joined(*transport, body);
+                            },
+                        .ended = [&](Rank rank) { store.ended(rank); }});
 }
 
 }  // namespace
@@ -376,6 +470,9 @@ TransportEntry fabric_transport() {
           .about = "ranks on one host or many, over libfabric",
           // Every libfabric has tcp, and asking it takes 0.1 s.
           .why_not = []() -> std::string_view { return ""; },
+          .joiner = [](const JoinOptions& options) -> std::unique_ptr<Joiner> {
+            return std::make_unique<FabricJoiner>(options);
+          },
           .run = run_fabric,
           .joins_world = true};
 }

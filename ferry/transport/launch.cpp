@@ -10,31 +10,7 @@
 
 namespace ferry {
 
-// transports.inc is written by CMake: a line for each transport, best first.
-#define FERRY_TRANSPORT(name) TransportEntry name##_transport();
-#define FERRY_MISSING_TRANSPORT(name, reason)
-#include "transports.inc"
-#undef FERRY_TRANSPORT
-#undef FERRY_MISSING_TRANSPORT
-
 namespace {
-
-const std::vector<TransportEntry>& table() {
-  static const std::vector<TransportEntry> entries = {
-#define FERRY_TRANSPORT(name) name##_transport(),
-#define FERRY_MISSING_TRANSPORT(transport, reason)         \
-  {.name = #transport,                                     \
-   .about = "",                                            \
-   .why_not = []() -> std::string_view { return reason; }, \
-   .run = {},                                              \
-   .load_store = false,                                    \
-   .joins_world = false},
-#include "transports.inc"
-#undef FERRY_TRANSPORT
-#undef FERRY_MISSING_TRANSPORT
-  };
-  return entries;
-}
 
 /// Ranks beyond the cores take turns, which works but gains nothing; far beyond is a mistake.
 int max_ranks() {
@@ -42,51 +18,30 @@ int max_ranks() {
   return std::min(kMaxMappedRanks, std::max(64, 8 * cores));
 }
 
-const TransportEntry& find_transport(std::string_view name) {
-  std::string known;
-  for (const TransportEntry& entry : table()) {
-    if (entry.name != name) {
-      if (entry.why_not().empty())
-        known += known.empty() ? entry.name : fmt::format(", {}", entry.name);
-      continue;
-    }
-    if (const std::string_view reason = entry.why_not(); !reason.empty()) {
-      fail<ConfigError>("transport {} is not available: {}", name, reason);
-    }
-    return entry;
-  }
-  fail<ConfigError>("unknown transport \"{}\"; this build has {}", name, known);
-}
-
 }  // namespace
 
-std::vector<std::string> hosts_of(std::vector<std::string> found, const LaunchOptions& options) {
-  int ranks_per_host = options.ranks_per_host;
-  if (ranks_per_host == 0 && !options.world) ranks_per_host = 1;
-  if (ranks_per_host == 0) return found;
-  for (std::size_t r = 0; r < found.size(); ++r)
-    found[r] = std::to_string(r / static_cast<std::size_t>(ranks_per_host));
-  return found;
+JoinOptions join_options(const LaunchOptions& options, Rank rank) {
+  return {
+      .transport = options.transport,
+      .rank = rank,
+      .size = options.ranks,
+      .join_timeout = options.join_timeout,
+      .start_timeout = options.start_timeout,
+      .agreement = options.agreement,
+      // Ranks that fabric starts itself are each a host of their own.
+      .ranks_per_host = options.ranks_per_host == 0 && !options.world ? 1 : options.ranks_per_host,
+      .fabric_provider = options.fabric_provider,
+      .fabric_rails = options.fabric_rails,
+      .fabric_progress_thread = options.fabric_progress_thread};
 }
 
-std::string describe(const std::exception_ptr& failure) {
+int run_joined(Transport& transport, const RankBody& body) {
   try {
-    std::rethrow_exception(failure);
-  } catch (const std::exception& e) {
-    return e.what();
+    return body(transport);
   } catch (...) {
-    return "an exception of unknown type";
+    transport.abort(describe(std::current_exception()));
+    throw;
   }
-}
-
-std::vector<TransportInfo> list_transports() {
-  std::vector<TransportInfo> infos;
-  for (const TransportEntry& entry : table()) {
-    const std::string_view reason = entry.why_not();
-    infos.push_back(
-        {entry.name, reason.empty(), reason.empty() ? entry.about : reason, entry.load_store});
-  }
-  return infos;
 }
 
 void check_launch(const LaunchOptions& options) {

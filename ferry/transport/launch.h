@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "ferry/export.h"
-#include "ferry/transport/bootstrap.h"
+#include "ferry/transport/agreement.h"
 #include "ferry/transport/transport.h"
 #include "ferry/transport/world.h"
 

@@ -1,16 +1,14 @@
 #include "ferry/transport/mapped.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstring>
 #include <exception>
 #include <utility>
-#include <vector>
 
 #include "ferry/core/error.h"
 #include "ferry/core/wait.h"
 #include "ferry/transport/contract.h"
+#include "ferry/transport/mapped_region.h"
 
 namespace ferry {
 
@@ -20,58 +18,16 @@ using Clock = std::chrono::steady_clock;
 
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "processes share these atomics");
 
-constexpr std::size_t kSignalBytes = 64;  // a cache line each: several ranks raise them at once
 constexpr int kPollsPerClockRead = 16;
 /// Longest sleep, so that nobody can miss an abort or a death for long.
 constexpr std::chrono::milliseconds kSleepSlice{20};
+/// The same while a peer's mailbox is full.
+constexpr std::chrono::milliseconds kHeldSlice{1};
 /// A rank that has left goes unnoticed at least this long: another may be the one that signals.
 constexpr std::chrono::seconds kLeftGrace{1};
 
-/// Part of a rank in a region: data, then signals, each from a page boundary on.
-struct PartLayout {
-  PartLayout(std::size_t bytes, int num_signals) {
-    const auto page = static_cast<std::int64_t>(sysconf(_SC_PAGESIZE));
-    signals_at = static_cast<std::size_t>(round_up(static_cast<std::int64_t>(bytes), page));
-    const auto signals = static_cast<std::int64_t>(num_signals * kSignalBytes);
-    stride = signals_at + static_cast<std::size_t>(round_up(signals, page));
-  }
-
-  std::size_t signals_at;
-  std::size_t stride;
-};
-
-class MappedRegion final : public Region {
- public:
-  MappedRegion(const MappedTransport* owner,
-               std::shared_ptr<RegionMemory> memory,
-               std::size_t bytes,
-               int num_signals)
-      : Region({part(*memory, PartLayout(bytes, num_signals), owner->rank()), bytes}, num_signals),
-        owner_(owner),
-        memory_(std::move(memory)),
-        layout_(bytes, num_signals) {}
-
-  std::byte* peer(Rank rank) const { return part(*memory_, layout_, rank); }
-
-  std::atomic_ref<std::uint64_t> signal(Rank rank, int index) const {
-    std::byte* p = peer(rank) + layout_.signals_at + static_cast<std::size_t>(index) * kSignalBytes;
-    return std::atomic_ref<std::uint64_t>(*reinterpret_cast<std::uint64_t*>(p));
-  }
-
-  const MappedTransport* owner() const { return owner_; }
-
- private:
-  static std::byte* part(const RegionMemory& memory, const PartLayout& layout, Rank rank) {
-    return memory.base() + static_cast<std::size_t>(rank) * layout.stride;
-  }
-
-  const MappedTransport* owner_;
-  std::shared_ptr<RegionMemory> memory_;  // inproc: one owner per rank; shm: this alone
-  PartLayout layout_;
-};
-
-const MappedRegion& mapped(const Region& region, const MappedTransport* owner) {
-  const auto& r = static_cast<const MappedRegion&>(region);
+MappedRegion& mapped(Region& region, const MappedTransport* owner) {
+  auto& r = static_cast<MappedRegion&>(region);
   FERRY_CHECK(r.owner() == owner, "the region belongs to another transport or rank");
   return r;
 }
@@ -81,10 +37,11 @@ const MappedRegion& mapped(const Region& region, const MappedTransport* owner) {
 MappedTransport::MappedTransport(Options options)
     : name_(options.name),
       control_(std::move(options.control)),
-      rank_(options.rank),
-      size_(options.size),
+      join_(std::move(options.join)),
+      rank_(join_.rank),
+      size_(join_.size),
       shared_(options.shared),
-      start_timeout_(options.start_timeout),
+      start_timeout_(join_.start_timeout),
       unwinding_(std::uncaught_exceptions()) {
   FERRY_CHECK(size_ >= 1 && size_ <= kMaxMappedRanks && rank_ >= 0 && rank_ < size_,
               "rank {} of {}, at most {}",
@@ -166,8 +123,12 @@ void MappedTransport::throw_gone(const char* call, Rank died, Rank left) {
 template <class Reached, class Missing>
 WaitResult MappedTransport::wait_until(const char* call,
                                        Deadline deadline,
-                                       Reached reached,
+                                       Reached has_reached,
                                        Missing missing) {
+  const auto reached = [&] {
+    if (!mailboxes_.empty()) deliver();
+    return has_reached();
+  };
   throw_if_aborted(call);  // even where all is there: nobody shall go on for long after an abort
   Backoff backoff;
   int polls = 0;
@@ -191,7 +152,10 @@ WaitResult MappedTransport::wait_until(const char* call,
     if (reached()) return WaitResult::reached;  // a rank may have put its last before it went
     if (died >= 0 || left >= 0) throw_gone(call, died, left);
     if (now >= deadline) return WaitResult::timed_out;
-    doze(reached, std::min<std::chrono::nanoseconds>(kSleepSlice, deadline - now));
+    // Nobody rings when a full mailbox has room again.
+    const bool held = std::ranges::any_of(mailboxes_, &MappedRegion::has_backlog);
+    const std::chrono::nanoseconds at_most = held ? kHeldSlice : kSleepSlice;
+    doze(reached, std::min<std::chrono::nanoseconds>(at_most, deadline - now));
   }
 }
 
@@ -209,11 +173,13 @@ WaitResult MappedTransport::wait(Region& region,
 std::uint64_t MappedTransport::signal_value(Region& region, int signal) {
   const MappedRegion& r = mapped(region, this);
   check_signal(r, signal);
+  if (!mailboxes_.empty()) deliver();
   return r.signal(rank_, signal).load(std::memory_order_acquire);
 }
 
 void MappedTransport::progress() {
   throw_if_aborted("progress");
+  if (!mailboxes_.empty()) deliver();
   // Who polls instead of waiting must hear of deaths too, though not at the price of a system call
   // in every round.
   const Deadline now = Clock::now();
@@ -265,55 +231,18 @@ void MappedTransport::mask(Rank peer) {
   masked_.set(static_cast<std::size_t>(peer));
 }
 
-// --- Memory ------------------------------------------------------------------------------------
-
-void MappedTransport::enter_together(const char* call) {
-  if (barrier(deadline_in(start_timeout_)) == WaitResult::reached) return;
-  Rank missing = 0;
-  while (missing < size_ - 1 && control_->ranks[missing].arrived.load() >= barriers_) ++missing;
-  throw late_error({name_, call, rank_}, missing, start_timeout_);
-}
-
-void MappedTransport::compare_requests() {
-  std::vector<RegionRequest> requests;
-  for (Rank r = 0; r < size_; ++r) requests.push_back(control_->ranks[r].request);
-  check_requests(name_, rank_, requests);
-}
-
-std::unique_ptr<Region> MappedTransport::allocate_region(std::size_t bytes, int num_signals) {
-  constexpr const char* kCall = "allocate_region";
-  check_allocation(bytes, num_signals, size_);
-  FERRY_CHECK(masked_.none(), "{}: allocate_region in a group with masked ranks", name_);
-  RankBlock& own = control_->ranks[rank_];
-  // The barrier below publishes it.
-  own.request = {.bytes = bytes, .signals = static_cast<std::uint64_t>(num_signals)};
-  const std::size_t total = PartLayout(bytes, num_signals).stride * static_cast<std::size_t>(size_);
-  std::shared_ptr<RegionMemory> memory;
-  try {
-    if (rank_ == 0) memory = create_memory(total);
-    enter_together(kCall);
-    compare_requests();
-    if (rank_ != 0) memory = attach_memory(total);
-    // Until all have it, rank 0 keeps what it made, and nobody changes its request.
-    enter_together(kCall);
-  } catch (const BrokenContract&) {
-    throw;  // every rank finds the same difference
-  } catch (const std::exception& e) {
-    abort(e.what());
-    throw;
-  }
-  return std::make_unique<MappedRegion>(this, std::move(memory), bytes, num_signals);
-}
-
 // --- Putting -----------------------------------------------------------------------------------
 
 void MappedTransport::put(const Put& put) {
   FERRY_CHECK(put.region != nullptr, "put without a region");
-  const MappedRegion& region = mapped(*put.region, this);
+  MappedRegion& region = mapped(*put.region, this);
   check_put(put, size_);
   throw_if_aborted("put");
   if (masked_.test(static_cast<std::size_t>(put.peer))) return;
-  if (!put.source.empty()) {
+  if (region.is_shadowed() && !put.source.empty()) {
+    if (put.peer != rank_) return region.post(put);
+    std::memcpy(region.local().data() + put.offset, put.source.data(), put.source.size());
+  } else if (!put.source.empty()) {
     std::memcpy(region.peer(put.peer) + put.offset, put.source.data(), put.source.size());
   }
   region.signal(put.peer, put.signal).fetch_add(put.add);  // also releases the bytes
@@ -323,6 +252,7 @@ void MappedTransport::put(const Put& put) {
 std::span<std::byte> MappedTransport::peer_window(Region& region, Rank peer) {
   const MappedRegion& r = mapped(region, this);
   FERRY_CHECK(peer >= 0 && peer < size_, "peer {} of {}", peer, size_);
+  if (r.is_shadowed()) return peer == rank_ ? region.local() : std::span<std::byte>();
   return {r.peer(peer), region.local().size()};
 }
 

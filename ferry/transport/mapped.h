@@ -11,8 +11,10 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "ferry/transport/contract.h"
+#include "ferry/transport/join.h"
 #include "ferry/transport/transport.h"
 
 namespace ferry {
@@ -29,8 +31,10 @@ struct alignas(64) RankBlock {
   std::atomic<std::uint32_t> sleepers{
       0};                              // 1 while the rank sleeps on its doorbell, or is about to
   std::atomic<std::uint32_t> left{0};  // 1 once it has left in good order
-  std::atomic<std::int32_t> process_id{0};  // shm only; 0 until known
-  RegionRequest request;                    // of the allocate_region it is in
+  std::int32_t process_id = 0;         // shm only; fixed before others attach
+  std::uint64_t process_started = 0;
+  std::uintptr_t memory = 0;  // inproc only: what it registers in the register_region it is in
+  RegionRequest request;      // of the allocate_region it is in
   std::atomic<AbortState> abort_state{AbortState::none};
   char abort_reason[kReasonBytes] = {};  // fixed once abort_state is set
 };
@@ -49,15 +53,15 @@ class RegionMemory {
   virtual std::byte* base() const = 0;
 };
 
+class MappedRegion;
+
 class MappedTransport : public Transport {
  public:
   struct Options {
     std::string_view name;                  // static storage
     std::shared_ptr<ControlBlock> control;  // owned by the ends that this process has
-    Rank rank = 0;
-    int size = 1;
-    bool shared = false;                       // ranks are processes
-    std::chrono::nanoseconds start_timeout{};  // how long allocate_region waits for the others
+    bool shared = false;                    // ranks are processes
+    JoinOptions join;                       // rank, size, and what groups split off have alike
   };
 
   ~MappedTransport() override;
@@ -73,6 +77,8 @@ class MappedTransport : public Transport {
   }
 
   std::unique_ptr<Region> allocate_region(std::size_t bytes, int num_signals) override;
+  std::unique_ptr<Region> register_region(std::span<std::byte> memory, int num_signals) override;
+  std::unique_ptr<Transport> split(int color, int key) override;
   void put(const Put& put) override;
   WaitResult wait(Region& region, int signal, std::uint64_t count, Deadline deadline) override;
   std::uint64_t signal_value(Region& region, int signal) override;
@@ -94,6 +100,7 @@ class MappedTransport : public Transport {
   virtual bool has_ended(Rank peer) = 0;
 
  private:
+  friend class MappedRegion;
   template <class Reached, class Missing>
   WaitResult wait_until(const char* call, Deadline deadline, Reached reached, Missing missing);
   template <class Reached>
@@ -106,9 +113,14 @@ class MappedTransport : public Transport {
   void throw_if_aborted(const char* call);
   void enter_together(const char* call);
   void compare_requests();
+  std::shared_ptr<RegionMemory> share_memory(const char* call,
+                                             const RegionRequest& request,
+                                             std::size_t bytes);
+  void deliver();
 
   const std::string_view name_;
   const std::shared_ptr<ControlBlock> control_;
+  const JoinOptions join_;
   const Rank rank_;
   const int size_;
   const bool shared_;
@@ -117,6 +129,8 @@ class MappedTransport : public Transport {
   Deadline next_look_for_deaths_{};
   std::uint64_t barriers_ = 0;  // entered so far
   std::bitset<kMaxMappedRanks> masked_;
+  std::vector<std::uintptr_t> registered_at_;  // [R] RankBlock::memory of the latest region
+  std::vector<MappedRegion*> mailboxes_;       // regions into which puts need this rank's help
 };
 
 }  // namespace ferry

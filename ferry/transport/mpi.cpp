@@ -7,10 +7,12 @@
 // TCP stands behind all that the receiver sends itself. Two ranks that put 16 MB to each other then
 // took turns, at half the bandwidth.
 #include <mpi.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <climits>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <exception>
@@ -51,18 +53,17 @@ using Slot = std::array<std::byte, kSlotBytes>;
 
 class MpiTransport final : public NetworkTransport {
  public:
-  MpiTransport(MpiGroup& group, std::vector<std::string> hosts, const LaunchOptions& options)
-      : NetworkTransport({.name = "mpi",
-                          .rank = group.rank(),
-                          .size = options.ranks,
-                          .hosts = std::move(hosts),
-                          .start_timeout = options.start_timeout}),
-        group_(MPI_Comm_f2c(group.handle())),
-        traffic_(group.traffic()),
+  MpiTransport(std::shared_ptr<MpiGroup> group,
+               std::vector<std::string> hosts,
+               const JoinOptions& options)
+      : NetworkTransport({.name = "mpi", .hosts = std::move(hosts), .join = options}),
+        owner_(std::move(group)),
+        group_(MPI_Comm_f2c(owner_->handle())),
+        traffic_(owner_->traffic()),
         ring_(kRingSlots),
         ring_requests_(kRingSlots, MPI_REQUEST_NULL),
         send_slots_(kSendSlots),
-        peers_(static_cast<std::size_t>(options.ranks)) {
+        peers_(static_cast<std::size_t>(options.size)) {
     for (std::size_t i = 0; i < kSendSlots; ++i) free_slots_.push_back(i);
     for (std::size_t i = 0; i < kRingSlots; ++i) listen(i);
   }
@@ -130,6 +131,7 @@ class MpiTransport final : public NetworkTransport {
   void take(Rank from, std::span<const std::byte> message);
   void take_put(Rank from, const Header& header, std::span<const std::byte> bytes);
 
+  const std::shared_ptr<MpiGroup> owner_;  // shared with whoever waits for the group's end
   MPI_Comm group_;
   MpiGroup::Traffic& traffic_;
   std::vector<Slot> ring_;
@@ -155,6 +157,7 @@ MpiTransport::~MpiTransport() {
       peers_.begin(), peers_.end(), [](const Peer& peer) { return peer.sends.empty(); });
   if (all_sent) return;
   // After an abort. MPI may still read the slots: they are never given back.
+  owner_->keep();
   static std::vector<std::vector<Slot>> lost;
   lost.push_back(std::move(send_slots_));
 }
@@ -239,10 +242,11 @@ void MpiTransport::reap(Peer& peer) {
 
 void MpiTransport::take_put(Rank from, const Header& header, std::span<const std::byte> bytes) {
   const std::span<std::byte> target = region_memory(header.region);
+  if (bytes.empty()) return header.kind == Kind::put ? arrived(header.immediate) : moved();
   if (header.offset > target.size() || bytes.size() > target.size() - header.offset)
     throw TransportError(
         TransportError::Kind::io, from, fmt::format("mpi: rank {} put outside its region", from));
-  if (!bytes.empty()) std::memcpy(target.data() + header.offset, bytes.data(), bytes.size());
+  std::memcpy(target.data() + header.offset, bytes.data(), bytes.size());
   header.kind == Kind::put ? arrived(header.immediate) : moved();
 }
 
@@ -296,17 +300,75 @@ void MpiTransport::poll_writes() {
   }
 }
 
-// --- Starting ranks ------------------------------------------------------------------------------
+// --- Joining and starting ranks ------------------------------------------------------------------
 
-std::vector<std::string> find_hosts(const MpiGroup& group, const LaunchOptions& options) {
+/// Equal for all processes of one mpirun, and for no others.
+std::string mpi_job() {
+  for (const char* name : {"PMIX_NAMESPACE", "PMI_KVSNAME", "PMI_JOBID", "SLURM_STEP_ID"})
+    if (const char* value = std::getenv(name)) return fmt::format("{}={}", name, value);
+  return fmt::format("process {} of {}", getpid(), this_host());
+}
+
+class MpiJoiner final : public Joiner {
+ public:
+  explicit MpiJoiner(const JoinOptions& options) : options_(options) {
+    MpiLibrary::instance().tidy();
+  }
+
+  Bytes card() override {
+    return ByteWriter()
+        .text(mpi_job())
+        .text(options_.node + " " + this_host())
+        .number(MpiGroup::rank_in_world())
+        .bytes();
+  }
+
+  std::unique_ptr<Transport> join(std::span<const Bytes> cards, Deadline) override {
+    std::vector<std::string> hosts;
+    std::vector<int> world_ranks;
+    for (const Bytes& card : cards) {
+      ByteReader reader(card);
+      if (const std::string job = reader.text(); cards.size() > 1 && job != first_job(cards)) {
+        throw TransportError(
+            TransportError::Kind::io,
+            static_cast<Rank>(hosts.size()),
+            fmt::format("mpi: rank {} was started by another mpirun than rank 0, and MPI takes in "
+                        "nobody; use fabric",
+                        hosts.size()));
+      }
+      hosts.push_back(reader.text());
+      world_ranks.push_back(reader.number<int>());
+      const auto same = std::find(world_ranks.begin(), world_ranks.end() - 1, world_ranks.back());
+      if (same == world_ranks.end() - 1) continue;
+      throw TransportError(
+          TransportError::Kind::io,
+          static_cast<Rank>(world_ranks.size() - 1),
+          fmt::format("mpi: ranks {} and {} are one process of mpirun; MPI has one rank in each",
+                      same - world_ranks.begin(),
+                      world_ranks.size() - 1));
+    }
+    return std::make_unique<MpiTransport>(std::make_shared<MpiGroup>(world_ranks),
+                                          hosts_of(hosts, options_.ranks_per_host),
+                                          options_);
+  }
+
+ private:
+  static std::string first_job(std::span<const Bytes> cards) {
+    return ByteReader(cards.front()).text();
+  }
+
+  const JoinOptions options_;
+};
+
+std::vector<std::string> find_hosts(const MpiGroup& group, const JoinOptions& options) {
   std::vector<std::string> found;
   for (const Bytes& host : group.all_gather(ByteWriter().text(this_host()).bytes()))
     found.push_back(ByteReader(host).text());
-  return hosts_of(std::move(found), options);
+  return hosts_of(std::move(found), options.ranks_per_host);
 }
 
 /// Throws on every rank when one has something else.
-void compare(const MpiGroup& group, const LaunchOptions& options) {
+void compare(const MpiGroup& group, const JoinOptions& options) {
   ByteWriter own;
   for (const auto& [name, value] : options.agreement) own.text(name).text(value);
   std::vector<Agreement> agreements;
@@ -326,21 +388,22 @@ void compare(const MpiGroup& group, const LaunchOptions& options) {
 
 int run_mpi(const LaunchOptions& options, const RankBody& body) {
   MpiLibrary& library = MpiLibrary::instance();
-  MpiGroup group(options.ranks);
-  if (!group.is_member()) return group.finish(0);
+  const auto group = std::make_shared<MpiGroup>(options.ranks);
+  if (!group->is_member()) return group->finish(0);
+  const JoinOptions own = join_options(options, group->rank());
   try {
     int status = 0;
     {
-      MpiTransport transport(group, find_hosts(group, options), options);
+      MpiTransport transport(group, find_hosts(*group, own), own);
       try {
-        compare(group, options);
+        compare(*group, own);
         status = body(transport);
       } catch (...) {
         transport.abort(describe(std::current_exception()));
         throw;
       }
     }
-    return group.finish(status);
+    return group->finish(status);
   } catch (...) {
     library.forget();
     throw;
@@ -348,6 +411,7 @@ int run_mpi(const LaunchOptions& options, const RankBody& body) {
 }
 
 std::string_view why_not_mpi() {
+  if (MpiLibrary::runs()) return "";
   try {
     const auto world = find_world();
     if (world && world->launcher != World::Launcher::variables) return "";
@@ -363,6 +427,9 @@ TransportEntry mpi_transport() {
   return {.name = "mpi",
           .about = "ranks that mpirun started, over MPI",
           .why_not = why_not_mpi,
+          .joiner = [](const JoinOptions& options) -> std::unique_ptr<Joiner> {
+            return std::make_unique<MpiJoiner>(options);
+          },
           .run = run_mpi,
           .joins_world = true};
 }

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <exception>
+#include <list>
 #include <string>
 #include <thread>
 
@@ -20,6 +22,51 @@ void sleep_until_done(MPI_Request request) {
     if (done) return;
     std::this_thread::sleep_for(std::chrono::microseconds(200));
   }
+}
+
+/// What was said to a rank after it had left. MPICH would bring it to the next group of ranks,
+/// which gets this one's number.
+struct Farewell {
+  Farewell(int handle, MpiGroup::Traffic& traffic)
+      : group(MPI_Comm_f2c(handle)), counts(std::move(traffic)), due(counts.sent.size()) {
+    check_mpi(
+        MPI_Ialltoall(
+            counts.sent.data(), 1, MPI_UINT64_T, due.data(), 1, MPI_UINT64_T, group, &request),
+        "MPI_Ialltoall");
+  }
+
+  /// Once `request` is done: every rank has left, and what they sent is known.
+  void take_the_rest() {
+    Bytes message;
+    for (std::size_t r = 0; r < due.size(); ++r) {
+      for (; counts.received[r] < due[r]; ++counts.received[r]) {
+        MPI_Status status;
+        int bytes = 0;
+        check_mpi(MPI_Probe(static_cast<Rank>(r), MPI_ANY_TAG, group, &status), "MPI_Probe");
+        check_mpi(MPI_Get_count(&status, MPI_BYTE, &bytes), "MPI_Get_count");
+        message.resize(static_cast<std::size_t>(bytes));
+        check_mpi(MPI_Recv(message.data(),
+                           bytes,
+                           MPI_BYTE,
+                           status.MPI_SOURCE,
+                           status.MPI_TAG,
+                           group,
+                           MPI_STATUS_IGNORE),
+                  "MPI_Recv");
+      }
+    }
+  }
+
+  MPI_Comm group;
+  MpiGroup::Traffic counts;
+  std::vector<std::uint64_t> due;
+  MPI_Request request = MPI_REQUEST_NULL;
+};
+
+/// Of groups that this rank has left and others perhaps not yet.
+std::list<Farewell>& farewells() {
+  static std::list<Farewell> all;
+  return all;
 }
 
 }  // namespace
@@ -39,6 +86,25 @@ MpiLibrary& MpiLibrary::instance() {
   return library;
 }
 
+bool MpiLibrary::runs() {
+  int initialized = 0;
+  int finalized = 0;
+  MPI_Initialized(&initialized);
+  MPI_Finalized(&finalized);
+  return initialized && !finalized;
+}
+
+void MpiLibrary::tidy() {
+  std::erase_if(farewells(), [](Farewell& farewell) {
+    int done = 0;
+    check_mpi(MPI_Test(&farewell.request, &done, MPI_STATUS_IGNORE), "MPI_Test");
+    if (!done) return false;
+    farewell.take_the_rest();
+    MPI_Comm_free(&farewell.group);
+    return true;
+  });
+}
+
 MpiLibrary::MpiLibrary() {
   int running = 0;
   int provided = 0;
@@ -56,7 +122,7 @@ MpiLibrary::MpiLibrary() {
 }
 
 MpiLibrary::~MpiLibrary() {
-  if (finalizes_) MPI_Finalize();
+  if (finalizes_ && runs()) MPI_Finalize();
 }
 
 MpiGroup::MpiGroup(int size) {
@@ -70,6 +136,39 @@ MpiGroup::MpiGroup(int size) {
   }
   traffic_.sent.resize(static_cast<std::size_t>(size));
   traffic_.received.resize(traffic_.sent.size());
+}
+
+MpiGroup::MpiGroup(std::span<const int> world_ranks) {
+  MPI_Group world = MPI_GROUP_NULL;
+  MPI_Group members = MPI_GROUP_NULL;
+  MPI_Comm group = MPI_COMM_NULL;
+  const int size = static_cast<int>(world_ranks.size());
+  check_mpi(MPI_Comm_group(MPI_COMM_WORLD, &world), "MPI_Comm_group");
+  check_mpi(MPI_Group_incl(world, size, world_ranks.data(), &members), "MPI_Group_incl");
+  check_mpi(MPI_Comm_create_group(MPI_COMM_WORLD, members, 0, &group), "MPI_Comm_create_group");
+  MPI_Group_free(&members);
+  MPI_Group_free(&world);
+  check_mpi(MPI_Comm_set_errhandler(group, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+  check_mpi(MPI_Comm_rank(group, &rank_), "MPI_Comm_rank");
+  handle_ = MPI_Comm_c2f(group);
+  traffic_.sent.resize(world_ranks.size());
+  traffic_.received.resize(world_ranks.size());
+}
+
+MpiGroup::~MpiGroup() {
+  if (!handle_ || keeps_ || !MpiLibrary::runs()) return;
+  try {
+    farewells().emplace_back(*handle_, traffic_);
+  } catch (const std::exception&) {
+    // The communicator stays until MPI ends.
+  }
+}
+
+int MpiGroup::rank_in_world() {
+  static_cast<void>(MpiLibrary::instance());
+  int rank = 0;
+  check_mpi(MPI_Comm_rank(MPI_COMM_WORLD, &rank), "MPI_Comm_rank");
+  return rank;
 }
 
 std::vector<Bytes> MpiGroup::all_gather(const Bytes& own) const {
@@ -92,39 +191,12 @@ std::vector<Bytes> MpiGroup::all_gather(const Bytes& own) const {
   return each;
 }
 
-/// What was said to this rank after it had left. MPICH would bring it to the next group of ranks,
-/// which gets this one's number.
-void MpiGroup::take_the_rest() {
-  MPI_Comm group = MPI_Comm_f2c(handle());
-  std::vector<std::uint64_t> due(traffic_.sent.size());
-  MPI_Request request = MPI_REQUEST_NULL;
-  check_mpi(
-      MPI_Ialltoall(
-          traffic_.sent.data(), 1, MPI_UINT64_T, due.data(), 1, MPI_UINT64_T, group, &request),
-      "MPI_Ialltoall");
-  sleep_until_done(request);
-  Bytes message;
-  for (std::size_t r = 0; r < due.size(); ++r) {
-    for (; traffic_.received[r] < due[r]; ++traffic_.received[r]) {
-      MPI_Status status;
-      int bytes = 0;
-      check_mpi(MPI_Probe(static_cast<Rank>(r), MPI_ANY_TAG, group, &status), "MPI_Probe");
-      check_mpi(MPI_Get_count(&status, MPI_BYTE, &bytes), "MPI_Get_count");
-      message.resize(static_cast<std::size_t>(bytes));
-      check_mpi(MPI_Recv(message.data(),
-                         bytes,
-                         MPI_BYTE,
-                         status.MPI_SOURCE,
-                         status.MPI_TAG,
-                         group,
-                         MPI_STATUS_IGNORE),
-                "MPI_Recv");
-    }
-  }
-}
-
 int MpiGroup::finish(int status) {
-  if (is_member()) take_the_rest();
+  if (is_member()) {
+    Farewell farewell(*handle_, traffic_);
+    sleep_until_done(farewell.request);
+    farewell.take_the_rest();
+  }
   int largest = status;
   MPI_Request request = MPI_REQUEST_NULL;
   check_mpi(MPI_Iallreduce(&status, &largest, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD, &request),

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "ferry/transport/byte_stream.h"
@@ -20,6 +21,12 @@ class MpiLibrary {
  public:
   static MpiLibrary& instance();
 
+  /// Whether somebody has initialised MPI, and nobody has finalised it.
+  static bool runs();
+
+  /// Frees the communicators of groups that all their ranks have left.
+  void tidy();
+
   /// A rank ends by an error: the others may never come to MPI_Finalize.
   void forget() { finalizes_ = false; }
 
@@ -33,8 +40,7 @@ class MpiLibrary {
   bool finalizes_ = true;
 };
 
-/// The first `size` ranks of those that were started. All of them, and those beyond, make it and
-/// finish it together. Threads: one at a time. Errors: TransportError{io}.
+/// Some of the ranks that mpirun started. Threads: one at a time. Errors: TransportError{io}.
 class MpiGroup {
  public:
   /// Messages to and from each rank, [R], as whoever sends and receives them counts.
@@ -43,7 +49,17 @@ class MpiGroup {
     std::vector<std::uint64_t> received;
   };
 
+  /// The first `size` ranks. All of them, and those beyond, make it and finish it together.
   explicit MpiGroup(int size);
+  /// These ranks of MPI_COMM_WORLD, in this order; they alone make it.
+  explicit MpiGroup(std::span<const int> world_ranks);
+  /// Where it was not finished: what is left to be received is received by a later tidy().
+  ~MpiGroup();
+  MpiGroup(const MpiGroup&) = delete;
+  MpiGroup& operator=(const MpiGroup&) = delete;
+
+  /// This process's rank in MPI_COMM_WORLD. Initialises MPI where nobody has.
+  static int rank_in_world();
 
   bool is_member() const { return handle_.has_value(); }
 
@@ -57,12 +73,14 @@ class MpiGroup {
   /// Every rank gives `own` and gets what all gave, in order of ranks.
   std::vector<Bytes> all_gather(const Bytes& own) const;
 
+  /// Messages are under way that will never arrive: the communicator stays.
+  void keep() { keeps_ = true; }
+
   /// The largest status of all ranks, once all are through. Ranks without work sleep meanwhile.
   int finish(int status);
 
  private:
-  void take_the_rest();
-
+  bool keeps_ = false;
   Rank rank_ = 0;
   std::optional<int> handle_;
   Traffic traffic_;

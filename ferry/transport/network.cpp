@@ -43,12 +43,13 @@ std::vector<int> numbered(const std::vector<std::string>& texts) {
 
 NetworkTransport::NetworkTransport(const Options& options)
     : name_(options.name),
-      rank_(options.rank),
-      size_(options.size),
+      join_(options.join),
+      rank_(join_.rank),
+      size_(join_.size),
       hosts_(numbered(options.hosts)),
-      start_timeout_(options.start_timeout),
+      start_timeout_(join_.start_timeout),
       unwinding_(std::uncaught_exceptions()),
-      peers_(static_cast<std::size_t>(options.size)) {
+      peers_(static_cast<std::size_t>(join_.size)) {
   FERRY_CHECK(size_ >= 1 && size_ <= kMaxNetworkRanks && rank_ >= 0 && rank_ < size_,
               "rank {} of {}, at most {}",
               rank_,
@@ -112,15 +113,15 @@ bool NetworkTransport::has_region(int id) const {
 }
 
 std::span<std::byte> NetworkTransport::region_memory(int id) const {
-  return regions_[static_cast<std::size_t>(id)]->part(rank_);
+  return regions_[static_cast<std::size_t>(id)]->own_part(rank_);
 }
 
 /// `likely`: most puts go from a region to itself.
 const Registration* NetworkTransport::memory_of(std::span<const std::byte> source,
                                                 const RegionState& likely) const {
   const auto holds = [&](const RegionState& state) {
-    const std::byte* begin = state.part(rank_).data();
-    return source.data() >= begin && source.data() + source.size() <= begin + state.bytes;
+    const std::span<const std::byte> own = state.own_part(rank_);
+    return source.data() >= own.data() && source.data() + source.size() <= own.data() + own.size();
   };
   if (holds(likely)) return likely.registration.get();
   const Registration* found = nullptr;
@@ -144,9 +145,11 @@ void NetworkTransport::put(const Put& put) {
   Peer& to = peer(put.peer);
   if (to.life == Life::died) throw gone_error({name_, "put", rank_}, put.peer, to.how);
   if (to.life == Life::left) return;
-  if (shares_host(put.peer)) {
+  const bool is_own = put.peer == rank_;
+  if (is_own || (shares_host(put.peer) && !state.registered)) {
+    const std::span<std::byte> part = is_own ? state.own_part(rank_) : state.part(put.peer);
     if (!put.source.empty())
-      std::memcpy(state.part(put.peer).data() + put.offset, put.source.data(), put.source.size());
+      std::memcpy(part.data() + put.offset, put.source.data(), put.source.size());
     state.signal(put.peer, put.signal).fetch_add(put.add);  // also releases the bytes
     return;
   }
@@ -264,7 +267,8 @@ void NetworkTransport::mask(Rank who) {
 std::span<std::byte> NetworkTransport::peer_window(Region& region, Rank who) {
   FERRY_CHECK(who >= 0 && who < size_, "peer {} of {}", who, size_);
   const RegionState& state = state_of(region);
-  return shares_host(who) ? state.part(who) : std::span<std::byte>();
+  if (who == rank_) return state.own_part(rank_);
+  return shares_host(who) && !state.registered ? state.part(who) : std::span<std::byte>();
 }
 
 // --- Control messages ----------------------------------------------------------------------------

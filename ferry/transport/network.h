@@ -21,6 +21,7 @@
 #include "ferry/transport/byte_stream.h"
 #include "ferry/transport/contract.h"
 #include "ferry/transport/host_memory.h"
+#include "ferry/transport/join.h"
 #include "ferry/transport/transport.h"
 
 namespace ferry {
@@ -52,11 +53,9 @@ class NetworkTransport : public Transport {
  public:
   struct Options {
     std::string_view name;  // static storage
-    Rank rank = 0;
-    int size = 1;
     /// [size] the host of each rank, as any text; ranks with equal texts share one.
     std::vector<std::string> hosts;
-    std::chrono::nanoseconds start_timeout{};  // how long allocate_region waits for the others
+    JoinOptions join;  // rank, size, and what groups split off have alike
   };
 
   ~NetworkTransport() override;
@@ -70,6 +69,8 @@ class NetworkTransport : public Transport {
   int host_of(Rank rank) const final { return hosts_[static_cast<std::size_t>(rank)]; }
 
   std::unique_ptr<Region> allocate_region(std::size_t bytes, int num_signals) final;
+  std::unique_ptr<Region> register_region(std::span<std::byte> memory, int num_signals) final;
+  std::unique_ptr<Transport> split(int color, int key) final;
   void put(const Put& put) final;
   WaitResult wait(Region& region, int signal, std::uint64_t count, Deadline deadline) final;
   std::uint64_t signal_value(Region& region, int signal) final;
@@ -128,6 +129,9 @@ class NetworkTransport : public Transport {
   static constexpr std::uint32_t immediate_of(int region, int signal, std::uint32_t add) {
     return static_cast<std::uint32_t>(region) << 24 | static_cast<std::uint32_t>(signal) << 8 | add;
   }
+
+  /// Where this rank's host can be reached, as far as the network knows; groups split off need it.
+  virtual std::string reached_at() const { return {}; }
 
   /// Says goodbye in good order and waits until the peers have what was put. First thing in the
   /// destructor of the network, whose functions it calls.
@@ -211,9 +215,15 @@ class NetworkTransport : public Transport {
   void send_abort(std::string_view reason);
   void tell(Rank to, const ByteWriter& message);
   void tell_all(const ByteWriter& message);
-  std::unique_ptr<Region> make_region(Lock& lock, std::size_t bytes, int num_signals);
-  void map_neighbours(Lock& lock, RegionState& state, const std::vector<Offer>& offers);
-  std::vector<Offer> collect_offers(Lock& lock, const Offer& own);
+  std::unique_ptr<Region> make_together(std::string_view call, std::unique_ptr<RegionState> state);
+  std::unique_ptr<Region> make_region(Lock& lock,
+                                      std::string_view call,
+                                      std::unique_ptr<RegionState> state);
+  void map_neighbours(Lock& lock,
+                      std::string_view call,
+                      RegionState& state,
+                      const std::vector<Offer>& offers);
+  std::vector<Offer> collect_offers(Lock& lock, std::string_view call, const Offer& own);
   void hear_drop(const Dropped& dropped);
   void drop(RegionState& state) noexcept;
   void free_unused_regions();
@@ -223,6 +233,7 @@ class NetworkTransport : public Transport {
   bool poll_until(Lock& lock, Deadline deadline, Done done);
 
   const std::string_view name_;
+  const JoinOptions join_;
   const Rank rank_;
   const int size_;
   const std::vector<int> hosts_;  // of each rank

@@ -17,9 +17,12 @@ namespace ferry {
 /// dropped its part and all that they put here before has come.
 struct NetworkTransport::RegionState {
   int id = 0;
-  std::size_t bytes = 0;  // of a part
+  std::size_t bytes = 0;              // of a part
+  bool registered = false;            // parts are the callers' memory
+  std::span<std::byte> callers = {};  // registered: the own part
   int num_signals = 0;
-  /// [size] parts, and behind each its signals; empty for ranks of other hosts.
+  /// [size] parts, and behind each its signals; empty for ranks of other hosts. Registered: the own
+  /// signals alone.
   std::vector<HostMemory> memory;
   std::unique_ptr<Registration> registration;  // of the own part
   std::vector<Bytes> access;                   // to each rank's part
@@ -42,13 +45,17 @@ struct NetworkTransport::RegionState {
            static_cast<std::size_t>(num_signals) * kSignalStride;
   }
 
+  std::size_t mapped_bytes() const { return registered ? 0 : bytes; }
+
+  std::span<std::byte> own_part(Rank own) const { return registered ? callers : part(own); }
+
   std::span<std::byte> part(Rank rank) const {
     return memory[static_cast<std::size_t>(rank)].bytes().first(bytes);
   }
 
   std::atomic_ref<std::uint64_t> signal(Rank rank, int index) const {
     const std::span<std::byte> all = memory[static_cast<std::size_t>(rank)].bytes();
-    const std::size_t at = signals_at(std::max<std::size_t>(bytes, 1)) +
+    const std::size_t at = signals_at(std::max<std::size_t>(mapped_bytes(), 1)) +
                            static_cast<std::size_t>(index) * kSignalStride;
     return std::atomic_ref<std::uint64_t>(*reinterpret_cast<std::uint64_t*>(all.data() + at));
   }
@@ -57,7 +64,7 @@ struct NetworkTransport::RegionState {
 class NetworkTransport::NetworkRegion final : public Region {
  public:
   NetworkRegion(NetworkTransport* owner, RegionState* state)
-      : Region(state->part(owner->rank()), state->num_signals), owner_(owner), state_(state) {}
+      : Region(state->own_part(owner->rank()), state->num_signals), owner_(owner), state_(state) {}
 
   ~NetworkRegion() override { owner_->drop(*state_); }
 

@@ -1,5 +1,6 @@
 #include "ferry/transport/processes.h"
 
+#include <fcntl.h>
 #include <fmt/core.h>
 #include <poll.h>
 #include <signal.h>
@@ -10,8 +11,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <iostream>
@@ -113,7 +116,6 @@ void start(const ProcessGroup& group, const BlockedSignals& signals, std::vector
                         group.ranks,
                         std::strerror(error));
     }
-    if (group.started) group.started(r, pid);
   }
 }
 
@@ -129,10 +131,36 @@ int status_of(Rank rank, const Child& child, int interrupted_by) {
   return 1;
 }
 
+/// Field 22 of /proc/<process>/stat; 0 when there is no such process any more. Waits look for
+/// deaths by it, so it allocates nothing.
+std::uint64_t start_of(pid_t pid) {
+  std::array<char, 32> path{};
+  fmt::format_to_n(path.data(), path.size() - 1, "/proc/{}/stat", pid);
+  const UniqueFd file(open(path.data(), O_RDONLY | O_CLOEXEC));
+  std::array<char, 1024> text{};
+  if (!file.valid() || read(file.get(), text.data(), text.size() - 1) <= 0) return 0;
+  // The second field is the program's name, with any characters in it; the third stands behind.
+  const char* at = std::strrchr(text.data(), ')');
+  for (int field = 2; at != nullptr && field < 22; ++field) at = std::strchr(at + 1, ' ');
+  return at == nullptr ? 0 : std::strtoull(at, nullptr, 10);
+}
+
 }  // namespace
 
 UniqueFd open_process(pid_t pid) {
   return UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+}
+
+ProcessId this_process() { return {.pid = getpid(), .started = start_of(getpid())}; }
+
+UniqueFd open_process(const ProcessId& process) {
+  UniqueFd opened = open_process(process.pid);
+  // Only now that the number stays reserved for whoever has it.
+  if (opened.valid() && start_of(process.pid) != process.started) {
+    opened = {};
+    errno = ESRCH;
+  }
+  return opened;
 }
 
 bool has_ended(const UniqueFd& process) {
@@ -163,6 +191,7 @@ int run_processes(const ProcessGroup& group) {
       if (!awaited[r].revents) continue;
       children[r].ended = true;
       --running;
+      if (group.ended) group.ended(static_cast<Rank>(r));
       status = std::max(status, status_of(static_cast<Rank>(r), children[r], interrupted_by));
     }
   }

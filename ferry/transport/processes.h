@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
 #include <functional>
 
 #include "ferry/core/types.h"
@@ -16,8 +17,8 @@ struct ProcessGroup {
   /// Runs in the child and returns its exit status. An exception ends the child with one line on
   /// stderr and status 1 (2 for a ConfigError).
   std::function<int(Rank)> child;
-  /// Runs in the launcher as soon as a child's process id is known; may be empty.
-  std::function<void(Rank, pid_t)> started;
+  /// Runs in the launcher when a child has ended; may be empty.
+  std::function<void(Rank)> ended = {};
 };
 
 /// Forks the ranks, waits for all of them and returns the largest exit status; a rank ended by a
@@ -26,6 +27,18 @@ struct ProcessGroup {
 /// reserved until the last has ended.
 /// REQUIRES: no other thread runs. Throws ConfigError when the system refuses so many processes.
 int run_processes(const ProcessGroup& group);
+
+/// A process that no later one can be taken for, though it may get the same number.
+struct ProcessId {
+  std::int32_t pid = 0;
+  std::uint64_t started = 0;  ///< in ticks since the host has started
+  bool operator==(const ProcessId&) const = default;
+};
+
+ProcessId this_process();
+
+/// The same as open_process(pid); not valid, with ESRCH, where another process has the number now.
+UniqueFd open_process(const ProcessId& process);
 
 /// A descriptor that becomes readable when the process ends; not valid if the system has none to
 /// give (errno says why).

@@ -1,7 +1,7 @@
-// Ranks that are processes of one host. All shared memory is one unnamed sparse file (memfd) made
-// before the fork and inherited: a control block, and behind it region after region, at offsets
-// that every rank computes alike. Nothing has a name, so nothing is left behind however ranks end,
-// and limits on /dev/shm do not apply.
+// Ranks that are processes of one host. All shared memory is one unnamed sparse file (memfd) that
+// rank 0 makes and hands to the others over a Unix socket: a control block, and behind it region
+// after region, at offsets that every rank computes alike. Nothing has a name, so nothing is left
+// behind however ranks end, and limits on /dev/shm do not apply.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -9,15 +9,18 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
-#include <exception>
 #include <new>
+#include <optional>
 #include <utility>
 
 #include "ferry/core/buffer.h"
 #include "ferry/core/error.h"
+#include "ferry/transport/handover.h"
+#include "ferry/transport/host_memory.h"
 #include "ferry/transport/mapped.h"
 #include "ferry/transport/processes.h"
 #include "ferry/transport/registry.h"
+#include "ferry/transport/shared_store.h"
 #include "ferry/transport/unique_fd.h"
 
 namespace ferry {
@@ -51,13 +54,17 @@ void grow_file(const UniqueFd& file, std::size_t bytes) {
   }
 }
 
-/// Made by the launcher, inherited by the ranks.
+/// Made by rank 0, which hands it to the others.
 class SharedFile {
  public:
   SharedFile() : file_(memfd_create("ferry", MFD_CLOEXEC)) {
     if (!file_.valid()) fail<Error>("shm: cannot make shared memory: {}", std::strerror(errno));
     grow_file(file_, regions_at());
     control_ = new (map_file(file_, 0, sizeof(ControlBlock))) ControlBlock;
+  }
+
+  explicit SharedFile(UniqueFd file) : file_(std::move(file)) {
+    control_ = reinterpret_cast<ControlBlock*>(map_file(file_, 0, sizeof(ControlBlock)));
   }
 
   ~SharedFile() { munmap(control_, sizeof(ControlBlock)); }
@@ -120,16 +127,11 @@ class SharedMemory final : public RegionMemory {
 
 class ShmTransport final : public MappedTransport {
  public:
-  ShmTransport(std::shared_ptr<SharedFile> file,
-               Rank rank,
-               int size,
-               std::chrono::nanoseconds start_timeout)
+  ShmTransport(std::shared_ptr<SharedFile> file, const JoinOptions& join)
       : MappedTransport({.name = "shm",
                          .control = std::shared_ptr<ControlBlock>(file, &file->control()),
-                         .rank = rank,
-                         .size = size,
                          .shared = true,
-                         .start_timeout = start_timeout}),
+                         .join = join}),
         file_(std::move(file)) {}
 
  protected:
@@ -149,10 +151,9 @@ class ShmTransport final : public MappedTransport {
   bool has_ended(Rank peer) override {
     UniqueFd& process = processes_[static_cast<std::size_t>(peer)];
     if (!process.valid()) {
-      // The launcher writes it, and reaps no rank before all have ended: it cannot be someone else.
-      const pid_t pid = control().ranks[peer].process_id.load();
-      if (pid == 0) return false;
-      process = open_process(pid);
+      const RankBlock& block = control().ranks[peer];
+      const ProcessId id{.pid = block.process_id, .started = block.process_started};
+      process = open_process(id);
       if (!process.valid()) {
         if (errno == ESRCH) return true;
         throw TransportError(TransportError::Kind::io,
@@ -160,7 +161,7 @@ class ShmTransport final : public MappedTransport {
                              fmt::format("shm: rank {} cannot watch rank {} (pid {}): {}",
                                          rank(),
                                          peer,
-                                         pid,
+                                         id.pid,
                                          std::strerror(errno)));
       }
     }
@@ -173,26 +174,91 @@ class ShmTransport final : public MappedTransport {
   std::array<UniqueFd, kMaxMappedRanks> processes_;  // opened when a wait goes idle
 };
 
-int run_rank(const LaunchOptions& options,
-             const RankBody& body,
-             const std::shared_ptr<SharedFile>& file,
-             Rank rank) {
-  ShmTransport transport(file, rank, options.ranks, options.start_timeout);
-  try {
-    return body(transport);
-  } catch (...) {
-    transport.abort(describe(std::current_exception()));
-    throw;
+/// What a rank tells the others, and rank 0 behind it where the memory is to be had.
+struct Card {
+  std::string host;
+  ProcessId process;
+  Bytes invitation;
+
+  Bytes bytes() const { return ByteWriter().text(host).number(process).blob(invitation).bytes(); }
+
+  static Card read(std::span<const std::byte> bytes) {
+    ByteReader reader(bytes);
+    Card card;
+    card.host = reader.text();
+    card.process = reader.number<ProcessId>();
+    card.invitation = reader.copy();
+    return card;
   }
-}
+};
+
+class ShmJoiner final : public Joiner {
+ public:
+  explicit ShmJoiner(const JoinOptions& options) : options_(options) {
+    if (options.size > kMaxMappedRanks) {
+      fail<ConfigError>(
+          "shm: {} ranks asked for; it has at most {}", options.size, kMaxMappedRanks);
+    }
+  }
+
+  Bytes card() override {
+    Card card{.host = this_host(), .process = this_process(), .invitation = {}};
+    if (options_.rank == 0 && options_.size > 1) {
+      handover_.emplace();
+      card.invitation = handover_->invitation();
+    }
+    return card.bytes();
+  }
+
+  std::unique_ptr<Transport> join(std::span<const Bytes> cards, Deadline deadline) override {
+    std::vector<ProcessId> processes;
+    const Card first = Card::read(cards.front());
+    for (std::size_t r = 0; r < cards.size(); ++r) {
+      const Card card = Card::read(cards[r]);
+      processes.push_back(card.process);
+      if (card.host == first.host) continue;
+      throw TransportError(
+          TransportError::Kind::io,
+          static_cast<Rank>(r),
+          fmt::format("shm: rank {} is on another host, or in another container, than rank 0; use "
+                      "fabric",
+                      r));
+    }
+    if (options_.rank != 0) {
+      auto file = std::make_shared<SharedFile>(
+          receive_descriptor(first.invitation, first.process, options_.rank, deadline));
+      return std::make_unique<ShmTransport>(std::move(file), options_);
+    }
+    const auto file = std::make_shared<SharedFile>();
+    for (std::size_t r = 0; r < processes.size(); ++r) {
+      file->control().ranks[r].process_id = processes[r].pid;
+      file->control().ranks[r].process_started = processes[r].started;
+    }
+    // Before the others have the memory: when this fails they are told through it.
+    auto transport = std::make_unique<ShmTransport>(file, options_);
+    try {
+      if (handover_) handover_->give(file->file(), processes, deadline);
+    } catch (const TransportError& e) {
+      transport->abort(e.what());
+      throw;
+    }
+    return transport;
+  }
+
+ private:
+  const JoinOptions options_;
+  std::optional<Handover> handover_;  // rank 0
+};
 
 int run_shm(const LaunchOptions& options, const RankBody& body) {
-  const auto file = std::make_shared<SharedFile>();
-  return run_processes(
-      {.ranks = options.ranks,
-       .child = [&](Rank rank) { return run_rank(options, body, file, rank); },
-       .started = [&](Rank rank,
-                      pid_t pid) { file->control().ranks[rank].process_id.store(pid); }});
+  SharedStore store;
+  return run_processes({.ranks = options.ranks,
+                        .child =
+                            [&](Rank rank) {
+                              const auto transport = join(join_options(options, rank), store);
+                              return run_joined(*transport, body);
+                            },
+                        .ended = [&](Rank rank) { store.ended(rank); }});
 }
 
 std::string_view why_not_shm() {
@@ -208,6 +274,9 @@ TransportEntry shm_transport() {
   return {.name = "shm",
           .about = "ranks are processes of one host that map the same memory",
           .why_not = why_not_shm,
+          .joiner = [](const JoinOptions& options) -> std::unique_ptr<Joiner> {
+            return std::make_unique<ShmJoiner>(options);
+          },
           .run = run_shm,
           .load_store = true};
 }

@@ -1,11 +1,12 @@
 #include "ferry/transport/sockets.h"
 
 #include <arpa/inet.h>
+#include <ifaddrs.h>
+#include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <openssl/rand.h>
-#include <poll.h>
 
 #include <algorithm>
 #include <array>
@@ -136,6 +137,23 @@ std::string peer_host(const UniqueFd& socket) {
   address.length = sizeof address.storage;
   getpeername(socket.get(), reinterpret_cast<sockaddr*>(&address.storage), &address.length);
   return address.host();
+}
+
+std::vector<std::string> host_addresses() {
+  std::vector<std::string> hosts;
+  ifaddrs* all = nullptr;
+  if (getifaddrs(&all) != 0) return hosts;
+  for (const ifaddrs* each = all; each != nullptr; each = each->ifa_next) {
+    const bool usable = each->ifa_addr != nullptr && each->ifa_addr->sa_family == AF_INET &&
+                        (each->ifa_flags & IFF_UP) != 0 && (each->ifa_flags & IFF_LOOPBACK) == 0;
+    if (!usable) continue;
+    SocketAddress address;
+    std::memcpy(&address.storage, each->ifa_addr, sizeof(sockaddr_in));
+    address.length = sizeof(sockaddr_in);
+    hosts.push_back(address.host());
+  }
+  freeifaddrs(all);
+  return hosts;
 }
 
 void fill_random(std::span<std::byte> bytes) {
@@ -271,27 +289,37 @@ bool Doorman::listen_to(Caller& caller, bool& complete) {
   }
 }
 
+std::optional<Doorman::Guest> Doorman::take() {
+  admit();
+  for (std::size_t i = 0; i < callers_.size();) {
+    bool complete = false;
+    const bool stays = listen_to(callers_[i], complete);
+    if (stays && !complete) {
+      ++i;
+      continue;
+    }
+    Caller caller = std::move(callers_[i]);
+    callers_.erase(callers_.begin() + static_cast<std::ptrdiff_t>(i));
+    if (complete) return std::move(caller.guest);
+  }
+  return std::nullopt;
+}
+
+void Doorman::watch(std::vector<pollfd>& awaited, Deadline& until) const {
+  awaited.push_back({.fd = listener_.get(), .events = POLLIN, .revents = 0});
+  for (const Caller& caller : callers_) {
+    awaited.push_back({.fd = caller.guest.socket.get(), .events = POLLIN, .revents = 0});
+    until = std::min(until, caller.until);
+  }
+}
+
 std::optional<Doorman::Guest> Doorman::next(Deadline deadline) {
   for (;;) {
-    admit();
-    for (std::size_t i = 0; i < callers_.size();) {
-      bool complete = false;
-      const bool stays = listen_to(callers_[i], complete);
-      if (stays && !complete) {
-        ++i;
-        continue;
-      }
-      Caller caller = std::move(callers_[i]);
-      callers_.erase(callers_.begin() + static_cast<std::ptrdiff_t>(i));
-      if (complete) return std::move(caller.guest);
-    }
+    if (auto guest = take()) return guest;
     if (Clock::now() >= deadline) return std::nullopt;
-    std::vector<pollfd> awaited{{.fd = listener_.get(), .events = POLLIN, .revents = 0}};
+    std::vector<pollfd> awaited;
     Deadline first = deadline;
-    for (const Caller& caller : callers_) {
-      awaited.push_back({.fd = caller.guest.socket.get(), .events = POLLIN, .revents = 0});
-      first = std::min(first, caller.until);
-    }
+    watch(awaited, first);
     poll(awaited.data(), awaited.size(), milliseconds_until(first));
   }
 }

@@ -2,6 +2,7 @@
 // one message from each caller without ever waiting for one of them.
 #pragma once
 
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <cstddef>
@@ -34,6 +35,9 @@ SocketAddress resolve(const std::string& host, int port);
 SocketAddress own_address(const UniqueFd& socket);
 /// The other end of a connection, numeric.
 std::string peer_host(const UniqueFd& socket);
+
+/// Addresses of this host that other hosts may reach, numeric.
+std::vector<std::string> host_addresses();
 
 /// Bytes that nobody can guess.
 void fill_random(std::span<std::byte> bytes);
@@ -75,6 +79,11 @@ class Doorman {
 
   /// The next guest that has said its message; nothing when the deadline is over.
   std::optional<Guest> next(Deadline deadline);
+
+  /// The same for who waits for other things too: the next guest that is ready now, if any.
+  std::optional<Guest> take();
+  /// What take() should be called after, and when at the latest.
+  void watch(std::vector<pollfd>& awaited, Deadline& until) const;
 
  private:
   struct Caller {

@@ -110,6 +110,20 @@ class FERRY_API Transport {
   /// at 0.
   virtual std::unique_ptr<Region> allocate_region(std::size_t bytes, int num_signals) = 0;
 
+  /// Collective, as allocate_region: a region over memory that the caller owns, all ranks' parts of
+  /// the same size, at any alignment. The bytes stay as they are; signals start at 0. The memory
+  /// must stay until the own part is destroyed, and a rank destroys its part only once no peer puts
+  /// into it any more (a barrier says so). Windows to it exist only where the ranks are threads;
+  /// ask peer_window(), which is empty elsewhere. Puts may need a wait or progress() of the
+  /// receiver to arrive.
+  virtual std::unique_ptr<Region> register_region(std::span<std::byte> memory, int num_signals) = 0;
+
+  /// Collective: returns the end of a new group of the ranks that gave the same color, in the order
+  /// of their keys and, where those are equal, of their ranks here. A negative color: in no group,
+  /// null. The new group and this one live on independently of each other. Throws TransportError,
+  /// whose peer() is a rank of the new group where it came up while that was made.
+  virtual std::unique_ptr<Transport> split(int color, int key) = 0;
+
   /// Starts a put; never blocks for long. It may need progress() or waits of both sides to arrive
   /// (see Put for when `source` is free again). Throws when a rank has aborted, when the peer is
   /// known to be dead, or when the range lies outside its part.

@@ -46,6 +46,12 @@ FaultyTransport::FaultyTransport(Transport& inner, const Faults& faults)
       faults_(faults),
       random_(faults.seed * 0x9e3779b97f4a7c15u + static_cast<std::uint64_t>(inner.rank())) {}
 
+FaultyTransport::FaultyTransport(std::unique_ptr<Transport> inner, const Faults& faults)
+    : owned_(std::move(inner)),
+      inner_(*owned_),
+      faults_(faults),
+      random_(faults.seed * 0x9e3779b97f4a7c15u + static_cast<std::uint64_t>(inner_.rank())) {}
+
 FaultyTransport::~FaultyTransport() = default;  // regions are gone by now, and with them all puts
 
 Capabilities FaultyTransport::capabilities() const {
@@ -58,6 +64,18 @@ Capabilities FaultyTransport::capabilities() const {
 std::unique_ptr<Region> FaultyTransport::allocate_region(std::size_t bytes, int num_signals) {
   deliver_all();
   return std::make_unique<FaultyRegion>(*this, inner_.allocate_region(bytes, num_signals));
+}
+
+std::unique_ptr<Region> FaultyTransport::register_region(std::span<std::byte> memory,
+                                                         int num_signals) {
+  deliver_all();
+  return std::make_unique<FaultyRegion>(*this, inner_.register_region(memory, num_signals));
+}
+
+std::unique_ptr<Transport> FaultyTransport::split(int color, int key) {
+  deliver_all();
+  auto inner = inner_.split(color, key);
+  return inner ? std::make_unique<FaultyTransport>(std::move(inner), faults_) : nullptr;
 }
 
 void FaultyTransport::check_source(const Put& put) const {
@@ -78,7 +96,8 @@ void FaultyTransport::put(const Put& put) {
     held_.clear();
     throw RankEnded(fmt::format("rank {} ends at its put {}", rank(), faults_.ends_at_put));
   }
-  const bool network = faults_.network || inner_.host_of(put.peer) != inner_.host_of(rank());
+  const bool network = faults_.network ||
+                       inner_.peer_window(FaultyRegion::of(*put.region).inner(), put.peer).empty();
   const bool watch = network && put.source.size() > kInlineBytes;
   if (watch) check_source(put);
   if (chance() < faults_.drop) return;

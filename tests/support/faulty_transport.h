@@ -41,6 +41,7 @@ class FaultyTransport final : public Transport {
  public:
   /// `inner` must outlive it.
   FaultyTransport(Transport& inner, const Faults& faults);
+  FaultyTransport(std::unique_ptr<Transport> inner, const Faults& faults);
   /// Delivers what is held back.
   ~FaultyTransport() override;
 
@@ -55,6 +56,8 @@ class FaultyTransport final : public Transport {
   int host_of(Rank rank) const override { return faults_.network ? rank : inner_.host_of(rank); }
 
   std::unique_ptr<Region> allocate_region(std::size_t bytes, int num_signals) override;
+  std::unique_ptr<Region> register_region(std::span<std::byte> memory, int num_signals) override;
+  std::unique_ptr<Transport> split(int color, int key) override;
   void put(const Put& put) override;
   WaitResult wait(Region& region, int signal, std::uint64_t count, Deadline deadline) override;
   std::uint64_t signal_value(Region& region, int signal) override;
@@ -90,6 +93,7 @@ class FaultyTransport final : public Transport {
 
   double chance() { return std::uniform_real_distribution<double>(0, 1)(random_); }
 
+  const std::unique_ptr<Transport> owned_;  // what it splits off is its own
   Transport& inner_;
   const Faults faults_;
   std::mt19937_64 random_;

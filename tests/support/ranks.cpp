@@ -8,9 +8,13 @@
 #include <cstring>
 #include <new>
 #include <numeric>
+#include <thread>
 
 #include "ferry/core/error.h"
+#include "ferry/transport/join.h"
 #include "ferry/transport/processes.h"
+#include "ferry/transport/shared_store.h"
+#include "ferry/transport/tcp_store.h"
 #include "support/network_hosts.h"
 
 namespace ferry {
@@ -179,6 +183,21 @@ std::vector<RankKind> all_rank_kinds() { return rank_kinds(true); }
 
 std::vector<RankKind> bare_rank_kinds() { return rank_kinds(false); }
 
+std::vector<RankKind> joined_rank_kinds() {
+  std::vector<RankKind> kinds = rank_kinds(false);
+  std::erase_if(kinds, [](const RankKind& kind) {
+    return kind.namespaces || kind.ranks_per_host > 1 || kind.provider == "shm";
+  });
+  for (RankKind& kind : kinds) kind.joined = true;
+  return kinds;
+}
+
+std::vector<RankKind> all_and_joined_rank_kinds() {
+  std::vector<RankKind> kinds = rank_kinds(true);
+  for (const RankKind& kind : joined_rank_kinds()) kinds.push_back(kind);
+  return kinds;
+}
+
 std::vector<RankKind> main_rank_kinds() {
   std::vector<RankKind> kinds = rank_kinds(true);
   std::erase_if(kinds, [](const RankKind& kind) {
@@ -216,6 +235,77 @@ int run_ranks_in_namespaces(const LaunchOptions& launch,
                         }});
 }
 
+/// A thread that a process has for reasons of its own.
+class Bystander {
+ public:
+  Bystander()
+      : thread_([](const std::stop_token& stop) {
+          while (!stop.stop_requested()) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        }) {}
+
+ private:
+  std::jthread thread_;
+};
+
+JoinOptions join_options_of(const LaunchOptions& launch, Rank rank) {
+  return {.transport = launch.transport,
+          .rank = rank,
+          .size = launch.ranks,
+          .start_timeout = launch.start_timeout,
+          .ranks_per_host = launch.ranks_per_host,
+          .host = launch.transport == "fabric" ? "127.0.0.1" : "",
+          .fabric_provider = launch.fabric_provider};
+}
+
+void run_joined(const JoinOptions& options,
+                Store& store,
+                const std::function<int(Transport&)>& body) {
+  const auto transport = join(options, store);
+  body(*transport);
+}
+
+void join_threads(const LaunchOptions& launch, const std::function<int(Transport&)>& body) {
+  TcpStore store({.serve = true});
+  const Bystander bystander;
+  std::vector<std::jthread> threads;
+  for (Rank r = 0; r < launch.ranks; ++r)
+    threads.emplace_back([&, r] { run_joined(join_options_of(launch, r), store, body); });
+}
+
+void join_processes(const LaunchOptions& launch, const std::function<int(Transport&)>& body) {
+  SharedStore port;  // all that they are told
+  run_processes({.ranks = launch.ranks, .child = [&](Rank rank) {
+                   const Bystander bystander;
+                   TcpStoreOptions options{.serve = rank == 0, .server = 0};
+                   if (rank != 0) options.port = static_cast<int>(port.add("port", 0));
+                   while (rank != 0 && options.port == 0) {
+                     std::this_thread::sleep_for(std::chrono::milliseconds(1));
+                     options.port = static_cast<int>(port.add("port", 0));
+                   }
+                   TcpStore store(options);
+                   if (rank == 0) port.add("port", store.port());
+                   run_joined(join_options_of(launch, rank), store, body);
+                   return 0;
+                 }});
+}
+
+/// Every process of mpirun comes by here for every test, in the same order.
+void join_by_mpirun(const LaunchOptions& launch, const std::function<int(Transport&)>& body) {
+  static int groups = 0;
+  const World world = find_world().value();
+  static TcpStore store(store_options(world));
+  JoinOptions options = join_options_of(launch, world.rank);
+  options.group = "test " + std::to_string(++groups);
+  if (world.rank < launch.ranks) run_joined(options, store, body);
+}
+
+void run_joining(const RankKind& kind,
+                 const LaunchOptions& launch,
+                 const std::function<int(Transport&)>& body) {
+  if (!kind.started_here()) return join_by_mpirun(launch, body);
+  kind.processes() ? join_processes(launch, body) : join_threads(launch, body);
+}
+
 }  // namespace
 
 void on_ranks(const RanksOptions& options, const std::function<void(Transport&)>& body) {
@@ -234,8 +324,12 @@ void on_ranks(const RanksOptions& options, const std::function<void(Transport&)>
   const auto reporting = [&](Transport& transport) {
     return report_body(options, transport, body, reports.of(transport.rank()));
   };
-  options.kind.namespaces ? run_ranks_in_namespaces(launch, reporting)
-                          : run_ranks(launch, reporting);
+  if (options.kind.joined) {
+    run_joining(options.kind, launch, reporting);
+  } else {
+    options.kind.namespaces ? run_ranks_in_namespaces(launch, reporting)
+                            : run_ranks(launch, reporting);
+  }
   judge(options, reports, here);
 }
 

@@ -21,12 +21,15 @@ struct RankKind {
   /// Ranks of fabric are started one by one, as by torchrun, in two or three network namespaces
   /// with a cable of 10 Gbit/s each, and find out themselves who shares a host.
   bool namespaces = false;
+  /// The ranks join() over a TcpStore that rank 0 serves, each beside a thread of its process that
+  /// has nothing to do with it; threads, for inproc, and processes that know nothing of each other.
+  bool joined = false;
 
   /// As GoogleTest wants parameter names: "inproc", "shm_faulty", "fabric_tcp", "fabric_tcp_hosts".
   std::string label() const {
     return transport + (provider.empty() ? "" : "_" + provider) +
            (ranks_per_host > 1 ? "_hosts" : "") + (namespaces ? "_namespaces" : "") +
-           (faulty ? "_faulty" : "");
+           (joined ? "_joined" : "") + (faulty ? "_faulty" : "");
   }
 
   bool between_hosts() const { return transport == "fabric" || transport == "mpi"; }
@@ -59,6 +62,11 @@ std::vector<RankKind> bare_rank_kinds();
 /// between hosts also with two ranks on each and over real cables, and those that take no time to
 /// start also faulty.
 std::vector<RankKind> main_rank_kinds();
+
+/// Every transport that this build and machine have, with ranks that join in running processes.
+std::vector<RankKind> joined_rank_kinds();
+/// all_rank_kinds() and joined_rank_kinds().
+std::vector<RankKind> all_and_joined_rank_kinds();
 
 struct RanksOptions {
   RankKind kind;

@@ -65,7 +65,10 @@ std::vector<Group> groups(const std::vector<RankKind>& kinds) {
   for (const RankKind& kind : kinds) {
     // Of two ranks or fewer, all are on the first host.
     const bool hosts = kind.ranks_per_host > 1 || kind.namespaces;
-    for (const int ranks : hosts ? std::vector{3, 4, 7} : std::vector{1, 2, 3, 7})
+    const bool takes_time = kind.joined && kind.transport == "fabric";
+    for (const int ranks : takes_time ? std::vector{3}
+                           : hosts    ? std::vector{3, 4, 7}
+                                      : std::vector{1, 2, 3, 7})
       all.push_back({kind, ranks});
   }
   return all;
@@ -84,7 +87,7 @@ class TransportTest : public testing::TestWithParam<Group> {
 
 INSTANTIATE_TEST_SUITE_P(Conformance,
                          TransportTest,
-                         testing::ValuesIn(groups(all_rank_kinds())),
+                         testing::ValuesIn(groups(all_and_joined_rank_kinds())),
                          [](const auto& p) { return group_name(p.param); });
 
 // --- Bytes -------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ class FailureTest : public testing::TestWithParam<RankKind> {
 
 INSTANTIATE_TEST_SUITE_P(Transports,
                          FailureTest,
-                         testing::ValuesIn(all_rank_kinds()),
+                         testing::ValuesIn(all_and_joined_rank_kinds()),
                          [](const auto& p) { return p.param.label(); });
 
 TEST_P(FailureTest, AbortWakesTheOthersWithItsReason) {
@@ -139,6 +139,7 @@ TEST_P(FailureTest, SurvivorsMaskADeadRankAndGoOn) {
 
 TEST_P(FailureTest, AnEndThatUnwindsAbortsTheGroup) {
   if (!GetParam().started_here()) GTEST_SKIP() << "it ends the job, as it should";
+  if (GetParam().joined) GTEST_SKIP() << "run_ranks() has no part in it";
   const LaunchOptions options = GetParam().launch(3);
   testing::internal::CaptureStderr();
   std::string thrown;
