@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <optional>
 
 #include "ferry/core/error.h"
 
@@ -52,16 +53,24 @@ Page PagePool::take(int page_class, const Page& before) {
   return {this, which, number};
 }
 
-/// `wanted` where it is free, else the lowest that is; one behind the last where none is.
+/// `wanted` where it is free; else where a run of pages may grow: in a group of pages that are all
+/// free, as long as attention's blocks; else the lowest that is free; one behind the last where
+/// none is. Memory is added last, so that no more was ever touched than was held at once.
 int PagePool::free_page(const Arena& arena, int wanted) const {
+  constexpr int kGroup = 8;
+  constexpr std::uint64_t kGroupMask = (std::uint64_t{1} << kGroup) - 1;
   const auto slab = static_cast<std::size_t>(wanted / kSlabPages);
   if (slab < arena.slabs.size() && (arena.slabs[slab].free >> (wanted % kSlabPages) & 1) != 0)
     return wanted;
+  std::optional<int> lowest;
   for (std::size_t s = 0; s < arena.slabs.size(); ++s) {
-    if (arena.slabs[s].free != 0)
-      return static_cast<int>(s) * kSlabPages + std::countr_zero(arena.slabs[s].free);
+    const std::uint64_t free = arena.slabs[s].free;
+    const int first = static_cast<int>(s) * kSlabPages;
+    for (int i = 0; i < kSlabPages; i += kGroup)
+      if ((free >> i & kGroupMask) == kGroupMask) return first + i;
+    if (free != 0 && !lowest) lowest = first + std::countr_zero(free);
   }
-  return static_cast<int>(arena.slabs.size()) * kSlabPages;
+  return lowest.value_or(static_cast<int>(arena.slabs.size()) * kSlabPages);
 }
 
 /// Other classes' idle memory goes first: together they never hold more than each at its peak.

@@ -96,6 +96,22 @@ TEST(PagePool, PagesTakenInARowFollowEachOther) {
   EXPECT_EQ(behind.data() - pages[39].data(), 8 * kPagePositions);
 }
 
+TEST(PagePool, SequencesThatGrowInTurnHaveRunsOfTheirOwn) {
+  PagePool pool(three_classes());
+  std::vector<std::vector<Page>> sequences(4);
+  const Page nothing;
+  for (int i = 0; i < 16; ++i)
+    for (auto& pages : sequences)
+      pages.push_back(pool.take(0, pages.empty() ? nothing : pages.back()));
+  for (const auto& pages : sequences) {
+    for (std::size_t i = 1; i < pages.size(); ++i) {
+      if (i % 8 == 0) continue;
+      ASSERT_EQ(pages[i].data() - pages[i - 1].data(), 8 * kPagePositions);
+    }
+  }
+  EXPECT_EQ(pool.reserved_bytes(), 64 * pool.layout().classes()[0].page_bytes()) << "all in one";
+}
+
 TEST(PagePool, APageLivesUntilItsLastHolderLetsGo) {
   PagePool pool(three_classes());
   const std::size_t page_bytes = pool.layout().classes()[2].page_bytes();
