@@ -45,7 +45,7 @@ RowReceiver::RowReceiver(LaneState& lane,
       weights_(plane.allocate(weight_bytes(lane.options, lane.layout), /*sparse=*/true)),
       passed_(static_cast<std::size_t>(lane.ranks)),
       rows_expected_(static_cast<std::size_t>(lane.ranks)) {
-  const auto slots = static_cast<std::size_t>(lane.options.slots_per_rank);
+  const auto slots = plane.runs_later() ? static_cast<std::size_t>(lane.options.slots_per_rank) : 0;
   offsets_ = plane.allocate(slots * sizeof(std::int64_t), /*sparse=*/false);
   counts_ = plane.allocate(slots * sizeof(std::int32_t), /*sparse=*/false);
   no_row_ = plane.allocate(lane.masks() ? lane.layout.expert_row_bytes : 0, /*sparse=*/true);
@@ -148,18 +148,23 @@ void RowReceiver::point_at_nothing(Rank home) {
 }
 
 void RowReceiver::publish() {
+  if (!plane_.runs_later()) return;
   std::ranges::copy(lane_.receive_plan().counts(), counts_->as<std::int32_t>());
   std::ranges::copy(lane_.receive_plan().offsets(), offsets_->as<std::int64_t>());
 }
 
 ExpertRows RowReceiver::rows() const {
+  const bool later = plane_.runs_later();
   const auto slots = static_cast<std::size_t>(lane_.options.slots_per_rank);
   const auto weights =
       lane_.options.row_weights ? static_cast<std::size_t>(lane_.layout.expert_rows) : 0;
   return {.format = lane_.options.exchange.format,
           .place = plane_.place(),
-          .counts = {reinterpret_cast<const std::int32_t*>(counts_->seen()), slots},
-          .offsets = {reinterpret_cast<const std::int64_t*>(offsets_->seen()), slots},
+          .counts = later ? std::span(reinterpret_cast<const std::int32_t*>(counts_->seen()), slots)
+                          : lane_.receive_plan().counts(),
+          .offsets = later
+                         ? std::span(reinterpret_cast<const std::int64_t*>(offsets_->seen()), slots)
+                         : lane_.receive_plan().offsets(),
           .in = {input_->seen(),
                  static_cast<std::ptrdiff_t>(lane_.layout.expert_row_bytes),
                  reinterpret_cast<const std::byte* const*>(pointers_->seen())},

@@ -21,7 +21,8 @@ class RowReceiver {
   void receive_messages();
   /// Brings the rows of `home` to their places.
   void take(Rank home);
-  /// Writes counts and offsets of all rows to where rows() shows them.
+  /// Writes counts and offsets of all rows to where rows() shows them: where steps run later, into
+  /// memory that the caller does not see yet. Else rows() shows the plan's own.
   void publish();
 
   /// What experts get, but for `out`: all slots with the counts and offsets published last.
