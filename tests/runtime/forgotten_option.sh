@@ -8,7 +8,7 @@ copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 
 compiles() {
-  "$compiler" -std=c++20 -fsyntax-only -DFERRY_VERSION='"0"' -I"$copy" -I"$source" \
+  "$compiler" -std=c++20 -fsyntax-only -I"$copy" -I"$source" -I"$source/include" \
     "$source/ferry/runtime/agreement.cpp" >"$copy/log" 2>&1
 }
 
@@ -22,7 +22,7 @@ while read -r header struct; do
   rm "$copy/$header"
 done <<EOL
 ferry/transport/launch.h LaunchOptions
-ferry/model/decoder.h DecoderOptions
+ferry/model/decoder_options.h DecoderOptions
 ferry/engine/rebalancer.h RebalanceOptions
 ferry/engine/balancer.h BalanceOptions
 ferry/engine/engine.h EngineOptions
