@@ -265,7 +265,7 @@ class DataPlane {
 
  protected:
   /// Where steps run later: keeps the step for its turn.
-  virtual void enqueue(std::function<void()> step) { step(); }
+  virtual void enqueue(std::function<void()>&& step) { step(); }
 };
 
 }  // namespace ferry

@@ -101,7 +101,7 @@ void QueuedPlane::loop() {
   }
 }
 
-void QueuedPlane::enqueue(std::function<void()> step) {
+void QueuedPlane::enqueue(std::function<void()>&& step) {
   if (synchronised_) {
     for (const Memory* memory : memories_) memory->open(false);
     synchronised_ = false;

@@ -64,7 +64,7 @@ class QueuedPlane final : public DataPlane {
   void run(const ExpertRows& rows, std::function<void(const ExpertRows&)> work);
 
  protected:
-  void enqueue(std::function<void()> step) override;
+  void enqueue(std::function<void()>&& step) override;
 
  private:
   class Memory;
