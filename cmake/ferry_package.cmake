@@ -1,26 +1,28 @@
-# The installed library: `cmake --install` puts the rooms that other engines use under lib, their
-# headers under include/ferry, and what find_package(ferry) reads under lib/cmake/ferry. The rooms
-# that only the program uses stay here.
+# The installed library (component `development`): libferry.so and libferry.a, the public headers, and
+# what find_package(ferry) and pkg-config read. The rooms that only the program uses stay here.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
+include(${CMAKE_CURRENT_LIST_DIR}/ferry_library.cmake)
 
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/ferry)
-foreach(room core kernels transport compute exchange moe balance)
-  if(TARGET ferry_${room})
-    set_target_properties(ferry_${room} PROPERTIES EXPORT_NAME ${room})
-    target_compile_features(ferry_${room} INTERFACE $<INSTALL_INTERFACE:cxx_std_20>)
-    install(TARGETS ferry_${room} EXPORT ferry_targets
-            ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT development
-            INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-    install(DIRECTORY ${PROJECT_SOURCE_DIR}/ferry/${room}
-            DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/ferry COMPONENT development
-            FILES_MATCHING PATTERN "*.h" PATTERN cpu EXCLUDE)
-  endif()
-endforeach()
+install(TARGETS ferry_shared EXPORT ferry_targets COMPONENT development
+        LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
+        INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(TARGETS ferry_static EXPORT ferry_static_targets COMPONENT development
+        ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
+        INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(EXPORT ferry_targets NAMESPACE ferry:: FILE ferryTargets.cmake
         DESTINATION ${package_dir} COMPONENT development)
+install(EXPORT ferry_static_targets NAMESPACE ferry:: FILE ferryStaticTargets.cmake
+        DESTINATION ${package_dir} COMPONENT development)
+install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/ferry DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
+        COMPONENT development)
+foreach(room ${ferry_library_rooms})  # until all public headers have moved to include/ferry
+  install(DIRECTORY ${PROJECT_SOURCE_DIR}/ferry/${room} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/ferry
+          COMPONENT development FILES_MATCHING PATTERN "*.h" PATTERN cpu EXCLUDE)
+endforeach()
 
-# What the rooms above link, privately or not, must be found there too (ferryConfig.cmake.in).
+# What libferry.a links must be found there too (ferryConfig.cmake.in); libferry.so finds it by itself.
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/ferryConfig.cmake.in
                               ${PROJECT_BINARY_DIR}/package/ferryConfig.cmake
                               INSTALL_DESTINATION ${package_dir} NO_SET_AND_CHECK_MACRO)
@@ -29,3 +31,17 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/package/ferryConfigVersio
 install(FILES ${PROJECT_BINARY_DIR}/package/ferryConfig.cmake
               ${PROJECT_BINARY_DIR}/package/ferryConfigVersion.cmake
         DESTINATION ${package_dir} COMPONENT development)
+
+# By name, not as packages: libferry.a with the shared libraries of others does not need what those link.
+set(pc_libs_private "-lfmt -lcrypto -pthread")
+if(FERRY_LINKS_LIBFABRIC)
+  string(APPEND pc_libs_private " -lfabric")
+endif()
+if(FERRY_LINKS_MPI)
+  list(JOIN MPI_CXX_LIBRARIES " " mpi_libraries)
+  string(APPEND pc_libs_private " ${mpi_libraries}")
+endif()
+file(RELATIVE_PATH pc_prefix /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
+configure_file(${CMAKE_CURRENT_LIST_DIR}/ferry.pc.in ${PROJECT_BINARY_DIR}/package/ferry.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/package/ferry.pc
+        DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig COMPONENT development)

@@ -10,7 +10,7 @@ target_compile_options(ferry_flags INTERFACE -Wall -Wextra -Wshadow -Wnon-virtua
 # Sums have one order everywhere (docs/design.md, numerics): the compiler must not contract a
 # product and a sum into an FMA on its own, nor reassociate.
 target_compile_options(ferry_flags INTERFACE -ffp-contract=off)
-target_include_directories(ferry_flags INTERFACE ${PROJECT_SOURCE_DIR})
+target_include_directories(ferry_flags INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include)
 if(FERRY_SANITIZE)
   target_compile_options(ferry_flags INTERFACE -fsanitize=${FERRY_SANITIZE} -fno-omit-frame-pointer
                                                -fno-sanitize-recover=all)
@@ -21,6 +21,16 @@ endif()
 if(FERRY_FUZZ)
   target_compile_options(ferry_flags INTERFACE -fsanitize=fuzzer-no-link)
 endif()
+
+# ferry_unity(TARGET): with FERRY_UNITY the compiler gets several of the target's files at once, and parses
+# headers once for all of them. Files whose names clash with another's (two functions `run` in unnamed
+# namespaces) stay alone by ferry_alone(FILE...); so does every file that has compile options of its own.
+function(ferry_unity target)
+  set_target_properties(${target} PROPERTIES UNITY_BUILD ${FERRY_UNITY} UNITY_BUILD_BATCH_SIZE 8)
+endfunction()
+function(ferry_alone)
+  set_source_files_properties(${ARGN} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+endfunction()
 
 # ferry_room(name SOURCES ... LINKS ... PRIVATE_LINKS ...): one room = one static library ferry_<name>,
 # ferry::<name> to others. Our flags stay here: who uses the installed library has their own.

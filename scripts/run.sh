@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 scripts/setup.sh program
 # A build folder that scripts/test.sh made serves as well.
 [[ -f build/release/build.ninja ]] ||
-  cmake --preset release -DFERRY_BUILD_TESTS=OFF -DFERRY_BUILD_BENCH=OFF >&2
+  cmake --preset release -DFERRY_BUILD_TESTS=OFF -DFERRY_BUILD_BENCH=OFF -DFERRY_UNITY=ON >&2
 ninja -C build/release -n ferry_app | grep -q 'no work to do' ||
   cmake --build --preset release --target ferry_app >&2
 

@@ -23,10 +23,21 @@ BELOW = {
     "ferry/balance": ["ferry/moe"],
     "ferry/checkpoint": ["ferry/compute"],
     "ferry/text": ["ferry/checkpoint"],
-    "ferry/model": ["ferry/balance", "ferry/checkpoint", "ferry/text"],
+    "ferry/state": ["ferry/kernels"],
+    "ferry/model": ["ferry/balance", "ferry/checkpoint", "ferry/state", "ferry/text"],
     "ferry/engine": ["ferry/model"],
-    "ferry/server": ["ferry/engine"],
+    "ferry/runtime": ["ferry/engine"],
+    "ferry/server": ["ferry/runtime"],
 }
+
+
+# Whose each public header (include/ferry) is: who may include that room may include it as "ferry/x.h".
+# It may itself include nothing but public headers, of its own room or below, and the standard library.
+PUBLIC = {
+    "ferry/core": ["error", "export", "function_ref", "threads", "types", "version"],
+    "ferry/kernels": ["wire"],
+}
+ROOM_OF_PUBLIC = {f"ferry/{name}.h": room for room, names in PUBLIC.items() for name in names}
 
 
 def all_below(room: str) -> set[str]:
@@ -43,13 +54,37 @@ ROOMS = {room: sorted(other + "/" for other in all_below(room)) for room in BELO
 
 # Third-party headers that our own headers may include: fmt is the vocabulary of errors, json_fwd
 # exists to be included in headers. Tests' headers may use GoogleTest.
-HEADERS_MAY_USE = {"fmt/format.h", "nlohmann/json_fwd.hpp"}
+HEADERS_MAY_USE = {"fmt/core.h", "nlohmann/json_fwd.hpp"}
 TEST_HEADERS_MAY_USE = ("gtest/", "gmock/", "nlohmann/")
 
 # What the C and C++ standard libraries, POSIX and Linux name without a dot or under these folders.
 SYSTEM = re.compile(r"^([a-z_0-9]+|c[a-z]+|(sys|linux|asm)/.*|[a-z]*mmintrin\.h|cpuid\.h|"
                     r"(dirent|fcntl|poll|sched|signal|spawn|unistd|pthread|time|errno|dlfcn)\.h)$")
+STANDARD = re.compile(r"^[a-z_0-9]+$")
 INCLUDE = re.compile(r'^\s*#\s*include\s*(<([^>]+)>|"([^"]+)")')
+
+
+def may_include(room: str, own: str) -> bool:
+    """Whether files of `room` may include "own", which is not of that room by its path."""
+    if own in ROOM_OF_PUBLIC:
+        own = ROOM_OF_PUBLIC[own] + "/"
+    return own.startswith((room + "/", *ROOMS[room]))
+
+
+def problems_of_public(path: str, text: str) -> list[str]:
+    name = path.removeprefix("include/")
+    room = ROOM_OF_PUBLIC.get(name)
+    if room is None:
+        return [f"{path}: no room has this public header; tools/check_rooms.py lists them"]
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        match = INCLUDE.match(line)
+        if not match:
+            continue
+        system, own = match[2], match[3]
+        if (own not in ROOM_OF_PUBLIC or not may_include(room, own)) if own else not STANDARD.match(system):
+            found.append(f"{path}:{number}: a public header may not include {own or system}")
+    return found
 
 
 def room_of(path: str) -> str | None:
@@ -57,6 +92,8 @@ def room_of(path: str) -> str | None:
 
 
 def problems_of(path: str, text: str) -> list[str]:
+    if path.startswith("include/"):
+        return problems_of_public(path, text)
     room = room_of(path)
     if room is None:
         return [f"{path}: not in any room; tools/check_rooms.py and docs/design.md list them"]
@@ -72,7 +109,7 @@ def problems_of(path: str, text: str) -> list[str]:
             in_same_room = own.startswith(room + "/") or "/" not in own
             if room == "tests":  # an include root of its own: "support/ranks.h"
                 in_same_room = not own.startswith(("ferry/", "apps/", "bench/"))
-            if not in_same_room and not own.startswith(tuple(ROOMS[room])):
+            if not in_same_room and not may_include(room, own):
                 found.append(f'{where}: {room} may not include "{own}"')
         elif is_header and not SYSTEM.match(system) and system not in HEADERS_MAY_USE:
             if not (room == "tests" and system.startswith(TEST_HEADERS_MAY_USE)):
@@ -83,7 +120,7 @@ def problems_of(path: str, text: str) -> list[str]:
 def main() -> int:
     root = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent.parent)
     problems, files = [], 0
-    for top in sorted({room.split("/")[0] for room in ROOMS}):
+    for top in sorted({room.split("/")[0] for room in ROOMS} | {"include"}):
         for path in sorted((root / top).rglob("*")):
             if path.suffix in {".h", ".inl", ".cpp", ".cu", ".cuh"}:
                 files += 1

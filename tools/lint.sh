@@ -32,6 +32,10 @@ done
 [[ $tidy == none ]] && exit
 database=build/release/compile_commands.json
 [[ -f $database ]] || { echo "lint: no $database; run cmake --preset release first" >&2; exit 2; }
+if grep -q '/Unity/unity_' "$database"; then
+  echo "lint: build/release is a unity build, whose files clang-tidy cannot tell apart; run cmake --preset release -DFERRY_UNITY=OFF" >&2
+  exit 2
+fi
 
 if [[ $tidy == all ]]; then
   mapfile -t changed < <(git ls-files '*.cpp')

@@ -1,6 +1,7 @@
 #include "apps/ferry/bench_support.h"
 
-#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -8,12 +9,14 @@
 #include <random>
 #include <utility>
 
+#include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
 #include "ferry/transport/launch.h"
+#include "ferry/version.h"
 
 namespace ferry {
 
-void BenchRanks::add_to(CLI::App& app) {
+void BenchRanks::add_to(Command& app) {
   std::string names;
   for (const TransportInfo& info : list_transports())
     names += (names.empty() ? "" : ", ") + std::string(info.name);
@@ -27,12 +30,12 @@ void BenchRanks::add_to(CLI::App& app) {
                  ranks,
                  fmt::format("Ranks [{}; as many as were started]", fmt::join(default_ranks, ",")))
       ->delimiter(',')
-      ->check(CLI::Range(1, 1 << 20));
+      ->range(1, 1 << 20);
   app.add_option("--fabric-provider", provider, "Of libfabric: efa, verbs, tcp, shm [the best]");
   app.add_option("--fabric-rails",
                  rails,
                  "Network interfaces of a rank [all of efa and verbs, 1 of others]")
-      ->check(CLI::Range(1, 64));
+      ->range(1, 64);
   app.add_option(
       "--ranks-per-host",
       ranks_per_host,
@@ -56,7 +59,7 @@ LaunchOptions BenchRanks::launch(const std::string& transport, int n) const {
   return {.transport = transport,
           .ranks = n,
           .world = started_world(),
-          .agreement = {{"version", FERRY_VERSION}},
+          .agreement = {{"version", std::string(version())}},
           .ranks_per_host = between_hosts ? ranks_per_host : 0,
           .fabric_provider = provider,
           .fabric_rails = rails};

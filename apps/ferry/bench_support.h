@@ -15,11 +15,9 @@
 #include "ferry/core/types.h"
 #include "ferry/transport/launch.h"
 
-namespace CLI {
-class App;
-}
-
 namespace ferry {
+
+class Command;
 
 /// Over what a benchmark runs: its own ranks, or under mpirun, srun or torchrun those that were
 /// started.
@@ -33,7 +31,7 @@ struct BenchRanks {
   int ranks_per_host = 0;
 
   /// Registers --transport, --ep, --fabric-provider, --fabric-rails and --ranks-per-host.
-  void add_to(CLI::App& app);
+  void add_to(Command& app);
   /// Fills in what was not given: the defaults, or what the launcher says. Throws ConfigError for
   /// what cannot be started.
   void resolve();

@@ -1,8 +1,7 @@
 // ferry bench a2a: what dispatch and combine cost, beside the floor of a plain copy and the classic
 // alltoallv, all measured in one run.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <fstream>
 #include <memory>
@@ -14,6 +13,7 @@
 #include "apps/ferry/a2a_report.h"
 #include "apps/ferry/bench_support.h"
 #include "apps/ferry/command.h"
+#include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/svg_name.h"
 #include "ferry/core/error.h"
@@ -97,6 +97,7 @@ void set_exchange(A2aCase& a2a, const std::string& layout, bool allow_prereduce)
   }
   a2a.exchange = exchange_options(backend, mode);
   if (layout != "default") a2a.exchange.format = parse_format(layout);
+  a2a.exchange.fixed_format = true;  // what is named is measured
 }
 
 /// Calls body(case) for every combination of the lists but for backends, modes and layouts.
@@ -202,8 +203,8 @@ int run(const BenchOptions& options) {
 
 }  // namespace
 
-void add_bench_a2a(CLI::App& bench, int& status) {
-  CLI::App* a2a = bench.add_subcommand(
+void add_bench_a2a(Command& bench, int& status) {
+  Command* a2a = bench.add_subcommand(
       "a2a", "Dispatch and combine, verified first, beside a plain copy and a classic alltoallv");
   a2a->footer(
       "A case is measured for every combination of the lists; those that do not go together are "
@@ -217,7 +218,6 @@ void add_bench_a2a(CLI::App& bench, int& status) {
   const auto list = [&](const char* name, auto& values, const std::string& help) {
     return a2a->add_option(name, values, help)->delimiter(',')->capture_default_str();
   };
-  const CLI::Range at_least_one(1, 1 << 20);
   const std::string wires = names_of(wire_types(), wire_type_name) + ", or all";
   list("--moe-a2a-backend", o->backends, names_of(all_backends(), backend_name) + ", or all");
   list("--deepep-mode",
@@ -228,16 +228,16 @@ void add_bench_a2a(CLI::App& bench, int& status) {
        "Rows as experts get them: padded, ragged, row_pointers; default: the backend's");
   a2a->add_flag("--allow-prereduce", o->allow_prereduce, "auto may sum on each rank first");
   o->over.add_to(*a2a);
-  list("--tokens", o->tokens, "Tokens per rank")->check(at_least_one);
+  list("--tokens", o->tokens, "Tokens per rank")->range(1, 1 << 20);
   list("--routing", o->routings, "uniform, zipf, one_hot (every token to expert 0 among others)");
   a2a->add_option("--hidden", o->hidden, "Elements of a row")
-      ->check(at_least_one)
+      ->range(1, 1 << 20)
       ->capture_default_str();
   a2a->add_option("--experts", o->experts, "Experts over all ranks")
-      ->check(at_least_one)
+      ->range(1, 1 << 20)
       ->capture_default_str();
   a2a->add_option("--topk", o->topk, "Experts of each token")
-      ->check(at_least_one)
+      ->range(1, 1 << 20)
       ->capture_default_str();
   list("--dispatch-wire", o->dispatch_wires, "What travels out: " + wires);
   list("--expert-type",
@@ -245,10 +245,10 @@ void add_bench_a2a(CLI::App& bench, int& status) {
        "What experts take: wire (rows as delivered), bf16 or f32 (converted while copying)");
   list("--combine-wire", o->combine_wires, "What comes back: " + wires);
   a2a->add_option("--threads", o->threads, "Threads of each rank")
-      ->check(at_least_one)
+      ->range(1, 1 << 20)
       ->capture_default_str();
   a2a->add_option("--seconds", o->seconds, "About how long to measure each case")
-      ->check(CLI::Range(0.01, 3600.0))
+      ->range(0.01, 3600.0)
       ->capture_default_str();
   a2a->add_option("--plot", o->plot, "Write the median total over tokens per rank to this SVG file")
       ->type_name("FILE")

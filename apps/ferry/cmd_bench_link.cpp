@@ -1,8 +1,7 @@
 // ferry bench link: latency and bandwidth of put+signal between two ranks, beside what the library
 // under the transport does by itself in the same run.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -11,6 +10,7 @@
 
 #include "apps/ferry/bench_support.h"
 #include "apps/ferry/command.h"
+#include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/link.h"
 #include "ferry/core/error.h"
@@ -188,8 +188,8 @@ int run(LinkOptions o) {
 
 }  // namespace
 
-void add_bench_link(CLI::App& bench, int& status) {
-  CLI::App* link = bench.add_subcommand(
+void add_bench_link(Command& bench, int& status) {
+  Command* link = bench.add_subcommand(
       "link", "Latency and bandwidth of put+signal between two ranks, beside the bare library");
   link->footer(
       "Half a round trip, and a stream of up to 64 puts that ends with an answer. Beside them, in "
@@ -205,11 +205,11 @@ void add_bench_link(CLI::App& bench, int& status) {
       ->capture_default_str();
   link->add_option("--sizes", o->sizes, "Bytes of a put")
       ->delimiter(',')
-      ->check(CLI::Range(std::size_t{1}, std::size_t{1} << 30))
+      ->range(std::size_t{1}, std::size_t{1} << 30)
       ->capture_default_str();
   link->add_option(
           "--blocks", o->blocks, "Blocks of each size: up to 50 round trips and one stream")
-      ->check(CLI::Range(1, 10000))
+      ->range(1, 10000)
       ->capture_default_str();
   link->add_flag("--json", o->json, "One JSON array on stdout");
   link->callback([o, &status] { status = run(*o); });

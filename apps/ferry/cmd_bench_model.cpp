@@ -1,13 +1,11 @@
 // ferry bench model: prompts and generated tokens per second of a whole model, beside the floor
 // that memory and the multiplying unit set, measured in the same run. Tests are named as
 // llama-bench names them: pp512 = a prompt of 512 tokens, tg64 = 64 tokens generated from nothing.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <ctime>
-#include <deque>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -17,6 +15,7 @@
 #include "apps/ferry/balanced_steps.h"
 #include "apps/ferry/bench_support.h"
 #include "apps/ferry/command.h"
+#include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/load_report.h"
 #include "apps/ferry/machine_peaks.h"
@@ -31,7 +30,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 struct BenchModelOptions {
-  explicit BenchModelOptions(CLI::App& command) : common(command) {}
+  explicit BenchModelOptions(Command& command) : common(command) {}
 
   CommonOptions common;
   std::vector<int> prompts{512};
@@ -55,7 +54,8 @@ class RankRun {
       : session_(session),
         decoder_(decoder),
         transport_(transport),
-        steps_(session.options.engine, decoder, transport) {}
+        steps_(session.options.engine, decoder, transport),
+        pages_(decoder.state_layout()) {}
 
   const BalancedSteps& steps() const { return steps_; }
 
@@ -95,9 +95,8 @@ class RankRun {
 
   void prepare(const Test& test) {
     const auto own = static_cast<std::size_t>(sequences_of(group(), test.batch));
-    while (caches_.size() < own)
-      caches_.emplace_back(session_.config(), decoder_.activation_type(), session_.max_context);
-    for (KvCache& cache : caches_) cache.clear();
+    states_.clear();  // their pages are taken again, so that measured runs touch no new memory
+    while (states_.size() < own) states_.emplace_back(pages_, session_.model.max_context());
     std::mt19937 engine(static_cast<unsigned>(group()));
     std::uniform_int_distribution<std::int32_t> id(0, session_.config().vocab - 1);
     tokens_.assign(own, {});
@@ -119,11 +118,11 @@ class RankRun {
         if (begin == end) continue;
         const bool whole = end == (s + 1) * length;
         batch.push_back(
-            {.cache = &caches_[s],
+            {.state = &states_[s],
              .tokens = std::span(tokens_[s]).subspan(begin - s * length, end - begin),
              .logits = whole ? SequenceStep::Logits::last : SequenceStep::Logits::none});
       }
-      steps_.run(/*prefill=*/true, [&] { decoder_.forward(batch); });
+      steps_.run(/*prefill=*/true, [&] { run(batch); });
     }
   }
 
@@ -131,16 +130,22 @@ class RankRun {
     for (std::size_t t = 0; t < static_cast<std::size_t>(test.tokens); ++t) {
       std::vector<SequenceStep> batch;
       for (std::size_t s = 0; s < tokens_.size(); ++s)
-        batch.push_back({.cache = &caches_[s], .tokens = std::span(tokens_[s]).subspan(t, 1)});
-      steps_.run(/*prefill=*/false, [&] { decoder_.forward(batch); });
+        batch.push_back({.state = &states_[s], .tokens = std::span(tokens_[s]).subspan(t, 1)});
+      steps_.run(/*prefill=*/false, [&] { run(batch); });
     }
+  }
+
+  void run(std::span<const SequenceStep> batch) {
+    decoder_.forward(batch);
+    decoder_.commit();
   }
 
   const Session& session_;
   Decoder& decoder_;
   Transport& transport_;
   BalancedSteps steps_;
-  std::deque<KvCache> caches_;
+  PagePool pages_;
+  std::vector<SequenceState> states_;
   std::vector<std::vector<std::int32_t>> tokens_;  // of each of this rank's sequences
 };
 
@@ -170,7 +175,7 @@ class Report {
         "{}, {} weights, {}, {} ranks x {} threads; the machine reads {:.1f} GB/s and multiplies "
         "at {:.2f} TFLOP/s\n",
         o.model.string(),
-        weight_type_name(session.weights.type),
+        weight_type_name(session.model.weights().type),
         isa_name(kernels().isa),
         o.launch.ranks,
         o.threads,
@@ -195,7 +200,8 @@ class Report {
     const Summary rate = summarize(std::move(rates));
     const double cpu_us = summarize(std::move(cpu)).p50;
     const auto work_of = test.prompt ? prompt_work : decode_work;
-    const Work work = work_of(session_.config(), session_.weights.type, test.tokens, test.batch);
+    const Work work =
+        work_of(session_.config(), session_.model.weights().type, test.tokens, test.batch);
     const double floor =
         (test.prompt ? tokens : static_cast<double>(test.batch)) / work.seconds(peaks_);
     if (session_.options.json) {
@@ -220,7 +226,7 @@ class Report {
   Json row(
       const Test& test, const Summary& rate, double cpu_us, const Work& work, double floor) const {
     const RunOptions& o = session_.options;
-    return {{"weights", weight_type_name(session_.weights.type)},
+    return {{"weights", weight_type_name(session_.model.weights().type)},
             {"ep", o.launch.ranks},
             {"tp", o.decoder.tp},
             {"threads", o.threads},
@@ -246,11 +252,11 @@ class Report {
 int run(const BenchModelOptions& o) {
   const RunOptions options = o.common.resolve();
   const Session session = open_session(options);
-  const std::vector<Test> tests = tests_of(o, session.max_context);
+  const std::vector<Test> tests = tests_of(o, session.model.max_context());
   // Before there are ranks: its threads are gone when processes fork.
   const MachinePeaks peaks =
-      measure_peaks(options.launch.ranks * options.threads, session.weights.type);
-  return run_ranks_with_decoder(session, [&](Decoder& decoder, Transport& transport) {
+      measure_peaks(options.launch.ranks * options.threads, session.model.weights().type);
+  return session.model.run([&](Decoder& decoder, Transport& transport) {
     RankRun run(session, decoder, transport);
     std::optional<Report> report;
     if (transport.rank() == 0) report.emplace(session, peaks);
@@ -270,21 +276,21 @@ int run(const BenchModelOptions& o) {
 
 }  // namespace
 
-void add_bench_model(CLI::App& bench, int& status) {
-  CLI::App* command = bench.add_subcommand(
+void add_bench_model(Command& bench, int& status) {
+  Command* command = bench.add_subcommand(
       "model", "Prompt and generated tokens per second of a whole model, beside the floor");
   auto o = std::make_shared<BenchModelOptions>(*command);
   const auto list = [&](const char* name, std::vector<int>& values, const char* help, int least) {
     command->add_option(name, values, help)
         ->delimiter(',')
-        ->check(CLI::Range(least, 1 << 20))
+        ->range(least, 1 << 20)
         ->capture_default_str();
   };
   list("-p,--prompt-tokens", o->prompts, "Lengths of prompts, comma-separated; 0: none", 0);
   list("-n,--new-tokens", o->generated, "Tokens to generate, comma-separated; 0: none", 0);
   list("-b,--batch", o->batches, "Sequences at once, over all ranks, comma-separated", 1);
   command->add_option("-r,--repetitions", o->repetitions, "Measurements of each test")
-      ->check(CLI::Range(1, 1000))
+      ->range(1, 1000)
       ->capture_default_str();
   command->callback([o, &status] { status = run(*o); });
 }

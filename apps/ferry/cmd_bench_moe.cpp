@@ -2,7 +2,6 @@
 // that memory and the multiplying unit set, measured in the same run.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -10,12 +9,14 @@
 #include <vector>
 
 #include "apps/ferry/command.h"
+#include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/moe_bench.h"
 #include "ferry/balance/planner.h"
 #include "ferry/core/error.h"
 #include "ferry/exchange/choose_backend.h"
 #include "ferry/kernels/kernels.h"
+#include "ferry/runtime/core_map.h"
 
 namespace ferry {
 
@@ -237,20 +238,19 @@ int run(const BenchMoeOptions& options) {
 
 }  // namespace
 
-void add_bench_moe(CLI::App& bench, int& status) {
-  CLI::App* moe = bench.add_subcommand(
+void add_bench_moe(Command& bench, int& status) {
+  Command* moe = bench.add_subcommand(
       "moe", "One MoE layer behind its router, verified first, beside the machine's floor");
   auto o = std::make_shared<BenchMoeOptions>();
   const auto list = [&](const char* name, auto& values, const char* help) {
     return moe->add_option(name, values, help)->delimiter(',')->capture_default_str();
   };
   const auto size = [&](const char* name, int& value, const char* help) {
-    moe->add_option(name, value, help)->check(CLI::Range(1, 1 << 20))->capture_default_str();
+    moe->add_option(name, value, help)->range(1, 1 << 20)->capture_default_str();
   };
-  const CLI::Range at_least_one(1, 1 << 20);
   list("--moe-a2a-backend,--backend", o->backends, "Backends, comma-separated");
   o->over.add_to(*moe);
-  list("--tokens", o->tokens, "Tokens per rank, comma-separated")->check(at_least_one);
+  list("--tokens", o->tokens, "Tokens per rank, comma-separated")->range(1, 1 << 20);
   list("--routing", o->routings, "uniform, zipf, one_hot (every token to expert 0 among others)");
   size("--hidden", o->hidden, "Elements of a row");
   size("--inter", o->inter, "Width of an expert");
@@ -261,7 +261,7 @@ void add_bench_moe(CLI::App& bench, int& status) {
                   o->policy,
                   fmt::format("The same, by one of {} [greedy]", kPolicyNames));
   moe->add_option("--ep-num-redundant-experts", o->redundant, "Replicas that the plan may place")
-      ->check(CLI::Range(0, 1 << 20))
+      ->range(0, 1 << 20)
       ->capture_default_str();
   moe->add_option(
          "--eplb-replica-choice",
@@ -269,10 +269,10 @@ void add_bench_moe(CLI::App& bench, int& status) {
          fmt::format("How tokens choose among replicas under it, by one of {}", kReplicaRuleNames))
       ->capture_default_str();
   moe->add_option("--threads", o->threads, "Threads of each rank [cores / ranks]")
-      ->check(at_least_one);
+      ->range(1, 1 << 20);
   moe->add_option("--weights", o->weights, "f32, bf16, int8, fp8 or int4")->capture_default_str();
   moe->add_option("--seconds", o->seconds, "About how long to measure each case")
-      ->check(CLI::Range(0.01, 3600.0))
+      ->range(0.01, 3600.0)
       ->capture_default_str();
   moe->add_flag("--json", o->json, "One JSON array on stdout");
   moe->callback([o, &status] {

@@ -1,8 +1,7 @@
 // ferry doctor: what this machine has and what this build can use of it.
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <hwloc.h>
 
-#include <CLI/CLI.hpp>
 #include <array>
 #include <filesystem>
 #include <fstream>
@@ -13,6 +12,7 @@
 #include <thread>
 
 #include "apps/ferry/command.h"
+#include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/machine_peaks.h"
 #include "ferry/core/error.h"
@@ -20,7 +20,9 @@
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/checkpoint.h"
 #include "ferry/model/weights.h"
+#include "ferry/runtime/core_map.h"
 #include "ferry/transport/launch.h"
+#include "ferry/version.h"
 
 namespace ferry {
 
@@ -112,7 +114,7 @@ Json diagnose() {
   const Topology topology = read_topology();
   const fs::path pages = "/sys/kernel/mm/transparent_hugepage";
   Json report;
-  report["version"] = FERRY_VERSION;
+  report["version"] = version();
   report["cpu"] = value_of("/proc/cpuinfo", "model name");
   report["isa"] = isa_name(kernels().isa);
   report["cores"] = topology.cores;
@@ -194,14 +196,14 @@ void print_table(const Json& report) {
 
 }  // namespace
 
-void add_doctor(CLI::App& app, int& status) {
-  CLI::App* command =
+void add_doctor(Command& app, int& status) {
+  Command* command =
       app.add_subcommand("doctor", "Show what this machine has and what this build can use of it");
   auto o = std::make_shared<DoctorOptions>();
   command->add_flag("--json", o->json, "As JSON");
   command->add_flag(
       "--measure", o->measure, "Also measure memory and multiplication; takes seconds and 1 GiB");
-  CLI::Option* model =
+  Option* model =
       command->add_option("--model,--model-path", o->model, "And what that allows this checkpoint")
           ->type_name("DIR")
           ->needs("--measure");

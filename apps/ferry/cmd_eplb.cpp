@@ -1,9 +1,8 @@
 // ferry eplb: plan a placement of experts from recorded load, replay traces against the planner's
 // policies, show how load lies on the ranks. Needs no model and no ranks.
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <spdlog/spdlog.h>
 
-#include <CLI/CLI.hpp>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
@@ -14,13 +13,14 @@
 #include <vector>
 
 #include "apps/ferry/command.h"
-#include "apps/ferry/eplb_dump.h"
+#include "apps/ferry/command_line.h"
 #include "apps/ferry/eplb_report.h"
 #include "apps/ferry/svg_name.h"
 #include "ferry/balance/heat_map.h"
 #include "ferry/balance/planner.h"
 #include "ferry/balance/simulate.h"
 #include "ferry/core/error.h"
+#include "ferry/runtime/eplb_dump.h"
 
 namespace ferry {
 
@@ -138,15 +138,6 @@ ExpertPlacement current_or_identity(const Input& input, const EplbOptions& o, in
       input.dump.steps.front().layers, input.experts(), o.ranks, redundant);
 }
 
-std::vector<std::vector<ExpertId>> maps_of(const ExpertPlacement& placement) {
-  std::vector<std::vector<ExpertId>> maps;
-  for (int l = 0; l < placement.layers(); ++l) {
-    const auto map = placement.physical_to_logical(l);
-    maps.emplace_back(map.begin(), map.end());
-  }
-  return maps;
-}
-
 void write_file(const std::string& path, const std::string& text) {
   std::ofstream out(path, std::ios::binary);
   if (!(out << text) || !out.flush()) fail<Error>("{}: cannot be written", path);
@@ -172,7 +163,7 @@ int plan(EplbOptions o) {
                 {"moves_bound", made.transfers_bound},
                 {"bytes_moved", bytes},
                 {"duplicates", made.duplicates},
-                {"physical_to_logical_map", maps_of(made.placement)},
+                {"physical_to_logical_map", made.placement.maps()},
                 {"plan_us", taken.count()}};
     if (o.weighted) report["shares"] = made.shares;
     fmt::print("{}\n", report.dump());
@@ -282,7 +273,7 @@ int run_simulation(const EplbOptions& o) {
   return 0;
 }
 
-void add_common(CLI::App& command, EplbOptions& o) {
+void add_common(Command& command, EplbOptions& o) {
   const auto number = [&](const char* name, int& value, const char* help) {
     command.add_option(name, value, help)->type_name("N")->capture_default_str();
   };
@@ -293,7 +284,7 @@ void add_common(CLI::App& command, EplbOptions& o) {
   number("--groups", o.groups, "Groups of experts to keep on one node each");
   command.add_option("--redundant", o.redundant, "Replicas beyond one of each expert (default: 0)")
       ->type_name("N")
-      ->check(CLI::NonNegativeNumber);
+      ->not_negative();
   auto* strict = command.add_flag("--strict", o.strict, "Refuse slots that would stay empty");
   command.add_flag("--adjust", o.adjust, "Fewer redundant experts, so that no slot stays empty")
       ->excludes(strict);
@@ -307,7 +298,7 @@ void add_common(CLI::App& command, EplbOptions& o) {
       ->type_name("BYTES");
 }
 
-void add_stats(CLI::App& command, EplbOptions& o) {
+void add_stats(Command& command, EplbOptions& o) {
   command
       .add_option("--stats", o.stats, "JSON with logical_count and perhaps physical_to_logical_map")
       ->type_name("FILE")
@@ -319,13 +310,13 @@ void add_stats(CLI::App& command, EplbOptions& o) {
       ->type_name("FILE");
 }
 
-void add_policy(CLI::App& command, EplbOptions& o) {
+void add_policy(Command& command, EplbOptions& o) {
   command.add_option("--policy", o.policy, fmt::format("One of {}", kPolicyNames))
       ->type_name("P")
       ->capture_default_str();
 }
 
-void add_trace(CLI::App& command, EplbOptions& o) {
+void add_trace(Command& command, EplbOptions& o) {
   command.add_option("--trace", o.trace, fmt::format("One of {}, or a recorded FILE", kTraceKinds))
       ->capture_default_str();
   command.add_option("--policies", o.policies, "Policies to compare")->delimiter(',');
@@ -353,12 +344,12 @@ int simulate(EplbOptions o) {  // NOLINT(performance-unnecessary-value-param)
 
 }  // namespace
 
-void add_eplb(CLI::App& app, int& status) {
-  CLI::App* eplb = app.add_subcommand(
+void add_eplb(Command& app, int& status) {
+  Command* eplb = app.add_subcommand(
       "eplb", "Plan where experts lie, replay load against policies, show load per rank");
-  eplb->require_subcommand(1);
+  eplb->require_subcommand();
   const auto add = [&](const char* name, const char* help, int (*run)(EplbOptions)) {
-    CLI::App* command = eplb->add_subcommand(name, help);
+    Command* command = eplb->add_subcommand(name, help);
     auto options = std::make_shared<EplbOptions>();
     add_common(*command, *options);
     command->callback([options, run, &status] { status = run(*options); });

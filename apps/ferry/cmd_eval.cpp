@@ -1,7 +1,6 @@
 // ferry eval: asks a set of questions with known answers and counts the exact matches.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -10,6 +9,7 @@
 #include <vector>
 
 #include "apps/ferry/command.h"
+#include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/load_report.h"
 #include "apps/ferry/prompts.h"
@@ -21,7 +21,7 @@ namespace ferry {
 namespace {
 
 struct EvalOptions {
-  explicit EvalOptions(CLI::App& app) : common(app) {}
+  explicit EvalOptions(Command& app) : common(app) {}
 
   CommonOptions common;
   std::string data;
@@ -55,7 +55,7 @@ std::vector<Question> read_questions(const std::filesystem::path& file,
                         line.number);
     }
     questions.push_back({.prompt = item["prompt"], .answer = item["answer"], .ids = {}});
-    questions.back().ids = need_tokenizer(session).encode(questions.back().prompt);
+    questions.back().ids = session.model.need_tokenizer().encode(questions.back().prompt);
   }
   if (questions.empty()) fail<ConfigError>("{}: holds no question", file.string());
   return questions;
@@ -71,7 +71,7 @@ std::string_view strip(std::string_view text) {
 /// An answer ends with its line, so generation may stop at any token that holds a line's end.
 std::vector<std::int32_t> answer_stops(const Session& session) {
   std::vector<std::int32_t> stops = session.config().eos_ids;
-  const Tokenizer& tokenizer = need_tokenizer(session);
+  const Tokenizer& tokenizer = session.model.need_tokenizer();
   for (std::int32_t id = 0; id < tokenizer.size() && stops.size() < kMaxStopIds; ++id) {
     if (tokenizer.has_token(id) && tokenizer.token_bytes(id).find('\n') != std::string_view::npos)
       stops.push_back(id);
@@ -137,13 +137,13 @@ int eval(const EvalOptions& o) {
         session, requests.back(), fmt::format("{} question {}", data.string(), requests.size()));
   }
 
-  return run_ranks_with_engine(session, [&](Engine& engine) {
+  return session.model.run_engine([&](Engine& engine) {
     for (const Request& request : requests) static_cast<void>(engine.submit(request));
     std::vector<std::vector<std::int32_t>> ids(requests.size());
     engine.run([&](const TokenEvent& event) { ids[event.request].push_back(event.token); });
     Report report;
     for (std::size_t i = 0; i < ids.size(); ++i) {
-      const std::string text = text_of(session, ids[i]);
+      const std::string text = session.model.text_of(ids[i]);
       report.answers.emplace_back(strip(std::string_view(text).substr(0, text.find('\n'))));
       report.exact += report.answers[i] == questions[i].answer ? 1 : 0;
     }
@@ -156,8 +156,8 @@ int eval(const EvalOptions& o) {
 
 }  // namespace
 
-void add_eval(CLI::App& app, int& status) {
-  CLI::App* command =
+void add_eval(Command& app, int& status) {
+  Command* command =
       app.add_subcommand("eval", "Ask questions with known answers and count the exact matches");
   auto options = std::make_shared<EvalOptions>(*command);
   command

@@ -1,16 +1,16 @@
 // ferry inspect: what a checkpoint holds and what each rank would load of it. Reads headers only.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "apps/ferry/command.h"
+#include "apps/ferry/command_line.h"
 #include "ferry/core/error.h"
 #include "ferry/model/checkpoint.h"
-#include "ferry/model/kv_cache.h"
+#include "ferry/model/mixers/mixer.h"
 #include "ferry/model/summary.h"
 #include "ferry/model/weights.h"
 #include "ferry/text/chat_template.h"
@@ -65,8 +65,8 @@ Json to_json(const ChatSupport& chat) {
 }
 
 std::uint64_t kv_bytes_per_token(const Checkpoint& checkpoint) {
-  return kv_bytes_per_position(checkpoint.config(),
-                               activation_type(choose_weights(checkpoint, {}).type));
+  const DType type = activation_type(choose_weights(checkpoint, {}).type);
+  return StateLayout(state_specs(checkpoint.config(), type)).bytes_per_position();
 }
 
 Json to_json(const Checkpoint& checkpoint,
@@ -123,8 +123,7 @@ void print_tables(const Checkpoint& checkpoint,
   fmt::print("  attention      {} heads of {}, {}; {} positions\n",
              c.heads,
              c.head_dim,
-             c.latent.rank > 0 ? fmt::format("keys and values of a latent of {}", c.latent.rank)
-                               : fmt::format("{} for keys and values", c.kv_heads),
+             mixer_of(c, 0).describe(c),
              c.max_positions);
   fmt::print("  cache          {} for each token\n", human(kv_bytes_per_token(checkpoint)));
   fmt::print("  experts        {} of width {}, {} for each token{}\n",
@@ -182,8 +181,8 @@ int inspect(const InspectOptions& o) {
 
 }  // namespace
 
-void add_inspect(CLI::App& app, int& status) {
-  CLI::App* command = app.add_subcommand(
+void add_inspect(Command& app, int& status) {
+  Command* command = app.add_subcommand(
       "inspect", "Show what a checkpoint holds and what each rank would load of it");
   auto options = std::make_shared<InspectOptions>();
   command->add_option("directory", options->directory, "Checkpoint directory")

@@ -1,7 +1,6 @@
 // ferry make-model: a checkpoint of random weights, of any size, for benchmarks and tests.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <array>
 #include <memory>
 #include <string>
@@ -10,6 +9,7 @@
 #include <vector>
 
 #include "apps/ferry/command.h"
+#include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/progress.h"
 #include "ferry/core/error.h"
@@ -52,7 +52,7 @@ DType parse_element_type(const std::string& name) {
   fail<ConfigError>("--dtype must be f32 or bf16, not \"{}\"", name);
 }
 
-RandomModelOptions model_options(const MakeModelOptions& o, const CLI::App& command) {
+RandomModelOptions model_options(const MakeModelOptions& o, const Command& command) {
   std::optional<RandomModelOptions> model = random_model_preset(o.preset);
   if (!model) {
     fail<ConfigError>(
@@ -70,7 +70,7 @@ RandomModelOptions model_options(const MakeModelOptions& o, const CLI::App& comm
   return *model;
 }
 
-int make_model(const MakeModelOptions& o, const CLI::App& command) {
+int make_model(const MakeModelOptions& o, const Command& command) {
   const RandomModelOptions model = model_options(o, command);
   static_cast<void>(
       random_model_config(model));  // wrong sizes are known before anything is written
@@ -83,8 +83,8 @@ int make_model(const MakeModelOptions& o, const CLI::App& command) {
 
 }  // namespace
 
-void add_make_model(CLI::App& app, int& status) {
-  CLI::App* command =
+void add_make_model(Command& app, int& status) {
+  Command* command =
       app.add_subcommand("make-model", "Write a checkpoint of random weights of any size");
   auto o = std::make_shared<MakeModelOptions>();
   std::vector<std::string_view> families;

@@ -1,14 +1,15 @@
 // ferry quantize: a checkpoint written again with quantised matrices, so that they need not be made
 // at every start.
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <string>
 
 #include "apps/ferry/command.h"
+#include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/progress.h"
 #include "ferry/core/error.h"
 #include "ferry/model/quantized_checkpoint.h"
+#include "ferry/runtime/core_map.h"
 
 namespace ferry {
 
@@ -38,8 +39,8 @@ int quantize(const QuantizeCommand& o) {
 
 }  // namespace
 
-void add_quantize(CLI::App& app, int& status) {
-  CLI::App* command =
+void add_quantize(Command& app, int& status) {
+  Command* command =
       app.add_subcommand("quantize", "Write a checkpoint again with int8, fp8 or int4 matrices");
   auto o = std::make_shared<QuantizeCommand>();
   command->add_option("--model,--model-path", o->model, "Checkpoint directory [the demo model]")
@@ -53,9 +54,7 @@ void add_quantize(CLI::App& app, int& status) {
   command->add_option("--shard-gb", o->shard_gb, "Cut the weights into files of at most G GB")
       ->type_name("G")
       ->capture_default_str();
-  command->add_option("--threads", o->threads, "Threads [cores]")
-      ->check(CLI::Range(1, 4096))
-      ->type_name("N");
+  command->add_option("--threads", o->threads, "Threads [cores]")->range(1, 4096)->type_name("N");
   command->add_flag("--quiet", o->quiet, "No progress");
   command->callback([o, &status] {
     refuse_launcher("quantize");

@@ -1,10 +1,9 @@
 // ferry serve: a model behind HTTP.
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <signal.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <ctime>
 #include <memory>
@@ -13,6 +12,7 @@
 #include <string>
 
 #include "apps/ferry/command.h"
+#include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/session.h"
 #include "ferry/core/error.h"
@@ -29,7 +29,7 @@ constexpr int kInterrupted = 130;
 constexpr int kSpareConnections = 64;
 
 struct ServeOptions {
-  explicit ServeOptions(CLI::App& app) : common(app) {}
+  explicit ServeOptions(Command& app) : common(app) {}
 
   CommonOptions common;
   HttpOptions http;
@@ -42,7 +42,7 @@ struct ServeOptions {
   bool no_access_log = false;
 };
 
-void add_options(CLI::App& command, ServeOptions& o) {
+void add_options(Command& command, ServeOptions& o) {
   constexpr const char* kGroup = "Server";
   command.add_option("--host", o.http.host, "Address to listen on; 0.0.0.0 is open to everybody")
       ->type_name("H")
@@ -50,7 +50,7 @@ void add_options(CLI::App& command, ServeOptions& o) {
       ->group(kGroup);
   command.add_option("--port", o.http.port, "0: any that is free")
       ->type_name("N")
-      ->check(CLI::Range(0, 65535))
+      ->range(0, 65535)
       ->capture_default_str()
       ->group(kGroup);
   command
@@ -68,28 +68,28 @@ void add_options(CLI::App& command, ServeOptions& o) {
                   o.max_running,
                   "Requests that run at once over all ranks [ranks x --max-sequences]")
       ->type_name("N")
-      ->check(CLI::Range(1, 1 << 16))
+      ->range(1, 1 << 16)
       ->group(kGroup);
   command
       .add_option("--max-total-tokens",
                   o.max_total_tokens,
                   "Positions of keys and values that all ranks may hold [what memory is left for]")
       ->type_name("N")
-      ->check(CLI::PositiveNumber)
+      ->positive()
       ->group(kGroup);
   command
       .add_option("--mem-fraction-static",
                   o.mem_fraction,
                   "Part of the memory left beside the weights that keys and values may fill")
       ->type_name("X")
-      ->check(CLI::Range(0.001, 1.0))
+      ->range(0.001, 1.0)
       ->capture_default_str()
       ->group(kGroup);
   command
       .add_option(
           "--max-queued-requests", o.max_queued, "That may wait; more are answered with 429")
       ->type_name("N")
-      ->check(CLI::Range(1, 1 << 20))
+      ->range(1, 1 << 20)
       ->capture_default_str()
       ->group(kGroup);
   command
@@ -97,7 +97,7 @@ void add_options(CLI::App& command, ServeOptions& o) {
                   o.shutdown_timeout_s,
                   "Seconds for running requests to come to their end on SIGTERM")
       ->type_name("S")
-      ->check(CLI::Range(0.0, 86400.0))
+      ->range(0.0, 86400.0)
       ->capture_default_str()
       ->group(kGroup);
   command.add_flag("--no-access-log", o.no_access_log, "No line for each request")->group(kGroup);
@@ -147,8 +147,6 @@ RunOptions resolve(const ServeOptions& o) {
                         groups);
   }
   run.engine.balance.record = true;  // for the dashboard
-  run.launch.agreement.push_back({"--max-running-requests", std::to_string(o.max_running)});
-  run.launch.agreement.push_back({"--max-total-tokens", std::to_string(o.max_total_tokens)});
   return run;
 }
 
@@ -167,12 +165,12 @@ ServedModel served_model(const ServeOptions& o, const Session& session) {
   return {.name = o.name.empty() ? path.filename().string() : o.name,
           .path = run.model.string(),
           .config = &session.config(),
-          .tokenizer = session.tokenizer ? &*session.tokenizer : nullptr,
+          .tokenizer = session.model.tokenizer(),
           .render_chat = chat_renderer(run.model),
           .sampling = recommended_sampling(run.model),
-          .max_context = session.max_context,
+          .max_context = session.model.max_context(),
           .started = std::time(nullptr),
-          .weights = std::string(weight_type_name(session.weights.type)),
+          .weights = std::string(weight_type_name(session.model.weights().type)),
           .backend = std::string(backend_name(run.decoder.backend)),
           .transport = run.launch.transport,
           .ranks = run.launch.ranks};
@@ -216,7 +214,7 @@ int run_server(const ServeOptions& o) {
   const Session session = open_session(run);
   const ServedModel model = served_model(o, session);
   catch_stop_signals();
-  return run_ranks_with_engine(session, [&](Engine& engine) {
+  return session.model.run_engine([&](Engine& engine) {
     serve(
         options,
         model,
@@ -236,8 +234,8 @@ int run_server(const ServeOptions& o) {
 
 }  // namespace
 
-void add_serve(CLI::App& app, int& status) {
-  CLI::App* command =
+void add_serve(Command& app, int& status) {
+  Command* command =
       app.add_subcommand("serve", "Answer HTTP requests: OpenAI's and SGLang's APIs");
   auto options = std::make_shared<ServeOptions>(*command);
   add_options(*command, *options);

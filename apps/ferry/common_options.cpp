@@ -1,14 +1,13 @@
 #include "apps/ferry/common_options.h"
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <climits>
 #include <cstdlib>
-#include <thread>
 #include <vector>
 
-#include "apps/ferry/core_map.h"
+#include "apps/ferry/command_line.h"
 #include "ferry/core/error.h"
+#include "ferry/runtime/core_map.h"
 
 namespace ferry {
 
@@ -35,7 +34,7 @@ constexpr const char* kGroup = "Model and ranks";
 
 }  // namespace
 
-void CommonOptions::add_network_options(CLI::App& app) {
+void CommonOptions::add_network_options(Command& app) {
   app.add_option("--transport",
                  transport_,
                  "inproc (ranks are threads), shm (processes of one host), fabric (libfabric), mpi "
@@ -60,7 +59,7 @@ void CommonOptions::add_network_options(CLI::App& app) {
          "Network interfaces of a rank, on which long puts take turns [all of efa and verbs, "
          "1 of others]")
       ->type_name("N")
-      ->check(CLI::Range(1, 64))
+      ->range(1, 64)
       ->group(kGroup);
   app.add_flag("--fabric-progress-thread",
                fabric_progress_thread_,
@@ -68,7 +67,7 @@ void CommonOptions::add_network_options(CLI::App& app) {
       ->group(kGroup);
 }
 
-CommonOptions::CommonOptions(CLI::App& app) {
+CommonOptions::CommonOptions(Command& app) {
   app.add_option("--model,--model-path", model_, "Checkpoint directory [the demo model]")
       ->type_name("DIR")
       ->group(kGroup);
@@ -164,25 +163,6 @@ LaunchOptions CommonOptions::resolve_launch() const {
   launch.ranks = ep_.value_or(launch.world ? launch.world->size : wanted);
   launch.transport = transport_.empty() ? default_transport(launch.world) : transport_;
   launch.join_timeout = timeout();
-  const BalanceOptions balance = balance_.resolve();
-  launch.agreement = {
-      {"version", FERRY_VERSION},
-      {"--tp", std::to_string(tp_)},
-      {"--moe-a2a-backend", backend_},
-      {"--deepep-mode", deepep_mode_},
-      {"--layout", layout_},
-      {"--allow-prereduce", allow_prereduce_ ? "yes" : "no"},
-      {"--two-batch-overlap", two_batch_overlap_ ? "yes" : "no"},
-      {"--dispatch-wire", dispatch_wire_},
-      {"--combine-wire", combine_wire_},
-      {"--ranks-per-host", std::to_string(ranks_per_host_)},
-      {"--max-tokens", std::to_string(max_tokens_)},
-      {"--max-sequences", std::to_string(max_sequences_)},
-      {"recording of expert load", balance.on() ? "yes" : "no"},
-      {"--enable-eplb", balance.rebalance.enabled ? "yes" : "no"},
-      {"--eplb-replica-choice", std::string(replica_rule_name(balance_.replica_rule()))},
-      {"--eplb-bytes-per-step", std::to_string(balance.rebalance.step_bytes)},
-      {"--eplb-canary", balance.rebalance.canary ? "yes" : "no"}};
   return launch;
 }
 
@@ -198,12 +178,8 @@ RunOptions CommonOptions::resolve() const {
   RunOptions o;
   o.launch = resolve_launch();
   check_launch(o.launch);
-  if (tp_ < 1 || o.launch.ranks % tp_ != 0) {
-    fail<ConfigError>(
-        "--tp {}: {} ranks do not divide into groups of that; choose a divisor of --ep",
-        tp_,
-        o.launch.ranks);
-  }
+  o.decoder.tp = tp_;
+  check_groups(o);
   o.threads = threads_ == 0 ? default_threads(o.launch.ranks)
                             : in_range("--threads", threads_, 1, kMaxThreads);
   o.weights = parse_weights_option("--weights", weights_);
@@ -260,12 +236,6 @@ std::string default_transport(const std::optional<World>& world) {
       if (info.name == "mpi" && info.available) return "mpi";
   }
   return "fabric";
-}
-
-int default_ranks() { return std::max(1, static_cast<int>(this_machine().nodes.size())); }
-
-int default_threads(int ranks) {
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / ranks);
 }
 
 std::filesystem::path find_demo_model() {

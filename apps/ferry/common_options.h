@@ -9,30 +9,16 @@
 
 #include "apps/ferry/balance_options.h"
 #include "ferry/core/types.h"
-#include "ferry/engine/engine.h"
-#include "ferry/model/decoder.h"
-#include "ferry/transport/launch.h"
-
-namespace CLI {
-class App;
-}
+#include "ferry/runtime/model_options.h"
+#include "ferry/transport/world.h"
 
 namespace ferry {
 
-/// What a run over ranks needs to know; every value is checked.
-struct RunOptions {
-  std::filesystem::path model;  ///< exists
-  LaunchOptions launch;
-  int threads = 1;  ///< of each rank
-  std::optional<WeightType> weights;
-  DecoderOptions decoder;  ///< backend and mode as asked for; open_session() replaces "auto"
-  bool allow_prereduce = false;
-  EngineOptions engine;
-  /// Of the memory that is available once the weights are loaded, for keys and values where
-  /// engine.max_kv_tokens does not say how many. 0: no limit.
-  double kv_memory_fraction = 0;
+class Command;
+
+/// What a run over ranks needs to know, and what to tell of it; every value is checked.
+struct RunOptions : ModelOptions {
   LoadReportOptions load_report;
-  ExpertLocationOptions expert_location;
   bool json = false;
   bool quiet = false;
 };
@@ -40,7 +26,7 @@ struct RunOptions {
 /// Registers the options on a subcommand; must live until parsing is over.
 class CommonOptions {
  public:
-  explicit CommonOptions(CLI::App& app);
+  explicit CommonOptions(Command& app);
   CommonOptions(const CommonOptions&) = delete;
   CommonOptions& operator=(const CommonOptions&) = delete;
 
@@ -48,7 +34,7 @@ class CommonOptions {
   RunOptions resolve() const;
 
  private:
-  void add_network_options(CLI::App& app);
+  void add_network_options(Command& app);
   LaunchOptions resolve_launch() const;
   std::chrono::nanoseconds timeout() const;
 
@@ -89,12 +75,6 @@ void refuse_launcher(std::string_view command);
 
 /// What --transport means when it is not given.
 std::string default_transport(const std::optional<World>& world);
-
-/// NUMA nodes that this process may use: a rank on each keeps its experts beside its cores.
-int default_ranks();
-
-/// Cores of this machine over ranks, at least 1.
-int default_threads(int ranks);
 
 /// The directory of the demo model, which is used where no model is named. Throws ConfigError that
 /// says where it looked.

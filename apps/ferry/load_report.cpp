@@ -1,5 +1,6 @@
 #include "apps/ferry/load_report.h"
 
+#include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
 #include <cstdio>

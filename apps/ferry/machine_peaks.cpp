@@ -8,7 +8,7 @@
 #include "ferry/core/buffer.h"
 #include "ferry/core/threads.h"
 #include "ferry/kernels/kernels.h"
-#include "ferry/model/kv_cache.h"
+#include "ferry/model/mixers/mixer.h"
 
 namespace ferry {
 
@@ -60,28 +60,6 @@ double measure_products(ThreadPool& pool, WeightType weights) {
   return best;
 }
 
-/// Of one layer, for one token.
-struct AttentionWork {
-  double weights = 0;   // numbers that it meets
-  double kept = 0;      // numbers kept of a position
-  double position = 0;  // multiply-adds for each position that it sees
-};
-
-AttentionWork attention_work(const ModelConfig& config) {
-  const double hidden = config.hidden;
-  const double queries = static_cast<double>(config.heads) * config.head_dim;
-  const KvShape kept = KvShape::of(config);
-  const double row = static_cast<double>(kept.streams) * kept.width;
-  const LatentConfig& latent = config.latent;
-  if (latent.rank == 0) return {hidden * (queries + row) + queries * hidden, row, 2 * queries};
-  const double up =
-      static_cast<double>(config.heads) * latent.rank * (latent.plain_dim + latent.value_dim);
-  const double make_queries =
-      latent.query_rank > 0 ? (hidden + queries) * latent.query_rank : hidden * queries;
-  const double out = static_cast<double>(config.heads) * latent.value_dim * hidden;
-  return {make_queries + hidden * row + up + out, row, config.heads * (row + latent.rank)};
-}
-
 }  // namespace
 
 MachinePeaks measure_peaks(int threads, WeightType weights) {
@@ -110,14 +88,18 @@ double experts_touched(int experts, int topk, double tokens) {
 
 Work step_work(const ModelConfig& config, WeightType weights, const StepShape& step) {
   const double hidden = config.hidden;
-  const AttentionWork attention = attention_work(config);
   const MoeConfig& moe = config.moe;
   const double expert = 3 * hidden * moe.inter;
   double held = 0;    // weights that the step touches
   double active = 0;  // weights that one token meets
   double router = 0;
+  double kept = 0;      // numbers kept of a position
+  double position = 0;  // multiply-adds of a token for each position that it sees
   for (int layer = 0; layer < config.layers; ++layer) {
-    double both = attention.weights;
+    const MixerWork mixer = mixer_of(config, layer).work(config);
+    kept += mixer.kept;
+    position += mixer.position;
+    double both = mixer.weights;
     if (config.sparse(layer)) {
       both += 3 * hidden * moe.shared_inter;
       router += hidden * moe.experts;
@@ -132,10 +114,9 @@ Work step_work(const ModelConfig& config, WeightType weights, const StepShape& s
   const double head = hidden * config.vocab;
   const auto cache_bytes = static_cast<double>(dtype_bytes(activation_type(weights)));
   return {.bytes = (held + head) * bytes_per_weight(weights, config.hidden) +
-                   router * sizeof(float) +
-                   step.cached * config.layers * attention.kept * cache_bytes,
+                   router * sizeof(float) + step.cached * kept * cache_bytes,
           .operations = 2 * (step.tokens * (active + router) + step.wanted * head +
-                             step.attended * config.layers * attention.position)};
+                             step.attended * position)};
 }
 
 Work prompt_work(const ModelConfig& config, WeightType weights, int tokens, int batch) {

@@ -1,20 +1,21 @@
 // The program: parses the command line, runs one subcommand, turns errors into one line and an
 // exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 #include <fcntl.h>
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <signal.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <string>
 
 #include "apps/ferry/command.h"
+#include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
 #include "ferry/core/error.h"
 #include "ferry/transport/unique_fd.h"
+#include "ferry/version.h"
 
 namespace ferry {
 namespace {
@@ -39,19 +40,6 @@ void start_log() {
   spdlog::set_default_logger(std::move(log));
 }
 
-/// One line for what CLI11 refused; it tells an unknown subcommand only as a missing one.
-int usage_error(const CLI::App& app, const CLI::ParseError& error, const char* first_argument) {
-  std::string message = error.what();
-  std::string help = "ferry --help";
-  if (const auto used = app.get_subcommands(); !used.empty()) {
-    help = fmt::format("ferry {} --help", used.front()->get_name());
-  } else if (first_argument != nullptr && first_argument[0] != '-') {
-    message = fmt::format("unknown subcommand \"{}\"", first_argument);
-  }
-  fmt::print(stderr, "ferry: {}; see {}\n", message, help);
-  return 2;
-}
-
 /// Of ranks that a launcher started only rank 0 prints results; errors are everybody's.
 void silence_other_ranks() {
   const auto world = started_world();
@@ -62,11 +50,10 @@ void silence_other_ranks() {
 
 int run(int argc, char** argv) {
   silence_other_ranks();
-  CLI::App app{"Tokenferry: mixture-of-experts models with the experts spread over ranks.",
-               "ferry"};
-  app.set_version_flag("--version", "ferry " FERRY_VERSION, "Print the version and exit");
-  app.require_subcommand(1);
-  app.get_formatter()->column_width(36);
+  Command app("Tokenferry: mixture-of-experts models with the experts spread over ranks.",
+              "ferry",
+              "ferry " + std::string(version()));
+  app.require_subcommand();
 
   int status = 0;
   add_generate(app, status);
@@ -79,12 +66,7 @@ int run(int argc, char** argv) {
   add_bench(app, status);
   add_eplb(app, status);
 
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& e) {
-    if (e.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(e);
-    return usage_error(app, e, argc > 1 ? argv[1] : nullptr);
-  }
+  if (const auto ended = app.parse(argc, argv)) return *ended;
   return status;
 }
 

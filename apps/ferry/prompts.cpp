@@ -118,7 +118,7 @@ std::vector<Prompt> read_prompts(const PromptSources& sources, const Session& se
     prompts = read_text_file(sources.text_file);
   else
     prompts.push_back({.origin = "--prompt", .text = sources.text, .ids = {}});
-  for (Prompt& prompt : prompts) prompt.ids = need_tokenizer(session).encode(prompt.text);
+  for (Prompt& prompt : prompts) prompt.ids = session.model.need_tokenizer().encode(prompt.text);
   return prompts;
 }
 

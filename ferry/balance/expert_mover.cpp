@@ -4,8 +4,8 @@
 #include <array>
 #include <utility>
 
-#include "ferry/balance/byte_hash.h"
 #include "ferry/core/error.h"
+#include "ferry/core/hash.h"
 #include "ferry/transport/gather_words.h"
 
 namespace ferry {

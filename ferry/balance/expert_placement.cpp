@@ -5,26 +5,19 @@
 #include <tuple>
 
 #include "ferry/core/error.h"
+#include "ferry/core/hash.h"
 
 namespace ferry {
 
 namespace {
 
-/// FNV-1a over the bytes of whole numbers: the same on every machine.
-class Hash {
- public:
-  void add(std::int64_t number) {
-    for (int byte = 0; byte < 8; ++byte) {
-      value_ ^= (static_cast<std::uint64_t>(number) >> (8 * byte)) & 0xFF;
-      value_ *= 0x100000001B3U;
-    }
-  }
-
-  std::uint64_t value() const { return value_; }
-
- private:
-  std::uint64_t value_ = 0xCBF29CE484222325U;
-};
+std::vector<std::vector<ExpertId>> maps_of(std::span<const Placement> layers) {
+  std::vector<std::vector<ExpertId>> maps;
+  maps.reserve(layers.size());
+  for (const Placement& layer : layers)
+    maps.emplace_back(layer.expert_of_slots().begin(), layer.expert_of_slots().end());
+  return maps;
+}
 
 /// The replica for `source`, as logical_to_rank_dispatch_physical says. `taken`: ranks that each
 /// replica serves so far.
@@ -114,12 +107,12 @@ ExpertPlacement::ExpertPlacement(const std::vector<std::vector<ExpertId>>& map,
   if (map.empty()) fail<ConfigError>("placement: no layers");
   if (experts < 1 || ranks < 1)
     fail<ConfigError>("placement: {} experts on {} ranks", experts, ranks);
-  Hash hash;
+  Fnv1a hash;
   for (const std::int64_t size : {static_cast<std::int64_t>(map.size()),
                                   static_cast<std::int64_t>(map.front().size()),
                                   static_cast<std::int64_t>(experts),
                                   static_cast<std::int64_t>(ranks)})
-    hash.add(size);
+    hash.add_number(static_cast<std::uint64_t>(size));
   layers_.reserve(map.size());
   for (std::size_t l = 0; l < map.size(); ++l) {
     if (map[l].size() != map.front().size()) {
@@ -131,24 +124,30 @@ ExpertPlacement::ExpertPlacement(const std::vector<std::vector<ExpertId>>& map,
     } catch (const ConfigError& e) {
       fail<ConfigError>("layer {}: {}", l, e.what());
     }
-    for (const ExpertId e : map[l]) hash.add(e);
+    for (const ExpertId e : map[l]) hash.add_number(static_cast<std::uint64_t>(std::int64_t{e}));
   }
   hash_ = hash.value();
 }
+
+ExpertPlacement::ExpertPlacement(std::span<const Placement> layers)
+    : ExpertPlacement(maps_of(layers), layers.front().experts(), layers.front().ranks()) {}
+
+std::vector<std::vector<ExpertId>> ExpertPlacement::maps() const { return maps_of(layers_); }
 
 ExpertPlacement ExpertPlacement::choosing(const std::vector<std::vector<float>>& shares) const {
   if (std::ssize(shares) != layers())
     fail<ConfigError>("shares of {} layers for a placement of {}", shares.size(), layers());
   ExpertPlacement result = *this;
-  Hash hash;
-  hash.add(std::bit_cast<std::int64_t>(hash_));
+  Fnv1a hash;
+  hash.add_number(hash_);
   for (std::size_t l = 0; l < shares.size(); ++l) {
     try {
       result.layers_[l] = layers_[l].choosing({.shares = shares[l]});
     } catch (const ConfigError& e) {
       fail<ConfigError>("layer {}: {}", l, e.what());
     }
-    for (const float share : shares[l]) hash.add(std::bit_cast<std::int32_t>(share));
+    for (const float share : shares[l])
+      hash.add_number(static_cast<std::uint64_t>(std::int64_t{std::bit_cast<std::int32_t>(share)}));
   }
   result.hash_ = hash.value();
   return result;

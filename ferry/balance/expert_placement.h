@@ -8,6 +8,7 @@
 
 #include "ferry/core/types.h"
 #include "ferry/exchange/placement.h"
+#include "ferry/export.h"
 
 namespace ferry {
 
@@ -25,7 +26,7 @@ struct Topology {
 };
 
 /// Throws ConfigError unless ranks divide by nodes and experts by groups.
-void check_topology(const Topology& topology, int experts);
+FERRY_API void check_topology(const Topology& topology, int experts);
 
 /// What to do where experts + redundant do not divide by the ranks.
 enum class UnevenSlots {
@@ -36,9 +37,9 @@ enum class UnevenSlots {
 
 /// The number of redundant replicas to plan with. Throws ConfigError for a negative number, for
 /// more replicas than ranks (a rank holds an expert once at most), and for what `uneven` refuses.
-int settle_redundant(int experts, int ranks, int redundant, UnevenSlots uneven);
+FERRY_API int settle_redundant(int experts, int ranks, int redundant, UnevenSlots uneven);
 
-class ExpertPlacement {
+class FERRY_API ExpertPlacement {
  public:
   /// Placement::identity in every layer.
   static ExpertPlacement identity(int layers, int experts, int ranks, int redundant = 0);
@@ -49,6 +50,10 @@ class ExpertPlacement {
   ExpertPlacement(const std::vector<std::vector<ExpertId>>& physical_to_logical_map,
                   int experts,
                   int ranks);
+
+  /// The maps of layers that are in force, without their shares. REQUIRES: at least one; all of the
+  /// same experts, ranks and slots.
+  explicit ExpertPlacement(std::span<const Placement> layers);
 
   /// The same maps, replicas taking parts as shares [layer][P] say (ReplicaChoice). Throws
   /// ConfigError for another number of layers and as Placement::choosing does.
@@ -69,6 +74,9 @@ class ExpertPlacement {
 
   /// [P], slot -> expert, -1 = empty.
   std::span<const ExpertId> physical_to_logical(int l) const { return layer(l).expert_of_slots(); }
+
+  /// Those of all layers: physical_to_logical_map[layer][P].
+  std::vector<std::vector<ExpertId>> maps() const;
 
   /// The slots of an expert, rising; never none. Their number is the replica count.
   std::span<const SlotId> logical_to_all_physical(int l, ExpertId e) const {

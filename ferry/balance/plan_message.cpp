@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "ferry/balance/byte_hash.h"
 #include "ferry/core/error.h"
+#include "ferry/core/hash.h"
 
 namespace ferry {
 

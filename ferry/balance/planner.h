@@ -9,14 +9,15 @@
 
 #include "ferry/balance/measure.h"
 #include "ferry/balance/moves.h"
+#include "ferry/export.h"
 
 namespace ferry {
 
 enum class Policy { identity, deepseek, greedy, incremental, risk };
 
 /// Throws ConfigError that lists the names for an unknown one.
-Policy parse_policy(std::string_view name);
-std::string_view policy_name(Policy policy);
+FERRY_API Policy parse_policy(std::string_view name);
+FERRY_API std::string_view policy_name(Policy policy);
 inline constexpr std::string_view kPolicyNames = "identity, deepseek, greedy, incremental, risk";
 
 struct PlanOptions {
@@ -53,23 +54,23 @@ struct Plan {
 /// Plans from `load` and `current` (none: the identity placement). Throws ConfigError for
 /// impossible sizes, for a current placement of other experts, layers or ranks, and for an
 /// incremental policy whose current placement has another number of slots.
-Plan plan_placement(const ExpertLoad& load,
-                    const std::optional<ExpertPlacement>& current,
-                    const Topology& topology,
-                    const PlanOptions& options);
+FERRY_API Plan plan_placement(const ExpertLoad& load,
+                              const std::optional<ExpertPlacement>& current,
+                              const Topology& topology,
+                              const PlanOptions& options);
 
 /// [layer][P] The shares that make this placement as even as it can be under `load`, as a weighted
 /// plan has them. New ones need no moves, so they can follow the load more often than plans do.
 /// REQUIRES: the same layers and experts.
-std::vector<std::vector<float>> level_shares(const ExpertLoad& load,
-                                             const ExpertPlacement& placement);
+FERRY_API std::vector<std::vector<float>> level_shares(const ExpertLoad& load,
+                                                       const ExpertPlacement& placement);
 
 /// From a window of steps: all policies plan for their sum; `risk`, which is `greedy` where there
 /// is one step, also for how it came about. ConfigError also for no steps, or steps of different
 /// layers or experts.
-Plan plan_placement(std::span<const ExpertLoad> window,
-                    const std::optional<ExpertPlacement>& current,
-                    const Topology& topology,
-                    const PlanOptions& options);
+FERRY_API Plan plan_placement(std::span<const ExpertLoad> window,
+                              const std::optional<ExpertPlacement>& current,
+                              const Topology& topology,
+                              const PlanOptions& options);
 
 }  // namespace ferry

@@ -13,20 +13,10 @@
 #include <vector>
 
 #include "ferry/checkpoint/mapped_file.h"
+#include "ferry/checkpoint/tensor_view.h"
 #include "ferry/core/types.h"
 
 namespace ferry {
-
-/// A tensor in a mapped file, rows first ([out, in] for a matrix). Borrowed from the file. `data`
-/// may be unaligned, even for its element: read it with memcpy or unaligned loads.
-struct TensorView {
-  DType dtype = DType::f32;
-  std::vector<std::int64_t> shape;
-  const std::byte* data = nullptr;
-  std::size_t bytes = 0;
-
-  std::span<const std::byte> span() const { return {data, bytes}; }
-};
 
 /// Threads: const and safe for several once constructed.
 class SafetensorsFile {

@@ -1,9 +1,10 @@
 #include "ferry/checkpoint/stored_matrix.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
-#include <optional>
+#include <utility>
 #include <vector>
 
 #include "ferry/kernels/kernels.h"
@@ -13,70 +14,141 @@ namespace ferry {
 
 namespace {
 
+std::ptrdiff_t element_bytes(DType type) { return static_cast<std::ptrdiff_t>(dtype_bytes(type)); }
+
+const std::byte* as_bytes(const float* x) { return reinterpret_cast<const std::byte*>(x); }
+
+std::byte* as_bytes(float* x) { return reinterpret_cast<std::byte*>(x); }
+
+/// Number of the row's first scale.
+std::int64_t first_scale(const StoredMatrix& matrix, std::int64_t row) {
+  const QuantSpec& quant = matrix.quant;
+  if (!matrix.row_after_row()) return row * matrix.row_step / quant.group_k;
+  return row / quant.group_n * quant.groups(matrix.columns);
+}
+
+const std::byte* first_code(const StoredMatrix& matrix, std::int64_t row) {
+  if (matrix.row_after_row()) return matrix.row(row);
+  return matrix.data.data() + row * matrix.row_step / matrix.quant.codes_a_byte();
+}
+
 /// Rows of blocks are rows of the fp8 wire, but for their scales, which lie apart and may have
 /// another type: each row is put together as the wire has it, and the wire's decoder reads it.
-void read_fp8_rows(const StoredMatrix& matrix,
-                   std::int64_t first,
-                   std::int64_t count,
-                   DType type,
-                   std::byte* out) {
+bool like_fp8_wire(const StoredMatrix& matrix) {
+  return matrix.quant.code == Code::e4m3 && matrix.quant.group_k == kWireBlock &&
+         matrix.quant.scale == ScaleKind::number;
+}
+
+void read_fp8_rows(const StoredMatrix& matrix, std::int64_t first, std::int64_t count, float* out) {
   const std::int64_t columns = matrix.columns;
   const WireScales layout = wire_scales(WireType::fp8, columns);
-  const auto scale_bytes = static_cast<std::ptrdiff_t>(dtype_bytes(matrix.scales.dtype));
   std::vector<std::byte> wire(wire_row_bytes(WireType::fp8, columns));
-  for (std::int64_t i = first; i < first + count; ++i) {
-    std::memcpy(wire.data(), matrix.row(i), static_cast<std::size_t>(columns));
-    const std::int64_t block = i / StoredMatrix::kFp8BlockRows;
-    kernels().convert(matrix.scales.data + block * layout.count * scale_bytes,
-                      matrix.scales.dtype,
-                      wire.data() + layout.offset,
-                      DType::f32,
-                      layout.count);
-    kernels().decode(wire.data(), WireType::fp8, out, type, columns);
-    out += columns * static_cast<std::ptrdiff_t>(dtype_bytes(type));
+  for (std::int64_t i = first; i < first + count; ++i, out += columns) {
+    std::memcpy(wire.data(), first_code(matrix, i), static_cast<std::size_t>(columns));
+    kernels().convert(
+        matrix.scales.data + first_scale(matrix, i) * element_bytes(matrix.scales.dtype),
+        matrix.scales.dtype,
+        wire.data() + layout.offset,
+        DType::f32,
+        layout.count);
+    kernels().decode(wire.data(), WireType::fp8, as_bytes(out), DType::f32, columns);
   }
 }
 
-/// The type of weights that are held as such a matrix is stored, codes and scales.
-std::optional<WeightType> weight_type_of(StoredMatrix::Format format) {
-  switch (format) {
-    case StoredMatrix::Format::fp8:
-      return WeightType::fp8;
-    case StoredMatrix::Format::int8:
-      return WeightType::int8;
-    case StoredMatrix::Format::int4:
-      return WeightType::int4;
-    case StoredMatrix::Format::plain:
-    case StoredMatrix::Format::mxfp4:
+/// Of every code of a byte.
+const std::array<float, 256>& e4m3_values() {
+  static const std::array<float, 256> values = [] {
+    std::array<float, 256> all{};
+    for (unsigned code = 0; code < 256; ++code) {
+      const int exponent = static_cast<int>(code >> 3 & 15);
+      const int mantissa = static_cast<int>(code & 7);
+      double value =
+          exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
+      if (exponent == 15 && mantissa == 7) value = std::nan("");
+      all[code] = static_cast<float>((code & 128) == 0 ? value : -value);
+    }
+    return all;
+  }();
+  return values;
+}
+
+/// The number that code j of a row stands for, before zero point and scale. Exact.
+float code_value(Code code, const std::byte* row, std::int64_t j) {
+  constexpr std::array<float, 16> kE2m1 = {
+      0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6};
+  const auto half = [&] {
+    return std::to_integer<std::size_t>(row[j / 2] >> (j % 2 * 4) & std::byte{15});
+  };
+  switch (code) {
+    case Code::e4m3:
+      return e4m3_values()[std::to_integer<std::size_t>(row[j])];
+    case Code::int8:
+      return static_cast<float>(static_cast<std::int8_t>(row[j]));
+    case Code::uint4:
+      return static_cast<float>(half());
+    case Code::e2m1:
+      return kE2m1[half()];
+    case Code::element:
+    case Code::own:
       break;
   }
-  return std::nullopt;
+  return 0;
 }
 
-/// Codes are integers times scales: one rounded product each.
-void read_integer_rows(const StoredMatrix& matrix,
-                       std::int64_t first,
-                       std::int64_t count,
-                       DType type,
-                       std::byte* out) {
-  const std::int64_t k = matrix.columns;
-  const WeightType held = weight_type_of(matrix.format).value();
-  const std::int64_t group = held == WeightType::int8 ? k : kInt4Group;
-  std::vector<std::byte> codes(static_cast<std::size_t>(code_row_bytes(held, k)));
-  std::vector<float> scales(static_cast<std::size_t>(weight_groups(held, k)));
-  std::vector<float> row(static_cast<std::size_t>(k));
-  for (std::int64_t i = first; i < first + count; ++i) {
-    matrix.read_codes(i, codes.data(), scales.data());
-    for (std::int64_t j = 0; j < k; ++j) {
-      const auto at = static_cast<std::size_t>(j);
-      const int code = held == WeightType::int8
-                           ? static_cast<std::int8_t>(codes[at])
-                           : std::to_integer<int>(codes[at / 2] >> (j % 2 * 4) & std::byte{15}) - 8;
-      row[at] = static_cast<float>(code) * scales[static_cast<std::size_t>(j / group)];
-    }
-    kernels().convert(reinterpret_cast<const std::byte*>(row.data()), DType::f32, out, type, k);
-    out += k * static_cast<std::ptrdiff_t>(dtype_bytes(type));
+float zero_point(const StoredMatrix& matrix, std::int64_t scale) {
+  if (matrix.quant.zero == ZeroPoint::none) return 0;
+  if (matrix.quant.zero == ZeroPoint::middle) return matrix.quant.code == Code::uint4 ? 8 : 0;
+  const std::byte zero = matrix.zeros[static_cast<std::size_t>(scale)];
+  return matrix.quant.code == Code::int8 ? static_cast<float>(static_cast<std::int8_t>(zero))
+                                         : static_cast<float>(std::to_integer<int>(zero));
+}
+
+/// One product an element, rounded once: of powers of two in f64, since some leave the range of
+/// f32 that an element times them does not.
+void scale_group(const StoredMatrix& matrix, std::int64_t scale, std::span<float> elements) {
+  const float zero = zero_point(matrix, scale);
+  if (matrix.quant.zero != ZeroPoint::none)
+    for (float& x : elements) x -= zero;  // integers: exact
+  if (matrix.quant.scale == ScaleKind::power_of_two) {
+    const double power = std::ldexp(1.0, std::to_integer<int>(matrix.scales.data[scale]) - 127);
+    for (float& x : elements) x = static_cast<float>(static_cast<double>(x) * power);
+    return;
   }
+  float factor = 0;
+  const DType type = matrix.scales.dtype;
+  kernels().convert(
+      matrix.scales.data + scale * element_bytes(type), type, as_bytes(&factor), DType::f32, 1);
+  for (float& x : elements) x *= factor;
+}
+
+void read_coded_rows(const StoredMatrix& matrix,
+                     std::int64_t first,
+                     std::int64_t count,
+                     float* out) {
+  const std::int64_t columns = matrix.columns;
+  const std::int64_t group = matrix.quant.group_k == 0 ? columns : matrix.quant.group_k;
+  const Code code = matrix.quant.code;
+  for (std::int64_t i = first; i < first + count; ++i, out += columns) {
+    const std::byte* codes = first_code(matrix, i);
+    for (std::int64_t j = 0; j < columns; ++j) out[j] = code_value(code, codes, j);
+    std::int64_t scale = first_scale(matrix, i);
+    for (std::int64_t j = 0; j < columns; j += group) {
+      const std::int64_t wide = std::min(group, columns - j);
+      scale_group(matrix, scale++, {out + j, static_cast<std::size_t>(wide)});
+    }
+  }
+}
+
+void read_quantised_rows(const StoredMatrix& matrix,
+                         std::int64_t first,
+                         std::int64_t count,
+                         float* out) {
+  if (matrix.reader)
+    matrix.reader(matrix, first, count, out);
+  else if (like_fp8_wire(matrix))
+    read_fp8_rows(matrix, first, count, out);
+  else
+    read_coded_rows(matrix, first, count, out);
 }
 
 /// Elements of type T, brought together column by column: rows that are read together are
@@ -93,31 +165,6 @@ void gather_rows(const StoredMatrix& matrix, std::int64_t first, std::int64_t co
   }
 }
 
-/// Each element is exact in f32, and in bf16, but where its power of two leaves their range.
-void read_mxfp4_rows(const StoredMatrix& matrix,
-                     std::int64_t first,
-                     std::int64_t count,
-                     DType type,
-                     std::byte* out) {
-  constexpr std::array<double, 16> kValues = {
-      0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6};
-  std::vector<float> row(static_cast<std::size_t>(matrix.columns));
-  for (std::int64_t i = first; i < first + count; ++i) {
-    for (std::int64_t j = 0; j < matrix.columns; ++j) {
-      const std::int64_t element = i * matrix.row_step + j;
-      const std::byte two = matrix.data[static_cast<std::size_t>(element / 2)];
-      const std::byte code = two >> (element % 2 * 4) & std::byte{15};
-      const int exponent =
-          std::to_integer<int>(matrix.scales.data[element / StoredMatrix::kMxfp4Group]) - 127;
-      row[static_cast<std::size_t>(j)] =
-          static_cast<float>(std::ldexp(kValues[std::to_integer<std::size_t>(code)], exponent));
-    }
-    kernels().convert(
-        reinterpret_cast<const std::byte*>(row.data()), DType::f32, out, type, matrix.columns);
-    out += matrix.columns * static_cast<std::ptrdiff_t>(dtype_bytes(type));
-  }
-}
-
 void read_scattered_rows(const StoredMatrix& matrix,
                          std::int64_t first,
                          std::int64_t count,
@@ -125,7 +172,7 @@ void read_scattered_rows(const StoredMatrix& matrix,
                          std::byte* out) {
   const std::int64_t elements = count * matrix.columns;
   std::vector<float> rows(static_cast<std::size_t>(elements));  // room for any type
-  auto* bytes = reinterpret_cast<std::byte*>(rows.data());
+  auto* bytes = as_bytes(rows.data());
   if (dtype_bytes(matrix.dtype) == sizeof(float)) {
     gather_rows(matrix, first, count, rows.data());
   } else {
@@ -137,85 +184,77 @@ void read_scattered_rows(const StoredMatrix& matrix,
 }  // namespace
 
 std::size_t StoredMatrix::bytes() const {
-  if (row_after_row()) return data.size() + scales.bytes;
+  if (row_after_row()) return data.size() + scales.bytes + zeros.size() + reader_bytes;
   const auto elements = static_cast<std::size_t>(rows * columns);
-  if (format == Format::mxfp4) return elements / 2 + elements / kMxfp4Group;
-  return elements * dtype_bytes(dtype);
+  if (is_plain()) return elements * dtype_bytes(dtype);
+  const std::size_t scale = quant.scale == ScaleKind::number ? dtype_bytes(scales.dtype) : 1;
+  return elements / static_cast<std::size_t>(quant.codes_a_byte()) +
+         elements / static_cast<std::size_t>(quant.group_k) * scale;
 }
 
-bool StoredMatrix::holds(WeightType type) const { return weight_type_of(format) == type; }
+bool StoredMatrix::holds(WeightType type) const {
+  return row_after_row() && weight_type_of(quant) == type;
+}
 
 void StoredMatrix::read_codes(std::int64_t i, std::byte* codes, float* into) const {
-  const WeightType held = weight_type_of(format).value();
-  const std::int64_t groups = weight_groups(held, columns);
-  std::memcpy(codes, row(i), static_cast<std::size_t>(code_row_bytes(held, columns)));
-  const auto scale_bytes = static_cast<std::ptrdiff_t>(dtype_bytes(scales.dtype));
-  kernels().convert(scales.data + i / rows_per_scale(held) * groups * scale_bytes,
+  std::memcpy(codes, row(i), static_cast<std::size_t>(quant.row_bytes(columns)));
+  kernels().convert(scales.data + first_scale(*this, i) * element_bytes(scales.dtype),
                     scales.dtype,
-                    reinterpret_cast<std::byte*>(into),
+                    as_bytes(into),
                     DType::f32,
-                    groups);
+                    quant.groups(columns));
 }
 
 void StoredMatrix::read_rows(std::int64_t first,
                              std::int64_t count,
                              DType type,
                              std::byte* out) const {
-  if (format == Format::mxfp4)
-    read_mxfp4_rows(*this, first, count, type, out);
-  else if (!row_after_row())
-    read_scattered_rows(*this, first, count, type, out);
-  else if (is_plain())
-    kernels().convert(row(first), dtype, out, type, count * columns);
-  else if (format == Format::fp8)
-    read_fp8_rows(*this, first, count, type, out);
-  else
-    read_integer_rows(*this, first, count, type, out);
+  constexpr std::int64_t kRowsAtOnce = 16;
+  if (is_plain()) {
+    if (row_after_row())
+      kernels().convert(row(first), dtype, out, type, count * columns);
+    else
+      read_scattered_rows(*this, first, count, type, out);
+    return;
+  }
+  if (type == DType::f32) {
+    read_quantised_rows(*this, first, count, reinterpret_cast<float*>(out));
+    return;
+  }
+  std::vector<float> rows_read(static_cast<std::size_t>(std::min(count, kRowsAtOnce) * columns));
+  for (std::int64_t i = 0; i < count; i += kRowsAtOnce) {
+    const std::int64_t some = std::min(kRowsAtOnce, count - i);
+    read_quantised_rows(*this, first + i, some, rows_read.data());
+    kernels().convert(as_bytes(std::as_const(rows_read).data()),
+                      DType::f32,
+                      out + i * columns * element_bytes(type),
+                      type,
+                      some * columns);
+  }
 }
 
 StoredMatrix plain_matrix(const TensorView& tensor) {
   return {.dtype = tensor.dtype,
           .rows = tensor.shape[0],
           .columns = tensor.shape[1],
-          .data = tensor.span()};
-}
-
-StoredMatrix stacked_matrix(const TensorView& stack, const StackPlace& place) {
-  const std::int64_t columns = stack.shape[1];
-  const std::int64_t all_rows = stack.shape[2];
-  const auto element = static_cast<std::int64_t>(dtype_bytes(stack.dtype));
-  const std::int64_t begin = (place.expert * columns * all_rows + place.first) * element;
-  const std::int64_t last = (columns - 1) * all_rows + (place.rows - 1) * place.step;
-  return {.dtype = stack.dtype,
-          .rows = place.rows,
-          .columns = columns,
-          .data = {stack.data + begin, stack.data + begin + (last + 1) * element},
-          .row_step = place.step,
-          .column_step = all_rows,
+          .data = tensor.span(),
           .scales = {}};
 }
 
-StoredMatrix stacked_mxfp4_matrix(std::span<const std::byte> codes,
-                                  std::span<const std::byte> scales,
-                                  std::int64_t experts,
-                                  std::int64_t columns,
-                                  const StackPlace& place) {
-  constexpr std::int64_t kGroup = StoredMatrix::kMxfp4Group;
-  const std::int64_t all_rows = std::ssize(codes) * 2 / (experts * columns);
-  const std::int64_t begin = (place.expert * all_rows + place.first) * columns;
-  const std::int64_t elements = ((place.rows - 1) * place.step + 1) * columns;
-  const auto part = [&](std::span<const std::byte> bytes, std::int64_t elements_a_byte) {
-    return bytes.subspan(static_cast<std::size_t>(begin / elements_a_byte),
-                         static_cast<std::size_t>(elements / elements_a_byte));
-  };
-  const std::span<const std::byte> own_scales = part(scales, kGroup);
-  return {.format = StoredMatrix::Format::mxfp4,
-          .rows = place.rows,
-          .columns = columns,
-          .data = part(codes, 2),
-          .row_step = place.step * columns,
-          .column_step = 1,
-          .scales = {.shape = {}, .data = own_scales.data(), .bytes = own_scales.size()}};
+StoredMatrix stacked_matrix(const TensorView& stack, std::int64_t rows, const StackPlace& place) {
+  const std::int64_t columns = stack.shape[1];
+  const std::int64_t all_rows = stack.shape[2];
+  const std::int64_t begin =
+      (place.expert * columns * all_rows + place.first) * element_bytes(stack.dtype);
+  const std::int64_t last = (columns - 1) * all_rows + (rows - 1) * place.step;
+  return {
+      .dtype = stack.dtype,
+      .rows = rows,
+      .columns = columns,
+      .data = {stack.data + begin, stack.data + begin + (last + 1) * element_bytes(stack.dtype)},
+      .row_step = place.step,
+      .column_step = all_rows,
+      .scales = {}};
 }
 
 }  // namespace ferry

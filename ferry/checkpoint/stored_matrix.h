@@ -1,40 +1,44 @@
-// A matrix as it lies in a checkpoint's files: plain elements, or bytes that share scales.
+// A matrix as it lies in a checkpoint's files: plain elements, or codes that share scales.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 
-#include "ferry/checkpoint/safetensors.h"
+#include "ferry/checkpoint/quant_spec.h"
+#include "ferry/checkpoint/tensor_view.h"
 #include "ferry/core/types.h"
 #include "ferry/kernels/packed_matrix.h"
 
 namespace ferry {
 
+struct StoredMatrix;
+
+/// Rows [first, first + count) of a matrix as f32, one behind the other. Threads: called from
+/// several at once.
+using RowReader = std::function<void(
+    const StoredMatrix& matrix, std::int64_t first, std::int64_t count, float* out)>;
+
 /// Borrowed from the files. Threads: safe for several.
 struct StoredMatrix {
-  enum class Format : std::uint8_t {
-    plain,  ///< elements of `dtype`
-    fp8,    ///< e4m3fn; element = byte * scale of its block of kFp8BlockRows x kWireBlock
-    int8,   ///< element = signed byte * scale of its row
-    int4,   ///< two in a byte, lower half first; element = (half - 8) * scale of its 64 in the row
-    mxfp4,  ///< two in a byte, lower half first; element = e2m1 * 2^(scale's byte - 127), of its 32
-  };
-  static constexpr std::int64_t kFp8BlockRows = 128;
-  static constexpr std::int64_t kMxfp4Group = 32;
-
-  Format format = Format::plain;
+  QuantSpec quant;           ///< what its codes stand for
   DType dtype = DType::f32;  ///< of plain elements
   std::int64_t rows = 0;
   std::int64_t columns = 0;
   std::span<const std::byte> data;  ///< row after row; may be unaligned
   /// Where elements do not lie row after row: element (i, j) is number i * row_step + j *
-  /// column_step of the data. Of plain ones and of mxfp4, whose scales are numbered likewise, one
-  /// for 32 elements.
+  /// column_step of the data. Codes have a column_step of 1, and scales that are numbered likewise,
+  /// one for group_k elements; REQUIRES of them: group_n == 1, and group_k divides columns and
+  /// row_step.
   std::int64_t row_step = 0;
   std::int64_t column_step = 1;
-  TensorView scales;  ///< fp8: [rows / 128, columns / 128], int8: [rows, 1], int4: [rows,
-                      ///< columns / 64], rounded up; mxfp4: bytes, from the first element's on
+  TensorView scales;                 ///< [quant.scale_rows][quant.groups], from the first row's on
+  std::span<const std::byte> zeros;  ///< likewise, where zero points are stored
+  /// Reads what the above does not say: codes in another order, scales among the codes. Where it is
+  /// set, `data` is what it reads mostly, and quant.code is `own`.
+  RowReader reader = {};
+  std::size_t reader_bytes = 0;  ///< of what it reads besides `data`
 
   bool row_after_row() const { return row_step == 0; }
 
@@ -46,7 +50,7 @@ struct StoredMatrix {
   /// Its own in the file, without what lies between its elements.
   std::size_t bytes() const;
 
-  bool is_plain() const { return format == Format::plain; }
+  bool is_plain() const { return quant.code == Code::element; }
 
   /// Whether it has the codes that weights of that type are held as.
   bool holds(WeightType type) const;
@@ -54,32 +58,26 @@ struct StoredMatrix {
   /// One row's codes as they are, and its scales: as quantize_row writes them. REQUIRES: holds(..).
   void read_codes(std::int64_t row, std::byte* codes, float* scales) const;
 
-  /// Rows [first, first + count) as elements of `type`, one behind the other: what is quantised
-  /// becomes f32 by one rounded product, then `type`.
+  /// Rows [first, first + count) as elements of `type`, one behind the other, at memory aligned for
+  /// it: what is quantised becomes f32 by one rounded product, then `type`.
   void read_rows(std::int64_t first, std::int64_t count, DType type, std::byte* out) const;
 };
 
 /// A tensor of plain elements of shape [rows, columns].
 StoredMatrix plain_matrix(const TensorView& tensor);
 
-/// One expert's matrix among those of all in one tensor: of all rows that the expert has there,
-/// `rows` from `first` on, `step` apart.
+/// Where one expert's matrix lies among those of all in one tensor: every `step`-th of the rows
+/// that the expert has there, from `first` on.
 struct StackPlace {
+  std::int64_t experts = 1;
   std::int64_t expert = 0;
+  std::int64_t all_rows = 0;  ///< of one expert
   std::int64_t first = 0;
   std::int64_t step = 1;
-  std::int64_t rows = 0;
 };
 
-/// In a tensor [experts, columns, all rows], where matrices lie the other way round.
-StoredMatrix stacked_matrix(const TensorView& stack, const StackPlace& place);
-
-/// In a tensor of mxfp4 [experts, all rows, columns], 2 elements a byte, with its scales, a byte
-/// for 32 elements. REQUIRES: columns % 32 == 0.
-StoredMatrix stacked_mxfp4_matrix(std::span<const std::byte> codes,
-                                  std::span<const std::byte> scales,
-                                  std::int64_t experts,
-                                  std::int64_t columns,
-                                  const StackPlace& place);
+/// Of `rows` rows, in a tensor [experts, columns, all_rows], where matrices lie the other way
+/// round.
+StoredMatrix stacked_matrix(const TensorView& stack, std::int64_t rows, const StackPlace& place);
 
 }  // namespace ferry

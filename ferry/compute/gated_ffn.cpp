@@ -25,7 +25,9 @@ void GatedFfn::run(const RowsView& in,
                   {.in = in,
                    .rows = count,
                    .weights = &weights.gate_up,
+                   .bias = weights.gate_up_bias,
                    .epilogue = Epilogue::gated,
+                   .gating = options_.gating,
                    .out = between,
                    .out_type = options_.dtype});
   group_.gather_columns(between, count, options_.inter, options_.dtype, phase);
@@ -33,6 +35,7 @@ void GatedFfn::run(const RowsView& in,
                   {.in = {between.base, between.stride},
                    .rows = count,
                    .weights = &weights.down,
+                   .bias = weights.down_bias,
                    .out = out,
                    .out_type = DType::f32});
 }

@@ -28,14 +28,15 @@ class GatedFfn {
   struct Options {
     int hidden = 0;
     int inter = 0;
+    Gating gating = {};
     DType dtype = DType::f32;  ///< of rows, also of those between the two projections
     int max_rows = 0;
   };
 
   GatedFfn(const Options& options, TensorGroup& group, ThreadPool& pool);
 
-  /// out = down(silu(gate(in)) * up(in)), of which this rank computes group.own_columns(hidden) and
-  /// leaves the others as they are.
+  /// out = down(g), where g is what Gating makes of gate(in) and up(in). Of it this rank
+  /// computes group.own_columns(hidden) and leaves the others as they are.
   ///   in  [count, H] of the options' type    out  f32 [count, H]
   /// `phase`: names the block in messages. REQUIRES: count <= max_rows.
   void run(const RowsView& in,
@@ -48,7 +49,7 @@ class GatedFfn {
   const Options options_;
   TensorGroup& group_;
   GemmScratch scratch_;
-  Buffer between_;  // [max_rows, inter]: silu(gate) * up
+  Buffer between_;  // [max_rows, inter]: gate and up as one
 };
 
 }  // namespace ferry

@@ -5,12 +5,14 @@
 #include <cstdint>
 #include <utility>
 
+#include "ferry/export.h"
+
 namespace ferry {
 
 /// Zeroed anonymous memory, aligned to a page (a huge one where it asks for those), reserved but
 /// not committed: pages that are never touched cost nothing. Movable, not copyable; frees in the
 /// destructor. Throws Error when the address space or memory limit refuses.
-class Buffer {
+class FERRY_API Buffer {
  public:
   /// How densely the memory will be used. Dense memory asks for huge pages from 4 MiB on (a row
   /// times a matrix of 25 MiB reads a quarter faster); in sparse memory each huge page would be

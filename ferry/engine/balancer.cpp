@@ -32,12 +32,15 @@ Balancer::Balancer(const BalanceOptions& options,
                    Decoder& decoder,
                    Transport& transport,
                    std::chrono::nanoseconds timeout)
-    : options_(options), decoder_(decoder), transport_(transport), timeout_(timeout) {
-  options_.rebalance.weighted = decoder.replica_rule() == ReplicaRule::weighted;
+    : options_(options),
+      config_(decoder.config()),
+      experts_(decoder.sparse_layers()),
+      transport_(transport),
+      timeout_(timeout) {
+  options_.rebalance.weighted = experts_.replica_rule() == ReplicaRule::weighted;
   options_.rebalance.nodes = equal_hosts(transport);
-  const ModelConfig& config = decoder.config();
-  for (int layer = 0; layer < config.layers; ++layer)
-    if (config.sparse(layer)) sparse_layers_.push_back(layer);
+  for (int layer = 0; layer < config_.layers; ++layer)
+    if (config_.sparse(layer)) sparse_layers_.push_back(layer);
   FERRY_CHECK(!sparse_layers_.empty(), "nothing to balance in a model without experts");
   slots_per_rank_ = static_cast<std::size_t>(placement(0).slots_per_rank());
 
@@ -52,11 +55,11 @@ Balancer::Balancer(const BalanceOptions& options,
   region_ = transport.allocate_region(bytes * (1 + static_cast<std::size_t>(transport.size())),
                                       transport.size());
   counters_ = {reinterpret_cast<std::int32_t*>(region_->local().data()), count};
-  decoder.count_rows(counters_);
+  experts_.count_rows(counters_);
   if (options.rebalance.enabled) make_mover();
   if (transport.rank() != 0) return;
   recorder_.emplace(LoadRecorder::Options{.layers = static_cast<int>(sparse_layers_.size()),
-                                          .experts = config.moe.experts,
+                                          .experts = config_.moe.experts,
                                           .ranks = transport.size(),
                                           .window = options.window});
   if (mover_) rebalancer_.emplace(options_.rebalance, *recorder_, *mover_);
@@ -66,20 +69,13 @@ Balancer::Balancer(const BalanceOptions& options,
 /// behind such memory get no huge pages, and steps are more than moves.
 void Balancer::make_mover() {
   ExpertHolding holding;
-  if (transport_.capabilities().one_process) holding.memory = &decoder_.share_blocks(transport_);
+  if (transport_.capabilities().one_process) holding.memory = &experts_.share_blocks(transport_);
   for (const int layer : sparse_layers_) {
-    const ExpertWeights::Layer& experts =
-        decoder_.experts().layers[static_cast<std::size_t>(layer)];
-    holding.placements.push_back(experts.placement);
-    ExpertBlocks& blocks = holding.blocks.emplace_back();
-    // The memory is the decoder's own and writable; only those who compute see it as constant.
-    for (const GatedFfnWeights& slot : experts.slots)
-      blocks.push_back(const_cast<std::byte*>(slot.gate_up.data));
+    holding.placements.push_back(experts_.placement(layer));
+    holding.blocks.push_back(experts_.blocks(layer));
   }
-  if (!holding.memory) holding.spare = decoder_.spare_blocks(spare_blocks(holding.blocks));
-  const auto first = static_cast<std::size_t>(sparse_layers_.front());
-  const GatedFfnWeights& any = decoder_.experts().layers[first].slots.front();
-  mover_.emplace(MoverOptions{.block_bytes = expert_block_bytes(any),
+  if (!holding.memory) holding.spare = experts_.spare_blocks(spare_blocks(holding.blocks));
+  mover_.emplace(MoverOptions{.block_bytes = experts_.block_bytes(),
                               .max_step_bytes = largest_budget(options_.rebalance),
                               .shares = options_.rebalance.weighted,
                               .numa_node = numa_node(),
@@ -99,23 +95,21 @@ std::optional<RebalanceStats> Balancer::rebalance_stats() const {
   return rebalancer_->stats();
 }
 
-Balancer::~Balancer() { decoder_.count_rows({}); }
+Balancer::~Balancer() { experts_.count_rows({}); }
 
 const Placement& Balancer::placement(std::size_t layer) const {
-  return decoder_.experts().layers[static_cast<std::size_t>(sparse_layers_[layer])].placement;
+  return experts_.placement(sparse_layers_[layer]);
 }
 
 std::vector<ExpertId> Balancer::map_of_layer(int layer) const {
-  const ModelConfig& config = decoder_.config();
   const int slots = placement(0).slots();
   const auto to_vector = [](const Placement& p) {
     return std::vector<ExpertId>(p.expert_of_slots().begin(), p.expert_of_slots().end());
   };
-  if (config.sparse(layer))
-    return to_vector(decoder_.experts().layers[static_cast<std::size_t>(layer)].placement);
+  if (config_.sparse(layer)) return to_vector(experts_.placement(layer));
   std::vector<ExpertId> map(static_cast<std::size_t>(slots), -1);
   for (int slot = 0; slot < slots; ++slot)
-    map[static_cast<std::size_t>(slot)] = slot % config.moe.experts;
+    map[static_cast<std::size_t>(slot)] = slot % config_.moe.experts;
   return map;
 }
 
@@ -129,7 +123,7 @@ void Balancer::begin_step(const std::optional<MoveOrders>& orders) {
   if (mover_ && may_move_) {
     mover_->begin_step(
         *orders, [this](int layer, const Placement& placement, const ExpertBlocks& blocks) {
-          decoder_.place_layer(sparse_layers_[static_cast<std::size_t>(layer)], placement, blocks);
+          experts_.place_layer(sparse_layers_[static_cast<std::size_t>(layer)], placement, blocks);
         });
   }
   const Timed timed(recording_time_);
@@ -167,7 +161,7 @@ void Balancer::take_loads(bool prefill) {
 
 void Balancer::await_loads() const {
   for (Rank rank = 0; rank < transport_.size(); ++rank) {
-    if (decoder_.is_masked(rank)) continue;
+    if (experts_.is_masked(rank)) continue;
     if (transport_.wait(*region_, rank, steps_, deadline_in(timeout_)) == WaitResult::timed_out) {
       throw TransportError(TransportError::Kind::timeout,
                            rank,
@@ -183,7 +177,7 @@ void Balancer::record_loads(bool prefill) {
   const Timed timed(recording_time_);
   await_loads();
   for (Rank rank = 0; rank < transport_.size(); ++rank) {
-    if (decoder_.is_masked(rank)) continue;
+    if (experts_.is_masked(rank)) continue;
     const std::span<const std::int32_t> counters = counters_of(rank);
     for (std::size_t layer = 0; layer < sparse_layers_.size(); ++layer) {
       recorder_->add(static_cast<int>(layer),

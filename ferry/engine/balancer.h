@@ -87,7 +87,8 @@ class Balancer {
   const Placement& placement(std::size_t layer) const;
 
   BalanceOptions options_;
-  Decoder& decoder_;
+  const ModelConfig& config_;
+  SparseLayers& experts_;
   Transport& transport_;
   std::chrono::nanoseconds timeout_;
   std::vector<int> sparse_layers_;  // of the model

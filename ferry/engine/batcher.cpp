@@ -8,15 +8,9 @@
 
 namespace ferry {
 
-namespace {
-
-std::int64_t pages_of(std::int64_t positions) { return ceil_div(positions, kKvPageTokens); }
-
-}  // namespace
-
 Batcher::Batcher(const BatcherOptions& options) : options_(options) {
   FERRY_CHECK(options.groups >= 1 && options.max_sequences >= 1 && options.max_tokens >= 1 &&
-                  options.max_running >= 1 && options.kv_pages >= 1,
+                  options.max_running >= 1 && options.state_bytes >= 1,
               "a batcher needs positive sizes");
   options_.max_sequences = std::min(options.max_sequences, options.max_tokens);
   loads_.resize(static_cast<std::size_t>(options.groups));
@@ -47,10 +41,14 @@ std::size_t Batcher::running() const {
   return sum;
 }
 
-std::int64_t Batcher::used_pages() const {
-  std::int64_t sum = 0;
-  for (const GroupLoad& load : loads_) sum += load.pages();
+std::size_t Batcher::used_bytes() const {
+  std::size_t sum = 0;
+  for (const GroupLoad& load : loads_) sum += load.bytes();
   return sum;
+}
+
+std::size_t Batcher::most_bytes(std::int64_t positions) const {
+  return options_.layout.bytes_most(positions, options_.max_tokens);
 }
 
 std::int64_t Batcher::GroupLoad::prompt_left() const {
@@ -59,22 +57,22 @@ std::int64_t Batcher::GroupLoad::prompt_left() const {
   return tokens;
 }
 
-std::int64_t Batcher::GroupLoad::pages() const {
-  std::int64_t sum = 0;
-  for (const Sequence& s : sequences) sum += s.pages;
+std::size_t Batcher::GroupLoad::bytes() const {
+  std::size_t sum = 0;
+  for (const Sequence& s : sequences) sum += s.bytes;
   return sum;
 }
 
 bool Batcher::GroupLoad::all_started() const {
-  return std::all_of(
-      sequences.begin(), sequences.end(), [](const Sequence& s) { return s.pages > 0; });
+  return std::none_of(
+      sequences.begin(), sequences.end(), [](const Sequence& s) { return s.evicted; });
 }
 
 /// Those that were evicted come before anybody new.
 bool Batcher::has_room(const GroupLoad& load, const Admission& admission) const {
   return !load.gone && load.sequences.size() < static_cast<std::size_t>(options_.max_sequences) &&
          load.record_left >= encoded_bytes(admission) && load.all_started() &&
-         load.pages() + pages_of(admission.tokens()) <= options_.kv_pages;
+         load.bytes() + most_bytes(admission.tokens()) <= options_.state_bytes;
 }
 
 Batcher::GroupLoad* Batcher::group_for(const Admission& admission) {
@@ -100,7 +98,7 @@ void Batcher::admit(std::vector<StepRecord>& records) {
     load->record_left -= encoded_bytes(next);
     const std::int64_t prompt = next.tokens();
     load->sequences.push_back(
-        {.admission = next, .prompt_left = prompt, .pages = pages_of(prompt)});
+        {.admission = next, .prompt_left = prompt, .bytes = most_bytes(prompt)});
     records[static_cast<std::size_t>(load - loads_.data())].admissions.push_back(std::move(next));
     queue_.pop();
   }
@@ -111,20 +109,22 @@ void Batcher::evict(Sequence& sequence, StepRecord& record) {
   // Past its prompt it knows one token that it has not run.
   sequence.prompt_left = sequence.length + std::max<std::int64_t>(sequence.prompt_left, 1);
   sequence.length = 0;
-  sequence.pages = 0;
+  sequence.bytes = 0;
+  sequence.evicted = true;
 }
 
-/// A page for one more position; false when the sequence had to give up its own.
+/// Memory for one more position; false when the sequence had to give up its own.
 bool Batcher::grow(GroupLoad& load, std::size_t sequence, StepRecord& record) {
-  const std::int64_t wanted = pages_of(load.sequences[sequence].length + 1);
-  while (load.sequences[sequence].pages < wanted && load.pages() >= options_.kv_pages) {
+  const std::int64_t length = load.sequences[sequence].length;
+  const std::size_t wanted = options_.layout.bytes_held(length, length + 1);
+  while (load.bytes() - load.sequences[sequence].bytes + wanted > options_.state_bytes) {
     std::size_t youngest = load.sequences.size() - 1;
-    while (load.sequences[youngest].pages == 0) --youngest;
+    while (load.sequences[youngest].evicted) --youngest;
     evict(load.sequences[youngest], record);
     ++evictions_;
     if (youngest == sequence) return false;
   }
-  load.sequences[sequence].pages = wanted;
+  load.sequences[sequence].bytes = wanted;
   return true;
 }
 
@@ -143,16 +143,18 @@ void Batcher::plan_decodes(GroupLoad& load, StepRecord& record) {
 /// In order, so that a large one is not kept waiting by small ones.
 void Batcher::restart(GroupLoad& load) const {
   for (Sequence& s : load.sequences) {
-    if (s.pages > 0) continue;
-    if (load.pages() + pages_of(s.prompt_left) > options_.kv_pages) return;
-    s.pages = pages_of(s.prompt_left);
+    if (!s.evicted) continue;
+    const std::size_t wanted = most_bytes(s.prompt_left);
+    if (load.bytes() + wanted > options_.state_bytes) return;
+    s.bytes = wanted;
+    s.evicted = false;
   }
 }
 
 void Batcher::plan_prompts(GroupLoad& load, StepRecord& record, int room) {
   std::vector<Sequence*> prompts;
   for (Sequence& s : load.sequences)
-    if (s.prompt_left > 0 && s.pages > 0) prompts.push_back(&s);
+    if (s.prompt_left > 0 && !s.evicted) prompts.push_back(&s);
   if (prompts.empty()) return;
 
   Sequence* const first = prompts.front();

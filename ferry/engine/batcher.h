@@ -10,19 +10,18 @@
 #include "ferry/core/types.h"
 #include "ferry/engine/fair_queue.h"
 #include "ferry/engine/step_record.h"
+#include "ferry/state/state_layout.h"
 
 namespace ferry {
 
-/// Memory for keys and values is counted in pages of so many positions.
-inline constexpr int kKvPageTokens = 16;
-
 struct BatcherOptions {
   int groups = 1;
-  int max_sequences = 16;        ///< that run at once on one group
-  int max_running = INT_MAX;     ///< and over all groups
-  int max_tokens = 512;          ///< of one group in one step
-  int kv_pages = INT_MAX;        ///< that the sequences of one group may fill
-  std::size_t record_bytes = 0;  ///< that one group's step record may have
+  int max_sequences = 16;              ///< that run at once on one group
+  int max_running = INT_MAX;           ///< and over all groups
+  int max_tokens = 512;                ///< of one group in one step
+  StateLayout layout;                  ///< what a sequence keeps; by default nothing
+  std::size_t state_bytes = SIZE_MAX;  ///< that the sequences of one group may keep
+  std::size_t record_bytes = 0;        ///< that one group's step record may have
 };
 
 /// Requests wait in one fair queue. The first goes to the group that runs the fewest sequences
@@ -34,16 +33,17 @@ struct BatcherOptions {
 /// that has waited longest, the rest to the shortest ones. A group never runs more sequences than
 /// max_tokens.
 ///
-/// A sequence holds the pages of its prompt from when it starts and takes more as it grows. Where a
-/// group has no page left the youngest sequence gives up its cache and later runs again from its
-/// first token, which changes none of its tokens. The oldest always goes on.
+/// A sequence has the memory for its prompt from when it starts and takes more as it grows, page by
+/// page as the layout says: where layers see a window alone, less than its length. Where a group
+/// has none left the youngest sequence gives up its state and later runs again from its first
+/// token, which changes none of its tokens. The oldest always goes on.
 ///
 /// The sequences of a group that is gone wait anew, with the tokens they have given, and start over
 /// on another group.
 class Batcher {
  public:
   /// REQUIRES: all options positive; any request that enqueue() will see fits record_bytes, and its
-  /// most_positions() fit kv_pages.
+  /// most_bytes() fit state_bytes.
   explicit Batcher(const BatcherOptions& options);
 
   void enqueue(Admission admission);
@@ -81,7 +81,10 @@ class Batcher {
   std::size_t running() const;
 
   /// Over all groups.
-  std::int64_t used_pages() const;
+  std::size_t used_bytes() const;
+
+  /// What a sequence of `positions` may need.
+  std::size_t most_bytes(std::int64_t positions) const;
 
   std::uint64_t evictions() const { return evictions_; }
 
@@ -89,8 +92,9 @@ class Batcher {
   struct Sequence {
     Admission admission;           ///< with what it has given so far, to start it anew
     std::int64_t prompt_left = 0;  ///< known tokens that no step has run yet, while in the prompt
-    std::int64_t length = 0;       ///< positions in its cache
-    std::int64_t pages = 0;        ///< that it holds; 0: it has been evicted and waits
+    std::int64_t length = 0;       ///< positions of its state
+    std::size_t bytes = 0;         ///< that it has
+    bool evicted = false;          ///< it has none and waits
     std::int64_t planned = 0;      ///< of its tokens, in the step that was planned last
     bool planned_prompt = false;   ///< and whether they were prompt
 
@@ -104,7 +108,7 @@ class Batcher {
     std::size_t record_left = 0;  ///< bytes for admissions in the record being planned
 
     std::int64_t prompt_left() const;
-    std::int64_t pages() const;
+    std::size_t bytes() const;
     bool all_started() const;
   };
 

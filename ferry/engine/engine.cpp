@@ -13,6 +13,7 @@
 #include "ferry/engine/sequences.h"
 #include "ferry/engine/step_link.h"
 #include "ferry/engine/survivors.h"
+#include "ferry/model/mixers/mixer.h"
 
 namespace ferry {
 
@@ -23,15 +24,23 @@ constexpr std::chrono::milliseconds kIdleLook{50};
 
 int or_any(int limit) { return limit == 0 ? INT_MAX : limit; }
 
-/// Whole pages that fit; any number where there is no limit.
-int kv_pages(const EngineOptions& options) {
-  if (options.max_kv_tokens == 0) return INT_MAX;
-  if (options.max_kv_tokens < kKvPageTokens) {
+/// What a sequence keeps on all ranks of its group together, which is what is counted.
+StateLayout layout_of_group(const Decoder& decoder) {
+  return StateLayout(state_specs(decoder.config(), decoder.activation_type()));
+}
+
+/// Of whole pages that fit; any number where there is no limit.
+std::size_t state_bytes(const EngineOptions& options, const StateLayout& layout) {
+  if (options.max_kv_tokens == 0) return SIZE_MAX;
+  if (options.max_kv_tokens < kPagePositions) {
     fail<ConfigError>("{} positions for keys and values of a rank; at least {} are needed",
                       options.max_kv_tokens,
-                      kKvPageTokens);
+                      kPagePositions);
   }
-  return static_cast<int>(std::min<std::int64_t>(options.max_kv_tokens / kKvPageTokens, INT_MAX));
+  const auto positions =
+      static_cast<std::size_t>(options.max_kv_tokens / kPagePositions * kPagePositions);
+  const std::size_t each = layout.bytes_per_position();
+  return positions > SIZE_MAX / each ? SIZE_MAX : positions * each;
 }
 
 std::size_t max_live(const EngineOptions& options, int groups) {
@@ -62,14 +71,17 @@ class Engine::Impl {
         decoder_(decoder),
         transport_(transport),
         tp_(decoder.tp()),
-        survivors_(
-            decoder, transport, decoder.masks() && decoder.tp() == 1 && !options.hash_logits),
+        layout_(layout_of_group(decoder)),
+        survivors_(decoder,
+                   transport,
+                   decoder.sparse_layers().masks() && decoder.tp() == 1 && !options.hash_logits),
         sequences_(decoder, max_context_, options.hash_logits && speaks(transport.rank())),
         batcher_({.groups = groups(),
                   .max_sequences = options.max_sequences_per_rank,
                   .max_running = or_any(options.max_running),
                   .max_tokens = options.max_tokens_per_step,
-                  .kv_pages = kv_pages(options),
+                  .layout = layout_,
+                  .state_bytes = state_bytes(options, layout_),
                   .record_bytes = record_capacity(max_context_, options.max_sequences_per_rank)}),
         link_(transport,
               record_capacity(max_context_, options.max_sequences_per_rank),
@@ -88,7 +100,7 @@ class Engine::Impl {
   void check(const Request& request) const {
     check_request(request, vocab_, max_context_);
     const int wanted = most_positions(request, max_context_);
-    if (options_.max_kv_tokens != 0 && ceil_div(wanted, kKvPageTokens) > kv_pages(options_)) {
+    if (batcher_.most_bytes(wanted) > state_bytes(options_, layout_)) {
       fail<ConfigError>(
           "prompt and new tokens may fill {} positions, but a rank has room for {}; ask for fewer "
           "tokens or raise --max-total-tokens",
@@ -115,10 +127,13 @@ class Engine::Impl {
     EngineStats stats = stats_;
     stats.requests_running = batcher_.running();
     stats.requests_waiting = batcher_.waiting();
-    stats.kv_tokens = batcher_.used_pages() * kKvPageTokens;
+    stats.kv_tokens =
+        static_cast<std::int64_t>(batcher_.used_bytes() / layout_.bytes_per_position());
     stats.evictions = batcher_.evictions();
-    stats.exchange_bytes = decoder_.exchange_stats().bytes_wire;
-    stats.exchange_time = decoder_.exchange_time();
+    const ExchangeStats exchanged = decoder_.sparse_layers().exchange_stats();
+    stats.exchange_bytes = exchanged.bytes_wire;
+    stats.exchange_network_bytes = exchanged.bytes_network;
+    stats.exchange_time = decoder_.sparse_layers().exchange_time();
     return stats;
   }
 
@@ -307,6 +322,7 @@ class Engine::Impl {
   Decoder& decoder_;
   Transport& transport_;
   int tp_;  // ranks of a group, which all run the same sequences
+  const StateLayout layout_;
   Survivors survivors_;
   Sequences sequences_;
   Batcher batcher_;  // used on rank 0 only

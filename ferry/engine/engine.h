@@ -23,7 +23,9 @@ struct EngineOptions {
   int max_context = 0;              ///< positions a sequence may have; 0 = the model's
   int max_running = 0;              ///< sequences that run at once over all ranks; 0 = any
   int max_waiting = 0;              ///< requests that may wait beside those; 0 = any
-  std::int64_t max_kv_tokens = 0;   ///< positions that the sequences of one rank may fill; 0 = any
+  /// Positions that the sequences of one rank may fill, or more where layers keep a window of them
+  /// alone: what all layers keep of so many is the memory that there is. 0 = any.
+  std::int64_t max_kv_tokens = 0;
   bool hash_logits = false;
   std::chrono::nanoseconds timeout = std::chrono::seconds(30);  ///< of a wait inside a step
   BalanceOptions balance;
@@ -36,11 +38,13 @@ struct EngineOptions {
 struct EngineStats {
   std::uint64_t requests_running = 0;  ///< now
   std::uint64_t requests_waiting = 0;
-  std::int64_t kv_tokens = 0;        ///< that hold memory now, over all ranks, in whole pages
+  std::int64_t kv_tokens = 0;        ///< that hold memory now, over all ranks, in whole pages; one
+                                     ///< that only some layers keep counts as their part
   std::uint64_t evictions = 0;       ///< times that a sequence had to start over for want of pages
   std::uint64_t ranks_lost = 0;      ///< that died, and the others went on
   std::uint64_t restarts = 0;        ///< of sequences that ran on those
   std::uint64_t exchange_bytes = 0;  ///< payload that left or entered rank 0's memory
+  std::uint64_t exchange_network_bytes = 0;  ///< of that, payload that left for another host
   std::chrono::nanoseconds exchange_time{};  ///< of rank 0 in dispatch and combine, waits included
   std::uint64_t steps = 0;
   std::uint64_t prefill_tokens = 0;

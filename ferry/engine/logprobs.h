@@ -9,7 +9,7 @@ namespace ferry {
 
 inline constexpr int kMaxTopLogprobs = 20;
 
-/// ln of a token's probability under the model: before temperature and before any cut.
+/// ln of a token's probability under the model: before logits processors, temperature and any cut.
 struct TokenLogprob {
   std::int32_t id = 0;
   float logprob = 0;

@@ -31,23 +31,6 @@ void stand_back() {
   setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), kPlannerNiceness);
 }
 
-ExpertPlacement placement_of(const std::vector<Placement>& layers) {
-  std::vector<std::vector<ExpertId>> maps;
-  maps.reserve(layers.size());
-  for (const Placement& layer : layers)
-    maps.emplace_back(layer.expert_of_slots().begin(), layer.expert_of_slots().end());
-  return {maps, layers.front().experts(), layers.front().ranks()};
-}
-
-std::vector<std::vector<ExpertId>> maps_of(const ExpertPlacement& placement) {
-  std::vector<std::vector<ExpertId>> maps;
-  for (int l = 0; l < placement.layers(); ++l) {
-    const auto map = placement.physical_to_logical(l);
-    maps.emplace_back(map.begin(), map.end());
-  }
-  return maps;
-}
-
 std::vector<int> all_layers(int layers) {
   std::vector<int> order(static_cast<std::size_t>(layers));
   std::iota(order.begin(), order.end(), 0);
@@ -148,7 +131,7 @@ void Rebalancer::start_planning() {
     window.push_back(recorder_.window_load());
   planning_ = std::async(std::launch::async,
                          [window = std::move(window),
-                          current = placement_of(mover_.placements()),
+                          current = ExpertPlacement(mover_.placements()),
                           topology = Topology{.ranks = now.ranks(), .nodes = options_.nodes},
                           plan = PlanOptions{.policy = options_.policy,
                                              .redundant = redundant_of(now),
@@ -165,8 +148,8 @@ void Rebalancer::start_planning() {
 /// Where the placement is still the one that the plan began with.
 void Rebalancer::renew_shares(Proposal& proposal) {
   if (!options_.weighted || mover_.moving() || mover_.switches() != planned_from_) return;
-  const ExpertPlacement now = placement_of(mover_.placements());
-  mover_.announce({maps_of(now), std::move(proposal.shares_now)}, all_layers(now.layers()));
+  const ExpertPlacement now = ExpertPlacement(mover_.placements());
+  mover_.announce({now.maps(), std::move(proposal.shares_now)}, all_layers(now.layers()));
   switches_at_plan_ = mover_.switches();
   ++stats_.shares_renewed;
 }
@@ -186,7 +169,7 @@ void Rebalancer::take_plan() {
       return b.after - b.before;
     };
     std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return gain(a) > gain(b); });
-    mover_.announce({maps_of(plan.placement), std::move(plan.shares)}, order);
+    mover_.announce({plan.placement.maps(), std::move(plan.shares)}, order);
     switches_at_plan_ = mover_.switches();
     ++stats_.plans_adopted;
     stats_.predicted = balance.after;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ferry/core/error.h"
+#include "ferry/engine/logits_chain.h"
 
 namespace ferry {
 
@@ -43,6 +44,7 @@ void check_request(const Request& request, int vocab, int max_context) {
                       kMaxTopLogprobs);
   }
   check_sampling(request.sampling);
+  check_processors(request, vocab);
 }
 
 }  // namespace ferry

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "ferry/engine/logits_processor.h"
 #include "ferry/engine/logprobs.h"
 #include "ferry/engine/sampler.h"
 
@@ -21,6 +22,8 @@ struct Request {
   std::optional<int> top_logprobs;     ///< given: logprobs of each token and of so many most
                                        ///< probable ones, at most kMaxTopLogprobs
   std::uint64_t client = 0;            ///< who asks: clients' requests start in turn
+  std::vector<ProcessorOptions> processors = {};  ///< that change logits before the sampler sees
+                                                  ///< them, each kind at most once
 };
 
 inline constexpr std::size_t kMaxStopIds = 256;

@@ -1,17 +1,19 @@
-// The sequences that one rank runs: their ids, caches and samplers. Turns a step's record into one
+// The sequences that one rank runs: their ids, states and samplers. Turns a step's record into one
 // call of the decoder and its logits into tokens.
 #pragma once
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
+#include "ferry/engine/logits_chain.h"
 #include "ferry/engine/logits_hash.h"
 #include "ferry/engine/request.h"
 #include "ferry/engine/step_record.h"
 #include "ferry/model/decoder.h"
-#include "ferry/model/kv_cache.h"
+#include "ferry/state/sequence_state.h"
 
 namespace ferry {
 
@@ -30,14 +32,21 @@ class Sequences {
   struct Sequence {
     Request request;
     std::vector<std::int32_t> ids;  ///< prompt, then what was generated
-    KvCache cache;
+    SequenceState state;
     std::optional<LogitsHash> hash;
+    LogitsChain processors;
 
     std::size_t generated() const { return ids.size() - request.prompt.size(); }
+
+    TokenHistory history() const {
+      const std::span<const std::int32_t> all(ids);
+      return {.prompt = all.first(request.prompt.size()),
+              .generated = all.subspan(request.prompt.size())};
+    }
   };
 
   void admit(Admission admission);
-  KvCache new_cache(const Request& request) const;
+  SequenceState new_state(const Request& request);
   void evict(std::uint64_t id);
   TokenResult choose_token(std::uint64_t id, Sequence& sequence, std::span<const float> logits);
   bool finished(const Sequence& sequence) const;
@@ -46,8 +55,10 @@ class Sequences {
   int max_context_;
   bool hash_logits_;
   Sampler sampler_;
+  PagePool pages_;  // before those whose states lie in it
   std::unordered_map<std::uint64_t, Sequence> sequences_;
   std::vector<SequenceStep> batch_;
+  std::vector<float> processed_;  // one row of logits, once a request has processors
 };
 
 }  // namespace ferry

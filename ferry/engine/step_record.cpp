@@ -4,7 +4,8 @@
 //   moves     = plan u64, switches u64, bytes u64
 //   admission = id u64, max_new i32, top_k i32, temperature f64, top_p f64, seed u64,
 //               logprobs i32 (-1 = none), prompt u32, stop ids u32, generated u32,
-//               prompt i32*, stop id i32*, generated i32*
+//               processors u32, prompt i32*, stop id i32*, generated i32*, processor*
+//   processor = row of the table u32, integers u32, numbers u32, integer i32*, number f32*
 //   run       = id u64, tokens i32
 //   result    = head, lost u32, gone, tokens u32, token*
 //   token     = id u64, token i32, last u32, sha256 32 bytes, logprobs u32, [chosen f32, top u32,
@@ -13,10 +14,12 @@
 //   gone      = u64 [16], a bit a rank
 #include "ferry/engine/step_record.h"
 
+#include <algorithm>
 #include <cstring>
 #include <type_traits>
 
 #include "ferry/core/error.h"
+#include "ferry/engine/logits_chain.h"
 
 namespace ferry {
 
@@ -27,7 +30,8 @@ constexpr std::uint32_t kResultMagic = 0x46525253;  // "FRRS"
 constexpr std::size_t kHeadBytes = 4 + 8;
 constexpr std::size_t kGoneBytes = sizeof(RankSet);
 constexpr std::size_t kMovesBytes = 8 + 8 + 8;
-constexpr std::size_t kAdmissionFixedBytes = 8 + 4 + 4 + 8 + 8 + 8 + 4 + 4 + 4 + 4;
+constexpr std::size_t kAdmissionFixedBytes = 8 + 4 + 4 + 8 + 8 + 8 + 4 + 4 + 4 + 4 + 4;
+constexpr std::size_t kProcessorFixedBytes = 4 + 4 + 4;
 constexpr std::size_t kRunBytes = 8 + 4;
 constexpr std::size_t kTokenBytes = 8 + 4 + 4 + sizeof(Sha256) + 4;
 constexpr std::size_t kLogprobBytes = 4 + 4;
@@ -94,8 +98,10 @@ class Reader {
     return all;
   }
 
-  void expect_magic(std::uint32_t magic) {
-    if (value<std::uint32_t>() != magic) damaged();
+  void expect_magic(std::uint32_t magic) { expect(value<std::uint32_t>() == magic); }
+
+  void expect(bool sound) const {
+    if (!sound) damaged();
   }
 
  private:
@@ -120,6 +126,30 @@ class Reader {
   std::size_t at_ = 0;
 };
 
+void write_processor(Writer& w, const ProcessorOptions& options) {
+  const std::span<const ProcessorKind* const> kinds = processor_kinds();
+  const auto row = std::find_if(kinds.begin(), kinds.end(), [&](const ProcessorKind* kind) {
+    return options.name == kind->name;
+  });
+  FERRY_CHECK(row != kinds.end(), "there is no logits processor \"{}\"", options.name);
+  w.count(static_cast<std::size_t>(row - kinds.begin()));
+  w.count(options.integers.size());
+  w.count(options.numbers.size());
+  w.values(options.integers);
+  w.values(options.numbers);
+}
+
+ProcessorOptions read_processor(Reader& in) {
+  const std::size_t row = in.value<std::uint32_t>();
+  in.expect(row < processor_kinds().size());
+  ProcessorOptions options{.name = processor_kinds()[row]->name, .integers = {}, .numbers = {}};
+  const std::size_t integers = in.count(sizeof(std::int32_t));
+  const std::size_t numbers = in.count(sizeof(float));
+  options.integers = in.values<std::int32_t>(integers);
+  options.numbers = in.values<float>(numbers);
+  return options;
+}
+
 void write_admission(Writer& w, const Admission& admission) {
   const Request& r = admission.request;
   w.value(admission.id);
@@ -132,9 +162,11 @@ void write_admission(Writer& w, const Admission& admission) {
   w.count(r.prompt.size());
   w.count(r.stop_ids.size());
   w.count(admission.generated.size());
+  w.count(r.processors.size());
   w.values(r.prompt);
   w.values(r.stop_ids);
   w.values(admission.generated);
+  for (const ProcessorOptions& options : r.processors) write_processor(w, options);
 }
 
 Admission read_admission(Reader& in) {
@@ -151,9 +183,11 @@ Admission read_admission(Reader& in) {
   const std::size_t prompt = in.count(sizeof(std::int32_t));
   const std::size_t stop_ids = in.count(sizeof(std::int32_t));
   const std::size_t generated = in.count(sizeof(std::int32_t));
+  const std::size_t processors = in.count(kProcessorFixedBytes);
   r.prompt = in.values<std::int32_t>(prompt);
   r.stop_ids = in.values<std::int32_t>(stop_ids);
   admission.generated = in.values<std::int32_t>(generated);
+  for (std::size_t i = 0; i < processors; ++i) r.processors.push_back(read_processor(in));
   return admission;
 }
 
@@ -185,9 +219,12 @@ TokenResult read_token(Reader& in) {
 }  // namespace
 
 std::size_t encoded_bytes(const Admission& admission) {
-  return kAdmissionFixedBytes +
-         (static_cast<std::size_t>(admission.tokens()) + admission.request.stop_ids.size()) *
-             sizeof(std::int32_t);
+  std::size_t numbers =
+      static_cast<std::size_t>(admission.tokens()) + admission.request.stop_ids.size();
+  for (const ProcessorOptions& options : admission.request.processors)
+    numbers += options.integers.size() + options.numbers.size();
+  return kAdmissionFixedBytes + admission.request.processors.size() * kProcessorFixedBytes +
+         numbers * sizeof(std::int32_t);
 }
 
 std::size_t record_bytes_without_admissions(int sequences) {
@@ -198,7 +235,9 @@ std::size_t record_bytes_without_admissions(int sequences) {
 
 std::size_t record_capacity(int max_context, int sequences) {
   return record_bytes_without_admissions(sequences) + kAdmissionFixedBytes +
-         (static_cast<std::size_t>(max_context) + kMaxStopIds) * sizeof(std::int32_t);
+         processor_kinds().size() * kProcessorFixedBytes +
+         (static_cast<std::size_t>(max_context) + kMaxStopIds + kMaxProcessorNumbers) *
+             sizeof(std::int32_t);
 }
 
 std::size_t result_capacity(int sequences) {

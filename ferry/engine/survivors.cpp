@@ -20,7 +20,7 @@ bool Survivors::lose_after(const TransportError& error) {
 
 void Survivors::lose(Rank rank) {
   gone_.set(static_cast<std::size_t>(rank));
-  decoder_.mask(rank);
+  decoder_.sparse_layers().mask(rank);
 }
 
 void Survivors::lose(const RankSet& ranks) {
@@ -41,7 +41,7 @@ void Survivors::look() {
   if (!go_on_) return;
   RankSet masked;
   for (Rank r = 0; r < transport_.size(); ++r)
-    masked.set(static_cast<std::size_t>(r), decoder_.is_masked(r));
+    masked.set(static_cast<std::size_t>(r), decoder_.sparse_layers().is_masked(r));
   lose(masked);
 }
 

@@ -89,6 +89,12 @@ ExchangeOptions exchange_options(MoeA2ABackend backend, DeepepMode mode) {
   return row_of(kModes, mode).options;
 }
 
+DispatchFormat format_for(const ExchangeOptions& options, bool reserved_costs) {
+  const bool padded_for_free = options.fixed_format || !reserved_costs;
+  return options.format == DispatchFormat::padded && !padded_for_free ? DispatchFormat::ragged
+                                                                      : options.format;
+}
+
 std::span<const MoeA2ABackend> all_backends() {
   static constexpr auto kValues = values_of(kBackends);
   return kValues;

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "ferry/exchange/expert_rows.h"
+#include "ferry/export.h"
 
 namespace ferry {
 
@@ -38,7 +39,13 @@ struct ExchangeOptions {
   /// All ranks hold the same tokens; each sends its H / R columns of every row and gets those of
   /// the results. The computing rank puts full rows together. Source: dlinfer's alltoallv.
   bool hidden_partition = false;
+  /// Padded rows are reserved for the worst case, which costs nothing only where memory that nobody
+  /// touches is free: elsewhere (pinned, or on a device) `padded` means ragged, unless this is set.
+  bool fixed_format = false;
 };
+
+/// The format of such an exchange where reserved memory costs as much as used memory, or not.
+DispatchFormat format_for(const ExchangeOptions& options, bool reserved_costs);
 
 /// Backends that combine per expert (reduce_at = home) give the same bits as each other, for any
 /// number of ranks; `none` and deepep's normal mode are bit-stable at a fixed number, on the same
@@ -59,20 +66,21 @@ enum class DeepepMode : std::uint8_t { normal, low_latency, automatic };
 
 /// The row of a backend; `mode` matters to deepep alone. Throws BrokenContract for what is still
 /// automatic.
-ExchangeOptions exchange_options(MoeA2ABackend backend, DeepepMode mode = DeepepMode::low_latency);
+FERRY_API ExchangeOptions exchange_options(MoeA2ABackend backend,
+                                           DeepepMode mode = DeepepMode::low_latency);
 
 /// All of them, in the order of the table.
-std::span<const MoeA2ABackend> all_backends();
-std::span<const DeepepMode> all_deepep_modes();
+FERRY_API std::span<const MoeA2ABackend> all_backends();
+FERRY_API std::span<const DeepepMode> all_deepep_modes();
 
-std::string_view backend_name(MoeA2ABackend backend);
-std::string_view deepep_mode_name(DeepepMode mode);
-std::string_view format_name(DispatchFormat format);
+FERRY_API std::string_view backend_name(MoeA2ABackend backend);
+FERRY_API std::string_view deepep_mode_name(DeepepMode mode);
+FERRY_API std::string_view format_name(DispatchFormat format);
 
 /// From --moe-a2a-backend, --deepep-mode and --layout. Throw ConfigError that lists the known
 /// names.
-MoeA2ABackend parse_backend(std::string_view name);
-DeepepMode parse_deepep_mode(std::string_view name);
-DispatchFormat parse_format(std::string_view name);
+FERRY_API MoeA2ABackend parse_backend(std::string_view name);
+FERRY_API DeepepMode parse_deepep_mode(std::string_view name);
+FERRY_API DispatchFormat parse_format(std::string_view name);
 
 }  // namespace ferry

@@ -1,6 +1,6 @@
 #include "ferry/exchange/choose_backend.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <cmath>

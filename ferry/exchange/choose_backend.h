@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ferry/exchange/backend.h"
+#include "ferry/export.h"
 #include "ferry/kernels/wire.h"
 
 namespace ferry {
@@ -41,11 +42,11 @@ struct BackendChoice {
 
 /// The candidates in order of cost. Their fixed figures (memory 10 GB/s, network 1.2 GB/s and 20
 /// us, shared memory 1 us a message) rank them; they do not predict a time on a given machine.
-std::vector<BackendCost> backend_costs(const BackendSituation& situation);
+FERRY_API std::vector<BackendCost> backend_costs(const BackendSituation& situation);
 
 /// `asked` with every "auto" in it replaced.
-BackendChoice choose_backend(MoeA2ABackend asked,
-                             DeepepMode mode,
-                             const BackendSituation& situation);
+FERRY_API BackendChoice choose_backend(MoeA2ABackend asked,
+                                       DeepepMode mode,
+                                       const BackendSituation& situation);
 
 }  // namespace ferry

@@ -3,23 +3,12 @@
 
 #include <optional>
 #include <string>
-#include <string_view>
 
 #include "ferry/exchange/backend.h"
 #include "ferry/exchange/dispatcher.h"
 #include "ferry/exchange/placement.h"
 
 namespace ferry {
-
-/// What some experts can work with. The default is what ferry's own can, and any ExpertFn that goes
-/// by ExpertRows.
-struct ExpertsContract {
-  std::string_view name = "experts";
-  bool padded = true;
-  bool ragged = true;
-  bool row_pointers = true;
-  bool in_tiles = true;  ///< may be called several times an exchange
-};
 
 /// Why these experts cannot serve this exchange; none: they can.
 std::optional<std::string> why_not(const ExchangeOptions& exchange, const ExpertsContract& experts);

@@ -1,311 +1,335 @@
 #include "ferry/exchange/dispatcher.h"
 
-#include <algorithm>
-#include <string>
+#include <exception>
+#include <utility>
 
 #include "ferry/core/error.h"
 #include "ferry/exchange/compatibility.h"
+#include "ferry/exchange/cpu_plane.h"
+#include "ferry/exchange/home_sums.h"
+#include "ferry/exchange/tile_pipeline.h"
+#include "ferry/exchange/token_sender.h"
 
 namespace ferry {
 
 namespace {
 
-std::size_t input_bytes(const DispatcherOptions& options, const ExchangeLayout& layout) {
-  return options.exchange.format == DispatchFormat::row_pointers
-             ? 0
-             : static_cast<std::size_t>(layout.expert_rows) * layout.expert_row_bytes;
-}
-
-/// Experts write straight into the results, which peers read or which are pushed; unless what
-/// leaves is a sum of theirs, or quantised.
-std::size_t output_bytes(const DispatcherOptions& options, const ExchangeLayout& layout) {
-  const bool leaves_as_written = options.exchange.reduce_at == ExchangeOptions::ReduceAt::home &&
-                                 !is_quantized(options.combine_wire);
-  return leaves_as_written ? 0
-                           : static_cast<std::size_t>(layout.expert_rows) * layout.output_row_bytes;
-}
-
-/// A rank that dies would take along what it relays, so where ranks are masked each gets its own
-/// rows; and who sends a row for each expert does not send one for each host.
-bool sends_once_per_host(const ExchangeOptions& exchange) {
-  return exchange.on_dead_rank == ExchangeOptions::OnDeadRank::fail &&
-         exchange.send_per != ExchangeOptions::SendPer::token_expert;
-}
-
-RelayPlan plan_relays(const ExchangeOptions& exchange, const Transport& transport) {
-  std::vector<int> hosts;
-  for (Rank r = 0; r < transport.size(); ++r) hosts.push_back(transport.host_of(r));
-  return {hosts, transport.rank(), sends_once_per_host(exchange)};
+/// With the format that memory of these kinds asks for. Throws ConfigError as check_options.
+DispatcherOptions resolved(DispatcherOptions options,
+                           int ranks,
+                           const Capabilities& transport,
+                           MemoryKind rows) {
+  check_options(options, ranks);
+  const bool reserved_costs = transport.pins_memory || rows != MemoryKind::host;
+  options.exchange.format = format_for(options.exchange, reserved_costs);
+  return options;
 }
 
 }  // namespace
 
-std::size_t Dispatcher::mem_size(const DispatcherOptions& options, int ranks, bool load_store) {
-  check_options(options, ranks);
-  const ExchangeLayout layout(options, ranks, load_store);
-  const std::size_t pointers = options.exchange.format == DispatchFormat::row_pointers
-                                   ? static_cast<std::size_t>(layout.expert_rows) * sizeof(void*)
-                                   : 0;
-  const std::size_t row_weights =
-      options.row_weights ? static_cast<std::size_t>(layout.expert_rows) * sizeof(float) : 0;
-  return layout.bytes + pointers + row_weights + input_bytes(options, layout) +
-         output_bytes(options, layout);
-}
+/// The protocol: phases in their order on the caller's thread, their steps on the plane.
+class Dispatcher::Impl {
+ public:
+  Impl(const DispatcherOptions& options,
+       Transport& transport,
+       std::unique_ptr<DataPlane> own_plane,
+       DataPlane& plane);
+  ~Impl();
 
-Dispatcher::Dispatcher(const DispatcherOptions& options, Transport& transport, ThreadPool& pool)
-    : options_((check_options(options, transport.size()), options)),
-      transport_(transport),
-      pool_(pool),
-      ranks_(transport.size()),
-      pull_(transport.capabilities().load_store),
-      relays_(plan_relays(options.exchange, transport)),
-      // Members of a group that spans hosts would want other sums.
-      sums_per_host_(sums_per_rank() && sends_once_per_host(options.exchange) &&
-                     options.dp_size == 1),
-      layout_(options_, ranks_, pull_),
-      receive_plan_({.ranks = options.exchange.hidden_partition ? 1 : ranks_,
-                     .slots_per_rank = options.slots_per_rank,
-                     .format = options.exchange.format,
-                     .slot_capacity = layout_.slot_capacity,
-                     .alignment = options.row_alignment,
-                     .max_records = layout_.max_records,
-                     .first_home = source_of(transport.rank())}),
-      timeout_(options.timeout) {
-  if (masks() && ranks_ > 1 && !transport.capabilities().survives_peer_death) {
-    fail<ConfigError>(
-        "transport {} ends all ranks when one dies, so none can be masked; use a backend that does "
-        "not mask, or another transport",
-        transport.name());
+  void dispatch_send(const RoutedTokens& tokens);
+  ExpertRows dispatch_recv();
+  void dispatch_recv(FunctionRef<void(const ExpertRows&)> experts);
+  void combine_send();
+  void combine_recv(const CombineTarget& target);
+  bool poll();
+  std::unique_ptr<CachedRouting> keep_routing();
+  void mask(Rank peer);
+
+  void synchronise() { plane_.synchronise(); }
+
+  bool is_masked(Rank peer) const { return synchronised("is_masked()").link_.is_masked(peer); }
+
+  std::span<const int> lost_tokens() const {
+    return synchronised("lost_tokens()").sums_.lost_tokens();
   }
-  region_ = transport.allocate_region(layout_.bytes, ranks_ * kExchangeSignals);
-  const auto num_ranks = static_cast<std::size_t>(ranks_);
-  const auto slots = static_cast<std::size_t>(options.slots_per_rank);
-  const auto tokens = static_cast<std::size_t>(options.max_tokens);
-  for (Rank r = 0; r < ranks_; ++r)
-    reads_.push_back(transport.peer_window(*region_, r).empty() ? 0 : 1);
-  passed_.resize(num_ranks);
-  send_plans_.assign(static_cast<std::size_t>(options.dp_size),
-                     SendPlan(ranks_,
-                              options.slots_per_rank,
-                              options.topk,
-                              options.max_tokens,
-                              relays_.takers(transport.rank())));
-  messages_.resize(num_ranks);
-  counts_.resize(num_ranks * slots);
-  result_rows_.resize(num_ranks * static_cast<std::size_t>(options.dp_size) * slots);
-  tokens_of_.resize(num_ranks);
-  if (options.exchange.format == DispatchFormat::row_pointers)
-    row_pointers_.resize(static_cast<std::size_t>(layout_.expert_rows));
-  if (options.row_weights) row_weights_.resize(static_cast<std::size_t>(layout_.expert_rows));
-  if (masks()) no_row_ = Buffer(layout_.expert_row_bytes, Buffer::Use::sparse);
-  expert_input_ = Buffer(input_bytes(options, layout_), Buffer::Use::sparse);
-  expert_output_ = Buffer(output_bytes(options, layout_), Buffer::Use::sparse);
-  tile_counts_.resize(slots);
-  counts_of_tile_.resize(slots);
-  tile_offsets_.resize(slots);
-  result_puts_.resize(num_ranks);
-  rows_expected_.resize(num_ranks);
-  results_expected_.resize(num_ranks);
-  const auto threads = static_cast<std::size_t>(pool.size());
-  const std::size_t terms = std::max(num_ranks, static_cast<std::size_t>(options.topk));
-  sum_rows_.assign(threads, std::vector<const std::byte*>(terms));
-  sum_weights_.assign(threads, std::vector<float>(terms));
-  if (sums_per_rank() && is_quantized(options.combine_wire))
-    sum_row_.assign(threads, std::vector<float>(static_cast<std::size_t>(options.hidden)));
-  masked_.resize(num_ranks);
-  has_results_.resize(num_ranks);
-  lost_.resize(tokens);
-  lost_tokens_.reserve(tokens);
+
+  int chunks_of_all() const { return synchronised("chunks_of_all()").lane_.chunks_of_all; }
+
+  const ExchangeStats& stats() const { return synchronised("stats()").lane_.stats; }
+
+  MutableRowsView registered_input() const { return sender_.stage(); }
+
+  const DispatcherOptions& options() const { return lane_.options; }
+
+  int ranks() const { return lane_.ranks; }
+
+ private:
+  enum class Phase : std::uint8_t { idle, dispatch_sent, dispatched, combine_sent };
+
+  void enter(Phase expected, Phase next, std::string_view name);
+  const Impl& synchronised(std::string_view what) const;
+  ExpertRows rows() const;
+
+  // Steps.
+  void begin_phase(std::string_view name);
+  void send_tokens(const RoutedTokens& tokens);
+  void receive_tokens();
+  void send_results();
+  void receive_results(const CombineTarget& target);
+
+  std::unique_ptr<DataPlane> own_plane_;
+  DataPlane& plane_;
+
+  // The caller's side.
+  Phase phase_ = Phase::idle;
+  std::string_view phase_name_ = "idle";
+  int tokens_ = 0;
+
+  // The steps' side.
+  LaneState lane_;
+  PeerLink link_;
+  DispatchMessages messages_;
+  TokenSender sender_;
+  RowReceiver receiver_;
+  CombineMessages combined_;
+  ResultSender results_;
+  TilePipeline tiles_;
+  HomeSums sums_;
+};
+
+Dispatcher::Impl::Impl(const DispatcherOptions& options,
+                       Transport& transport,
+                       std::unique_ptr<DataPlane> own_plane,
+                       DataPlane& plane)
+    : own_plane_(std::move(own_plane)),
+      plane_(plane),
+      lane_(resolved(options, transport.size(), transport.capabilities(), plane.place().kind),
+            transport),
+      link_(lane_, transport, plane),
+      messages_(lane_, link_),
+      sender_(lane_, link_, plane),
+      receiver_(lane_, link_, messages_, plane),
+      combined_(lane_, link_, messages_),
+      results_(lane_, link_, messages_, combined_, plane),
+      tiles_(lane_, messages_, receiver_, results_),
+      sums_(lane_, link_, combined_, plane) {}
+
+/// Steps that have not run yet use this lane.
+Dispatcher::Impl::~Impl() {
+  try {
+    plane_.synchronise();
+  } catch (const std::exception&) {
+    // Nobody is left to hear what went wrong in an exchange that nobody waited for.
+  }
 }
 
-MutableRowsView Dispatcher::registered_input() const {
-  return {at<std::byte>(layout_.stage), static_cast<std::ptrdiff_t>(layout_.dispatch_row_bytes)};
+const Dispatcher::Impl& Dispatcher::Impl::synchronised(std::string_view what) const {
+  FERRY_CHECK(plane_.synchronised(), "{} of a {} plane before synchronise()", what, plane_.name());
+  return *this;
 }
 
-std::byte* Dispatcher::output() const {
-  return expert_output_.data() ? expert_output_.data() : at<std::byte>(layout_.results);
-}
-
-void Dispatcher::enter(Phase expected, Phase next, std::string_view name) {
+void Dispatcher::Impl::enter(Phase expected, Phase next, std::string_view name) {
   FERRY_CHECK(phase_ == expected, "{} called out of turn, after {}", name, phase_name_);
   phase_ = next;
   phase_name_ = name;
-  deadline_ = deadline_in(timeout_);
-  if (masks()) throw_if_masked_by_others();
 }
 
-int Dispatcher::signal_index(Rank source, ExchangeSignal signal) const {
-  return source * kExchangeSignals + static_cast<int>(signal);
+void Dispatcher::Impl::begin_phase(std::string_view name) {
+  lane_.phase = name;
+  lane_.deadline = deadline_in(lane_.timeout);
+  if (lane_.masks()) link_.throw_if_masked_by_others();
 }
 
-/// Runs a call of the transport; what it throws says what this rank was doing. Where dead ranks are
-/// masked, the call is made again without them.
-template <class Call>
-auto Dispatcher::in_context(Call call) {
-  for (;;) {
-    try {
-      return call();
-    } catch (const TransportError& e) {
-      if (!mask_after(e))
-        throw TransportError(e.kind(), e.peer(), fmt::format("{}: {}", where(), e.what()));
-    }
+void Dispatcher::Impl::dispatch_send(const RoutedTokens& tokens) {
+  enter(Phase::idle, Phase::dispatch_sent, "dispatch_send");
+  plane_.check(tokens.place, "dispatch_send");
+  tokens_ = tokens.tokens;
+  plane_.submit([this, tokens] { send_tokens(tokens); });
+}
+
+void Dispatcher::Impl::send_tokens(const RoutedTokens& tokens) {
+  lane_.timeout = tokens.timeout.value_or(lane_.options.timeout);
+  begin_phase("dispatch_send");
+  lane_.layer = tokens.layer;
+  lane_.tokens = tokens.tokens;
+  lane_.kept = tokens.cached != nullptr ? &tokens.cached->kept() : nullptr;
+  ++lane_.epoch;
+  const int members = lane_.options.dp_size;
+  for (int member = 0; lane_.kept == nullptr && member < members; ++member) {
+    lane_.built_send_plans[static_cast<std::size_t>(member)].build(
+        tokens.slots, tokens.tokens, {.member = member, .of = members});
   }
-}
-
-void Dispatcher::put(Rank peer,
-                     std::size_t offset,
-                     std::span<const std::byte> source,
-                     ExchangeSignal signal) {
-  in_context([&] {
-    transport_.put({.region = region_.get(),
-                    .peer = peer,
-                    .offset = offset,
-                    .source = source,
-                    .signal = signal_index(transport_.rank(), signal)});
-  });
-}
-
-void Dispatcher::raise(Rank peer, Rank source, ExchangeSignal signal) {
-  in_context([&] {
-    transport_.put({.region = region_.get(), .peer = peer, .signal = signal_index(source, signal)});
-  });
-}
-
-std::size_t Dispatcher::rows_per_put(std::size_t row_bytes) const {
-  return std::max<std::size_t>(1, transport_.capabilities().max_put_bytes / row_bytes);
-}
-
-std::uint32_t Dispatcher::put_rows(Rank peer,
-                                   std::size_t to,
-                                   std::size_t from,
-                                   std::size_t rows,
-                                   std::size_t row_bytes,
-                                   ExchangeSignal signal) {
-  const std::size_t most = rows_per_put(row_bytes);
-  std::uint32_t puts = 0;
-  for (std::size_t done = 0; done < rows; done += most, ++puts) {
-    const std::size_t bytes = std::min(most, rows - done) * row_bytes;
-    put(peer, to + done * row_bytes, {at<const std::byte>(from + done * row_bytes), bytes}, signal);
+  const SendPlan& plan = lane_.own_plan();
+  FERRY_CHECK(plan.tokens() == tokens.tokens,
+              "{} tokens with the kept routing of {}",
+              tokens.tokens,
+              plan.tokens());
+  sender_.stage_rows(tokens);
+  for (const Rank peer : lane_.relays.send_order()) {
+    if (link_.is_masked(peer)) continue;
+    messages_.send(peer, tokens, sender_.num_row_puts(peer));
+    sender_.push_rows(peer);  // behind it: who has read the message plans while they travel
+    lane_.stats.bytes_logical += plan.records(peer).size() * (lane_.layout.dispatch_row_bytes +
+                                                              lane_.layout.combine_slice_bytes);
   }
-  if (peer != transport_.rank()) stats_.bytes_wire += rows * row_bytes;
-  if (!relays_.is_near(peer)) stats_.bytes_network += rows * row_bytes;
-  return puts;
+  ++lane_.stats.exchanges;
 }
 
-std::string Dispatcher::where() const {
-  return fmt::format(
-      "{} of rank {} (layer {}, exchange {})", phase_name_, transport_.rank(), layer_, epoch_);
+ExpertRows Dispatcher::Impl::dispatch_recv() {
+  enter(Phase::dispatch_sent, Phase::dispatched, "dispatch_recv");
+  plane_.submit([this] { receive_tokens(); });
+  return rows();
 }
 
-bool Dispatcher::await(Rank peer, ExchangeSignal signal, std::uint64_t count) {
-  const int index = signal_index(peer, signal);
-  const WaitResult result = in_context([&] {
-    return is_masked(peer) ? WaitResult::timed_out
-                           : transport_.wait(*region_, index, count, deadline_);
-  });
-  if (result == WaitResult::reached) return true;
-  if (is_masked(peer)) return false;
-  if (masks() && peer != transport_.rank()) {
-    mask_late(peer);
-    return false;
+void Dispatcher::Impl::receive_tokens() {
+  begin_phase("dispatch_recv");
+  results_.begin();
+  receiver_.receive_messages();
+  for (const Rank home : lane_.relays.receive_order()) receiver_.take(home);
+  receiver_.publish();
+}
+
+ExpertRows Dispatcher::Impl::rows() const {
+  ExpertRows rows = receiver_.rows();
+  rows.out = results_.output();
+  return rows;
+}
+
+void Dispatcher::Impl::dispatch_recv(FunctionRef<void(const ExpertRows&)> experts) {
+  // Tiles are cut by counts, which a caller with a queue does not have.
+  if (lane_.options.exchange.pipeline == ExchangeOptions::Pipeline::phases || plane_.runs_later()) {
+    experts(dispatch_recv());
+    return;
   }
-  throw TransportError(
-      TransportError::Kind::timeout,
-      peer,
-      fmt::format("{} waited {} s for rank {}: expected {} messages, saw {}; that rank hangs or is "
-                  "slow (raise --timeout)",
-                  where(),
-                  std::chrono::duration<double>(timeout_).count(),
-                  peer,
-                  count,
-                  transport_.signal_value(*region_, index)));
+  enter(Phase::dispatch_sent, Phase::dispatched, "dispatch_recv");
+  begin_phase("dispatch_recv");
+  results_.begin();
+  receiver_.receive_messages();
+  tiles_.run(experts);
 }
 
-const std::byte* Dispatcher::part_of(Rank rank) const {
-  return transport_.peer_window(*region_, rank).data();
+void Dispatcher::Impl::combine_send() {
+  enter(Phase::dispatched, Phase::combine_sent, "combine_send");
+  plane_.submit([this] { send_results(); });
 }
 
-const std::byte* Dispatcher::rows_of(Rank home) {
-  if (reads(home)) return part_of(home) + layout_.stage;
-  return part_of(relays_.taker(home, transport_.rank())) + layout_.dispatch_slab +
-         static_cast<std::size_t>(home) * layout_.dispatch_slab_rows * layout_.dispatch_row_bytes;
+void Dispatcher::Impl::send_results() {
+  begin_phase("combine_send");
+  const FlushDenormals flush;
+  results_.send();
 }
 
-const std::byte* Dispatcher::results_of(Rank peer) {
-  if (reads(peer)) return part_of(peer) + layout_.results;
-  return at<std::byte>(layout_.combine_slab) +
-         static_cast<std::size_t>(peer) * static_cast<std::size_t>(options_.dp_size) *
-             layout_.combine_slab_rows * layout_.combine_slice_bytes;
+void Dispatcher::Impl::combine_recv(const CombineTarget& target) {
+  enter(Phase::combine_sent, Phase::idle, "combine_recv");
+  plane_.check(target.place, "combine_recv");
+  const auto entries =
+      static_cast<std::size_t>(tokens_) * static_cast<std::size_t>(lane_.options.topk);
+  FERRY_CHECK(target.weights.size() == entries,
+              "{} weights for {} (token, k)",
+              target.weights.size(),
+              entries);
+  plane_.submit([this, target] { receive_results(target); });
 }
 
-bool Dispatcher::arrived(Rank peer, ExchangeSignal signal, std::uint64_t count) {
-  if (is_masked(peer)) return true;
-  if (transport_.signal_value(*region_, signal_index(peer, signal)) >= count) return true;
-  // Who polls for ever hears of the deadline like who waits.
-  return std::chrono::steady_clock::now() >= deadline_ && !await(peer, signal, count);
+void Dispatcher::Impl::receive_results(const CombineTarget& target) {
+  begin_phase("combine_recv");
+  for (const Rank peer : lane_.relays.receive_order()) combined_.receive(peer);
+  sums_.write(target);
+  // Who goes on without this rank says so before it overwrites what this rank may still have read.
+  if (lane_.masks()) link_.throw_if_masked_by_others();
+  sums_.collect_lost_tokens();
 }
 
-bool Dispatcher::poll() {
+bool Dispatcher::Impl::poll() {
   const bool dispatching = phase_ == Phase::dispatch_sent;
   FERRY_CHECK(dispatching || phase_ == Phase::combine_sent, "poll() called after {}", phase_name_);
-  in_context([&] { transport_.progress(); });
-  if (dispatching) pass_on_what_arrived();
-  for (Rank peer = 0; peer < ranks_; ++peer) {
-    const auto p = static_cast<std::size_t>(peer);
-    if (dispatching) {
-      if (!arrived(peer, ExchangeSignal::dispatch_message, epoch_)) return false;
-      const auto* header =
-          at<const DispatchHeader>(layout_.dispatch_inbox + p * layout_.dispatch_message_bytes);
-      const std::uint64_t rows = rows_expected_[p] + header->payload_puts;
-      if (!arrived(peer, ExchangeSignal::dispatch_rows, rows)) return false;
-    } else {
-      if (!arrived(peer, ExchangeSignal::combine_message, epoch_)) return false;
-      const auto* header =
-          at<const CombineHeader>(layout_.combine_inbox + p * layout_.combine_message_bytes);
-      const std::uint64_t rows = results_expected_[p] + header->payload_puts;
-      if (!arrived(peer, ExchangeSignal::combine_rows, rows)) return false;
-    }
-  }
+  if (plane_.runs_later()) return true;
+  link_.progress();
+  if (dispatching) return receiver_.arrived();
+  for (Rank peer = 0; peer < lane_.ranks; ++peer)
+    if (!combined_.arrived(peer)) return false;
   return true;
 }
 
-// --- Ranks that are gone ------------------------------------------------------------------------
-
-void Dispatcher::mask(Rank peer) {
-  FERRY_CHECK(masks(), "mask() of a dispatcher that fails when a rank dies");
-  if (is_masked(peer)) return;
-  masked_[static_cast<std::size_t>(peer)] = 1;
-  transport_.mask(peer);
-}
-
-/// Whether the error was the end of a peer that can be masked, and now is.
-bool Dispatcher::mask_after(const TransportError& error) {
-  const bool ended = error.kind() == TransportError::Kind::peer_died ||
-                     error.kind() == TransportError::Kind::aborted;
-  const Rank peer = error.peer();
-  if (!masks() || !ended || peer < 0 || peer == transport_.rank() || is_masked(peer)) return false;
-  mask(peer);
-  return true;
-}
-
-/// A rank that may still live must learn that the others have gone on.
-void Dispatcher::mask_late(Rank peer) {
-  throw_if_masked_by_others();
-  put(peer, 0, {}, ExchangeSignal::masked);
-  mask(peer);
-}
-
-void Dispatcher::throw_if_masked_by_others() {
-  for (Rank peer = 0; peer < ranks_; ++peer) {
-    const int index = signal_index(peer, ExchangeSignal::masked);
-    if (is_masked(peer) || transport_.signal_value(*region_, index) == 0) continue;
-    throw TransportError(TransportError::Kind::aborted,
-                         peer,
-                         fmt::format("{}: rank {} waited too long for this rank and went on "
-                                     "without it; start it again with the next group",
-                                     where(),
-                                     peer));
+std::unique_ptr<CachedRouting> Dispatcher::Impl::keep_routing() {
+  FERRY_CHECK(phase_ == Phase::dispatched, "keep_routing() called after {}", phase_name_);
+  plane_.synchronise();
+  auto kept =
+      std::make_unique<KeptRouting>(KeptRouting{lane_.send_plans(), lane_.receive_plan(), {}});
+  for (Rank home = 0; home < lane_.ranks; ++home) {
+    const DispatchMessage& m = messages_.of(home);
+    kept->messages.push_back({{m.counts.begin(), m.counts.end()},
+                              {m.records.begin(), m.records.end()},
+                              {m.entries.begin(), m.entries.end()},
+                              {m.row_weights.begin(), m.row_weights.end()}});
   }
+  return std::make_unique<CachedRouting>(std::move(kept));
 }
+
+void Dispatcher::Impl::mask(Rank peer) {
+  FERRY_CHECK(lane_.masks(), "mask() of a dispatcher that fails when a rank dies");
+  plane_.submit([this, peer] { link_.mask(peer); });
+}
+
+// --- The public face
+// ------------------------------------------------------------------------------
+
+CachedRouting::CachedRouting(std::unique_ptr<const KeptRouting> kept) : kept_(std::move(kept)) {}
+
+CachedRouting::~CachedRouting() = default;
+
+std::size_t Dispatcher::mem_size(const DispatcherOptions& options,
+                                 int ranks,
+                                 const Capabilities& transport) {
+  const DispatcherOptions o = resolved(options, ranks, transport, MemoryKind::host);
+  const ExchangeLayout layout(o, ranks, transport.load_store);
+  return layout.bytes + RowReceiver::memory_bytes(o, layout) +
+         ResultSender::memory_bytes(o, layout);
+}
+
+Dispatcher::Dispatcher(const DispatcherOptions& options, Transport& transport, ThreadPool& pool) {
+  auto plane = std::make_unique<CpuPlane>(pool);
+  DataPlane& borrowed = *plane;
+  impl_ = std::make_unique<Impl>(options, transport, std::move(plane), borrowed);
+}
+
+Dispatcher::Dispatcher(const DispatcherOptions& options, Transport& transport, DataPlane& plane)
+    : impl_(std::make_unique<Impl>(options, transport, nullptr, plane)) {}
+
+Dispatcher::~Dispatcher() = default;
+
+void Dispatcher::dispatch_send(const RoutedTokens& tokens) { impl_->dispatch_send(tokens); }
+
+ExpertRows Dispatcher::dispatch_recv() { return impl_->dispatch_recv(); }
+
+void Dispatcher::dispatch_recv(FunctionRef<void(const ExpertRows&)> experts) {
+  impl_->dispatch_recv(experts);
+}
+
+void Dispatcher::combine_send() { impl_->combine_send(); }
+
+void Dispatcher::combine_recv(const CombineTarget& target) { impl_->combine_recv(target); }
+
+bool Dispatcher::poll() { return impl_->poll(); }
+
+std::unique_ptr<CachedRouting> Dispatcher::keep_routing() const { return impl_->keep_routing(); }
+
+void Dispatcher::synchronise() { impl_->synchronise(); }
+
+void Dispatcher::mask(Rank peer) { impl_->mask(peer); }
+
+int Dispatcher::ranks() const { return impl_->ranks(); }
+
+bool Dispatcher::is_masked(Rank peer) const { return impl_->is_masked(peer); }
+
+std::span<const int> Dispatcher::lost_tokens() const { return impl_->lost_tokens(); }
+
+int Dispatcher::chunks_of_all() const { return impl_->chunks_of_all(); }
+
+MutableRowsView Dispatcher::registered_input() const { return impl_->registered_input(); }
+
+const DispatcherOptions& Dispatcher::options() const { return impl_->options(); }
+
+const ExchangeStats& Dispatcher::stats() const { return impl_->stats(); }
 
 }  // namespace ferry

@@ -4,7 +4,9 @@
 
 #include <cstdint>
 #include <span>
+#include <string_view>
 
+#include "ferry/core/memory_kind.h"
 #include "ferry/core/types.h"
 #include "ferry/kernels/wire.h"
 
@@ -18,9 +20,22 @@ enum class DispatchFormat : std::uint8_t {
   row_pointers,  ///< nothing copied: a pointer per row, into peers' memory
 };
 
+/// What some experts can work with. The default is what ferry's own can, and any ExpertFn that goes
+/// by ExpertRows.
+struct ExpertsContract {
+  std::string_view name = "experts";
+  bool padded = true;
+  bool ragged = true;
+  bool row_pointers = true;
+  bool in_tiles = true;  ///< may be called several times an exchange
+};
+
 /// The one argument of every expert computation: rows in, rows out. Borrowed for the call.
 struct ExpertRows {
   DispatchFormat format = DispatchFormat::padded;
+  /// Where everything below lies. With a queue: valid for work on that queue; the host may read it
+  /// once the plane is synchronised.
+  MemoryPlace place = {};
   std::span<const std::int32_t> counts = {};   ///< [L] rows of each local slot
   std::span<const std::int64_t> offsets = {};  ///< [L] row index of each slot's first row
   RowsView in;                                 ///< [.., hidden] of in_type

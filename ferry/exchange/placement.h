@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ferry/core/types.h"
+#include "ferry/export.h"
 
 namespace ferry {
 
@@ -16,8 +17,8 @@ namespace ferry {
 enum class ReplicaRule : std::uint8_t { hash, nearest, weighted };
 
 /// Throws ConfigError that lists the names for an unknown one.
-ReplicaRule parse_replica_rule(std::string_view name);
-std::string_view replica_rule_name(ReplicaRule rule);
+FERRY_API ReplicaRule parse_replica_rule(std::string_view name);
+FERRY_API std::string_view replica_rule_name(ReplicaRule rule);
 inline constexpr std::string_view kReplicaRuleNames = "hash, nearest, weighted";
 
 /// How a rank chooses among the replicas of an expert. Each (token, k) has a hash, and each replica
@@ -43,7 +44,7 @@ struct ReplicaChoice {
 
 /// slots_per_rank = ceil((E + redundant) / R), P = R * slots_per_rank, rank = slot /
 /// slots_per_rank; a slot may be empty. Every (E, R, redundant) is legal.
-class Placement {
+class FERRY_API Placement {
  public:
   /// Experts in order over the slots, replicas of the first experts behind them: slot p holds
   /// expert p for p < E. REQUIRES: experts >= 1, ranks >= 1, redundant >= 0.

@@ -8,7 +8,8 @@
 //   gemm, f32 weights: one chain of fused multiply-adds over k from 0.
 //   gemm, fp8 weights: as bf16 over each 128 k, then one fused multiply-add with the scale.
 //   gemm, int8 and int4 weights: exact integer sums over each group, then the same.
-//   every other reduction over a row (dot, sum of squares, sum of exponentials): "lane16": lane j
+//   every other reduction over a row (scores, sum of squares, sum of exponentials): "lane16": lane
+//   j
 //     takes elements j, j+16, j+32, ... by fused multiply-add (or addition) from 0; then lanes are
 //     folded 16 -> 8 -> 4 -> 2 -> 1 as lane[j] += lane[j + half].
 // All functions are noexcept, allocate nothing, and expect the thread to flush denormals
@@ -79,13 +80,25 @@ struct AttendQuery {
   float* out = nullptr;  ///< [value_dim]; zeros where it sees no position
 };
 
+/// Rows in pages: row i lies in pages[i >> page_shift], where row 0 of it begins at `offset` and
+/// each row `stride` bytes behind the one before it. Pages whose rows nobody asks for may be null.
+struct PagedRows {
+  const std::byte* const* pages = nullptr;
+  std::ptrdiff_t offset = 0;
+  std::ptrdiff_t stride = 0;
+};
+
+/// As a page_shift: one page has all rows.
+inline constexpr int kOnePage = 62;
+
 /// Queries that share keys and values, and so each pass over them; those that see about the same
 /// positions side by side. A query's result does not depend on the others.
 struct AttendArgs {
   const AttendQuery* queries = nullptr;
   std::int64_t num_queries = 0;
-  RowsView keys;    ///< row p: the key at position p, [head_dim] of kv_type
-  RowsView values;  ///< likewise [value_dim]; may be the beginnings of the keys
+  PagedRows keys;             ///< row p: the key at position p, [head_dim] of kv_type
+  PagedRows values;           ///< likewise [value_dim]; may be the beginnings of the keys
+  int page_shift = kOnePage;  ///< of both
   DType kv_type = DType::f32;
   std::int64_t head_dim = 0;
   std::int64_t value_dim = 0;
@@ -161,7 +174,6 @@ struct Kernels {
   /// Reads such a row: byte * scale, rounded to f32, then to `out_type`.
   void (*decode)(
       const std::byte* in, WireType type, std::byte* out, DType out_type, std::int64_t n);
-  float (*dot)(const float* x, const float* y, std::int64_t n);
 
   /// For the floors of benchmarks. `rounds` of what gemm's inner loop for many rows does, on
   /// registers alone; returns the operations done, two for each multiply-add.

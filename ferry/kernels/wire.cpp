@@ -1,4 +1,4 @@
-#include "ferry/kernels/wire.h"
+#include "ferry/wire.h"
 
 #include <algorithm>
 #include <array>
@@ -6,6 +6,7 @@
 #include <string>
 
 #include "ferry/core/error.h"
+#include "ferry/core/types.h"
 
 namespace ferry {
 

@@ -5,10 +5,11 @@
 #include <nlohmann/json.hpp>
 
 #include "ferry/checkpoint/config_reader.h"
-#include "ferry/checkpoint/stored_matrix.h"
+#include "ferry/checkpoint/safetensors_directory.h"
+#include "ferry/checkpoint/stored_format.h"
 #include "ferry/core/error.h"
-#include "ferry/kernels/wire.h"
 #include "ferry/model/family.h"
+#include "ferry/model/mixers/mixer.h"
 
 namespace ferry {
 
@@ -21,6 +22,9 @@ constexpr int kMaxHeads = 1 << 14;
 constexpr int kMaxHeadDim = Rope::kMaxDim;
 constexpr int kMaxLayers = 1 << 12;
 constexpr int kMaxPositions = 1 << 28;
+
+constexpr const char* kConfigFile = "config.json";
+constexpr const char* kGenerationFile = "generation_config.json";
 
 const ModelFamily& choose_family(const ConfigReader& in) {
   std::string name = in.text_or("model_type", "");
@@ -55,37 +59,23 @@ std::optional<DType> read_dtype(const ConfigReader& in) {
   in.refuse(key, "float32, bfloat16 or float16");
 }
 
-Quantization read_quantization(const ConfigReader& in) {
-  if (!in.has("quantization_config")) return Quantization::none;
+/// Whether a form that only stacks have can be this model's.
+void check_stacked_format(const ConfigReader& in, const ModelConfig& config) {
   const ConfigReader quantization = in.object("quantization_config");
-  const std::string method = quantization.text_or("quant_method", "");
-  if (method == "ferry_int8") return Quantization::int8;
-  if (method == "ferry_int4") return Quantization::int4;
-  if (method == "mxfp4") return Quantization::mxfp4;
-  if (method != "fp8") {
+  const StoredFormat& format = *config.stored_format;
+  if (!config.moe.stacked()) {
     quantization.refuse("quant_method",
-                        "\"fp8\", \"mxfp4\", \"ferry_int8\" or \"ferry_int4\" (no other quantised "
-                        "checkpoints are supported)");
+                        fmt::format("no {} with {}", format.name(), config.architecture));
   }
-  if (quantization.text_or("fmt", "e4m3") != "e4m3") quantization.refuse("fmt", "\"e4m3\"");
-  const json block = json::array({StoredMatrix::kFp8BlockRows, kWireBlock});
-  if (!quantization.has("weight_block_size") || quantization.value("weight_block_size") != block)
-    quantization.refuse("weight_block_size", block.dump());
-  return Quantization::fp8;
-}
-
-void check_mxfp4(const ConfigReader& in, const ModelConfig& config) {
-  const ConfigReader quantization = in.object("quantization_config");
-  if (!config.moe.stacked())
-    quantization.refuse("quant_method", fmt::format("no mxfp4 with {}", config.architecture));
-  constexpr std::int64_t kGroup = StoredMatrix::kMxfp4Group;
-  if (config.hidden % kGroup != 0 || config.moe.inter % kGroup != 0) {
+  const std::int64_t unit = format.column_unit();
+  if (config.hidden % unit != 0 || config.moe.inter % unit != 0) {
     quantization.refuse(
         "quant_method",
-        fmt::format("no mxfp4 with hidden {} and experts {} wide, which {} must divide",
+        fmt::format("no {} with hidden {} and experts {} wide, which {} must divide",
+                    format.name(),
                     config.hidden,
                     config.moe.inter,
-                    kGroup));
+                    unit));
   }
 }
 
@@ -121,19 +111,16 @@ std::vector<std::int32_t> read_eos(const ConfigReader& in, int vocab) {
   return in.integers("eos_token_id", 0, vocab - 1);
 }
 
-}  // namespace
-
-std::int32_t AttentionSpan::first(std::int32_t position) const {
-  switch (kind) {
-    case Kind::full:
-      return 0;
-    case Kind::window:
-      return std::max(0, position - width + 1);
-    case Kind::block:
-      return position / width * width;
-  }
-  return 0;
+void read_generation(const std::optional<SourceText>& text, ModelConfig& config) {
+  if (!text) return;
+  const json fields = parse_json(text->text, text->file);
+  if (!fields.is_object())
+    fail<ModelError>("{}: expected a JSON object, found {}", text->file, describe(fields));
+  const ConfigReader in(fields, text->file);
+  if (in.has("eos_token_id")) config.eos_ids = read_eos(in, config.vocab);
 }
+
+}  // namespace
 
 float QueryGrowth::factor(std::int32_t position) const {
   if (step == 0) return 1.0F;
@@ -165,7 +152,8 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   config.architecture = family.architecture;
   config.model_type = family.model_type;
   if (in.text_or("hidden_act", "silu") != "silu") in.refuse("hidden_act", "\"silu\"");
-  config.quantization = read_quantization(all);
+  if (all.has("quantization_config"))
+    config.stored_format = read_stored_format(all.object("quantization_config"));
   config.hidden = in.size("hidden_size", kMaxWidth);
   config.vocab = in.size("vocab_size", kMaxWidth);
   config.max_positions = in.size("max_position_embeddings", kMaxPositions);
@@ -178,25 +166,23 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   if (!config.dtype) config.dtype = read_dtype(all);
   config.eos_ids = read_eos(in.has("eos_token_id") ? in : all, config.vocab);
   family.read(in, config);
-  if (config.quantization == Quantization::mxfp4) check_mxfp4(all, config);
+  check_mixers(config, file);
+  if (config.stored_format != nullptr && config.stored_format->stacks_experts())
+    check_stacked_format(all, config);
+  return config;
+}
+
+ModelConfig load_config(const TensorSource& source) {
+  const SourceText text = source.text(kConfigFile).value();
+  ModelConfig config = parse_config(text.text, text.file);
+  read_generation(source.text(kGenerationFile), config);
   return config;
 }
 
 ModelConfig load_config(const std::filesystem::path& directory) {
-  const auto path = directory / "config.json";
+  const auto path = directory / kConfigFile;
   ModelConfig config = parse_config(read_text_file(path), path.string());
-
-  const auto generation = directory / "generation_config.json";
-  std::error_code code;
-  if (std::filesystem::exists(generation, code)) {
-    const json fields = parse_json(read_text_file(generation), generation.string());
-    if (!fields.is_object()) {
-      fail<ModelError>(
-          "{}: expected a JSON object, found {}", generation.string(), describe(fields));
-    }
-    const ConfigReader in(fields, generation.string());
-    if (in.has("eos_token_id")) config.eos_ids = read_eos(in, config.vocab);
-  }
+  read_generation(directory_text(directory, kGenerationFile), config);
   return config;
 }
 

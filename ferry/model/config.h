@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -13,8 +14,12 @@
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/rope.h"
 #include "ferry/moe/router.h"
+#include "ferry/state/attention_span.h"
 
 namespace ferry {
+
+class StoredFormat;
+class TensorSource;
 
 /// How the routed experts lie in a checkpoint. Together: two tensors of all experts, in each the
 /// matrices the other way round, and where there are biases, two of those.
@@ -44,31 +49,6 @@ struct MoeConfig {
 
 enum class LayerKind : std::uint8_t { dense, sparse };
 
-/// How the checkpoint's matrices may be stored; those that are not lie as plain elements.
-enum class Quantization : std::uint8_t {
-  none,
-  fp8,    ///< e4m3 with a scale for each 128 x 128 values
-  int8,   ///< a scale for each row
-  int4,   ///< two in a byte, a scale for each 64 values of a row
-  mxfp4,  ///< of experts that lie together: e2m1, two in a byte, a power of two for each 32 of a
-          ///< row
-};
-
-/// Which of the positions up to its own a query sees.
-struct AttentionSpan {
-  enum class Kind : std::uint8_t {
-    full,    ///< all
-    window,  ///< the last `width`, its own included
-    block,   ///< those in its own block of `width` positions
-  };
-
-  Kind kind = Kind::full;
-  int width = 0;
-
-  /// The first position that the query at `position` sees.
-  std::int32_t first(std::int32_t position) const;
-};
-
 /// Queries that grow with their position, so that their softmax stays as sharp over more keys
 /// (Llama 4's temperature tuning).
 struct QueryGrowth {
@@ -79,8 +59,13 @@ struct QueryGrowth {
   float factor(std::int32_t position) const;
 };
 
+/// Names of mixers (mixers/mixer.h), as far as families speak of them.
+inline constexpr std::string_view kAttention = "attention";
+inline constexpr std::string_view kLatentAttention = "latent attention";
+
 /// What differs between the attention of a model's layers.
 struct LayerAttention {
+  std::string_view mixer = kAttention;  ///< the kind of attention, by its name
   AttentionSpan span;
   bool rope = true;  ///< false: queries and keys do not turn with their position
   QueryGrowth growth = {};
@@ -94,10 +79,10 @@ enum class QkNorm : std::uint8_t {
   turned,  ///< each head, without weights, after the rotation; in layers that turn
 };
 
-/// Latent attention (latent_attention.h): a query head has plain_dim elements that do not turn and
-/// rope.dim behind them that do; head_dim is the two together.
+/// Latent attention (mixers/latent_attention.h): a query head has plain_dim elements that do not
+/// turn and rope.dim behind them that do; head_dim is the two together.
 struct LatentConfig {
-  int rank = 0;        ///< of the vector that keys and values are made of; 0 = no such attention
+  int rank = 0;        ///< of the vector that keys and values are made of; 0 = no layer has any
   int query_rank = 0;  ///< likewise of queries; 0 = made of the hidden state itself
   int plain_dim = 0;
   int value_dim = 0;  ///< of a value head
@@ -134,7 +119,9 @@ struct ModelConfig {
   /// Type the checkpoint says its weights have; absent when config.json is silent. Single tensors
   /// may differ. Checkpoint::weight_type() always knows.
   std::optional<DType> dtype;
-  Quantization quantization = Quantization::none;
+  /// How matrices may be stored quantised; null: all lie as plain elements. Copies of a config
+  /// share it.
+  std::shared_ptr<const StoredFormat> stored_format;
   std::vector<std::int32_t> eos_ids;  ///< generation ends on any of these; may be empty
 
   bool sparse(int layer) const {
@@ -151,8 +138,12 @@ struct ModelConfig {
 /// (family.h) then lists can be had of a checkpoint of either form.
 ModelConfig unstacked(ModelConfig config);
 
-/// Reads <directory>/config.json and, where it exists, the eos_token_id of generation_config.json.
-/// Throws ModelError naming file, field, what was expected and what was found.
+/// Reads the source's config.json and, where there is one, the eos_token_id of its
+/// generation_config.json. Throws ModelError naming file, field, what was expected and what was
+/// found.
+ModelConfig load_config(const TensorSource& source);
+
+/// The same of a directory, whether or not there are weights in it.
 ModelConfig load_config(const std::filesystem::path& directory);
 
 /// The same from text; `file` is what errors call it.

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include "ferry/compute/gated_ffn.h"
@@ -12,9 +11,7 @@
 #include "ferry/compute/tensor_group.h"
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
-#include "ferry/model/attention.h"
-#include "ferry/model/latent_attention.h"
-#include "ferry/model/sparse_layers.h"
+#include "ferry/model/mixers/mixer.h"
 
 namespace ferry {
 
@@ -40,37 +37,38 @@ class RowBuffer {
   Buffer memory_;
 };
 
+/// The most that `width` says of any layer's kind of mixer.
+std::int64_t widest_of_mixers(const ModelConfig& config,
+                              std::int64_t (MixerKind::*width)(const ModelConfig&) const) {
+  std::int64_t widest = 0;
+  for (int layer = 0; layer < config.layers; ++layer)
+    widest = std::max(widest, (mixer_of(config, layer).*width)(config));
+  return widest;
+}
+
 std::int64_t widest_input(const ModelConfig& config) {
-  const std::int64_t value_dim = config.latent.rank > 0 ? config.latent.value_dim : config.head_dim;
-  return std::max<std::int64_t>({config.hidden,
-                                 config.heads * value_dim,
-                                 config.latent.query_rank,
-                                 config.latent.rank,
-                                 config.latent.plain_dim});
+  return std::max<std::int64_t>(config.hidden, widest_of_mixers(config, &MixerKind::widest_input));
 }
 
-using AnyAttention = std::variant<Attention, LatentAttention>;
-
-AnyAttention make_attention(const ModelConfig& config,
-                            DType type,
-                            int max_tokens,
-                            TensorGroup& group,
-                            ThreadPool& pool,
-                            const GemmScratch& gemm_scratch) {
-  if (config.latent.rank > 0) {
-    return AnyAttention(
-        std::in_place_type<LatentAttention>, config, type, max_tokens, group, pool, gemm_scratch);
+std::vector<std::unique_ptr<Mixer>> make_mixers(MixerContext& context, const DenseWeights& dense) {
+  std::vector<std::unique_ptr<Mixer>> mixers;
+  for (int layer = 0; layer < context.config.layers; ++layer) {
+    const MixerWeights& weights = *dense.layers[static_cast<std::size_t>(layer)].mixer;
+    mixers.push_back(mixer_of(context.config, layer).make(context, layer, weights));
   }
-  return AnyAttention(
-      std::in_place_type<Attention>, config, type, max_tokens, group, pool, gemm_scratch);
+  return mixers;
 }
 
-/// The widest rows that are gathered are f32 logits or those of attention's projections; a member's
+StateLayout layout_of(const std::vector<std::unique_ptr<Mixer>>& mixers) {
+  std::vector<StateSpec> specs;
+  for (const auto& mixer : mixers) specs.push_back(mixer->state());
+  return StateLayout(specs);
+}
+
+/// The widest rows that are gathered are f32 logits or those of a mixer's projections; a member's
 /// columns are at most all of one. (Memory that no slice fills costs nothing.)
 GroupGather::Options group_options(const ModelConfig& config, const DecoderOptions& options) {
-  const std::int64_t heads = std::int64_t{config.heads} + 2 * config.kv_heads;
-  const std::int64_t widest = std::max({heads * config.head_dim,
-                                        std::int64_t{config.heads} * config.latent.value_dim,
+  const std::int64_t widest = std::max({widest_of_mixers(config, &MixerKind::widest_gathered),
                                         std::int64_t{config.hidden},
                                         std::int64_t{config.vocab},
                                         std::int64_t{config.dense_inter},
@@ -92,6 +90,10 @@ class Decoder::Impl {
        ThreadPool& pool);
 
   std::span<const float> forward(std::span<const SequenceStep> batch);
+  void commit(std::span<const int> accepted);
+  void commit();
+
+  const StateLayout& state_layout() const { return layout_; }
 
   SparseLayers& sparse_layers() { return sparse_layers_; }
 
@@ -99,20 +101,29 @@ class Decoder::Impl {
 
   int tp() const { return options_.tp; }
 
-  ReplicaRule replica_rule() const { return options_.replica_rule; }
-
   DType activation_type() const { return type_; }
 
  private:
   void plan(std::span<const SequenceStep> batch);
+  void take_pending(std::span<const SequenceStep> batch);
+  void commit_pending();
   void embed(std::span<const SequenceStep> batch);
-  void feed_forward(int layer);
+  void feed_forward(int layer, const std::vector<float>& norm_weight);
   void dense_ffn(int layer);
   void add_block_out(const ColumnRange& columns);
   std::span<const float> logits();
 
   /// normed_ = norm of the rows of the residual stream; row i is row `source[i]`, or i without one.
-  void norm(std::span<const std::int64_t> source, const std::vector<float>& weight, std::int64_t n);
+  void norm(std::span<const std::int64_t> source,
+            const std::vector<float>& weight,
+            std::int64_t n) {
+    norm_to(normed_.mutable_rows(), source, weight, n);
+  }
+
+  void norm_to(const MutableRowsView& out,
+               std::span<const std::int64_t> source,
+               const std::vector<float>& weight,
+               std::int64_t n);
 
   std::int64_t num_tokens() const { return static_cast<std::int64_t>(places_.size()); }
 
@@ -123,9 +134,12 @@ class Decoder::Impl {
   ThreadPool& pool_;
   TensorGroup group_;
 
+  std::uint64_t steps_ = 0;
   // The tokens of the step.
   std::vector<TokenPlace> places_;
   std::vector<std::int64_t> wanted_;  // rows whose logits are wanted
+  // Of each sequence, none of which is accepted yet; empty when there is nothing to commit.
+  std::vector<AcceptedTokens> pending_;
 
   // Scratch for max_tokens tokens.
   GemmScratch gemm_scratch_;
@@ -133,7 +147,9 @@ class Decoder::Impl {
   RowBuffer normed_;     // [tokens, H]
   RowBuffer block_out_;  // f32 [tokens, H]
   RowBuffer logits_;     // f32 [wanted, vocab]
-  AnyAttention attention_;
+  MixerContext mixer_context_;
+  const std::vector<std::unique_ptr<Mixer>> mixers_;  // [layers]
+  const StateLayout layout_;
   GatedFfn dense_ffn_;  // of dense layers
 
   SparseLayers sparse_layers_;
@@ -156,9 +172,17 @@ Decoder::Impl::Impl(const ModelConfig& config,
       normed_(options.max_tokens, config.hidden, type_),
       block_out_(options.max_tokens, config.hidden, DType::f32),
       logits_(options.max_tokens, config.vocab, DType::f32),
-      attention_(make_attention(config_, type_, options.max_tokens, group_, pool, gemm_scratch_)),
+      mixer_context_{.config = config_,
+                     .type = type_,
+                     .max_tokens = options.max_tokens,
+                     .group = group_,
+                     .pool = pool,
+                     .gemm_scratch = gemm_scratch_},
+      mixers_(make_mixers(mixer_context_, *dense_)),
+      layout_(layout_of(mixers_)),
       dense_ffn_({.hidden = config.hidden,
                   .inter = config.dense_inter,
+                  .gating = config.moe.gating,
                   .dtype = type_,
                   .max_rows = options.max_tokens},
                  group_,
@@ -166,6 +190,7 @@ Decoder::Impl::Impl(const ModelConfig& config,
       sparse_layers_(config_, *dense_, std::move(experts), options_, transport, group_) {
   const auto max_tokens = static_cast<std::size_t>(options.max_tokens);
   places_.reserve(max_tokens);
+  pending_.reserve(max_tokens);
   wanted_.reserve(max_tokens);
   const GroupMember& member = dense_->member;
   FERRY_CHECK(member.members == 1 ||
@@ -180,33 +205,65 @@ Decoder::Impl::Impl(const ModelConfig& config,
 std::span<const float> Decoder::Impl::forward(std::span<const SequenceStep> batch) {
   plan(batch);
   embed(batch);
-  std::visit([&](auto& attention) { attention.begin_step(places_); }, attention_);
+  for (const SequenceStep& step : batch) step.state->reserve(static_cast<int>(step.tokens.size()));
+  ++steps_;
+  for (const auto& mixer : mixers_) mixer->begin_step({.number = steps_, .tokens = places_});
   for (int layer = 0; layer < config_.layers; ++layer) {
     const DenseWeights::Layer& weights = dense_->layers[static_cast<std::size_t>(layer)];
     norm({}, weights.attention_norm, num_tokens());
-    std::visit(
-        [&](auto& attention) {
-          attention.forward(layer, weights, normed_.rows(), residual_.mutable_rows());
-        },
-        attention_);
-    norm({}, weights.ffn_norm, num_tokens());
-    feed_forward(layer);
+    mixers_[static_cast<std::size_t>(layer)]->forward(normed_.rows(), residual_.mutable_rows());
+    feed_forward(layer, weights.ffn_norm);
   }
   sparse_layers_.check_nothing_lost();
-  for (const SequenceStep& step : batch) step.cache->advance(static_cast<int>(step.tokens.size()));
+  take_pending(batch);
   return logits();
+}
+
+void Decoder::Impl::take_pending(std::span<const SequenceStep> batch) {
+  std::int64_t first = 0;
+  for (const SequenceStep& step : batch) {
+    const auto n = static_cast<int>(step.tokens.size());
+    pending_.push_back({.state = step.state, .first = first, .tokens = n});
+    first += n;
+  }
+}
+
+void Decoder::Impl::commit() {
+  for (AcceptedTokens& sequence : pending_) sequence.accepted = sequence.tokens;
+  commit_pending();
+}
+
+void Decoder::Impl::commit_pending() {
+  for (const auto& mixer : mixers_) mixer->commit(pending_);
+  for (const AcceptedTokens& sequence : pending_) sequence.state->commit(sequence.accepted);
+  pending_.clear();
+}
+
+void Decoder::Impl::commit(std::span<const int> accepted) {
+  FERRY_CHECK(accepted.size() == pending_.size(),
+              "{} sequences committed of {} that have run",
+              accepted.size(),
+              pending_.size());
+  for (std::size_t i = 0; i < accepted.size(); ++i) {
+    FERRY_CHECK(accepted[i] >= 0 && accepted[i] <= pending_[i].tokens,
+                "{} tokens committed of {} that have run",
+                accepted[i],
+                pending_[i].tokens);
+    pending_[i].accepted = accepted[i];
+  }
+  commit_pending();
 }
 
 void Decoder::Impl::plan(std::span<const SequenceStep> batch) {
   places_.clear();
   wanted_.clear();
+  pending_.clear();
   for (const SequenceStep& step : batch) {
     const auto n = static_cast<std::int64_t>(step.tokens.size());
-    const int begin = step.cache->length();
-    const int room = std::min(step.cache->capacity(), config_.max_positions) - begin;
-    FERRY_CHECK(step.cache->type() == type_,
-                "a cache of {}, activations are {}",
-                dtype_name(step.cache->type()),
+    const int begin = step.state->length();
+    const int room = std::min(step.state->capacity(), config_.max_positions) - begin;
+    FERRY_CHECK(step.state->layout() == layout_,
+                "the state of another model, or of other activations than {}",
                 dtype_name(type_));
     FERRY_CHECK(n <= room, "{} tokens for a sequence with room for {}", n, room);
     FERRY_CHECK(n <= options_.max_tokens - num_tokens(),
@@ -216,7 +273,7 @@ void Decoder::Impl::plan(std::span<const SequenceStep> batch) {
       const bool wanted = step.logits == SequenceStep::Logits::all ||
                           (step.logits == SequenceStep::Logits::last && i == n - 1);
       if (wanted) wanted_.push_back(num_tokens());
-      places_.push_back({step.cache, begin + static_cast<std::int32_t>(i)});
+      places_.push_back({step.state, begin + static_cast<std::int32_t>(i)});
     }
   }
 }
@@ -237,9 +294,10 @@ void Decoder::Impl::embed(std::span<const SequenceStep> batch) {
   }
 }
 
-void Decoder::Impl::norm(std::span<const std::int64_t> source,
-                         const std::vector<float>& weight,
-                         std::int64_t n) {
+void Decoder::Impl::norm_to(const MutableRowsView& out,
+                            std::span<const std::int64_t> source,
+                            const std::vector<float>& weight,
+                            std::int64_t n) {
   pool_.parallel_for(n, kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t row = source.empty() ? i : source[static_cast<std::size_t>(i)];
@@ -247,19 +305,24 @@ void Decoder::Impl::norm(std::span<const std::int64_t> source,
                          type_,
                          weight.data(),
                          config_.rms_eps,
-                         normed_.mutable_rows().row(i),
+                         out.row(i),
                          config_.hidden);
     }
   });
 }
 
-void Decoder::Impl::feed_forward(int layer) {
+void Decoder::Impl::feed_forward(int layer, const std::vector<float>& norm_weight) {
   if (config_.sparse(layer)) {
-    // An exchange of all ranks: also one without tokens takes part.
-    sparse_layers_.forward(
-        layer, normed_.rows(), static_cast<int>(num_tokens()), block_out_.floats());
+    // An exchange of all ranks: also one without tokens takes part. Rows that travel as they are
+    // are written where peers read them.
+    const auto tokens = static_cast<int>(num_tokens());
+    const MutableRowsView rows =
+        sparse_layers_.input(layer, tokens).value_or(normed_.mutable_rows());
+    norm_to(rows, {}, norm_weight, tokens);
+    sparse_layers_.forward(layer, {rows.base, rows.stride}, tokens, block_out_.floats());
     add_block_out({0, config_.hidden});
   } else {
+    norm({}, norm_weight, num_tokens());
     dense_ffn(layer);
   }
 }
@@ -306,44 +369,20 @@ std::span<const float> Decoder::forward(std::span<const SequenceStep> batch) {
   return impl_->forward(batch);
 }
 
-void Decoder::count_rows(std::span<std::int32_t> slot_rows) {
-  impl_->sparse_layers().count_rows(slot_rows);
-}
+void Decoder::commit(std::span<const int> accepted) { impl_->commit(accepted); }
 
-const ExpertWeights& Decoder::experts() const { return impl_->sparse_layers().experts(); }
+void Decoder::commit() { impl_->commit(); }
 
-std::vector<std::byte*> Decoder::spare_blocks(std::size_t count) {
-  return impl_->sparse_layers().spare_blocks(count);
-}
+const StateLayout& Decoder::state_layout() const { return impl_->state_layout(); }
 
-Region& Decoder::share_blocks(Transport& transport) {
-  return impl_->sparse_layers().share_blocks(transport);
-}
+SparseLayers& Decoder::sparse_layers() { return impl_->sparse_layers(); }
 
-void Decoder::place_layer(int layer,
-                          const Placement& placement,
-                          std::span<std::byte* const> blocks) {
-  impl_->sparse_layers().place_layer(layer, placement, blocks);
-}
-
-bool Decoder::masks() const { return impl_->sparse_layers().masks(); }
-
-void Decoder::mask(Rank rank) { impl_->sparse_layers().mask(rank); }
-
-bool Decoder::is_masked(Rank rank) const { return impl_->sparse_layers().is_masked(rank); }
+const SparseLayers& Decoder::sparse_layers() const { return impl_->sparse_layers(); }
 
 const ModelConfig& Decoder::config() const { return impl_->config(); }
 
 int Decoder::tp() const { return impl_->tp(); }
 
-ReplicaRule Decoder::replica_rule() const { return impl_->replica_rule(); }
-
 DType Decoder::activation_type() const { return impl_->activation_type(); }
-
-ExchangeStats Decoder::exchange_stats() const { return impl_->sparse_layers().exchange_stats(); }
-
-std::chrono::nanoseconds Decoder::exchange_time() const {
-  return impl_->sparse_layers().exchange_time();
-}
 
 }  // namespace ferry

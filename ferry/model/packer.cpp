@@ -1,9 +1,10 @@
 #include "ferry/model/packer.h"
 
 #include <algorithm>
+#include <utility>
 
+#include "ferry/checkpoint/mapped_file.h"
 #include "ferry/model/family.h"
-#include "ferry/model/head_share.h"
 
 namespace ferry {
 
@@ -48,16 +49,10 @@ Packer::Packer(const Checkpoint& checkpoint,
   report(0);
 }
 
-void Packer::at(int layer, int expert) {
-  layer_ = layer;
-  expert_ = expert;
-}
-
-std::vector<float> Packer::vector(
-    std::initializer_list<std::pair<std::string_view, std::int64_t>> names_and_sizes) {
+std::vector<float> Packer::vector(const TensorList& tensors, const TensorPlace& at) {
   std::vector<float> out;
-  for (const auto& [name, n] : names_and_sizes) {
-    const StoredMatrix column = find(name, {n});
+  for (const auto& [pattern, n] : tensors) {
+    const StoredMatrix column = find(pattern, n, std::nullopt, at);
     out.resize(out.size() + static_cast<std::size_t>(n));
     column.read_rows(0, n, DType::f32, as_bytes(out.data() + out.size() - n));
     done_with(column);
@@ -65,80 +60,60 @@ std::vector<float> Packer::vector(
   return out;
 }
 
-OwnedMatrix Packer::matrix(NamesAndRows names_and_rows,
+OwnedMatrix Packer::matrix(const TensorList& tensors,
                            std::int64_t k,
-                           std::optional<WeightType> wanted,
-                           std::span<const PanelRange> panels) {
+                           const MatrixPacking& how,
+                           const TensorPlace& at) {
   std::vector<StoredMatrix> sources;
   std::int64_t columns = 0;
-  for (const auto& [name, rows] : names_and_rows) {
-    sources.push_back(find_matrix(name, rows, k));
+  for (const auto& [pattern, rows] : tensors) {
+    sources.push_back(find(pattern, rows, k, at));
     columns += rows;
   }
-  const WeightType type = wanted.value_or(type_for(sources));
+  const WeightType type = how.type.value_or(type_for(sources));
+  const PanelRange own = member_.panels(columns);
   OwnedMatrix matrix;
   matrix.memory = Buffer(packed_bytes(type, k, panels_of(columns)));
   matrix.view = {.type = type, .k = k, .n = columns, .data = matrix.memory.data()};
-  pack(sources, {.type = type, .data = matrix.memory.data(), .panels = panels});
+  pack(sources,
+       {.type = type,
+        .data = matrix.memory.data(),
+        .panels = how.shared_out ? std::span(&own, 1) : how.panels});
   return matrix;
 }
 
-std::pair<HeadMatrices, HeadMatrices> Packer::latent_head_matrices(std::string_view name,
-                                                                   int num_heads,
-                                                                   const LatentConfig& latent) {
-  const std::int64_t plain = latent.plain_dim;
-  const std::int64_t value = latent.value_dim;
-  const std::int64_t rank = latent.rank;
-  const StoredMatrix source = find_matrix(name, num_heads * (plain + value), rank);
-  HeadMatrices keys = head_matrices(num_heads, plain, rank);
-  HeadMatrices values = head_matrices(num_heads, rank, value);
-  const HeadRange own = latent_heads(num_heads, member_);
-  pool_.parallel_for(own.size(), 1, [&](std::int64_t begin, std::int64_t end, int) {
-    std::vector<float> rows(static_cast<std::size_t>((plain + value) * rank));
-    std::vector<float> turned(static_cast<std::size_t>(plain * rank));
-    for (std::int64_t h = own.begin + begin; h < own.begin + end; ++h) {
-      source.read_rows(h * (plain + value), plain + value, DType::f32, as_bytes(rows.data()));
-      for (std::int64_t i = 0; i < plain; ++i)
-        for (std::int64_t j = 0; j < rank; ++j)
-          turned[static_cast<std::size_t>(j * plain + i)] =
-              rows[static_cast<std::size_t>(i * rank + j)];
-      pack_f32(turned.data(), keys.views[static_cast<std::size_t>(h)]);
-      pack_f32(rows.data() + plain * rank, values.views[static_cast<std::size_t>(h)]);
-    }
-  });
+void Packer::own_way(const TensorRows& tensor,
+                     std::int64_t k,
+                     FunctionRef<void(const StoredMatrix&, Packer&)> pack,
+                     const TensorPlace& at) {
+  const StoredMatrix source = find(tensor.pattern, tensor.rows, k, at);
+  pack(source, *this);
   done_with(source);
-  return {std::move(keys), std::move(values)};
 }
 
-OwnedMatrix Packer::shared_out(NamesAndRows names_and_rows, std::int64_t k) {
-  std::int64_t columns = 0;
-  for (const auto& [name, rows] : names_and_rows) columns += rows;
-  const PanelRange own = member_.panels(columns);
-  return matrix(names_and_rows, k, {}, {&own, 1});
-}
-
-void Packer::ffn(const FfnNames& names,
+void Packer::ffn(const FfnPart& part,
+                 const TensorPlace& at,
                  const FfnLayout& layout,
                  std::byte* gate_up,
                  std::byte* down) {
   const std::size_t panel = PackedMatrix::packed_panel_bytes(layout.type, layout.hidden);
-  const StoredMatrix gate = find_matrix(names.gate, layout.inter, layout.hidden);
-  const StoredMatrix up = find_matrix(names.up, layout.inter, layout.hidden);
+  const StoredMatrix gate = find(part.names.gate, part.inter, part.hidden, at);
+  const StoredMatrix up = find(part.names.up, part.inter, part.hidden, at);
   const PanelRange own_inter = member_.panels(layout.inter);
   const PanelRange own_hidden = member_.panels(layout.hidden);
   pack({&gate, 1}, {layout.type, gate_up, 2, {&own_inter, 1}});
   pack({&up, 1}, {layout.type, gate_up + panel, 2, {&own_inter, 1}});
-  const StoredMatrix source = find_matrix(names.down, layout.hidden, layout.inter);
+  const StoredMatrix source = find(part.names.down, part.hidden, part.inter, at);
   pack({&source, 1}, {layout.type, down, 1, {&own_hidden, 1}});
 }
 
-void Packer::ffn_biases(const FfnNames& names, const FfnLayout& layout, float* out) {
-  const auto gate = vector({{names.gate_bias, layout.inter}});
-  const auto up = vector({{names.up_bias, layout.inter}});
-  const auto down = vector({{names.down_bias, layout.hidden}});
-  float* const down_out = out + 2 * panels_of(layout.inter) * kPanelColumns;
-  std::fill(out, down_out + panels_of(layout.hidden) * kPanelColumns, 0.0F);
-  for (std::int64_t c = 0; c < layout.inter; ++c) {
+void Packer::ffn_biases(const FfnPart& part, const TensorPlace& at, float* out) {
+  const auto gate = vector({{part.names.gate_bias, part.inter}}, at);
+  const auto up = vector({{part.names.up_bias, part.inter}}, at);
+  const auto down = vector({{part.names.down_bias, part.hidden}}, at);
+  float* const down_out = out + 2 * panels_of(part.inter) * kPanelColumns;
+  std::fill(out, down_out + panels_of(part.hidden) * kPanelColumns, 0.0F);
+  for (std::int64_t c = 0; c < part.inter; ++c) {
     float* place = out + 2 * (c / kPanelColumns) * kPanelColumns + c % kPanelColumns;
     place[0] = gate[static_cast<std::size_t>(c)];
     place[kPanelColumns] = up[static_cast<std::size_t>(c)];
@@ -146,18 +121,18 @@ void Packer::ffn_biases(const FfnNames& names, const FfnLayout& layout, float* o
   std::ranges::copy(down, down_out);
 }
 
-OwnedFfn Packer::ffn(const FfnNames& names, std::int64_t inter) {
-  const std::int64_t hidden = checkpoint_.config().hidden;
-  const StoredMatrix gate = find_matrix(names.gate, inter, hidden);
-  const FfnLayout layout{type_for({&gate, 1}), hidden, inter};
+OwnedFfn Packer::ffn(const FfnPart& part, const TensorPlace& at) {
+  const StoredMatrix gate = find(part.names.gate, part.inter, part.hidden, at);
+  const FfnLayout layout{type_for({&gate, 1}), part.hidden, part.inter};
   OwnedFfn owned{Buffer(layout.gate_up_bytes()), Buffer(layout.down_bytes()), {}};
-  ffn(names, layout, owned.gate_up.data(), owned.down.data());
+  ffn(part, at, layout, owned.gate_up.data(), owned.down.data());
   owned.view = layout.view(owned.gate_up.data(), owned.down.data());
   return owned;
 }
 
-Buffer Packer::rows(std::string_view name, std::int64_t rows, std::int64_t width) {
-  const StoredMatrix source = find_matrix(name, rows, width);
+Buffer Packer::rows(const TensorRows& tensor, std::int64_t width, const TensorPlace& at) {
+  const std::int64_t rows = tensor.rows;
+  const StoredMatrix source = find(tensor.pattern, rows, width, at);
   const DType dtype = activation_type(weights_.type);
   const auto row_bytes = width * static_cast<std::ptrdiff_t>(dtype_bytes(dtype));
   Buffer out(static_cast<std::size_t>(rows * row_bytes));
@@ -168,9 +143,17 @@ Buffer Packer::rows(std::string_view name, std::int64_t rows, std::int64_t width
   return out;
 }
 
-StoredMatrix Packer::find(std::string_view name, std::vector<std::int64_t> shape) const {
-  StoredMatrix matrix = checkpoint_.matrix(
-      {.name = named(name), .shape = std::move(shape), .layer = layer_, .expert = expert_});
+StoredMatrix Packer::find(std::string_view pattern,
+                          std::int64_t rows,
+                          std::optional<std::int64_t> columns,
+                          const TensorPlace& at) const {
+  std::vector<std::int64_t> shape{rows};
+  if (columns) shape.push_back(*columns);
+  StoredMatrix matrix =
+      checkpoint_.matrix({.name = tensor_name(checkpoint_.names(), pattern, at.layer, at.expert),
+                          .shape = std::move(shape),
+                          .layer = at.layer,
+                          .expert = at.expert});
   advise_read_soon(matrix.data);
   return matrix;
 }

@@ -1,25 +1,23 @@
-// Packer: what weights.cpp makes packed weights of a checkpoint's tensors with.
+// Packer: what packed weights are made of a checkpoint's tensors with.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <initializer_list>
 #include <optional>
 #include <span>
-#include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "ferry/checkpoint/pack_stored.h"
+#include "ferry/model/tensor_table.h"
 #include "ferry/model/weights.h"
 
 namespace ferry {
 
-/// Names of the three matrices of a gated feed-forward block, and of their biases.
-struct FfnNames {
-  std::string_view gate, up, down;
-  std::string_view gate_bias = {}, up_bias = {}, down_bias = {};
+/// The layer and the routed expert that a pattern stands for; -1: none.
+struct TensorPlace {
+  int layer = -1;
+  int expert = -1;
 };
 
 /// The shapes of a packed block.
@@ -45,67 +43,58 @@ class Packer {
          std::uint64_t total,
          const GroupMember& member = {});
 
-  /// The tensors that names stand for from now on.
-  void at(int layer, int expert = -1);
-
   /// Vectors as f32, one behind the other.
-  std::vector<float> vector(
-      std::initializer_list<std::pair<std::string_view, std::int64_t>> names_and_sizes);
+  std::vector<float> vector(const TensorList& tensors, const TensorPlace& at);
 
-  using NamesAndRows = std::initializer_list<std::pair<std::string_view, std::int64_t>>;
-
-  /// Matrices [n, k] packed as one of [k, n + n + ..], of the chosen type where none is given.
-  /// `panels`: those that are wanted; empty: all.
-  OwnedMatrix matrix(NamesAndRows names_and_rows,
+  /// Matrices [rows, k] packed as one of [k, sum of rows].
+  OwnedMatrix matrix(const TensorList& tensors,
                      std::int64_t k,
-                     std::optional<WeightType> wanted = {},
-                     std::span<const PanelRange> panels = {});
+                     const MatrixPacking& how,
+                     const TensorPlace& at);
 
-  /// The heads' key and value matrices of a latent_up: rows of plain_dim keys, then value_dim
-  /// values, head by head. Those of keys lie the other way round than it, as queries meet them.
-  /// Packs those of the member's heads.
-  std::pair<HeadMatrices, HeadMatrices> latent_head_matrices(std::string_view name,
-                                                             int num_heads,
-                                                             const LatentConfig& latent);
-
-  /// The member's share of such a matrix.
-  OwnedMatrix shared_out(NamesAndRows names_and_rows, std::int64_t k);
-
-  const GroupMember& member() const { return member_; }
+  /// Rows as elements of the activations' type.
+  Buffer rows(const TensorRows& tensor, std::int64_t width, const TensorPlace& at);
 
   /// The member's share of a gated block into memory of this layout; gate's and up's panels
   /// alternate.
-  void ffn(const FfnNames& names, const FfnLayout& layout, std::byte* gate_up, std::byte* down);
+  void ffn(const FfnPart& part,
+           const TensorPlace& at,
+           const FfnLayout& layout,
+           std::byte* gate_up,
+           std::byte* down);
 
   /// The block's biases: gate's and up's as their columns lie in panels, then down's.
-  void ffn_biases(const FfnNames& names, const FfnLayout& layout, float* out);
+  void ffn_biases(const FfnPart& part, const TensorPlace& at, float* out);
 
-  OwnedFfn ffn(const FfnNames& names, std::int64_t inter);
+  OwnedFfn ffn(const FfnPart& part, const TensorPlace& at);
 
-  /// Rows as elements of the activations' type.
-  Buffer rows(std::string_view name, std::int64_t rows, std::int64_t width);
-
- private:
-  std::string named(std::string_view pattern) const {
-    return tensor_name(checkpoint_.names(), pattern, layer_, expert_);
-  }
-
-  StoredMatrix find(std::string_view name, std::vector<std::int64_t> shape) const;
-
-  StoredMatrix find_matrix(std::string_view name, std::int64_t rows, std::int64_t columns) const {
-    return find(name, {rows, columns});
-  }
-
-  void done_with(const StoredMatrix& matrix);
-
-  /// How a matrix made of these is held.
-  WeightType type_for(std::span<const StoredMatrix> sources) const;
+  /// Hands `pack` the matrix as it is stored, and counts it.
+  void own_way(const TensorRows& tensor,
+               std::int64_t k,
+               FunctionRef<void(const StoredMatrix&, Packer&)> pack,
+               const TensorPlace& at);
 
   /// Memory for a matrix [k, n] a head, of elements: codes share scales the other way round.
   HeadMatrices head_matrices(std::int64_t num_heads, std::int64_t k, std::int64_t n) const;
 
   /// Packs [n, k] numbers where `matrix` lies, in memory of this object's making.
   static void pack_f32(const float* source, const PackedMatrix& matrix);
+
+  const GroupMember& member() const { return member_; }
+
+  ThreadPool& pool() const { return pool_; }
+
+ private:
+  /// Of shape [rows, columns], or [rows] where there are no columns.
+  StoredMatrix find(std::string_view pattern,
+                    std::int64_t rows,
+                    std::optional<std::int64_t> columns,
+                    const TensorPlace& at) const;
+
+  void done_with(const StoredMatrix& matrix);
+
+  /// How a matrix made of these is held.
+  WeightType type_for(std::span<const StoredMatrix> sources) const;
 
   void pack(std::span<const StoredMatrix> sources, const PackTarget& target);
 
@@ -116,10 +105,43 @@ class Packer {
   ThreadPool& pool_;
   const LoadProgress& progress_;
   const GroupMember member_;  // whose columns of shared out matrices are packed
-  int layer_ = -1;
-  int expert_ = -1;
   std::uint64_t total_;
   std::uint64_t done_ = 0;
+};
+
+/// The tables' loader for one layer, or with -1 for what lies outside the layers.
+class LayerPacker final : public TensorTable {
+ public:
+  LayerPacker(Packer& packer, int layer) : packer_(packer), at_{.layer = layer} {}
+
+  void matrix(OwnedMatrix& to,
+              const TensorList& tensors,
+              std::int64_t k,
+              const MatrixPacking& how) override {
+    to = packer_.matrix(tensors, k, how, at_);
+  }
+
+  void vector(std::vector<float>& to, const TensorList& tensors, TensorRole) override {
+    to = packer_.vector(tensors, at_);
+  }
+
+  void rows(Buffer& to, const TensorRows& tensor, std::int64_t width, TensorRole) override {
+    to = packer_.rows(tensor, width, at_);
+  }
+
+  void ffn(OwnedFfn& to, const FfnPart& part) override { to = packer_.ffn(part, at_); }
+
+  void own_way(const TensorRows& tensor,
+               std::int64_t k,
+               FunctionRef<void(const StoredMatrix&, Packer&)> pack) override {
+    packer_.own_way(tensor, k, pack, at_);
+  }
+
+  const GroupMember& member() const override { return packer_.member(); }
+
+ private:
+  Packer& packer_;
+  const TensorPlace at_;
 };
 
 }  // namespace ferry

@@ -1,6 +1,6 @@
 #include "ferry/model/quantized_checkpoint.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
@@ -11,6 +11,7 @@
 #include "ferry/checkpoint/new_directory.h"
 #include "ferry/checkpoint/pack_stored.h"
 #include "ferry/checkpoint/safetensors_writer.h"
+#include "ferry/checkpoint/stored_format.h"
 #include "ferry/core/error.h"
 #include "ferry/model/family.h"
 
@@ -21,32 +22,13 @@ namespace {
 namespace fs = std::filesystem;
 using json = nlohmann::json;
 
-/// Names of this format's parts. fp8 is DeepSeek-V3's, which others read too.
-struct Format {
-  std::string_view codes;   // element type of the file
-  std::string_view scales;  // behind the matrix's name
-  json config;              // "quantization_config"
-};
-
-Format format_of(WeightType type) {
-  switch (type) {
-    case WeightType::fp8:
-      return {"F8_E4M3",
-              "_scale_inv",
-              {{"quant_method", "fp8"},
-               {"fmt", "e4m3"},
-               {"activation_scheme", "dynamic"},
-               {"weight_block_size", {kFp8Block, kFp8Block}}}};
-    case WeightType::int8:
-      return {"I8", "_scale", {{"quant_method", "ferry_int8"}}};
-    case WeightType::int4:
-      return {"U8", "_scale", {{"quant_method", "ferry_int4"}, {"group_size", kInt4Group}}};
-    case WeightType::f32:
-    case WeightType::bf16:
-      break;
+WrittenFormat format_to_write(WeightType type) {
+  WrittenFormat written = written_format(type);
+  if (written.format == nullptr) {
+    fail<ConfigError>("--weights {}: not quantised; choose int8, fp8 or int4",
+                      weight_type_name(type));
   }
-  fail<ConfigError>("--weights {}: not quantised; choose int8, fp8 or int4",
-                    weight_type_name(type));
+  return written;
 }
 
 /// One tensor of the source, and what is written for it.
@@ -78,7 +60,7 @@ class Writer {
          const LoadProgress& progress)
       : source_(source),
         options_(options),
-        format_(format_of(options.type)),
+        format_(format_to_write(options.type)),
         pool_(pool),
         progress_(progress) {
     for_each_tensor(unstacked(source.config()), [&](const TensorSpec& spec) {
@@ -115,13 +97,11 @@ class Writer {
   void plan(const TensorSpec& spec) {
     Item item{.spec = spec, .quantised = is_quantised(spec, source_.names()), .headers = {}};
     if (item.quantised) {
-      const std::int64_t rows = spec.shape[0];
-      const std::int64_t k = spec.shape[1];
-      item.headers = {
-          {spec.name, DType::f32, {rows, code_row_bytes(options_.type, k)}, format_.codes},
-          {spec.name + std::string(format_.scales),
-           DType::f32,
-           {ceil_div(rows, rows_per_scale(options_.type)), weight_groups(options_.type, k)}}};
+      const MatrixPlace place{.name = spec.name, .rows = spec.shape[0], .columns = spec.shape[1]};
+      for (StoredPart& part : format_.format->parts(source_.source(), place)) {
+        item.headers.push_back(
+            {.name = std::move(part.name), .shape = std::move(part.shape), .codes = part.type});
+      }
     } else {
       item.headers = {{spec.name, plain_type(spec), spec.shape}};
     }
@@ -186,13 +166,13 @@ class Writer {
     }
     const fs::path path = from / "config.json";
     json config = parse_json(read_text_file(path), path.string());
-    config["quantization_config"] = format_.config;
+    config["quantization_config"] = json::parse(format_.config);
     files.add_text("config.json", config.dump(2));
   }
 
   const Checkpoint& source_;
   QuantizeOptions options_;
-  Format format_;
+  WrittenFormat format_;
   ThreadPool& pool_;
   const LoadProgress& progress_;
   std::vector<std::vector<Item>> shards_;

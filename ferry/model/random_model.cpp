@@ -11,6 +11,7 @@
 #include "ferry/checkpoint/new_directory.h"
 #include "ferry/checkpoint/safetensors_writer.h"
 #include "ferry/core/error.h"
+#include "ferry/core/hash.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/family.h"
 #include "ferry/text/tokenizer_parts.h"
@@ -107,23 +108,16 @@ json tokenizer_json() {
             {"merges", json::array()}}}};
 }
 
-/// A good 64-bit hash of a counter (the finaliser of splitmix64).
-std::uint64_t mix(std::uint64_t x) {
-  x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9U;
-  x = (x ^ x >> 27) * 0x94D049BB133111EBU;
-  return x ^ x >> 31;
-}
-
 std::uint64_t stream_of(const std::string& name, std::uint64_t seed) {
-  std::uint64_t hash = 0xCBF29CE484222325U ^ mix(seed);
-  for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001B3U;
-  return mix(hash);
+  Fnv1a hash(mix64(seed));
+  hash.add(name);
+  return mix64(hash.value());
 }
 
 /// Value i of a stream: nearly normal, of mean 0 and deviation 1. The sum of four 16-bit numbers
 /// from one hash: integers until the last step, so that every machine gets the same bits.
 float normal(std::uint64_t stream, std::uint64_t i) {
-  const std::uint64_t h = mix(stream + i * 0x9E3779B97F4A7C15U);
+  const std::uint64_t h = mix64(stream + i * 0x9E3779B97F4A7C15U);
   const auto sum = static_cast<std::int32_t>((h & 0xFFFF) + (h >> 16 & 0xFFFF) +
                                              (h >> 32 & 0xFFFF) + (h >> 48)) -
                    131070;

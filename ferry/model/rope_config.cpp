@@ -1,5 +1,5 @@
 // The rotary embedding as config.json describes it, in the forms of transformers 4 and 5.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "ferry/checkpoint/config_reader.h"
 #include "ferry/model/rope.h"

@@ -18,6 +18,7 @@ MoeContext::Options moe_options(const ModelConfig& config,
   const MoeConfig& moe = config.moe;
   ExchangeOptions exchange = exchange_options(options.backend, options.deepep_mode);
   exchange.format = options.layout.value_or(exchange.format);
+  exchange.fixed_format = options.layout.has_value();
   return {.router = moe.router,
           .dispatcher = {.exchange = exchange,
                          .slots_per_rank = slots_per_rank,
@@ -132,7 +133,18 @@ void SparseLayers::count_rows(std::span<std::int32_t> slot_rows) {
   FERRY_CHECK(next == slot_rows.size(), "{} counters for {} slots", slot_rows.size(), next);
 }
 
-/// Of an expert.
+const Placement& SparseLayers::placement(int layer) const {
+  return experts_.layers[static_cast<std::size_t>(layer)].placement;
+}
+
+std::vector<std::byte*> SparseLayers::blocks(int layer) {
+  // The memory is this object's own and writable; only those who compute see it as constant.
+  std::vector<std::byte*> blocks;
+  for (const GatedFfnWeights& slot : experts_.layers[static_cast<std::size_t>(layer)].slots)
+    blocks.push_back(const_cast<std::byte*>(slot.gate_up.data));
+  return blocks;
+}
+
 std::size_t SparseLayers::block_bytes() const {
   const auto sparse = std::ranges::find(config_.layer_kinds, LayerKind::sparse);
   FERRY_CHECK(sparse != config_.layer_kinds.end(), "no layer has experts");

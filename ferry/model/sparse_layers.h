@@ -1,5 +1,5 @@
-// The layers of a model that have experts, and where those lie: what Decoder hands on to the MoE
-// room, and the balancer moves.
+// The layers of a model that have experts, and the owner of those: what Decoder runs, and what the
+// balancer moves experts with.
 #pragma once
 
 #include <chrono>
@@ -10,13 +10,15 @@
 #include <vector>
 
 #include "ferry/compute/tensor_group.h"
-#include "ferry/model/decoder.h"
+#include "ferry/model/config.h"
+#include "ferry/model/decoder_options.h"
+#include "ferry/model/weights.h"
+#include "ferry/transport/transport.h"
 
 namespace ferry {
 
-/// One rank's. Construction is collective. Borrows config, dense weights, transport and
-/// group. Threads: one at a time. Functions of the same name are described at Decoder; layers are
-/// numbered as the model's.
+/// One rank's. Construction is collective. Borrows config, dense weights, transport and group.
+/// Threads: one at a time. Layers are numbered as the model's.
 class SparseLayers {
  public:
   SparseLayers(const ModelConfig& config,
@@ -29,29 +31,56 @@ class SparseLayers {
   /// Collective, also without tokens: `rows` [tokens, H] of activations in, f32 [tokens, H] out.
   void forward(int layer, const RowsView& rows, int tokens, float* out);
 
+  /// MoeLayer::input().
+  std::optional<MutableRowsView> input(int layer, int tokens) const {
+    return layers_[static_cast<std::size_t>(layer)]->input(tokens);
+  }
+
   /// Throws LostTokens (moe_layer.h).
   void check_nothing_lost();
 
+  /// From now on every step adds the rows that each local slot computes to `slot_rows`, borrowed:
+  /// [sparse layers][slots_per_rank]; empty = counted no longer.
   void count_rows(std::span<std::int32_t> slot_rows);
 
-  const ExpertWeights& experts() const { return experts_; }
+  /// How tokens choose among replicas.
+  ReplicaRule replica_rule() const { return rule_; }
 
+  /// Where all ranks hold the experts of a layer that has some.
+  const Placement& placement(int layer) const;
+
+  /// The blocks of this rank's experts in such a layer [slots_per_rank], null in empty slots, and
+  /// how large one is.
+  std::vector<std::byte*> blocks(int layer);
+  std::size_t block_bytes() const;
+
+  /// Memory for `count` more experts' blocks, kept as long as this.
   std::vector<std::byte*> spare_blocks(std::size_t count);
+
+  /// Collective: the experts move into memory that peers map, kept as long as this: blocks
+  /// [sparse layers][slots_per_rank], then slots_per_rank spare ones.
   Region& share_blocks(Transport& transport);
+
+  /// From the next step on, a layer's experts lie as `placement` says, those of this rank in
+  /// `blocks` [slots_per_rank], which this has or has given out. All ranks alike.
   void place_layer(int layer, const Placement& placement, std::span<std::byte* const> blocks);
 
+  /// Whether the backend goes on when a rank dies.
   bool masks() const;
+  /// Goes on without `rank`: from the next step on its experts' replicas compute in its place.
+  /// Throws TransportError when it had experts that no living rank has. REQUIRES: masks().
   void mask(Rank rank);
+  /// Ranks that are known to be gone, also those that only an exchange has found out about.
   bool is_masked(Rank rank) const;
 
   ExchangeStats exchange_stats() const;
+  /// MoeContext::exchange_time().
   std::chrono::nanoseconds exchange_time() const;
 
  private:
   Placement with_choice(const Placement& placement) const;
   std::vector<float> shares_of(const Placement& placement) const;
   void check_no_expert_lost(int layer, Rank gone) const;
-  std::size_t block_bytes() const;
 
   const ModelConfig& config_;
   const ReplicaRule rule_;

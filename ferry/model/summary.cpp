@@ -17,12 +17,12 @@ ModelSummary summarize(const Checkpoint& checkpoint) {
   summary.active_parameters =
       summary.parameters - summary.expert_parameters +
       summary.parameters_per_expert * config.sparse_layers() * config.moe.topk;
-  for (const auto* entry : checkpoint.entries()) {
-    auto& type = summary.by_type[entry->dtype_name];
+  for (const SourceTensor& tensor : checkpoint.source().tensors()) {
+    auto& type = summary.by_type[tensor.type];
     ++type.tensors;
-    type.bytes += entry->bytes;
+    type.bytes += tensor.data.size();
   }
-  for (const SafetensorsFile& file : checkpoint.files()) summary.file_bytes += file.file_bytes();
+  for (const SourceFile& file : checkpoint.source().files()) summary.file_bytes += file.bytes;
   summary.unused = checkpoint.unused();
   return summary;
 }

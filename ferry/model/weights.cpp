@@ -1,12 +1,12 @@
 #include "ferry/model/weights.h"
 
 #include <algorithm>
-#include <tuple>
 #include <utility>
 
+#include "ferry/checkpoint/stored_format.h"
 #include "ferry/core/error.h"
 #include "ferry/model/family.h"
-#include "ferry/model/head_share.h"
+#include "ferry/model/layer_tables.h"
 #include "ferry/model/packer.h"
 
 namespace ferry {
@@ -29,98 +29,9 @@ std::uint64_t tensor_bytes(const Checkpoint& checkpoint, const Wanted& wanted) {
   return bytes;
 }
 
-void load_latent_attention(Packer& packer,
-                           const ModelConfig& config,
-                           const TensorNames& names,
-                           DenseWeights::Layer& layer) {
-  const LatentConfig& latent = config.latent;
-  const std::int64_t hidden = config.hidden;
-  const std::int64_t q = std::int64_t{config.heads} * config.head_dim;
-  const std::int64_t row = latent.rank + config.rope.dim;
-  const HeadRange own = latent_heads(config.heads, packer.member());
-  const auto down_panels = latent_down_panels(config, own);
-  if (latent.query_rank > 0) {
-    layer.qkv = packer.matrix(
-        {{names.query_down, latent.query_rank}, {names.latent_down, row}}, hidden, {}, down_panels);
-    layer.query_norm = packer.vector({{names.query_down_norm, latent.query_rank}});
-    layer.query_up = packer.matrix(
-        {{names.query_up, q}}, latent.query_rank, {}, latent_query_panels(config, own));
-  } else {
-    layer.qkv =
-        packer.matrix({{names.q_weight, q}, {names.latent_down, row}}, hidden, {}, down_panels);
-  }
-  layer.key_norm = packer.vector({{names.latent_norm, latent.rank}});
-  std::tie(layer.head_keys, layer.head_values) =
-      packer.latent_head_matrices(names.latent_up, config.heads, latent);
-  layer.output =
-      packer.shared_out({{names.o_weight, hidden}}, std::int64_t{config.heads} * latent.value_dim);
-}
-
-void load_attention(Packer& packer,
-                    const ModelConfig& config,
-                    const TensorNames& names,
-                    DenseWeights::Layer& layer) {
-  const std::int64_t hidden = config.hidden;
-  const std::int64_t head_dim = config.head_dim;
-  const std::int64_t q = config.heads * head_dim;
-  const std::int64_t kv = config.kv_heads * head_dim;
-  const auto qkv = {
-      std::pair{names.q_weight, q}, std::pair{names.k_weight, kv}, std::pair{names.v_weight, kv}};
-  if (config.qk_norm == QkNorm::whole) {
-    layer.qkv = packer.shared_out(qkv, hidden);
-  } else {
-    const HeadShare own = head_share(config.heads, config.kv_heads, packer.member());
-    layer.qkv = packer.matrix(
-        qkv, hidden, {}, head_panels(own, config.heads, config.kv_heads, config.head_dim));
-  }
-  layer.output = packer.shared_out({{names.o_weight, hidden}}, q);
-  if (config.attention_bias)
-    layer.qkv_bias = packer.vector({{names.q_bias, q}, {names.k_bias, kv}, {names.v_bias, kv}});
-  if (config.output_bias) layer.output_bias = packer.vector({{names.o_bias, hidden}});
-  if (config.sinks) layer.sinks = packer.vector({{names.sinks, config.heads}});
-  if (config.qk_norm_weights()) {
-    const bool whole = config.qk_norm == QkNorm::whole;
-    layer.query_norm = packer.vector({{names.q_norm, whole ? q : head_dim}});
-    layer.key_norm = packer.vector({{names.k_norm, whole ? kv : head_dim}});
-  }
-}
-
-DenseWeights::Layer load_layer(Packer& packer,
-                               const ModelConfig& config,
-                               const TensorNames& names,
-                               bool sparse) {
-  const std::int64_t hidden = config.hidden;
-  DenseWeights::Layer layer;
-  layer.attention_norm = packer.vector({{names.attention_norm, hidden}});
-  if (config.latent.rank > 0) {
-    load_latent_attention(packer, config, names, layer);
-  } else {
-    load_attention(packer, config, names, layer);
-  }
-  layer.ffn_norm = packer.vector({{names.ffn_norm, hidden}});
-  if (!sparse) {
-    layer.ffn =
-        packer.ffn({names.dense_gate, names.dense_up, names.dense_down}, config.dense_inter);
-    return layer;
-  }
-  // Routing and its weights stay f32 whatever the experts are held in.
-  layer.router = packer.matrix({{names.router, config.moe.experts}}, hidden, WeightType::f32);
-  if (config.moe.router_bias)
-    layer.router_bias = packer.vector({{names.router_bias, config.moe.experts}});
-  if (config.moe.selection_bias)
-    layer.selection_bias = packer.vector({{names.selection_bias, config.moe.experts}});
-  if (config.moe.shared_inter > 0) {
-    layer.shared = packer.ffn({names.shared_gate, names.shared_up, names.shared_down},
-                              config.moe.shared_inter);
-  }
-  if (config.moe.shared_gate)
-    layer.shared_gate = packer.matrix({{names.shared_scale, 1}}, hidden, WeightType::f32);
-  return layer;
-}
-
 /// Fills the slots of one sparse layer that hold an expert.
 void load_slots(Packer& packer,
-                const TensorNames& names,
+                const FfnPart& expert,
                 const FfnLayout& layout,
                 Rank rank,
                 int layer_idx,
@@ -131,12 +42,6 @@ void load_slots(Packer& packer,
   const auto holds = [&](int slot) { return layer.placement.expert_of(first + slot) >= 0; };
   std::size_t filled = 0;
   for (int slot = 0; slot < slots; ++slot) filled += holds(slot) ? 1 : 0;
-  const FfnNames of_expert{.gate = names.expert_gate,
-                           .up = names.expert_up,
-                           .down = names.expert_down,
-                           .gate_bias = names.expert_gate_bias,
-                           .up_bias = names.expert_up_bias,
-                           .down_bias = names.expert_down_bias};
   // Panels are multiples of 64 bytes, so every part is aligned as kernels want it.
   const std::size_t block_bytes = expert_block_bytes(layout.view(nullptr, nullptr));
   layer.memory = Buffer(filled * block_bytes);
@@ -145,11 +50,10 @@ void load_slots(Packer& packer,
     if (!holds(slot)) continue;
     std::byte* block = std::exchange(next, next + block_bytes);
     std::byte* down = block + layout.gate_up_bytes();
-    packer.at(layer_idx, layer.placement.expert_of(first + slot));
-    packer.ffn(of_expert, layout, block, down);
-    if (layout.biased) {
-      packer.ffn_biases(of_expert, layout, reinterpret_cast<float*>(down + layout.down_bytes()));
-    }
+    const TensorPlace at{layer_idx, layer.placement.expert_of(first + slot)};
+    packer.ffn(expert, at, layout, block, down);
+    if (layout.biased)
+      packer.ffn_biases(expert, at, reinterpret_cast<float*>(down + layout.down_bytes()));
     GatedFfnWeights& view = layer.slots[static_cast<std::size_t>(slot)];
     view = at_block(view, block);
   }
@@ -181,16 +85,9 @@ GatedFfnWeights at_block(GatedFfnWeights w, const std::byte* block) {
 
 WeightChoice choose_weights(const Checkpoint& checkpoint, std::optional<WeightType> wanted) {
   if (wanted) return {.type = *wanted};
-  switch (checkpoint.config().quantization) {
-    case Quantization::fp8:
-      return {.type = WeightType::fp8, .plain_stays = true};
-    case Quantization::int8:
-      return {.type = WeightType::int8, .plain_stays = true};
-    case Quantization::int4:
-      return {.type = WeightType::int4, .plain_stays = true};
-    case Quantization::mxfp4:  // as elements: no other type holds them without a rounding
-    case Quantization::none:
-      break;
+  if (const StoredFormat* format = checkpoint.config().stored_format.get()) {
+    // What no type holds as it is becomes elements: another quantised type would round again.
+    if (const auto held = format->held()) return {.type = *held, .plain_stays = true};
   }
   return {.type = checkpoint.weight_type() == DType::bf16 ? WeightType::bf16 : WeightType::f32};
 }
@@ -201,7 +98,6 @@ DenseWeights load_dense_weights(const Checkpoint& checkpoint,
                                 const LoadProgress& progress,
                                 const GroupMember& member) {
   const ModelConfig& config = checkpoint.config();
-  const TensorNames& names = checkpoint.names();
   std::uint64_t total =
       tensor_bytes(checkpoint, [](const TensorSpec& spec) { return spec.expert < 0; });
   if (config.tied_embeddings) {  // read twice: as rows and as the head
@@ -213,15 +109,13 @@ DenseWeights load_dense_weights(const Checkpoint& checkpoint,
   DenseWeights weights;
   weights.member = member;
   weights.dtype = activation_type(choice.type);
-  weights.embedding = packer.rows(names.embedding, config.vocab, config.hidden);
+  LayerPacker outside(packer, -1);
+  read_embedding(config, outside, weights);
   for (int layer = 0; layer < config.layers; ++layer) {
-    packer.at(layer);
-    weights.layers.push_back(load_layer(packer, config, names, config.sparse(layer)));
+    LayerPacker table(packer, layer);
+    weights.layers.push_back(read_layer(config, layer, table));
   }
-  packer.at(-1);
-  weights.final_norm = packer.vector({{names.final_norm, config.hidden}});
-  weights.head = packer.shared_out(
-      {{config.tied_embeddings ? names.embedding : names.lm_head, config.vocab}}, config.hidden);
+  read_head(config, outside, weights);
   return weights;
 }
 
@@ -239,7 +133,8 @@ ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
               placement.experts(),
               config.layers,
               config.moe.experts);
-  const FfnLayout layout{choice.type, config.hidden, config.moe.inter, config.moe.expert_bias};
+  const FfnPart expert = expert_part(config);
+  const FfnLayout layout{choice.type, expert.hidden, expert.inter, expert.biased};
   ExpertWeights weights;
   for (int layer = 0; layer < config.layers; ++layer) {
     weights.layers.push_back(
@@ -257,12 +152,8 @@ ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
   Packer packer(checkpoint, choice, pool, progress, tensor_bytes(checkpoint, here));
   for (int layer = 0; layer < config.layers; ++layer) {
     if (config.sparse(layer)) {
-      load_slots(packer,
-                 checkpoint.names(),
-                 layout,
-                 rank,
-                 layer,
-                 weights.layers[static_cast<std::size_t>(layer)]);
+      load_slots(
+          packer, expert, layout, rank, layer, weights.layers[static_cast<std::size_t>(layer)]);
     }
   }
   return weights;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string_view>
 #include <vector>
@@ -14,27 +15,10 @@
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/checkpoint.h"
 #include "ferry/model/config.h"
+#include "ferry/model/owned_weights.h"
 #include "ferry/moe/moe_layer.h"
 
 namespace ferry {
-
-/// One packed matrix and its memory.
-struct OwnedMatrix {
-  Buffer memory;
-  PackedMatrix view;
-};
-
-/// A gated feed-forward block and its memory; no data where a layer has none.
-struct OwnedFfn {
-  Buffer gate_up, down;
-  GatedFfnWeights view;
-};
-
-/// A matrix for each head, and their memory.
-struct HeadMatrices {
-  Buffer memory;
-  std::vector<PackedMatrix> views;  // [heads]
-};
 
 /// What every rank needs alike: all but the routed experts. One copy serves all thread ranks of a
 /// process. Immutable after load. One that was loaded for a single member of a group lacks the
@@ -42,26 +26,15 @@ struct HeadMatrices {
 /// nothing.
 struct DenseWeights {
   struct Layer {
-    std::vector<float> attention_norm;  // [H], before attention
-    OwnedMatrix qkv;                    // [H, (heads + 2 kv_heads) * head_dim]
-    std::vector<float> qkv_bias;        // empty = none
-    OwnedMatrix output;                 // [heads * head_dim, H]
-    std::vector<float> output_bias;     // empty = none
-    std::vector<float> sinks;           // [heads]; empty = none
-    std::vector<float> query_norm;      // [head_dim] or of all heads together; empty = none
-    std::vector<float> key_norm;
-    // Latent attention. Of the above, qkv is [H, queries or compressed ones + rank + rope.dim];
-    // output [heads * value_dim, H]; the norms are those of compressed queries and of latents.
-    OwnedMatrix query_up;         // [query_rank, heads * head_dim]; none when queries come of qkv
-    HeadMatrices head_keys;       // [plain_dim, rank]: a query's plain part -> one over latents
-    HeadMatrices head_values;     // [rank, value_dim]
-    std::vector<float> ffn_norm;  // [H], before the feed-forward block
-    OwnedFfn ffn;                 // dense layers
-    OwnedMatrix router;           // sparse layers: f32 [H, E]
-    std::vector<float> router_bias;     // [E]; empty = none
-    std::vector<float> selection_bias;  // likewise
-    OwnedFfn shared;                    // shared expert of sparse layers
-    OwnedMatrix shared_gate;            // f32 [H, 1]
+    std::vector<float> attention_norm;    // [H], before the mixer
+    std::unique_ptr<MixerWeights> mixer;  // of the layer's kind
+    std::vector<float> ffn_norm;          // [H], before the feed-forward block
+    OwnedFfn ffn;                         // dense layers
+    OwnedMatrix router;                   // sparse layers: f32 [H, E]
+    std::vector<float> router_bias;       // [E]; empty = none
+    std::vector<float> selection_bias;    // likewise
+    OwnedFfn shared;                      // shared expert of sparse layers
+    OwnedMatrix shared_gate;              // f32 [H, 1]
   };
 
   GroupMember member;        // whose share this is; alone: everybody's

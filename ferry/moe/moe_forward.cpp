@@ -3,10 +3,11 @@
 #include <algorithm>
 #include <cstring>
 
+#include "ferry/core/buffer.h"
 #include "ferry/core/error.h"
-#include "ferry/exchange/chunks.h"
 #include "ferry/exchange/compatibility.h"
 #include "ferry/kernels/kernels.h"
+#include "ferry/moe/exchange_lanes.h"
 
 namespace ferry {
 
@@ -19,8 +20,19 @@ Placement default_placement(const Options& o, int ranks) {
   return Placement::identity(o.router.experts, ranks, o.redundant);
 }
 
-DispatcherOptions dispatcher_options(const Options& o, int slots_per_rank) {
-  return {.exchange = o.exchange,
+/// In the format that the transport's memory asks for, if the experts can take it.
+ExchangeOptions exchange_of(const Options& o, const Capabilities& transport) {
+  ExchangeOptions exchange = o.exchange;
+  exchange.fixed_format |= !o.experts.ragged;
+  exchange.format = format_for(exchange, transport.pins_memory);
+  check_experts(exchange, o.experts);
+  return exchange;
+}
+
+DispatcherOptions dispatcher_options(const Options& o,
+                                     int slots_per_rank,
+                                     const Capabilities& transport) {
+  return {.exchange = exchange_of(o, transport),
           .slots_per_rank = slots_per_rank,
           .hidden = o.hidden,
           .topk = o.router.topk,
@@ -32,6 +44,8 @@ DispatcherOptions dispatcher_options(const Options& o, int slots_per_rank) {
           .row_weights = o.row_weights,
           .timeout = o.timeout};
 }
+
+constexpr std::int64_t kRowGrain = 8;  // rows a thread takes at a time for work along rows
 
 std::size_t score_bytes(const Options& o) {
   return static_cast<std::size_t>(o.max_tokens) * static_cast<std::size_t>(o.router.experts) *
@@ -53,44 +67,43 @@ std::int64_t IndexView::at(std::int64_t row, int k) const {
   return type == Type::i64 ? id_at<std::int64_t>(ids, k) : id_at<std::int32_t>(ids, k);
 }
 
-MoeAllToAll::MoeAllToAll(const Options& options, Transport& transport, ThreadPool& pool)
-    : options_((check_experts(options.exchange, options.experts), options)),
-      identity_(default_placement(options, transport.size())),
-      dispatcher_(dispatcher_options(options, identity_.slots_per_rank()), transport, pool),
-      scores_(score_bytes(options)) {
-  const auto entries =
-      static_cast<std::size_t>(options.max_tokens) * static_cast<std::size_t>(options.router.topk);
-  topk_ids_.resize(entries);
-  topk_slots_.resize(entries);
-  topk_weights_.resize(entries);
-  if (options.row_weights) ones_.assign(entries, 1.0F);
-}
+/// The lane, and scratch of a call.
+class MoeAllToAll::Impl {
+ public:
+  Impl(const Options& options, Transport& transport, ThreadPool& pool)
+      : options_(options),
+        identity_(default_placement(options, transport.size())),
+        lanes_(dispatcher_options(options, identity_.slots_per_rank(), transport.capabilities()),
+               /*lanes=*/1,
+               transport,
+               pool),
+        pool_(pool),
+        scores_(score_bytes(options)) {}
 
-std::size_t MoeAllToAll::mem_size(const Options& options, int ranks, bool load_store) {
-  const int slots_per_rank = default_placement(options, ranks).slots_per_rank();
-  const auto entries =
-      static_cast<std::size_t>(options.max_tokens) * static_cast<std::size_t>(options.router.topk);
-  return Dispatcher::mem_size(dispatcher_options(options, slots_per_rank), ranks, load_store) +
-         score_bytes(options) +
-         entries *
-             (sizeof(ExpertId) + sizeof(SlotId) + (options.row_weights ? 2 : 1) * sizeof(float));
-}
+  /// route(part, placement) fills in slots and weights of a part.
+  template <class Route>
+  void run(const MoeTokens& in, ExpertFn experts, Route route);
+  void route_logits(const RouterLogits& logits, const ExchangeLanes::Part& part);
+  void copy_topk(const TopK& topk,
+                 const ExchangeLanes::Part& part,
+                 std::span<std::int32_t> ids) const;
 
-MoeAllToAll::Routing MoeAllToAll::routing_of(int tokens) {
-  const std::size_t entries =
-      static_cast<std::size_t>(tokens) * static_cast<std::size_t>(options_.router.topk);
-  return {.experts = {topk_ids_.data(), entries},
-          .slots = {topk_slots_.data(), entries},
-          .weights = {topk_weights_.data(), entries},
-          .result_weights = {options_.row_weights ? ones_.data() : topk_weights_.data(), entries}};
-}
+  int topk() const { return options_.router.topk; }
 
-/// Chunk by chunk: the routing that route(first, tokens, placement, routing) fills in, then the
-/// exchange around the experts.
+  const Placement& identity() const { return identity_; }
+
+  ExchangeLanes& lanes() { return lanes_; }
+
+ private:
+  const Options options_;
+  const Placement identity_;
+  ExchangeLanes lanes_;
+  ThreadPool& pool_;
+  Buffer scores_;  // f32 [max_tokens, E]; touched only where logits come in
+};
+
 template <class Route>
-void MoeAllToAll::run(const MoeTokens& in, ExpertFn experts, Route route) {
-  const FlushDenormals flush;
-  lost_tokens_.clear();
+void MoeAllToAll::Impl::run(const MoeTokens& in, ExpertFn experts, Route route) {
   const Placement& placement = in.placement ? *in.placement : identity_;
   FERRY_CHECK(placement.experts() == identity_.experts() &&
                   placement.ranks() == identity_.ranks() &&
@@ -100,60 +113,51 @@ void MoeAllToAll::run(const MoeTokens& in, ExpertFn experts, Route route) {
               placement.slots(),
               identity_.experts(),
               identity_.slots());
-  check_placement(dispatcher_.options(), placement);
-  for_each_chunk(
-      dispatcher_, options_.max_tokens, in.tokens, [&](int first, int tokens, int chunks) {
-        const Routing to = routing_of(tokens);
-        route(first, tokens, placement, to);
-        dispatcher_.dispatch_send({.rows = in.hidden.from(first),
-                                   .type = in.type,
-                                   .encoded = in.encoded,
-                                   .tokens = tokens,
-                                   .slots = to.slots,
-                                   .weights = to.result_weights,
-                                   .row_weights = to.weights,
-                                   .chunks = chunks,
-                                   .layer = in.layer,
-                                   .timeout = in.timeout});
-        dispatcher_.dispatch_recv(experts);
-        dispatcher_.combine_send();
-        dispatcher_.combine_recv({.weights = to.result_weights,
-                                  .rows = in.out.from(first),
-                                  .type = in.out_type,
-                                  .accumulate = in.accumulate});
-        for (const int token : dispatcher_.lost_tokens()) lost_tokens_.push_back(first + token);
-      });
+  check_placement(lanes_.first().options(), placement);
+  const auto route_part = [&](const ExchangeLanes::Part& part) { route(part, placement); };
+  const auto accumulate = [&](int, int) { return in.accumulate; };
+  lanes_.run({.place = in.place,
+              .rows = in.hidden,
+              .type = in.type,
+              .encoded = in.encoded,
+              .tokens = in.tokens,
+              .out = in.out,
+              .out_type = in.out_type,
+              .layer = in.layer,
+              .timeout = in.timeout},
+             {.route = route_part, .meanwhile = accumulate, .experts = experts});
 }
 
-/// The top-k of the tokens from `first` on.
-void MoeAllToAll::route_logits(const RouterLogits& logits,
-                               int first,
-                               int tokens,
-                               const Routing& to) {
+void MoeAllToAll::Impl::route_logits(const RouterLogits& logits, const ExchangeLanes::Part& part) {
   const auto num_experts = static_cast<std::size_t>(options_.router.experts);
   auto* scores = scores_.as<float>();
-  for (int t = 0; t < tokens; ++t) {
-    float* row = scores + static_cast<std::size_t>(t) * num_experts;
-    kernels().convert(logits.rows.row(first + t),
-                      logits.type,
-                      reinterpret_cast<std::byte*>(row),
-                      DType::f32,
-                      options_.router.experts);
-  }
-  route(options_.router,
-        {scores, static_cast<std::size_t>(tokens) * num_experts},
-        to.experts,
-        to.weights,
+  pool_.parallel_for(part.count, kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      float* row = scores + static_cast<std::size_t>(t) * num_experts;
+      kernels().convert(logits.rows.row(part.first + t),
+                        logits.type,
+                        reinterpret_cast<std::byte*>(row),
+                        DType::f32,
+                        options_.router.experts);
+    }
+  });
+  route(pool_,
+        options_.router,
+        {scores, static_cast<std::size_t>(part.count) * num_experts},
+        part.experts,
+        part.weights,
         logits.selection_bias);
 }
 
-/// The caller's ids and weights of the tokens from `first` on, packed; ids checked.
-void MoeAllToAll::copy_topk(const TopK& topk, int first, int tokens, std::span<std::int32_t> ids) {
+/// The caller's ids and weights, packed; ids checked.
+void MoeAllToAll::Impl::copy_topk(const TopK& topk,
+                                  const ExchangeLanes::Part& part,
+                                  std::span<std::int32_t> ids) const {
   const bool physical = topk.kind == TopK::Ids::physical;
   const int end = physical ? identity_.slots() : identity_.experts();
   const int num_choices = options_.router.topk;
   std::size_t entry = 0;
-  for (int t = first; t < first + tokens; ++t) {
+  for (int t = part.first; t < part.first + part.count; ++t) {
     const auto* weights = reinterpret_cast<const float*>(topk.weights.row(t));
     for (int k = 0; k < num_choices; ++k, ++entry) {
       const std::int64_t id = topk.ids.at(t, k);
@@ -166,7 +170,7 @@ void MoeAllToAll::copy_topk(const TopK& topk, int first, int tokens, std::span<s
                           end - 1);
       }
       ids[entry] = id < 0 ? -1 : static_cast<std::int32_t>(id);
-      topk_weights_[entry] = id < 0 ? 0 : weights[k];
+      part.weights[entry] = id < 0 ? 0 : weights[k];
     }
   }
 }
@@ -175,25 +179,45 @@ void moe_forward(MoeAllToAll& a2a,
                  const MoeTokens& tokens,
                  const RouterLogits& logits,
                  ExpertFn experts) {
-  a2a.run(tokens,
-          experts,
-          [&](int first, int count, const Placement& placement, const MoeAllToAll::Routing& to) {
-            a2a.route_logits(logits, first, count, to);
-            placement.place(to.experts, a2a.options_.router.topk, to.slots);
-          });
+  MoeAllToAll::Impl& impl = *a2a.impl_;
+  impl.run(tokens, experts, [&](const ExchangeLanes::Part& part, const Placement& placement) {
+    impl.route_logits(logits, part);
+    placement.place(part.experts, impl.topk(), part.slots);
+  });
 }
 
 void moe_forward_from_topk(MoeAllToAll& a2a,
                            const MoeTokens& tokens,
                            const TopK& topk,
                            ExpertFn experts) {
+  MoeAllToAll::Impl& impl = *a2a.impl_;
   const bool physical = topk.kind == TopK::Ids::physical;
-  a2a.run(tokens,
-          experts,
-          [&](int first, int count, const Placement& placement, const MoeAllToAll::Routing& to) {
-            a2a.copy_topk(topk, first, count, physical ? to.slots : to.experts);
-            if (!physical) placement.place(to.experts, a2a.options_.router.topk, to.slots);
-          });
+  impl.run(tokens, experts, [&](const ExchangeLanes::Part& part, const Placement& placement) {
+    impl.copy_topk(topk, part, physical ? part.slots : part.experts);
+    if (!physical) placement.place(part.experts, impl.topk(), part.slots);
+  });
 }
+
+MoeAllToAll::MoeAllToAll(const Options& options, Transport& transport, ThreadPool& pool)
+    : impl_(std::make_unique<Impl>(options, transport, pool)) {}
+
+MoeAllToAll::~MoeAllToAll() = default;
+
+std::size_t MoeAllToAll::mem_size(const Options& options,
+                                  int ranks,
+                                  const Capabilities& transport) {
+  const int slots_per_rank = default_placement(options, ranks).slots_per_rank();
+  const DispatcherOptions dispatcher = dispatcher_options(options, slots_per_rank, transport);
+  return Dispatcher::mem_size(dispatcher, ranks, transport) + score_bytes(options) +
+         ExchangeLanes::scratch_bytes(dispatcher);
+}
+
+int MoeAllToAll::slots_per_rank() const { return impl_->identity().slots_per_rank(); }
+
+std::span<const int> MoeAllToAll::lost_tokens() const { return impl_->lanes().lost_tokens(); }
+
+void MoeAllToAll::mask(Rank rank) { impl_->lanes().mask(rank); }
+
+const Dispatcher& MoeAllToAll::dispatcher() const { return impl_->lanes().first(); }
 
 }  // namespace ferry

@@ -9,19 +9,18 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
-#include <vector>
 
-#include "ferry/core/buffer.h"
 #include "ferry/core/function_ref.h"
 #include "ferry/core/threads.h"
 #include "ferry/core/types.h"
 #include "ferry/exchange/backend.h"
-#include "ferry/exchange/compatibility.h"
 #include "ferry/exchange/dispatcher.h"
+#include "ferry/exchange/expert_rows.h"
 #include "ferry/exchange/placement.h"
-#include "ferry/moe/experts.h"
+#include "ferry/export.h"
 #include "ferry/moe/router.h"
 #include "ferry/transport/transport.h"
 
@@ -29,7 +28,7 @@ namespace ferry {
 
 /// The caller's kernel, borrowed for one call: a lambda, or a plain function (const ExpertRows&,
 /// void* context) and its context. It reads rows.in and writes rows.out for the rows.counts[l] rows
-/// of each local slot l (experts.h says where they lie). It is called once per exchange (fused
+/// of each local slot l (expert_rows.h says where they lie). It is called once per exchange (fused
 /// backends: once per tile), also when no row arrived, on the thread that called moe_forward, with
 /// denormals flushed. An exception from it reaches that caller; the group must then be aborted.
 using ExpertFn = FunctionRef<void(const ExpertRows& rows)>;
@@ -48,7 +47,8 @@ struct IndexView {
 
 /// Tokens of this rank and where their results go. Borrowed for the call.
 struct MoeTokens {
-  RowsView hidden = {};  ///< [tokens, H] of `type`; with hidden_partition [tokens, H / R]
+  MemoryPlace place = {};  ///< of `hidden` and `out`; this is the host's call, and takes no other
+  RowsView hidden = {};    ///< [tokens, H] of `type`; with hidden_partition [tokens, H / R]
   DType type = DType::f32;
   bool encoded = false;  ///< `hidden` is in the dispatch wire's type (RoutedTokens::encoded)
   int tokens = 0;        ///< 0 is legal, and so is more than max_tokens
@@ -86,7 +86,7 @@ struct TopK {
 /// (same options on all ranks). Threads: one call at a time. Allocates only in the constructor.
 /// Errors: ConfigError for ids out of range, TransportError as the Dispatcher's. After any error
 /// the ranks may be out of step: abort() the transport, destroy this, start over.
-class MoeAllToAll {
+class FERRY_API MoeAllToAll {
  public:
   struct Options {
     RouterOptions router;  ///< experts and topk count always, the formula for logits
@@ -107,20 +107,24 @@ class MoeAllToAll {
   };
 
   MoeAllToAll(const Options& options, Transport& transport, ThreadPool& pool);
+  ~MoeAllToAll();
+  MoeAllToAll(const MoeAllToAll&) = delete;
+  MoeAllToAll& operator=(const MoeAllToAll&) = delete;
 
-  /// Bytes of memory that one with these options reserves on each of `ranks` ranks.
-  static std::size_t mem_size(const Options& options, int ranks, bool load_store);
+  /// Bytes of memory that one with these options reserves on each of `ranks` ranks, whose transport
+  /// has these capabilities.
+  static std::size_t mem_size(const Options& options, int ranks, const Capabilities& transport);
 
-  int slots_per_rank() const { return identity_.slots_per_rank(); }
+  int slots_per_rank() const;
 
   /// Tokens of the last call that needed a rank which is masked (on_dead_rank = mask), rising:
   /// their results lack its experts' parts.
-  std::span<const int> lost_tokens() const { return lost_tokens_; }
+  std::span<const int> lost_tokens() const;
 
   /// Goes on without `rank`, of which the caller knows that it is gone. Needs on_dead_rank = mask.
-  void mask(Rank rank) { dispatcher_.mask(rank); }
+  void mask(Rank rank);
 
-  const Dispatcher& dispatcher() const { return dispatcher_; }
+  const Dispatcher& dispatcher() const;
 
  private:
   friend void moe_forward(MoeAllToAll& a2a,
@@ -132,42 +136,22 @@ class MoeAllToAll {
                                     const TopK& topk,
                                     ExpertFn experts);
 
-  struct Routing {                // of one exchange, in this object's scratch
-    std::span<ExpertId> experts;  // [tokens, K]
-    std::span<SlotId> slots;
-    std::span<float> weights;
-    std::span<const float> result_weights;  // by which home adds up: those, or ones
-  };
-
-  template <class Route>
-  void run(const MoeTokens& in, ExpertFn experts, Route route);
-  Routing routing_of(int tokens);
-  void route_logits(const RouterLogits& logits, int first, int tokens, const Routing& to);
-  void copy_topk(const TopK& topk, int first, int tokens, std::span<std::int32_t> ids);
-
-  const Options options_;
-  const Placement identity_;
-  Dispatcher dispatcher_;
-  Buffer scores_;                    // f32 [max_tokens, E]; touched only where logits come in
-  std::vector<ExpertId> topk_ids_;   // [max_tokens, K]
-  std::vector<SlotId> topk_slots_;   // [max_tokens, K]
-  std::vector<float> topk_weights_;  // [max_tokens, K]
-  std::vector<float> ones_;          // [max_tokens, K] where weights go with the rows
-  std::vector<int> lost_tokens_;
+  class Impl;
+  std::unique_ptr<Impl> impl_;
 };
 
 /// tokens.out = weighted sum over each token's experts. Collective over the ranks of `a2a`; ranks
 /// without tokens pass 0 and their experts work for the others. The router's formula is that of the
 /// options.
-void moe_forward(MoeAllToAll& a2a,
-                 const MoeTokens& tokens,
-                 const RouterLogits& logits,
-                 ExpertFn experts);
+FERRY_API void moe_forward(MoeAllToAll& a2a,
+                           const MoeTokens& tokens,
+                           const RouterLogits& logits,
+                           ExpertFn experts);
 
 /// The same with the routing done by the caller.
-void moe_forward_from_topk(MoeAllToAll& a2a,
-                           const MoeTokens& tokens,
-                           const TopK& topk,
-                           ExpertFn experts);
+FERRY_API void moe_forward_from_topk(MoeAllToAll& a2a,
+                                     const MoeTokens& tokens,
+                                     const TopK& topk,
+                                     ExpertFn experts);
 
 }  // namespace ferry

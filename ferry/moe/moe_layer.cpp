@@ -4,110 +4,91 @@
 #include <utility>
 
 #include "ferry/core/error.h"
-#include "ferry/core/timed.h"
-#include "ferry/exchange/chunks.h"
 #include "ferry/exchange/compatibility.h"
 
 namespace ferry {
 
-/// The path of a token through one MoE layer. (With two lanes, half of the tokens are on their way
-/// while the experts compute the other half.)
-void MoeLayer::forward_exchange(const RowsView& hidden, int tokens, int chunks, float* out) {
-  MoeContext& c = context_;
-  const auto lanes = c.split(tokens);
-  for (const auto& lane : lanes) {
-    route(hidden.from(lane->first), *lane);
-    placement_.place(lane->experts, c.options_.router.topk, lane->slots, turn_++);
-    const Timed timed(c.exchange_time_);
-    lane->dispatcher.dispatch_send({.rows = hidden.from(lane->first),
-                                    .type = c.options_.dtype,
-                                    .tokens = lane->tokens,
-                                    .slots = lane->slots,
-                                    .weights = lane->result_weights,
-                                    .row_weights = lane->weights,
-                                    .chunks = chunks,
-                                    .layer = index_});
-  }
-  const bool has_shared = run_shared_expert(hidden, tokens, out);  // hides the wire
-  for (const auto& lane : lanes) {
-    c.share_masks();
-    const Timed timed(c.exchange_time_);
-    std::chrono::nanoseconds experts{};
-    lane->dispatcher.dispatch_recv([&](const ExpertRows& rows) {
-      const Timed timed_experts(experts);
-      for (std::size_t slot = 0; slot < slot_rows_.size(); ++slot)
-        slot_rows_[slot] += rows.counts[slot];
-      c.experts_.run(rows, weights_.local);
-    });
-    lane->dispatcher.combine_send();
-    c.exchange_time_ -= experts;
-  }
-  for (const auto& lane : lanes) {
-    c.share_masks();
-    const Timed timed(c.exchange_time_);
-    lane->dispatcher.combine_recv({.weights = lane->result_weights,
-                                   .rows = c.f32_rows(out).from(lane->first),
-                                   .accumulate = has_shared});
-    c.note_losses(lane->dispatcher, index_);
-  }
-}
+namespace {
 
+constexpr std::int64_t kRowGrain = 8;  // rows a thread takes at a time for work along rows
+
+}  // namespace
+
+/// The path of a token through one MoE layer. Between these steps ExchangeLanes carries it: out
+/// (dispatch) behind place, home (combine) behind the experts.
 void MoeLayer::forward(const RowsView& hidden, int tokens, float* out) {
-  const FlushDenormals flush;
-  const DispatcherOptions& options = context_.options_.dispatcher;
-  for_each_chunk(context_.lanes_.front()->dispatcher,
-                 options.max_tokens,
-                 tokens,
-                 [&](int first, int count, int chunks) {
-                   forward_exchange(hidden.from(first),
-                                    count,
-                                    chunks,
-                                    out + static_cast<std::ptrdiff_t>(first) * options.hidden);
-                 });
+  MoeContext& c = context_;
+  const auto route_and_place = [&](const ExchangeLanes::Part& part) {
+    route(hidden.from(part.first), part);
+    placement_.place(part.experts, c.options_.router.topk, part.slots, turn_++);
+  };
+  const auto shared_expert = [&](int first, int count) {  // hides the wire
+    return run_shared_expert(hidden.from(first), count, c.f32_rows(out).from(first));
+  };
+  const auto experts = [&](const ExpertRows& rows) { run_experts(rows); };
+  c.lanes_.run({.rows = hidden,
+                .type = c.options_.dtype,
+                .tokens = tokens,
+                .out = c.f32_rows(out),
+                .layer = index_},
+               {.route = route_and_place, .meanwhile = shared_expert, .experts = experts});
+  c.note_losses(index_);
 }
 
 /// Router logits in f32, then the top-k of each token.
-void MoeLayer::route(const RowsView& hidden, MoeContext::Lane& lane) {
+void MoeLayer::route(const RowsView& hidden, const ExchangeLanes::Part& part) {
   MoeContext& c = context_;
   const RouterOptions& router = c.options_.router;
-  const RowsView rows = c.rows_as_f32(hidden, lane.tokens);
+  const RowsView rows = c.convert_to_f32(hidden, part.in_chunk, part.count);
   const auto stride = static_cast<std::ptrdiff_t>(sizeof(float)) * router.experts;
   parallel_gemm(c.pool_,
                 c.gemm_scratch_,
                 {.in = rows,
-                 .rows = lane.tokens,
+                 .rows = part.count,
                  .weights = &weights_.router,
                  .bias = weights_.router_bias.empty() ? nullptr : weights_.router_bias.data(),
                  .out = {reinterpret_cast<std::byte*>(c.logits_.data()), stride}});
   const std::size_t scores =
-      static_cast<std::size_t>(lane.tokens) * static_cast<std::size_t>(router.experts);
-  ferry::route(
-      router, {c.logits_.data(), scores}, lane.experts, lane.weights, weights_.selection_bias);
+      static_cast<std::size_t>(part.count) * static_cast<std::size_t>(router.experts);
+  ferry::route(c.pool_,
+               router,
+               {c.logits_.data(), scores},
+               part.experts,
+               part.weights,
+               weights_.selection_bias);
+}
+
+void MoeLayer::run_experts(const ExpertRows& rows) {
+  for (std::size_t slot = 0; slot < slot_rows_.size(); ++slot)
+    slot_rows_[slot] += rows.counts[slot];
+  context_.experts_.run(rows, weights_.local);
 }
 
 /// out = shared expert's FFN, times the sigmoid of its gate where there is one. False: no such
 /// expert.
-bool MoeLayer::run_shared_expert(const RowsView& hidden, int tokens, float* out) {
+bool MoeLayer::run_shared_expert(const RowsView& hidden, int tokens, const MutableRowsView& out) {
   MoeContext& c = context_;
   if (!weights_.shared) return false;
   if (tokens == 0) return true;
   const int hidden_size = c.options_.dispatcher.hidden;
   const GatherPhase phase{.name = "shared expert", .layer = index_};
-  c.shared_expert_->run(hidden, tokens, *weights_.shared, c.f32_rows(out), phase);
-  c.group_.gather_columns(c.f32_rows(out), tokens, hidden_size, DType::f32, phase);
+  c.shared_expert_->run(hidden, tokens, *weights_.shared, out, phase);
+  c.group_.gather_columns(out, tokens, hidden_size, DType::f32, phase);
   if (!weights_.shared_gate.data) return true;
 
   parallel_gemm(c.pool_,
                 c.gemm_scratch_,
-                {.in = c.rows_as_f32(hidden, tokens),
+                {.in = c.converted(hidden),
                  .rows = tokens,
                  .weights = &weights_.shared_gate,
                  .out = {reinterpret_cast<std::byte*>(c.shared_gate_.data()), sizeof(float)}});
   kernels().sigmoid(c.shared_gate_.data(), c.shared_gate_.data(), tokens);
-  for (int t = 0; t < tokens; ++t) {
-    float* row = out + static_cast<std::ptrdiff_t>(t) * hidden_size;
-    kernels().scale(row, c.shared_gate_[static_cast<std::size_t>(t)], row, hidden_size);
-  }
+  c.pool_.parallel_for(tokens, kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      auto* row = reinterpret_cast<float*>(out.row(t));
+      kernels().scale(row, c.shared_gate_[static_cast<std::size_t>(t)], row, hidden_size);
+    }
+  });
   return true;
 }
 
@@ -130,6 +111,10 @@ MoeLayer::MoeLayer(MoeContext& context, const Placement& placement, MoeWeights w
               index);
 }
 
+std::optional<MutableRowsView> MoeLayer::input(int tokens) const {
+  return context_.lanes_.registered_input(context_.options_.dtype, tokens);
+}
+
 void MoeLayer::count_rows(std::span<std::int32_t> slot_rows) {
   FERRY_CHECK(slot_rows.empty() || slot_rows.size() == weights_.local.size(),
               "{} counters for {} slots",
@@ -141,6 +126,7 @@ void MoeLayer::count_rows(std::span<std::int32_t> slot_rows) {
 MoeContext::MoeContext(const Options& options, Transport& transport, ThreadPool& pool)
     : options_(options),
       pool_(pool),
+      lanes_(options.dispatcher, options.two_batch_overlap ? 2 : 1, transport, pool),
       experts_({.hidden = options.dispatcher.hidden,
                 .inter = options.inter,
                 .gating = options.gating,
@@ -152,11 +138,6 @@ MoeContext::MoeContext(const Options& options, Transport& transport, ThreadPool&
       group_(options.group != nullptr ? *options.group : alone_),
       gemm_scratch_(pool.size(), DType::f32, options.dispatcher.hidden) {
   const auto tokens = static_cast<std::size_t>(options.dispatcher.max_tokens);
-  DispatcherOptions of_lane = options.dispatcher;
-  const int num_lanes = options.two_batch_overlap ? 2 : 1;
-  of_lane.max_tokens = static_cast<int>(ceil_div(of_lane.max_tokens, num_lanes));
-  for (int i = 0; i < num_lanes; ++i)
-    lanes_.push_back(std::make_unique<Lane>(of_lane, transport, pool));
   FERRY_CHECK(options.dispatcher.expert_type == wire_type(options.dtype),
               "experts of {} handed {} rows",
               dtype_name(options.dtype),
@@ -168,6 +149,7 @@ MoeContext::MoeContext(const Options& options, Transport& transport, ThreadPool&
   if (options.shared_inter > 0) {
     shared_expert_.emplace(GatedFfn::Options{.hidden = options.dispatcher.hidden,
                                              .inter = options.shared_inter,
+                                             .gating = options.gating,
                                              .dtype = options.dtype,
                                              .max_rows = options.dispatcher.max_tokens},
                            group_,
@@ -180,70 +162,11 @@ MoeContext::MoeContext(const Options& options, Transport& transport, ThreadPool&
   logits_.resize(tokens * static_cast<std::size_t>(options.router.experts));
 }
 
-MoeContext::Lane::Lane(const DispatcherOptions& options, Transport& transport, ThreadPool& pool)
-    : dispatcher(options, transport, pool) {
-  const std::size_t entries =
-      static_cast<std::size_t>(options.max_tokens) * static_cast<std::size_t>(options.topk);
-  all_experts.resize(entries);
-  all_slots.resize(entries);
-  all_weights.resize(entries);
-  if (options.row_weights) ones.assign(entries, 1.0F);
-}
-
-std::span<const std::unique_ptr<MoeContext::Lane>> MoeContext::split(int tokens) {
-  const auto num_lanes = static_cast<int>(lanes_.size());
-  for (int i = 0; i < num_lanes; ++i) {
-    Lane& lane = *lanes_[static_cast<std::size_t>(i)];
-    lane.first = tokens * i / num_lanes;
-    lane.tokens = tokens * (i + 1) / num_lanes - lane.first;
-    const std::size_t entries =
-        static_cast<std::size_t>(lane.tokens) * static_cast<std::size_t>(options_.router.topk);
-    lane.experts = {lane.all_experts.data(), entries};
-    lane.slots = {lane.all_slots.data(), entries};
-    lane.weights = {lane.all_weights.data(), entries};
-    lane.result_weights = lane.weights;
-    if (!lane.ones.empty()) lane.result_weights = std::span(lane.ones).first(entries);
-  }
-  return lanes_;
-}
-
-ExchangeStats MoeContext::exchange_stats() const {
-  ExchangeStats all;
-  for (const auto& lane : lanes_) {
-    const ExchangeStats& one = lane->dispatcher.stats();
-    all.exchanges += one.exchanges;
-    all.bytes_logical += one.bytes_logical;
-    all.bytes_wire += one.bytes_wire;
-  }
-  return all;
-}
-
-// --- Ranks that are gone ------------------------------------------------------------------------
-
-bool MoeContext::masks() const {
-  return options_.dispatcher.exchange.on_dead_rank == ExchangeOptions::OnDeadRank::mask;
-}
-
-void MoeContext::mask(Rank rank) {
-  for (const auto& lane : lanes_) lane->dispatcher.mask(rank);
-}
-
-bool MoeContext::is_masked(Rank rank) const {
-  return std::ranges::any_of(lanes_,
-                             [&](const auto& lane) { return lane->dispatcher.is_masked(rank); });
-}
-
-void MoeContext::share_masks() {
-  if (lanes_.size() == 1 || !masks()) return;
-  for (Rank r = 0; r < lanes_.front()->dispatcher.ranks(); ++r)
-    if (is_masked(r)) mask(r);
-}
-
-void MoeContext::note_losses(const Dispatcher& dispatcher, int layer) {
-  if (loss_ || dispatcher.lost_tokens().empty()) return;
+void MoeContext::note_losses(int layer) {
+  if (loss_ || lanes_.lost_tokens().empty()) return;
   Rank gone = 0;
-  while (!dispatcher.is_masked(gone)) ++gone;
-  loss_ = {.layer = layer, .tokens = dispatcher.lost_tokens().size(), .rank = gone};
+  while (!lanes_.is_masked(gone)) ++gone;
+  loss_ = {.layer = layer, .tokens = lanes_.lost_tokens().size(), .rank = gone};
 }
 
 void MoeContext::check_nothing_lost() {
@@ -262,13 +185,21 @@ MutableRowsView MoeContext::f32_rows(float* rows) const {
           static_cast<std::ptrdiff_t>(sizeof(float)) * options_.dispatcher.hidden};
 }
 
-RowsView MoeContext::rows_as_f32(const RowsView& rows, int tokens) {
+RowsView MoeContext::convert_to_f32(const RowsView& rows, int first, int count) {
+  if (options_.dtype == DType::f32) return rows;
+  const MutableRowsView out = f32_rows(hidden_f32_.as<float>()).from(first);
+  pool_.parallel_for(count, kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      kernels().convert(
+          rows.row(t), options_.dtype, out.row(t), DType::f32, options_.dispatcher.hidden);
+    }
+  });
+  return {out.base, out.stride};
+}
+
+RowsView MoeContext::converted(const RowsView& rows) const {
   if (options_.dtype == DType::f32) return rows;
   const MutableRowsView out = f32_rows(hidden_f32_.as<float>());
-  for (int t = 0; t < tokens; ++t) {
-    kernels().convert(
-        rows.row(t), options_.dtype, out.row(t), DType::f32, options_.dispatcher.hidden);
-  }
   return {out.base, out.stride};
 }
 

@@ -4,7 +4,6 @@
 
 #include <chrono>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -15,9 +14,9 @@
 #include "ferry/core/buffer.h"
 #include "ferry/core/error.h"
 #include "ferry/core/threads.h"
-#include "ferry/exchange/dispatcher.h"
 #include "ferry/exchange/placement.h"
 #include "ferry/kernels/kernels.h"
+#include "ferry/moe/exchange_lanes.h"
 #include "ferry/moe/experts.h"
 #include "ferry/moe/router.h"
 
@@ -53,7 +52,7 @@ class MoeContext {
     /// way while the experts compute the other.
     bool two_batch_overlap = false;
     int inter = 0;
-    Gating gating = {};        ///< of the routed experts
+    Gating gating = {};        ///< of the experts, routed and shared
     int shared_inter = 0;      ///< 0 = no shared expert
     DType dtype = DType::f32;  ///< of activations
     /// The ranks that hold the same tokens, dispatcher.dp_size of them, which share out the shared
@@ -64,16 +63,18 @@ class MoeContext {
   MoeContext(const Options& options, Transport& transport, ThreadPool& pool);
 
   /// Over all lanes.
-  ExchangeStats exchange_stats() const;
+  ExchangeStats exchange_stats() const { return lanes_.stats(); }
 
   /// That this rank has spent in dispatch and combine, waits included, experts' work not.
-  std::chrono::nanoseconds exchange_time() const { return exchange_time_; }
+  std::chrono::nanoseconds exchange_time() const { return lanes_.time(); }
 
   /// Whether the layers go on when a rank dies.
-  bool masks() const;
+  bool masks() const { return lanes_.masks(); }
+
   /// Goes on without `rank`, of which the caller knows that it is gone. REQUIRES: masks().
-  void mask(Rank rank);
-  bool is_masked(Rank rank) const;
+  void mask(Rank rank) { lanes_.mask(rank); }
+
+  bool is_masked(Rank rank) const { return lanes_.is_masked(rank); }
 
   /// Throws LostTokens when tokens of any layer run since the last call lack an expert's result.
   void check_nothing_lost();
@@ -90,44 +91,23 @@ class MoeContext {
 
   static constexpr std::int64_t kExpertRowsPerTurn = 4096;
 
-  /// One exchange in flight, and the routing of the tokens it carries.
-  struct Lane {
-    Lane(const DispatcherOptions& options, Transport& transport, ThreadPool& pool);
-
-    Dispatcher dispatcher;
-    int first = 0;  // of the layer's tokens
-    int tokens = 0;
-    std::span<ExpertId> experts;  // [tokens, K], in the scratch below
-    std::span<SlotId> slots;
-    std::span<float> weights;
-    std::span<const float> result_weights;  // by which home adds up: those, or ones
-
-    std::vector<ExpertId> all_experts;  // [max_tokens, K]
-    std::vector<SlotId> all_slots;
-    std::vector<float> all_weights;
-    std::vector<float> ones;  // [max_tokens, K] where weights go onto rows
-  };
-
-  /// What one lane has found out about ranks that are gone, the others need not wait for.
-  void share_masks();
-  void note_losses(const Dispatcher& dispatcher, int layer);
-
-  /// Deals the tokens out to the lanes.
-  std::span<const std::unique_ptr<Lane>> split(int tokens);
+  void note_losses(int layer);
 
   MutableRowsView f32_rows(float* rows) const;
-  /// The same rows in f32, converted into scratch where they are not.
-  RowsView rows_as_f32(const RowsView& rows, int tokens);
+  /// `count` tokens of a chunk, from its token `first` on, in f32. Converted into scratch where
+  /// they are not: once a token, and read from there afterwards.
+  RowsView convert_to_f32(const RowsView& rows, int first, int count);
+  /// What has been converted, from the chunk's first token on; or `rows`, where they are f32.
+  RowsView converted(const RowsView& rows) const;
 
   const Options options_;
   ThreadPool& pool_;
-  std::vector<std::unique_ptr<Lane>> lanes_;
+  ExchangeLanes lanes_;
   Experts experts_;
   TensorGroup alone_;
   TensorGroup& group_;
   std::optional<GatedFfn> shared_expert_;
   std::optional<Loss> loss_;
-  std::chrono::nanoseconds exchange_time_{};
 
   // Scratch for max_tokens tokens.
   GemmScratch gemm_scratch_;
@@ -149,15 +129,19 @@ class MoeLayer {
   ///   hidden  [tokens, H] of the model's type    out  f32 [tokens, H], overwritten
   void forward(const RowsView& hidden, int tokens, float* out);
 
+  /// Where the next forward()'s rows may be written so that they need not be copied; none where the
+  /// context's wire or lanes want them elsewhere. Valid until forward().
+  std::optional<MutableRowsView> input(int tokens) const;
+
   /// From now on the rows that each local slot computes are added to `slot_rows` [slots_per_rank],
   /// borrowed; empty = counted no longer. Every row counts once, on the rank that computes it;
   /// padding is no row.
   void count_rows(std::span<std::int32_t> slot_rows);
 
  private:
-  void forward_exchange(const RowsView& hidden, int tokens, int chunks, float* out);
-  void route(const RowsView& hidden, MoeContext::Lane& lane);
-  bool run_shared_expert(const RowsView& hidden, int tokens, float* out);
+  void route(const RowsView& hidden, const ExchangeLanes::Part& part);
+  void run_experts(const ExpertRows& rows);
+  bool run_shared_expert(const RowsView& hidden, int tokens, const MutableRowsView& out);
 
   MoeContext& context_;
   const Placement& placement_;

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "ferry/core/error.h"
+#include "ferry/core/threads.h"
 #include "ferry/kernels/kernels.h"
 
 namespace ferry {
@@ -16,6 +17,7 @@ namespace {
 constexpr float kLeast = -std::numeric_limits<float>::infinity();
 /// Keeps a sum of sigmoids that all underflowed from dividing by zero; lost in any other sum.
 constexpr float kSumFloor = 1e-20F;
+constexpr std::int64_t kScoresWorthAThread = 4096;
 
 /// The greatest keys offered so far and whose they are, in falling order. Of equal keys the first
 /// one stays ahead, so ids are offered in rising order; NaN loses to every number.
@@ -115,6 +117,50 @@ void check(const RouterOptions& o) {
               o.groups);
 }
 
+/// Logits, choice and weights of some tokens.
+struct Tokens {
+  std::span<float> logits;      // [tokens, E]
+  std::span<ExpertId> experts;  // [tokens, K]
+  std::span<float> weights;     // [tokens, K]
+  std::span<const float> selection_bias;
+};
+
+/// Returns how many they are.
+std::size_t check(const RouterOptions& options, const Tokens& tokens) {
+  check(options);
+  const auto num_experts = static_cast<std::size_t>(options.experts);
+  const std::size_t count = tokens.logits.size() / num_experts;
+  FERRY_CHECK(tokens.experts.size() == count * static_cast<std::size_t>(options.topk) &&
+                  tokens.weights.size() == tokens.experts.size(),
+              "{} ids and {} weights for {} tokens",
+              tokens.experts.size(),
+              tokens.weights.size(),
+              count);
+  FERRY_CHECK(tokens.selection_bias.empty() || tokens.selection_bias.size() == num_experts,
+              "selection bias of {} numbers for {} experts",
+              tokens.selection_bias.size(),
+              num_experts);
+  return count;
+}
+
+void route_token(const RouterOptions& options, const Tokens& tokens, std::size_t t) {
+  const auto num_experts = static_cast<std::size_t>(options.experts);
+  const auto topk = static_cast<std::size_t>(options.topk);
+  const std::span<float> scores = tokens.logits.subspan(t * num_experts, num_experts);
+  const std::span<float> chosen = tokens.weights.subspan(t * topk, topk);
+  const std::span<ExpertId> ids = tokens.experts.subspan(t * topk, topk);
+  if (!options.choose_first) score(options.score, scores);
+  choose(options, {scores, tokens.selection_bias}, ids, chosen);
+  for (std::size_t k = 0; k < topk; ++k) chosen[k] = scores[static_cast<std::size_t>(ids[k])];
+  if (options.choose_first) score(options.score, chosen);
+  if (options.renormalize) {
+    float sum = 0;
+    for (const float w : chosen) sum += w;
+    for (float& w : chosen) w /= sum + kSumFloor;
+  }
+  for (float& w : chosen) w *= options.scaling;
+}
+
 }  // namespace
 
 void route(const RouterOptions& options,
@@ -122,35 +168,25 @@ void route(const RouterOptions& options,
            std::span<ExpertId> experts,
            std::span<float> weights,
            std::span<const float> selection_bias) {
-  check(options);
-  const auto num_experts = static_cast<std::size_t>(options.experts);
-  const auto topk = static_cast<std::size_t>(options.topk);
-  const std::size_t tokens = logits.size() / num_experts;
-  FERRY_CHECK(experts.size() == tokens * topk && weights.size() == experts.size(),
-              "{} ids and {} weights for {} tokens",
-              experts.size(),
-              weights.size(),
-              tokens);
-  FERRY_CHECK(selection_bias.empty() || selection_bias.size() == num_experts,
-              "selection bias of {} numbers for {} experts",
-              selection_bias.size(),
-              num_experts);
+  const Tokens tokens{logits, experts, weights, selection_bias};
+  const std::size_t count = check(options, tokens);
+  for (std::size_t t = 0; t < count; ++t) route_token(options, tokens, t);
+}
 
-  for (std::size_t t = 0; t < tokens; ++t) {
-    const std::span<float> scores = logits.subspan(t * num_experts, num_experts);
-    const std::span<float> chosen = weights.subspan(t * topk, topk);
-    const std::span<ExpertId> ids = experts.subspan(t * topk, topk);
-    if (!options.choose_first) score(options.score, scores);
-    choose(options, {scores, selection_bias}, ids, chosen);
-    for (std::size_t k = 0; k < topk; ++k) chosen[k] = scores[static_cast<std::size_t>(ids[k])];
-    if (options.choose_first) score(options.score, chosen);
-    if (options.renormalize) {
-      float sum = 0;
-      for (const float w : chosen) sum += w;
-      for (float& w : chosen) w /= sum + kSumFloor;
-    }
-    for (float& w : chosen) w *= options.scaling;
-  }
+void route(ThreadPool& pool,
+           const RouterOptions& options,
+           std::span<float> logits,
+           std::span<ExpertId> experts,
+           std::span<float> weights,
+           std::span<const float> selection_bias) {
+  const Tokens tokens{logits, experts, weights, selection_bias};
+  const auto count = static_cast<std::int64_t>(check(options, tokens));
+  // A thread is worth waking for some thousand scores.
+  const std::int64_t grain = std::max<std::int64_t>(1, kScoresWorthAThread / options.experts);
+  pool.parallel_for(count, grain, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t t = begin; t < end; ++t)
+      route_token(options, tokens, static_cast<std::size_t>(t));
+  });
 }
 
 }  // namespace ferry

@@ -9,6 +9,8 @@
 
 namespace ferry {
 
+class ThreadPool;
+
 /// Groups are few: DeepSeek-V3 has 8.
 inline constexpr int kMaxExpertGroups = 64;
 
@@ -48,6 +50,14 @@ struct RouterOptions {
 ///   selection_bias  [E] or empty: added for the choice and its order only; weights are made of
 ///                   the scores alone
 void route(const RouterOptions& options,
+           std::span<float> logits,
+           std::span<ExpertId> experts,
+           std::span<float> weights,
+           std::span<const float> selection_bias = {});
+
+/// The same on all threads of a pool: tokens are independent, so no bit changes.
+void route(ThreadPool& pool,
+           const RouterOptions& options,
            std::span<float> logits,
            std::span<ExpertId> experts,
            std::span<float> weights,

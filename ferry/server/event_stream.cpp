@@ -30,6 +30,10 @@ class Events {
     } catch (const HttpError& e) {
       over_ = true;
       out += event(error_body(e.status(), e.what()));
+    } catch (const Refused& e) {
+      over_ = true;
+      const HttpError error = http_error(e);
+      out += event(error_body(error.status(), error.what()));
     } catch (const std::exception& e) {
       over_ = true;
       out += event(error_body(500, e.what()));

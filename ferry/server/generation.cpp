@@ -3,26 +3,17 @@
 #include <algorithm>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <random>
-#include <utility>
 
 #include "ferry/core/error.h"
+#include "ferry/engine/logits_chain.h"
 
 namespace ferry {
 
 namespace {
 
-/// How long next() waits, and so how late a client that went away is noticed.
-constexpr std::chrono::milliseconds kPatience{100};
 constexpr std::size_t kMostStops = 64;
 constexpr std::size_t kMostStopBytes = 4096;
 constexpr std::int64_t kMostChoices = 128;
-constexpr std::size_t kMostRequests = 1024;
-
-std::uint64_t random_seed() {
-  std::random_device device;
-  return (static_cast<std::uint64_t>(device()) << 32U) | device();
-}
 
 template <class Number>
 Number in_range(const char* name, std::int64_t value, std::int64_t low, std::int64_t high) {
@@ -58,99 +49,23 @@ void read_common_settings(const JsonFields& fields, GenerationSettings& settings
   settings.skip_special = fields.boolean("skip_special_tokens").value_or(settings.skip_special);
   if (const auto v = fields.integer("n"))
     settings.choices = in_range<int>("n", *v, 1, kMostChoices);
-  for (const char* name :
-       {"presence_penalty", "frequency_penalty", "min_p", "min_new_tokens", "min_tokens"})
-    fields.refuse_unless(name, 0);
-  fields.refuse_unless("repetition_penalty", 1);
-  fields.refuse_unless("logit_bias", nlohmann::ordered_json::object());
+  read_processors(fields, settings.processors);
+  fields.refuse_unless("min_p", 0);
   for (const char* name : {"regex", "json_schema", "ebnf", "stop_regex"})
     fields.refuse_unless(name, "");
 }
 
-Generation::Generation(EngineFront& front,
-                       const ServedModel& model,
-                       const std::vector<std::vector<std::int32_t>>& prompts,
-                       const GenerationSettings& settings)
-    : left_(prompts.size() * static_cast<std::size_t>(settings.choices)) {
-  if (left_ == 0 || left_ > kMostRequests)
-    fail<ConfigError>(
-        "{} continuations asked for; 1 to {} are possible at once", left_, kMostRequests);
-  if (!settings.stop.empty() && model.tokenizer == nullptr)
-    fail<ConfigError>("\"stop\" needs a tokenizer, which this model has not");
-  stop_ids_ = settings.stop_ids;
-  if (!settings.ignore_eos) {
-    const std::vector<std::int32_t>& eos = model.config->eos_ids;
-    stop_ids_.insert(stop_ids_.end(), eos.begin(), eos.end());
-  }
-  const std::uint64_t seed = settings.seeded ? settings.sampling.seed : random_seed();
-  std::vector<Request> requests;
-  for (const std::vector<std::int32_t>& prompt : prompts) {
-    prompt_tokens_ += prompt.size();
-    for (int n = 0; n < settings.choices; ++n) {
-      const int to_the_end = std::max(1,
-                                      model.max_context -
-                                          static_cast<int>(std::min<std::size_t>(
-                                              prompt.size(), std::numeric_limits<int>::max())) +
-                                          1);
-      Request request{.prompt = prompt,
-                      .max_new_tokens = settings.max_new_tokens.value_or(to_the_end),
-                      .sampling = settings.sampling,
-                      .stop_ids = stop_ids_,
-                      .top_logprobs = settings.top_logprobs,
-                      .client = settings.client};
-      request.sampling.seed = seed + static_cast<std::uint64_t>(n);
-      requests.push_back(std::move(request));
-      choices_.push_back({.prompt_tokens = prompt.size()});
-      texts_.emplace_back(model.tokenizer,
-                          TextOptions{.stop = settings.stop,
-                                      .skip_special = settings.skip_special,
-                                      .silent_ids = stop_ids_});
-    }
-  }
-  call_ = front.start(std::move(requests));
+GenerationModel for_generation(const ServedModel& model) {
+  return {.tokenizer = model.tokenizer,
+          .eos_ids = model.config->eos_ids,
+          .max_context = model.max_context};
 }
 
-std::optional<Generation::Piece> Generation::next() {
-  if (done()) return std::nullopt;
-  if (!ready()) {
-    arrivals_ = call_->take(kPatience);
-    next_arrival_ = 0;
-    if (!ready()) return std::nullopt;
+void finish(Generation& generation, const HttpRequest& request) {
+  while (!generation.done()) {
+    static_cast<void>(generation.next());
+    if (!generation.done() && request.gone()) throw HttpError(499, "the client has gone");
   }
-  Call::Arrival& arrival = arrivals_[next_arrival_++];
-  Choice& choice = choices_[arrival.index];
-  if (!choice.finish.empty()) return std::nullopt;  // came behind its stop string
-  TokenEvent& event = arrival.event;
-  TextStream& text = texts_[arrival.index];
-  Piece piece{
-      .choice = arrival.index, .text = text.put(event.token, event.last), .token = event.token};
-  choice.ids.push_back(event.token);
-  choice.text += piece.text;
-  if (event.logprobs) choice.logprobs.push_back(std::move(*event.logprobs));
-  if (text.stop().found()) {
-    choice.finish = "stop";
-    choice.matched = text.stop().match();
-    call_->cancel(arrival.index);
-  } else if (event.last) {
-    const bool stopped =
-        std::find(stop_ids_.begin(), stop_ids_.end(), event.token) != stop_ids_.end();
-    choice.finish = stopped ? "stop" : "length";
-  }
-  if (!choice.finish.empty()) --left_;
-  return piece;
-}
-
-void Generation::finish(const HttpRequest& request) {
-  while (!done()) {
-    static_cast<void>(next());
-    if (!done() && request.gone()) throw HttpError(499, "the client has gone");
-  }
-}
-
-std::size_t Generation::completion_tokens() const {
-  std::size_t sum = 0;
-  for (const Choice& choice : choices_) sum += choice.ids.size();
-  return sum;
 }
 
 std::vector<std::int32_t> encode(const ServedModel& model,

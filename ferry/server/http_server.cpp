@@ -146,6 +146,20 @@ std::string error_body(int status, const std::string& message) {
   return body.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
+HttpError http_error(const Refused& refused) {
+  switch (refused.reason()) {
+    case Refused::Reason::full:
+      return {429, "the server has as many requests as it may hold; try again", /*retry=*/true};
+    case Refused::Reason::busy:
+      return {503, "the engine is busy", /*retry=*/true};
+    case Refused::Reason::closing:
+      return {503, "the server is shutting down", /*retry=*/true};
+    case Refused::Reason::ended:
+      break;
+  }
+  return {503, refused.what()};
+}
+
 class HttpServer::Impl : private httplib::Server {
  public:
   explicit Impl(const HttpOptions& options) : options_(options) {
@@ -294,6 +308,11 @@ class HttpServer::Impl : private httplib::Server {
            CRYPTO_memcmp(given.data(), wanted.data(), wanted.size()) == 0;
   }
 
+  static void set_error(httplib::Response& response, const HttpError& error) {
+    set_error(response, error.status(), error.what());
+    if (error.retry()) response.set_header("Retry-After", kRetryAfterSeconds);
+  }
+
   static void set_error(httplib::Response& response, int status, const std::string& message) {
     response.status = status;
     response.set_content(error_body(status, message), "application/json");
@@ -326,8 +345,9 @@ class HttpServer::Impl : private httplib::Server {
       if (!reply.next) return response.set_content(reply.body, reply.content_type);
       stream(std::move(reply), *connection, response);
     } catch (const HttpError& e) {
-      set_error(response, e.status(), e.what());
-      if (e.retry()) response.set_header("Retry-After", kRetryAfterSeconds);
+      set_error(response, e);
+    } catch (const Refused& e) {
+      set_error(response, http_error(e));
     } catch (const ConfigError& e) {  // what the client asked for cannot be
       set_error(response, 400, e.what());
     } catch (const std::exception& e) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "ferry/core/error.h"
+#include "ferry/runtime/refused.h"
 
 namespace ferry {
 
@@ -29,6 +30,9 @@ class HttpError : public Error {
   int status_;
   bool retry_;
 };
+
+/// What HTTP says for it.
+HttpError http_error(const Refused& refused);
 
 struct HttpRequest {
   std::string body;

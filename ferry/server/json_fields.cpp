@@ -1,5 +1,6 @@
 #include "ferry/server/json_fields.h"
 
+#include <charconv>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -102,6 +103,28 @@ std::vector<std::int32_t> JsonFields::ids(const char* name) const {
   const Json* value = find(name);
   if (value == nullptr) return {};
   return to_ids(*value, name);
+}
+
+std::optional<std::vector<std::int32_t>> JsonFields::token_ids(const char* name) const {
+  if (!has(name)) return std::nullopt;
+  return ids(name);
+}
+
+std::optional<std::vector<std::pair<std::int32_t, double>>> JsonFields::numbers_by_id(
+    const char* name) const {
+  constexpr const char* kWanted = "an object of numbers by token id";
+  const Json* value = find(name);
+  if (value == nullptr) return std::nullopt;
+  if (!value->is_object()) wrong(name, kWanted, *value);
+  std::vector<std::pair<std::int32_t, double>> all;
+  for (const auto& [key, item] : value->items()) {
+    std::int32_t id = 0;
+    const char* const end = key.data() + key.size();
+    const auto [stop, error] = std::from_chars(key.data(), end, id);
+    if (error != std::errc() || stop != end || !item.is_number()) wrong(name, kWanted, *value);
+    all.emplace_back(id, item.get<double>());
+  }
+  return all;
 }
 
 void JsonFields::refuse_unless(const char* name, const Json& harmless) const {

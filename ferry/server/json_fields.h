@@ -6,7 +6,10 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
+
+#include "ferry/engine/logits_processor.h"
 
 namespace ferry {
 
@@ -15,7 +18,7 @@ nlohmann::ordered_json parse_object(std::string_view body);
 
 /// Borrows the object. A member that is null counts as absent. Every getter throws ConfigError
 /// with name, what it must be, and what it is.
-class JsonFields {
+class JsonFields : public RequestMembers {
  public:
   explicit JsonFields(const nlohmann::ordered_json& object);
 
@@ -25,11 +28,15 @@ class JsonFields {
   const nlohmann::ordered_json* find(const char* name) const;
 
   std::optional<bool> boolean(const char* name) const;
-  std::optional<std::int64_t> integer(const char* name) const;
-  std::optional<double> number(const char* name) const;
+  std::optional<std::int64_t> integer(const char* name) const override;
+  std::optional<double> number(const char* name) const override;
+  std::optional<std::vector<std::int32_t>> token_ids(const char* name) const override;
+  std::optional<std::vector<std::pair<std::int32_t, double>>> numbers_by_id(
+      const char* name) const override;
   std::optional<std::string> text(const char* name) const;
   /// A string or a list of strings.
   std::vector<std::string> texts(const char* name) const;
+  /// Empty when absent.
   std::vector<std::int32_t> ids(const char* name) const;
 
   /// Throws where a member that we cannot do is there with another value than `harmless`.

@@ -72,6 +72,9 @@ class Metrics::Impl {
       counter("ferry_evictions_total", "Sequences that started over for want of KV pages");
   prom::Counter& exchange_bytes =
       counter("ferry_all_to_all_bytes_total", "Payload that left or entered the memory of rank 0");
+  prom::Counter& exchange_network_bytes =
+      counter("ferry_all_to_all_network_bytes_total",
+              "Of ferry_all_to_all_bytes_total, what left for another host");
   prom::Counter& exchange_seconds =
       counter("ferry_all_to_all_seconds_total",
               "Time of rank 0 in dispatch and combine, waits for other ranks included");
@@ -143,6 +146,7 @@ std::string Metrics::text(const EngineState& state) {
   Impl::raise_to(impl_->steps, static_cast<double>(stats.steps));
   Impl::raise_to(impl_->evictions, static_cast<double>(stats.evictions));
   Impl::raise_to(impl_->exchange_bytes, static_cast<double>(stats.exchange_bytes));
+  Impl::raise_to(impl_->exchange_network_bytes, static_cast<double>(stats.exchange_network_bytes));
   Impl::raise_to(impl_->exchange_seconds,
                  std::chrono::duration<double>(stats.exchange_time).count());
   Impl::raise_to(impl_->ranks_lost, static_cast<double>(stats.ranks_lost));

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ferry/engine/engine.h"
+#include "ferry/runtime/engine_front.h"
 
 namespace ferry {
 
@@ -18,17 +19,16 @@ struct EngineState {
 };
 
 /// Counters and histograms in Prometheus' text format. Threads: any.
-class Metrics {
+class Metrics : public RequestListener {
  public:
   Metrics();
-  ~Metrics();
+  ~Metrics() override;
 
-  void prompt_tokens(std::size_t tokens);
-  /// `since`: seconds since the request came, or since its last token.
-  void token(bool first, double since);
-  void finished(double seconds);
-  void cancelled();
-  void refused();
+  void prompt_tokens(std::size_t tokens) override;
+  void token(bool first, double since) override;
+  void finished(double seconds) override;
+  void cancelled() override;
+  void refused() override;
 
   /// Quantiles in seconds, from the histograms' buckets.
   double first_token_quantile(double q) const;

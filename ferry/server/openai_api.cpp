@@ -1,6 +1,6 @@
 #include "ferry/server/openai_api.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <ctime>
 #include <nlohmann/json.hpp>
@@ -275,7 +275,8 @@ HttpReply answer(EngineFront& front,
                  OpenAiCall call,
                  const HttpRequest& request) {
   const bool stream = call.stream;
-  const auto generation = std::make_shared<Generation>(front, model, call.prompts, call.settings);
+  const auto generation =
+      std::make_shared<Generation>(front, for_generation(model), call.prompts, call.settings);
   const auto form = std::make_shared<const OpenAiForm>(model, std::move(call));
   if (stream) {  // the three functions own the form together
     return stream_events(
@@ -284,7 +285,7 @@ HttpReply answer(EngineFront& front,
          .piece = [form](Generation& g, const Generation::Piece& p) { return form->piece(g, p); },
          .tail = [form](Generation& g) { return form->tail(g); }});
   }
-  generation->finish(request);
+  finish(*generation, request);
   return {.body = form->whole(*generation)};
 }
 

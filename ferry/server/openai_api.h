@@ -1,7 +1,7 @@
 // OpenAI's routes: /v1/models, /v1/completions, /v1/chat/completions.
 #pragma once
 
-#include "ferry/server/engine_front.h"
+#include "ferry/runtime/engine_front.h"
 #include "ferry/server/http_server.h"
 #include "ferry/server/served_model.h"
 

@@ -1,7 +1,7 @@
 // RouteTable for who runs the server: /health, /metrics, recording of expert load, the dashboard.
 #pragma once
 
-#include "ferry/server/engine_front.h"
+#include "ferry/runtime/engine_front.h"
 #include "ferry/server/http_server.h"
 #include "ferry/server/metrics.h"
 #include "ferry/server/served_model.h"

@@ -3,7 +3,7 @@
 #include <atomic>
 #include <thread>
 
-#include "ferry/server/engine_front.h"
+#include "ferry/runtime/engine_front.h"
 #include "ferry/server/metrics.h"
 #include "ferry/server/openai_api.h"
 #include "ferry/server/operations.h"
@@ -71,7 +71,7 @@ void serve(const ServerOptions& options,
            const std::function<bool()>& stop_wanted,
            const std::function<void(int port)>& started) {
   Metrics metrics;
-  EngineFront front(engine, metrics);
+  EngineFront front(engine, &metrics);
   HttpServer http(options.http);
   add_sglang_routes(http, front, model);
   add_openai_routes(http, front, model);

@@ -118,7 +118,8 @@ HttpReply generate(EngineFront& front, const ServedModel& model, const HttpReque
   static std::atomic<std::uint64_t> calls{0};
   const std::uint64_t number = calls++;
   GenerateCall call = read_call(request, model);
-  const auto generation = std::make_shared<Generation>(front, model, call.prompts, call.settings);
+  const auto generation =
+      std::make_shared<Generation>(front, for_generation(model), call.prompts, call.settings);
   if (call.stream) {
     return stream_events(generation,
                          {.head = [](Generation&) { return std::string(); },
@@ -128,7 +129,7 @@ HttpReply generate(EngineFront& front, const ServedModel& model, const HttpReque
                               },
                           .tail = [](Generation&) { return std::string(); }});
   }
-  generation->finish(request);
+  finish(*generation, request);
   if (!call.batch && call.settings.choices == 1)
     return {.body = to_text(choice_json(model, *generation, 0, number))};
   Json list = Json::array();

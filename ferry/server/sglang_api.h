@@ -1,7 +1,7 @@
 // SGLang's own routes: /generate, /get_model_info, /tokenize, /detokenize.
 #pragma once
 
-#include "ferry/server/engine_front.h"
+#include "ferry/runtime/engine_front.h"
 #include "ferry/server/http_server.h"
 #include "ferry/server/served_model.h"
 

@@ -135,11 +135,6 @@ std::string Tokenizer::decode(std::span<const std::int32_t> ids, bool skip_speci
   return text;
 }
 
-std::optional<std::int32_t> Tokenizer::token_id(std::string_view token) const {
-  const auto it = parts_->ids.find(std::string(token));
-  return it == parts_->ids.end() ? std::nullopt : std::optional(it->second);
-}
-
 bool Tokenizer::is_special(std::int32_t id) const { return parts_->special.contains(id); }
 
 std::int32_t Tokenizer::size() const { return static_cast<std::int32_t>(parts_->bytes.size()); }

@@ -51,9 +51,6 @@ class Tokenizer {
   /// the beginning of a text is left out. Throws ConfigError for an id outside the vocabulary.
   std::string decode(std::span<const std::int32_t> ids, bool skip_special = false) const;
 
-  /// The id of a token as the file writes it: "<|im_end|>", "Ġthe".
-  std::optional<std::int32_t> token_id(std::string_view token) const;
-
   /// Whether it is an added token marked special. False for unknown ids.
   bool is_special(std::int32_t id) const;
 

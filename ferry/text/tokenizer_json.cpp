@@ -43,7 +43,6 @@ class Builder {
   Bpe::Merge read_merge(const json& merge, std::int32_t rank) const;
   void read_added_tokens();
   std::string bytes_of(const std::string& token) const;
-  std::optional<std::array<std::int32_t, 256>> byte_tokens() const;
   Bpe::Characters read_characters(const ConfigReader& model) const;
   void read_decoder();
   void read_character_decoder(const ConfigReader& part);

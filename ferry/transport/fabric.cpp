@@ -82,6 +82,7 @@ class FabricTransport final : public NetworkTransport {
   Capabilities capabilities() const override {
     return {.load_store = is_one_host(),
             .survives_peer_death = true,
+            .pins_memory = rails_.front()->pins_memory(),
             .max_put_bytes = rails_.front()->max_put_bytes()};
   }
 

@@ -252,6 +252,10 @@ std::size_t FabricRail::inject_bytes() const { return handles_->info->tx_attr->i
 
 std::size_t FabricRail::max_put_bytes() const { return handles_->info->ep_attr->max_msg_size; }
 
+bool FabricRail::pins_memory() const {
+  return (handles_->info->domain_attr->mr_mode & FI_MR_ALLOCATED) != 0;
+}
+
 Bytes FabricRail::address() const {
   std::size_t bytes = 0;
   fi_getname(&handles_->endpoint->fid, nullptr, &bytes);

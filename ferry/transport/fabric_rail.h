@@ -97,6 +97,8 @@ class FabricRail {
 
   std::size_t inject_bytes() const;
   std::size_t max_put_bytes() const;
+  /// Whether what is registered must be backed by memory (verbs, EFA), touched or not.
+  bool pins_memory() const;
   /// This rail's address, for its peers.
   Bytes address() const;
   /// In order of rank.

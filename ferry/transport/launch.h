@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "ferry/export.h"
 #include "ferry/transport/agreement.h"
 #include "ferry/transport/transport.h"
 #include "ferry/transport/world.h"
@@ -24,7 +25,7 @@ struct TransportInfo {
 
 /// All known transports, best first. The only table; `ferry doctor`, --transport and the
 /// conformance suite read it.
-std::vector<TransportInfo> list_transports();
+FERRY_API std::vector<TransportInfo> list_transports();
 
 struct LaunchOptions {
   std::string transport = "inproc";
@@ -48,7 +49,7 @@ struct LaunchOptions {
 
 /// Throws ConfigError for an unknown or unavailable transport or a number of ranks the machine
 /// cannot hold; for callers with work to do before run_ranks, which checks it too.
-void check_launch(const LaunchOptions& options);
+FERRY_API void check_launch(const LaunchOptions& options);
 
 /// Runs `body(transport)` as `options.ranks` ranks and returns the largest exit status.
 ///
@@ -58,6 +59,6 @@ void check_launch(const LaunchOptions& options);
 /// group. inproc, and a rank that is this process, throw the cause again; with child processes each
 /// prints its one line to stderr, and a rank ended by a signal is named by the launcher.
 /// Throws ConfigError as check_launch() does.
-int run_ranks(const LaunchOptions& options, const std::function<int(Transport&)>& body);
+FERRY_API int run_ranks(const LaunchOptions& options, const std::function<int(Transport&)>& body);
 
 }  // namespace ferry

@@ -173,9 +173,12 @@ std::unique_ptr<Region> MappedTransport::register_region(std::span<std::byte> lo
       layout.stride * static_cast<std::size_t>(size_));
   std::vector<std::byte*> parts;
   for (std::size_t r = 0; r < static_cast<std::size_t>(size_); ++r) {
-    // NOLINTNEXTLINE(performance-no-int-to-ptr): zeroed shared memory holds numbers
-    parts.push_back(shared_ ? memory->base() + r * layout.stride
-                            : reinterpret_cast<std::byte*>(registered_at_[r]));
+    if (shared_) {
+      parts.push_back(memory->base() + r * layout.stride);
+    } else {
+      // NOLINTNEXTLINE(performance-no-int-to-ptr): zeroed shared memory holds numbers
+      parts.push_back(reinterpret_cast<std::byte*>(registered_at_[r]));
+    }
   }
   return std::make_unique<MappedRegion>(this,
                                         MappedRegion::Options{.memory = std::move(memory),

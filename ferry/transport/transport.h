@@ -14,6 +14,7 @@
 #include <string_view>
 
 #include "ferry/core/types.h"
+#include "ferry/export.h"
 
 namespace ferry {
 
@@ -33,6 +34,7 @@ struct Capabilities {
   bool load_store = false;           ///< peer_window() gives pointers to every peer's memory
   bool survives_peer_death = false;  ///< the others can mask() a rank that died and go on
   bool one_process = false;          ///< ranks are threads: regions are memory like any other
+  bool pins_memory = false;          ///< regions cost their whole size, touched or not
   std::size_t max_put_bytes = SIZE_MAX;
 };
 
@@ -49,7 +51,7 @@ inline constexpr std::uint32_t kMaxAdd = 255;    ///< of one put
 /// Owned by the caller; must be destroyed before its transport. After a rank destroys its part,
 /// peers must not put into it; what they read through peer_window() stays until they destroy
 /// theirs.
-class Region {
+class FERRY_API Region {
  public:
   virtual ~Region() = default;
   Region(const Region&) = delete;
@@ -90,7 +92,7 @@ struct Put {
 /// Errors: TransportError; after one the object may only be asked to abort() and destroyed, unless
 /// it is about a rank that is gone and that this rank then masks: nothing of the others is lost.
 /// BrokenContract for arguments outside their range.
-class Transport {
+class FERRY_API Transport {
  public:
   virtual ~Transport() = default;
 
@@ -162,6 +164,6 @@ class Transport {
 };
 
 /// Hosts that the ranks are on, where each has an equal run of consecutive ranks; else 1.
-int equal_hosts(const Transport& transport);
+FERRY_API int equal_hosts(const Transport& transport);
 
 }  // namespace ferry

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "ferry/core/types.h"
+#include "ferry/export.h"
 
 namespace ferry {
 
@@ -29,10 +30,10 @@ struct World {
 /// MPICH's mpirun, or Slurm's srun, set. MASTER_ADDR and MASTER_PORT count with all of them.
 /// `variable(name)` is the value or null, as std::getenv. Nothing when none of them started us.
 /// Throws ConfigError that names the variable, what is allowed and what was found.
-std::optional<World> find_world(const std::function<const char*(const char*)>& variable);
+FERRY_API std::optional<World> find_world(const std::function<const char*(const char*)>& variable);
 
 /// The same from this process's environment.
-std::optional<World> find_world();
+FERRY_API std::optional<World> find_world();
 
 /// The first host of a list as Slurm writes it: "n[03-05,9],m1" -> "n03".
 std::string first_host(const std::string& nodelist);

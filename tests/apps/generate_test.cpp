@@ -163,6 +163,25 @@ TEST(Generate, APromptGivesTheSameAloneAndAmongOthers) {
   }
 }
 
+TEST(Generate, PenaltiesAndTheLeastLengthAreFlags) {
+  const Arguments command = {
+      "generate", "--prompt", "The cat sat. The cat", "--max-new-tokens", "24", "--ep", "2"};
+  const auto ids = [&](const Arguments& flags) {
+    return run_json(command + flags)["results"][0]["output_ids"];
+  };
+  const json plain = ids({});
+  EXPECT_EQ(ids({"--presence-penalty", "0", "--repetition-penalty", "1"}), plain);
+  EXPECT_NE(ids({"--presence-penalty", "2", "--frequency-penalty", "2"}), plain);
+  EXPECT_NE(ids({"--repetition-penalty", "5"}), plain);
+  EXPECT_EQ(ids({"--min-new-tokens", "24"}).size(), 24U);
+  for (const auto& [flag, value, text] : {std::tuple{"--presence-penalty", "3", "presence_penalty"},
+                                          {"--repetition-penalty", "0", "repetition_penalty"},
+                                          {"--min-new-tokens", "-1", "min_new_tokens"},
+                                          {"--min-new-tokens", "25", "min_tokens"}}) {
+    test::expect_one_line(test::run_program(command + Arguments{flag, value}), 2, text);
+  }
+}
+
 TEST(Generate, PromptFilesMayBeLinesListsOrObjects) {
   const test::TempDir directory;
   const auto results = [&](const char* name, const std::string& text) {

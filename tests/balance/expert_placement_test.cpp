@@ -39,6 +39,13 @@ TEST(ExpertPlacement, MapsAreEachOthersInverse) {
   }
 }
 
+TEST(ExpertPlacement, IsMadeAgainOfItsMapsAndOfItsLayers) {
+  const Maps maps = {{0, 1, 2, 0}, {2, -1, 0, 1}};
+  const ExpertPlacement p(maps, 3, 2);
+  EXPECT_EQ(p.maps(), maps);
+  EXPECT_EQ(ExpertPlacement(std::vector<Placement>{p.layer(0), p.layer(1)}), p);
+}
+
 TEST(ExpertPlacement, RefusesMapsThatCannotBeNamingTheLayer) {
   EXPECT_EQ(refusal({{0, 1}, {0, 0}}, 2, 2), "layer 1: placement: expert 1 has no slot");
   EXPECT_EQ(refusal({{0, 1}, {0, 2}}, 2, 2), "layer 1: placement: expert 2 is outside 0..1");

@@ -34,10 +34,7 @@ StoredMatrix plain(const std::vector<float>& values) {
 }
 
 StoredMatrix stored(WeightType type, const QuantizedMatrix& q, std::int64_t rows) {
-  const auto format = type == WeightType::int8   ? StoredMatrix::Format::int8
-                      : type == WeightType::int4 ? StoredMatrix::Format::int4
-                                                 : StoredMatrix::Format::fp8;
-  return {.format = format,
+  return {.quant = quant_spec(type),
           .rows = rows,
           .columns = kDepth,
           .data = bytes_of(q.codes),

@@ -82,13 +82,14 @@ TEST_P(ThreadPoolOf, ParallelForThrowsWhatAPieceThrew) {
 }
 
 TEST_P(ThreadPoolOf, FlushesDenormalsOnEveryWorker) {
+#if !defined(__x86_64__)
+  GTEST_SKIP() << "FlushDenormals does nothing on this processor (ferry/core/threads.cpp)";
+#endif
   ThreadPool pool(GetParam());
   std::vector<float> halves(static_cast<std::size_t>(pool.size()), 1.0F);
   volatile float smallest = std::numeric_limits<float>::min();
   pool.run([&](int worker) { halves[static_cast<std::size_t>(worker)] = smallest * 0.5F; });
-#if defined(__x86_64__)
   for (const float half : halves) EXPECT_EQ(half, 0.0F);
-#endif
   EXPECT_NE(smallest * 0.5F, 0.0F) << "the caller's own mode must come back";
 }
 

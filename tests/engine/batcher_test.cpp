@@ -149,7 +149,8 @@ TEST(Batcher, SequencesOfAGroupThatIsGoneStartOverElsewhereWithTheirTokens) {
 
 TEST(Batcher, AdmissionsThatDoNotFitTheRecordWait) {
   BatcherOptions small = options(1, 8, 1000);
-  small.record_bytes = record_capacity(1000, 8);
+  small.record_bytes =
+      record_bytes_without_admissions(8) + encoded_bytes({.id = 0, .request = prompt_of(1000)});
   Batcher batcher(small);
   // Two of these do not fit one record, and the short one may not overtake.
   batcher.enqueue({.id = 0, .request = prompt_of(900)});
@@ -262,8 +263,21 @@ TEST(Batcher, FewPromptTokensRunBesideDecodesOfAnyRank) {
   EXPECT_EQ(tokens_of(batcher.plan(8)[1]), 64) << "nobody decodes";
 }
 
+constexpr StateSpec kFullLayer{.streams = 2, .row_bytes = 12};
+constexpr StateSpec kWindowLayer{
+    .streams = 3, .row_bytes = 8, .span = {AttentionSpan::Kind::window, 32}};
+
+/// Memory for so many pages of each of these layers.
+void limit_to_pages(BatcherOptions& o, int pages, const std::vector<StateSpec>& layers) {
+  o.layout = StateLayout(layers);
+  o.state_bytes = static_cast<std::size_t>(pages) * o.layout.bytes_held(kPagePositions);
+}
+
 /// Runs all of `requests` (prompt, new tokens) over few pages; checks each step's use of pages.
-void run_over_pages(const BatcherOptions& o, const std::vector<std::pair<int, int>>& requests) {
+/// Adds to `evictions`.
+void run_over_pages(const BatcherOptions& o,
+                    const std::vector<std::pair<int, int>>& requests,
+                    std::uint64_t& evictions) {
   Batcher batcher(o);
 
   struct Progress {
@@ -292,40 +306,62 @@ void run_over_pages(const BatcherOptions& o, const std::vector<std::pair<int, in
         tokens.push_back({.id = run.id, .token = 1, .last = --p.fresh == 0});
         if (p.fresh == 0) live.erase(run.id);
       }
-      ASSERT_LE(batcher.used_pages(), static_cast<std::int64_t>(o.kv_pages) * o.groups);
+      ASSERT_LE(batcher.used_bytes(), o.state_bytes * static_cast<std::size_t>(o.groups));
       batcher.finish_step(r, result_of(record, tokens));
     }
-    int pages = 0;
-    for (const auto& [id, p] : live) pages += (p.cached + kKvPageTokens - 1) / kKvPageTokens;
-    ASSERT_LE(pages, o.kv_pages * o.groups) << "step " << steps;
+    std::size_t bytes = 0;
+    for (const auto& [id, p] : live) bytes += o.layout.bytes_held(p.cached);
+    ASSERT_LE(bytes, o.state_bytes * static_cast<std::size_t>(o.groups)) << "step " << steps;
   }
   EXPECT_TRUE(live.empty()) << "no progress";
+  evictions += batcher.evictions();
 }
 
 TEST(Batcher, SequencesStartOverWhereThereAreNoPagesAndAllComeToTheirEnd) {
   std::mt19937 random(3);
+  std::uint64_t evictions = 0;
   for (const int ranks : {1, 2}) {
-    for (int round = 0; round < 50; ++round) {
+    for (int round = 0; round < 75; ++round) {
       BatcherOptions o = options(ranks, 5, 40);
-      o.kv_pages = 3 + round % 7;
+      const int pages = 3 + round % 7;
+      limit_to_pages(o,
+                     pages,
+                     round % 3 == 0   ? std::vector{kFullLayer}
+                     : round % 3 == 1 ? std::vector{kWindowLayer}
+                                      : std::vector{kWindowLayer, kFullLayer, kWindowLayer});
       std::vector<std::pair<int, int>> requests;
       for (int i = 0; i < 12; ++i) {
-        const int most = o.kv_pages * kKvPageTokens;
+        const int most = pages * kPagePositions;
         const int prompt = 1 + static_cast<int>(random() % static_cast<unsigned>(most));
         requests.emplace_back(
             prompt, 1 + static_cast<int>(random() % static_cast<unsigned>(most - prompt + 1)));
       }
-      run_over_pages(o, requests);
+      run_over_pages(o, requests, evictions);
     }
   }
+  EXPECT_GT(evictions, 100U) << "one a run is the least";
+}
+
+TEST(Batcher, WindowsTakeNoMoreThanTheyShow) {
+  BatcherOptions o = options(1, 4, 16);
+  // A window of 32 in steps of 16 tokens lies in 4 pages, however long the sequence.
+  limit_to_pages(o, 12, {kWindowLayer});
+  Batcher batcher(o);
+  for (std::uint64_t id = 0; id < 4; ++id) batcher.enqueue({.id = id, .request = prompt_of(400)});
+  EXPECT_EQ(batcher.plan()[0].admissions.size(), 3U);
+  EXPECT_EQ(batcher.used_bytes(), o.state_bytes);
+  limit_to_pages(o, 24, {kFullLayer});
+  Batcher full(o);
+  full.enqueue({.id = 0, .request = prompt_of(400)});
+  EXPECT_TRUE(full.plan()[0].admissions.empty()) << "25 pages";
 }
 
 TEST(Batcher, TheYoungestStartsOver) {
   BatcherOptions o = options(1, 4, 64);
-  o.kv_pages = 2;
+  limit_to_pages(o, 2, {kFullLayer});
   Batcher batcher(o);
-  batcher.enqueue({.id = 0, .request = prompt_of(kKvPageTokens)});
-  batcher.enqueue({.id = 1, .request = prompt_of(kKvPageTokens)});
+  batcher.enqueue({.id = 0, .request = prompt_of(kPagePositions)});
+  batcher.enqueue({.id = 1, .request = prompt_of(kPagePositions)});
   EXPECT_EQ(batcher.plan()[0].admissions.size(), 2U);
   const auto step = batcher.plan();
   EXPECT_EQ(step[0].evicted, std::vector<std::uint64_t>{1});
@@ -336,7 +372,7 @@ TEST(Batcher, TheYoungestStartsOver) {
   const auto again = batcher.plan();
   ASSERT_EQ(again[0].runs.size(), 1U);
   EXPECT_EQ(again[0].runs[0].id, 1U);
-  EXPECT_EQ(again[0].runs[0].tokens, kKvPageTokens + 1) << "its prompt and the token it had given";
+  EXPECT_EQ(again[0].runs[0].tokens, kPagePositions + 1) << "its prompt and the token it had given";
 }
 
 }  // namespace

@@ -3,9 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <cstdio>
-#include <memory>
 
 #include "ferry/core/error.h"
+#include "ferry/runtime/model.h"
 #include "support/golden_model.h"
 
 namespace ferry {
@@ -43,60 +43,45 @@ void PrintTo(const Outcome& outcome, std::ostream* out) {
 std::vector<Outcome> generate(const std::string& model,
                               const std::vector<Request>& requests,
                               const EngineRun& run) {
-  const Checkpoint checkpoint = Checkpoint::open(test::data_dir(model));
-  std::shared_ptr<const DenseWeights> dense;
-  {
-    ThreadPool loader(1);  // gone again before processes are forked
-    dense = std::make_shared<DenseWeights>(
-        load_dense_weights(checkpoint, {weight_type(run.weights)}, loader, /*progress=*/{}));
-  }
-  const ExpertPlacement placement = ExpertPlacement::identity(
-      checkpoint.config().layers, checkpoint.config().moe.experts, run.ranks, run.redundant);
+  const Model opened = Model::open({.model = test::data_dir(model),
+                                    .launch = {.transport = run.transport,
+                                               .ranks = run.ranks,
+                                               .start_timeout = std::chrono::seconds(60)},
+                                    .threads = run.threads,
+                                    .weights = weight_type(run.weights),
+                                    .decoder = {.tp = run.tp,
+                                                .max_tokens = run.max_tokens,
+                                                .backend = run.backend,
+                                                .replica_rule = run.replica_rule},
+                                    .engine = {.max_sequences_per_rank = run.max_sequences,
+                                               .max_tokens_per_step = run.max_tokens,
+                                               .max_context = run.max_context,
+                                               .hash_logits = true,
+                                               .balance = run.balance},
+                                    .expert_location = {.redundant = run.redundant}});
   std::FILE* events = std::tmpfile();
-  const int status = run_ranks(
-      {.transport = run.transport, .ranks = run.ranks, .start_timeout = std::chrono::seconds(60)},
-      [&](Transport& transport) {
-        ThreadPool pool(run.threads);
-        Decoder decoder(
-            checkpoint.config(),
-            dense,
-            load_expert_weights(
-                checkpoint, {weight_type(run.weights)}, placement, transport.rank(), pool, {}),
-            {.tp = run.tp,
-             .max_tokens = run.max_tokens,
-             .backend = run.backend,
-             .replica_rule = run.replica_rule,
-             .dispatch_wire = {},
-             .combine_wire = {}},
-            transport,
-            pool);
-        Engine engine({.max_sequences_per_rank = run.max_sequences,
-                       .max_tokens_per_step = run.max_tokens,
-                       .max_context = run.max_context,
-                       .hash_logits = true,
-                       .balance = run.balance},
-                      decoder,
-                      transport);
-        if (transport.rank() == 0)
-          for (const Request& request : requests) static_cast<void>(engine.submit(request));
-        engine.run([&](const TokenEvent& event) {
-          std::fprintf(events,
-                       "%d %d %d %s\n",
-                       static_cast<int>(event.request),
-                       event.token,
-                       event.last ? 1 : 0,
-                       event.last ? event.logits_sha256.c_str() : "-");
-        });
-        if (engine.balancer() && engine.balancer()->rebalance_stats()) {
-          const RebalanceStats stats = *engine.balancer()->rebalance_stats();
-          EXPECT_EQ(stats.plans_failed, 0U) << stats.last_failure;
-          EXPECT_TRUE(run.transport != "inproc" || stats.bytes_moved == 0)
-              << stats.bytes_moved << " bytes copied between threads";
-          std::fprintf(events, "-1 %d 0 -\n", static_cast<int>(stats.layers_switched));
-        }
-        std::fflush(events);
-        return 0;
-      });
+  const int status = opened.run([&](Decoder& decoder, Transport& transport) {
+    Engine engine = opened.engine_on(decoder, transport);
+    if (transport.rank() == 0)
+      for (const Request& request : requests) static_cast<void>(engine.submit(request));
+    engine.run([&](const TokenEvent& event) {
+      std::fprintf(events,
+                   "%d %d %d %s\n",
+                   static_cast<int>(event.request),
+                   event.token,
+                   event.last ? 1 : 0,
+                   event.last ? event.logits_sha256.c_str() : "-");
+    });
+    if (engine.balancer() && engine.balancer()->rebalance_stats()) {
+      const RebalanceStats stats = *engine.balancer()->rebalance_stats();
+      EXPECT_EQ(stats.plans_failed, 0U) << stats.last_failure;
+      EXPECT_TRUE(run.transport != "inproc" || stats.bytes_moved == 0)
+          << stats.bytes_moved << " bytes copied between threads";
+      std::fprintf(events, "-1 %d 0 -\n", static_cast<int>(stats.layers_switched));
+    }
+    std::fflush(events);
+    return 0;
+  });
   EXPECT_EQ(status, 0);
   std::rewind(events);
   std::vector<Outcome> outcomes(requests.size());
@@ -127,7 +112,8 @@ std::vector<Request> golden_requests(const std::string& model) {
   return requests;
 }
 
-/// Sampled requests besides the greedy ones, so that each rank has several and places run out.
+/// Sampled requests besides the greedy ones, some with logits processors, so that each rank has
+/// several and places run out.
 std::vector<Request> many_requests(const std::string& model) {
   std::vector<Request> requests = golden_requests(model);
   const std::size_t golden = requests.size();
@@ -135,6 +121,10 @@ std::vector<Request> many_requests(const std::string& model) {
     Request request = requests[i % golden];
     request.max_new_tokens = 3 + static_cast<int>(i);
     request.sampling = {.temperature = 0.8, .top_k = 50, .top_p = 0.95, .seed = i};
+    if (i % 3 == 1) {
+      request.processors = {{.name = "logit_bias", .integers = {3, 17}, .numbers = {4, -100}},
+                            {.name = "penalties", .integers = {}, .numbers = {1, 0.5, 1.25}}};
+    }
     requests.push_back(request);
   }
   return requests;
@@ -293,19 +283,13 @@ TEST(Engine, FullContextEndsARequest) {
 }
 
 TEST(Engine, RunsAgainAfterItRanDry) {
-  const Checkpoint checkpoint = Checkpoint::open(test::data_dir(kModel));
+  const Model model = Model::open({.model = test::data_dir(kModel),
+                                   .launch = {.transport = "inproc", .ranks = 2},
+                                   .decoder = {.max_tokens = 16},
+                                   .engine = {.max_tokens_per_step = 16}});
   const std::vector<test::GoldenPrompt> prompts = test::golden_prompts(kModel);
-  run_ranks({.transport = "inproc", .ranks = 2}, [&](Transport& transport) {
-    ThreadPool pool(1);
-    Decoder decoder(
-        checkpoint.config(),
-        std::make_shared<DenseWeights>(
-            load_dense_weights(checkpoint, {WeightType::f32}, pool, /*progress=*/{})),
-        load_expert_weights(checkpoint, {WeightType::f32}, transport.rank(), 2, pool, {}),
-        {.max_tokens = 16, .dispatch_wire = {}, .combine_wire = {}},
-        transport,
-        pool);
-    Engine engine({.max_tokens_per_step = 16}, decoder, transport);
+  model.run([&](Decoder& decoder, Transport& transport) {
+    Engine engine = model.engine_on(decoder, transport);
     engine.run([](const TokenEvent&) { ADD_FAILURE() << "nothing was asked for"; });
     for (const test::GoldenPrompt& p : prompts) {
       std::vector<std::int32_t> tokens;

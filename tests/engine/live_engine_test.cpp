@@ -1,6 +1,7 @@
 // An engine that is open: requests come, and go away, from other threads while it runs.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <ctime>
 #include <future>
 #include <map>
@@ -8,6 +9,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/engine/engine.h"
+#include "ferry/runtime/model.h"
 #include "support/golden_model.h"
 
 namespace ferry {
@@ -73,29 +75,19 @@ class Listener {
   bool held_ = false;
 };
 
+Model model_on(int ranks, const EngineOptions& options) {
+  return Model::open({.model = test::data_dir(kModel),
+                      .launch = {.transport = "inproc", .ranks = ranks},
+                      .decoder = {.max_tokens = options.max_tokens_per_step},
+                      .engine = options});
+}
+
 /// Runs an open engine on thread ranks; `talk` runs on a thread of its own beside rank 0 and the
 /// engine is closed behind it.
 void with_open_engine(const EngineOptions& options,
                       int ranks,
                       const std::function<void(Engine&, Listener&)>& talk) {
-  const Checkpoint checkpoint = Checkpoint::open(test::data_dir(kModel));
-  ThreadPool loader(1);
-  const auto dense = std::make_shared<const DenseWeights>(
-      load_dense_weights(checkpoint, {WeightType::f32}, loader, /*progress=*/{}));
-  run_ranks({.transport = "inproc", .ranks = ranks}, [&](Transport& transport) {
-    ThreadPool pool(1);
-    Decoder decoder(
-        checkpoint.config(),
-        dense,
-        load_expert_weights(checkpoint, {WeightType::f32}, transport.rank(), ranks, pool, {}),
-        {.max_tokens = options.max_tokens_per_step},
-        transport,
-        pool);
-    Engine engine(options, decoder, transport);
-    if (transport.rank() != 0) {
-      engine.run({});
-      return 0;
-    }
+  model_on(ranks, options).run_engine([&](Engine& engine) {
     engine.open();
     Listener listener;
     std::thread talker([&] {
@@ -117,7 +109,8 @@ Request request_of(const std::vector<std::int32_t>& prompt, int tokens, std::uin
           .stop_ids = {}};
 }
 
-/// Different prompts, lengths and seeds; some with logprobs.
+/// Different prompts, lengths and seeds; some with logprobs, some with logits processors, of which
+/// penalties have a state.
 std::vector<Request> many_requests(int count) {
   const std::vector<test::GoldenPrompt> golden = test::golden_prompts(kModel);
   std::vector<Request> requests;
@@ -126,6 +119,11 @@ std::vector<Request> many_requests(int count) {
     requests.push_back(request_of(prompt, 4 + i % 13, static_cast<std::uint64_t>(i)));
     if (i % 3 == 0) requests.back().top_logprobs = i % 5;
     requests.back().client = static_cast<std::uint64_t>(i % 7);
+    if (i % 2 == 0) {
+      requests.back().processors = {
+          {.name = "penalties", .integers = {}, .numbers = {0.5F, 0.25F * (i % 4), 1.3F}},
+          {.name = "suppressed_tokens", .integers = {i, i + 1}, .numbers = {}}};
+    }
   }
   return requests;
 }
@@ -173,6 +171,39 @@ TEST(LiveEngine, StartingOverForWantOfMemoryChangesNoToken) {
     std::promise<EngineStats> stats;
     engine.post([&] { stats.set_value(engine.stats()); });
     EXPECT_GT(stats.get_future().get().evictions, 0U) << "the test needs less memory";
+  });
+}
+
+TEST(LiveEngine, ProcessorsChooseAndLogprobsStayTheModels) {
+  const std::vector<std::int32_t> prompt = test::golden_prompts(kModel).at(0).prompt;
+  const Request plain{
+      .prompt = prompt, .max_new_tokens = 3, .sampling = {}, .stop_ids = {}, .top_logprobs = 8};
+  Request chosen = plain;
+  Request stopped = plain;
+  stopped.max_new_tokens = 12;
+  with_open_engine(small(), 1, [&](Engine& engine, Listener& listener) {
+    const auto heard = [&](const Request& request) {
+      return listener.wait_until_done(engine.submit(request).value());
+    };
+    const Heard first = heard(plain);
+    const std::vector<TokenLogprob> top = first.logprobs.at(0)->top;
+    ASSERT_EQ(top.size(), 8U);
+    std::vector<std::int32_t> allowed = {top[6].id, top[3].id};
+    std::sort(allowed.begin(), allowed.end());
+    chosen.processors = {{.name = "allowed_tokens", .integers = allowed, .numbers = {}}};
+    const Heard second = heard(chosen);
+    EXPECT_EQ(second.tokens.at(0), top[3].id) << "the more probable of the two";
+    EXPECT_EQ(second.logprobs.at(0)->chosen, top[3].logprob);
+    EXPECT_EQ(second.logprobs.at(0)->top, top) << "as the model has them, banned or not";
+
+    stopped.stop_ids = {first.tokens.at(0)};
+    EXPECT_EQ(heard(stopped).tokens.size(), 1U);
+    stopped.processors = {{.name = "min_tokens", .integers = {9}, .numbers = {}}};
+    const Heard third = heard(stopped);
+    EXPECT_GE(third.tokens.size(), 9U);
+    EXPECT_EQ(std::count(third.tokens.begin(), third.tokens.begin() + 9, stopped.stop_ids[0]), 0);
+    stopped.processors[0].integers = {13};
+    EXPECT_THROW(static_cast<void>(engine.submit(stopped)), ConfigError);
   });
 }
 
@@ -230,19 +261,10 @@ TEST(LiveEngine, WaitingForWorkCostsLittle) {
 }
 
 TEST(LiveEngine, IdleRankZeroNoticesThatAPeerGaveUp) {
-  const Checkpoint checkpoint = Checkpoint::open(test::data_dir(kModel));
+  const Model model = model_on(2, small());
   const auto run = [&] {
-    run_ranks({.transport = "inproc", .ranks = 2}, [&](Transport& transport) {
-      ThreadPool pool(1);
-      Decoder decoder(
-          checkpoint.config(),
-          std::make_shared<DenseWeights>(
-              load_dense_weights(checkpoint, {WeightType::f32}, pool, /*progress=*/{})),
-          load_expert_weights(checkpoint, {WeightType::f32}, transport.rank(), 2, pool, {}),
-          {.max_tokens = 32},
-          transport,
-          pool);
-      Engine engine(small(), decoder, transport);
+    model.run([&](Decoder& decoder, Transport& transport) {
+      Engine engine = model.engine_on(decoder, transport);
       if (transport.rank() == 1) fail<ModelError>("rank 1 has had enough");
       engine.open();
       engine.run([](const TokenEvent&) {});

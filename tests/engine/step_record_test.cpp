@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include "ferry/core/error.h"
+#include "ferry/engine/logits_chain.h"
+#include "support/allocation_count.h"
 
 namespace ferry {
 namespace {
@@ -15,11 +17,14 @@ StepRecord sample_record() {
   record.evicted = {6, 1ULL << 50};
   record.admissions.push_back(
       {.id = 7,
-       .request = {.prompt = {1, 2, 3, 400000},
-                   .max_new_tokens = 5,
-                   .sampling = {.temperature = 0.7, .top_k = 3, .top_p = 0.5, .seed = ~0ULL},
-                   .stop_ids = {9, 10},
-                   .top_logprobs = 4}});
+       .request = {
+           .prompt = {1, 2, 3, 400000},
+           .max_new_tokens = 5,
+           .sampling = {.temperature = 0.7, .top_k = 3, .top_p = 0.5, .seed = ~0ULL},
+           .stop_ids = {9, 10},
+           .top_logprobs = 4,
+           .processors = {{.name = "logit_bias", .integers = {31, 32}, .numbers = {-1.5F, 99}},
+                          {.name = "min_tokens", .integers = {33}, .numbers = {}}}}});
   record.admissions.push_back(
       {.id = 8, .request = {.prompt = {5}, .max_new_tokens = 1, .sampling = {}, .stop_ids = {}}});
   record.admissions.back().generated = {21, 22};
@@ -28,7 +33,7 @@ StepRecord sample_record() {
 }
 
 std::vector<std::byte> bytes_of(const StepRecord& record) {
-  std::vector<std::byte> bytes(4096);
+  std::vector<std::byte> bytes(1 << 16);
   bytes.resize(encode(record, bytes));
   return bytes;
 }
@@ -52,6 +57,8 @@ TEST(StepRecord, ComesBackAsItWentOut) {
   EXPECT_EQ(request.sampling.seed, ~0ULL);
   EXPECT_EQ(request.stop_ids, (std::vector<std::int32_t>{9, 10}));
   EXPECT_EQ(request.top_logprobs, 4);
+  EXPECT_EQ(request.processors, out.admissions[0].request.processors);
+  EXPECT_TRUE(in.admissions[1].request.processors.empty());
   EXPECT_EQ(in.admissions[1].request.top_logprobs, std::nullopt);
   EXPECT_EQ(in.dropped, out.dropped);
   EXPECT_EQ(in.evicted, out.evicted);
@@ -76,12 +83,22 @@ TEST(StepRecord, SizesAreAsAnnounced) {
   // The greatest request that check_request lets through.
   Request largest{.prompt = std::vector<std::int32_t>(100), .sampling = {}, .stop_ids = {}};
   largest.stop_ids.resize(kMaxStopIds);
+  for (const ProcessorKind* kind : processor_kinds())
+    largest.processors.push_back({.name = kind->name, .integers = {}, .numbers = {}});
+  largest.processors.back().integers.resize(kMaxProcessorNumbers / 2);
+  largest.processors.front().numbers.resize(kMaxProcessorNumbers / 2);
   record.admissions.clear();
   record.admissions.push_back({.id = 1, .request = largest});
   record.runs.assign(16, {.id = 1, .tokens = 1});
   record.dropped.assign(7, 1);
   record.evicted.assign(9, 1);
   EXPECT_EQ(bytes_of(record).size(), record_capacity(100, 16));
+}
+
+TEST(StepRecord, UnknownProcessorsAreNotWritten) {
+  StepRecord record = sample_record();
+  record.admissions[0].request.processors[0].name = "no such";
+  EXPECT_THROW(bytes_of(record), BrokenContract);
 }
 
 TEST(StepRecord, WhatDoesNotFitIsNotWritten) {
@@ -98,16 +115,36 @@ TEST(StepRecord, EveryCutIsNoticed) {
   }
 }
 
-TEST(StepRecord, DamagedCountsNeitherCrashNorReserve) {
-  const std::vector<std::byte> bytes = bytes_of(sample_record());
+/// Every four bytes in turn say 2^32 - 1: most are counts or part of one.
+template <class Decode>
+void expect_small_from_damaged(const std::vector<std::byte>& bytes, Decode decode) {
+  int refused = 0;
   for (std::size_t i = 0; i + 4 <= bytes.size(); ++i) {
     std::vector<std::byte> damaged = bytes;
     for (std::size_t j = 0; j < 4; ++j) damaged[i + j] = std::byte{0xff};
+    const testing::AllocationCount allocated;
     try {
-      static_cast<void>(decode_step_record(damaged));
-    } catch (const TransportError&) {
+      static_cast<void>(decode(damaged));
+    } catch (const TransportError& e) {
+      ++refused;
+      EXPECT_NE(std::string(e.what()).find("damaged"), std::string::npos) << e.what();
     }
+    // What is there and its bookkeeping; a count that was believed would be gigabytes.
+    EXPECT_LE(allocated.bytes_so_far(), 16 * std::ssize(bytes) + 4096) << "byte " << i;
   }
+  EXPECT_GT(refused, 0);
+}
+
+TEST(StepRecord, DamagedCountsNeitherCrashNorReserve) {
+  expect_small_from_damaged(bytes_of(sample_record()), decode_step_record);
+}
+
+TEST(StepResult, DamagedCountsNeitherCrashNorReserve) {
+  StepResult result{.step = 1, .tokens = {{.id = 1, .token = 7}, {.id = 2, .token = 8}}};
+  result.tokens[0].logprobs = {.chosen = -1, .top = {{.id = 3, .logprob = -2}}};
+  std::vector<std::byte> bytes(result_capacity(2));
+  bytes.resize(encode(result, bytes));
+  expect_small_from_damaged(bytes, decode_step_result);
 }
 
 TEST(StepResult, ComesBackAsItWentOut) {

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "ferry/engine/engine.h"
+#include "ferry/runtime/model.h"
 #include "support/golden_model.h"
 #include "support/ranks.h"
 
@@ -16,13 +17,15 @@ namespace ferry {
 namespace {
 
 constexpr const char* kModel = "qwen3_bf16";
+constexpr int kExperts = 6;  // of the model
 constexpr int kRanks = 3;
 constexpr Rank kVictim = 1;
 constexpr int kMaxTokens = 16;
 
 using Tokens = std::vector<std::vector<std::int32_t>>;  // of each request
 
-/// More than run at once, sampled, some of them with prompts that take several steps.
+/// More than run at once, sampled, some of them with prompts that take several steps, and with
+/// penalties, whose state has to come back with the tokens given so far.
 std::vector<Request> requests() {
   std::vector<Request> all;
   const std::vector<test::GoldenPrompt> prompts = test::golden_prompts(kModel);
@@ -31,27 +34,38 @@ std::vector<Request> requests() {
                    .max_new_tokens = 12 + static_cast<int>(i),
                    .sampling = {.temperature = 0.8, .top_p = 0.95, .seed = i},
                    .stop_ids = {}});
+    if (i % 2 == 0) {
+      all.back().processors = {
+          {.name = "penalties", .integers = {}, .numbers = {1.5F, 0.5F, 1.2F}}};
+    }
   }
   return all;
 }
-
-/// What every rank has before it knows of the others. Made before processes are forked.
-struct Model {
-  Checkpoint checkpoint = Checkpoint::open(test::data_dir(kModel));
-  std::shared_ptr<const DenseWeights> dense = load_dense();
-
-  std::shared_ptr<const DenseWeights> load_dense() const {
-    ThreadPool loader(1);
-    return std::make_shared<DenseWeights>(
-        load_dense_weights(checkpoint, {WeightType::bf16}, loader, /*progress=*/{}));
-  }
-};
 
 struct Group {
   MoeA2ABackend backend = MoeA2ABackend::mooncake;
   int redundant = 0;
   bool overlap = false;
   RebalanceOptions rebalance = {};
+};
+
+/// What every rank has before it knows of the others. Made before processes are forked.
+struct Opened {
+  Opened(const Group& group, int ranks)
+      : model(Model::open(
+            {.model = test::data_dir(kModel),
+             .launch = {.ranks = ranks},
+             .weights = WeightType::bf16,
+             .decoder = {.max_tokens = kMaxTokens,
+                         .backend = group.backend,
+                         .two_batch_overlap = group.overlap},
+             .engine = {.max_sequences_per_rank = 2,
+                        .max_tokens_per_step = kMaxTokens,
+                        .balance = {.record = true, .window = 3, .rebalance = group.rebalance}},
+             .expert_location = {.redundant = group.redundant}})) {}
+
+  Model model;
+  std::shared_ptr<const DenseWeights> dense = model.load_dense();
 };
 
 /// What a rank's run ended with.
@@ -65,28 +79,13 @@ struct Outcome {
 };
 
 /// Runs all requests. `ready`: when this rank's engine has been made.
-void run_engine(const Model& model,
-                const Group& group,
+void run_engine(const Opened& opened,
                 Transport& transport,
                 const std::function<void()>& ready,
                 Outcome& outcome) {
   ThreadPool pool(1);
-  const ModelConfig& config = model.checkpoint.config();
-  const ExpertPlacement placement = ExpertPlacement::identity(
-      config.layers, config.moe.experts, transport.size(), group.redundant);
-  Decoder decoder(
-      config,
-      model.dense,
-      load_expert_weights(
-          model.checkpoint, {WeightType::bf16}, placement, transport.rank(), pool, {}),
-      {.max_tokens = kMaxTokens, .backend = group.backend, .two_batch_overlap = group.overlap},
-      transport,
-      pool);
-  Engine engine({.max_sequences_per_rank = 2,
-                 .max_tokens_per_step = kMaxTokens,
-                 .balance = {.record = true, .window = 3, .rebalance = group.rebalance}},
-                decoder,
-                transport);
+  Decoder decoder = opened.model.decoder_on(transport, pool, opened.dense);
+  Engine engine = opened.model.engine_on(decoder, transport);
   ready();
   if (transport.rank() == 0)
     for (const Request& request : requests()) static_cast<void>(engine.submit(request));
@@ -95,11 +94,12 @@ void run_engine(const Model& model,
   outcome.stats = engine.stats();
 }
 
-Tokens run_alone(const Model& model) {
+Tokens run_alone() {
+  const Opened opened({.backend = MoeA2ABackend::pplx}, 1);
   Outcome outcome;
   on_ranks({}, [&](Transport& transport) {
     run_engine(
-        model, {.backend = MoeA2ABackend::pplx}, transport, [] {}, outcome);
+        opened, transport, [] {}, outcome);
   });
   return outcome.tokens;
 }
@@ -107,8 +107,7 @@ Tokens run_alone(const Model& model) {
 /// Runs all requests on ranks of which one ends as `on` says, once all have an engine, and calls
 /// `check` on every rank that still can.
 void lose_a_rank(const RanksOptions& on,
-                 const Model& model,
-                 const Group& group,
+                 const Opened& opened,
                  const std::function<void(Rank, const Outcome&)>& check) {
   on_ranks(on, [&](Transport& transport) {
     const auto region = transport.allocate_region(0, 1);
@@ -120,7 +119,7 @@ void lose_a_rank(const RanksOptions& on,
       transport.abort(e.what());
     };
     try {
-      run_engine(model, group, transport, ready, outcome);
+      run_engine(opened, transport, ready, outcome);
     } catch (const RankEnded& e) {
       ended(End::fault, e);
     } catch (const TransportError& e) {
@@ -144,10 +143,8 @@ class SurvivorsOfAnyDeath : public testing::TestWithParam<Case> {};
 TEST_P(SurvivorsOfAnyDeath, GiveTheTokensThatAllWouldHaveGiven) {
   RankKind kind{.transport = GetParam().transport};
   if (kind.transport == "fabric") kind.provider = "tcp";
-  const Model model;
-  const Tokens expected = run_alone(model);
-  const Group group{.redundant = model.checkpoint.config().moe.experts,
-                    .overlap = GetParam().overlap};
+  const Tokens expected = run_alone();
+  const Opened opened({.redundant = kExperts, .overlap = GetParam().overlap}, kRanks);
   // A step has some twenty puts of a rank: the numbers come by all of them.
   for (int put = 0; put < 13 * 12; put += 13) {
     const RanksOptions on{
@@ -157,7 +154,7 @@ TEST_P(SurvivorsOfAnyDeath, GiveTheTokensThatAllWouldHaveGiven) {
         .faulty_rank = kVictim,
         .killed_rank = kind.processes() ? kVictim : Rank{-1},
     };
-    lose_a_rank(on, model, group, [&](Rank rank, const Outcome& outcome) {
+    lose_a_rank(on, opened, [&](Rank rank, const Outcome& outcome) {
       ASSERT_EQ(outcome.end, rank == kVictim ? End::fault : End::all_requests) << outcome.error;
       if (rank != 0) return;
       EXPECT_EQ(outcome.tokens, expected);
@@ -185,19 +182,19 @@ INSTANTIATE_TEST_SUITE_P(All,
 /// A plan may have left an expert without a second replica, so that they may have to end. What
 /// callers have heard until then is right.
 TEST(Survivors, NeverGiveAWrongTokenWhereExpertsMove) {
-  const Model model;
-  const Tokens expected = run_alone(model);
-  const Group group{
-      .redundant = model.checkpoint.config().moe.experts,
-      .rebalance = {
-          .enabled = true, .every = 3, .least_gain = 0, .step_bytes = 4096, .canary = true}};
+  const Tokens expected = run_alone();
+  const Opened opened(
+      {.redundant = kExperts,
+       .rebalance =
+           {.enabled = true, .every = 3, .least_gain = 0, .step_bytes = 4096, .canary = true}},
+      kRanks);
   for (int put = 40; put < 40 + 17 * 16; put += 17) {
     const RanksOptions on{.kind = {.transport = "shm"},
                           .ranks = kRanks,
                           .faults = Faults{.ends_at_put = put, .ends_by_signal = true},
                           .faulty_rank = kVictim,
                           .killed_rank = kVictim};
-    lose_a_rank(on, model, group, [&](Rank rank, const Outcome& outcome) {
+    lose_a_rank(on, opened, [&](Rank rank, const Outcome& outcome) {
       for (std::size_t i = 0; i < expected.size() && rank == 0; ++i) {
         const auto& heard = outcome.tokens[i];
         ASSERT_LE(heard.size(), expected[i].size());
@@ -210,13 +207,12 @@ TEST(Survivors, NeverGiveAWrongTokenWhereExpertsMove) {
 
 /// Without replicas, and without rank 0, nobody can go on.
 TEST(Survivors, EndWithAnErrorWhereTheyCannotGoOn) {
-  const Model model;
-  const int experts = model.checkpoint.config().moe.experts;
-  for (const auto& [victim, redundant] : {std::pair{kVictim, 0}, {0, experts}}) {
+  for (const auto& [victim, redundant] : {std::pair{kVictim, 0}, {0, kExperts}}) {
+    const Opened opened({.redundant = redundant}, kRanks);
     const RanksOptions on{.ranks = kRanks,
                           .faults = Faults{.ends_at_put = 50, .ends_by_signal = false},
                           .faulty_rank = victim};
-    lose_a_rank(on, model, {.redundant = redundant}, [](Rank rank, const Outcome& outcome) {
+    lose_a_rank(on, opened, [](Rank rank, const Outcome& outcome) {
       EXPECT_NE(outcome.end, End::all_requests) << "rank " << rank;
     });
   }

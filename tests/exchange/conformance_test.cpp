@@ -1,6 +1,7 @@
 // The exchange engine's conformance suite: backends x transports x ranks x wires x layouts x
-// routings x groups x row weights. Every pair of these meets in the short run, and once more over
-// two and three hosts with two ranks each; every combination in the long one (scripts/test.sh
+// routings x groups x row weights x data planes. Every pair of these meets in the short run, and
+// once more over two and three hosts with two ranks each; every combination in the long one
+// (scripts/test.sh
 // --long). Under mpirun the transports are those of mpi (CMakeLists.txt).
 #include <gtest/gtest.h>
 
@@ -58,7 +59,8 @@ enum Axis {
   axis_layout,
   axis_routing,
   axis_group,
-  axis_row_weights
+  axis_row_weights,
+  axis_plane
 };
 
 const std::vector<Backend>& all_of_backends() {
@@ -74,6 +76,7 @@ const std::vector<RankKind>& kinds() {
 constexpr int kRankCounts[] = {1, 2, 3, 4, 6, 7};
 constexpr DispatchFormat kLayouts[] = {
     DispatchFormat::padded, DispatchFormat::ragged, DispatchFormat::row_pointers};
+constexpr std::string_view kPlaneNames[] = {"", "_queued", "_captured"};
 constexpr std::string_view kRoutingNames[] = {"random", "masked", "duplicates", "oneExpert"};
 
 std::vector<int> sizes() {
@@ -86,8 +89,9 @@ std::vector<int> sizes() {
           wires,
           3,
           4,
-          2,   // every rank for itself, or groups of two with the same tokens
-          2};  // results are weighted, or rows as well
+          2,  // every rank for itself, or groups of two with the same tokens
+          2,  // results are weighted, or rows as well
+          3};
 }
 
 int ranks_of(const Combination& c) { return kRankCounts[c[axis_ranks]]; }
@@ -104,6 +108,7 @@ DispatcherOptions options_of(const Combination& c) {
                       .dispatch_wire = wire_types()[at(axis_dispatch_wire)],
                       .combine_wire = wire_types()[at(axis_combine_wire)]};
   o.exchange.format = kLayouts[at(axis_layout)];
+  o.exchange.fixed_format = true;
   o.row_weights = c[axis_row_weights] == 1;
   o.expert_type = c[axis_expert_type] == 0 ? o.dispatch_wire : WireType::bf16;
   return o;
@@ -123,7 +128,7 @@ bool valid(const Combination& c) {
 
 std::string name_of(const Combination& c) {
   const DispatcherOptions o = options_of(c);
-  return fmt::format("{}_{}_{}_{}{}_{}_{}_{}_dp{}{}",
+  return fmt::format("{}_{}_{}_{}{}_{}_{}_{}_dp{}{}{}",
                      all_of_backends()[static_cast<std::size_t>(c[axis_backend])].name,
                      kinds()[static_cast<std::size_t>(c[axis_kind])].label(),
                      ranks_of(c),
@@ -133,7 +138,8 @@ std::string name_of(const Combination& c) {
                      format_name(o.exchange.format),
                      kRoutingNames[c[axis_routing]],
                      o.dp_size,
-                     o.row_weights ? "_row_weights" : "");
+                     o.row_weights ? "_row_weights" : "",
+                     kPlaneNames[c[axis_plane]]);
 }
 
 void run(const Combination& c, int count) {
@@ -141,7 +147,8 @@ void run(const Combination& c, int count) {
                                .routing = static_cast<Routing>(c[axis_routing]),
                                .seed = 17,
                                .count = count,
-                               .lanes = 2};
+                               .lanes = 2,
+                               .plane = static_cast<HarnessOptions::Plane>(c[axis_plane])};
   const RanksOptions on{.kind = kinds()[static_cast<std::size_t>(c[axis_kind])],
                         .ranks = ranks_of(c)};
   on_ranks(on, [&](Transport& transport) {
@@ -181,11 +188,12 @@ TEST_P(Conformance, EveryCombinationDeliversEveryRowAndSumsInOrder) {
   run_those_of(testing::all_combinations(
                    sizes(),
                    [&](const Combination& c) {
-                     // Routings and row weights take turns: they meet everything in passing.
+                     // Routings, row weights and planes take turns: they meet everything in
+                     // passing.
                      return c[axis_backend] == backend && c[axis_ranks] == ranks &&
                             c[axis_routing] == (c[axis_dispatch_wire] + c[axis_combine_wire]) % 4 &&
                             c[axis_row_weights] == (c[axis_layout] + c[axis_combine_wire]) % 2 &&
-                            valid(c);
+                            c[axis_plane] == (c[axis_kind] + c[axis_dispatch_wire]) % 3 && valid(c);
                    }),
                8);
 }

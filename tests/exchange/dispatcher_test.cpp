@@ -156,7 +156,8 @@ TEST(Dispatcher, KnowsItsMemoryBeforeItTakesIt) {
         options.dispatcher.slots_per_rank = 16;
         options.dispatcher.hidden = 4096;
         options.dispatcher.max_tokens = 512;
-        const std::size_t told = Dispatcher::mem_size(options.dispatcher, 1, !network);
+        const std::size_t told =
+            Dispatcher::mem_size(options.dispatcher, 1, {.load_store = !network});
         on_ranks({.ranks = 1, .faults = Faults{.network = network}}, [&](Transport& transport) {
           ThreadPool pool(1);
           const std::size_t before = address_space();

@@ -13,6 +13,7 @@
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
 #include "sum_bounds.h"
+#include "support/queued_plane.h"
 
 namespace ferry::testing {
 
@@ -325,17 +326,20 @@ class LiveExchange {
   LiveExchange(const ExchangeCase& exchange,
                const CachedRouting* cached,
                Dispatcher& dispatcher,
+               const MemoryPlace& place,
                Rank rank,
                int number)
       : exchange_(exchange),
         cached_(cached),
         dispatcher_(dispatcher),
+        place_(place),
         rank_(rank),
         number_(number),
         rows_(exchange.rows(rank)),
         slots_(exchange.slots(rank)),
         weights_(exchange.weights(rank)),
-        row_weights_(exchange.row_weights(rank)) {}
+        row_weights_(exchange.row_weights(rank)),
+        experts_(exchange_, rank) {}
 
   /// Returns the number of phases that are done.
   int next_phase() {
@@ -359,7 +363,8 @@ class LiveExchange {
   void send() {
     const auto stride = static_cast<std::ptrdiff_t>(sizeof(float)) * exchange_.options.hidden;
     const float* first = rows_.data() + exchange_.first_column(rank_);
-    dispatcher_.dispatch_send({.rows = {bytes_of(first), stride},
+    dispatcher_.dispatch_send({.place = place_,
+                               .rows = {bytes_of(first), stride},
                                .type = DType::f32,
                                .tokens = exchange_.tokens(rank_),
                                .slots = cached_ ? std::span<const SlotId>() : slots_,
@@ -371,9 +376,16 @@ class LiveExchange {
 
   void compute() {
     if (number_ % 3 == 1) wait_by_polling();
-    FakeExperts experts(exchange_, rank_);
-    dispatcher_.dispatch_recv([&](const ExpertRows& rows) { experts(rows); });
-    experts.finish();
+    dispatcher_.dispatch_recv([this](const ExpertRows& rows) {
+      FERRY_CHECK(rows.place == place_, "rows on another plane than the tokens");
+      if (place_.queue == nullptr) {
+        experts_(rows);
+      } else {
+        static_cast<QueuedPlane*>(place_.queue)->run(rows, [this](const ExpertRows& queued) {
+          experts_(queued);
+        });
+      }
+    });
   }
 
   void finish() {
@@ -383,9 +395,12 @@ class LiveExchange {
     const auto columns = static_cast<std::size_t>(exchange_.columns());
     std::vector<float> out(sums.size(), accumulate ? 0.5F : -1.0F);
     dispatcher_.combine_recv(
-        {.weights = weights_,
+        {.place = place_,
+         .weights = weights_,
          .rows = {bytes_of(out.data()), static_cast<std::ptrdiff_t>(sizeof(float) * columns)},
          .accumulate = accumulate});
+    dispatcher_.synchronise();
+    experts_.finish();
     const BoundedSums bounded = bounded_sums(exchange_, rank_);
     for (std::size_t i = 0; i < out.size(); ++i) {
       FERRY_CHECK(std::abs(double{sums[i]} - bounded.exact[i]) <= bounded.bound[i],
@@ -414,12 +429,14 @@ class LiveExchange {
   const ExchangeCase exchange_;
   const CachedRouting* cached_;
   Dispatcher& dispatcher_;
+  const MemoryPlace place_;
   const Rank rank_;
   const int number_;
   const std::vector<float> rows_;
   const std::vector<SlotId> slots_;
   const std::vector<float> weights_;
   const std::vector<float> row_weights_;
+  FakeExperts experts_;
   int phases_done_ = 0;
 };
 
@@ -433,12 +450,24 @@ std::vector<std::size_t> interleaving(std::size_t lanes, std::uint64_t seed) {
   return order;
 }
 
+std::unique_ptr<DataPlane> make_plane(HarnessOptions::Plane plane, ThreadPool& pool) {
+  switch (plane) {
+    case HarnessOptions::Plane::queued:
+      return std::make_unique<QueuedPlane>(pool, QueuedPlane::Start::at_once);
+    case HarnessOptions::Plane::captured:
+      return std::make_unique<QueuedPlane>(pool, QueuedPlane::Start::at_synchronise);
+    default:
+      return std::make_unique<CpuPlane>(pool);
+  }
+}
+
 }  // namespace
 
 void run_exchanges(const HarnessOptions& options, Transport& transport, ThreadPool& pool) {
+  const std::unique_ptr<DataPlane> plane = make_plane(options.plane, pool);
   std::vector<std::unique_ptr<Dispatcher>> lanes;
   for (int lane = 0; lane < options.lanes; ++lane)
-    lanes.push_back(std::make_unique<Dispatcher>(options.dispatcher, transport, pool));
+    lanes.push_back(std::make_unique<Dispatcher>(options.dispatcher, transport, *plane));
   ExchangeCase exchange{
       .options = options.dispatcher, .ranks = transport.size(), .routing = options.routing};
   for (Rank r = 0; r < transport.size(); ++r) exchange.hosts.push_back(transport.host_of(r));
@@ -457,6 +486,7 @@ void run_exchanges(const HarnessOptions& options, Transport& transport, ThreadPo
       live.emplace_back(exchange,
                         repeat ? kept[lane].get() : nullptr,
                         *lanes[lane],
+                        plane->place(),
                         transport.rank(),
                         n + static_cast<int>(lane));
     }

@@ -94,6 +94,14 @@ struct HarnessOptions {
   std::uint64_t seed = 0;
   int count = 1;
   int lanes = 1;
+  /// Where the work is done. The others run it later, on a QueuedPlane; nothing is synchronised
+  /// between dispatch_send and combine_recv, but where a routing is kept.
+  enum class Plane {
+    cpu,
+    queued,   ///< while the caller goes on
+    captured  ///< when the caller synchronises, and not before
+  };
+  Plane plane = Plane::cpu;
 };
 
 void run_exchanges(const HarnessOptions& options, Transport& transport, ThreadPool& pool);

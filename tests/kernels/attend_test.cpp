@@ -8,7 +8,8 @@ namespace ferry::testing {
 
 namespace {
 
-/// Queries over keys and values that lie in a strided cache or behind pointers.
+/// Queries over keys and values that lie in one piece or in pages, of which two at a time follow
+/// each other in memory.
 class Queries {
  public:
   struct Shape {
@@ -16,18 +17,15 @@ class Queries {
     std::int64_t positions = 0;
     std::int64_t head_dim = 0;
     std::int64_t value_dim = 0;
-    bool pointers = false;
+    int page_shift = kOnePage;
   };
 
   explicit Queries(const Shape& shape) : shape_(shape) {
     RandomValues random(static_cast<std::uint32_t>(shape.positions * 1000 + shape.head_dim));
     query_ = random.row(shape.head_dim * kAttendQueries);
-    keys_ = to_type(random.row(shape.positions * stride()), shape.type);
-    values_ = to_type(random.row(shape.positions * stride()), shape.type);
-    for (std::int64_t p = 0; p < shape.positions; ++p) {
-      key_pointers_.push_back(keys_.data() + p * stride_bytes());
-      value_pointers_.push_back(values_.data() + p * stride_bytes());
-    }
+    memory_ = to_type(random.row(2 * rows() * stride()), shape.type);
+    for (std::int64_t page = 0; page << shape.page_shift < shape.positions; ++page)
+      pages_.push_back(memory_.data() + place(page << shape.page_shift) * stride_bytes());
   }
 
   /// One more query, over [begin, end).
@@ -40,9 +38,10 @@ class Queries {
 
   /// Makes keys and values of one position NaN.
   void spoil(std::int64_t position) {
-    const auto at = static_cast<std::size_t>(position * stride_bytes());
-    std::memset(keys_.data() + at, 0xff, static_cast<std::size_t>(stride_bytes()));
-    std::memset(values_.data() + at, 0xff, static_cast<std::size_t>(stride_bytes()));
+    for (const std::int64_t row : {place(position), rows() + place(position)}) {
+      std::memset(
+          memory_.data() + row * stride_bytes(), 0xff, static_cast<std::size_t>(stride_bytes()));
+    }
   }
 
   /// Results of queries [first, last) in one call.
@@ -55,8 +54,9 @@ class Queries {
     std::vector<float> scores(queries.size() * static_cast<std::size_t>(stride), 7.0F);
     kernels.attend({.queries = queries.data(),
                     .num_queries = last - first,
-                    .keys = view(keys_, key_pointers_),
-                    .values = view(values_, value_pointers_),
+                    .keys = {pages_.data(), 0, stride_bytes()},
+                    .values = {pages_.data(), rows() * stride_bytes(), stride_bytes()},
+                    .page_shift = shape_.page_shift,
                     .kv_type = shape_.type,
                     .head_dim = shape_.head_dim,
                     .value_dim = shape_.value_dim,
@@ -80,20 +80,24 @@ class Queries {
   /// Of the first query.
   std::vector<double> exact() const {
     const AttendQuery& query = queries_.front();
-    const auto all = shape_.positions * stride();
-    const auto keys = to_floats(keys_.data(), shape_.type, all);
-    const auto values = to_floats(values_.data(), shape_.type, all);
+    const auto all = rows() * stride();
+    const auto floats = to_floats(memory_.data(), shape_.type, 2 * all);
+    const auto key = [&](std::int64_t p, std::int64_t i) {
+      return static_cast<double>(floats[static_cast<std::size_t>(place(p) * stride() + i)]);
+    };
+    const auto value = [&](std::int64_t p, std::int64_t i) {
+      return static_cast<double>(floats[static_cast<std::size_t>(all + place(p) * stride() + i)]);
+    };
     std::vector<double> out(static_cast<std::size_t>(shape_.value_dim));
     double sum = std::exp(query.sink);
     for (std::int64_t p = query.begin; p < query.end; ++p) {
       double score = 0;
       for (std::int64_t i = 0; i < shape_.head_dim; ++i)
-        score +=
-            static_cast<double>(query.query[i]) * keys[static_cast<std::size_t>(p * stride() + i)];
+        score += static_cast<double>(query.query[i]) * key(p, i);
       const double e = std::exp(score * kScale);
       sum += e;
       for (std::int64_t i = 0; i < shape_.value_dim; ++i)
-        out[static_cast<std::size_t>(i)] += e * values[static_cast<std::size_t>(p * stride() + i)];
+        out[static_cast<std::size_t>(i)] += e * value(p, i);
     }
     for (double& x : out) x /= sum;
     return out;
@@ -108,23 +112,33 @@ class Queries {
     return stride() * static_cast<std::int64_t>(dtype_bytes(shape_.type));
   }
 
-  RowsView view(const std::vector<std::byte>& rows,
-                const std::vector<const std::byte*>& pointers) const {
-    if (shape_.pointers) return {nullptr, 0, pointers.data()};
-    return {rows.data(), stride_bytes(), nullptr};
+  /// In memory: room for whole groups of four pages.
+  std::int64_t rows() const {
+    if (shape_.page_shift == kOnePage) return shape_.positions;
+    return round_up(shape_.positions, std::int64_t{4} << shape_.page_shift);
+  }
+
+  /// The row in memory of a position: pages 0, 1, 2, 3 lie as 2, 3, 0, 1.
+  std::int64_t place(std::int64_t position) const {
+    return shape_.page_shift == kOnePage ? position
+                                         : position ^ (std::int64_t{2} << shape_.page_shift);
   }
 
   Shape shape_;
   std::vector<AttendQuery> queries_;
   std::vector<float> query_;
-  std::vector<std::byte> keys_;
-  std::vector<std::byte> values_;
-  std::vector<const std::byte*> key_pointers_;
-  std::vector<const std::byte*> value_pointers_;
+  std::vector<std::byte> memory_;  // the rows of keys, then those of values
+  std::vector<const std::byte*> pages_;
 };
 
 constexpr std::int64_t kHeadDims[] = {8, 16, 24, 40, 64, 80, 128, 200};
 constexpr std::int64_t kLengths[] = {1, 3, 4, 5, 16, 33, 100};
+
+/// Some of each kind: pages of a row, of a few, of more than a block of the kernel's, and one.
+int page_shift_of(std::int64_t positions) {
+  constexpr int kShifts[] = {kOnePage, 0, 2, 4, 8};
+  return kShifts[positions % 5];
+}
 
 class AttendOfIsa : public PerIsa {};
 
@@ -133,7 +147,7 @@ TEST_P(AttendOfIsa, EqualsScalar) {
     for (const std::int64_t head_dim : kHeadDims) {
       for (const std::int64_t length : kLengths) {
         for (const std::int64_t value_dim : {head_dim, kHeadDims[(head_dim + length) % 8]}) {
-          Queries head({type, length, head_dim, value_dim, length % 2 == 0});
+          Queries head({type, length, head_dim, value_dim, page_shift_of(length)});
           head.add(0, length, head_dim % 3 == 0 ? 0.25F * static_cast<float>(length) : kNoSink);
           ASSERT_TRUE(same_floats(head.together(fast()), head.together(scalar())))
               << dtype_name(type) << " dims " << head_dim << " and " << value_dim << " length "
@@ -174,7 +188,7 @@ void add_queries(Queries& queries, Seen seen, std::int64_t count, std::int64_t p
 TEST_P(AttendOfIsa, QueriesTogetherEqualTheScalarOnesByThemselves) {
   for (const DType type : {DType::f32, DType::bf16, DType::f16}) {
     for (const std::int64_t head_dim : {24, 128, 200}) {
-      for (const std::int64_t positions : {1, 5, 16, 47, 131, 300}) {
+      for (const std::int64_t positions : {1, 5, 16, 47, 130, 299, 303}) {
         for (const std::int64_t count : {1, 2, 3, 4, 7, 13, 16}) {
           for (const Seen seen : {Seen::all,
                                   Seen::up_to_their_own,
@@ -182,7 +196,7 @@ TEST_P(AttendOfIsa, QueriesTogetherEqualTheScalarOnesByThemselves) {
                                   Seen::own_chunk,
                                   Seen::nothing_in_common}) {
             const std::int64_t value_dim = count % 2 == 0 ? head_dim : head_dim - 19;
-            Queries queries({type, positions, head_dim, value_dim, positions % 2 == 0});
+            Queries queries({type, positions, head_dim, value_dim, page_shift_of(positions)});
             add_queries(queries, seen, count, positions);
             ASSERT_TRUE(same_floats(queries.together(fast()), queries.one_by_one(scalar())))
                 << dtype_name(type) << " dims " << head_dim << " and " << value_dim << ", "
@@ -196,7 +210,7 @@ TEST_P(AttendOfIsa, QueriesTogetherEqualTheScalarOnesByThemselves) {
 }
 
 TEST_P(AttendOfIsa, PositionsThatAQueryDoesNotSeeTouchNothing) {
-  Queries queries({DType::bf16, 200, 64, 64, false});
+  Queries queries({DType::bf16, 200, 64, 64});
   for (std::int64_t q = 0; q < 16; ++q) queries.add(20 + q, 180 + q);
   const std::vector<float> before = queries.together(fast());
   for (const std::int64_t position : {19, 20, 194, 195}) queries.spoil(position);
@@ -219,7 +233,7 @@ TEST(ScalarAttend, AgreesWithDoublePrecision) {
   const FlushDenormals flush;
   for (const std::int64_t head_dim : kHeadDims) {
     for (const std::int64_t length : kLengths) {
-      Queries head({DType::f32, length, head_dim, head_dim / 2 + 3, false});
+      Queries head({DType::f32, length, head_dim, head_dim / 2 + 3, page_shift_of(length)});
       head.add(length / 4, length);
       const auto got = head.together(kernels_for(Isa::scalar));
       const auto want = head.exact();

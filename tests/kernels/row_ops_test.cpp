@@ -110,7 +110,6 @@ TEST_P(RowOpsOfIsa, FloatRowsEqualScalar) {
   for (const std::int64_t n : kLengths) {
     for (const Values values : kValues) {
       const auto x = random.row(n, values);
-      const auto y = random.row(n, values);
       const auto both = [&](auto op) {
         auto got = x;
         auto want = x;
@@ -121,8 +120,6 @@ TEST_P(RowOpsOfIsa, FloatRowsEqualScalar) {
       ASSERT_TRUE(both([&](const Kernels& k, auto& r) { k.softmax(r.data(), n); })) << n;
       ASSERT_TRUE(both([&](const Kernels& k, auto& r) { k.sigmoid(x.data(), r.data(), n); })) << n;
       ASSERT_TRUE(both([&](const Kernels& k, auto& r) { k.scale(x.data(), 0.3F, r.data(), n); }));
-      ASSERT_TRUE(both([&](const Kernels& k, auto& r) { r[0] = k.dot(x.data(), y.data(), n); }))
-          << n;
     }
   }
 }
@@ -245,23 +242,6 @@ TEST(ScalarRowOps, SigmoidAgreesWithDoublePrecision) {
     kernels_for(Isa::scalar).sigmoid(&x, &got, 1);
     const double want = 1 / (1 + std::exp(-static_cast<double>(x)));
     ASSERT_NEAR(got, want, 4e-7 * want) << x;
-  }
-}
-
-TEST(ScalarRowOps, DotFoldsSixteenLanes) {
-  const FlushDenormals flush;
-  RandomValues random(10);
-  for (const std::int64_t n : kLengths) {
-    const auto x = random.row(n);
-    const auto y = random.row(n);
-    float lanes[16] = {};
-    for (std::int64_t i = 0; i < round_up(n, 16); ++i) {
-      const auto at = static_cast<std::size_t>(i);
-      lanes[i % 16] = std::fmaf(i < n ? x[at] : 0, i < n ? y[at] : 0, lanes[i % 16]);
-    }
-    for (int half = 8; half > 0; half /= 2)
-      for (int j = 0; j < half; ++j) lanes[j] = lanes[j] + lanes[j + half];
-    EXPECT_EQ(kernels_for(Isa::scalar).dot(x.data(), y.data(), n), lanes[0]) << n;
   }
 }
 

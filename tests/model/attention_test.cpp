@@ -1,4 +1,4 @@
-#include "ferry/model/attention.h"
+#include "ferry/model/mixers/attention.h"
 
 #include <gtest/gtest.h>
 
@@ -75,7 +75,7 @@ class RandomAttention {
 
   const ModelConfig& config() const { return config_; }
 
-  const DenseWeights::Layer& layer() const { return layer_; }
+  const AttentionWeights& layer() const { return layer_; }
 
   std::vector<float> random_rows(unsigned seed, std::int64_t n) const {
     std::mt19937 gen(seed);
@@ -171,12 +171,12 @@ class RandomAttention {
   Shape shape_;
   ModelConfig config_;
   std::vector<float> qkv_, output_;
-  DenseWeights::Layer layer_;
+  AttentionWeights layer_;
 };
 
 /// Tokens of several sequences through one Attention; what it adds to a residual of zeros.
 struct Sequence {
-  KvCache* cache;
+  SequenceState* state;
   const std::vector<float>* rows;  // [tokens, hidden]
 };
 
@@ -189,23 +189,32 @@ std::vector<float> run(const RandomAttention& model,
   for (const Sequence& s : sequences) {
     rows.insert(rows.end(), s.rows->begin(), s.rows->end());
     const auto n = static_cast<int>(s.rows->size()) / config.hidden;
-    for (int i = 0; i < n; ++i) places.push_back({s.cache, s.cache->length() + i});
+    for (int i = 0; i < n; ++i) places.push_back({s.state, s.state->length() + i});
+    s.state->reserve(n);
   }
   ThreadPool pool(threads);
   const GemmScratch scratch(
       threads, DType::f32, std::max(config.hidden, config.heads * config.head_dim));
   TensorGroup group(pool);
-  Attention attention(config, DType::f32, static_cast<int>(places.size()), group, pool, scratch);
+  MixerContext context{.config = config,
+                       .type = DType::f32,
+                       .max_tokens = static_cast<int>(places.size()),
+                       .group = group,
+                       .pool = pool,
+                       .gemm_scratch = scratch};
+  Attention attention(context, 1, model.layer());
   std::vector<float> residual(rows.size());
   const auto stride = static_cast<std::ptrdiff_t>(sizeof(float)) * config.hidden;
-  attention.begin_step(places);
-  attention.forward(1,
-                    model.layer(),
-                    {reinterpret_cast<const std::byte*>(rows.data()), stride},
+  attention.begin_step({.number = 0, .tokens = places});
+  attention.forward({reinterpret_cast<const std::byte*>(rows.data()), stride},
                     {reinterpret_cast<std::byte*>(residual.data()), stride});
   for (const Sequence& s : sequences)
-    s.cache->advance(static_cast<int>(s.rows->size()) / config.hidden);
+    s.state->commit(static_cast<int>(s.rows->size()) / config.hidden);
   return residual;
+}
+
+StateLayout layout_of(const RandomAttention& model) {
+  return StateLayout(state_specs(model.config(), DType::f32));
 }
 
 void expect_close(const std::vector<float>& found, const Values& expected, double tolerance) {
@@ -223,31 +232,35 @@ class AttentionShapes : public testing::TestWithParam<Shape> {
 
 TEST_P(AttentionShapes, AgreeWithDoublePrecision) {
   const std::vector<float> rows = model_.random_rows(1, 37);
-  KvCache cache(model_.config(), DType::f32, 37);
-  expect_close(run(model_, {{&cache, &rows}}, 1), model_.reference(rows, 0), 5e-5);
+  PagePool pages(layout_of(model_));
+  SequenceState state(pages, 37);
+  expect_close(run(model_, {{&state, &rows}}, 1), model_.reference(rows, 0), 5e-5);
 }
 
 TEST_P(AttentionShapes, AgreeAtFarPositions) {
   const std::vector<float> rows = model_.random_rows(2, 5);
-  KvCache cache(model_.config(), DType::f32, 40000);
-  cache.advance(32766);
-  expect_close(run(model_, {{&cache, &rows}}, 2), model_.reference(rows, 32766), 2e-4);
+  PagePool pages(layout_of(model_));
+  SequenceState state(pages, 40000);
+  state.reserve(32766);  // of zeros: nobody has touched the memory yet
+  state.commit(32766);
+  expect_close(run(model_, {{&state, &rows}}, 2), model_.reference(rows, 32766), 2e-4);
 }
 
 TEST_P(AttentionShapes, GiveTheSameBytesHoweverTheTokensAreCut) {
   const int hidden = model_.config().hidden;
   const std::vector<float> rows = model_.random_rows(3, 29);
   const std::vector<float> others = model_.random_rows(4, 23);
-  KvCache whole(model_.config(), DType::f32, 29);
+  PagePool pages(layout_of(model_));
+  SequenceState whole(pages, 29);
   const std::vector<float> expected = run(model_, {{&whole, &rows}}, 1);
 
-  KvCache cut(model_.config(), DType::f32, 64);
+  SequenceState cut(pages, 64);
   std::vector<float> found;
   int begin = 0;
   for (const int n : {1, 7, 2, 16, 3}) {  // beside another sequence, of another length
     const std::vector<float> part(rows.begin() + begin * hidden,
                                   rows.begin() + (begin + n) * hidden);
-    KvCache other(model_.config(), DType::f32, 23);
+    SequenceState other(pages, 23);
     const std::vector<float> both = run(model_, {{&other, &others}, {&cut, &part}}, 2);
     found.insert(found.end(), both.begin() + std::ssize(others), both.end());
     begin += n;
@@ -275,9 +288,15 @@ TEST(Attention, RefusesMoreTokensThanItHasRoomFor) {
   ThreadPool pool(1);
   const GemmScratch scratch(1, DType::f32, 32);
   TensorGroup group(pool);
-  Attention attention(model.config(), DType::f32, 2, group, pool, scratch);
+  MixerContext context{.config = model.config(),
+                       .type = DType::f32,
+                       .max_tokens = 2,
+                       .group = group,
+                       .pool = pool,
+                       .gemm_scratch = scratch};
+  Attention attention(context, 0, model.layer());
   const std::vector<TokenPlace> places(3);
-  EXPECT_THROW(attention.begin_step(places), BrokenContract);
+  EXPECT_THROW(attention.begin_step({.number = 0, .tokens = places}), BrokenContract);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "ferry/checkpoint/mapped_file.h"
 #include "ferry/core/error.h"
 #include "ferry/model/summary.h"
 #include "support/files.h"
@@ -38,7 +39,7 @@ TEST_P(GoldenCheckpoint, HoldsExactlyTheTensorsItsConfigAsksFor) {
     EXPECT_NE(sum, 0U) << spec.name;
     advise_read_done(view.span());
   });
-  EXPECT_EQ(checkpoint.entries().size(), expected);
+  EXPECT_EQ(checkpoint.source().tensors().size(), expected);
 }
 
 TEST(Fp8Checkpoint, HoldsMatricesAndTheirScales) {
@@ -51,13 +52,13 @@ TEST(Fp8Checkpoint, HoldsMatricesAndTheirScales) {
     bytes += checkpoint.stored_bytes(spec);
     if (spec.shape.size() != 2) return;
     const StoredMatrix m = checkpoint.matrix(spec);
-    const bool fp8 = m.format == StoredMatrix::Format::fp8;
+    const bool fp8 = m.holds(WeightType::fp8);
     EXPECT_EQ(fp8, spec.name.find("_proj") != std::string::npos) << spec.name;
     quantized += fp8 ? 1 : 0;
   });
   EXPECT_GT(quantized, 20);
   std::uint64_t in_files = 0;
-  for (const auto* entry : checkpoint.entries()) in_files += entry->bytes;
+  for (const SourceTensor& tensor : checkpoint.source().tensors()) in_files += tensor.data.size();
   EXPECT_EQ(bytes, in_files);
 }
 
@@ -69,11 +70,11 @@ TEST(Mxfp4Checkpoint, HoldsEveryExpertAndNothingElse) {
   int packed = 0;
   for_each_tensor(unstacked(checkpoint.config()), [&](const TensorSpec& spec) {
     bytes += checkpoint.stored_bytes(spec);
-    packed += checkpoint.matrix(spec).format == StoredMatrix::Format::mxfp4 ? 1 : 0;
+    packed += checkpoint.matrix(spec).quant.code == Code::e2m1 ? 1 : 0;
   });
   EXPECT_EQ(packed, 3 * 3 * 5);  // layers, matrices, experts
   std::uint64_t in_files = 0;
-  for (const auto* entry : checkpoint.entries()) in_files += entry->bytes;
+  for (const SourceTensor& tensor : checkpoint.source().tensors()) in_files += tensor.data.size();
   EXPECT_EQ(bytes, in_files);
   // Three matrices of 96 x 32, and biases of 32, 32 and 96.
   EXPECT_EQ(summarize(checkpoint).parameters_per_expert, 3 * 96 * 32 + 32 + 32 + 96);

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "config_description.h"
+#include "ferry/checkpoint/stored_format.h"
 
 namespace ferry {
 namespace {
@@ -139,7 +140,7 @@ TEST(Config, ReadsGptOss) {
 
 TEST(Config, Mxfp4NeedsExpertsThatLieTogetherInWholeGroups) {
   const json quantization = {{"quant_method", "mxfp4"}};
-  EXPECT_EQ(load_config(test::data_dir("gpt_oss_mxfp4")).quantization, Quantization::mxfp4);
+  EXPECT_EQ(load_config(test::data_dir("gpt_oss_mxfp4")).stored_format->name(), "mxfp4");
   EXPECT_THAT(error_with("mixtral", "quantization_config", quantization),
               HasSubstr("no mxfp4 with MixtralForCausalLM"));
   EXPECT_THAT(error_with("gpt_oss", "quantization_config", quantization),
@@ -222,8 +223,8 @@ TEST(Config, ReadsDeepseekV3) {
   EXPECT_EQ(c.moe.router.scaling, 2.5F);
   EXPECT_TRUE(c.moe.router.renormalize);
   EXPECT_TRUE(c.moe.selection_bias);
-  EXPECT_EQ(c.quantization, Quantization::none);
-  EXPECT_EQ(load_config(test::data_dir("deepseek_v3_fp8")).quantization, Quantization::fp8);
+  EXPECT_EQ(c.stored_format, nullptr);
+  EXPECT_EQ(load_config(test::data_dir("deepseek_v3_fp8")).stored_format->name(), "fp8");
 }
 
 TEST(Config, KimiIsTheModelTypeOfDeepseeksArchitecture) {

@@ -1,12 +1,13 @@
 #include "ferry/model/decoder.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <gtest/gtest.h>
 
 #include <bit>
 #include <span>
 
 #include "ferry/core/error.h"
+#include "ferry/model/mixers/mixer.h"
 #include "support/golden_model.h"
 
 namespace ferry {
@@ -164,6 +165,11 @@ TEST(Decoder, RunsModelsWithoutSparseLayers) {
   expect_same_bytes(test::run_model(model, sequences, {.ranks = 4, .tp = 2}), plain, "groups of 2");
 }
 
+void fill(SequenceState& state, int positions) {
+  state.reserve(positions);
+  state.commit(positions);
+}
+
 /// One rank's decoder of a golden model, for at most 8 tokens in a step.
 class SmallDecoder : public testing::Test {
  protected:
@@ -190,45 +196,49 @@ TEST_F(SmallDecoder, GivesLogitsForTheTokensThatAreWanted) {
   with_decoder([&](Decoder& decoder) {
     using Wanted = SequenceStep::Logits;
     const std::vector<std::int32_t> tokens = {5, 6, 7};
-    std::vector<KvCache> caches;
-    for (int i = 0; i < 3; ++i)
-      caches.emplace_back(decoder.config(), decoder.activation_type(), 16);
-    const std::vector<SequenceStep> all = {{&caches[0], tokens, Wanted::all}};
+    PagePool pages(decoder.state_layout());
+    std::vector<SequenceState> states;
+    for (int i = 0; i < 3; ++i) states.emplace_back(pages, 16);
+    const std::vector<SequenceStep> all = {{&states[0], tokens, Wanted::all}};
     const auto span = decoder.forward(all);
     const std::vector<float> every(span.begin(), span.end());
     const auto vocab = static_cast<std::size_t>(decoder.config().vocab);
     ASSERT_EQ(every.size(), 3 * vocab);
 
-    const std::vector<SequenceStep> mixed = {{&caches[1], tokens, Wanted::none},
-                                             {&caches[2], tokens, Wanted::last}};
+    const std::vector<SequenceStep> mixed = {{&states[1], tokens, Wanted::none},
+                                             {&states[2], tokens, Wanted::last}};
     const auto last = decoder.forward(mixed);
     ASSERT_EQ(last.size(), vocab);
     EXPECT_TRUE(std::equal(last.begin(), last.end(), every.end() - std::ssize(last)));
-    EXPECT_EQ(caches[1].length(), 3);
+    EXPECT_EQ(states[1].length(), 0);
+    decoder.commit();
+    EXPECT_EQ(states[1].length(), 3);
     EXPECT_TRUE(decoder.forward({}).empty());
-    EXPECT_GT(decoder.exchange_stats().exchanges, 0U);
+    EXPECT_GT(decoder.sparse_layers().exchange_stats().exchanges, 0U);
   });
 }
 
 TEST_F(SmallDecoder, RefusesStepsThatBreakItsContract) {
   with_decoder([&](Decoder& decoder) {
     const ModelConfig& config = decoder.config();
-    KvCache cache(config, DType::bf16, 10);
-    const auto refuses = [&](KvCache& where, const std::vector<std::int32_t>& tokens) {
+    PagePool pages(decoder.state_layout());
+    SequenceState state(pages, 10);
+    const auto refuses = [&](SequenceState& where, const std::vector<std::int32_t>& tokens) {
       const int length = where.length();
       const std::vector<SequenceStep> batch = {{&where, tokens}};
       EXPECT_THROW(decoder.forward(batch), BrokenContract);
       EXPECT_EQ(where.length(), length);
     };
-    refuses(cache, std::vector<std::int32_t>(9, 1));  // more than max_tokens
-    refuses(cache, {config.vocab});
-    refuses(cache, {-1});
-    cache.advance(8);
-    refuses(cache, {1, 2, 3});  // more than the cache has room for
-    KvCache other_type(config, DType::f32, 10);
+    refuses(state, std::vector<std::int32_t>(9, 1));  // more than max_tokens
+    refuses(state, {config.vocab});
+    refuses(state, {-1});
+    fill(state, 8);
+    refuses(state, {1, 2, 3});  // more than the state has room for
+    PagePool other_pages(StateLayout(state_specs(config, DType::f32)));
+    SequenceState other_type(other_pages, 10);
     refuses(other_type, {1});
-    KvCache beyond(config, DType::bf16, config.max_positions + 1);
-    beyond.advance(config.max_positions);
+    SequenceState beyond(pages, config.max_positions + 1);
+    fill(beyond, config.max_positions);
     refuses(beyond, {1});
   });
 }

@@ -1,6 +1,6 @@
 // Transitions on a model's real weights, as each weight type packs them with its scales: whatever
 // the plans, every slot holds its expert's bytes.
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <gtest/gtest.h>
 
 #include <array>

@@ -1,4 +1,4 @@
-#include "ferry/model/head_share.h"
+#include "ferry/model/mixers/head_share.h"
 
 #include <gtest/gtest.h>
 

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "ferry/model/attention_parts.h"
+#include "ferry/model/mixers/attention_parts.h"
 
 namespace ferry::testing {
 
@@ -22,15 +22,15 @@ struct Case {
 };
 
 /// Only their addresses count.
-KvCache* cache_of(int sequence) {
+SequenceState* state_of(int sequence) {
   static std::array<std::uint64_t, 8> places;
-  return reinterpret_cast<KvCache*>(&places[static_cast<std::size_t>(sequence)]);
+  return reinterpret_cast<SequenceState*>(&places[static_cast<std::size_t>(sequence)]);
 }
 
 std::vector<TokenPlace> places_of(const Case& c) {
   std::vector<TokenPlace> places;
   for (int s = 0; s < c.sequences; ++s)
-    for (int t = 0; t < c.tokens; ++t) places.push_back({cache_of(s), 10 * s + t});
+    for (int t = 0; t < c.tokens; ++t) places.push_back({state_of(s), 10 * s + t});
   return places;
 }
 
@@ -49,8 +49,8 @@ TEST_P(QueryBlocksOf, HoldEveryQueryOnceWithThoseThatShareItsKeys) {
     for (std::int64_t q = 0; q < block.queries(); ++q) {
       ++times[{block.token(q), block.head(q)}];
       EXPECT_EQ(block.head(q) / c.readers, block.first_head / c.readers);
-      EXPECT_EQ(places[static_cast<std::size_t>(block.token(q))].cache,
-                places[static_cast<std::size_t>(block.first_token)].cache);
+      EXPECT_EQ(places[static_cast<std::size_t>(block.token(q))].state,
+                places[static_cast<std::size_t>(block.first_token)].state);
     }
   }
   EXPECT_EQ(times.size(), places.size() * static_cast<std::size_t>(c.own.size()));
@@ -73,7 +73,7 @@ INSTANTIATE_TEST_SUITE_P(
 
 TEST(QueryBlocks, LeaveNoThreadWithoutWork) {
   QueryBlocks blocks(1, 16);
-  const std::vector<TokenPlace> one{{cache_of(0), 100}};
+  const std::vector<TokenPlace> one{{state_of(0), 100}};
   blocks.build(one, {0, 16}, 16, 2);
   EXPECT_EQ(blocks.size(), 4);
 }

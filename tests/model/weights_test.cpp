@@ -8,6 +8,8 @@
 
 #include "ferry/core/error.h"
 #include "ferry/model/family.h"
+#include "ferry/model/mixers/attention.h"
+#include "ferry/model/mixers/latent_attention.h"
 #include "ferry/model/quantized_checkpoint.h"
 #include "support/files.h"
 #include "support/golden_model.h"
@@ -60,6 +62,11 @@ float packed_at(const PackedMatrix& m, std::int64_t panel, std::int64_t column, 
   float x;
   std::memcpy(&x, &bits, 4);
   return x;
+}
+
+template <class Weights>
+const Weights& mixer_weights(const DenseWeights& weights, int layer) {
+  return dynamic_cast<const Weights&>(*weights.layers[static_cast<std::size_t>(layer)].mixer);
 }
 
 /// Columns [first, first + rows) of a packed matrix are the rows of a stored one.
@@ -148,7 +155,7 @@ TEST_P(Weights, AttentionStandsSideBySide) {
     const std::int64_t q = config_.heads * config_.head_dim;
     const std::int64_t kv = config_.kv_heads * config_.head_dim;
     for (int layer = 0; layer < config_.layers; ++layer) {
-      const DenseWeights::Layer& l = weights.layers[static_cast<std::size_t>(layer)];
+      const auto& l = mixer_weights<AttentionWeights>(weights, layer);
       EXPECT_EQ(l.qkv.view.n, q + 2 * kv);
       expect_columns(l.qkv.view, 0, stored(names_.q_weight, {q, h}, layer));
       expect_columns(l.qkv.view, q, stored(names_.k_weight, {kv, h}, layer));
@@ -179,15 +186,15 @@ TEST_P(Weights, LatentAttentionHasKeysAndValuesByHead) {
   const std::int64_t both = latent.plain_dim + latent.value_dim;
   const DenseWeights weights = load_dense_weights(checkpoint_, {WeightType::f32}, pool_, {});
   for (int layer = 0; layer < config_.layers; ++layer) {
-    const DenseWeights::Layer& l = weights.layers[static_cast<std::size_t>(layer)];
+    const auto& l = mixer_weights<LatentAttentionWeights>(weights, layer);
     const std::int64_t first = latent.query_rank > 0 ? latent.query_rank : q;
-    EXPECT_EQ(l.qkv.view.n, first + row);
-    expect_columns(l.qkv.view, first, stored(names_.latent_down, {row, h}, layer));
+    EXPECT_EQ(l.down.view.n, first + row);
+    expect_columns(l.down.view, first, stored(names_.latent_down, {row, h}, layer));
     if (latent.query_rank > 0) {
-      expect_columns(l.qkv.view, 0, stored(names_.query_down, {first, h}, layer));
+      expect_columns(l.down.view, 0, stored(names_.query_down, {first, h}, layer));
       expect_columns(l.query_up.view, 0, stored(names_.query_up, {q, first}, layer));
     } else {
-      expect_columns(l.qkv.view, 0, stored(names_.q_weight, {q, h}, layer));
+      expect_columns(l.down.view, 0, stored(names_.q_weight, {q, h}, layer));
     }
     const Stored up = stored(names_.latent_up, {config_.heads * both, latent.rank}, layer);
     for (std::int64_t head = 0; head < config_.heads; ++head) {
@@ -358,18 +365,20 @@ TEST(Weights, MembersOfAGroupLoadTheirColumnsAlone) {
   ThreadPool pool(1);
   const DenseWeights whole = load_dense_weights(checkpoint, {WeightType::f32}, pool, {});
   constexpr int kMembers = 3;
+  const auto& whole_mixer = mixer_weights<AttentionWeights>(whole, 0);
   std::size_t head = 0;
   std::size_t output = 0;
   for (int m = 0; m < kMembers; ++m) {
     const DenseWeights share =
         load_dense_weights(checkpoint, {WeightType::f32}, pool, {}, {m, kMembers});
     EXPECT_LT(written_bytes(share.head), written_bytes(whole.head) / 2);
-    EXPECT_LT(written_bytes(share.layers[0].qkv), written_bytes(whole.layers[0].qkv) * 3 / 4);
+    const auto& mixer = mixer_weights<AttentionWeights>(share, 0);
+    EXPECT_LT(written_bytes(mixer.qkv), written_bytes(whole_mixer.qkv) * 3 / 4);
     head += written_bytes(share.head);
-    output += written_bytes(share.layers[0].output);
+    output += written_bytes(mixer.output);
   }
   EXPECT_EQ(head, written_bytes(whole.head));
-  EXPECT_EQ(output, written_bytes(whole.layers[0].output));
+  EXPECT_EQ(output, written_bytes(whole_mixer.output));
 }
 
 }  // namespace

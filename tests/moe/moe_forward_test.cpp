@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ferry/core/error.h"
+#include "ferry/kernels/kernels.h"
 #include "ferry/transport/launch.h"
 #include "support/allocation_count.h"
 #include "support/ranks.h"
@@ -398,9 +399,11 @@ TEST(MoeForward, KnowsItsMemoryBeforehand) {
   const MoeAllToAll::Options small = scaling_options(8);
   MoeAllToAll::Options large = small;
   large.max_tokens = 64;
-  EXPECT_GT(MoeAllToAll::mem_size(small, 2, true), 8U * kHidden * sizeof(float));
-  EXPECT_GT(MoeAllToAll::mem_size(large, 2, true), MoeAllToAll::mem_size(small, 2, true));
-  EXPECT_GT(MoeAllToAll::mem_size(large, 2, false), MoeAllToAll::mem_size(large, 2, true));
+  EXPECT_GT(MoeAllToAll::mem_size(small, 2, {.load_store = true}), 8U * kHidden * sizeof(float));
+  EXPECT_GT(MoeAllToAll::mem_size(large, 2, {.load_store = true}),
+            MoeAllToAll::mem_size(small, 2, {.load_store = true}));
+  EXPECT_GT(MoeAllToAll::mem_size(large, 2, {.load_store = false}),
+            MoeAllToAll::mem_size(large, 2, {.load_store = true}));
 }
 
 }  // namespace

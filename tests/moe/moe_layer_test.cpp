@@ -6,10 +6,12 @@
 
 #include <cstring>
 #include <mutex>
+#include <optional>
 #include <string>
 
 #include "ferry/transport/launch.h"
 #include "packed_moe.h"
+#include "support/ranks.h"
 #include "support/reference_moe.h"
 
 namespace ferry {
@@ -27,6 +29,13 @@ struct Way {
   MoeA2ABackend backend = MoeA2ABackend::pplx;
   bool two_batch_overlap = false;
 };
+
+Gating gating_of(const ReferenceMoe& moe) {
+  if (moe.limit == 0) return {};
+  return {.kind = Gating::Kind::clamped,
+          .alpha = static_cast<float>(moe.alpha),
+          .limit = static_cast<float>(moe.limit)};
+}
 
 /// Rows [tokens, H] in f32, dealt to the ranks in turn; the outputs put together again. Only inproc
 /// can hand the results back.
@@ -54,6 +63,7 @@ std::vector<float> forward(const ReferenceMoe& moe,
                         .row_weights = moe.weigh_rows},
          .two_batch_overlap = run.two_batch_overlap,
          .inter = moe.inter,
+         .gating = gating_of(moe),
          .shared_inter = moe.shared_inter,
          .dtype = dtype},
         transport,
@@ -112,6 +122,98 @@ TEST(MoeLayer, AgreesWithTheDenseOracleInF32) {
       EXPECT_LT(worst_error(moe, rows, out), 1e-5);
     }
   }
+}
+
+/// Of the shared expert as well as of the routed ones.
+TEST(MoeLayer, GatesAllExpertsAsTheFamilySays) {
+  ReferenceMoe moe = ReferenceMoe::random(40, 24, 7, 3, 20, 1);
+  const std::vector<float> rows = random_rows(9, moe.hidden, 2);
+  moe.limit = 0.75;
+  moe.alpha = 1.5;
+  const auto out = forward(moe, rows, DType::f32, {.ranks = 2});
+  EXPECT_LT(worst_error(moe, rows, out), 1e-5);
+}
+
+/// Rows that are written where peers read them, and rows that are copied there.
+TEST(MoeLayer, GivesTheSameBytesFromItsInput) {
+  const ReferenceMoe moe = ReferenceMoe::random(40, 24, 7, 3, 20, 1);
+  constexpr int kTokens = 6;
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    on_ranks({.ranks = 3}, [&](Transport& transport) {
+      ThreadPool pool(2);
+      const Placement placement = Placement::identity(moe.experts, 3, 0);
+      RankWeights weights(moe, placement, transport.rank(), dtype);
+      MoeContext::Options options{.router = {.experts = moe.experts, .topk = moe.topk},
+                                  .dispatcher = {.slots_per_rank = placement.slots_per_rank(),
+                                                 .hidden = moe.hidden,
+                                                 .topk = moe.topk,
+                                                 .max_tokens = kTokens,
+                                                 .dispatch_wire = wire_type(dtype),
+                                                 .expert_type = wire_type(dtype)},
+                                  .inter = moe.inter,
+                                  .shared_inter = moe.shared_inter,
+                                  .dtype = dtype};
+      MoeContext context(options, transport, pool);
+      MoeLayer layer(context, placement, weights.weights, 0);
+      options.two_batch_overlap = true;
+      MoeContext two_lanes(options, transport, pool);
+      EXPECT_FALSE(MoeLayer(two_lanes, placement, weights.weights, 0).input(kTokens));
+      EXPECT_FALSE(layer.input(kTokens + 1)) << "more than one exchange";
+
+      const std::optional<MutableRowsView> input = layer.input(kTokens);
+      ASSERT_TRUE(input.has_value());
+      const std::vector<float> rows =
+          random_rows(kTokens, moe.hidden, 3U + static_cast<unsigned>(transport.rank()));
+      std::vector<std::byte> mine(static_cast<std::size_t>(kTokens * input->stride));
+      for (int round = 0; round < 3; ++round) {
+        const int tokens = kTokens - round * transport.rank();
+        kernels().convert(reinterpret_cast<const std::byte*>(rows.data()),
+                          DType::f32,
+                          mine.data(),
+                          dtype,
+                          std::int64_t{kTokens} * moe.hidden);
+        std::vector<float> expected(rows.size());
+        layer.forward({mine.data(), input->stride}, tokens, expected.data());
+        std::memcpy(input->base, mine.data(), static_cast<std::size_t>(tokens * input->stride));
+        std::vector<float> out(rows.size());
+        layer.forward({input->base, input->stride}, tokens, out.data());
+        EXPECT_EQ(out, expected);
+      }
+    });
+  }
+}
+
+/// What a Dispatcher counts, all lanes together: nothing is dropped on the way up.
+TEST(MoeContext, AddsUpWhatItsLanesCount) {
+  const ReferenceMoe moe = ReferenceMoe::random(16, 8, 4, 4, 0, 1);
+  constexpr int kTokens = 6;
+  on_ranks({.ranks = 2, .faults = Faults{.network = true}}, [&](Transport& transport) {
+    ThreadPool pool(1);
+    const Placement placement = Placement::identity(moe.experts, 2, 0);
+    RankWeights weights(moe, placement, transport.rank(), DType::f32);
+    MoeContext context({.router = {.experts = moe.experts, .topk = moe.topk},
+                        .dispatcher = {.slots_per_rank = placement.slots_per_rank(),
+                                       .hidden = moe.hidden,
+                                       .topk = moe.topk,
+                                       .max_tokens = kTokens},
+                        .two_batch_overlap = true,
+                        .inter = moe.inter},
+                       transport,
+                       pool);
+    MoeLayer layer(context, placement, weights.weights, 0);
+    const std::vector<float> rows = random_rows(kTokens, moe.hidden, 2);
+    const auto stride = static_cast<std::ptrdiff_t>(sizeof(float)) * moe.hidden;
+    std::vector<float> out(rows.size());
+    layer.forward({reinterpret_cast<const std::byte*>(rows.data()), stride}, kTokens, out.data());
+    // Every token goes to all four experts, two of them on the other rank, a host of its own: it
+    // travels once, and two results come back.
+    const auto row = static_cast<std::uint64_t>(stride);
+    const ExchangeStats stats = context.exchange_stats();
+    EXPECT_EQ(stats.exchanges, 2U);
+    EXPECT_EQ(stats.bytes_logical, 2 * 4 * kTokens * row);
+    EXPECT_EQ(stats.bytes_network, (1 + 2) * kTokens * row);
+    EXPECT_EQ(stats.bytes_wire, stats.bytes_network);
+  });
 }
 
 TEST(MoeLayer, StaysNearTheOracleInBf16) {

@@ -4,9 +4,11 @@
 
 #include <cmath>
 #include <limits>
+#include <span>
 #include <vector>
 
 #include "ferry/core/error.h"
+#include "ferry/core/threads.h"
 
 namespace ferry {
 namespace {
@@ -49,6 +51,28 @@ TEST(Router, TakesAllExpertsWhenKIsE) {
   const Routed r = run({.experts = 3, .topk = 3, .renormalize = true}, {3, 1, 2});
   EXPECT_EQ(r.experts, (std::vector<ExpertId>{0, 2, 1}));
   EXPECT_NEAR(r.weights[0] + r.weights[1] + r.weights[2], 1, 1e-6);
+}
+
+TEST(Router, GivesTheSameBytesOnAllThreads) {
+  constexpr int kTokens = 301;
+  const RouterOptions options{.score = RouterOptions::Score::sigmoid,
+                              .experts = 64,
+                              .topk = 6,
+                              .renormalize = true,
+                              .groups = 8,
+                              .topk_groups = 3,
+                              .group_score = RouterOptions::GroupScore::sum_of_two};
+  std::vector<float> logits;
+  for (int i = 0; i < kTokens * options.experts; ++i)
+    logits.push_back(std::sin(static_cast<float>(i) * 0.37F) * 3);
+  const Routed expected = run(options, logits);
+  ThreadPool pool(3);
+  Routed r{std::vector<ExpertId>(expected.experts.size()),
+           std::vector<float>(expected.weights.size())};
+  route(pool, options, logits, r.experts, r.weights);
+  EXPECT_EQ(r.experts, expected.experts);
+  EXPECT_EQ(r.weights, expected.weights);
+  route(pool, options, std::span(logits).first(0), {}, {});  // no tokens
 }
 
 TEST(Router, NamesDistinctExpertsEvenForNaN) {

@@ -54,6 +54,28 @@ TEST(JsonFields, BodiesThatAreNoObjectAreRefused) {
             std::string::npos);
 }
 
+TEST(JsonFields, NumbersByTokenId) {
+  const auto json = parse_object(R"({"bias": {"5": 1, "70": -2.5}, "none": null, "empty": {}})");
+  const JsonFields fields(json);
+  using Numbers = std::vector<std::pair<std::int32_t, double>>;
+  EXPECT_EQ(fields.numbers_by_id("bias"), (Numbers{{5, 1}, {70, -2.5}}));
+  EXPECT_EQ(fields.numbers_by_id("empty"), Numbers());
+  EXPECT_EQ(fields.numbers_by_id("none"), std::nullopt);
+  EXPECT_EQ(fields.token_ids("none"), std::nullopt);
+  for (const char* wrong : {R"({"bias": [5, 1]})",
+                            R"({"bias": {"a": 1}})",
+                            R"({"bias": {"5 ": 1}})",
+                            R"({"bias": {"": 1}})",
+                            R"({"bias": {"99999999999": 1}})",
+                            R"({"bias": {"5": "1"}})",
+                            R"({"bias": {"5": null}})"}) {
+    const auto bad = parse_object(wrong);
+    const std::string message =
+        message_of([&] { static_cast<void>(JsonFields(bad).numbers_by_id("bias")); });
+    EXPECT_TRUE(message.starts_with("\"bias\" must be ")) << wrong << ": " << message;
+  }
+}
+
 TEST(JsonFields, WhatWouldChangeTheResultIsRefused) {
   const auto json = parse_object(R"({"penalty": 0.5, "bias": {}, "none": 0})");
   const JsonFields fields(json);

@@ -5,17 +5,16 @@
 #include <filesystem>
 #include <future>
 #include <map>
-#include <memory>
 #include <string>
 #include <thread>
 #include <utility>
 
-#include "ferry/model/decoder.h"
-#include "ferry/server/engine_front.h"
+#include "ferry/runtime/engine_front.h"
+#include "ferry/runtime/model.h"
 #include "ferry/server/json_fields.h"
+#include "ferry/server/metrics.h"
 #include "ferry/server/openai_api.h"
 #include "ferry/server/sglang_api.h"
-#include "ferry/transport/launch.h"
 #include "support/paths.h"
 
 namespace ferry::test {
@@ -50,31 +49,23 @@ class OfflineRoutes : public RouteTable {
  private:
   void run() {
     const std::filesystem::path directory = test::source_dir() / "assets" / "demo-moe";
-    const Checkpoint checkpoint = Checkpoint::open(directory);
-    const Tokenizer tokenizer = Tokenizer::load(directory);
+    const Model opened = Model::open({.model = directory,
+                                      .weights = WeightType::bf16,
+                                      .decoder = {.max_tokens = options_.max_tokens_per_step},
+                                      .engine = options_});
     const ServedModel model{
         .name = "demo-moe",
         .path = directory.string(),
-        .config = &checkpoint.config(),
-        .tokenizer = &tokenizer,
+        .config = &opened.config(),
+        .tokenizer = opened.tokenizer(),
         // Templates have an entry point of their own.
         .render_chat = [](const auto& messages,
                           const auto& /*extra*/) { return to_text(messages).substr(0, 8); },
         .sampling = recommended_sampling(directory),
         .max_context = options_.max_context};
-    run_ranks({.transport = "inproc", .ranks = 1}, [&](Transport& transport) {
-      ThreadPool pool(1);
-      const auto dense = std::make_shared<const DenseWeights>(
-          load_dense_weights(checkpoint, {WeightType::bf16}, pool, /*progress=*/{}));
-      Decoder decoder(checkpoint.config(),
-                      dense,
-                      load_expert_weights(checkpoint, {WeightType::bf16}, 0, 1, pool, {}),
-                      {.max_tokens = options_.max_tokens_per_step},
-                      transport,
-                      pool);
-      Engine engine(options_, decoder, transport);
+    opened.run_engine([&](Engine& engine) {
       Metrics metrics;
-      EngineFront front(engine, metrics);
+      EngineFront front(engine, &metrics);
       add_sglang_routes(*this, front, model);
       add_openai_routes(*this, front, model);
       engine_ = &engine;

@@ -180,6 +180,46 @@ TEST_F(Routes, StopIdsEndAndAreNotShown) {
   EXPECT_LT(cut.at("text").get<std::string>().size(), whole.at("text").get<std::string>().size());
 }
 
+/// Greedy, so that what comes differs by the members alone.
+TEST_F(Routes, PenaltiesBiasesAndBansActOnBothApis) {
+  const auto by_sglang = [](const Json& members) {
+    Json params = {{"temperature", 0}, {"max_new_tokens", 16}, {"ignore_eos", true}};
+    params.update(members);
+    return ok("/generate", {{"text", kPrompt}, {"sampling_params", params}});
+  };
+  const auto by_openai = [](const Json& members) {
+    Json body = {{"prompt", kPrompt}, {"temperature", 0}, {"max_tokens", 16}, {"ignore_eos", true}};
+    body.update(members);
+    return ok("/v1/completions", body).at("choices")[0].at("text");
+  };
+  const Json plain = by_sglang(Json::object());
+  const std::int32_t first = plain.at("output_ids")[0];
+  const std::int32_t other = first == 40 ? 41 : 40;
+  for (const Json& members : {Json{{"logit_bias", {{std::to_string(first), -100}}}},
+                              Json{{"suppress_tokens", {first}}},
+                              Json{{"allowed_token_ids", {other, other + 1}}},
+                              Json{{"presence_penalty", 2}, {"frequency_penalty", 2}},
+                              Json{{"repetition_penalty", 3}}}) {
+    const Json json = by_sglang(members);
+    EXPECT_NE(json.at("output_ids"), plain.at("output_ids")) << members;
+    EXPECT_EQ(json.at("text"), by_openai(members)) << members;
+  }
+  const Json forced = by_sglang({{"logit_bias", {{std::to_string(other), 100}}}});
+  EXPECT_EQ(forced.at("output_ids"), std::vector<std::int32_t>(16, other));
+  for (const char* name : {"min_tokens", "min_new_tokens"}) {
+    const Json stop = {{"stop_token_ids", {first}}, {name, 5}};
+    EXPECT_GE(by_sglang(stop).at("output_ids").size(), 5U) << name;
+  }
+  EXPECT_EQ(by_sglang({{"stop_token_ids", {first}}}).at("output_ids").size(), 1U);
+  const Json neutral = {{"logit_bias", Json::object()},
+                        {"presence_penalty", 0.0},
+                        {"frequency_penalty", nullptr},
+                        {"repetition_penalty", 1},
+                        {"min_tokens", 0},
+                        {"allowed_token_ids", nullptr}};
+  EXPECT_EQ(by_sglang(neutral).at("output_ids"), plain.at("output_ids"));
+}
+
 TEST_F(Routes, ChatWithoutATemplateSaysWhatToDo) {
   const httplib::Result result =
       post("/v1/chat/completions", R"({"messages": [{"role": "user", "content": "hi"}]})");
@@ -205,14 +245,25 @@ TEST_F(Routes, BadBodiesGet400WithOneLine) {
       {"/generate", R"({"text": "a", "temperature": "hot"})"},
       {"/generate", R"({"text": "a", "sampling_params": []})"},
       {"/generate", R"({"text": "a", "top_p": 0})"},
-      {"/generate", R"({"text": "a", "repetition_penalty": 1.5})"},
+      {"/generate", R"({"text": "a", "repetition_penalty": 0})"},
+      {"/generate", R"({"text": "a", "presence_penalty": "much"})"},
+      {"/generate", R"({"text": "a", "frequency_penalty": 2.5})"},
+      {"/generate", R"({"text": "a", "max_tokens": 3, "min_new_tokens": 4})"},
+      {"/generate", R"({"text": "a", "sampling_params": {"min_new_tokens": -1}})"},
+      {"/generate", R"({"text": "a", "min_p": 0.1})"},
       {"/generate", R"({"text": "a", "n": 100000})"},
       {"/generate", R"({"text": "a", "stop": 3})"},
       {"/generate", R"({"text": "a", "return_logprob": true, "top_logprobs_num": 999})"},
       {"/v1/completions", R"({})"},
       {"/v1/completions", R"({"prompt": {"a": 1}})"},
       {"/v1/completions", R"({"prompt": "a", "echo": true})"},
-      {"/v1/completions", R"({"prompt": "a", "logit_bias": {"5": 1}})"},
+      {"/v1/completions", R"({"prompt": "a", "logit_bias": {"5": 101}})"},
+      {"/v1/completions", R"({"prompt": "a", "logit_bias": {"5": 1, "05": 1}})"},
+      {"/v1/completions", R"({"prompt": "a", "logit_bias": {"99999999": 1}})"},
+      {"/v1/completions", R"({"prompt": "a", "logit_bias": [5]})"},
+      {"/v1/completions", R"({"prompt": "a", "allowed_token_ids": []})"},
+      {"/v1/completions", R"({"prompt": "a", "allowed_token_ids": [99999999]})"},
+      {"/v1/completions", R"({"prompt": "a", "allowed_token_ids": [7], "suppress_tokens": [7]})"},
       {"/v1/chat/completions", R"({"messages": []})"},
       {"/v1/chat/completions", R"({"messages": "hi"})"},
       {"/tokenize", R"({})"},

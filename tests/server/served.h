@@ -7,13 +7,12 @@
 #include <filesystem>
 #include <functional>
 #include <future>
-#include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 
-#include "ferry/model/decoder.h"
+#include "ferry/runtime/model.h"
 #include "ferry/server/server.h"
-#include "ferry/transport/launch.h"
 #include "support/paths.h"
 
 namespace ferry::test {
@@ -37,43 +36,29 @@ class Served {
 
   int port() const { return port_; }
 
-  const Tokenizer& tokenizer() const { return *tokenizer_; }
+  const Tokenizer& tokenizer() const { return model_->need_tokenizer(); }
 
   /// As SIGTERM does.
   void stop() { stop_ = true; }
 
  private:
   void run(const EngineOptions& engine_options, const HttpOptions& http, int ranks) {
-    const Checkpoint checkpoint = Checkpoint::open(demo_model());
-    tokenizer_.emplace(Tokenizer::load(demo_model()));
-    ThreadPool loader(1);
-    const auto dense = std::make_shared<const DenseWeights>(
-        load_dense_weights(checkpoint, {WeightType::bf16}, loader, /*progress=*/{}));
-    const ServedModel model{
-        .name = "demo-moe",
-        .path = demo_model().string(),
-        .config = &checkpoint.config(),
-        .tokenizer = &*tokenizer_,
-        .render_chat = {},
-        .sampling = recommended_sampling(demo_model()),
-        .max_context = resolve_context(checkpoint.config(), engine_options.max_context),
-        .ranks = ranks};
-    EngineOptions options = engine_options;
-    options.balance.record = true;
-    run_ranks({.transport = "inproc", .ranks = ranks}, [&](Transport& transport) {
-      ThreadPool pool(1);
-      Decoder decoder(
-          checkpoint.config(),
-          dense,
-          load_expert_weights(checkpoint, {WeightType::bf16}, transport.rank(), ranks, pool, {}),
-          {.max_tokens = options.max_tokens_per_step},
-          transport,
-          pool);
-      Engine engine(options, decoder, transport);
-      if (transport.rank() != 0) {
-        engine.run({});
-        return 0;
-      }
+    ModelOptions options{.model = demo_model(),
+                         .launch = {.transport = "inproc", .ranks = ranks},
+                         .weights = WeightType::bf16,
+                         .decoder = {.max_tokens = engine_options.max_tokens_per_step},
+                         .engine = engine_options};
+    options.engine.balance.record = true;
+    const Model& opened = model_.emplace(Model::open(options));
+    const ServedModel model{.name = "demo-moe",
+                            .path = demo_model().string(),
+                            .config = &opened.config(),
+                            .tokenizer = opened.tokenizer(),
+                            .render_chat = {},
+                            .sampling = recommended_sampling(demo_model()),
+                            .max_context = opened.max_context(),
+                            .ranks = ranks};
+    opened.run_engine([&](Engine& engine) {
       serve(
           {.http = http, .shutdown_timeout = std::chrono::milliseconds(1000)},
           model,
@@ -84,7 +69,7 @@ class Served {
     });
   }
 
-  std::optional<Tokenizer> tokenizer_;
+  std::optional<Model> model_;
   std::promise<int> started_;
   std::atomic<bool> stop_{false};
   int port_ = 0;

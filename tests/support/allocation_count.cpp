@@ -6,6 +6,7 @@
 namespace {
 
 thread_local std::int64_t allocations = 0;
+thread_local std::int64_t allocated_bytes = 0;
 
 }  // namespace
 
@@ -15,6 +16,7 @@ thread_local std::int64_t allocations = 0;
 
 void* operator new(std::size_t bytes) {
   ++allocations;
+  allocated_bytes += static_cast<std::int64_t>(bytes);
   if (void* memory = std::malloc(bytes ? bytes : 1)) return memory;
   throw std::bad_alloc();
 }
@@ -27,8 +29,10 @@ void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace ferry::testing {
 
-AllocationCount::AllocationCount() : before_(allocations) {}
+AllocationCount::AllocationCount() : before_(allocations), bytes_before_(allocated_bytes) {}
 
 std::int64_t AllocationCount::so_far() const { return allocations - before_; }
+
+std::int64_t AllocationCount::bytes_so_far() const { return allocated_bytes - bytes_before_; }
 
 }  // namespace ferry::testing

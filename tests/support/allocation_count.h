@@ -11,8 +11,12 @@ class AllocationCount {
   AllocationCount();
   std::int64_t so_far() const;
 
+  /// What those calls asked for together.
+  std::int64_t bytes_so_far() const;
+
  private:
   std::int64_t before_;
+  std::int64_t bytes_before_;
 };
 
 }  // namespace ferry::testing

@@ -57,6 +57,7 @@ FaultyTransport::~FaultyTransport() = default;  // regions are gone by now, and 
 Capabilities FaultyTransport::capabilities() const {
   Capabilities capabilities = inner_.capabilities();
   if (faults_.network) capabilities.load_store = false;
+  capabilities.pins_memory |= faults_.pins_memory;
   return capabilities;
 }
 

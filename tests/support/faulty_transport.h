@@ -23,7 +23,8 @@ struct Faults {
   /// put whose source is not in a region, or has changed before it was delivered, is a
   /// BrokenContract.
   bool network = false;
-  double drop = 0;  ///< probability that a put is lost
+  bool pins_memory = false;  ///< says so, as a network that registers what it reserves
+  double drop = 0;           ///< probability that a put is lost
   /// Probability that one 32-bit word of a put is another one: over mapped memory only.
   double corrupt = 0;
   int ends_at_put = -1;         ///< the rank ends itself when it starts this put, counted from 0

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "ferry/checkpoint/safetensors.h"
 #include "ferry/model/decoder.h"
 #include "ferry/transport/launch.h"
 #include "support/files.h"
@@ -169,23 +170,23 @@ inline std::vector<std::vector<float>> run_model(
              .combine_wire = {}},
             transport,
             pool);
-        std::vector<std::unique_ptr<KvCache>> caches;
-        for (const auto& sequence : sequences) {
-          caches.push_back(std::make_unique<KvCache>(
-              config, decoder.activation_type(), static_cast<int>(sequence.size())));
-        }
+        PagePool pages(decoder.state_layout());
+        std::vector<SequenceState> states;
+        for (const auto& sequence : sequences)
+          states.emplace_back(pages, static_cast<int>(sequence.size()));
         for (const auto& step : steps) {
           std::vector<SequenceStep> batch;
           std::vector<Slice> mine;
           for (const Slice& slice : step) {
             if (slice.sequence % groups != group) continue;
             const auto& tokens = sequences[slice.sequence];
-            batch.push_back({.cache = caches[slice.sequence].get(),
+            batch.push_back({.state = &states[slice.sequence],
                              .tokens = {tokens.data() + slice.begin, slice.end - slice.begin},
                              .logits = SequenceStep::Logits::all});
             mine.push_back(slice);
           }
           const std::span<const float> rows = decoder.forward(batch);
+          decoder.commit();
           const float* next = rows.data();
           if (transport.rank() % run.tp != run.tp - 1) continue;  // any of a group will do
           for (const Slice& slice : mine) {

@@ -13,6 +13,8 @@ namespace ferry::testing {
 struct ReferenceMoe {
   int hidden = 0, inter = 0, experts = 0, topk = 0, shared_inter = 0;
   bool renormalize = false;
+  double limit = 0;  // > 0: gate and up become one as gpt-oss has it, with `alpha`
+  double alpha = 1;
   bool weigh_rows =
       false;  // an expert reads its row times the weight; results are added up as they are
   std::vector<float> router;                                                 // [E, H]
@@ -59,14 +61,20 @@ struct ReferenceMoe {
     return y;
   }
 
-  static std::vector<double> ffn(const std::vector<float>& gate,
-                                 const std::vector<float>& up,
-                                 const std::vector<float>& down,
-                                 const std::vector<double>& x) {
-    std::vector<double> g = times(gate, x);
-    const std::vector<double> u = times(up, x);
-    for (std::size_t i = 0; i < g.size(); ++i) g[i] = g[i] / (1 + std::exp(-g[i])) * u[i];
-    return times(down, g);
+  double gated(double g, double u) const {
+    if (limit == 0) return g / (1 + std::exp(-g)) * u;
+    g = std::min(g, limit);
+    return g / (1 + std::exp(-alpha * g)) * (std::clamp(u, -limit, limit) + 1);
+  }
+
+  std::vector<double> ffn(const std::vector<float>& gate_of,
+                          const std::vector<float>& up_of,
+                          const std::vector<float>& down_of,
+                          const std::vector<double>& x) const {
+    std::vector<double> g = times(gate_of, x);
+    const std::vector<double> u = times(up_of, x);
+    for (std::size_t i = 0; i < g.size(); ++i) g[i] = gated(g[i], u[i]);
+    return times(down_of, g);
   }
 
   /// One token.

@@ -28,6 +28,52 @@ inline Positions seen_by_any(const AttendQuery* queries, std::int64_t count) {
   return all;
 }
 
+/// Positions whose keys, and whose values, follow each other in memory; the rows of the first.
+struct Run {
+  Positions positions;
+  const std::byte* keys;
+  const std::byte* values;
+};
+
+/// A block's positions as few runs. Pages that follow each other in memory are one.
+class Runs {
+ public:
+  Runs(const AttendArgs& args, const Positions& block) {
+    for (std::int64_t p = block.begin; p < block.end;) {
+      const std::int64_t page = p >> args.page_shift;
+      const std::int64_t first = page << args.page_shift;
+      const std::int64_t end = smaller(block.end, first + (std::int64_t{1} << args.page_shift));
+      const std::byte* keys = row(args.keys, page, p - first);
+      const std::byte* values = row(args.values, page, p - first);
+      if (count_ > 0 && follows(args, runs_[count_ - 1], keys, values))
+        runs_[count_ - 1].positions.end = end;
+      else
+        runs_[count_++] = {{p, end}, keys, values};
+      p = end;
+    }
+  }
+
+  const Run* begin() const { return runs_; }
+
+  const Run* end() const { return runs_ + count_; }
+
+ private:
+  static const std::byte* row(const PagedRows& rows, std::int64_t page, std::int64_t i) {
+    return rows.pages[page] + rows.offset + i * rows.stride;
+  }
+
+  static bool follows(const AttendArgs& args,
+                      const Run& run,
+                      const std::byte* keys,
+                      const std::byte* values) {
+    const std::int64_t n = run.positions.end - run.positions.begin;
+    return keys == run.keys + n * args.keys.stride && values == run.values + n * args.values.stride;
+  }
+
+  Run runs_[kBlockPositions];
+  int count_ = 0;
+};
+
 /// The scores of the args' query number `query`, that of position `first` at [0].
 struct ScoreRows {
   float* scores;
@@ -66,18 +112,21 @@ void dots(const AttendArgs& args,
     for (int u = 0; u < N; ++u) sums[r * sum_step + u] = sum[r][u];
 }
 
-/// Scores of R queries from `query` on at positions [first, first + 16 / R); those from `end` on
-/// are the last position's once more, in the room behind each row of scores.
+/// Scores of R queries from `query` on at positions [first, first + 16 / R) of a run; those from
+/// `end` on are the last position's once more: of the next run, which comes later, or in the room
+/// behind each row of scores.
 template <class Row, int R>
 void score_sixteen(const AttendArgs& args,
                    const ScoreRows& rows,
                    std::int64_t query,
+                   const Run& run,
                    std::int64_t first,
                    std::int64_t end) {
   constexpr int kPositions = 16 / R;
   constexpr int kAtOnce = Tiling::kSums / R;
   const std::byte* keys[kPositions];
-  for (int u = 0; u < kPositions; ++u) keys[u] = row_of(args.keys, smaller(first + u, end - 1));
+  for (int u = 0; u < kPositions; ++u)
+    keys[u] = run.keys + (smaller(first + u, end - 1) - run.positions.begin) * args.keys.stride;
   F32x16 sums[16];
   for (int u = 0; u < kPositions; u += kAtOnce)
     dots<Row, R, kAtOnce>(args, query, keys + u, sums + u, kPositions);
@@ -93,6 +142,7 @@ template <class Row, int R, int V>
 void add_some_values(const AttendArgs& args,
                      const ScoreRows& rows,
                      std::int64_t query,
+                     const Runs& runs,
                      const Positions& part,
                      std::int64_t first,
                      int last) {
@@ -102,13 +152,16 @@ void add_some_values(const AttendArgs& args,
     for (int v = 0; v < V; ++v)
       sum[r][v] = F32Row::load_at(bytes_of(args.queries[query + r].out), first + 16 * v, count(v));
   }
-  for (std::int64_t p = part.begin; p < part.end; ++p) {
-    const std::byte* value = row_of(args.values, p);
-    F32x16 weight[R];
-    for (int r = 0; r < R; ++r) weight[r] = splat(*rows.at(query + r, p));
-    for (int v = 0; v < V; ++v) {
-      const F32x16 x = Row::load_at(value, first + 16 * v, count(v));
-      for (int r = 0; r < R; ++r) sum[r][v] = fma(weight[r], x, sum[r][v]);
+  for (const Run& run : runs) {
+    const Positions here = common(part, run.positions);
+    for (std::int64_t p = here.begin; p < here.end; ++p) {
+      const std::byte* value = run.values + (p - run.positions.begin) * args.values.stride;
+      F32x16 weight[R];
+      for (int r = 0; r < R; ++r) weight[r] = splat(*rows.at(query + r, p));
+      for (int v = 0; v < V; ++v) {
+        const F32x16 x = Row::load_at(value, first + 16 * v, count(v));
+        for (int r = 0; r < R; ++r) sum[r][v] = fma(weight[r], x, sum[r][v]);
+      }
     }
   }
   for (int r = 0; r < R; ++r) {
@@ -122,16 +175,17 @@ template <class Row, int R, int V>
 void add_values(const AttendArgs& args,
                 const ScoreRows& rows,
                 std::int64_t query,
+                const Runs& runs,
                 const Positions& part,
                 std::int64_t first = 0) {
   if (part.begin >= part.end) return;
   for (; first + 16 * V <= args.value_dim; first += 16 * V)
-    add_some_values<Row, R, V>(args, rows, query, part, first, 16);
+    add_some_values<Row, R, V>(args, rows, query, runs, part, first, 16);
   if constexpr (V > 1)
-    add_values<Row, R, V / 2>(args, rows, query, part, first);
+    add_values<Row, R, V / 2>(args, rows, query, runs, part, first);
   else if (first < args.value_dim)
     add_some_values<Row, R, 1>(
-        args, rows, query, part, first, static_cast<int>(args.value_dim - first));
+        args, rows, query, runs, part, first, static_cast<int>(args.value_dim - first));
 }
 
 /// R queries' part of a block: positions that all of them see together, what lies before and
@@ -140,17 +194,22 @@ template <class Row, int R>
 void add_block(const AttendArgs& args,
                const ScoreRows& rows,
                std::int64_t query,
+               const Runs& runs,
                const Positions& block) {
   Positions all = block;
   for (int r = 0; r < R; ++r) all = common(all, seen(args.queries[query + r]));
   if (all.begin >= all.end) all = {block.end, block.end};
   for (int r = 0; R > 1 && r < R; ++r)
     add_values<Row, 1, Tiling::kSums>(
-        args, rows, query + r, common(seen(args.queries[query + r]), {block.begin, all.begin}));
-  add_values<Row, R, Tiling::kSums / R>(args, rows, query, all);
+        args,
+        rows,
+        query + r,
+        runs,
+        common(seen(args.queries[query + r]), {block.begin, all.begin}));
+  add_values<Row, R, Tiling::kSums / R>(args, rows, query, runs, all);
   for (int r = 0; R > 1 && r < R; ++r)
     add_values<Row, 1, Tiling::kSums>(
-        args, rows, query + r, common(seen(args.queries[query + r]), {all.end, block.end}));
+        args, rows, query + r, runs, common(seen(args.queries[query + r]), {all.end, block.end}));
 }
 
 /// Calls body(number of queries, first of them), as many queries at a time as registers hold.
@@ -167,16 +226,22 @@ void attend_rows(const AttendArgs& args) {
   const auto for_blocks = [&](auto body) {
     for (std::int64_t p = all.begin; p < all.end; p += kBlockPositions) {
       const Positions block{p, smaller(p + kBlockPositions, all.end)};
+      const Runs runs(args, block);
       for_queries<Tiling::kQueries>(
-          0, args.num_queries, [&](auto r, std::int64_t query) { body(r, query, block); });
+          0, args.num_queries, [&](auto r, std::int64_t query) { body(r, query, block, runs); });
     }
   };
-  for_blocks(
-      [&]<int R>(std::integral_constant<int, R>, std::int64_t query, const Positions& block) {
-        const Positions part = common(block, seen_by_any(args.queries + query, R));
-        for (std::int64_t p = part.begin; p < part.end; p += 16 / R)
-          score_sixteen<Row, R>(args, rows, query, p, part.end);
-      });
+  for_blocks([&]<int R>(std::integral_constant<int, R>,
+                        std::int64_t query,
+                        const Positions& block,
+                        const Runs& runs) {
+    const Positions seen_here = common(block, seen_by_any(args.queries + query, R));
+    for (const Run& run : runs) {
+      const Positions part = common(seen_here, run.positions);
+      for (std::int64_t p = part.begin; p < part.end; p += 16 / R)
+        score_sixteen<Row, R>(args, rows, query, run, p, part.end);
+    }
+  });
   for (std::int64_t q = 0; q < args.num_queries; ++q) {
     const AttendQuery& query = args.queries[q];
     softmax_with_sink(rows.at(q, query.begin), query.end - query.begin, query.sink);
@@ -186,7 +251,8 @@ void attend_rows(const AttendArgs& args) {
   }
   for_blocks([&]<int R>(std::integral_constant<int, R>,
                         std::int64_t query,
-                        const Positions& block) { add_block<Row, R>(args, rows, query, block); });
+                        const Positions& block,
+                        const Runs& runs) { add_block<Row, R>(args, rows, query, runs, block); });
 }
 
 inline void attend(const AttendArgs& args) {

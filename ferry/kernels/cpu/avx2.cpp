@@ -64,7 +64,6 @@ constinit const Kernels kAvx2{.isa = Isa::avx2,
                               .stream_fence = stream_fence,
                               .encode = encode,
                               .decode = decode,
-                              .dot = dot,
                               .multiply_in_registers = multiply_in_registers,
                               .greatest = greatest};
 

@@ -64,7 +64,6 @@ constinit const Kernels kAvx512{.isa = Isa::avx512,
                                 .stream_fence = stream_fence,
                                 .encode = encode,
                                 .decode = decode,
-                                .dot = dot,
                                 .multiply_in_registers = multiply_in_registers,
                                 .greatest = greatest};
 

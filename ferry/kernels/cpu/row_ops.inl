@@ -1,14 +1,6 @@
 // The row operations of the kernel table, one source for every instruction set.
 // Included after math.inl, inside an anonymous namespace.
 
-inline float dot(const float* x, const float* y, std::int64_t n) {
-  F32x16 sum = splat(0.0F);
-  for_sixteens(n, [&](std::int64_t i, int count) {
-    sum = fma(F32Row::load_at(bytes_of(x), i, count), F32Row::load_at(bytes_of(y), i, count), sum);
-  });
-  return fold_add(sum);
-}
-
 inline void scale(const float* x, float factor, float* out, std::int64_t n) {
   const F32x16 f = splat(factor);
   for_sixteens(n, [&](std::int64_t i, int count) {

@@ -62,7 +62,6 @@ constinit const Kernels kScalar{.isa = Isa::scalar,
                                 .stream_fence = stream_fence,
                                 .encode = encode,
                                 .decode = decode,
-                                .dot = dot,
                                 .multiply_in_registers = multiply_in_registers,
                                 .greatest = greatest};
 

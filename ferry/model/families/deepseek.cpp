@@ -1,6 +1,6 @@
 #include "ferry/model/families/deepseek.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
@@ -28,6 +28,7 @@ void read_latent_attention(const ConfigReader& in, ModelConfig& config) {
   if (config.rope.dim != rope_dim) in.refuse("partial_rotary_factor", "1");
   config.rope.interleaved = in.flag_or("rope_interleave", true);
   config.head_dim = latent.plain_dim + rope_dim;
+  for (LayerAttention& layer : config.layer_attention) layer.mixer = kLatentAttention;
 }
 
 /// Of the layers behind the dense first ones, those that moe_layer_freq does not divide are dense

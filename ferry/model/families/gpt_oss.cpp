@@ -2,6 +2,7 @@
 // experts whose gate and up are clamped; all experts in one tensor, published as mxfp4.
 #include <nlohmann/json.hpp>
 
+#include "ferry/checkpoint/stored_format.h"
 #include "ferry/model/families/families.h"
 #include "ferry/model/family_fields.h"
 
@@ -38,8 +39,7 @@ void read_fields(const ConfigReader& in, ModelConfig& config) {
                 .alpha = static_cast<float>(in.positive_or("swiglu_alpha", kAlpha)),
                 .limit = static_cast<float>(in.positive_or("swiglu_limit", kLimit))};
   // Other codes share their scales in ways of their own, so those experts lie apart.
-  const Quantization stored = config.quantization;
-  if (stored == Quantization::none || stored == Quantization::mxfp4)
+  if (config.stored_format == nullptr || config.stored_format->stacks_experts())
     moe.storage = ExpertStorage::alternating;
 }
 

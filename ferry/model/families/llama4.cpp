@@ -1,7 +1,7 @@
 // Llama 4 (Scout, Maverick): the text model, alone or inside a checkpoint that sees pictures too.
 // The router's weight goes onto what an expert reads; dense layers among sparse ones; layers that
 // turn and see blocks of positions beside layers that do neither.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
@@ -88,7 +88,7 @@ void read_fields(const ConfigReader& in, ModelConfig& config) {
   moe.weigh_rows = true;
   moe.shared_inter = moe.inter;
   // Quantised matrices have scales of their own, so they lie apart.
-  if (config.quantization == Quantization::none) moe.storage = ExpertStorage::halves;
+  if (config.stored_format == nullptr) moe.storage = ExpertStorage::halves;
 }
 
 void write_text(const ModelConfig& config, json& fields) {

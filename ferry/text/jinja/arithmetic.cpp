@@ -1,6 +1,6 @@
 #include "ferry/text/jinja/arithmetic.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <cmath>

@@ -1,6 +1,6 @@
 #include "ferry/text/jinja/budget.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 namespace ferry {
 

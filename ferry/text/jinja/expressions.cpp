@@ -1,4 +1,4 @@
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "ferry/text/jinja/arithmetic.h"
 #include "ferry/text/jinja/evaluation.h"

@@ -1,5 +1,5 @@
 // Filters of one value: text, numbers, JSON.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <charconv>
 #include <cmath>

@@ -1,6 +1,6 @@
 #include "ferry/text/jinja/functions.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <array>

@@ -1,5 +1,5 @@
 // Filters of sequences and mappings.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <charconv>

@@ -1,5 +1,5 @@
 // The methods of strings, lists and mappings that templates may call.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <map>

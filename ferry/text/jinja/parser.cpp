@@ -1,6 +1,6 @@
 #include "ferry/text/jinja/parser.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <set>

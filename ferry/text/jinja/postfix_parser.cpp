@@ -1,6 +1,6 @@
 // The rest of JinjaExpressionParser: what may stand behind a value. Here names of methods, filters
 // and tests are looked up, and refused.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <array>

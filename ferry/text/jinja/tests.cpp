@@ -1,5 +1,5 @@
 // Tests: what may stand behind `is`.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <map>
 

@@ -1,0 +1,28 @@
+// How the ranks of a model work together.
+#pragma once
+
+#include <chrono>
+#include <optional>
+
+#include "ferry/moe/moe_layer.h"
+
+namespace ferry {
+
+/// All ranks must have the same.
+struct DecoderOptions {
+  int tp = 1;  ///< ranks [g * tp, (g + 1) * tp) hold the same sequences and share out attention,
+               ///< dense layers and head; divides the ranks
+  int max_tokens = 512;  ///< of one group in one step, over all its sequences
+  MoeA2ABackend backend = MoeA2ABackend::pplx;       ///< chosen: not `automatic` (choose_backend.h)
+  DeepepMode deepep_mode = DeepepMode::low_latency;  ///< matters to backend deepep alone
+  std::optional<DispatchFormat> layout;              ///< default: the backend's
+  bool two_batch_overlap = false;  ///< half of a step's tokens travel while the others compute
+  /// How tokens choose among replicas; `weighted` by the shares of the placements that the decoder
+  /// gets. No bit of a result depends on it.
+  ReplicaRule replica_rule = ReplicaRule::hash;
+  std::optional<WireType> dispatch_wire;  ///< default: the model's activation type
+  std::optional<WireType> combine_wire;
+  std::chrono::nanoseconds timeout = std::chrono::seconds(30);
+};
+
+}  // namespace ferry

@@ -1,0 +1,302 @@
+#include "ferry/model/mixers/attention.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "ferry/core/error.h"
+#include "ferry/kernels/kernels.h"
+
+namespace ferry {
+
+namespace {
+
+const float* or_null(const std::vector<float>& x) { return x.empty() ? nullptr : x.data(); }
+
+}  // namespace
+
+AttentionScratch::AttentionScratch(const MixerContext& context)
+    : config(context.config),
+      type(context.type),
+      max_tokens(context.max_tokens),
+      heads(config.heads),
+      kv_heads(config.kv_heads),
+      head_dim(config.head_dim),
+      heads_width(heads * head_dim),
+      kv_width(kv_heads * head_dim),
+      qkv_width(heads_width + 2 * kv_width),
+      group(context.group),
+      own(head_share(heads, kv_heads, group.self())),
+      pool(context.pool),
+      gemm_scratch(context.gemm_scratch),
+      ones(static_cast<std::size_t>(config.head_dim), 1.0F),
+      angles(config.rope, max_tokens),
+      blocks(max_tokens, heads),
+      output(max_tokens, config.hidden, type, group, pool, gemm_scratch),
+      qkv(rows_buffer(max_tokens, qkv_width, DType::f32)),
+      heads_out(rows_buffer(max_tokens, heads_width, type)) {
+  for (int worker = 0; worker < pool.size(); ++worker)
+    attend.emplace_back(head_dim, config.max_positions);
+}
+
+void AttentionScratch::begin_step(const MixerStep& step) {
+  if (step.number == step_) return;
+  check_room(step, max_tokens);
+  tokens = step.tokens;
+  angles.begin_step(tokens, pool);
+  blocks.build(tokens, own.query, heads / kv_heads, pool.size());
+  step_ = step.number;
+}
+
+Attention::Attention(MixerContext& context, int layer, const AttentionWeights& weights)
+    : scratch_(context.shared<AttentionScratch>()),
+      layer_(layer),
+      how_(context.config.layer_attention[static_cast<std::size_t>(layer)]),
+      weights_(weights) {}
+
+StateSpec Attention::state() const {
+  return attention_kind().state(scratch_->config, layer_, scratch_->type, scratch_->group.self());
+}
+
+void Attention::begin_step(const MixerStep& step) { scratch_->begin_step(step); }
+
+void Attention::forward(const RowsView& normed, const MutableRowsView& residual) {
+  const AttentionScratch& s = *scratch_;
+  if (s.tokens.empty()) return;
+  project_qkv(normed);
+  s.pool.parallel_for(
+      num_tokens(), kAttentionRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
+        for (std::int64_t t = begin; t < end; ++t) rotate_and_store(t);
+      });
+  s.pool.parallel_for(s.blocks.size(),
+                      attend_grain(most_positions() * s.head_dim),
+                      [&](std::int64_t begin, std::int64_t end, int worker) {
+                        for (std::int64_t i = begin; i < end; ++i) attend(s.blocks.at(i), worker);
+                      });
+  s.output.add(layer_,
+               {.rows = {s.heads_out.data(), row_bytes(s.heads_width, s.type)},
+                .heads = s.heads,
+                .kv_heads = s.kv_heads,
+                .head_dim = s.head_dim},
+               num_tokens(),
+               weights_.output.view,
+               weights_.output_bias,
+               residual);
+}
+
+/// Of any token of the step.
+std::int64_t Attention::most_positions() const {
+  std::int64_t most = 1;
+  for (const TokenPlace& place : scratch_->tokens)
+    most = std::max(most, place.position + 1 - how_.span.first(place.position));
+  return most;
+}
+
+void Attention::project_qkv(const RowsView& normed) {
+  const AttentionScratch& s = *scratch_;
+  const MutableRowsView qkv{s.qkv.data(), row_bytes(s.qkv_width, DType::f32)};
+  const GemmArgs product{.in = normed,
+                         .rows = num_tokens(),
+                         .weights = &weights_.qkv.view,
+                         .bias = or_null(weights_.qkv_bias),
+                         .out = qkv,
+                         .out_type = DType::f32};
+  if (s.config.qk_norm != QkNorm::whole) {
+    const auto panels = head_panels(s.own, s.heads, s.kv_heads, s.head_dim);
+    return parallel_gemm(s.pool, s.gemm_scratch, product, panels);
+  }
+  s.group.multiply(s.gemm_scratch, product);  // the norm of each head needs all heads
+  s.group.gather_columns(
+      qkv, num_tokens(), s.qkv_width, DType::f32, {.name = "queries and keys", .layer = layer_});
+}
+
+/// Normalises each piece of x that is as long as the weights; without weights nothing.
+void Attention::norm(float* x, std::int64_t width, const std::vector<float>& weight) const {
+  if (weight.empty()) return;
+  const auto piece = static_cast<std::int64_t>(weight.size());
+  for (std::int64_t i = 0; i < width; i += piece) {
+    std::byte* row = bytes_of(x + i);
+    kernels().rms_norm(row, DType::f32, weight.data(), scratch_->config.rms_eps, row, piece);
+  }
+}
+
+/// Of one token: this rank's heads, or where all heads are normalised together, all of them.
+void Attention::norm_heads(float* query, float* key) const {
+  const AttentionScratch& s = *scratch_;
+  if (s.config.qk_norm == QkNorm::whole) {
+    norm(query, s.heads_width, weights_.query_norm);
+    norm(key, s.kv_width, weights_.key_norm);
+    return;
+  }
+  norm(
+      query + s.own.query.begin * s.head_dim, s.own.query.size() * s.head_dim, weights_.query_norm);
+  norm(key + s.own.kv.begin * s.head_dim, s.own.kv.size() * s.head_dim, weights_.key_norm);
+}
+
+/// Of one token, this rank's heads.
+void Attention::turn_heads(float* query, float* key, std::int64_t token) const {
+  const AttentionScratch& s = *scratch_;
+  for (int head = s.own.query.begin; head < s.own.query.end; ++head)
+    s.angles.turn(query + head * s.head_dim, token);
+  for (int head = s.own.kv.begin; head < s.own.kv.end; ++head)
+    s.angles.turn(key + head * s.head_dim, token);
+  if (s.config.qk_norm != QkNorm::turned) return;
+  norm(query + s.own.query.begin * s.head_dim, s.own.query.size() * s.head_dim, s.ones);
+  norm(key + s.own.kv.begin * s.head_dim, s.own.kv.size() * s.head_dim, s.ones);
+}
+
+void Attention::rotate_and_store(std::int64_t token) {
+  const AttentionScratch& s = *scratch_;
+  const TokenPlace& place = s.tokens[static_cast<std::size_t>(token)];
+  float* query = s.qkv_row(token);
+  float* key = query + s.heads_width;
+  const float* value = key + s.kv_width;
+  norm_heads(query, key);
+  if (how_.rope) turn_heads(query, key, token);
+  if (how_.growth.step > 0) {
+    float* own = query + s.own.query.begin * s.head_dim;
+    kernels().scale(own, how_.growth.factor(place.position), own, s.own.query.size() * s.head_dim);
+  }
+  const auto store = [&](const float* head, int stream) {
+    const StateRows rows = place.state->rows(layer_, stream);
+    kernels().convert(bytes_of(head), DType::f32, rows.row(place.position), s.type, s.head_dim);
+  };
+  for (int head = s.own.kv.begin; head < s.own.kv.end; ++head) {
+    const int stream = head - s.own.kv.begin;
+    store(key + head * s.head_dim, stream);
+    store(value + head * s.head_dim, s.own.kv.size() + stream);
+  }
+}
+
+void Attention::attend(const QueryBlock& block, int worker) {
+  const AttentionScratch& s = *scratch_;
+  const std::vector<float>& sinks = weights_.sinks;
+  const AttendScratch& scratch = s.attend[static_cast<std::size_t>(worker)];
+  std::array<AttendQuery, kAttendQueries> queries;
+  for (std::int64_t q = 0; q < block.queries(); ++q) {
+    const int head = block.head(q);
+    const std::int32_t position = s.tokens[static_cast<std::size_t>(block.token(q))].position;
+    queries[static_cast<std::size_t>(q)] = {
+        .query = s.qkv_row(block.token(q)) + head * s.head_dim,
+        .begin = how_.span.first(position),
+        .end = std::int64_t{position} + 1,
+        .sink = sinks.empty() ? kNoSink : sinks[static_cast<std::size_t>(head)],
+        .out = scratch.out(q)};
+  }
+  const SequenceState& state = *s.tokens[static_cast<std::size_t>(block.first_token)].state;
+  const int stream = block.first_head / (s.heads / s.kv_heads) - s.own.kv.begin;
+  kernels().attend(scratch.with_scores(
+      {.queries = queries.data(),
+       .num_queries = block.queries(),
+       .keys = paged(state.rows(layer_, stream)),
+       .values = paged(state.rows(layer_, s.own.kv.size() + stream)),
+       .page_shift = kPageShift,
+       .kv_type = s.type,
+       .head_dim = s.head_dim,
+       .value_dim = s.head_dim,
+       .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(s.head_dim)))}));
+  for (std::int64_t q = 0; q < block.queries(); ++q) {
+    const std::int64_t column = block.head(q) * s.head_dim;
+    std::byte* out =
+        s.heads_out.data() + row_bytes(block.token(q) * s.heads_width + column, s.type);
+    kernels().convert(bytes_of(scratch.out(q)), DType::f32, out, s.type, s.head_dim);
+  }
+}
+
+namespace {
+
+class AttentionKind final : public MixerKind {
+ public:
+  std::string_view name() const override { return kAttention; }
+
+  std::string_view unsupported(const ModelConfig& config, int) const override {
+    return config.latent.rank > 0 ? "keys and values made of a latent (kv_lora_rank)" : "";
+  }
+
+  std::unique_ptr<MixerWeights> read(const ModelConfig& config,
+                                     const TensorNames& names,
+                                     TensorTable& table) const override {
+    const std::int64_t hidden = config.hidden;
+    const std::int64_t q = queries_width(config);
+    const std::int64_t kv = kv_width(config);
+    const bool whole = config.qk_norm == QkNorm::whole;  // the norm needs all heads
+    const auto own = head_panels(head_share(config.heads, config.kv_heads, table.member()),
+                                 config.heads,
+                                 config.kv_heads,
+                                 config.head_dim);
+    auto w = std::make_unique<AttentionWeights>();
+    table.matrix(w->qkv,
+                 {{names.q_weight, q}, {names.k_weight, kv}, {names.v_weight, kv}},
+                 hidden,
+                 whole ? MatrixPacking{.shared_out = true} : MatrixPacking{.panels = own});
+    table.matrix(w->output, {{names.o_weight, hidden}}, q, {.shared_out = true});
+    if (config.attention_bias) {
+      table.vector(w->qkv_bias,
+                   {{names.q_bias, q}, {names.k_bias, kv}, {names.v_bias, kv}},
+                   TensorRole::bias);
+    }
+    if (config.output_bias)
+      table.vector(w->output_bias, {{names.o_bias, hidden}}, TensorRole::bias);
+    if (config.sinks) table.vector(w->sinks, {{names.sinks, config.heads}}, TensorRole::bias);
+    if (config.qk_norm_weights()) {
+      table.vector(w->query_norm, {{names.q_norm, whole ? q : config.head_dim}}, TensorRole::norm);
+      table.vector(w->key_norm, {{names.k_norm, whole ? kv : config.head_dim}}, TensorRole::norm);
+    }
+    return w;
+  }
+
+  /// The keys of each key-value head that this member keeps, then the values of each.
+  StateSpec state(const ModelConfig& config,
+                  int layer,
+                  DType type,
+                  const GroupMember& member) const override {
+    const HeadShare own = head_share(config.heads, config.kv_heads, member);
+    return {.streams = 2 * own.kv.size(),
+            .row_bytes = static_cast<std::size_t>(row_bytes(config.head_dim, type)),
+            .span = config.layer_attention[static_cast<std::size_t>(layer)].span};
+  }
+
+  std::int64_t widest_input(const ModelConfig& config) const override {
+    return std::max<std::int64_t>(config.hidden, queries_width(config));
+  }
+
+  std::int64_t widest_gathered(const ModelConfig& config) const override {
+    return queries_width(config) + 2 * kv_width(config);
+  }
+
+  MixerWork work(const ModelConfig& config) const override {
+    const double hidden = config.hidden;
+    const auto queries = static_cast<double>(queries_width(config));
+    const auto kept = static_cast<double>(2 * kv_width(config));
+    return {hidden * (queries + kept) + queries * hidden, kept, 2 * queries};
+  }
+
+  std::string describe(const ModelConfig& config) const override {
+    return fmt::format("{} for keys and values", config.kv_heads);
+  }
+
+  std::unique_ptr<Mixer> make(MixerContext& context,
+                              int layer,
+                              const MixerWeights& weights) const override {
+    return std::make_unique<Attention>(
+        context, layer, dynamic_cast<const AttentionWeights&>(weights));
+  }
+
+ private:
+  static std::int64_t queries_width(const ModelConfig& config) {
+    return std::int64_t{config.heads} * config.head_dim;
+  }
+
+  static std::int64_t kv_width(const ModelConfig& config) {
+    return std::int64_t{config.kv_heads} * config.head_dim;
+  }
+};
+
+}  // namespace
+
+const MixerKind& attention_kind() {
+  static const AttentionKind kind;
+  return kind;
+}
+
+}  // namespace ferry

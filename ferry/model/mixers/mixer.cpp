@@ -1,0 +1,50 @@
+#include "ferry/model/mixers/mixer.h"
+
+#include <array>
+
+#include "ferry/core/error.h"
+#include "ferry/model/mixers/attention.h"
+#include "ferry/model/mixers/latent_attention.h"
+
+namespace ferry {
+
+namespace {
+
+/// All kinds there are.
+const std::array kKinds = {&attention_kind, &latent_attention_kind};
+
+}  // namespace
+
+void check_room(const MixerStep& step, int max_tokens) {
+  FERRY_CHECK(std::ssize(step.tokens) <= max_tokens,
+              "{} tokens in a step, room for {}",
+              step.tokens.size(),
+              max_tokens);
+}
+
+const MixerKind& mixer_of(const ModelConfig& config, int layer) {
+  const std::string_view name = config.layer_attention[static_cast<std::size_t>(layer)].mixer;
+  for (const auto& kind : kKinds)
+    if (kind().name() == name) return kind();
+  fail<BrokenContract>("layer {}: no mixer is called \"{}\"", layer, name);
+}
+
+void check_mixers(const ModelConfig& config, const std::string& file) {
+  for (int layer = 0; layer < config.layers; ++layer) {
+    const MixerKind& kind = mixer_of(config, layer);
+    const std::string_view what = kind.unsupported(config, layer);
+    if (what.empty()) continue;
+    fail<ModelError>("{}: layer {}: {} does not support {}", file, layer, kind.name(), what);
+  }
+}
+
+std::vector<StateSpec> state_specs(const ModelConfig& config,
+                                   DType type,
+                                   const GroupMember& member) {
+  std::vector<StateSpec> specs;
+  for (int layer = 0; layer < config.layers; ++layer)
+    specs.push_back(mixer_of(config, layer).state(config, layer, type, member));
+  return specs;
+}
+
+}  // namespace ferry

@@ -1,0 +1,38 @@
+// Packed weights together with the memory they lie in.
+#pragma once
+
+#include <vector>
+
+#include "ferry/compute/gated_ffn.h"
+#include "ferry/core/buffer.h"
+#include "ferry/kernels/packed_matrix.h"
+
+namespace ferry {
+
+/// One packed matrix and its memory.
+struct OwnedMatrix {
+  Buffer memory;
+  PackedMatrix view;
+};
+
+/// A gated feed-forward block and its memory; no data where a layer has none.
+struct OwnedFfn {
+  Buffer gate_up, down;
+  GatedFfnWeights view;
+};
+
+/// A matrix for each head, and their memory.
+struct HeadMatrices {
+  Buffer memory;
+  std::vector<PackedMatrix> views;  // [heads]
+};
+
+/// What the mixer of one layer computes with; each kind of mixer has a type of its own.
+struct MixerWeights {
+  MixerWeights() = default;
+  virtual ~MixerWeights() = default;
+  MixerWeights(const MixerWeights&) = delete;
+  MixerWeights& operator=(const MixerWeights&) = delete;
+};
+
+}  // namespace ferry

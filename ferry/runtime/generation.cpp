@@ -1,0 +1,112 @@
+#include "ferry/runtime/generation.h"
+
+#include <algorithm>
+#include <limits>
+#include <random>
+#include <utility>
+
+#include "ferry/core/error.h"
+
+namespace ferry {
+
+namespace {
+
+constexpr std::size_t kMostRequests = 1024;
+
+std::uint64_t random_seed() {
+  std::random_device device;
+  return (static_cast<std::uint64_t>(device()) << 32U) | device();
+}
+
+}  // namespace
+
+Generation::Generation(EngineFront& front,
+                       const GenerationModel& model,
+                       const std::vector<std::vector<std::int32_t>>& prompts,
+                       const GenerationSettings& settings)
+    : left_(prompts.size() * static_cast<std::size_t>(settings.choices)) {
+  if (settings.choices < 1)
+    fail<ConfigError>("{} choices of a prompt; at least 1 is possible", settings.choices);
+  if (left_ == 0 || left_ > kMostRequests)
+    fail<ConfigError>(
+        "{} continuations asked for; 1 to {} are possible at once", left_, kMostRequests);
+  if (!settings.stop.empty() && model.tokenizer == nullptr)
+    fail<ConfigError>("\"stop\" needs a tokenizer, which this model has not");
+  stop_ids_ = settings.stop_ids;
+  if (!settings.ignore_eos) {
+    stop_ids_.insert(stop_ids_.end(), model.eos_ids.begin(), model.eos_ids.end());
+  }
+  const std::uint64_t seed = settings.seeded ? settings.sampling.seed : random_seed();
+  std::vector<Request> requests;
+  for (const std::vector<std::int32_t>& prompt : prompts) {
+    prompt_tokens_ += prompt.size();
+    for (int n = 0; n < settings.choices; ++n) {
+      const int to_the_end = std::max(1,
+                                      model.max_context -
+                                          static_cast<int>(std::min<std::size_t>(
+                                              prompt.size(), std::numeric_limits<int>::max())) +
+                                          1);
+      Request request{.prompt = prompt,
+                      .max_new_tokens = settings.max_new_tokens.value_or(to_the_end),
+                      .sampling = settings.sampling,
+                      .stop_ids = stop_ids_,
+                      .top_logprobs = settings.top_logprobs,
+                      .client = settings.client,
+                      .processors = settings.processors};
+      request.sampling.seed = seed + static_cast<std::uint64_t>(n);
+      requests.push_back(std::move(request));
+      choices_.push_back({.prompt_tokens = prompt.size()});
+      texts_.emplace_back(model.tokenizer,
+                          TextOptions{.stop = settings.stop,
+                                      .skip_special = settings.skip_special,
+                                      .silent_ids = stop_ids_});
+    }
+  }
+  call_ = front.start(std::move(requests));
+}
+
+std::optional<Generation::Piece> Generation::next(std::chrono::milliseconds patience) {
+  if (done()) return std::nullopt;
+  if (!ready()) {
+    arrivals_ = call_->take(patience);
+    next_arrival_ = 0;
+    if (!ready()) return std::nullopt;
+  }
+  Call::Arrival& arrival = arrivals_[next_arrival_++];
+  Choice& choice = choices_[arrival.index];
+  if (!choice.finish.empty()) return std::nullopt;  // came behind its stop string
+  TokenEvent& event = arrival.event;
+  TextStream& text = texts_[arrival.index];
+  Piece piece{
+      .choice = arrival.index, .text = text.put(event.token, event.last), .token = event.token};
+  choice.ids.push_back(event.token);
+  choice.text += piece.text;
+  if (event.logprobs) choice.logprobs.push_back(std::move(*event.logprobs));
+  if (text.stop().found()) {
+    choice.finish = "stop";
+    choice.matched = text.stop().match();
+    call_->cancel(arrival.index);
+  } else if (event.last) {
+    const bool stopped =
+        std::find(stop_ids_.begin(), stop_ids_.end(), event.token) != stop_ids_.end();
+    choice.finish = stopped ? "stop" : "length";
+  }
+  if (!choice.finish.empty()) --left_;
+  return piece;
+}
+
+void Generation::cancel(std::size_t choice) {
+  Choice& cancelled = choices_.at(choice);
+  if (!cancelled.finish.empty()) return;
+  cancelled.finish = "cancelled";
+  --left_;
+  call_->cancel(choice);
+}
+
+std::size_t Generation::completion_tokens() const {
+  std::size_t sum = 0;
+  for (const Choice& choice : choices_) sum += choice.ids.size();
+  return sum;
+}
+
+}  // namespace ferry

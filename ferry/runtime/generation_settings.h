@@ -1,0 +1,40 @@
+// How to continue a prompt, as callers of every API say it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ferry/engine/logits_processor.h"
+#include "ferry/engine/logprobs.h"
+#include "ferry/engine/sampler.h"
+
+namespace ferry {
+
+struct GenerationSettings {
+  SamplingOptions sampling{.temperature = 1};
+  bool seeded = false;                ///< else each call draws its own seed
+  std::optional<int> max_new_tokens;  ///< none: to the end of the context
+  std::vector<std::string> stop;      ///< strings that end a continuation, not part of its text
+  std::vector<std::int32_t> stop_ids;
+  std::vector<ProcessorOptions> processors;  ///< of the logits, in this order
+  bool ignore_eos = false;
+  bool skip_special = true;         ///< special tokens give no text
+  std::optional<int> top_logprobs;  ///< given: logprobs of each token and so many others
+  int choices = 1;                  ///< of each prompt
+  std::uint64_t client = 0;         ///< who asks: clients' requests start in turn
+};
+
+/// One continuation of one prompt, as far as it has come.
+struct Choice {
+  std::size_t prompt_tokens = 0;
+  std::vector<std::int32_t> ids;
+  std::vector<Logprobs> logprobs;  ///< where asked for, one a token
+  std::string text;
+  std::string finish;   ///< "stop", "length" or "cancelled"; empty while it goes on
+  std::string matched;  ///< stop string that ended it
+};
+
+}  // namespace ferry

@@ -1,0 +1,20 @@
+// How many keys and values there is memory for, on the rank that has least.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+
+#include "ferry/model/decoder.h"
+#include "ferry/transport/transport.h"
+
+namespace ferry {
+
+/// Positions of keys and values that the rank with least memory has room for in `fraction` of what
+/// is available now, since all are given work alike; 0 where no rank knows. Collective; for when
+/// all ranks have loaded their weights. Throws TransportError.
+std::int64_t kv_tokens_in_memory(double fraction,
+                                 const Decoder& decoder,
+                                 std::chrono::nanoseconds timeout,
+                                 Transport& transport);
+
+}  // namespace ferry

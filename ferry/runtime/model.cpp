@@ -1,0 +1,191 @@
+#include "ferry/runtime/model.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "ferry/checkpoint/tensor_source.h"
+#include "ferry/core/error.h"
+#include "ferry/exchange/choose_backend.h"
+#include "ferry/kernels/kernels.h"
+#include "ferry/runtime/core_map.h"
+#include "ferry/runtime/kv_memory.h"
+
+namespace ferry {
+
+namespace {
+
+bool reads_peers(const std::string& transport) {
+  const auto known = list_transports();
+  const auto found = std::find_if(
+      known.begin(), known.end(), [&](const TransportInfo& t) { return t.name == transport; });
+  if (found != known.end()) return found->load_store;
+  std::string names;
+  for (const TransportInfo& t : known)
+    names += fmt::format("{}{}", names.empty() ? "" : ", ", t.name);
+  fail<ConfigError>("unknown transport \"{}\"; this build knows {}", transport, names);
+}
+
+}  // namespace
+
+void check_groups(const ModelOptions& options) {
+  const int tp = options.decoder.tp;
+  if (tp >= 1 && options.launch.ranks % tp == 0) return;
+  fail<ConfigError>("--tp {}: {} ranks do not divide into groups of that; choose a divisor of --ep",
+                    tp,
+                    options.launch.ranks);
+}
+
+Model Model::open(const ModelOptions& options, ModelListener listener) {
+  check_groups(options);
+  static_cast<void>(kernels());  // an unknown FERRY_ISA is wrong usage, and known before any work
+  Model model(options, std::move(listener), Checkpoint::open(options.model));
+  if (Tokenizer::exists(options.model)) model.tokenizer_ = Tokenizer::load(options.model);
+  model.agree();
+  model.choose_backend();
+  return model;
+}
+
+Model::Model(const ModelOptions& options, ModelListener listener, Checkpoint checkpoint)
+    : options_(options),
+      listener_(std::move(listener)),
+      checkpoint_(std::move(checkpoint)),
+      max_context_(0),
+      experts_(initial_placement(
+          options.expert_location,
+          checkpoint_.config(),
+          options.launch.ranks,
+          {options.engine.balance.rebalance.policy, options.decoder.replica_rule})) {
+  max_context_ = resolve_context(config(), options.engine.max_context);
+  weights_ = choose_weights(checkpoint_, options.weights);
+}
+
+/// Replaces `automatic` by what it stands for here.
+void Model::choose_backend() {
+  DecoderOptions& decoder = options_.decoder;
+  const WireType own = wire_type(activation_type(weights_.type));
+  BackendSituation situation{.ranks = options_.launch.ranks,
+                             .tokens = static_cast<int>(ceil_div(decoder.max_tokens, decoder.tp)),
+                             .hidden = config().hidden,
+                             .topk = config().moe.topk,
+                             .dispatch_wire = decoder.dispatch_wire.value_or(own),
+                             .combine_wire = decoder.combine_wire.value_or(own),
+                             .load_store = reads_peers(options_.launch.transport),
+                             .allow_prereduce = options_.allow_prereduce};
+  situation.experts_take_pointers = situation.dispatch_wire == own;
+  const BackendChoice choice =
+      ferry::choose_backend(decoder.backend, decoder.deepep_mode, situation);
+  decoder.backend = choice.backend;
+  decoder.deepep_mode = choice.mode;
+  if (!choice.why.empty() && listener_.info) listener_.info(choice.why);
+}
+
+/// What ranks that were started apart must have alike: options as they were given, and the model.
+void Model::agree() {
+  Agreement agreement = agreement_of(options_);
+  const ModelConfig& c = config();
+  for (auto& more :
+       Agreement{{"architecture", c.architecture},
+                 {"experts", std::to_string(c.moe.experts)},
+                 {"hidden size", std::to_string(c.hidden)},
+                 {"top-k", std::to_string(c.moe.topk)},
+                 {"weight type", std::string(weight_type_name(weights_.type))},
+                 {"context", std::to_string(max_context_)},
+                 {"expert location", fmt::format("{:016x}", experts_.hash())},
+                 {"model files", fmt::format("{:016x}", fingerprint(checkpoint_.source()))}})
+    agreement.push_back(std::move(more));
+  Agreement& all = options_.launch.agreement;  // with what the caller has put there
+  all.insert(all.end(), agreement.begin(), agreement.end());
+}
+
+const Tokenizer& Model::need_tokenizer() const {
+  if (!tokenizer_) {
+    fail<ModelError>(
+        "{}: no such file, nor tiktoken.model; text needs one (ids do not: --input-ids)",
+        (options_.model / "tokenizer.json").string());
+  }
+  return *tokenizer_;
+}
+
+std::string Model::text_of(std::span<const std::int32_t> ids) const {
+  if (!tokenizer_) return {};
+  StreamDecoder decoder(*tokenizer_);
+  std::string text;
+  for (const std::int32_t id : ids)
+    if (tokenizer_->has_token(id)) text += decoder.put(id);
+  return text + decoder.finish();
+}
+
+LoadProgress Model::loading(std::string_view what) const {
+  return listener_.loading ? listener_.loading(what) : LoadProgress();
+}
+
+std::shared_ptr<const DenseWeights> Model::load_dense(const GroupMember& member,
+                                                      ThreadPool& pool) const {
+  return std::make_shared<const DenseWeights>(
+      load_dense_weights(checkpoint_, weights_, pool, loading("dense weights"), member));
+}
+
+std::shared_ptr<const DenseWeights> Model::load_dense() const {
+  ThreadPool pool(options_.threads);  // gone again before processes are forked
+  return load_dense({}, pool);
+}
+
+Decoder Model::decoder_on(Transport& transport,
+                          ThreadPool& pool,
+                          std::shared_ptr<const DenseWeights> dense) const {
+  if (transport.size() != options_.launch.ranks) {
+    fail<ConfigError>("the model was opened for {} ranks, the transport has {}",
+                      options_.launch.ranks,
+                      transport.size());
+  }
+  const Rank rank = transport.rank();
+  const int tp = options_.decoder.tp;
+  if (!dense) dense = load_dense({.member = rank % tp, .members = tp}, pool);
+  ExpertWeights experts =
+      load_expert_weights(checkpoint_,
+                          weights_,
+                          experts_,
+                          rank,
+                          pool,
+                          rank == 0 ? loading("experts of rank 0") : LoadProgress());
+  return {config(), std::move(dense), std::move(experts), options_.decoder, transport, pool};
+}
+
+Engine Model::engine_on(Decoder& decoder, Transport& transport) const {
+  EngineOptions options = options_.engine;
+  if (options.max_kv_tokens == 0 && options_.kv_memory_fraction > 0) {
+    options.max_kv_tokens =
+        kv_tokens_in_memory(options_.kv_memory_fraction, decoder, options.timeout, transport);
+  }
+  if (!options.warn) options.warn = listener_.warn;
+  return {options, decoder, transport};
+}
+
+int Model::run(const std::function<int(Decoder&, Transport&)>& body) const {
+  const LaunchOptions& launch = options_.launch;
+  // Loaded before there are ranks: threads share it, and so do forked processes, which never write
+  // to it. Ranks that were started apart meet first, to learn early when something is wrong, and
+  // load their share alone.
+  const auto dense = launch.world ? nullptr : load_dense();
+  // Launchers have bound what they started, or were told not to.
+  const std::vector<CpuList> cores =
+      launch.world ? std::vector<CpuList>{} : cores_of_ranks(this_machine(), launch.ranks);
+  return run_ranks(launch, [&](Transport& transport) {
+    if (!cores.empty()) bind_this_thread(cores[static_cast<std::size_t>(transport.rank())]);
+    ThreadPool pool(options_.threads);
+    Decoder decoder = decoder_on(transport, pool, dense);
+    return body(decoder, transport);
+  });
+}
+
+int Model::run_engine(const std::function<int(Engine&)>& lead) const {
+  return run([&](Decoder& decoder, Transport& transport) {
+    Engine engine = engine_on(decoder, transport);
+    if (transport.rank() == 0) return lead(engine);
+    engine.run({});
+    return 0;
+  });
+}
+
+}  // namespace ferry

@@ -1,0 +1,39 @@
+// How a model is opened and run on ranks, and what ranks that were started apart must have alike.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+
+#include "ferry/engine/engine.h"
+#include "ferry/kernels/packed_matrix.h"
+#include "ferry/model/decoder.h"
+#include "ferry/runtime/initial_placement.h"
+#include "ferry/transport/launch.h"
+
+namespace ferry {
+
+struct ModelOptions {
+  std::filesystem::path model;  ///< checkpoint directory
+  /// The ranks. Also where the caller brings a transport of its own: then transport and ranks say
+  /// what that is, and nothing is launched.
+  LaunchOptions launch;
+  int threads = 1;                    ///< of each rank
+  std::optional<WeightType> weights;  ///< none: as in the checkpoint
+  DecoderOptions decoder;        ///< backend and mode may be `automatic`: Model::open() chooses
+  bool allow_prereduce = false;  ///< `automatic` may sum on each rank first: other bits for other R
+  EngineOptions engine;
+  /// Of the memory that is available once the weights are loaded, for keys and values where
+  /// engine.max_kv_tokens does not say how many. 0: no limit.
+  double kv_memory_fraction = 0;
+  ExpertLocationOptions expert_location;
+};
+
+/// Throws ConfigError unless the ranks divide into groups of decoder.tp. Model::open() does it too.
+void check_groups(const ModelOptions& options);
+
+/// What all ranks must have alike of these options, named as the program's flags are. Every member
+/// of every options struct is looked at: one that is added does not compile until agreement.cpp
+/// says whether ranks must share it.
+Agreement agreement_of(const ModelOptions& options);
+
+}  // namespace ferry
