@@ -1,6 +1,7 @@
 #include "ferry/transport/tcp_store.h"
 
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -19,6 +20,9 @@ using Kind = TransportError::Kind;
 
 /// One wait that a server is asked for at a time; a longer one is asked for again.
 constexpr std::chrono::minutes kLongestWait{1};
+
+/// For a store that was there and is gone, as far as one can see.
+constexpr std::chrono::nanoseconds kLostTimeout = std::chrono::milliseconds(300);
 
 }  // namespace
 
@@ -46,6 +50,7 @@ class TcpStore::Client {
       if (answer.kind == StoreAnswer::Kind::refused) fail<Error>("store: {}", answer.text());
       return answer;
     } catch (const TransportError& e) {
+      is_lost_ = true;
       fail_about_store(e.kind(), e.what());
     }
   }
@@ -53,7 +58,8 @@ class TcpStore::Client {
  private:
   UniqueFd connect() const {
     try {
-      const Deadline deadline = deadline_in(options_.timeout);
+      const Deadline deadline =
+          deadline_in(is_lost_ ? std::min(options_.timeout, kLostTimeout) : options_.timeout);
       UniqueFd socket = connect_to(address_, deadline);
       tune_connection(socket);
       say(socket, options_.secret, {}, store_greeting(), deadline);
@@ -92,6 +98,7 @@ class TcpStore::Client {
 
   const TcpStoreOptions options_;
   const SocketAddress address_;
+  std::atomic<bool> is_lost_ = false;  // it was there, and does not answer any more
   std::mutex lock_;
   std::vector<UniqueFd> idle_;
 };

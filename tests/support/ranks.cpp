@@ -293,7 +293,8 @@ void join_processes(const LaunchOptions& launch, const std::function<int(Transpo
 void join_by_mpirun(const LaunchOptions& launch, const std::function<int(Transport&)>& body) {
   static int groups = 0;
   const World world = find_world().value();
-  static TcpStore store(store_options(world));
+  // Lives to the end of rank 0's process, since the others may be a little behind.
+  static TcpStore& store = *new TcpStore(store_options(world));
   JoinOptions options = join_options_of(launch, world.rank);
   options.group = "test " + std::to_string(++groups);
   options.join_timeout = std::chrono::minutes(2);

@@ -272,6 +272,7 @@ TEST(Join, AProcessWithAnotherTokenIsRefusedAndMissed) {
 
 TEST(Join, TheRankThatServesTheStoreIsNamedWhenItDies) {
   testing::internal::CaptureStderr();
+  const auto start = std::chrono::steady_clock::now();
   const int port = free_port();
   const auto heard = in_processes(2, [&](Rank rank, Store&) {
     TcpStore store({.port = port, .serve = rank == 0, .server = 0});
@@ -283,6 +284,7 @@ TEST(Join, TheRankThatServesTheStoreIsNamedWhenItDies) {
   });
   testing::internal::GetCapturedStderr();
   EXPECT_HAS(heard[1], "which rank 0 serves: the connection was closed");
+  EXPECT_LT(std::chrono::steady_clock::now() - start, seconds(15));
 }
 
 TEST(Join, WhatTorchrunSaysIsUnderstood) {
