@@ -4,11 +4,6 @@
 # library and of fmt would add.
 set(ferry_library_rooms core kernels transport compute exchange moe balance)
 file(GLOB ferry_public_headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/include/ferry/*.h)
-# Public as well, on their way to include/ferry.
-foreach(header core/buffer transport/transport transport/launch transport/world transport/inproc exchange/placement exchange/backend
-               exchange/choose_backend exchange/dispatcher moe/moe_forward balance/planner balance/expert_placement)
-  list(APPEND ferry_public_headers ${PROJECT_SOURCE_DIR}/ferry/${header}.h)
-endforeach()
 
 find_package(OpenSSL REQUIRED COMPONENTS Crypto)
 set(library_links fmt::fmt Threads::Threads OpenSSL::Crypto)

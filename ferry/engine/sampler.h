@@ -5,14 +5,9 @@
 #include <span>
 #include <vector>
 
-namespace ferry {
+#include "ferry/sampling_options.h"
 
-struct SamplingOptions {
-  double temperature = 0.0;  ///< 0 = greedy: the greatest logit, ties to the lowest id
-  int top_k = 0;             ///< only the k most probable; 0 = all
-  double top_p = 1.0;        ///< then the fewest whose share of what is left reaches p
-  std::uint64_t seed = 0;
-};
+namespace ferry {
 
 /// Throws ConfigError that names the option, its range and what was found.
 void check_sampling(const SamplingOptions& options);

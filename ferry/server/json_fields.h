@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "ferry/engine/logits_processor.h"
+#include "ferry/logits_processor.h"
 
 namespace ferry {
 

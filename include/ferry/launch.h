@@ -8,10 +8,10 @@
 #include <string_view>
 #include <vector>
 
+#include "ferry/agreement.h"
 #include "ferry/export.h"
-#include "ferry/transport/agreement.h"
-#include "ferry/transport/transport.h"
-#include "ferry/transport/world.h"
+#include "ferry/transport.h"
+#include "ferry/world.h"
 
 namespace ferry {
 

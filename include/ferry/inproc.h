@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "ferry/export.h"
-#include "ferry/transport/transport.h"
+#include "ferry/transport.h"
 
 namespace ferry {
 

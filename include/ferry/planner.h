@@ -7,8 +7,8 @@
 #include <string_view>
 #include <vector>
 
-#include "ferry/balance/measure.h"
-#include "ferry/balance/moves.h"
+#include "ferry/expert_load.h"
+#include "ferry/expert_moves.h"
 #include "ferry/export.h"
 
 namespace ferry {

@@ -12,13 +12,14 @@
 #include <string_view>
 #include <vector>
 
-#include "ferry/transport/transport.h"
+#include "ferry/export.h"
+#include "ferry/transport.h"
 
 namespace ferry {
 
 /// The interface that join() needs; torch's stores, gloo's IStore and PMIx can stand behind it.
 /// Threads: any, at the same time. Errors: TransportError where the store cannot be reached.
-class Store {
+class FERRY_API Store {
  public:
   using Value = std::vector<std::byte>;
 
@@ -47,7 +48,7 @@ class Store {
 };
 
 /// Keys of another store behind a prefix, so that several groups share one. Borrows it.
-class PrefixStore final : public Store {
+class FERRY_API PrefixStore final : public Store {
  public:
   PrefixStore(Store& store, std::string prefix) : store_(store), prefix_(std::move(prefix)) {}
 
@@ -78,7 +79,7 @@ struct StoreCallbacks {
   std::function<void(const std::string&)> remove = {};                     ///< may be missing
 };
 
-class CallbackStore final : public Store {
+class FERRY_API CallbackStore final : public Store {
  public:
   /// Throws ConfigError where `set` or `wait` is missing.
   explicit CallbackStore(StoreCallbacks callbacks);
@@ -94,7 +95,7 @@ class CallbackStore final : public Store {
 };
 
 /// A store for the threads of one process.
-class LocalStore final : public Store {
+class FERRY_API LocalStore final : public Store {
  public:
   LocalStore();
   ~LocalStore() override;

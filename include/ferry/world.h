@@ -6,8 +6,8 @@
 #include <optional>
 #include <string>
 
-#include "ferry/core/types.h"
 #include "ferry/export.h"
+#include "ferry/types.h"
 
 namespace ferry {
 
@@ -36,6 +36,6 @@ FERRY_API std::optional<World> find_world(const std::function<const char*(const 
 FERRY_API std::optional<World> find_world();
 
 /// The first host of a list as Slurm writes it: "n[03-05,9],m1" -> "n03".
-std::string first_host(const std::string& nodelist);
+FERRY_API std::string first_host(const std::string& nodelist);
 
 }  // namespace ferry

@@ -11,16 +11,16 @@
 #include <optional>
 #include <span>
 
-#include "ferry/core/function_ref.h"
-#include "ferry/core/memory_kind.h"
-#include "ferry/core/threads.h"
-#include "ferry/core/types.h"
-#include "ferry/exchange/backend.h"
-#include "ferry/exchange/exchange_stats.h"
-#include "ferry/exchange/expert_rows.h"
+#include "ferry/backend.h"
+#include "ferry/exchange_stats.h"
+#include "ferry/expert_rows.h"
 #include "ferry/export.h"
-#include "ferry/kernels/wire.h"
-#include "ferry/transport/transport.h"
+#include "ferry/function_ref.h"
+#include "ferry/memory_kind.h"
+#include "ferry/threads.h"
+#include "ferry/transport.h"
+#include "ferry/types.h"
+#include "ferry/wire.h"
 
 namespace ferry {
 

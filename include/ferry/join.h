@@ -8,10 +8,11 @@
 #include <memory>
 #include <string>
 
-#include "ferry/transport/agreement.h"
-#include "ferry/transport/store.h"
-#include "ferry/transport/transport.h"
-#include "ferry/transport/world.h"
+#include "ferry/agreement.h"
+#include "ferry/export.h"
+#include "ferry/store.h"
+#include "ferry/transport.h"
+#include "ferry/world.h"
 
 namespace ferry {
 
@@ -49,10 +50,10 @@ struct JoinOptions {
 /// Throws ConfigError for options that cannot be; TransportError that names a rank, on every rank
 /// that is there and by the deadline (at most a second later), when a rank is missing, died, came
 /// twice, cannot be in such a group, or has another agreement.
-std::unique_ptr<Transport> join(const JoinOptions& options, Store& store);
+FERRY_API std::unique_ptr<Transport> join(const JoinOptions& options, Store& store);
 
 /// What a launcher's variables (World) say: rank, size and node. REQUIRES: the process is one rank
 /// (world.own is 1); else ConfigError.
-JoinOptions join_options(const World& world, std::string transport);
+FERRY_API JoinOptions join_options(const World& world, std::string transport);
 
 }  // namespace ferry

@@ -5,6 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "ferry/export.h"
+
 namespace ferry {
 
 inline constexpr int kMaxTopLogprobs = 20;
@@ -27,6 +29,6 @@ struct Logprobs {
 /// Pure; sums in order of ids, so the bits depend on the logits alone. REQUIRES: finite logits or
 /// -infinity, one of them finite; `chosen` among them; top >= 0, of which there are at most as many
 /// as logits.
-Logprobs logprobs_of(std::span<const float> logits, std::int32_t chosen, int top);
+FERRY_API Logprobs logprobs_of(std::span<const float> logits, std::int32_t chosen, int top);
 
 }  // namespace ferry

@@ -3,7 +3,8 @@
 
 #include <vector>
 
-#include "ferry/balance/expert_placement.h"
+#include "ferry/expert_placement.h"
+#include "ferry/export.h"
 
 namespace ferry {
 
@@ -45,6 +46,6 @@ struct LayerMoves {
 /// Sources: the destination's own rank, then ranks of its node, then others; among equals the one
 /// that sends the least, then the lowest slot. Deterministic. Both placements have the same ranks
 /// and experts; slots per rank may differ (redundant experts added or taken away).
-LayerMoves make_moves(const Placement& before, const Placement& after, int nodes = 1);
+FERRY_API LayerMoves make_moves(const Placement& before, const Placement& after, int nodes = 1);
 
 }  // namespace ferry

@@ -6,7 +6,7 @@
 #include <span>
 #include <string_view>
 
-#include "ferry/exchange/expert_rows.h"
+#include "ferry/expert_rows.h"
 #include "ferry/export.h"
 
 namespace ferry {
@@ -45,7 +45,7 @@ struct ExchangeOptions {
 };
 
 /// The format of such an exchange where reserved memory costs as much as used memory, or not.
-DispatchFormat format_for(const ExchangeOptions& options, bool reserved_costs);
+FERRY_API DispatchFormat format_for(const ExchangeOptions& options, bool reserved_costs);
 
 /// Backends that combine per expert (reduce_at = home) give the same bits as each other, for any
 /// number of ranks; `none` and deepep's normal mode are bit-stable at a fixed number, on the same

@@ -13,16 +13,16 @@
 #include <optional>
 #include <span>
 
-#include "ferry/core/function_ref.h"
-#include "ferry/core/threads.h"
-#include "ferry/core/types.h"
-#include "ferry/exchange/backend.h"
-#include "ferry/exchange/dispatcher.h"
-#include "ferry/exchange/expert_rows.h"
-#include "ferry/exchange/placement.h"
+#include "ferry/backend.h"
+#include "ferry/dispatcher.h"
+#include "ferry/expert_rows.h"
 #include "ferry/export.h"
-#include "ferry/moe/router.h"
-#include "ferry/transport/transport.h"
+#include "ferry/function_ref.h"
+#include "ferry/placement.h"
+#include "ferry/router.h"
+#include "ferry/threads.h"
+#include "ferry/transport.h"
+#include "ferry/types.h"
 
 namespace ferry {
 

@@ -13,8 +13,8 @@
 #include <string>
 #include <string_view>
 
-#include "ferry/core/types.h"
 #include "ferry/export.h"
+#include "ferry/types.h"
 
 namespace ferry {
 

@@ -12,6 +12,8 @@
 #include <utility>
 #include <vector>
 
+#include "ferry/export.h"
+
 namespace ferry {
 
 struct Request;
@@ -99,6 +101,6 @@ struct ProcessorKind {
 
 /// For check(): throws ConfigError, naming `member`, unless all ids are inside the vocabulary, in
 /// ascending order and different.
-void check_ids(std::span<const std::int32_t> ids, const char* member, int vocab);
+FERRY_API void check_ids(std::span<const std::int32_t> ids, const char* member, int vocab);
 
 }  // namespace ferry

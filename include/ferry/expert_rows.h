@@ -6,9 +6,9 @@
 #include <span>
 #include <string_view>
 
-#include "ferry/core/memory_kind.h"
-#include "ferry/core/types.h"
-#include "ferry/kernels/wire.h"
+#include "ferry/memory_kind.h"
+#include "ferry/types.h"
+#include "ferry/wire.h"
 
 namespace ferry {
 

@@ -5,8 +5,9 @@
 #include <memory>
 #include <string>
 
-#include "ferry/transport/store.h"
-#include "ferry/transport/world.h"
+#include "ferry/export.h"
+#include "ferry/store.h"
+#include "ferry/world.h"
 
 namespace ferry {
 
@@ -23,7 +24,7 @@ struct TcpStoreOptions {
 /// Threads: any. Serving takes a thread. Strangers and what they send have no effect but a closed
 /// connection. Errors: TransportError that names the store's address when it cannot be reached, has
 /// ended, or has another secret; ConfigError when there is no secret where one is needed.
-class TcpStore final : public Store {
+class FERRY_API TcpStore final : public Store {
  public:
   /// Keys and values together must stay below this.
   static constexpr std::size_t kMaxBytes = std::size_t{4} << 20;
@@ -49,6 +50,6 @@ class TcpStore final : public Store {
 /// The store at MASTER_ADDR:MASTER_PORT with FERRY_TOKEN as its secret, which rank 0 serves: with
 /// join_options() all that ranks need that a shell loop or torchrun has started. Throws ConfigError
 /// where the launcher did not say where.
-TcpStoreOptions store_options(const World& world);
+FERRY_API TcpStoreOptions store_options(const World& world);
 
 }  // namespace ferry

@@ -13,15 +13,16 @@
 #include <string>
 #include <vector>
 
-#include "ferry/transport/join.h"
-#include "ferry/transport/store.h"
-#include "ferry/transport/transport.h"
+#include "ferry/export.h"
+#include "ferry/join.h"
+#include "ferry/store.h"
+#include "ferry/transport.h"
 
 namespace ferry {
 
 /// One process's view. Borrows the store, which must outlive it, and through which all epochs of a
 /// group go. Threads: one at a time. Errors: as join(); a membership is usable after one.
-class Membership {
+class FERRY_API Membership {
  public:
   /// A founder: one of the `options.size` ranks that start the group. next() makes epoch
   /// `options.epoch`, for which nothing is published.

@@ -6,9 +6,9 @@
 #include <span>
 #include <vector>
 
-#include "ferry/core/types.h"
-#include "ferry/exchange/placement.h"
 #include "ferry/export.h"
+#include "ferry/placement.h"
+#include "ferry/types.h"
 
 namespace ferry {
 

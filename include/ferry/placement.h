@@ -7,8 +7,8 @@
 #include <string_view>
 #include <vector>
 
-#include "ferry/core/types.h"
 #include "ferry/export.h"
+#include "ferry/types.h"
 
 namespace ferry {
 

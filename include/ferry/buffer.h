@@ -50,6 +50,6 @@ class FERRY_API Buffer {
 };
 
 /// Advises huge pages for [data, data + bytes) when large enough for them to pay.
-void advise_huge_pages(void* data, std::size_t bytes) noexcept;
+FERRY_API void advise_huge_pages(void* data, std::size_t bytes) noexcept;
 
 }  // namespace ferry

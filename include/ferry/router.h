@@ -5,7 +5,8 @@
 #include <span>
 #include <string_view>
 
-#include "ferry/core/types.h"
+#include "ferry/export.h"
+#include "ferry/types.h"
 
 namespace ferry {
 
@@ -49,18 +50,18 @@ struct RouterOptions {
 ///   experts  [tokens, K]   weights [tokens, K]
 ///   selection_bias  [E] or empty: added for the choice and its order only; weights are made of
 ///                   the scores alone
-void route(const RouterOptions& options,
-           std::span<float> logits,
-           std::span<ExpertId> experts,
-           std::span<float> weights,
-           std::span<const float> selection_bias = {});
+FERRY_API void route(const RouterOptions& options,
+                     std::span<float> logits,
+                     std::span<ExpertId> experts,
+                     std::span<float> weights,
+                     std::span<const float> selection_bias = {});
 
 /// The same on all threads of a pool: tokens are independent, so no bit changes.
-void route(ThreadPool& pool,
-           const RouterOptions& options,
-           std::span<float> logits,
-           std::span<ExpertId> experts,
-           std::span<float> weights,
-           std::span<const float> selection_bias = {});
+FERRY_API void route(ThreadPool& pool,
+                     const RouterOptions& options,
+                     std::span<float> logits,
+                     std::span<ExpertId> experts,
+                     std::span<float> weights,
+                     std::span<const float> selection_bias = {});
 
 }  // namespace ferry

@@ -5,7 +5,8 @@
 #include <utility>
 #include <vector>
 
-#include "ferry/core/types.h"
+#include "ferry/export.h"
+#include "ferry/types.h"
 
 namespace ferry {
 
@@ -19,9 +20,9 @@ struct Difference {
 };
 
 /// `agreements[r]` is rank r's.
-Difference find_difference(const std::vector<Agreement>& agreements);
+FERRY_API Difference find_difference(const std::vector<Agreement>& agreements);
 
 /// "rank 2", "ranks 0, 1 and 3".
-std::string ranks_text(const std::vector<Rank>& ranks);
+FERRY_API std::string ranks_text(const std::vector<Rank>& ranks);
 
 }  // namespace ferry

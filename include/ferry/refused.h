@@ -3,12 +3,13 @@
 
 #include <string>
 
-#include "ferry/core/error.h"
+#include "ferry/error.h"
+#include "ferry/export.h"
 
 namespace ferry {
 
 /// Not the caller's mistake, unlike ConfigError: the same call may succeed at another time.
-class Refused : public Error {
+class FERRY_API Refused : public Error {
  public:
   enum class Reason {
     full,     ///< as many requests as may be held are there: try again

@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "ferry/exchange/backend.h"
+#include "ferry/backend.h"
 #include "ferry/export.h"
-#include "ferry/kernels/wire.h"
+#include "ferry/wire.h"
 
 namespace ferry {
 

@@ -12,7 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "ferry/runtime/generation_settings.h"
+#include "ferry/export.h"
+#include "ferry/generation_settings.h"
 
 namespace ferry {
 
@@ -50,7 +51,7 @@ struct GeneratedToken {
 ///
 /// Errors: ConfigError for what cannot be asked for, ModelError for a checkpoint that is missing or
 /// damaged, Refused where the same may succeed later or the model has ended; each one line.
-class Generator {
+class FERRY_API Generator {
  public:
   using Prompts = std::vector<std::vector<std::int32_t>>;  ///< ids of each
 
@@ -63,7 +64,7 @@ class Generator {
 
   /// A running call. Destroying it cancels what is not done. May outlive its Generator, and then
   /// throws Refused. Threads: one at a time, any.
-  class Stream {
+  class FERRY_API Stream {
    public:
     ~Stream();
     Stream(Stream&&) noexcept;

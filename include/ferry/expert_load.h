@@ -4,7 +4,8 @@
 #include <span>
 #include <vector>
 
-#include "ferry/balance/expert_placement.h"
+#include "ferry/expert_placement.h"
+#include "ferry/export.h"
 
 namespace ferry {
 
@@ -32,7 +33,7 @@ struct ExpertLoad {
 };
 
 /// Steps added up. Throws ConfigError for none, and for steps of different layers or experts.
-ExpertLoad total_load(std::span<const ExpertLoad> steps);
+FERRY_API ExpertLoad total_load(std::span<const ExpertLoad> steps);
 
 /// What a policy has to solve in one layer.
 struct LayerProblem {
@@ -49,29 +50,32 @@ struct LayerProblem {
 };
 
 /// Load of each rank, replicas taking equal parts. slot_experts: [P], -1 = empty.
-std::vector<double> rank_loads(std::span<const double> load,
-                               std::span<const ExpertId> slot_experts,
-                               int ranks);
+FERRY_API std::vector<double> rank_loads(std::span<const double> load,
+                                         std::span<const ExpertId> slot_experts,
+                                         int ranks);
 
 /// The same, with the parts that the problem says.
-std::vector<double> rank_loads(const LayerProblem& problem, std::span<const ExpertId> slot_experts);
+FERRY_API std::vector<double> rank_loads(const LayerProblem& problem,
+                                         std::span<const ExpertId> slot_experts);
 
 /// Mean over max of the ranks' loads: 1 = perfectly even, 1/R = all on one rank. 1 for no load.
-double balancedness(std::span<const double> loads_of_ranks);
+FERRY_API double balancedness(std::span<const double> loads_of_ranks);
 
 /// Balancedness averaged over the layers that had any load (dense layers have none), replicas
 /// taking equal parts; 1 where none had. REQUIRES: the same layers and experts.
-double mean_balancedness(const ExpertLoad& load, const ExpertPlacement& placement);
+FERRY_API double mean_balancedness(const ExpertLoad& load, const ExpertPlacement& placement);
 
 /// No placement of this problem has a higher balancedness. The most loaded rank carries at least
 /// the mean, and at least the largest share of an expert under the best choice of replica counts;
 /// with groups kept on nodes, also a rank's part of the most loaded node under the best packing.
-double best_balancedness(const LayerProblem& problem);
+FERRY_API double best_balancedness(const LayerProblem& problem);
 
 /// No placement whose most loaded rank has at most `most` is fewer transfers away from `current`
 /// [P], whichever parts replicas take. A rank that receives nothing carries no more than the
 /// experts that it holds; and an expert lies on as many ranks as its load fills.
-int fewest_transfers(const LayerProblem& problem, std::span<const ExpertId> current, double most);
+FERRY_API int fewest_transfers(const LayerProblem& problem,
+                               std::span<const ExpertId> current,
+                               double most);
 
 /// Groups -> nodes, equally many each, so that the most loaded node is as light as a bounded search
 /// finds (exact up to about 12 groups; deterministic).
@@ -81,13 +85,13 @@ struct GroupPacking {
   double heaviest_bound = 0;  // no packing does better
 };
 
-GroupPacking pack_groups(const LayerProblem& problem);
+FERRY_API GroupPacking pack_groups(const LayerProblem& problem);
 
 /// Replica counts that minimise the largest share load/count, each at most `most` (D'Hondt: the
 /// next replica goes to the largest share). Ties: fewest replicas, then lowest id.
-std::vector<int> replica_counts(std::span<const double> load, int replicas, int most);
+FERRY_API std::vector<int> replica_counts(std::span<const double> load, int replicas, int most);
 
 /// Slots that hold an expert which a lower slot of the same rank holds already.
-int count_duplicates(std::span<const ExpertId> slot_experts, int experts, int ranks);
+FERRY_API int count_duplicates(std::span<const ExpertId> slot_experts, int experts, int ranks);
 
 }  // namespace ferry
