@@ -1,5 +1,5 @@
 # The installed library (component `development`): libferry.so and libferry.a, the public headers, and
-# what find_package(ferry) and pkg-config read. The rooms that only the program uses stay here.
+# what find_package(ferry) and pkg-config read. The server, which only the program uses, stays here.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 include(${CMAKE_CURRENT_LIST_DIR}/ferry_library.cmake)
@@ -33,7 +33,7 @@ install(FILES ${PROJECT_BINARY_DIR}/package/ferryConfig.cmake
         DESTINATION ${package_dir} COMPONENT development)
 
 # By name, not as packages: libferry.a with the shared libraries of others does not need what those link.
-set(pc_libs_private "-lfmt -lcrypto -pthread")
+set(pc_libs_private "-lfmt -lcrypto -lpcre2-8 -lutf8proc -lhwloc -pthread")
 if(FERRY_LINKS_LIBFABRIC)
   string(APPEND pc_libs_private " -lfabric")
 endif()
