@@ -2,8 +2,9 @@
 # same objects. Of the shared one only what FERRY_API marks can be seen (include/ferry/export.h): our
 # files are compiled with hidden visibility, and libferry.map hides what templates of the standard
 # library and of fmt would add.
-set(ferry_library_rooms core kernels transport compute exchange moe balance checkpoint text state model engine runtime)
-file(GLOB ferry_public_headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/include/ferry/*.h)
+set(ferry_library_rooms core kernels transport compute exchange moe balance checkpoint text state model engine runtime c)
+file(GLOB ferry_public_headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/include/ferry/*.h
+     ${PROJECT_SOURCE_DIR}/include/ferry/c/*.h)
 # Public as well, on their way to include/ferry.
 foreach(header core/buffer transport/transport transport/launch transport/world transport/inproc exchange/placement exchange/backend
                exchange/choose_backend exchange/dispatcher moe/moe_forward balance/planner balance/expert_placement)

@@ -28,6 +28,7 @@ BELOW = {
     "ferry/engine": ["ferry/model"],
     "ferry/runtime": ["ferry/engine"],
     "ferry/server": ["ferry/runtime"],
+    "ferry/c": ["ferry/runtime"],
 }
 
 
@@ -36,6 +37,7 @@ BELOW = {
 PUBLIC = {
     "ferry/core": ["error", "export", "function_ref", "threads", "types", "version"],
     "ferry/kernels": ["wire"],
+    "ferry/c": ["ferry", "c/base", "c/comm"],
 }
 ROOM_OF_PUBLIC = {f"ferry/{name}.h": room for room, names in PUBLIC.items() for name in names}
 
@@ -60,7 +62,7 @@ TEST_HEADERS_MAY_USE = ("gtest/", "gmock/", "nlohmann/")
 # What the C and C++ standard libraries, POSIX and Linux name without a dot or under these folders.
 SYSTEM = re.compile(r"^([a-z_0-9]+|c[a-z]+|(sys|linux|asm)/.*|[a-z]*mmintrin\.h|cpuid\.h|"
                     r"(dirent|fcntl|poll|sched|signal|spawn|unistd|pthread|time|errno|dlfcn)\.h)$")
-STANDARD = re.compile(r"^[a-z_0-9]+$")
+STANDARD = re.compile(r"^([a-z_0-9]+|std(def|int)\.h)$")
 INCLUDE = re.compile(r'^\s*#\s*include\s*(<([^>]+)>|"([^"]+)")')
 
 
