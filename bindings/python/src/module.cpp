@@ -3,7 +3,9 @@
 #include <nanobind/nanobind.h>
 
 #include "all_to_all.h"
+#include "balance.h"
 #include "comm.h"
+#include "engine.h"
 #include "errors.h"
 #include "expert_rows.h"
 #include "ferry/version.h"
@@ -20,4 +22,6 @@ NB_MODULE(_core, module) {
   bind_expert_rows(module);
   bind_native_experts(module);
   bind_all_to_all(module);
+  bind_balance(module);
+  bind_engine(module);
 }

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cmath>
 #include <optional>
+#include <set>
 #include <string>
 
 #include "ferry/core/error.h"
@@ -33,7 +34,7 @@ class Settings {
   nb::object object(const char* name) {
     PyObject* found = PyDict_GetItemString(values_.ptr(), name);
     if (found == nullptr) return nb::none();
-    ++taken_;
+    taken_.insert(name);
     return nb::borrow(found);
   }
 
@@ -62,7 +63,7 @@ class Settings {
 
   /// After the last one.
   void finish() const {
-    if (taken_ == nb::len(values_)) return;
+    if (taken_.size() == nb::len(values_)) return;
     fail<ConfigError>("{} was given an argument that it does not know, among {}",
                       call_,
                       nb::cast<std::string>(nb::str(values_.keys())));
@@ -71,7 +72,7 @@ class Settings {
  private:
   std::string call_;
   nb::dict values_;
-  std::size_t taken_ = 0;
+  std::set<std::string> taken_;
 };
 
 }  // namespace ferry::python

@@ -8,9 +8,16 @@ Engine           a whole model in this process: prompts in, tokens out
 compat           the names that code for other systems already has
 """
 
+from . import _signals
+
+with _signals.kept():
+    from . import _core
+
+from . import eplb
 from ._core import BoundExchange, Comm, ExpertRows, LocalStore, Placement, Routing, Store, TcpStore, __version__
 from .all_to_all import AllToAll, Experts, moe_forward, moe_forward_from_topk
 from .comm import from_env, from_mpi, from_process_group, join, local
+from .engine import CompletionOutput, Engine, RequestOutput, SamplingParams, TokenEvent
 from .errors import (
     BrokenContract,
     ConfigError,
@@ -22,8 +29,9 @@ from .errors import (
 )
 
 __all__ = [
-    "AllToAll", "BoundExchange", "BrokenContract", "Comm", "ConfigError", "Error", "ExpertRows",
-    "Experts", "LocalStore", "ModelError", "Placement", "Refused", "Routing", "StaleRows", "Store",
-    "TcpStore", "TransportError", "__version__", "from_env", "from_mpi", "from_process_group", "join",
+    "AllToAll", "BoundExchange", "BrokenContract", "Comm", "CompletionOutput", "ConfigError", "Engine",
+    "Error", "ExpertRows", "Experts", "LocalStore", "ModelError", "Placement", "Refused",
+    "RequestOutput", "Routing", "SamplingParams", "StaleRows", "Store", "TcpStore", "TokenEvent",
+    "TransportError", "__version__", "eplb", "from_env", "from_mpi", "from_process_group", "join",
     "local", "moe_forward", "moe_forward_from_topk",
 ]
