@@ -256,6 +256,16 @@ void bind_phases(nb::class_<AllToAll>& c) {
           "combine_send",
           [](AllToAll& a) { a.lane().combine_send(); },
           "Says that rows.out is written; the rows are no longer valid.")
+      .def(
+          "set_result_weights",
+          [](AllToAll& a, nb::handle weights, nb::handle ids) {
+            a.lane().set_result_weights(Array(weights, "topk_weights"), Array(ids, "topk_ids"));
+          },
+          nb::arg("topk_weights"),
+          nb::arg("topk_ids"),
+          "Before combine_recv, for who has the weights only now: [m, K] float32 instead of those "
+          "of "
+          "dispatch_send. Not for backends that add up before home, nor with row_weights.")
       .def("combine_recv",
            &combine_recv,
            nb::arg("out").none() = nb::none(),
@@ -266,7 +276,7 @@ void bind_phases(nb::class_<AllToAll>& c) {
       .def(
           "poll",
           [](AllToAll& a) {
-            return a.lane().comm().run("poll", true, [&] { return a.dispatcher().poll(); });
+            return a.lane().comm().run("poll", false, [&] { return a.dispatcher().poll(); });
           },
           "Whether the next receive phase would find everything there; never blocks.")
       .def("keep_routing",

@@ -299,20 +299,40 @@ std::unique_ptr<HeldRows> Lane::held(const ExpertRows& rows) {
 
 nb::object Lane::dispatch_recv() {
   const ExpertRows rows =
-      comm_->run("dispatch_recv", true, [&] { return a2a_->dispatcher().dispatch_recv(); });
+      comm_->run("dispatch_recv", false, [&] { return a2a_->dispatcher().dispatch_recv(); });
   return nb::cast(held(rows).release(), nb::rv_policy::take_ownership);
 }
 
 void Lane::combine_send() {
-  comm_->run("combine_send", true, [&] { a2a_->dispatcher().combine_send(); });
+  comm_->run("combine_send", false, [&] { a2a_->dispatcher().combine_send(); });
   ++exchange_;
+}
+
+void Lane::set_result_weights(const Array& weights, const Array& ids) {
+  if (options_.exchange.reduce_at != ExchangeOptions::ReduceAt::home || options_.row_weights) {
+    fail<ConfigError>("weights must come with dispatch_send here: they are used before home");
+  }
+  ids.check_rows(tokens_, options_.router.topk);
+  weights.check_rows(tokens_, options_.router.topk);
+  if (weights.type() != Element::f32) {
+    fail<ConfigError>(
+        "{} is {}; weights are float32", weights.name(), element_name(weights.type()));
+  }
+  const IndexView view = ids.ids();
+  std::size_t entry = 0;
+  for (std::int64_t row = 0; row < tokens_; ++row) {
+    const auto* of_token = reinterpret_cast<const float*>(weights.rows().row(row));
+    for (int k = 0; k < options_.router.topk; ++k, ++entry) {
+      weights_[entry] = view.at(row, k) < 0 ? 0 : of_token[k];
+    }
+  }
 }
 
 void Lane::combine_recv(const Array& out, bool accumulate) {
   const std::size_t entries =
       static_cast<std::size_t>(tokens_) * static_cast<std::size_t>(options_.router.topk);
   const std::vector<float>& weights = options_.row_weights ? home_weights_ : weights_;
-  comm_->run("combine_recv", true, [&] {
+  comm_->run("combine_recv", false, [&] {
     a2a_->dispatcher().combine_recv({.weights = {weights.data(), entries},
                                      .rows = out.mutable_rows(),
                                      .type = out.dtype(),

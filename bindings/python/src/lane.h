@@ -68,7 +68,10 @@ class Lane : public std::enable_shared_from_this<Lane> {
                      const CachedRouting* routing);
   nb::object dispatch_recv();
   void combine_send();
-  /// Weights are those of dispatch_send.
+  /// For who has them only now: weights [tokens, K] that combine_recv shall use instead of those of
+  /// dispatch_send, where ids [tokens, K] name an expert.
+  void set_result_weights(const Array& weights, const Array& ids);
+  /// Weights are those of dispatch_send, unless others have been set.
   void combine_recv(const Array& out, bool accumulate);
   /// `experts`: a NativeExperts, or anything callable with ExpertRows.
   void forward(const TokenArrays& tokens,

@@ -4,6 +4,7 @@
 
 #include "all_to_all.h"
 #include "balance.h"
+#include "byte_exchange.h"
 #include "comm.h"
 #include "engine.h"
 #include "errors.h"
@@ -22,6 +23,7 @@ NB_MODULE(_core, module) {
   bind_expert_rows(module);
   bind_native_experts(module);
   bind_all_to_all(module);
+  bind_byte_exchange(module);
   bind_balance(module);
   bind_engine(module);
 }

@@ -49,7 +49,10 @@ Gating gating_of(Settings& settings) {
 
 }  // namespace
 
-NativeExperts::NativeExperts(const Array& w13, const Array& w2, Settings& settings) {
+NativeExperts::NativeExperts(nb::handle w13, nb::handle w2, const nb::dict& options)
+    : NativeExperts(Array(w13, "w13"), Array(w2, "w2"), Settings("Experts", options)) {}
+
+NativeExperts::NativeExperts(const Array& w13, const Array& w2, Settings settings) {
   w13.check_packed({-1, -1, -1});
   w2.check_packed({w13.shape(0), w13.shape(2), -1});
   const std::int64_t inter = w2.shape(2);
@@ -193,12 +196,12 @@ nb::object NativeExperts::apply(const Array& x,
       reinterpret_cast<const std::int32_t*>(counts.data()), weights_.size());
   std::vector<std::int64_t> offsets(weights_.size());
   std::exclusive_scan(rows_of_slot.begin(), rows_of_slot.end(), offsets.begin(), std::int64_t{0});
-  const bool negative = std::ranges::any_of(rows_of_slot, [](std::int32_t n) { return n < 0; });
+  for (std::size_t l = 0; l < rows_of_slot.size(); ++l) {
+    if (rows_of_slot[l] < 0) fail<ConfigError>("counts[{}] is {}", l, rows_of_slot[l]);
+  }
   const std::int64_t sum =
       std::accumulate(rows_of_slot.begin(), rows_of_slot.end(), std::int64_t{0});
-  if (negative || sum != x.shape(0)) {
-    fail<ConfigError>("counts are for {} rows, x has {}", sum, x.shape(0));
-  }
+  if (sum != x.shape(0)) fail<ConfigError>("counts are for {} rows, x has {}", sum, x.shape(0));
   const nb::object made = out.is_none() ? empty_array({static_cast<std::size_t>(x.shape(0)),
                                                        static_cast<std::size_t>(options_.hidden)},
                                                       x.type(),
@@ -220,10 +223,7 @@ nb::object NativeExperts::apply(const Array& x,
 
 void bind_native_experts(nb::module_& module) {
   nb::class_<NativeExperts>(module, "NativeExperts")
-      .def(nb::new_([](nb::handle w13, nb::handle w2, const nb::dict& options) {
-             Settings settings("Experts", options);
-             return std::make_unique<NativeExperts>(Array(w13, "w13"), Array(w2, "w2"), settings);
-           }),
+      .def(nb::init<nb::handle, nb::handle, const nb::dict&>(),
            nb::arg("w13"),
            nb::arg("w2"),
            nb::arg("options"))

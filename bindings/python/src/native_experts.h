@@ -20,7 +20,7 @@ namespace ferry::python {
 class NativeExperts {
  public:
   /// w13 [L, 2 * I, H]: gate rows, then up rows; w2 [L, H, I]; f32, bf16. Copied.
-  NativeExperts(const Array& w13, const Array& w2, Settings& settings);
+  NativeExperts(nb::handle w13, nb::handle w2, const nb::dict& options);
 
   /// REQUIRES: the GIL is not held.
   void run(const ExpertRows& rows);
@@ -39,6 +39,8 @@ class NativeExperts {
   std::size_t weight_bytes() const { return packed_.size(); }
 
  private:
+  NativeExperts(const Array& w13, const Array& w2, Settings settings);
+
   void pack(const Array& w13, const Array& w2, WeightType type);
   void take_biases(const Array& b13, const Array& b2);
 
