@@ -76,7 +76,9 @@ def test_under_torchrun(way, tmp_path):
         "assert (sub.rank, sub.size) == (dist.get_rank(group), 2)\n"
         "sub.barrier()\nprint('fine', comm.rank)\ndist.barrier()\n"
         if "process" in way else
-        "import tokenferry\ncomm = tokenferry." + way + "\ncomm.barrier()\nprint('fine', comm.rank)\n")
+        "import tokenferry\n"
+        f"for _ in range(2):\n    comm = tokenferry.{way}\n    comm.barrier()\n"
+        "print('fine', comm.rank)\n")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", script],
         text=True, capture_output=True, timeout=120, env=os.environ | dict(OMP_NUM_THREADS="1"))

@@ -57,8 +57,9 @@ class TorchStore:
             pass  # FileStore and others cannot forget; every Comm has a group of its own
 
 
-def _choose_transport(store, rank, size, group, timeout):
+def _choose_transport(store, rank, size, group, epoch, timeout):
     """shm where all ranks are on one host, else fabric, which finds neighbours by itself."""
+    group = f"{group}/{epoch}"
     host = _host_name().encode()
     store.set(f"{group}/host/{rank}", host)
     for other in range(size):
@@ -96,7 +97,7 @@ def join(store, rank, size, *, transport="auto", group="world", threads=1, join_
         fabric_rails, fabric_progress_thread (docs/cluster.md).
     """
     if transport == "auto":
-        transport = _choose_transport(store, rank, size, group, join_timeout)
+        transport = _choose_transport(store, rank, size, group, options.get("epoch", 0), join_timeout)
     return _finish(
         _core.join(
             store,
@@ -108,46 +109,37 @@ def join(store, rank, size, *, transport="auto", group="world", threads=1, join_
     )
 
 
+_env_store = None  # served, or reached, as long as this process lives
+_env_comms = 0  # how many Comms have been made over it; the same on all ranks
+
+
 def from_env(**options):
-    """The ranks that torchrun, mpirun, srun or a shell loop has started.
+    """The ranks that torchrun, mpirun, srun or a shell loop has started. Collective; may be repeated.
 
     Reads RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT (or what Open MPI, MPICH and Slurm set) and
-    FERRY_TOKEN, the secret where others can reach that address. Under torchrun, whose own store is
-    served there, torch must be installed: its store is used. Options as join().
+    FERRY_TOKEN, the secret where others can reach that address (docs/cluster.md). Options as join().
     """
+    global _env_store, _env_comms
     world = _core.find_world()
     if world is None:
         raise ConfigError("no launcher's variables (RANK and WORLD_SIZE, or those of mpirun or srun)")
     options.setdefault("node", world["node"])
-    if os.environ.get("TORCHELASTIC_RUN_ID"):
-        return join(_torchrun_store(world, options), world["rank"], world["size"], **options)
+    if _env_store is None:
+        _env_store = _reach_store(world, options.get("join_timeout", 30.0))
+    options.setdefault("group", f"world/{_env_comms}")
+    options.setdefault("epoch", int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    _env_comms += 1
+    return join(_env_store, world["rank"], world["size"], **options)
+
+
+def _reach_store(world, timeout):
     if world["size"] == 1:
-        return join(_core.LocalStore(), 0, 1, **options)
+        return _core.LocalStore()
     if not world["master_port"]:
         raise ConfigError("the launcher did not say where ranks meet; set MASTER_ADDR and MASTER_PORT")
-    store = _core.TcpStore(
-        world["master_host"], world["master_port"], world["rank"] == 0, world["secret"],
-        options.get("join_timeout", 30.0),
+    return _core.TcpStore(
+        world["master_host"], world["master_port"], world["rank"] == 0, world["secret"], timeout
     )
-    comm = join(store, world["rank"], world["size"], **options)
-    comm._store = store  # served for as long as the others may still be on their way
-    return comm
-
-
-def _torchrun_store(world, options):
-    import datetime
-
-    import torch.distributed as dist
-
-    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(
-        world["master_host"], world["master_port"], world["size"],
-        is_master=world["rank"] == 0 and not served,
-        timeout=datetime.timedelta(seconds=options.get("join_timeout", 30.0)),
-        multi_tenant=True,
-    )
-    return TorchStore(dist.PrefixStore(f"tokenferry/{restart}", store))
 
 
 _groups = {}  # how many Comms each process group has had; the same on all of its ranks
