@@ -204,6 +204,30 @@ def test_low_latency(framework, mode, hook):
     ranks.in_threads(size, body)
 
 
+@pytest.mark.parametrize("tokens", [0, 1])
+@pytest.mark.parametrize("mode", [dict(use_fp8=False), dict(), dict(round_scale=True, use_ue8m0=True)])
+def test_ranks_and_experts_without_tokens(tokens, mode):
+    def body(comm):
+        buffer = Buffer(comm)
+        x, ids, weights, _ = case(comm.rank, 2, max(1, tokens))
+        x, ids, weights = make(x, "numpy", "bfloat16")[:tokens], np.zeros_like(ids)[:tokens], weights[:tokens]
+        ids[:, 1:] = -1  # expert 0 gets all there is
+        recv, count, handle, _, _ = buffer.low_latency_dispatch(x, ids, 4, E, **mode)
+        assert count.tolist() == [2 * tokens * (comm.rank == 0)] + [0] * (E // 2 - 1)
+        rows = make(np.ones((E // 2, 8, H), np.float32), "numpy", "bfloat16")
+        combined, _, _ = buffer.low_latency_combine(rows, ids, weights, handle)
+        np.testing.assert_allclose(read(combined), np.repeat(weights[:, :1], H, 1), rtol=0.01)
+        buffer.clean_low_latency_buffer(4, H, E)
+        layout = buffer.get_dispatch_layout(ids, E)
+        recv, recv_ids, _, counts, handle, _ = buffer.dispatch(
+            x, num_tokens_per_rank=layout[0], is_token_in_rank=layout[3], num_tokens_per_expert=layout[2],
+            topk_idx=ids, topk_weights=weights)
+        assert recv.shape == (2 * tokens * (comm.rank == 0), H) and sum(counts) == recv.shape[0]
+        assert buffer.combine(recv, handle)[0].shape == (tokens, H)
+
+    ranks.in_threads(2, body)
+
+
 def lose_a_rank(comm, doomed):
     buffer = Buffer(comm, low_latency_mode=True, enable_shrink=True)
     x, ids, weights, _ = case(comm.rank, comm.size)

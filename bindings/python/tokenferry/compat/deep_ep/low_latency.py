@@ -149,7 +149,8 @@ class LowLatency:
     # --- Masks --------------------------------------------------------------------------------
 
     def clean_low_latency_buffer(self, num_max_dispatch_tokens_per_rank, hidden, num_experts):
-        """Nothing is left in a buffer of ours that the next call could meet."""
+        """Meets all ranks, as theirs does. Nothing is left in a buffer of ours that a next call could find."""
+        self._send([numpy.empty(0, numpy.uint8)] * self.group_size, lambda got: None)
         self._finish()
 
     def low_latency_update_mask_buffer(self, rank_to_mask, mask=False):
@@ -212,7 +213,7 @@ class _Received:
 
     def _take_scales(self, expert, begin, count, scales):
         if scales.dtype == numpy.uint8:
-            packed = scales.reshape(count, -1, 4)
+            packed = scales.reshape(count, scales.shape[1] // 4, 4)
             space = self.scales[expert].reshape(packed.shape[1], -1, 4)
             space[:, begin : begin + count] = packed.transpose(1, 0, 2)
         else:

@@ -30,7 +30,7 @@ def per_token_cast_back(x_fp8, x_scales):
     import torch
 
     if x_scales.dtype == torch.int32:
-        exponents = x_scales.contiguous().view(torch.uint8).to(torch.int32)
+        exponents = x_scales.clone(memory_format=torch.contiguous_format).view(torch.uint8).to(torch.int32)
         x_scales = (exponents << 23).view(torch.float32)
     columns = x_fp8.shape[-1]
     factors = x_scales.reshape(x_fp8.shape[0], -1).repeat_interleave(128, dim=1)[:, :columns]

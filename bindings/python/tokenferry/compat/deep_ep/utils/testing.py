@@ -17,7 +17,10 @@ def bench(fn, num_warmups=5, num_tests=10, post_fn=None, flush_l2=True):
     return sum(times) / len(times), min(times), max(times)
 
 
-def bench_kineto(fn, kernel_names, num_tests=10, *args, **kwargs):
-    """Seconds of a call, for each of kernel_names alike: on a CPU a call is one piece."""
-    mean = bench(fn, num_tests=num_tests)[0]
-    return mean if isinstance(kernel_names, str) else tuple(mean for _ in kernel_names)
+def bench_kineto(fn, kernel_names, num_tests=10, suppress_kineto_output=False, trace_path=None, flush_l2=True,
+                 barrier_comm_profiling=False, num_kernels_per_period=1):
+    """Seconds of a call, for each of kernel_names (and each of their periods) alike: on a CPU a call is
+    one piece."""
+    mean = bench(fn, num_warmups=1, num_tests=num_tests)[0]
+    one = mean if num_kernels_per_period == 1 else [mean] * num_kernels_per_period
+    return one if isinstance(kernel_names, str) else tuple(one for _ in kernel_names)
