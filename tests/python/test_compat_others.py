@@ -132,3 +132,81 @@ def test_mooncake_goes_on_without_a_late_rank():
     assert sorted(found) == [0, 1, 2]
     for good, result in found.values():
         assert good, result
+
+
+def moe_case(rank, size, dtype=np.float32):
+    rng = np.random.default_rng(7)
+    w13 = (rng.standard_normal((E, 2 * 48, 64)) / 8).astype(dtype)
+    w2 = (rng.standard_normal((E, 64, 48)) / 7).astype(dtype)
+    rng = np.random.default_rng(rank)
+    x = rng.standard_normal((M - rank, 64)).astype(dtype)
+    ids = np.stack([rng.permutation(E)[:K] for _ in range(M - rank)])
+    weights = rng.random((M - rank, K), np.float32)
+    own = slice(rank * E // size, (rank + 1) * E // size)
+    return x, ids, weights, w13, w2, own
+
+
+def moe_expected(x, ids, weights, w13, w2):
+    out = np.zeros_like(x)
+    for t in range(len(x)):
+        for k, e in enumerate(ids[t]):
+            gate, up = np.split(w13[e] @ x[t], 2)
+            out[t] += weights[t, k] * (w2[e] @ (gate / (1 + np.exp(-gate)) * up))
+    return out
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_dlinfer(framework, renormalize):
+    from tokenferry.compat.dlinfer_moe import fused_moe_all2all
+
+    def body(comm):
+        x, ids, weights, w13, w2, own = moe_case(comm.rank, comm.size)
+        given = make(weights.copy(), framework)
+        gate_up, down = make(w13[own].copy(), framework), make(w2[own].copy(), framework)
+        if renormalize:
+            weights = weights / weights.sum(axis=1, keepdims=True)
+        for _ in range(2):
+            y = fused_moe_all2all(make(x, framework), gate_up, down, given, make(ids, framework), renormalize, comm.size,
+                                  comm.rank, comm, None)
+            np.testing.assert_allclose(read(y), moe_expected(x, ids, weights, w13, w2), rtol=1e-3, atol=1e-4)
+
+    ranks.in_threads(2, body)
+
+
+def test_dlinfer_with_a_kernel():
+    from tokenferry.compat.dlinfer_moe import fused_moe_all2all_with_kernel
+
+    def body(comm):
+        x, _, _, w13, w2, own = moe_case(comm.rank, comm.size)
+        logits = np.random.default_rng(50 + comm.rank).standard_normal((len(x), E)).astype(np.float32)
+        shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        ids = np.argsort(-logits, axis=1)[:, :K]
+        weights = np.take_along_axis(shares, ids, 1)
+        weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+        def kernel(rows, group_list, scale):
+            assert scale == 1 and group_list.sum() == len(rows)
+            parts = np.split(rows, np.cumsum(group_list)[:-1])
+            done = [moe_expected(p, np.full((len(p), 1), own.start + l), np.ones((len(p), 1), np.float32), w13, w2)
+                    for l, p in enumerate(parts)]
+            return np.concatenate(done)
+
+        y = fused_moe_all2all_with_kernel(x, logits, K, True, comm, kernel, dict(scale=1))
+        np.testing.assert_allclose(y, moe_expected(x, ids, weights, w13, w2), rtol=1e-3, atol=1e-4)
+
+    ranks.in_threads(2, body)
+
+
+@pytest.mark.parametrize("physical", [False, True])
+def test_sgl_jax(physical):
+    from tokenferry.compat.sgl_jax_moe import fused_ep_moe_from_topk
+
+    def body(comm):
+        x, ids, weights, w13, w2, own = moe_case(comm.rank, comm.size)
+        w1, w3 = w13[own, :48].transpose(0, 2, 1).copy(), w13[own, 48:].transpose(0, 2, 1).copy()
+        y = fused_ep_moe_from_topk(x, w1, w2[own].transpose(0, 2, 1).copy(), w3, weights, ids, comm=comm,
+                                   physical_ids=physical)
+        np.testing.assert_allclose(y, moe_expected(x, ids, weights, w13, w2), rtol=1e-3, atol=1e-4)
+
+    ranks.in_threads(2, body)

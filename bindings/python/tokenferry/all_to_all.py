@@ -1,6 +1,7 @@
 """Tokens to the ranks that hold their experts, and results home as weighted sums."""
 
 from . import _core
+from .comm import close_at_exit
 
 _DTYPES = {
     "float32": "f32", "bfloat16": "bf16", "float8_e4m3fn": "fp8", "int8": "int8",
@@ -62,6 +63,7 @@ class AllToAll(_core.Lane):
                 hidden_partition=hidden_partition, timeout=timeout, **routing,
             ),
         )
+        close_at_exit(self)
 
     def dispatch(self, x, topk_ids, topk_weights=None, *, return_hook=False, **options):
         """dispatch_send and dispatch_recv. With return_hook the second runs when the hook is called."""

@@ -12,18 +12,24 @@ import weakref
 from . import _core
 from .errors import ConfigError
 
-_live = weakref.WeakSet()
+_live_comms = weakref.WeakSet()
+_live_lanes = weakref.WeakSet()
+
+
+def close_at_exit(lane):
+    """An AllToAll keeps its part of the Comm, which could not leave."""
+    _live_lanes.add(lane)
 
 
 def _leave_at_exit():
     """Ranks that still wait for this one shall hear why it is gone, not that it left in good order."""
     error = getattr(sys, "last_value", None)
-    for comm in list(_live):
-        if comm.closed:
-            continue
-        if error is not None:
-            comm.abort(f"it ended with {type(error).__name__}: {error}".splitlines()[0])
-        comm.close()
+    if error is not None:
+        for comm in list(_live_comms):
+            if not comm.closed:
+                comm.abort(f"it ended with {type(error).__name__}: {error}".splitlines()[0])
+    for closable in [*_live_lanes, *_live_comms]:
+        closable.close()
 
 
 atexit.register(_leave_at_exit)
@@ -80,7 +86,7 @@ def _host_name():
 
 
 def _finish(comm):
-    _live.add(comm)
+    _live_comms.add(comm)
     return comm
 
 

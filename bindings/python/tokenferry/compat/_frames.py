@@ -87,6 +87,15 @@ def comm_of(group, comm=None, **options):
     return from_process_group(group, **options) if group is not None else from_mpi(comm, **options)
 
 
+def kept(comm, key, owners, make):
+    """make(), once for each key as long as the Comm lives. `owners`: objects whose ids stand in the key; they
+    are kept as well, so that the ids stay theirs."""
+    cache = comm.__dict__.setdefault("_kept", {})
+    if key not in cache:
+        cache[key] = (owners, make())
+    return cache[key][1]
+
+
 class Packer:
     """Arrays of one message behind each other, each with its shape known to the receiver."""
 
