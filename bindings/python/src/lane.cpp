@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cfenv>
+#include <chrono>
 #include <cstring>
 
 #include "ferry/core/error.h"
@@ -340,6 +341,35 @@ void Lane::combine_recv(const Array& out, bool accumulate) {
   });
 }
 
+MoeTokens Lane::moe_tokens(const TokenArrays& t, const Array& out, const CallOptions& call) {
+  const Rows rows = rows_of(t);
+  return {.hidden = rows.rows,
+          .type = rows.type,
+          .encoded = rows.encoded,
+          .tokens = static_cast<int>(t.x.shape(0)),
+          .out = out.mutable_rows(),
+          .out_type = out.dtype(),
+          .accumulate = call.accumulate,
+          .placement = call.placement.get(),
+          .layer = call.layer,
+          .timeout = call.timeout};
+}
+
+std::vector<std::int64_t> Lane::time_exchanges(const TokenArrays& t, const Array& out, int count) {
+  if (count < 0) fail<ConfigError>("count is {}", count);
+  std::vector<std::int64_t> times(static_cast<std::size_t>(count));
+  comm_->run("time_without_python", count > 1, [&] {
+    const MoeTokens tokens = moe_tokens(t, out, {});
+    const TopK topk{.ids = t.ids.ids(), .weights = t.weights.rows()};
+    for (std::int64_t& time : times) {
+      const auto begin = std::chrono::steady_clock::now();
+      moe_forward_from_topk(*a2a_, tokens, topk, [](const ExpertRows&) {});
+      time = (std::chrono::steady_clock::now() - begin).count();
+    }
+  });
+  return times;
+}
+
 void Lane::forward(const TokenArrays& t,
                    const Array& out,
                    nb::handle experts,
@@ -368,17 +398,7 @@ void Lane::forward(const TokenArrays& t,
   };
   const bool several = t.x.shape(0) > options_.max_tokens;
   comm_->run("moe_forward", several, [&] {
-    const Rows rows = rows_of(t);
-    const MoeTokens tokens{.hidden = rows.rows,
-                           .type = rows.type,
-                           .encoded = rows.encoded,
-                           .tokens = static_cast<int>(t.x.shape(0)),
-                           .out = out.mutable_rows(),
-                           .out_type = out.dtype(),
-                           .accumulate = call.accumulate,
-                           .placement = call.placement.get(),
-                           .layer = call.layer,
-                           .timeout = call.timeout};
+    const MoeTokens tokens = moe_tokens(t, out, call);
     if (t.logits) {
       const auto* bias = reinterpret_cast<const float*>(call.selection_bias.data());
       const std::size_t experts_count =

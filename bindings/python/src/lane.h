@@ -79,6 +79,9 @@ class Lane : public std::enable_shared_from_this<Lane> {
                nb::handle experts,
                const CallOptions& call);
 
+  /// Nanoseconds of each of `count` exchanges with experts that do nothing.
+  std::vector<std::int64_t> time_exchanges(const TokenArrays& tokens, const Array& out, int count);
+
   /// Tokens and element type of dispatch_send, for who makes the array that combine fills.
   std::int64_t tokens() const { return tokens_; }
 
@@ -92,6 +95,7 @@ class Lane : public std::enable_shared_from_this<Lane> {
   };
 
   Rows rows_of(const TokenArrays& tokens);
+  MoeTokens moe_tokens(const TokenArrays& tokens, const Array& out, const CallOptions& call);
   void route(const TokenArrays& tokens, const CallOptions& call);
   std::unique_ptr<HeldRows> held(const ExpertRows& rows);
 
