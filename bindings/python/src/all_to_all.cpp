@@ -72,14 +72,10 @@ TokenArrays token_arrays(nb::handle x, nb::handle ids, nb::handle weights, Setti
 }
 
 /// `out`, or a new array for the results.
-nb::object target_of(const Lane& lane,
-                     nb::handle out,
-                     const TokenArrays& tokens,
-                     const CallOptions& call) {
+nb::object target_of(nb::handle out, const TokenArrays& tokens, const CallOptions& call) {
   if (!out.is_none()) return nb::borrow(out);
   if (call.accumulate) fail<ConfigError>("accumulate adds to what out holds, and there is no out");
   const Element type = tokens.scales ? Element::bf16 : tokens.x.type();
-  (void)lane;
   return empty_array(
       {static_cast<std::size_t>(tokens.x.shape(0)), static_cast<std::size_t>(tokens.x.shape(1))},
       type,
@@ -107,11 +103,11 @@ nb::object combine_recv(AllToAll& self, nb::handle out, bool accumulate) {
   const int columns = lane.options().exchange.hidden_partition
                           ? lane.options().hidden / lane.comm().transport().size()
                           : lane.options().hidden;
-  const nb::object made = out.is_none() ? empty_array({static_cast<std::size_t>(lane.tokens()),
-                                                       static_cast<std::size_t>(columns)},
-                                                      lane.element(),
-                                                      lane.framework())
-                                        : nb::borrow(out);
+  nb::object made = out.is_none() ? empty_array({static_cast<std::size_t>(lane.tokens()),
+                                                 static_cast<std::size_t>(columns)},
+                                                lane.element(),
+                                                lane.framework())
+                                  : nb::borrow(out);
   const Array target(made, "out", true);
   lane.check_out(target, lane.tokens());
   lane.combine_recv(target, accumulate);
@@ -130,7 +126,7 @@ nb::object forward(AllToAll& self, TokenArrays& tokens, nb::handle experts, Sett
     if (call.selection_bias.type() != Element::f32) fail<ConfigError>("selection_bias is float32");
   }
   lane.check(tokens);
-  const nb::object made = target_of(lane, out, tokens, call);
+  nb::object made = target_of(out, tokens, call);
   const Array target(made, "out", true);
   lane.check_out(target, tokens.x.shape(0));
   lane.forward(tokens, target, experts, call);

@@ -71,7 +71,6 @@ class Array {
   void read(const nb::ndarray<nb::ro>& array);
   [[noreturn]] void refuse(std::initializer_list<std::int64_t> shape) const;
 
-  nb::object held_;
   nb::ndarray<nb::ro> array_;
   std::string name_;
   std::byte* data_ = nullptr;
