@@ -202,7 +202,7 @@ nb::object make_array(const View& view, Framework framework, const nb::object& o
   }
   const std::int64_t* steps = strides.empty() ? nullptr : strides.data();
   const auto export_as = [&](auto array) { return nb::cast(array, nb::rv_policy::reference); };
-  const nb::object plain =
+  nb::object plain =
       torch ? export_as(nb::ndarray<nb::pytorch>(
                   view.data, view.shape.size(), view.shape.data(), owner, steps, dtype, 1))
       : view.writable
