@@ -241,7 +241,11 @@ def dies(comm, doomed, on_dead_rank):
         os.kill(os.getpid(), signal.SIGKILL)
     begin = time.monotonic()
     if on_dead_rank == "mask":
-        y = a2a.moe_forward_from_topk(X, IDS, WEIGHTS, experts)
+        y = a2a.moe_forward_from_topk(np.repeat(X, 9, 0), np.repeat(IDS, 9, 0), np.repeat(WEIGHTS, 9, 0), experts)
+        assert a2a.lost_tokens == list(range(9))  # of three exchanges
+        rows = a2a.dispatch(X, np.array([[0, -1]]), WEIGHTS)
+        experts(rows)
+        assert (a2a.combine() == X).all() and a2a.lost_tokens == []
         assert a2a.masked == [r == doomed for r in range(comm.size)]
         assert (y == 2 - (doomed in (0, 1))).all()
     else:

@@ -29,3 +29,11 @@ def test_layer():
         out, error = process.communicate(timeout=120)
         assert process.returncode == 0 and f"rank {rank}: ({32 - rank}, 256)" in out, error
         assert float(out.split()[-1]) < 0.1
+
+
+def test_benchmark_runs():
+    bench = EXAMPLES.parents[1] / "bench" / "python_exchange.py"
+    done = subprocess.run([sys.executable, bench, "--tokens", "1", "--rounds", "1"], text=True, capture_output=True,
+                          timeout=120, env=os.environ | dict(OMP_NUM_THREADS="1"))
+    for way in ("c++", "bound", "forward", "fresh"):
+        assert f"1 tokens  {way} " in done.stdout, done.stderr

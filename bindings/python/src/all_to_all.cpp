@@ -394,10 +394,10 @@ void bind_all_to_all(nb::module_& module) {
       .def_prop_ro(
           "lost_tokens",
           [](const AllToAll& a) {
-            const auto lost = a.dispatcher().lost_tokens();
+            const auto lost = a.lane().lost_tokens();
             return std::vector<int>(lost.begin(), lost.end());
           },
-          "Tokens of the last exchange whose sums lack a masked rank's part, rising.")
+          "Tokens of the last call whose sums lack a masked rank's part, rising.")
       .def_prop_ro(
           "masked",
           [](const AllToAll& a) {

@@ -283,6 +283,7 @@ void Lane::dispatch_send(const TokenArrays& t,
          .cached = routing,
          .timeout = call.timeout});
   });
+  in_phases_ = true;
   framework_ = t.framework;
   element_ = t.scales ? Element::bf16 : t.x.type();
   tokens_ = tokens;
@@ -341,6 +342,10 @@ void Lane::combine_recv(const Array& out, bool accumulate) {
   });
 }
 
+std::span<const int> Lane::lost_tokens() const {
+  return in_phases_ ? a2a_->dispatcher().lost_tokens() : a2a_->lost_tokens();
+}
+
 MoeTokens Lane::moe_tokens(const TokenArrays& t, const Array& out, const CallOptions& call) {
   const Rows rows = rows_of(t);
   return {.hidden = rows.rows,
@@ -381,6 +386,7 @@ void Lane::forward(const TokenArrays& t,
       fail<ConfigError>("experts must be an Experts, or something to call with ExpertRows");
     }
   }
+  in_phases_ = false;
   framework_ = t.framework;
   const FloatingPoint callers_mode;
   const auto callback = [&](const ExpertRows& rows) {

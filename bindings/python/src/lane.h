@@ -79,6 +79,9 @@ class Lane : public std::enable_shared_from_this<Lane> {
                nb::handle experts,
                const CallOptions& call);
 
+  /// Of the last call, be it an exchange in phases or a moe_forward.
+  std::span<const int> lost_tokens() const;
+
   /// Nanoseconds of each of `count` exchanges with experts that do nothing.
   std::vector<std::int64_t> time_exchanges(const TokenArrays& tokens, const Array& out, int count);
 
@@ -107,6 +110,7 @@ class Lane : public std::enable_shared_from_this<Lane> {
   Framework framework_ = Framework::numpy;
   Element element_ = Element::f32;
   std::int64_t tokens_ = 0;
+  bool in_phases_ = false;           // the last call was
   Buffer encoded_;                   // rows of codes with their scales behind them
   std::vector<ExpertId> experts_;    // [max_tokens, K]
   std::vector<SlotId> slots_;        // [max_tokens, K]
