@@ -2,11 +2,15 @@
 # same objects. Of the shared one only what FERRY_API marks can be seen (include/ferry/export.h): our
 # files are compiled with hidden visibility, and libferry.map hides what templates of the standard
 # library and of fmt would add.
-set(ferry_library_rooms core kernels transport compute exchange moe balance)
-file(GLOB ferry_public_headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/include/ferry/*.h)
+set(ferry_library_rooms core kernels transport compute exchange moe balance checkpoint text state model engine runtime c)
+file(GLOB ferry_public_headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/include/ferry/*.h
+     ${PROJECT_SOURCE_DIR}/include/ferry/c/*.h)
 
 find_package(OpenSSL REQUIRED COMPONENTS Crypto)
-set(library_links fmt::fmt Threads::Threads OpenSSL::Crypto)
+pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
+pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
+pkg_check_modules(HWLOC REQUIRED IMPORTED_TARGET hwloc)
+set(library_links fmt::fmt Threads::Threads OpenSSL::Crypto PkgConfig::PCRE2 PkgConfig::UTF8PROC PkgConfig::HWLOC)
 if(FERRY_LINKS_LIBFABRIC)
   pkg_check_modules(LIBFABRIC REQUIRED IMPORTED_TARGET libfabric)
   list(APPEND library_links PkgConfig::LIBFABRIC)

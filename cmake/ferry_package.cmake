@@ -29,7 +29,7 @@ install(FILES ${PROJECT_BINARY_DIR}/package/ferryConfig.cmake
         DESTINATION ${package_dir} COMPONENT development)
 
 # By name, not as packages: libferry.a with the shared libraries of others does not need what those link.
-set(pc_libs_private "-lfmt -lcrypto -pthread")
+set(pc_libs_private "-lfmt -lcrypto -lpcre2-8 -lutf8proc -lhwloc -pthread")
 if(FERRY_LINKS_LIBFABRIC)
   string(APPEND pc_libs_private " -lfabric")
 endif()

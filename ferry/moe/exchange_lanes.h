@@ -75,6 +75,8 @@ class ExchangeLanes {
 
   const Dispatcher& first() const { return lanes_.front()->dispatcher; }
 
+  Dispatcher& first() { return lanes_.front()->dispatcher; }
+
   /// Over all lanes.
   ExchangeStats stats() const;
 

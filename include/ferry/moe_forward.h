@@ -103,6 +103,7 @@ class FERRY_API MoeAllToAll {
     /// Weights go to the experts with the rows (ExpertRows::weights), and results are added up as
     /// they are. A token may then have no slot twice.
     bool row_weights = false;
+    std::int64_t row_alignment = 16;  ///< ragged: 1 leaves no gaps between slots
     std::chrono::nanoseconds timeout = std::chrono::seconds(30);
   };
 
@@ -125,6 +126,8 @@ class FERRY_API MoeAllToAll {
   void mask(Rank rank);
 
   const Dispatcher& dispatcher() const;
+  /// For who runs the four phases by himself between two calls of moe_forward.
+  Dispatcher& dispatcher();
 
  private:
   friend void moe_forward(MoeAllToAll& a2a,
