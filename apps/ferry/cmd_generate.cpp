@@ -113,6 +113,10 @@ void add_options(Command& command, GenerateOptions& o) {
   command.add_option("--top-p", o.sampling.top_p, "Only the fewest tokens that share P")
       ->type_name("P")
       ->capture_default_str();
+  command
+      .add_option("--min-p", o.sampling.min_p, "Only tokens this probable beside the most probable")
+      ->type_name("P")
+      ->capture_default_str();
   command.add_option("--seed", o.sampling.seed, "Of the draws; the same for every prompt")
       ->type_name("S")
       ->capture_default_str();

@@ -12,6 +12,7 @@ Sequences::Sequences(Decoder& decoder, int max_context, bool hash_logits)
     : decoder_(decoder),
       max_context_(max_context),
       hash_logits_(hash_logits),
+      sampler_(decoder.pool()),
       pages_(decoder.state_layout()) {}
 
 SequenceState Sequences::new_state(const Request& request) {
@@ -41,21 +42,49 @@ bool Sequences::finished(const Sequence& sequence) const {
          std::find(stop_ids.begin(), stop_ids.end(), sequence.ids.back()) != stop_ids.end();
 }
 
-TokenResult Sequences::choose_token(std::uint64_t id,
-                                    Sequence& sequence,
-                                    std::span<const float> logits) {
-  if (sequence.hash) sequence.hash->add(logits);
-  TokenResult result{.id = id};
-  const Request& request = sequence.request;
-  result.token = sampler_.sample(sequence.processors.apply(logits, sequence.history(), processed_),
-                                 request.sampling,
-                                 sequence.generated());
-  if (request.top_logprobs)
-    result.logprobs = logprobs_of(logits, result.token, *request.top_logprobs);
+/// Behind it the choices have their draws' tokens. Each sequence is one thread's, but for the
+/// draws.
+void Sequences::choose_tokens(std::span<const float> logits) {
+  const auto vocab = static_cast<std::size_t>(decoder_.config().vocab);
+  for (Choice& choice : choices_) {
+    choice.logits = logits.first(vocab);
+    logits = logits.subspan(vocab);
+  }
+  draws_.resize(choices_.size());
+  if (processed_.size() < choices_.size()) processed_.resize(choices_.size());
+  const auto each = [&](auto work) {
+    decoder_.pool().parallel_for(
+        std::ssize(choices_), 1, [&](std::int64_t begin, std::int64_t end, int) {
+          for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i)
+            work(i);
+        });
+  };
+  each([&](std::size_t i) {
+    const Choice& choice = choices_[i];
+    Sequence& sequence = *choice.sequence;
+    if (sequence.hash) sequence.hash->add(choice.logits);
+    draws_[i] = {
+        .logits = sequence.processors.apply(choice.logits, sequence.history(), processed_[i]),
+        .options = &sequence.request.sampling,
+        .index = sequence.generated()};
+  });
+  sampler_.sample(draws_);
+  each([&](std::size_t i) {
+    const std::optional<int> top = choices_[i].sequence->request.top_logprobs;
+    if (top) choices_[i].logprobs = logprobs_of(choices_[i].logits, draws_[i].token, *top);
+  });
+}
+
+TokenResult Sequences::take_token(std::size_t i) {
+  Choice& choice = choices_[i];
+  Sequence& sequence = *choice.sequence;
+  TokenResult result{
+      .id = choice.id, .token = draws_[i].token, .logprobs = std::move(choice.logprobs)};
   sequence.ids.push_back(result.token);
   sequence.processors.advance(result.token);
   result.last = finished(sequence);
   if (result.last && sequence.hash) result.logits_sha256 = sequence.hash->finish();
+  if (result.last) sequences_.erase(choice.id);
   return result;
 }
 
@@ -81,19 +110,18 @@ StepResult Sequences::run_step(StepRecord record) {
          .tokens = std::span<const std::int32_t>(sequence.ids).subspan(first, tokens),
          .logits = to_the_end ? SequenceStep::Logits::last : SequenceStep::Logits::none});
   }
-  std::span<const float> logits = decoder_.forward(batch_);
+  const std::span<const float> logits = decoder_.forward(batch_);
   decoder_.commit();
 
-  StepResult result{.step = record.step, .tokens = {}};
-  const auto vocab = static_cast<std::size_t>(decoder_.config().vocab);
+  choices_.clear();
   for (std::size_t i = 0; i < batch_.size(); ++i) {
     if (batch_[i].logits == SequenceStep::Logits::none) continue;
     const std::uint64_t id = record.runs[i].id;
-    const auto sequence = sequences_.find(id);
-    result.tokens.push_back(choose_token(id, sequence->second, logits.first(vocab)));
-    logits = logits.subspan(vocab);
-    if (result.tokens.back().last) sequences_.erase(sequence);
+    choices_.push_back({.id = id, .sequence = &sequences_.at(id), .logits = {}, .logprobs = {}});
   }
+  choose_tokens(logits);
+  StepResult result{.step = record.step, .tokens = {}};
+  for (std::size_t i = 0; i < choices_.size(); ++i) result.tokens.push_back(take_token(i));
   return result;
 }
 

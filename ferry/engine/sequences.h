@@ -48,7 +48,8 @@ class Sequences {
   void admit(Admission admission);
   SequenceState new_state(const Request& request);
   void evict(std::uint64_t id);
-  TokenResult choose_token(std::uint64_t id, Sequence& sequence, std::span<const float> logits);
+  void choose_tokens(std::span<const float> logits);
+  TokenResult take_token(std::size_t i);
   bool finished(const Sequence& sequence) const;
 
   Decoder& decoder_;
@@ -58,7 +59,18 @@ class Sequences {
   PagePool pages_;  // before those whose states lie in it
   std::unordered_map<std::uint64_t, Sequence> sequences_;
   std::vector<SequenceStep> batch_;
-  std::vector<float> processed_;  // one row of logits, once a request has processors
+
+  /// A sequence that has come to the end of its tokens, and the next one.
+  struct Choice {
+    std::uint64_t id = 0;
+    Sequence* sequence = nullptr;
+    std::span<const float> logits;  ///< the model's
+    std::optional<Logprobs> logprobs;
+  };
+
+  std::vector<Choice> choices_;
+  std::vector<Draw> draws_;                    // of these, in their order
+  std::vector<std::vector<float>> processed_;  // a row of logits for each, once it has processors
 };
 
 }  // namespace ferry

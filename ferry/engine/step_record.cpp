@@ -2,8 +2,8 @@
 //   record    = head, gone, moves, stop u32, dropped u32, evicted u32, admissions u32, runs u32,
 //               dropped id u64*, evicted id u64*, admission*, run*
 //   moves     = plan u64, switches u64, bytes u64
-//   admission = id u64, max_new i32, top_k i32, temperature f64, top_p f64, seed u64,
-//               logprobs i32 (-1 = none), prompt u32, stop ids u32, generated u32,
+//   admission = id u64, max_new i32, top_k i32, temperature f64, top_p f64, min_p f64,
+//               seed u64, logprobs i32 (-1 = none), prompt u32, stop ids u32, generated u32,
 //               processors u32, prompt i32*, stop id i32*, generated i32*, processor*
 //   processor = row of the table u32, integers u32, numbers u32, integer i32*, number f32*
 //   run       = id u64, tokens i32
@@ -30,7 +30,7 @@ constexpr std::uint32_t kResultMagic = 0x46525253;  // "FRRS"
 constexpr std::size_t kHeadBytes = 4 + 8;
 constexpr std::size_t kGoneBytes = sizeof(RankSet);
 constexpr std::size_t kMovesBytes = 8 + 8 + 8;
-constexpr std::size_t kAdmissionFixedBytes = 8 + 4 + 4 + 8 + 8 + 8 + 4 + 4 + 4 + 4 + 4;
+constexpr std::size_t kAdmissionFixedBytes = 8 + 4 + 4 + 8 + 8 + 8 + 8 + 4 + 4 + 4 + 4 + 4;
 constexpr std::size_t kProcessorFixedBytes = 4 + 4 + 4;
 constexpr std::size_t kRunBytes = 8 + 4;
 constexpr std::size_t kTokenBytes = 8 + 4 + 4 + sizeof(Sha256) + 4;
@@ -157,6 +157,7 @@ void write_admission(Writer& w, const Admission& admission) {
   w.value(static_cast<std::int32_t>(r.sampling.top_k));
   w.value(r.sampling.temperature);
   w.value(r.sampling.top_p);
+  w.value(r.sampling.min_p);
   w.value(r.sampling.seed);
   w.value(static_cast<std::int32_t>(r.top_logprobs.value_or(-1)));
   w.count(r.prompt.size());
@@ -177,6 +178,7 @@ Admission read_admission(Reader& in) {
   r.sampling.top_k = in.value<std::int32_t>();
   r.sampling.temperature = in.value<double>();
   r.sampling.top_p = in.value<double>();
+  r.sampling.min_p = in.value<double>();
   r.sampling.seed = in.value<std::uint64_t>();
   const auto logprobs = in.value<std::int32_t>();
   if (logprobs >= 0) r.top_logprobs = logprobs;

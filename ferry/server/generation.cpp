@@ -28,6 +28,7 @@ void read_common_settings(const JsonFields& fields, GenerationSettings& settings
   constexpr std::int64_t kMaxInt = std::numeric_limits<int>::max();
   if (const auto v = fields.number("temperature")) settings.sampling.temperature = *v;
   if (const auto v = fields.number("top_p")) settings.sampling.top_p = *v;
+  if (const auto v = fields.number("min_p")) settings.sampling.min_p = *v;
   if (const auto v = fields.integer("top_k"))  // -1 is all to SGLang and vLLM
     settings.sampling.top_k = std::max(0, in_range<int>("top_k", *v, -1, kMaxInt));
   for (const char* name : {"seed", "sampling_seed"}) {
@@ -50,7 +51,6 @@ void read_common_settings(const JsonFields& fields, GenerationSettings& settings
   if (const auto v = fields.integer("n"))
     settings.choices = in_range<int>("n", *v, 1, kMostChoices);
   read_processors(fields, settings.processors);
-  fields.refuse_unless("min_p", 0);
   for (const char* name : {"regex", "json_schema", "ebnf", "stop_regex"})
     fields.refuse_unless(name, "");
 }

@@ -12,7 +12,7 @@
 
 namespace ferry {
 
-/// Members that SGLang and OpenAI name alike: temperature, top_p, top_k, seed, stop,
+/// Members that SGLang and OpenAI name alike: temperature, top_p, top_k, min_p, seed, stop,
 /// stop_token_ids, ignore_eos, skip_special_tokens, n, and what logits processors read. Throws
 /// ConfigError, also for members that would change the result and are not supported.
 void read_common_settings(const JsonFields& fields, GenerationSettings& settings);

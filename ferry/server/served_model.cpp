@@ -21,6 +21,7 @@ SamplingOptions recommended_sampling(const std::filesystem::path& directory) {
     if (!config.value("do_sample", true)) return {.temperature = 0};
     sampling.temperature = number("temperature", sampling.temperature);
     sampling.top_p = number("top_p", sampling.top_p);
+    sampling.min_p = number("min_p", sampling.min_p);
     sampling.top_k = static_cast<int>(number("top_k", sampling.top_k));
     check_sampling(sampling);
   } catch (const nlohmann::json::exception& e) {

@@ -34,8 +34,8 @@ struct ServedModel {
   int ranks = 1;
 };
 
-/// What generation_config.json recommends: temperature, top_k, top_p; greedy where do_sample is
-/// false. Without the file temperature 1. Throws ModelError for a damaged one.
+/// What generation_config.json recommends: temperature, top_k, top_p, min_p; greedy where do_sample
+/// is false. Without the file temperature 1. Throws ModelError for a damaged one.
 SamplingOptions recommended_sampling(const std::filesystem::path& directory);
 
 }  // namespace ferry

@@ -20,7 +20,7 @@ StepRecord sample_record() {
        .request = {
            .prompt = {1, 2, 3, 400000},
            .max_new_tokens = 5,
-           .sampling = {.temperature = 0.7, .top_k = 3, .top_p = 0.5, .seed = ~0ULL},
+           .sampling = {.temperature = 0.7, .top_k = 3, .top_p = 0.5, .min_p = 0.1, .seed = ~0ULL},
            .stop_ids = {9, 10},
            .top_logprobs = 4,
            .processors = {{.name = "logit_bias", .integers = {31, 32}, .numbers = {-1.5F, 99}},
@@ -54,6 +54,7 @@ TEST(StepRecord, ComesBackAsItWentOut) {
   EXPECT_EQ(request.sampling.temperature, 0.7);
   EXPECT_EQ(request.sampling.top_k, 3);
   EXPECT_EQ(request.sampling.top_p, 0.5);
+  EXPECT_EQ(request.sampling.min_p, 0.1);
   EXPECT_EQ(request.sampling.seed, ~0ULL);
   EXPECT_EQ(request.stop_ids, (std::vector<std::int32_t>{9, 10}));
   EXPECT_EQ(request.top_logprobs, 4);

@@ -250,7 +250,7 @@ TEST_F(Routes, BadBodiesGet400WithOneLine) {
       {"/generate", R"({"text": "a", "frequency_penalty": 2.5})"},
       {"/generate", R"({"text": "a", "max_tokens": 3, "min_new_tokens": 4})"},
       {"/generate", R"({"text": "a", "sampling_params": {"min_new_tokens": -1}})"},
-      {"/generate", R"({"text": "a", "min_p": 0.1})"},
+      {"/generate", R"({"text": "a", "min_p": 1.1})"},
       {"/generate", R"({"text": "a", "n": 100000})"},
       {"/generate", R"({"text": "a", "stop": 3})"},
       {"/generate", R"({"text": "a", "return_logprob": true, "top_logprobs_num": 999})"},
