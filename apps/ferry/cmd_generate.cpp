@@ -53,6 +53,10 @@ class ProcessorFlags : public RequestMembers {
       const char* /*name*/) const override {
     return std::nullopt;
   }
+
+  std::optional<std::vector<std::vector<std::int32_t>>> words(const char* /*name*/) const override {
+    return std::nullopt;
+  }
 };
 
 struct GenerateOptions {

@@ -21,6 +21,7 @@ struct GenerationSettings {
   std::vector<std::int32_t> stop_ids;
   std::vector<ProcessorOptions> processors;  ///< of the logits, in this order
   bool ignore_eos = false;
+  bool keep_stop = false;           ///< what ended a continuation is part of its text
   bool skip_special = true;         ///< special tokens give no text
   std::optional<int> top_logprobs;  ///< given: logprobs of each token and so many others
   int choices = 1;                  ///< of each prompt

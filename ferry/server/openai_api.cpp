@@ -2,14 +2,19 @@
 
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <ctime>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <random>
 #include <utility>
 
 #include "ferry/core/error.h"
+#include "ferry/server/chat.h"
 #include "ferry/server/event_stream.h"
 #include "ferry/server/generation.h"
+#include "ferry/server/members.h"
+#include "ferry/server/openai_logprobs.h"
 #include "ferry/server/sglang_api.h"
 
 namespace ferry {
@@ -27,6 +32,10 @@ struct OpenAiCall {
   std::vector<std::vector<std::int32_t>> prompts;
   bool stream = false;
   bool stream_usage = false;
+  bool tokens_by_id = false;  ///< log probabilities name tokens so
+  int best_of = 1;        ///< choices to make of each prompt, of which settings.choices are shown
+  bool logprobs = false;  ///< that they are shown
+  std::string rid;
   std::string id;
   std::time_t created = std::time(nullptr);
 };
@@ -36,16 +45,6 @@ std::string new_id(const char* prefix) {
   return fmt::format("{}-{:08x}{:08x}{:08x}", prefix, device(), device(), device());
 }
 
-void read_max_tokens(const JsonFields& fields, OpenAiCall& call) {
-  for (const char* name : {"max_tokens", "max_completion_tokens"}) {
-    if (const auto v = fields.integer(name)) {
-      if (*v < 1 || *v > INT32_MAX)
-        fail<ConfigError>("\"{}\" must be at least 1, not {}", name, *v);
-      call.settings.max_new_tokens = static_cast<int>(*v);
-    }
-  }
-}
-
 /// What both routes have.
 void read_shared(const JsonFields& fields,
                  const ServedModel& model,
@@ -53,36 +52,64 @@ void read_shared(const JsonFields& fields,
                  OpenAiCall& call) {
   if (const auto name = fields.text("model"); name && *name != model.name && *name != model.path)
     throw HttpError(404,
-                    fmt::format("there is no model \"{}\" here, only \"{}\"", *name, model.name));
+                    fmt::format("there is no model \"{}\" here, only \"{}\"", *name, model.name),
+                    "model_not_found");
   call.settings.sampling = model.sampling;
-  read_common_settings(fields, call.settings);
-  read_max_tokens(fields, call);
+  read_common_settings(fields, model, call.settings);
+  if (const auto most = max_new_tokens(fields, {"max_tokens", "max_completion_tokens"}))
+    call.settings.max_new_tokens = most;
   call.settings.client =
       client_of(request) ^ std::hash<std::string>{}(fields.text("user").value_or(""));
   call.stream = fields.boolean("stream").value_or(false);
   if (const Json* options = fields.find("stream_options"))
     call.stream_usage = JsonFields(*options).boolean("include_usage").value_or(false);
-  fields.refuse_unless("best_of", call.settings.choices);
+  call.tokens_by_id = fields.boolean("return_tokens_as_token_ids").value_or(false);
+  call.rid = fields.text("rid").value_or("");
+  call.best_of = call.settings.choices;
 }
 
-int top_logprobs(const JsonFields& fields, const char* name) {
-  const std::int64_t top = fields.integer(name).value_or(0);
-  if (top < 0 || top > kMaxTopLogprobs)
-    fail<ConfigError>("\"{}\" must be 0 to {}, not {}", name, kMaxTopLogprobs, top);
-  return static_cast<int>(top);
+/// The last tokens of a prompt that is longer; -1: as many as the model takes.
+void truncate_prompts(const JsonFields& fields, const ServedModel& model, OpenAiCall& call) {
+  const auto wanted = fields.integer("truncate_prompt_tokens");
+  if (!wanted) return;
+  const std::int64_t most = *wanted == -1 ? model.max_context : *wanted;
+  if (most < 1)
+    fail<ConfigError>("\"truncate_prompt_tokens\" must be -1 or at least 1, not {}", *wanted);
+  for (std::vector<std::int32_t>& prompt : call.prompts)
+    if (std::ssize(prompt) > most) prompt.erase(prompt.begin(), prompt.end() - most);
+}
+
+/// `logprobs` is a number there, but some clients say false.
+void read_completion_logprobs(const JsonFields& fields, OpenAiCall& call) {
+  const Json* wanted = fields.find("logprobs");
+  if (wanted == nullptr || *wanted == false) return;
+  call.settings.top_logprobs = top_logprobs(fields, "logprobs");
+  call.logprobs = true;
+}
+
+/// The best are chosen by their log probabilities, so there must be some.
+void read_best_of(const JsonFields& fields, OpenAiCall& call) {
+  const std::int64_t best_of = fields.integer("best_of").value_or(call.settings.choices);
+  if (best_of < call.settings.choices || best_of > kMostChoices)
+    fail<ConfigError>("\"best_of\" must be \"n\" to {}, not {}", kMostChoices, best_of);
+  call.best_of = static_cast<int>(best_of);
+  if (call.best_of == call.settings.choices) return;
+  if (call.stream) fail<ConfigError>("\"best_of\" above \"n\" cannot be streamed");
+  if (!call.settings.top_logprobs) call.settings.top_logprobs = 0;
 }
 
 OpenAiCall read_completion(const HttpRequest& request, const ServedModel& model) {
   const Json body = parse_object(request.body);
+  check_members(RequestKind::completion, body);
   const JsonFields fields(body);
   OpenAiCall call{.id = new_id("cmpl")};
   call.settings.max_new_tokens = kDefaultCompletionTokens;
   read_shared(fields, model, request, call);
-  fields.refuse_unless("echo", false);
-  fields.refuse_unless("suffix", "");
-  if (fields.has("logprobs")) call.settings.top_logprobs = top_logprobs(fields, "logprobs");
+  read_completion_logprobs(fields, call);
+  read_best_of(fields, call);
   const Json* prompt = fields.find("prompt");
   if (prompt == nullptr) fail<ConfigError>("\"prompt\" is missing");
+  const bool add_special = fields.boolean("add_special_tokens").value_or(true);
   const bool lists = prompt->is_array() && !prompt->empty();
   if (lists && prompt->front().is_number()) {
     call.prompts.push_back(fields.ids("prompt"));
@@ -90,51 +117,26 @@ OpenAiCall read_completion(const HttpRequest& request, const ServedModel& model)
     for (const Json& one : *prompt) call.prompts.push_back(to_ids(one, "prompt"));
   } else {
     for (const std::string& one : fields.texts("prompt"))
-      call.prompts.push_back(encode(model, one));
+      call.prompts.push_back(encode(model, one, add_special));
   }
+  truncate_prompts(fields, model, call);
+  check_lengths(model, call.prompts);
   return call;
-}
-
-/// Messages with their text parts put together, as templates expect.
-Json plain_messages(const Json& messages) {
-  Json plain = messages;
-  for (Json& message : plain) {
-    if (!message.is_object() || !message.contains("content") || !message["content"].is_array())
-      continue;
-    std::string text;
-    for (const Json& part : message["content"]) {
-      const JsonFields fields(part);
-      if (fields.text("type") != "text")
-        fail<ConfigError>("a part of a message is no text; this model reads text only");
-      text += fields.text("text").value_or("");
-    }
-    message["content"] = text;
-  }
-  return plain;
 }
 
 OpenAiCall read_chat(const HttpRequest& request, const ServedModel& model) {
   const Json body = parse_object(request.body);
+  check_members(RequestKind::chat, body);
   const JsonFields fields(body);
   OpenAiCall call{.chat = true, .id = new_id("chatcmpl")};
   read_shared(fields, model, request, call);
-  if (fields.boolean("logprobs").value_or(false))
-    call.settings.top_logprobs = top_logprobs(fields, "top_logprobs");
-  fields.refuse_unless("tools", Json::array());
-  fields.refuse_unless("functions", Json::array());
-  fields.refuse_unless("response_format", {{"type", "text"}});
-  const Json* messages = fields.find("messages");
-  if (messages == nullptr || !messages->is_array() || messages->empty())
-    fail<ConfigError>("\"messages\" must be a list of at least one message");
-  if (!model.render_chat) {
-    fail<ConfigError>(
-        "this model has no chat template; use /v1/completions with a prompt as it was trained on");
-  }
-  const Json* extra = fields.find("chat_template_kwargs");
-  if (extra != nullptr) static_cast<void>(JsonFields(*extra));  // an object
-  const std::string prompt =
-      model.render_chat(plain_messages(*messages), extra != nullptr ? *extra : Json::object());
-  call.prompts.push_back(encode(model, prompt, /*add_special=*/false));
+  const int top = top_logprobs(fields, "top_logprobs");
+  call.logprobs = fields.boolean("logprobs").value_or(false);
+  if (call.logprobs) call.settings.top_logprobs = top;
+  call.prompts.push_back(encode(
+      model, chat_prompt(fields, model), fields.boolean("add_special_tokens").value_or(false)));
+  truncate_prompts(fields, model, call);
+  check_lengths(model, call.prompts);
   return call;
 }
 
@@ -146,67 +148,48 @@ Json usage_json(const Generation& generation) {
           {"total_tokens", prompt + completion}};
 }
 
-/// Of tokens `first` to the last one.
-Json chat_logprobs(const ServedModel& model, const Choice& choice, std::size_t first) {
-  const auto entry = [&](std::int32_t id, float logprob) {
-    const std::string text = token_text(model.tokenizer, id);
-    Json bytes = nullptr;
-    if (model.tokenizer != nullptr && model.tokenizer->has_token(id)) {
-      bytes = Json::array();
-      for (const char c : model.tokenizer->token_bytes(id))
-        bytes.push_back(static_cast<unsigned char>(c));
-    }
-    return Json{{"token", text}, {"logprob", logprob}, {"bytes", std::move(bytes)}};
+/// The choices to show, of each prompt in its order; the best where more were made.
+std::vector<std::size_t> shown_choices(const OpenAiCall& call, const Generation& generation) {
+  const std::vector<Choice>& all = generation.choices();
+  const auto made = static_cast<std::size_t>(call.best_of);
+  const auto mean = [&](std::size_t i) {
+    double sum = 0;
+    for (const Logprobs& l : all[i].logprobs) sum += l.chosen;
+    return sum / static_cast<double>(std::max<std::size_t>(all[i].logprobs.size(), 1));
   };
-  Json content = Json::array();
-  for (std::size_t i = first; i < choice.logprobs.size(); ++i) {
-    Json token = entry(choice.ids[i], choice.logprobs[i].chosen);
-    token["top_logprobs"] = Json::array();
-    for (const TokenLogprob& t : choice.logprobs[i].top)
-      token["top_logprobs"].push_back(entry(t.id, t.logprob));
-    content.push_back(std::move(token));
+  std::vector<std::size_t> shown;
+  for (std::size_t first = 0; first < all.size(); first += made) {
+    std::vector<std::size_t> choices(made);
+    std::iota(choices.begin(), choices.end(), first);
+    if (call.best_of > call.settings.choices)
+      std::stable_sort(choices.begin(), choices.end(), [&](std::size_t a, std::size_t b) {
+        return mean(a) > mean(b);
+      });
+    shown.insert(shown.end(), choices.begin(), choices.begin() + call.settings.choices);
   }
-  return {{"content", std::move(content)}};
+  return shown;
 }
 
-Json completion_logprobs(const ServedModel& model, const Choice& choice, std::size_t first) {
-  Json tokens = Json::array(), logprobs = Json::array(), top = Json::array(),
-       offsets = Json::array();
-  std::size_t offset = 0;
-  for (std::size_t i = 0; i < choice.logprobs.size(); ++i) {
-    const std::string text = token_text(model.tokenizer, choice.ids[i]);
-    if (i >= first) {
-      tokens.push_back(text);
-      logprobs.push_back(choice.logprobs[i].chosen);
-      offsets.push_back(offset);
-      Json most = Json::object();
-      for (const TokenLogprob& t : choice.logprobs[i].top)
-        most[token_text(model.tokenizer, t.id)] = t.logprob;
-      top.push_back(std::move(most));
-    }
-    offset += text.size();
-  }
-  return {{"tokens", std::move(tokens)},
-          {"token_logprobs", std::move(logprobs)},
-          {"top_logprobs", std::move(top)},
-          {"text_offset", std::move(offsets)}};
+Json finish_reason(const Choice& choice) {
+  if (choice.finish.empty()) return nullptr;
+  return choice.finish == "cancelled" ? "abort" : choice.finish;
 }
 
 class OpenAiForm {
  public:
   OpenAiForm(const ServedModel& model, OpenAiCall call) : model_(model), call_(std::move(call)) {}
 
-  std::string whole(const Generation& generation) const {
+  std::string whole(const Generation& generation) {
     Json json = frame(call_.chat ? "chat.completion" : "text_completion");
-    for (std::size_t i = 0; i < generation.choices().size(); ++i) {
+    for (const std::size_t i : shown_choices(call_, generation)) {
       const Choice& choice = generation.choices()[i];
-      Json one{{"index", i}};
+      Json one{{"index", json["choices"].size()}};
       if (call_.chat)
         one["message"] = {{"role", "assistant"}, {"content", choice.text}};
       else
         one["text"] = choice.text;
-      one["logprobs"] = logprobs(choice, 0);
-      one["finish_reason"] = choice.finish;
+      one["logprobs"] = logprobs(choice, i, 0);
+      one["finish_reason"] = finish_reason(choice);
       json["choices"].push_back(std::move(one));
     }
     json["usage"] = usage_json(generation);
@@ -226,9 +209,9 @@ class OpenAiForm {
     return to_text(json);
   }
 
-  std::string piece(const Generation& generation, const Generation::Piece& piece) const {
+  std::string piece(const Generation& generation, const Generation::Piece& piece) {
     const Choice& choice = generation.choices()[piece.choice];
-    const bool asked = !choice.logprobs.empty();
+    const bool asked = call_.logprobs && !choice.logprobs.empty() && piece.token >= 0;
     if (piece.text.empty() && choice.finish.empty() && !asked) return {};
     Json json = chunk();
     Json one{{"index", piece.choice}};
@@ -236,8 +219,9 @@ class OpenAiForm {
       one["delta"] = piece.text.empty() ? Json::object() : Json{{"content", piece.text}};
     else
       one["text"] = piece.text;
-    one["logprobs"] = asked ? logprobs(choice, choice.logprobs.size() - 1) : Json(nullptr);
-    one["finish_reason"] = choice.finish.empty() ? Json(nullptr) : Json(choice.finish);
+    one["logprobs"] =
+        asked ? logprobs(choice, piece.choice, choice.logprobs.size() - 1) : Json(nullptr);
+    one["finish_reason"] = finish_reason(choice);
     json["choices"].push_back(std::move(one));
     return to_text(json);
   }
@@ -260,32 +244,41 @@ class OpenAiForm {
 
   Json chunk() const { return frame(call_.chat ? "chat.completion.chunk" : "text_completion"); }
 
-  Json logprobs(const Choice& choice, std::size_t first) const {
-    if (choice.logprobs.empty()) return nullptr;
-    return call_.chat ? chat_logprobs(model_, choice, first)
-                      : completion_logprobs(model_, choice, first);
+  /// Of a choice's tokens from `first` on.
+  Json logprobs(const Choice& choice, std::size_t index, std::size_t first) {
+    if (!call_.logprobs) return nullptr;
+    if (call_.chat) return chat_logprobs(model_.tokenizer, choice, first, call_.tokens_by_id);
+    while (places_.size() <= index)
+      places_.emplace_back(model_.tokenizer, call_.tokens_by_id, call_.settings.skip_special);
+    return places_[index].json(choice, first);
   }
 
+  std::vector<CompletionLogprobs> places_;  // of each choice
   const ServedModel& model_;
   OpenAiCall call_;
 };
 
 HttpReply answer(EngineFront& front,
                  const ServedModel& model,
+                 CallRegistry& calls,
                  OpenAiCall call,
                  const HttpRequest& request) {
   const bool stream = call.stream;
+  const CallRegistry::Aborted aborted = calls.add(call.rid);
+  GenerationSettings settings = call.settings;
+  settings.choices = call.best_of;
   const auto generation =
-      std::make_shared<Generation>(front, for_generation(model), call.prompts, call.settings);
-  const auto form = std::make_shared<const OpenAiForm>(model, std::move(call));
+      std::make_shared<Generation>(front, for_generation(model), call.prompts, settings);
+  const auto form = std::make_shared<OpenAiForm>(model, std::move(call));
   if (stream) {  // the three functions own the form together
     return stream_events(
         generation,
         {.head = [form](Generation& g) { return form->head(g); },
          .piece = [form](Generation& g, const Generation::Piece& p) { return form->piece(g, p); },
-         .tail = [form](Generation& g) { return form->tail(g); }});
+         .tail = [form](Generation& g) { return form->tail(g); }},
+        aborted);
   }
-  finish(*generation, request);
+  finish(*generation, request, *aborted);
   return {.body = form->whole(*generation)};
 }
 
@@ -300,15 +293,20 @@ Json model_json(const ServedModel& model) {
 
 }  // namespace
 
-void add_openai_routes(RouteTable& routes, EngineFront& front, const ServedModel& model) {
+void add_openai_routes(RouteTable& routes,
+                       EngineFront& front,
+                       const ServedModel& model,
+                       CallRegistry& calls) {
   routes.get("/v1/models", [&](const HttpRequest&) -> HttpReply {
     return {.body = to_text({{"object", "list"}, {"data", Json::array({model_json(model)})}})};
   });
+  routes.get("/v1/models/" + model.name,
+             [&](const HttpRequest&) -> HttpReply { return {.body = to_text(model_json(model))}; });
   routes.post("/v1/completions", [&](const HttpRequest& request) {
-    return answer(front, model, read_completion(request, model), request);
+    return answer(front, model, calls, read_completion(request, model), request);
   });
   routes.post("/v1/chat/completions", [&](const HttpRequest& request) {
-    return answer(front, model, read_chat(request, model), request);
+    return answer(front, model, calls, read_chat(request, model), request);
   });
 }
 
