@@ -1,4 +1,6 @@
 // Many clients at once, and those that go away.
+#include <httplib.h>
+
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -9,10 +11,15 @@ namespace ferry {
 namespace {
 
 using namespace std::chrono_literals;
-using test::client_of;
 using test::Json;
 using test::kPrompt;
 using Clock = std::chrono::steady_clock;
+
+httplib::Client client_of(const test::Served& served) {
+  httplib::Client client("127.0.0.1", served.port());
+  client.set_read_timeout(60, 0);
+  return client;
+}
 
 /// Events of one stream as text.
 std::string stream_text(const test::Served& served, const Json& body) {

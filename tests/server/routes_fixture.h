@@ -2,9 +2,9 @@
 #pragma once
 
 #include <gtest/gtest.h>
-#include <httplib.h>
 
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -17,11 +17,17 @@ using Json = nlohmann::json;
 
 inline constexpr const char* kPrompt = "Once upon a time there was a little fox named Mia.";
 
-inline httplib::Client client_of(const Served& served) {
-  httplib::Client client("127.0.0.1", served.port());
-  client.set_read_timeout(60, 0);
-  return client;
-}
+struct Answer {
+  int status = 0;
+  std::string body;
+  std::string content_type;
+};
+
+/// None: there was no answer.
+using MaybeAnswer = std::optional<Answer>;
+
+MaybeAnswer get_from(const Served& served, const std::string& path);
+MaybeAnswer post_to(const Served& served, const std::string& path, const std::string& body);
 
 /// One server for all tests of a file.
 class Routes : public testing::Test {
@@ -33,20 +39,20 @@ class Routes : public testing::Test {
     served = nullptr;
   }
 
-  static httplib::Result post(const std::string& path, const std::string& body) {
-    httplib::Result result = client_of(*served).Post(path, body, "application/json");
-    EXPECT_TRUE(result) << path << " " << body;
+  static MaybeAnswer post(const std::string& path, const std::string& body) {
+    MaybeAnswer result = post_to(*served, path, body);
+    EXPECT_TRUE(result.has_value()) << path << " " << body;
     return result;
   }
 
   static Json ok(const std::string& path, const Json& body) {
-    const httplib::Result result = post(path, body.dump());
+    const MaybeAnswer result = post(path, body.dump());
     EXPECT_EQ(result->status, 200) << result->body;
     return Json::parse(result->body);
   }
 
   static Json get(const std::string& path) {
-    const httplib::Result result = client_of(*served).Get(path);
+    const MaybeAnswer result = get_from(*served, path);
     EXPECT_EQ(result->status, 200) << result->body;
     return Json::parse(result->body);
   }
@@ -54,9 +60,9 @@ class Routes : public testing::Test {
   /// The events of a stream; the last one must be [DONE].
   static std::vector<Json> stream(const std::string& path, Json body) {
     body["stream"] = true;
-    const httplib::Result result = post(path, body.dump());
+    const MaybeAnswer result = post(path, body.dump());
     EXPECT_EQ(result->status, 200) << result->body;
-    EXPECT_EQ(result->get_header_value("Content-Type"), "text/event-stream");
+    EXPECT_EQ(result->content_type, "text/event-stream");
     std::vector<Json> events;
     std::istringstream in(result->body);
     bool done = false;

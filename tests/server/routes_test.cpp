@@ -4,13 +4,14 @@
 namespace ferry {
 namespace {
 
-using test::client_of;
+using test::get_from;
 using test::Json;
 using test::kPrompt;
+using test::MaybeAnswer;
 using test::Routes;
 
 TEST_F(Routes, GenerateTakesTheFlatForm) {
-  const httplib::Result result = post("/generate", R"({"text": "Hello", "max_tokens": 10})");
+  const MaybeAnswer result = post("/generate", R"({"text": "Hello", "max_tokens": 10})");
   ASSERT_EQ(result->status, 200) << result->body;
   const Json json = Json::parse(result->body);
   const auto ids = json.at("output_ids").get<std::vector<std::int32_t>>();
@@ -203,7 +204,7 @@ TEST_F(Routes, BadBodiesGet400WithOneLine) {
       {"/detokenize", R"({"tokens": ["a"]})"},
       {"/detokenize", R"({"tokens": [99999999]})"}};
   for (const auto& [path, body] : bad) {
-    const httplib::Result result = post(path, body);
+    const MaybeAnswer result = post(path, body);
     EXPECT_EQ(result->status, 400) << path << " " << body << " " << result->body;
     const std::string message = Json::parse(result->body).at("error").at("message");
     EXPECT_FALSE(message.empty());
@@ -217,7 +218,7 @@ TEST_F(Routes, BadBodiesGet400WithOneLine) {
 TEST_F(Routes, ModelsAndTokens) {
   EXPECT_EQ(get("/v1/models").at("data")[0].at("id"), "demo-moe");
   EXPECT_EQ(get("/v1/models/demo-moe").at("id"), "demo-moe");
-  EXPECT_EQ(client_of(*served).Get("/v1/models/other")->status, 404);
+  EXPECT_EQ(get_from(*served, "/v1/models/other")->status, 404);
   EXPECT_EQ(get("/get_model_info").at("is_generation"), true);
   EXPECT_EQ(get("/model_info"), get("/get_model_info"));
   EXPECT_EQ(get("/server_info").at("served_model_name"), "demo-moe");
@@ -245,7 +246,7 @@ TEST_F(Routes, RecordedLoadIsWhatTheStepsHad) {
 
 TEST_F(Routes, MetricsCount) {
   ok("/generate", {{"text", kPrompt}, {"max_tokens", 3}});
-  const httplib::Result result = client_of(*served).Get("/metrics");
+  const MaybeAnswer result = get_from(*served, "/metrics");
   ASSERT_EQ(result->status, 200);
   for (const char* name : {"ferry_requests_finished_total ",
                            "ferry_generation_tokens_total ",
@@ -257,7 +258,7 @@ TEST_F(Routes, MetricsCount) {
 }
 
 TEST_F(Routes, DashboardIsOnePageWithItsState) {
-  const httplib::Result page = client_of(*served).Get("/");
+  const MaybeAnswer page = get_from(*served, "/");
   EXPECT_EQ(page->status, 200);
   EXPECT_EQ(page->body.find("http://"), std::string::npos) << "it must work offline";
   EXPECT_EQ(page->body.find("https://"), std::string::npos);

@@ -8,9 +8,9 @@
 namespace ferry {
 namespace {
 
-using test::client_of;
 using test::Json;
 using test::kPrompt;
+using test::MaybeAnswer;
 using test::Routes;
 
 TEST_F(Routes, ChatsAndStreamsTheSame) {
@@ -187,7 +187,7 @@ TEST_F(Routes, CallsEndWhenTheyAreAborted) {
 TEST_F(Routes, PromptsThatAreTooLongSayWhatClientsLookFor) {
   const std::string text(3000, 'a');
   for (const auto& [path, name] : {std::pair("/v1/completions", "prompt"), {"/generate", "text"}}) {
-    const httplib::Result result = post(path, Json{{name, text}}.dump());
+    const MaybeAnswer result = post(path, Json{{name, text}}.dump());
     EXPECT_EQ(result->status, 400);
     const Json error = Json::parse(result->body).at("error");
     EXPECT_EQ(error.at("code"), "context_length_exceeded");
