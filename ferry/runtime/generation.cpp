@@ -65,10 +65,12 @@ void Generation::add_prompt(const GenerationModel& model,
   prompt_tokens_ += prompt.size();
   for (int n = 0; n < settings.choices; ++n) {
     Request request{.prompt = prompt,
-                    .max_new_tokens = settings.max_new_tokens.value_or(to_the_end),
+                    // The engine gives a token with all; it is not shown where none is wanted.
+                    .max_new_tokens = std::max(1, settings.max_new_tokens.value_or(to_the_end)),
                     .sampling = settings.sampling,
                     .stop_ids = stop_ids,
                     .top_logprobs = settings.top_logprobs,
+                    .prompt_logprobs_from = settings.prompt_logprobs_from,
                     .client = settings.client,
                     .processors = settings.processors};
     request.sampling.seed = seed + static_cast<std::uint64_t>(n);
@@ -81,6 +83,7 @@ void Generation::add_prompt(const GenerationModel& model,
                     .skip_special = settings.skip_special,
                     .silent_ids = settings.keep_stop ? std::vector<std::int32_t>{} : stop_ids});
     stop_ids_.push_back(stop_ids);
+    prompt_alone_.push_back(settings.max_new_tokens == 0);
   }
 }
 
@@ -95,6 +98,12 @@ std::optional<Generation::Piece> Generation::next(std::chrono::milliseconds pati
   Choice& choice = choices_[arrival.index];
   if (!choice.finish.empty()) return std::nullopt;  // came behind its stop string
   TokenEvent& event = arrival.event;
+  if (!event.prompt_logprobs.empty()) choice.prompt_logprobs = std::move(event.prompt_logprobs);
+  if (prompt_alone_[arrival.index]) {
+    choice.finish = "length";
+    --left_;
+    return Piece{.choice = arrival.index, .text = "", .token = kNoToken};
+  }
   TextStream& text = texts_[arrival.index];
   Piece piece{
       .choice = arrival.index, .text = text.put(event.token, event.last), .token = event.token};

@@ -98,12 +98,13 @@ void read_common_settings(const JsonFields& fields,
 }
 
 std::optional<int> max_new_tokens(const JsonFields& fields,
-                                  std::initializer_list<const char*> names) {
+                                  std::initializer_list<const char*> names,
+                                  int least) {
   std::optional<int> most;
   for (const char* name : names) {
     if (const auto v = fields.integer(name)) {
-      if (*v < 1 || *v > INT32_MAX)
-        fail<ConfigError>("\"{}\" must be at least 1, not {}", name, *v);
+      if (*v < least || *v > INT32_MAX)
+        fail<ConfigError>("\"{}\" must be at least {}, not {}", name, least, *v);
       most = static_cast<int>(*v);
     }
   }
@@ -140,7 +141,7 @@ std::vector<Generation::Piece> abort(Generation& generation) {
   for (std::size_t i = 0; i < generation.choices().size(); ++i) {
     if (!generation.choices()[i].finish.empty()) continue;
     generation.cancel(i);
-    last.push_back({.choice = i, .text = "", .token = -1});
+    last.push_back({.choice = i, .text = "", .token = Generation::kNoToken});
   }
   return last;
 }

@@ -22,9 +22,10 @@ void read_common_settings(const JsonFields& fields,
                           const ServedModel& model,
                           GenerationSettings& settings);
 
-/// The first of these members that is there, at least 1.
+/// The last of these members that is there.
 std::optional<int> max_new_tokens(const JsonFields& fields,
-                                  std::initializer_list<const char*> names);
+                                  std::initializer_list<const char*> names,
+                                  int least = 1);
 
 /// How many most probable tokens a member asks for; 0 when absent.
 int top_logprobs(const JsonFields& fields, const char* name);

@@ -109,7 +109,7 @@ constexpr auto kGenerate = std::to_array<Member>({
     {"sampling_params", kDone},
     {"return_logprob", kDone},
     {"top_logprobs_num", kDone},
-    {"logprob_start_len", kRefused, "-1"},
+    {"logprob_start_len", kDone},
     {"token_ids_logprob", kRefused},
     {"return_text_in_logprobs", kHarmless},  // they have it always
     {"input_embeds", kRefused},
@@ -134,7 +134,7 @@ constexpr auto kOpenAi = std::to_array<Member>({
     {"truncate_prompt_tokens", kDone},
     {"add_special_tokens", kDone},
     {"return_tokens_as_token_ids", kDone},
-    {"prompt_logprobs", kRefused},
+    {"prompt_logprobs", kDone},
     {"return_token_ids", kRefused, "false"},
     {"metadata", kHarmless},
     {"store", kHarmless},
@@ -148,7 +148,7 @@ constexpr auto kOpenAi = std::to_array<Member>({
 constexpr auto kCompletion = std::to_array<Member>({
     {"prompt", kDone},
     {"best_of", kDone},
-    {"echo", kRefused, "false"},
+    {"echo", kDone},
     {"suffix", kRefused},
     {"prompt_embeds", kRefused},
     {"tools", kRefused},

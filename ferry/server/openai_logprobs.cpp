@@ -58,15 +58,42 @@ Json chat_logprobs(const Tokenizer* tokenizer,
   return {{"content", std::move(content)}};
 }
 
-CompletionLogprobs::CompletionLogprobs(const Tokenizer* tokenizer, bool by_id, bool skip_special)
-    : tokenizer_(tokenizer), by_id_(by_id) {
+Json prompt_logprobs(const Tokenizer* tokenizer,
+                     std::span<const std::int32_t> prompt,
+                     const Choice& choice) {
+  Json all = Json::array({nullptr});
+  for (std::size_t i = 0; i < choice.prompt_logprobs.size(); ++i) {
+    const Logprobs& logprobs = choice.prompt_logprobs[i];
+    const auto entry = [&](std::int32_t id, float logprob, Json rank) {
+      return Json{{"logprob", logprob},
+                  {"rank", std::move(rank)},
+                  {"decoded_token", token_text(tokenizer, id)}};
+    };
+    Json tokens = Json::object();
+    for (std::size_t rank = 0; rank < logprobs.top.size(); ++rank) {
+      const TokenLogprob& t = logprobs.top[rank];
+      tokens[std::to_string(t.id)] = entry(t.id, t.logprob, rank + 1);
+    }
+    const std::int32_t id = prompt[i + 1];
+    if (!tokens.contains(std::to_string(id)))  // how many are above it nobody has counted
+      tokens[std::to_string(id)] = entry(id, logprobs.chosen, nullptr);
+    all.push_back(std::move(tokens));
+  }
+  return all;
+}
+
+CompletionLogprobs::CompletionLogprobs(const Tokenizer* tokenizer,
+                                       bool by_id,
+                                       bool skip_special,
+                                       std::vector<std::int32_t> prompt)
+    : tokenizer_(tokenizer), by_id_(by_id), prompt_(std::move(prompt)) {
   if (tokenizer != nullptr) decoder_ = std::make_unique<StreamDecoder>(*tokenizer, skip_special);
 }
 
 /// In characters, as clients count. Tokens that make one character together begin where it does.
-void CompletionLogprobs::place(const Choice& choice) {
-  while (offsets_.size() < choice.ids.size()) {
-    const std::int32_t id = choice.ids[offsets_.size()];
+void CompletionLogprobs::place(const Choice& choice, std::size_t tokens) {
+  while (offsets_.size() < tokens) {
+    const std::int32_t id = id_of(choice, offsets_.size());
     const std::string text =
         decoder_ && tokenizer_->has_token(id) ? decoder_->put(id) : std::string();
     // What the tokens before have left of a character stands before this one's text.
@@ -78,15 +105,23 @@ void CompletionLogprobs::place(const Choice& choice) {
 }
 
 Json CompletionLogprobs::json(const Choice& choice, std::size_t first) {
-  place(choice);
+  const std::size_t end = prompt_.size() + choice.logprobs.size();
+  place(choice, end);
   Json tokens = Json::array(), logprobs = Json::array(), top = Json::array(),
        offsets = Json::array();
-  for (std::size_t i = first; i < choice.logprobs.size(); ++i) {
-    tokens.push_back(token_name(tokenizer_, choice.ids[i], by_id_));
-    logprobs.push_back(choice.logprobs[i].chosen);
+  for (std::size_t i = first; i < end; ++i) {
+    tokens.push_back(token_name(tokenizer_, id_of(choice, i), by_id_));
     offsets.push_back(offsets_[i]);
+    if (i == 0 && !prompt_.empty()) {  // nothing stands before it
+      logprobs.push_back(nullptr);
+      top.push_back(nullptr);
+      continue;
+    }
+    const Logprobs& l =
+        i < prompt_.size() ? choice.prompt_logprobs.at(i - 1) : choice.logprobs[i - prompt_.size()];
+    logprobs.push_back(l.chosen);
     Json most = Json::object();
-    for (const TokenLogprob& t : choice.logprobs[i].top) {
+    for (const TokenLogprob& t : l.top) {
       std::string name = token_name(tokenizer_, t.id, by_id_);
       if (most.contains(name)) name = token_name(tokenizer_, t.id, /*by_id=*/true);
       most[name] = t.logprob;

@@ -51,8 +51,8 @@ void read_settings(const JsonFields& fields,
                    const ServedModel& model,
                    GenerationSettings& settings) {
   read_common_settings(fields, model, settings);
-  if (const auto most =
-          max_new_tokens(fields, {"max_new_tokens", "max_tokens", "max_completion_tokens"}))
+  if (const auto most = max_new_tokens(
+          fields, {"max_new_tokens", "max_tokens", "max_completion_tokens"}, /*least=*/0))
     settings.max_new_tokens = most;
 }
 
@@ -92,7 +92,15 @@ GenerateCall read_call(const HttpRequest& request, const ServedModel& model) {
                               .client = client_of(request)};
   read_settings(fields, model, settings);
   const int top = top_logprobs(fields, "top_logprobs_num");
-  if (fields.boolean("return_logprob").value_or(false)) settings.top_logprobs = top;
+  const std::int64_t from = fields.integer("logprob_start_len").value_or(-1);
+  if (from < -1 || from > model.max_context)
+    fail<ConfigError>("\"logprob_start_len\" must be -1 (none of the prompt) to {}, not {}",
+                      model.max_context,
+                      from);
+  if (fields.boolean("return_logprob").value_or(false)) {
+    settings.top_logprobs = top;
+    if (from >= 0) settings.prompt_logprobs_from = static_cast<int>(from);
+  }
   call.settings.assign(call.prompts.size(), settings);
   if (const Json* params = fields.find("sampling_params"))
     read_sampling_params(*params, model, call);
@@ -109,7 +117,7 @@ Json reason_of_end(const Choice& choice) {
   return {{"type", "stop"}, {"matched", choice.ids.back()}};
 }
 
-Json logprob(const ServedModel& model, float value, std::int32_t id) {
+Json logprob(const ServedModel& model, const Json& value, std::int32_t id) {
   return Json::array({value, id, token_text(model.tokenizer, id)});
 }
 
@@ -117,7 +125,13 @@ Json logprob(const ServedModel& model, float value, std::int32_t id) {
 class GenerateForm {
  public:
   GenerateForm(const ServedModel& model, const GenerateCall& call)
-      : model_(model), batch_(call.batch), choices_(call.settings.front().choices), id_(call.rid) {
+      : model_(model),
+        batch_(call.batch),
+        choices_(call.settings.front().choices),
+        prompts_(call.prompts),
+        from_(call.settings.front().prompt_logprobs_from),
+        logprobs_(call.settings.front().top_logprobs.has_value()),
+        id_(call.rid) {
     static std::atomic<std::uint64_t> calls{0};
     if (id_.empty()) id_ = fmt::format("gen-{}", calls++);
   }
@@ -131,7 +145,8 @@ class GenerateForm {
               {"completion_tokens", choice.ids.size()},
               {"cached_tokens", 0},
               {"e2e_latency", generation.seconds()}};
-    if (!choice.logprobs.empty()) {
+    if (logprobs_) {
+      add_prompt_logprobs(choice, index, meta);
       Json& chosen = meta["output_token_logprobs"] = Json::array();
       Json& top = meta["output_top_logprobs"] = Json::array();
       for (std::size_t i = 0; i < choice.logprobs.size(); ++i) {
@@ -155,9 +170,30 @@ class GenerateForm {
   }
 
  private:
+  /// As SGLang has it, the first of them has none, wherever it stands.
+  void add_prompt_logprobs(const Choice& choice, std::size_t index, Json& meta) const {
+    Json& tokens = meta["input_token_logprobs"] = Json::array();
+    Json& top = meta["input_top_logprobs"] = Json::array();
+    const std::vector<std::int32_t>& prompt = prompts_[index / static_cast<std::size_t>(choices_)];
+    if (!from_ || static_cast<std::size_t>(*from_) >= prompt.size()) return;
+    const auto from = static_cast<std::size_t>(*from_);
+    tokens.push_back(logprob(model_, nullptr, prompt[from]));
+    top.push_back(nullptr);
+    const std::size_t told = prompt.size() - choice.prompt_logprobs.size();
+    for (std::size_t i = from + 1; i < prompt.size() && i >= told; ++i) {
+      const Logprobs& l = choice.prompt_logprobs[i - told];
+      tokens.push_back(logprob(model_, l.chosen, prompt[i]));
+      Json& most = top.emplace_back(Json::array());
+      for (const TokenLogprob& t : l.top) most.push_back(logprob(model_, t.logprob, t.id));
+    }
+  }
+
   const ServedModel& model_;
   bool batch_;
   int choices_;
+  std::vector<std::vector<std::int32_t>> prompts_;
+  std::optional<int> from_;  // where log probabilities of prompts begin
+  bool logprobs_;
   std::string id_;
 };
 

@@ -143,7 +143,8 @@ TEST(StepRecord, DamagedCountsNeitherCrashNorReserve) {
 TEST(StepResult, DamagedCountsNeitherCrashNorReserve) {
   StepResult result{.step = 1, .tokens = {{.id = 1, .token = 7}, {.id = 2, .token = 8}}};
   result.tokens[0].logprobs = {.chosen = -1, .top = {{.id = 3, .logprob = -2}}};
-  std::vector<std::byte> bytes(result_capacity(2));
+  result.prompts = {{.id = 1, .position = 2, .logprobs = {*result.tokens[0].logprobs}}};
+  std::vector<std::byte> bytes(result_capacity(2, 40));
   bytes.resize(encode(result, bytes));
   expect_small_from_damaged(bytes, decode_step_result);
 }
@@ -158,7 +159,10 @@ TEST(StepResult, ComesBackAsItWentOut) {
   for (TokenResult& token : out.tokens)
     token.logprobs = {.chosen = -0.5F,
                       .top = std::vector<TokenLogprob>(kMaxTopLogprobs, {.id = 3, .logprob = -9})};
-  std::vector<std::byte> bytes(result_capacity(2));
+  out.prompts.push_back({.id = 1, .position = 5, .logprobs = {}});
+  out.prompts.push_back({.id = 2, .position = 1, .logprobs = {}});
+  for (int i = 0; i < 40; ++i) out.prompts[i % 2].logprobs.push_back(*out.tokens[0].logprobs);
+  std::vector<std::byte> bytes(result_capacity(2, 40));
   ASSERT_EQ(encode(out, bytes), bytes.size());
   const StepResult in = decode_step_result(bytes);
   EXPECT_EQ(in.step, 12U);
@@ -171,12 +175,16 @@ TEST(StepResult, ComesBackAsItWentOut) {
   EXPECT_TRUE(in.tokens[1].last);
   EXPECT_EQ(in.tokens[1].logprobs, out.tokens[1].logprobs);
   EXPECT_EQ(in.tokens[1].logits_sha256, out.tokens[1].logits_sha256);
+  ASSERT_EQ(in.prompts.size(), 2U);
+  EXPECT_EQ(in.prompts[0].position, 5U);
+  EXPECT_EQ(in.prompts[1].id, 2U);
+  EXPECT_EQ(in.prompts[1].logprobs, out.prompts[1].logprobs);
   for (std::size_t n = 0; n < bytes.size(); ++n)
     EXPECT_THROW(decode_step_result(std::span(bytes).first(n)), TransportError);
 }
 
 TEST(StepResult, IsNotTakenForARecord) {
-  std::vector<std::byte> bytes(result_capacity(1));
+  std::vector<std::byte> bytes(result_capacity(1, 40));
   static_cast<void>(encode(StepResult{.step = 1, .tokens = {}}, bytes));
   EXPECT_THROW(decode_step_record(bytes), TransportError);
 }

@@ -200,5 +200,84 @@ TEST_F(Routes, PromptsThatAreTooLongSayWhatClientsLookFor) {
   EXPECT_EQ(cut.at("usage").at("prompt_tokens"), 5);
 }
 
+/// What lm-eval and SGLang's front-end choose answers by.
+TEST_F(Routes, PromptsAreToldTheLogprobsThatTheirTokensHad) {
+  const Json same = {{"max_new_tokens", 9}, {"temperature", 0}, {"ignore_eos", true}};
+  Json body = {{"text", kPrompt},
+               {"sampling_params", same},
+               {"return_logprob", true},
+               {"top_logprobs_num", 2}};
+  const Json generated = ok("/generate", body);
+  EXPECT_TRUE(generated.at("meta_info").at("input_token_logprobs").empty());
+  std::vector<std::int32_t> ids = served->tokenizer().encode(kPrompt);
+  const std::size_t before = ids.size();
+  for (const Json& id : generated.at("output_ids")) ids.push_back(id);
+
+  Json again = {{"input_ids", ids},
+                {"max_new_tokens", 0},
+                {"return_logprob", true},
+                {"top_logprobs_num", 2},
+                {"logprob_start_len", before - 1}};
+  const Json meta = ok("/generate", again).at("meta_info");
+  const Json input = meta.at("input_token_logprobs");
+  ASSERT_EQ(input.size(), 10U);
+  EXPECT_EQ(input[0][0], nullptr);
+  EXPECT_EQ(Json(input.begin() + 1, input.end()),
+            generated.at("meta_info").at("output_token_logprobs"));
+  EXPECT_EQ(meta.at("completion_tokens"), 0);
+  EXPECT_EQ(meta.at("finish_reason").at("type"), "length");
+  EXPECT_EQ(meta.at("input_top_logprobs").size(), 10U);
+
+  const Json echo =
+      ok("/v1/completions", {{"prompt", ids}, {"max_tokens", 0}, {"echo", true}, {"logprobs", 1}});
+  const Json logprobs = echo.at("choices")[0].at("logprobs");
+  ASSERT_EQ(logprobs.at("token_logprobs").size(), ids.size());
+  EXPECT_EQ(logprobs.at("token_logprobs")[0], nullptr);
+  for (std::size_t i = 0; i < 9; ++i) {
+    EXPECT_EQ(logprobs.at("token_logprobs")[before + i], input[i + 1][0]);
+    // They were the most probable ones.
+    EXPECT_EQ(logprobs.at("top_logprobs")[before + i].begin().value(), input[i + 1][0]);
+  }
+  EXPECT_EQ(echo.at("choices")[0].at("text"), kPrompt + generated.at("text").get<std::string>());
+  EXPECT_EQ(echo.at("usage").at("completion_tokens"), 0);
+
+  const Json told =
+      ok("/v1/completions", {{"prompt", ids}, {"max_tokens", 1}, {"prompt_logprobs", 1}})
+          .at("choices")[0]
+          .at("prompt_logprobs");
+  ASSERT_EQ(told.size(), ids.size());
+  EXPECT_EQ(told[0], nullptr);
+  EXPECT_EQ(told[before].at(std::to_string(ids[before])).at("logprob"), input[1][0]);
+  EXPECT_EQ(told[before].at(std::to_string(ids[before])).at("rank"), 1);
+}
+
+TEST_F(Routes, EchoStreamsWhatItGivesWhole) {
+  for (const int tokens : {0, 1, 7}) {
+    const Json body = {{"prompt", {kPrompt, "Two"}},
+                       {"max_tokens", tokens},
+                       {"temperature", 0},
+                       {"echo", true},
+                       {"logprobs", 1},
+                       {"ignore_eos", true}};
+    const Json whole = ok("/v1/completions", body);
+    std::vector<std::string> texts(2);
+    std::vector<Json> logprobs(2, Json::array());
+    for (const Json& event : stream("/v1/completions", body)) {
+      for (const Json& choice : event.at("choices")) {
+        const std::size_t index = choice.at("index");
+        texts[index] += choice.at("text");
+        if (choice.at("logprobs").is_null()) continue;
+        for (const Json& l : choice.at("logprobs").at("token_logprobs"))
+          logprobs[index].push_back(l);
+      }
+    }
+    for (std::size_t i = 0; i < 2; ++i) {
+      const Json& choice = whole.at("choices")[i];
+      EXPECT_EQ(texts[i], choice.at("text")) << tokens;
+      EXPECT_EQ(logprobs[i], choice.at("logprobs").at("token_logprobs")) << tokens;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace ferry
