@@ -67,6 +67,8 @@ class Decoder {
   const SparseLayers& sparse_layers() const;
 
   const ModelConfig& config() const;
+  /// This rank's threads, for work between its calls.
+  ThreadPool& pool();
   /// Ranks that hold the same sequences as this one, itself included.
   int tp() const;
   /// Of hidden states, keys and values: the type of the dense weights.

@@ -77,6 +77,8 @@ class RequestMembers {
   /// {"id": number, ...}
   virtual std::optional<std::vector<std::pair<std::int32_t, double>>> numbers_by_id(
       const char* name) const = 0;
+  /// Sequences of tokens, each that of a text.
+  virtual std::optional<std::vector<std::vector<std::int32_t>>> words(const char* name) const = 0;
 
  protected:
   RequestMembers() = default;

@@ -26,9 +26,12 @@ struct Logprobs {
   bool operator==(const Logprobs&) const = default;
 };
 
-/// Pure; sums in order of ids, so the bits depend on the logits alone. REQUIRES: finite logits or
+/// Pure; the bits depend on the logits alone, whatever the machine. REQUIRES: finite logits or
 /// -infinity, one of them finite; `chosen` among them; top >= 0, of which there are at most as many
 /// as logits.
 FERRY_API Logprobs logprobs_of(std::span<const float> logits, std::int32_t chosen, int top);
+
+/// ln x, the same bits on every machine. REQUIRES: x is positive, finite and not denormal.
+double natural_log(double x) noexcept;
 
 }  // namespace ferry
