@@ -8,7 +8,7 @@ copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 
 compiles() {
-  "$compiler" -std=c++20 -fsyntax-only -I"$copy" -I"$source" -I"$source/include" \
+  "$compiler" -std=c++20 -fsyntax-only -I"$copy" -I"$copy/include" -I"$source" -I"$source/include" \
     "$source/ferry/runtime/agreement.cpp" >"$copy/log" 2>&1
 }
 
@@ -21,7 +21,7 @@ while read -r header struct; do
   grep -q "names provided\|decomposes into" "$copy/log" || { cat "$copy/log"; exit 1; }
   rm "$copy/$header"
 done <<EOL
-ferry/transport/launch.h LaunchOptions
+include/ferry/launch.h LaunchOptions
 ferry/model/decoder_options.h DecoderOptions
 ferry/engine/rebalancer.h RebalanceOptions
 ferry/engine/balancer.h BalanceOptions

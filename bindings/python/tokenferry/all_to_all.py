@@ -42,7 +42,7 @@ class AllToAll(_core.Lane):
     hidden_partition: ranks hold the same tokens and pass H / R columns each.
     timeout: seconds that a phase waits for the others.
     scoring ('softmax' or 'sigmoid'), renormalize, choose_first, num_groups, topk_groups, group_score
-        ('max' or 'sum_of_two'), scaling: how moe_forward routes (ferry/moe/router.h).
+        ('max' or 'sum_of_two'), scaling: how moe_forward routes (ferry/router.h).
     """
 
     def __init__(
