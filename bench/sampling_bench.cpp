@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "ferry/core/threads.h"
-#include "ferry/engine/logprobs.h"
 #include "ferry/engine/sampler.h"
 #include "ferry/kernels/kernels.h"
+#include "ferry/logprobs.h"
 
 namespace ferry {
 namespace {

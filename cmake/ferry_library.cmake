@@ -2,16 +2,15 @@
 # same objects. Of the shared one only what FERRY_API marks can be seen (include/ferry/export.h): our
 # files are compiled with hidden visibility, and libferry.map hides what templates of the standard
 # library and of fmt would add.
-set(ferry_library_rooms core kernels transport compute exchange moe balance)
-file(GLOB ferry_public_headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/include/ferry/*.h)
-# Public as well, on their way to include/ferry.
-foreach(header core/buffer transport/transport transport/launch transport/world transport/inproc exchange/placement exchange/backend
-               exchange/choose_backend exchange/dispatcher moe/moe_forward balance/planner balance/expert_placement)
-  list(APPEND ferry_public_headers ${PROJECT_SOURCE_DIR}/ferry/${header}.h)
-endforeach()
+set(ferry_library_rooms core kernels transport compute exchange moe balance checkpoint text state model engine runtime c)
+file(GLOB ferry_public_headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/include/ferry/*.h
+     ${PROJECT_SOURCE_DIR}/include/ferry/c/*.h)
 
 find_package(OpenSSL REQUIRED COMPONENTS Crypto)
-set(library_links fmt::fmt Threads::Threads OpenSSL::Crypto)
+pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
+pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
+pkg_check_modules(HWLOC REQUIRED IMPORTED_TARGET hwloc)
+set(library_links fmt::fmt Threads::Threads OpenSSL::Crypto PkgConfig::PCRE2 PkgConfig::UTF8PROC PkgConfig::HWLOC)
 if(FERRY_LINKS_LIBFABRIC)
   pkg_check_modules(LIBFABRIC REQUIRED IMPORTED_TARGET libfabric)
   list(APPEND library_links PkgConfig::LIBFABRIC)

@@ -12,11 +12,12 @@ program=(g++ cmake ninja-build pkg-config libfmt-dev libspdlog-dev libcli11-dev 
          libpcre2-dev libutf8proc-dev libssl-dev libhwloc-dev libcpp-httplib-dev
          prometheus-cpp-dev)
 tests=(libgtest-dev libgmock-dev libbenchmark-dev libfabric-dev libopenmpi-dev openmpi-bin
-       iproute2 curl)
+       iproute2 curl python3-dev python3-venv)
+pypi=(nanobind numpy ml_dtypes pytest)  # of tests, into build/venv
 ci=(ccache clang-format clang-tidy git python3)
 fuzz=(clang libclang-rt-14-dev)
 bench=(libdnnl-dev)
-clients=(chromium python3-venv)  # and PyPI's openai, into build/clients
+clients=(chromium)  # and PyPI's openai, into build/clients
 
 case "${1:-tests}" in
   program) wanted=("${program[@]}") ;;
@@ -26,7 +27,7 @@ case "${1:-tests}" in
   bench) wanted=("${program[@]}" "${tests[@]}" "${bench[@]}") ;;
   clients) wanted=("${program[@]}" "${tests[@]}" "${clients[@]}") ;;
   --list)
-    printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}" "${fuzz[@]}" "${bench[@]}" "${clients[@]}" openai
+    printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}" "${fuzz[@]}" "${bench[@]}" "${clients[@]}" openai "${pypi[@]}"
     exit ;;
   *) echo "usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients]" >&2; exit 2 ;;
 esac
@@ -43,15 +44,29 @@ install_openai() {
   echo "setup: installing openai from PyPI" >&2
   python3 -m venv "$venv" && "$venv/bin/pip" -q --disable-pip-version-check install openai >&2
 }
-then_openai=:
-[[ ${1:-} != clients ]] || then_openai=install_openai
+# Without it the Python package is not built, and its tests are not there.
+install_pypi() {
+  local venv
+  venv=$(dirname "$0")/../build/venv
+  "$venv/bin/python" -c 'import nanobind, numpy, ml_dtypes, pytest' 2>/dev/null && return
+  echo "setup: installing ${pypi[*]} from PyPI" >&2
+  python3 -m venv "$venv" && "$venv/bin/pip" -q --disable-pip-version-check install "${pypi[@]}" >&2 && return
+  echo "setup: PyPI cannot be reached; the Python package is left out" >&2
+  rm -rf "$venv"
+}
+finish() {
+  case "${1:-tests}" in
+    clients) install_openai && install_pypi ;;
+    tests | ci | bench) install_pypi ;;
+  esac
+}
 
 missing=()
 for package in "${wanted[@]}"; do
   state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
   [[ $state == installed ]] || missing+=("$package")
 done
-((${#missing[@]})) || { $then_openai; exit; }
+((${#missing[@]})) || { finish "$@"; exit; }
 
 as_root=()
 if ((EUID != 0)); then
@@ -65,4 +80,4 @@ apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Loc
 echo "setup: installing ${missing[*]}" >&2
 "${apt[@]}" update >&2
 "${apt[@]}" install -y --no-install-recommends "${missing[@]}" </dev/null >&2
-$then_openai
+finish "$@"

@@ -15,8 +15,11 @@ if [[ ${1:-} == --long ]]; then
 fi
 
 scripts/setup.sh tests
-# Configured again only where an earlier run.sh left the tests out.
-grep -qs 'FERRY_BUILD_TESTS:BOOL=ON' build/release/CMakeCache.txt && [[ -f build/release/build.ninja ]] ||
-  cmake --preset release -DFERRY_BUILD_TESTS=ON -DFERRY_BUILD_BENCH=ON
+# Configured again only where an earlier run.sh left the tests out, or setup.sh has just brought Python.
+python=OFF
+[[ ! -x build/venv/bin/python ]] || python=ON
+configured() { grep -qs "$1:BOOL=$2" build/release/CMakeCache.txt; }
+configured FERRY_BUILD_TESTS ON && configured FERRY_BUILD_PYTHON $python && [[ -f build/release/build.ninja ]] ||
+  cmake --preset release -DFERRY_BUILD_TESTS=ON -DFERRY_BUILD_BENCH=ON -DFERRY_BUILD_PYTHON=$python
 cmake --build --preset release
 ctest --preset release -j 4 "${long[@]}" "$@"

@@ -4,7 +4,7 @@
     tools/check_exports.py LIBRARY HEADER...
 
 The public interface is what the headers mark with FERRY_API: classes, with all their members, and
-functions. Every dynamic symbol that the library defines must be of one of these, and every function
+functions, those of C included. Every dynamic symbol that the library defines must be of one of these, and every function
 must be there. (A class may be all inline.)
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 MARKED_CLASS = re.compile(r"\b(?:class|struct)\s+FERRY_API\s+(\w+)")
 MARKED_FUNCTION = re.compile(r"^FERRY_API\s[^;{(]*?\b(\w+)\s*\(", re.MULTILINE)
-SYMBOL = re.compile(r"^(?:vtable for |typeinfo for |typeinfo name for )?ferry::(\w+)")
+SYMBOL = re.compile(r"^(?:(?:vtable for |typeinfo for |typeinfo name for )?ferry::(\w+)|(ferry_\w+)$)")
 
 
 def marked(headers: list[str], mark: re.Pattern[str]) -> set[str]:
@@ -35,8 +35,9 @@ def main() -> int:
     problems, seen = [], set()
     for symbol in symbols:
         match = SYMBOL.match(symbol)
-        if match and match[1] in public:
-            seen.add(match[1])
+        name = match and (match[1] or match[2])
+        if name in public:
+            seen.add(name)
         else:
             problems.append(f"{library} shows {symbol}, which no public header marks with FERRY_API")
     problems += [f"{library} lacks {name}, which a public header marks"

@@ -16,6 +16,7 @@
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/session.h"
 #include "ferry/core/error.h"
+#include "ferry/core/types.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/server/server.h"
 

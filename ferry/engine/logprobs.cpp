@@ -1,4 +1,4 @@
-#include "ferry/engine/logprobs.h"
+#include "ferry/logprobs.h"
 
 #include <algorithm>
 #include <bit>

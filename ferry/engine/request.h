@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "ferry/engine/logits_processor.h"
-#include "ferry/engine/logprobs.h"
 #include "ferry/engine/sampler.h"
+#include "ferry/logits_processor.h"
+#include "ferry/logprobs.h"
 
 namespace ferry {
 

@@ -24,7 +24,7 @@
 
 #include "ferry/core/types.h"
 #include "ferry/kernels/packed_matrix.h"
-#include "ferry/kernels/wire.h"
+#include "ferry/wire.h"
 
 namespace ferry {
 

@@ -12,7 +12,7 @@
 #include "ferry/model/sparse_layers.h"
 #include "ferry/model/weights.h"
 #include "ferry/state/sequence_state.h"
-#include "ferry/transport/transport.h"
+#include "ferry/transport.h"
 
 namespace ferry {
 

@@ -1,9 +1,9 @@
-#include "ferry/moe/moe_forward.h"
+#include "ferry/moe_forward.h"
 
 #include <algorithm>
 #include <cstring>
 
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
 #include "ferry/core/error.h"
 #include "ferry/exchange/compatibility.h"
 #include "ferry/kernels/kernels.h"
@@ -38,6 +38,7 @@ DispatcherOptions dispatcher_options(const Options& o,
           .topk = o.router.topk,
           .max_tokens = o.max_tokens,
           .dp_size = o.dp_size,
+          .row_alignment = o.row_alignment,
           .dispatch_wire = o.dispatch_wire,
           .expert_type = o.expert_type,
           .combine_wire = o.combine_wire,
@@ -219,5 +220,7 @@ std::span<const int> MoeAllToAll::lost_tokens() const { return impl_->lanes().lo
 void MoeAllToAll::mask(Rank rank) { impl_->lanes().mask(rank); }
 
 const Dispatcher& MoeAllToAll::dispatcher() const { return impl_->lanes().first(); }
+
+Dispatcher& MoeAllToAll::dispatcher() { return impl_->lanes().first(); }
 
 }  // namespace ferry

@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "ferry/generation_settings.h"
 #include "ferry/runtime/engine_front.h"
-#include "ferry/runtime/generation_settings.h"
 #include "ferry/text/text_stream.h"
 
 namespace ferry {

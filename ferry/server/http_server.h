@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "ferry/core/error.h"
-#include "ferry/runtime/refused.h"
+#include "ferry/refused.h"
 
 namespace ferry {
 

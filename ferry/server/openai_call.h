@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "ferry/runtime/generation_settings.h"
+#include "ferry/generation_settings.h"
 #include "ferry/server/http_server.h"
 #include "ferry/server/served_model.h"
 

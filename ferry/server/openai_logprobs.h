@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "ferry/runtime/generation_settings.h"
+#include "ferry/generation_settings.h"
 #include "ferry/text/tokenizer.h"
 
 namespace ferry {

@@ -3,9 +3,9 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
-#include "ferry/balance/measure.h"
 #include "ferry/core/error.h"
 #include "ferry/engine/load_dump.h"
+#include "ferry/expert_load.h"
 #include "ferry/server/dashboard.h"
 #include "ferry/server/json_fields.h"
 

@@ -1,5 +1,5 @@
 // The caller's own experts behind moe_forward. Here they only scale, so that every sum is exact.
-#include "ferry/moe/moe_forward.h"
+#include "ferry/moe_forward.h"
 
 #include <gtest/gtest.h>
 
@@ -9,7 +9,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
-#include "ferry/transport/launch.h"
+#include "ferry/launch.h"
 #include "support/allocation_count.h"
 #include "support/ranks.h"
 #include "typed_rows.h"
@@ -196,6 +196,43 @@ TEST(MoeForward, TakesSlotsOfACallerThatBalancesItself) {
         });
     EXPECT_EQ(out[0], 5.0F);
     EXPECT_EQ(out[kHidden], 7.0F + 2 * 4.0F + 4 * 3.0F);
+  });
+}
+
+TEST(MoeForward, LeavesNoGapsBetweenSlotsAndLetsThePhasesBeRunByHand) {
+  MoeAllToAll::Options options = scaling_options(4);
+  options.exchange.format = DispatchFormat::ragged;
+  options.row_alignment = 1;
+  on_thread_ranks(2, options, [](MoeAllToAll& a2a, const Placement& p, Rank rank) {
+    const auto check_offsets = [](const ExpertRows& rows) {
+      std::int64_t end = 0;
+      for (std::size_t slot = 0; slot < rows.counts.size(); ++slot) {
+        EXPECT_EQ(rows.offsets[slot], end);
+        end += rows.counts[slot];
+      }
+    };
+    const Tokens tokens(4, rank);
+    std::vector<float> out(tokens.hidden.size());
+    moe_forward_from_topk(a2a, tokens.to(out), tokens.topk(), [&](const ExpertRows& rows) {
+      check_offsets(rows);
+      scaling_experts(p, rank)(rows);
+    });
+    EXPECT_EQ(out, tokens.expected());
+
+    std::vector<SlotId> slots(tokens.ids.size());
+    p.place(tokens.ids, kTopk, slots);
+    Dispatcher& lane = a2a.dispatcher();
+    lane.dispatch_send({.rows = rows_of(tokens.hidden, kHidden),
+                        .tokens = tokens.count,
+                        .slots = slots,
+                        .weights = tokens.weights});
+    const ExpertRows rows = lane.dispatch_recv();
+    check_offsets(rows);
+    scaling_experts(p, rank)(rows);
+    lane.combine_send();
+    std::vector<float> by_hand(out.size());
+    lane.combine_recv({.weights = tokens.weights, .rows = into(by_hand, kHidden)});
+    EXPECT_EQ(by_hand, out);
   });
 }
 

@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "ferry/core/error.h"
 #include "ferry/transport/unique_fd.h"
 
 namespace ferry {

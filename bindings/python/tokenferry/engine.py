@@ -1,0 +1,230 @@
+"""A whole model in this process: prompts in, tokens out, without a server."""
+
+from dataclasses import asdict, dataclass, field, fields
+
+from . import _core
+from .errors import ConfigError
+
+
+@dataclass
+class SamplingParams:
+    """How to continue a prompt; names and defaults are vLLM's.
+
+    max_tokens: of a continuation; None: to the end of the context. (vLLM's default is 16.)
+    temperature 0 is greedy; top_k 0 or -1 and top_p 1 cut nothing. seed: None draws one.
+    stop: strings that end a continuation, not part of its text; stop_token_ids likewise, for ids.
+    logprobs: None, or how many others stand beside each token's own (0 to 20).
+    n: continuations of each prompt.
+    """
+
+    n: int = 1
+    max_tokens: int | None = 16
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: str | list | None = None
+    stop_token_ids: list | None = None
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+    min_tokens: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict | None = None
+    allowed_token_ids: list | None = None
+    suppress_tokens: list | None = None
+
+
+_SGLANG = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+
+
+def _params(given, options):
+    if given is None:
+        given = {}
+    values = asdict(given) if isinstance(given, SamplingParams) else dict(given)
+    values |= options
+    values = {_SGLANG.get(name, name): value for name, value in values.items()}
+    known = {f.name for f in fields(SamplingParams)}
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"sampling parameter '{name}' is not known; known are {', '.join(sorted(known))}")
+    return asdict(SamplingParams(**values))
+
+
+@dataclass
+class Logprob:
+    """ln of a token's probability under the model, before any processor and temperature."""
+
+    token_id: int
+    logprob: float
+
+
+@dataclass
+class CompletionOutput:
+    """One continuation. finish_reason: 'stop', 'length' or 'cancelled'; stop_reason: the stop string
+    that ended it. logprobs: one list a token, the token itself first; None where not asked for."""
+
+    index: int
+    text: str
+    token_ids: list
+    finish_reason: str
+    stop_reason: str | None = None
+    logprobs: list | None = None
+
+
+@dataclass
+class RequestOutput:
+    """A prompt and its continuations."""
+
+    prompt: str | None
+    prompt_token_ids: list
+    outputs: list = field(default_factory=list)
+
+
+@dataclass
+class TokenEvent:
+    """The next token of a running call. text: what the continuation has grown by, may be empty.
+    finish_reason: with the last one of its continuation, else None."""
+
+    prompt_index: int
+    index: int
+    token_id: int
+    text: str
+    logprobs: list | None
+    finish_reason: str | None
+
+
+def _logprobs(token_id, pair):
+    if pair is None:
+        return None
+    chosen, others = pair
+    return [Logprob(token_id, chosen)] + [Logprob(i, p) for i, p in others]
+
+
+class TokenStream:
+    """Iterates over TokenEvents as they come. Closing it, or dropping it, cancels what is not done."""
+
+    def __init__(self, stream, n):
+        self._stream, self._n = stream, n
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        token = None if self._stream is None else self._stream.next()
+        if token is None:
+            raise StopIteration
+        choice, token_id, text, logprobs, finish = token
+        return TokenEvent(
+            choice // self._n, choice % self._n, token_id, text, _logprobs(token_id, logprobs), finish or None
+        )
+
+    def cancel(self, prompt_index, index=0):
+        """This continuation gets no further token."""
+        self._stream.cancel(prompt_index * self._n + index)
+
+    def close(self):
+        self._stream = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class Engine:
+    """Loads a checkpoint directory and runs it on ranks that are threads of this process.
+
+    ranks: that experts are spread over; 0: one for each NUMA node, or `tp`. tp: ranks that share out
+    attention and dense layers. threads: of each rank; 0: cores / ranks. weights: 'f32', 'bf16', 'int8',
+    'fp8' or 'int4'; None: as stored. backend: how tokens travel. max_context: positions of a sequence;
+    0: the model's. log: takes lines that whoever runs this should read.
+
+    Calls from several threads share the steps. The GIL is free while they wait.
+    """
+
+    def __init__(self, model, *, ranks=0, tp=1, threads=0, weights=None, backend="pplx", max_context=0,
+                 max_tokens_per_step=512, max_sequences_per_rank=16, max_waiting=0,
+                 kv_memory_fraction=0.8, log=None):
+        self._generator = _core.Generator(dict(
+            model=str(model), ranks=ranks, tp=tp, threads=threads, weights=weights, backend=backend,
+            max_context=max_context, max_tokens_per_step=max_tokens_per_step,
+            max_sequences_per_rank=max_sequences_per_rank, max_waiting=max_waiting,
+            kv_memory_fraction=kv_memory_fraction, log=log))
+
+    def generate(self, prompts, sampling_params=None, **options):
+        """Continues prompts to the end.
+
+        prompts: a text, a list of ids, or a list of texts, lists of ids, and dicts with 'prompt' or
+        'prompt_token_ids'. sampling_params: SamplingParams, or a dict; `options` are such, too.
+        Returns a list of RequestOutput, in the order of the prompts.
+        """
+        texts, ids = self._prompts(prompts)
+        params = _params(sampling_params, options)
+        stream = self._generator.start(ids, params)
+        while stream.next() is not None:
+            pass
+        choices = stream.choices()
+        n = params["n"]
+        results = []
+        for p, (text, prompt_ids) in enumerate(zip(texts, ids)):
+            outputs = []
+            for index, choice in enumerate(choices[p * n : (p + 1) * n]):
+                token_ids, out, finish, matched, logprobs, _ = choice
+                pairs = None
+                if params["logprobs"] is not None:
+                    pairs = [_logprobs(t, pair) for t, pair in zip(token_ids, logprobs)]
+                outputs.append(CompletionOutput(index, out, token_ids, finish, matched or None, pairs))
+            results.append(RequestOutput(text, prompt_ids, outputs))
+        return results
+
+    def stream(self, prompts, sampling_params=None, **options):
+        """The same, token by token: a TokenStream."""
+        _, ids = self._prompts(prompts)
+        params = _params(sampling_params, options)
+        return TokenStream(self._generator.start(ids, params), params["n"])
+
+    def encode(self, text):
+        """The ids of a text, with the special tokens that the model wants around it."""
+        return self._generator.encode(text)
+
+    def decode(self, ids):
+        """The text of ids, without special tokens."""
+        return self._generator.decode(list(ids))
+
+    @property
+    def vocab_size(self):
+        return self._generator.vocab
+
+    @property
+    def max_context(self):
+        """Positions of a sequence: prompt and continuation together."""
+        return self._generator.max_context
+
+    def close(self):
+        """Ends running calls, which raise Refused from then on, and all threads."""
+        self._generator.close()
+
+    shutdown = close
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _prompts(self, prompts):
+        if isinstance(prompts, (str, dict)) or (len(prompts) > 0 and isinstance(prompts[0], int)):
+            prompts = [prompts]
+        texts, ids = [], []
+        for prompt in prompts:
+            if isinstance(prompt, dict):
+                prompt = prompt.get("prompt_token_ids", prompt.get("prompt"))
+            if prompt is None:
+                raise ConfigError("a prompt that is a dict has 'prompt' or 'prompt_token_ids'")
+            texts.append(prompt if isinstance(prompt, str) else None)
+            ids.append(self.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt])
+        return texts, ids

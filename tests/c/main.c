@@ -1,0 +1,31 @@
+/* Tests of the C interface, in C: c_api_test [NAME], each in a process of its own under ctest. */
+#include <stdio.h>
+#include <string.h>
+
+#include "tests.h"
+
+static const struct {
+  const char* name;
+  void (*run)(void);
+} all[] = {
+    {"status", test_status},
+    {"comm_errors", test_comm_errors},
+    {"comm_ways", test_comm_ways},
+    {"comm_split", test_comm_split},
+    {"comm_abort", test_comm_abort},
+    {"comm_dead_rank", test_comm_dead_rank},
+    {"comm_floating_point", test_comm_floating_point},
+};
+
+int main(int argc, char** argv) {
+  int ran = 0;
+  for (size_t i = 0; i < sizeof all / sizeof all[0]; ++i) {
+    if (argc > 1 && strcmp(argv[1], all[i].name) != 0) continue;
+    all[i].run();
+    printf("%s: passed\n", all[i].name);
+    fflush(stdout);
+    ++ran;
+  }
+  if (ran == 0) fprintf(stderr, "no such test: %s\n", argv[1]);
+  return ran == 0;
+}

@@ -1,0 +1,13 @@
+/* The tests; main.c lists them. */
+#ifndef FERRY_TESTS_C_TESTS_H
+#define FERRY_TESTS_C_TESTS_H
+
+void test_status(void);
+void test_comm_errors(void);
+void test_comm_ways(void);
+void test_comm_split(void);
+void test_comm_abort(void);
+void test_comm_dead_rank(void);
+void test_comm_floating_point(void);
+
+#endif
