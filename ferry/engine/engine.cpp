@@ -213,6 +213,7 @@ class Engine::Impl {
       for (const std::uint64_t id : mail.cancelled) {
         cancelled += batcher_.cancel(id) ? 1 : 0;
         prompts_.erase(id);
+        began_.erase(id);
       }
       inbox_.finished(cancelled);
       for (const Inbox::Task& task : mail.tasks) task();
@@ -231,7 +232,11 @@ class Engine::Impl {
       const MoveOrders moves = balancer_->orders();
       for (StepRecord& record : records) record.moves = moves;
     }
-    for (StepRecord& record : records) record.gone = survivors_.gone();
+    for (StepRecord& record : records) {
+      record.gone = survivors_.gone();
+      for (const Admission& admission : record.admissions)
+        began_.try_emplace(admission.id, Clock::now());
+    }
     for (Rank r = 0; r < transport_.size(); ++r) {
       if (!survivors_.lives(r)) continue;
       survivors_.without_the_gone(
@@ -317,7 +322,12 @@ class Engine::Impl {
                        .last = token.last,
                        .logits_sha256 = {},
                        .logprobs = std::move(token.logprobs),
-                       .prompt_logprobs = {}};
+                       .prompt_logprobs = {},
+                       .began = {}};
+      if (const auto began = began_.find(token.id); began != began_.end()) {
+        event.began = began->second;
+        began_.erase(began);
+      }
       if (const auto told = prompts_.find(token.id); told != prompts_.end()) {
         event.prompt_logprobs = std::move(told->second.logprobs);
         prompts_.erase(told);
@@ -358,7 +368,9 @@ class Engine::Impl {
   PromptPacer pacer_;  // on rank 0 only
   std::optional<Balancer> balancer_;
   EngineStats stats_;
-  std::unordered_map<std::uint64_t, PromptResult> prompts_;  // on rank 0 only
+  // On rank 0 only, of requests that have given no token yet:
+  std::unordered_map<std::uint64_t, PromptResult> prompts_;
+  std::unordered_map<std::uint64_t, Clock::time_point> began_;
   std::uint64_t step_ = 0;
 };
 

@@ -1,6 +1,7 @@
 // What a caller asks of the engine, and what it hears back.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -39,6 +40,8 @@ struct TokenEvent {
   std::string logits_sha256;  ///< with the last token, when hashing was asked for
   std::optional<Logprobs> logprobs;
   std::vector<Logprobs> prompt_logprobs;  ///< with the first token, where asked for
+  /// With the first token: when the request began to run.
+  std::optional<std::chrono::steady_clock::time_point> began;
 };
 
 /// The first position of a prompt whose token's log probability is wanted.

@@ -41,6 +41,9 @@ class Call {
   /// Nobody waits for this one any more.
   void cancel(std::size_t index);
 
+  /// This one has all that it wanted, before the engine knows: a stop string came.
+  void stop(std::size_t index);
+
   std::chrono::duration<double> age() const { return Clock::now() - began_; }
 
  private:
@@ -53,6 +56,7 @@ class Call {
     bool done = false;
     Clock::time_point last_token;  // of the start, before the first
     int tokens = 0;
+    std::vector<std::int32_t> stop_ids;
   };
 
   /// Of this call alone, so that a client's thread that wakes holds up no other client and not the
@@ -73,16 +77,26 @@ class Call {
   std::shared_ptr<Mailbox> mail_ = std::make_shared<Mailbox>();
 };
 
+struct EndedRequest {
+  enum class Ending : std::uint8_t { stop, length, cancelled };
+
+  Ending ending = Ending::stop;
+  double seconds = 0;  ///< since it came
+  std::size_t prompt_tokens = 0;
+  int tokens = 0;
+};
+
 /// Hears how requests fare. Called from any thread, under the front's lock: to count, not to work.
 class RequestListener {
  public:
   virtual ~RequestListener() = default;
 
   virtual void prompt_tokens(std::size_t tokens) = 0;
+  /// Known with its first token: how many seconds the request had waited before it ran.
+  virtual void queued(double seconds) = 0;
   /// `since`: seconds since the request came, or since its last token.
   virtual void token(bool first, double since) = 0;
-  virtual void finished(double seconds) = 0;
-  virtual void cancelled() = 0;
+  virtual void ended(const EndedRequest& request) = 0;
   virtual void refused() = 0;
 };
 
@@ -138,7 +152,8 @@ class EngineFront {
   void check_lives_locked() const;
   void fail_locked(const std::string& message);
   void end_all_locked(const std::string& message);
-  void forget(Call& call, std::size_t index);
+  void forget(Call& call, std::size_t index, EndedRequest::Ending ending);
+  void tell_end(const Call& call, std::size_t index, EndedRequest::Ending ending) const;
 
   RequestListener* listener_;
   mutable std::mutex mutex_;  // guards what follows, and the calls

@@ -113,7 +113,7 @@ std::optional<Generation::Piece> Generation::next(std::chrono::milliseconds pati
   if (text.stop().found()) {
     choice.finish = "stop";
     choice.matched = text.stop().match();
-    call_->cancel(arrival.index);
+    call_->stop(arrival.index);
   } else if (event.last) {
     const std::vector<std::int32_t>& ends = stop_ids_[arrival.index];
     const bool stopped = std::find(ends.begin(), ends.end(), event.token) != ends.end();

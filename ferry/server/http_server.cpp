@@ -441,6 +441,8 @@ class HttpServer::Impl : private httplib::Server {
   }
 
   void log(const httplib::Request& request, const httplib::Response& response) const {
+    if (options_.on_answer)
+      options_.on_answer(paths_.contains(request.path) ? request.path : "other", response.status);
     if (!options_.access_log) return;
     spdlog::info("{} {} {} {} {:.3f} s",
                  current ? current->peer() : "-",

@@ -86,6 +86,8 @@ struct HttpOptions {
   std::chrono::milliseconds write_timeout{10000};    ///< for a client to take what it is sent
   std::chrono::milliseconds idle_timeout{5000};      ///< of a connection between two requests
   bool access_log = true;
+  /// Hears of every answer, on any thread: its route ("other" for what is none) and its status.
+  std::function<void(const std::string& route, int status)> on_answer = {};
 };
 
 /// A thread for each connection, up to max_connections; those beyond get 503 at once. No client can

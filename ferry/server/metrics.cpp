@@ -9,7 +9,10 @@
 #include <cmath>
 #include <functional>
 #include <sstream>
+#include <utility>
 #include <vector>
+
+#include "ferry/version.h"
 
 namespace ferry {
 
@@ -21,6 +24,13 @@ namespace prom = prometheus;
 prom::Histogram::BucketBoundaries seconds_buckets() {
   prom::Histogram::BucketBoundaries bounds;
   for (int i = 0; i <= 72; ++i) bounds.push_back(0.0005 * std::exp2(i / 4.0));
+  return bounds;
+}
+
+/// Lengths in tokens, a bucket for each factor of two.
+prom::Histogram::BucketBoundaries token_buckets() {
+  prom::Histogram::BucketBoundaries bounds;
+  for (int i = 0; i <= 20; ++i) bounds.push_back(std::exp2(i));
   return bounds;
 }
 
@@ -45,9 +55,10 @@ class Metrics::Impl {
     return prom::BuildCounter().Name(name).Help(help).Register(registry).Add({});
   }
 
-  prom::Histogram& histogram(const char* name, const char* help) {
-    return prom::BuildHistogram().Name(name).Help(help).Register(registry).Add({},
-                                                                               seconds_buckets());
+  prom::Histogram& histogram(const char* name,
+                             const char* help,
+                             const prom::Histogram::BucketBoundaries& bounds = seconds_buckets()) {
+    return prom::BuildHistogram().Name(name).Help(help).Register(registry).Add({}, bounds);
   }
 
   prom::Gauge& gauge(const char* name, const char* help) {
@@ -60,10 +71,20 @@ class Metrics::Impl {
   }
 
   prom::Registry registry;
-  prom::Counter& finished =
-      counter("ferry_requests_finished_total", "Requests answered to the end");
+  prom::Counter& finished = counter("ferry_requests_finished_total",
+                                    "Requests answered to the end, also by a stop string");
+  prom::Family<prom::Counter>& reasons = prom::BuildCounter()
+                                             .Name("ferry_request_success_total")
+                                             .Help("The same by what ended them: stop, length")
+                                             .Register(registry);
+  prom::Counter& stopped = reasons.Add({{"finished_reason", "stop"}});
+  prom::Counter& full = reasons.Add({{"finished_reason", "length"}});
+  prom::Family<prom::Counter>& answers = prom::BuildCounter()
+                                             .Name("ferry_http_responses_total")
+                                             .Help("Answers by route and status")
+                                             .Register(registry);
   prom::Counter& cancelled = counter("ferry_requests_cancelled_total",
-                                     "Requests whose client went away, or that stopped early");
+                                     "Requests whose client went away, or that were aborted");
   prom::Counter& refused = counter("ferry_requests_refused_total", "Requests refused for overload");
   prom::Counter& prompt = counter("ferry_prompt_tokens_total", "Tokens of prompts");
   prom::Counter& generated = counter("ferry_generation_tokens_total", "Tokens generated");
@@ -88,6 +109,12 @@ class Metrics::Impl {
       histogram("ferry_inter_token_latency_seconds", "From a token to the next of its request");
   prom::Histogram& whole =
       histogram("ferry_request_duration_seconds", "From the request to its last token");
+  prom::Histogram& queue =
+      histogram("ferry_request_queue_seconds", "From the request to its first step");
+  prom::Histogram& prompt_lengths = histogram(
+      "ferry_request_prompt_tokens", "Prompt tokens of finished requests", token_buckets());
+  prom::Histogram& output_lengths = histogram(
+      "ferry_request_generation_tokens", "Tokens that finished requests got", token_buckets());
   prom::Gauge& running = gauge("ferry_requests_running", "Requests that run now");
   prom::Gauge& waiting = gauge("ferry_requests_waiting", "Requests that wait for a place");
   prom::Gauge& kv_used = gauge("ferry_kv_tokens", "Positions of keys and values that are held");
@@ -99,9 +126,17 @@ class Metrics::Impl {
           .Name("ferry_expert_balancedness")
           .Help("Mean over max of the ranks' rows in the window, by sparse layer")
           .Register(registry);
+  std::vector<prom::Gauge*> balance_of_layer;  // what the family has now
 };
 
-Metrics::Metrics() : impl_(std::make_unique<Impl>()) {}
+Metrics::Metrics(const std::string& model) : impl_(std::make_unique<Impl>()) {
+  prom::BuildGauge()
+      .Name("ferry_info")
+      .Help("What is served")
+      .Register(impl_->registry)
+      .Add({{"model_name", model}, {"version", std::string(version())}})
+      .Set(1);
+}
 
 Metrics::~Metrics() = default;
 
@@ -114,12 +149,20 @@ void Metrics::token(bool first, double since) {
   (first ? impl_->first_token : impl_->next_token).Observe(since);
 }
 
-void Metrics::finished(double seconds) {
+void Metrics::queued(double seconds) { impl_->queue.Observe(seconds); }
+
+void Metrics::ended(const EndedRequest& request) {
+  if (request.ending == EndedRequest::Ending::cancelled) return impl_->cancelled.Increment();
   impl_->finished.Increment();
-  impl_->whole.Observe(seconds);
+  (request.ending == EndedRequest::Ending::stop ? impl_->stopped : impl_->full).Increment();
+  impl_->whole.Observe(request.seconds);
+  impl_->prompt_lengths.Observe(static_cast<double>(request.prompt_tokens));
+  impl_->output_lengths.Observe(request.tokens);
 }
 
-void Metrics::cancelled() { impl_->cancelled.Increment(); }
+void Metrics::answered(const std::string& route, int status) {
+  impl_->answers.Add({{"code", std::to_string(status)}, {"route", route}}).Increment();
+}
 
 void Metrics::refused() { impl_->refused.Increment(); }
 
@@ -141,8 +184,15 @@ std::string Metrics::text(const EngineState& state) {
   impl_->kv_capacity.Set(static_cast<double>(state.kv_capacity));
   impl_->prefill_rate.Set(rate(stats.prefill_tokens, stats.prefill_time));
   impl_->decode_rate.Set(rate(stats.decode_tokens, stats.decode_time));
-  for (std::size_t layer = 0; layer < state.balancedness.size(); ++layer)
-    impl_->balance.Add({{"layer", std::to_string(layer)}}).Set(state.balancedness[layer]);
+  // Absent where nothing is counted: any number would be a statement.
+  if (state.balancedness.empty())
+    for (prom::Gauge* gauge : std::exchange(impl_->balance_of_layer, {}))
+      impl_->balance.Remove(gauge);
+  for (std::size_t layer = 0; layer < state.balancedness.size(); ++layer) {
+    prom::Gauge& gauge = impl_->balance.Add({{"layer", std::to_string(layer)}});
+    gauge.Set(state.balancedness[layer]);
+    if (layer == impl_->balance_of_layer.size()) impl_->balance_of_layer.push_back(&gauge);
+  }
   Impl::raise_to(impl_->steps, static_cast<double>(stats.steps));
   Impl::raise_to(impl_->evictions, static_cast<double>(stats.evictions));
   Impl::raise_to(impl_->exchange_bytes, static_cast<double>(stats.exchange_bytes));

@@ -33,7 +33,7 @@ WindowLoad window_load_of(const Balancer& balancer, const ServedModel& model) {
     const std::span<const double> experts = load.layer(sparse++);
     rows.experts.emplace_back(experts.begin(), experts.end());
     rows.ranks.push_back(rank_loads(experts, balancer.map_of_layer(layer), model.ranks));
-    rows.balancedness.push_back(balancedness(rows.ranks.back()));
+    if (rows.steps > 0) rows.balancedness.push_back(balancedness(rows.ranks.back()));
   }
   return rows;
 }

@@ -70,10 +70,14 @@ void serve(const ServerOptions& options,
            Engine& engine,
            const std::function<bool()>& stop_wanted,
            const std::function<void(int port)>& started) {
-  Metrics metrics;
+  Metrics metrics(model.name);
   EngineFront front(engine, &metrics);
   CallRegistry calls;
-  HttpServer http(options.http);
+  HttpOptions http_options = options.http;
+  http_options.on_answer = [&](const std::string& route, int status) {
+    metrics.answered(route, status);
+  };
+  HttpServer http(http_options);
   add_sglang_routes(http, front, model, calls);
   add_openai_routes(http, front, model, calls);
   add_operation_routes(http, front, metrics, model);

@@ -64,7 +64,7 @@ class OfflineRoutes : public RouteTable {
         .sampling = recommended_sampling(directory),
         .max_context = options_.max_context};
     opened.run_engine([&](Engine& engine) {
-      Metrics metrics;
+      Metrics metrics("demo-moe");
       EngineFront front(engine, &metrics);
       CallRegistry calls;
       add_sglang_routes(*this, front, model, calls);

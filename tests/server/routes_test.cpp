@@ -260,6 +260,49 @@ TEST_F(Routes, MetricsCount) {
     EXPECT_NE(result->body.find(name), std::string::npos) << name << "\n" << result->body;
 }
 
+TEST_F(Routes, MetricsTellHowRequestsEnd) {
+  const auto metrics = [] { return get_from(*served, "/metrics")->body; };
+  const auto value = [&](const std::string& series) {
+    const std::string all = metrics();
+    const std::size_t at = all.find("\n" + series + " ");
+    return at == std::string::npos ? 0.0 : std::stod(all.substr(at + series.size() + 2));
+  };
+  const std::vector<std::string> counted = {
+      "ferry_requests_finished_total",
+      R"(ferry_request_success_total{finished_reason="stop"})",
+      R"(ferry_request_success_total{finished_reason="length"})",
+      "ferry_requests_cancelled_total",
+      "ferry_request_duration_seconds_count",
+      "ferry_request_queue_seconds_count",
+      "ferry_request_generation_tokens_sum",
+      R"(ferry_http_responses_total{code="400",route="/generate"})",
+      R"(ferry_http_responses_total{code="404",route="other"})"};
+  std::vector<double> before;
+  for (const std::string& series : counted) before.push_back(value(series));
+  const Json whole = ok("/generate", {{"text", kPrompt}, {"max_tokens", 12}, {"ignore_eos", true}});
+  const std::string stop = whole.at("text").get<std::string>().substr(2, 4);
+  const Json cut = ok("/generate", {{"text", kPrompt}, {"max_tokens", 12}, {"stop", stop}});
+  EXPECT_EQ(cut.at("meta_info").at("finish_reason").at("type"), "stop");
+  EXPECT_EQ(post("/generate", "{}")->status, 400);
+  EXPECT_EQ(get_from(*served, "/no/such")->status, 404);
+  const double tokens = 12 + cut.at("output_ids").size();
+  const std::vector<double> more = {2, 1, 1, 0, 2, 2, tokens, 1, 1};
+  for (std::size_t i = 0; i < counted.size(); ++i)
+    EXPECT_EQ(value(counted[i]) - before[i], more[i]) << counted[i];
+  EXPECT_NE(metrics().find(R"(ferry_info{model_name="demo-moe")"), std::string::npos);
+}
+
+TEST_F(Routes, BalanceIsUnknownWhereNothingIsCounted) {
+  constexpr const char* kSeries = "\nferry_expert_balancedness{";
+  ok("/generate", {{"text", kPrompt}, {"max_tokens", 3}});
+  EXPECT_NE(get_from(*served, "/metrics")->body.find(kSeries), std::string::npos);
+  ok("/start_expert_distribution_record", Json::object());
+  EXPECT_EQ(get_from(*served, "/metrics")->body.find(kSeries), std::string::npos);
+  EXPECT_TRUE(get("/dashboard/state").at("load").at("balancedness").empty());
+  ok("/generate", {{"text", kPrompt}, {"max_tokens", 3}});
+  EXPECT_NE(get_from(*served, "/metrics")->body.find(kSeries), std::string::npos);
+}
+
 TEST_F(Routes, DashboardIsOnePageWithItsState) {
   const MaybeAnswer page = get_from(*served, "/");
   EXPECT_EQ(page->status, 200);
