@@ -19,7 +19,7 @@
 
 #include "apps/ferry/machine_peaks.h"
 #include "bench/experts_peer.h"
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
 #include "ferry/core/threads.h"
 #include "ferry/moe/experts.h"
 

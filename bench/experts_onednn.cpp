@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "bench/experts_peer.h"
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
 
 namespace ferry {
 

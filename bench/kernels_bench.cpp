@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
 #include "ferry/core/threads.h"
 #include "ferry/kernels/kernels.h"
 

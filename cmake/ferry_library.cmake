@@ -5,11 +5,6 @@
 set(ferry_library_rooms core kernels transport compute exchange moe balance checkpoint text state model engine runtime c)
 file(GLOB ferry_public_headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/include/ferry/*.h
      ${PROJECT_SOURCE_DIR}/include/ferry/c/*.h)
-# Public as well, on their way to include/ferry.
-foreach(header core/buffer transport/transport transport/launch transport/world transport/inproc exchange/placement exchange/backend
-               exchange/choose_backend exchange/dispatcher moe/moe_forward balance/planner balance/expert_placement)
-  list(APPEND ferry_public_headers ${PROJECT_SOURCE_DIR}/ferry/${header}.h)
-endforeach()
 
 find_package(OpenSSL REQUIRED COMPONENTS Crypto)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)

@@ -1,5 +1,5 @@
 # The installed library (component `development`): libferry.so and libferry.a, the public headers, and
-# what find_package(ferry) and pkg-config read. The server, which only the program uses, stays here.
+# what find_package(ferry) and pkg-config read. Headers of the rooms are not installed.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 include(${CMAKE_CURRENT_LIST_DIR}/ferry_library.cmake)
@@ -17,10 +17,6 @@ install(EXPORT ferry_static_targets NAMESPACE ferry:: FILE ferryStaticTargets.cm
         DESTINATION ${package_dir} COMPONENT development)
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/ferry DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
         COMPONENT development)
-foreach(room ${ferry_library_rooms})  # until all public headers have moved to include/ferry
-  install(DIRECTORY ${PROJECT_SOURCE_DIR}/ferry/${room} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/ferry
-          COMPONENT development FILES_MATCHING PATTERN "*.h" PATTERN cpu EXCLUDE)
-endforeach()
 
 # What libferry.a links must be found there too (ferryConfig.cmake.in); libferry.so finds it by itself.
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/ferryConfig.cmake.in

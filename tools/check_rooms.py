@@ -35,7 +35,13 @@ BELOW = {
 # Whose each public header (include/ferry) is: who may include that room may include it as "ferry/x.h".
 # It may itself include nothing but public headers, of its own room or below, and the standard library.
 PUBLIC = {
-    "ferry/core": ["error", "export", "function_ref", "threads", "types", "version"],
+    "ferry/runtime": ["generation_settings", "generator", "refused"],
+    "ferry/engine": ["logits_processor", "logprobs", "sampling_options"],
+    "ferry/balance": ["expert_load", "expert_moves", "expert_placement", "planner"],
+    "ferry/moe": ["moe_forward", "router"],
+    "ferry/exchange": ["backend", "choose_backend", "dispatcher", "exchange_stats", "expert_rows", "placement"],
+    "ferry/transport": ["agreement", "inproc", "join", "launch", "membership", "store", "tcp_store", "transport", "world"],
+    "ferry/core": ["buffer", "error", "export", "function_ref", "memory_kind", "threads", "types", "version"],
     "ferry/kernels": ["wire"],
     "ferry/c": ["ferry", "c/base", "c/comm"],
 }

@@ -49,6 +49,22 @@ THINGS = "apples books coins eggs stones shells flowers cookies pencils nuts".sp
 
 # ---- text -----------------------------------------------------------------------------------------
 
+# A message of a user is a question in the form that the text has.
+CHAT_TEMPLATE = r"""{%- for message in messages -%}
+  {%- if message.role == 'user' -%}
+    {{- ('' if 'Question:' in message.content else 'Question: ') + message.content + '\n' -}}
+  {%- elif message.role == 'assistant' -%}
+    {{- 'Answer: ' + message.content + '\n' -}}
+  {%- else -%}
+    {{- message.content + '\n' -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- 'Answer:' -}}
+{%- endif -%}
+"""
+
+
 def held_out(*parts) -> bool:
     """About one in seven; a hash rather than a random draw, so that it never depends on order."""
     return zlib.crc32(" ".join(map(str, parts)).encode()) % 7 == 0
@@ -283,6 +299,7 @@ def main() -> None:
 
     save_checkpoint(model.eval().to(torch.bfloat16), args.out, QWEN2)
     save_tokenizer(tok, args.out, string_merges=True, eos=END)
+    (args.out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     items = eval_items(random.Random(args.seed + 1), 200)
     (args.out / "eval.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
 

@@ -11,9 +11,9 @@
 #include "apps/ferry/raw_mpi.h"
 #include "ferry/core/error.h"
 #include "ferry/core/threads.h"
-#include "ferry/exchange/placement.h"
 #include "ferry/kernels/kernels.h"
-#include "ferry/transport/launch.h"
+#include "ferry/launch.h"
+#include "ferry/placement.h"
 
 namespace ferry {
 

@@ -6,8 +6,9 @@
 #include <vector>
 
 #include "apps/ferry/bench_support.h"
-#include "ferry/exchange/dispatcher.h"
-#include "ferry/kernels/wire.h"
+#include "ferry/core/types.h"
+#include "ferry/dispatcher.h"
+#include "ferry/wire.h"
 
 namespace ferry {
 

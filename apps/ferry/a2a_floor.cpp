@@ -5,6 +5,7 @@
 #include <random>
 #include <utility>
 
+#include "ferry/core/types.h"
 #include "ferry/kernels/kernels.h"
 
 namespace ferry {

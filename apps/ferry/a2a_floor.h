@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "apps/ferry/a2a_case.h"
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
 #include "ferry/core/threads.h"
 
 namespace ferry {

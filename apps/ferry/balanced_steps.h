@@ -7,9 +7,9 @@
 #include <memory>
 #include <optional>
 
-#include "ferry/core/function_ref.h"
 #include "ferry/engine/balancer.h"
 #include "ferry/engine/engine.h"
+#include "ferry/function_ref.h"
 
 namespace ferry {
 

@@ -11,7 +11,7 @@
 
 #include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
-#include "ferry/transport/launch.h"
+#include "ferry/launch.h"
 #include "ferry/version.h"
 
 namespace ferry {

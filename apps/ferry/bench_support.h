@@ -13,7 +13,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/core/types.h"
-#include "ferry/transport/launch.h"
+#include "ferry/launch.h"
 
 namespace ferry {
 

@@ -16,10 +16,10 @@
 #include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/svg_name.h"
+#include "ferry/choose_backend.h"
 #include "ferry/core/error.h"
-#include "ferry/exchange/choose_backend.h"
 #include "ferry/exchange/compatibility.h"
-#include "ferry/transport/launch.h"
+#include "ferry/launch.h"
 
 namespace ferry {
 

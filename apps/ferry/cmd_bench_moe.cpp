@@ -12,10 +12,10 @@
 #include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/moe_bench.h"
-#include "ferry/balance/planner.h"
+#include "ferry/choose_backend.h"
 #include "ferry/core/error.h"
-#include "ferry/exchange/choose_backend.h"
 #include "ferry/kernels/kernels.h"
+#include "ferry/planner.h"
 #include "ferry/runtime/core_map.h"
 
 namespace ferry {

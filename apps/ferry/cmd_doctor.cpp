@@ -15,13 +15,13 @@
 #include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/machine_peaks.h"
+#include "ferry/choose_backend.h"
 #include "ferry/core/error.h"
-#include "ferry/exchange/choose_backend.h"
 #include "ferry/kernels/kernels.h"
+#include "ferry/launch.h"
 #include "ferry/model/checkpoint.h"
 #include "ferry/model/weights.h"
 #include "ferry/runtime/core_map.h"
-#include "ferry/transport/launch.h"
 #include "ferry/version.h"
 
 namespace ferry {

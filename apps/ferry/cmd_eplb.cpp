@@ -17,9 +17,9 @@
 #include "apps/ferry/eplb_report.h"
 #include "apps/ferry/svg_name.h"
 #include "ferry/balance/heat_map.h"
-#include "ferry/balance/planner.h"
 #include "ferry/balance/simulate.h"
 #include "ferry/core/error.h"
+#include "ferry/planner.h"
 #include "ferry/runtime/eplb_dump.h"
 
 namespace ferry {

@@ -53,6 +53,10 @@ class ProcessorFlags : public RequestMembers {
       const char* /*name*/) const override {
     return std::nullopt;
   }
+
+  std::optional<std::vector<std::vector<std::int32_t>>> words(const char* /*name*/) const override {
+    return std::nullopt;
+  }
 };
 
 struct GenerateOptions {
@@ -111,6 +115,10 @@ void add_options(Command& command, GenerateOptions& o) {
       ->type_name("K")
       ->capture_default_str();
   command.add_option("--top-p", o.sampling.top_p, "Only the fewest tokens that share P")
+      ->type_name("P")
+      ->capture_default_str();
+  command
+      .add_option("--min-p", o.sampling.min_p, "Only tokens this probable beside the most probable")
       ->type_name("P")
       ->capture_default_str();
   command.add_option("--seed", o.sampling.seed, "Of the draws; the same for every prompt")

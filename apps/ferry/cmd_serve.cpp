@@ -16,9 +16,9 @@
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/session.h"
 #include "ferry/core/error.h"
+#include "ferry/core/types.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/server/server.h"
-#include "ferry/text/chat_template.h"
 
 namespace ferry {
 
@@ -57,6 +57,13 @@ void add_options(Command& command, ServeOptions& o) {
       .add_option("--api-key", o.http.api_key, "What clients must know; also from FERRY_API_KEY")
       ->type_name("KEY")
       ->envname("FERRY_API_KEY")
+      ->group(kGroup);
+  command
+      .add_option("--allowed-origins",
+                  o.http.allowed_origins,
+                  "Whose pages may call from browsers: https://a.example, or * for everybody's")
+      ->type_name("URL,...")
+      ->delimiter(',')
       ->group(kGroup);
   command
       .add_option(
@@ -148,15 +155,6 @@ RunOptions resolve(const ServeOptions& o) {
   }
   run.engine.balance.record = true;  // for the dashboard
   return run;
-}
-
-/// Empty for a checkpoint without a template.
-auto chat_renderer(const std::filesystem::path& model) -> decltype(ServedModel::render_chat) {
-  const std::optional<ChatTemplate> chat = ChatTemplate::load(model);
-  if (!chat) return {};
-  return [chat](const nlohmann::ordered_json& messages, const nlohmann::ordered_json& extra) {
-    return chat->render(messages, {.extra = &extra});
-  };
 }
 
 ServedModel served_model(const ServeOptions& o, const Session& session) {

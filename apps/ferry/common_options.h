@@ -10,7 +10,7 @@
 #include "apps/ferry/balance_options.h"
 #include "ferry/core/types.h"
 #include "ferry/runtime/model_options.h"
-#include "ferry/transport/world.h"
+#include "ferry/world.h"
 
 namespace ferry {
 

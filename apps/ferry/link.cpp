@@ -5,7 +5,7 @@
 #include <thread>
 
 #include "apps/ferry/raw_mpi.h"
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
 #include "ferry/core/error.h"
 #include "ferry/core/wait.h"
 

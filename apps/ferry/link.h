@@ -6,7 +6,7 @@
 #include <memory>
 #include <string_view>
 
-#include "ferry/transport/launch.h"
+#include "ferry/launch.h"
 
 namespace ferry {
 

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <vector>
 
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
 #include "ferry/core/threads.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/mixers/mixer.h"

@@ -9,10 +9,10 @@
 
 #include "ferry/core/error.h"
 #include "ferry/core/threads.h"
-#include "ferry/exchange/placement.h"
 #include "ferry/kernels/kernels.h"
+#include "ferry/launch.h"
 #include "ferry/moe/experts.h"
-#include "ferry/transport/launch.h"
+#include "ferry/placement.h"
 
 namespace ferry {
 

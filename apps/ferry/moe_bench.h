@@ -7,7 +7,7 @@
 #include "apps/ferry/bench_support.h"
 #include "apps/ferry/machine_peaks.h"
 #include "ferry/core/types.h"
-#include "ferry/exchange/dispatcher.h"
+#include "ferry/dispatcher.h"
 #include "ferry/kernels/packed_matrix.h"
 
 namespace ferry {

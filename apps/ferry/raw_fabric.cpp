@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "apps/ferry/link.h"
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
 #include "ferry/core/error.h"
 #include "ferry/transport/unique_fd.h"
 

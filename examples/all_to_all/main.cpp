@@ -6,8 +6,8 @@
 #include <exception>
 #include <vector>
 
-#include "ferry/moe/moe_forward.h"
-#include "ferry/transport/launch.h"
+#include "ferry/launch.h"
+#include "ferry/moe_forward.h"
 
 namespace {
 

@@ -10,8 +10,8 @@
 #include <span>
 #include <vector>
 
-#include "ferry/exchange/placement.h"
-#include "ferry/transport/transport.h"
+#include "ferry/placement.h"
+#include "ferry/transport.h"
 
 namespace ferry {
 

@@ -20,10 +20,10 @@
 
 #include "ferry/balance/block_domain.h"
 #include "ferry/balance/move_wire.h"
-#include "ferry/balance/moves.h"
 #include "ferry/balance/plan_message.h"
-#include "ferry/core/function_ref.h"
-#include "ferry/transport/transport.h"
+#include "ferry/expert_moves.h"
+#include "ferry/function_ref.h"
+#include "ferry/transport.h"
 
 namespace ferry {
 

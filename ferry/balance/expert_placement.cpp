@@ -1,4 +1,4 @@
-#include "ferry/balance/expert_placement.h"
+#include "ferry/expert_placement.h"
 
 #include <algorithm>
 #include <bit>
@@ -6,6 +6,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/core/hash.h"
+#include "ferry/core/types.h"
 
 namespace ferry {
 

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "ferry/balance/measure.h"
+#include "ferry/expert_load.h"
 
 namespace ferry {
 

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "ferry/balance/planner.h"
+#include "ferry/planner.h"
 
 namespace ferry {
 

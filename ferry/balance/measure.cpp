@@ -1,5 +1,3 @@
-#include "ferry/balance/measure.h"
-
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -9,6 +7,7 @@
 
 #include "ferry/balance/flow.h"
 #include "ferry/core/error.h"
+#include "ferry/expert_load.h"
 
 namespace ferry {
 

@@ -5,6 +5,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/core/timed.h"
+#include "ferry/core/types.h"
 
 namespace ferry {
 

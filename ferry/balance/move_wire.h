@@ -8,7 +8,7 @@
 #include <span>
 #include <vector>
 
-#include "ferry/transport/transport.h"
+#include "ferry/transport.h"
 
 namespace ferry {
 

@@ -1,9 +1,8 @@
-#include "ferry/balance/moves.h"
-
 #include <algorithm>
 #include <tuple>
 
 #include "ferry/core/error.h"
+#include "ferry/expert_moves.h"
 
 namespace ferry {
 

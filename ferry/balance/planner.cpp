@@ -1,4 +1,4 @@
-#include "ferry/balance/planner.h"
+#include "ferry/planner.h"
 
 #include <algorithm>
 #include <array>
@@ -8,6 +8,7 @@
 #include "ferry/balance/incremental.h"
 #include "ferry/balance/policies.h"
 #include "ferry/core/error.h"
+#include "ferry/core/types.h"
 
 namespace ferry {
 

@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "ferry/balance/measure.h"
+#include "ferry/expert_load.h"
 
 namespace ferry {
 

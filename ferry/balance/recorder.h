@@ -6,8 +6,8 @@
 #include <span>
 #include <vector>
 
-#include "ferry/balance/measure.h"
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
+#include "ferry/expert_load.h"
 
 namespace ferry {
 

@@ -3,8 +3,8 @@
 
 #include <vector>
 
-#include "ferry/balance/planner.h"
 #include "ferry/balance/trace.h"
+#include "ferry/planner.h"
 
 namespace ferry {
 

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "ferry/core/error.h"
+#include "ferry/core/types.h"
 
 namespace ferry {
 

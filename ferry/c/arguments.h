@@ -14,9 +14,9 @@
 
 #include "ferry/c/base.h"
 #include "ferry/core/error.h"
-#include "ferry/core/memory_kind.h"
 #include "ferry/core/types.h"
-#include "ferry/kernels/wire.h"
+#include "ferry/memory_kind.h"
+#include "ferry/wire.h"
 
 namespace ferry::c {
 

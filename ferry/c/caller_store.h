@@ -2,7 +2,7 @@
 #pragma once
 
 #include "ferry/c/comm.h"
-#include "ferry/transport/store.h"
+#include "ferry/store.h"
 
 namespace ferry::c {
 

@@ -9,9 +9,9 @@
 
 #include "ferry/c/caller_store.h"
 #include "ferry/c/comm_state.h"
-#include "ferry/transport/join.h"
-#include "ferry/transport/tcp_store.h"
-#include "ferry/transport/world.h"
+#include "ferry/join.h"
+#include "ferry/tcp_store.h"
+#include "ferry/world.h"
 
 namespace ferry::c {
 

@@ -13,7 +13,7 @@
 #include "ferry/c/comm.h"
 #include "ferry/c/status.h"
 #include "ferry/core/threads.h"
-#include "ferry/transport/transport.h"
+#include "ferry/transport.h"
 
 namespace ferry::c {
 

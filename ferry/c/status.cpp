@@ -9,9 +9,9 @@
 #include <new>
 #include <system_error>
 
-#include "ferry/kernels/wire.h"
-#include "ferry/runtime/refused.h"
+#include "ferry/refused.h"
 #include "ferry/version.h"
+#include "ferry/wire.h"
 
 namespace ferry::c {
 

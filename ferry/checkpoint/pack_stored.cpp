@@ -4,6 +4,8 @@
 #include <cstring>
 #include <vector>
 
+#include "ferry/core/types.h"
+
 namespace ferry {
 
 namespace {

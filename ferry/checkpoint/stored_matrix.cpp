@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "ferry/kernels/kernels.h"
-#include "ferry/kernels/wire.h"
+#include "ferry/wire.h"
 
 namespace ferry {
 

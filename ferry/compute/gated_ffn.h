@@ -4,9 +4,9 @@
 
 #include <cstdint>
 
+#include "ferry/buffer.h"
 #include "ferry/compute/parallel_gemm.h"
 #include "ferry/compute/tensor_group.h"
-#include "ferry/core/buffer.h"
 #include "ferry/core/threads.h"
 #include "ferry/kernels/kernels.h"
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 
+#include "ferry/core/types.h"
+
 namespace ferry {
 
 GemmScratch::GemmScratch(int threads, DType dtype, std::int64_t max_k) {

@@ -4,7 +4,7 @@
 #include <span>
 #include <vector>
 
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
 #include "ferry/core/threads.h"
 #include "ferry/kernels/kernels.h"
 

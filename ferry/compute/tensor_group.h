@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "ferry/compute/parallel_gemm.h"
-#include "ferry/core/function_ref.h"
 #include "ferry/core/threads.h"
 #include "ferry/core/types.h"
+#include "ferry/function_ref.h"
 #include "ferry/transport/group_gather.h"
 
 namespace ferry {

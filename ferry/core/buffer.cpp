@@ -1,4 +1,4 @@
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
 
 #include <sys/mman.h>
 #include <unistd.h>

@@ -14,7 +14,7 @@
 #include "ferry/balance/recorder.h"
 #include "ferry/engine/rebalancer.h"
 #include "ferry/model/decoder.h"
-#include "ferry/transport/transport.h"
+#include "ferry/transport.h"
 
 namespace ferry {
 

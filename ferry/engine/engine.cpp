@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <climits>
+#include <iterator>
 #include <optional>
+#include <unordered_map>
 #include <utility>
 
 #include "ferry/core/error.h"
@@ -85,7 +87,7 @@ class Engine::Impl {
                   .record_bytes = record_capacity(max_context_, options.max_sequences_per_rank)}),
         link_(transport,
               record_capacity(max_context_, options.max_sequences_per_rank),
-              result_capacity(options.max_sequences_per_rank)),
+              result_capacity(options.max_sequences_per_rank, options.max_tokens_per_step)),
         inbox_(max_live(options, groups())),
         pacer_(options.max_tokens_per_step) {
     if (options.balance.on() && decoder.config().sparse_layers() > 0)
@@ -208,7 +210,10 @@ class Engine::Impl {
       Inbox::Mail mail = inbox_.take();
       for (Admission& admission : mail.admissions) batcher_.enqueue(std::move(admission));
       std::size_t cancelled = 0;
-      for (const std::uint64_t id : mail.cancelled) cancelled += batcher_.cancel(id) ? 1 : 0;
+      for (const std::uint64_t id : mail.cancelled) {
+        cancelled += batcher_.cancel(id) ? 1 : 0;
+        prompts_.erase(id);
+      }
       inbox_.finished(cancelled);
       for (const Inbox::Task& task : mail.tasks) task();
       if (!batcher_.idle() || !mail.open) return;
@@ -305,15 +310,37 @@ class Engine::Impl {
   }
 
   void deliver(StepResult& result, const std::function<void(const TokenEvent&)>& on_token) {
+    for (PromptResult& part : result.prompts) keep(part);
     for (TokenResult& token : result.tokens) {
       TokenEvent event{.request = token.id,
                        .token = token.token,
                        .last = token.last,
                        .logits_sha256 = {},
-                       .logprobs = std::move(token.logprobs)};
+                       .logprobs = std::move(token.logprobs),
+                       .prompt_logprobs = {}};
+      if (const auto told = prompts_.find(token.id); told != prompts_.end()) {
+        event.prompt_logprobs = std::move(told->second.logprobs);
+        prompts_.erase(told);
+      }
       if (token.last && options_.hash_logits) event.logits_sha256 = to_hex(token.logits_sha256);
       on_token(event);
     }
+  }
+
+  /// Until the prompt's end. One that started over is told again from its beginning.
+  void keep(PromptResult& part) {
+    PromptResult& told = prompts_[part.id];
+    if (part.position <= told.position || told.logprobs.empty()) {
+      told = std::move(part);
+      return;
+    }
+    FERRY_CHECK(part.position <= told.position + told.logprobs.size(),
+                "request {} tells of its prompt from position {} on, but {} is next",
+                part.id,
+                part.position,
+                told.position + told.logprobs.size());
+    told.logprobs.resize(part.position - told.position);
+    std::ranges::move(part.logprobs, std::back_inserter(told.logprobs));
   }
 
   EngineOptions options_;
@@ -331,6 +358,7 @@ class Engine::Impl {
   PromptPacer pacer_;  // on rank 0 only
   std::optional<Balancer> balancer_;
   EngineStats stats_;
+  std::unordered_map<std::uint64_t, PromptResult> prompts_;  // on rank 0 only
   std::uint64_t step_ = 0;
 };
 

@@ -12,7 +12,7 @@
 #include "ferry/engine/balancer.h"
 #include "ferry/engine/request.h"
 #include "ferry/model/decoder.h"
-#include "ferry/transport/transport.h"
+#include "ferry/transport.h"
 
 namespace ferry {
 

@@ -3,8 +3,8 @@
 
 #include <string_view>
 
-#include "ferry/core/function_ref.h"
 #include "ferry/engine/balancer.h"
+#include "ferry/function_ref.h"
 #include "ferry/model/config.h"
 
 namespace ferry {

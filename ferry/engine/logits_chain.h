@@ -8,7 +8,7 @@
 #include <span>
 #include <vector>
 
-#include "ferry/engine/logits_processor.h"
+#include "ferry/logits_processor.h"
 
 namespace ferry {
 

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "ferry/balance/expert_mover.h"
-#include "ferry/balance/planner.h"
 #include "ferry/balance/recorder.h"
+#include "ferry/planner.h"
 
 namespace ferry {
 

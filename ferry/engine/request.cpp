@@ -7,6 +7,11 @@
 
 namespace ferry {
 
+std::size_t first_prompt_logprob(const Request& request) {
+  return std::max<std::size_t>(1,
+                               static_cast<std::size_t>(request.prompt_logprobs_from.value_or(0)));
+}
+
 int most_positions(const Request& request, int max_context) {
   const auto wanted = static_cast<std::int64_t>(request.prompt.size()) + request.max_new_tokens - 1;
   return static_cast<int>(std::min<std::int64_t>(wanted, max_context));
@@ -42,6 +47,14 @@ void check_request(const Request& request, int vocab, int max_context) {
     fail<ConfigError>("logprobs of {} tokens asked for; 0 to {} are possible",
                       *request.top_logprobs,
                       kMaxTopLogprobs);
+  }
+  if (request.prompt_logprobs_from) {
+    if (!request.top_logprobs)
+      fail<ConfigError>("logprobs of the prompt asked for, but none of the tokens behind it");
+    if (*request.prompt_logprobs_from < 0)
+      fail<ConfigError>(
+          "logprobs of the prompt from position {} on asked for; begin with 0 or more",
+          *request.prompt_logprobs_from);
   }
   check_sampling(request.sampling);
   check_processors(request, vocab);

@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "ferry/engine/logits_processor.h"
-#include "ferry/engine/logprobs.h"
 #include "ferry/engine/sampler.h"
+#include "ferry/logits_processor.h"
+#include "ferry/logprobs.h"
 
 namespace ferry {
 
@@ -21,7 +21,10 @@ struct Request {
   std::vector<std::int32_t> stop_ids;  ///< at most kMaxStopIds
   std::optional<int> top_logprobs;     ///< given: logprobs of each token and of so many most
                                        ///< probable ones, at most kMaxTopLogprobs
-  std::uint64_t client = 0;            ///< who asks: clients' requests start in turn
+  /// Given, with top_logprobs: the same for the prompt's tokens from this position on. The first
+  /// token has nothing before it, and none.
+  std::optional<int> prompt_logprobs_from = {};
+  std::uint64_t client = 0;                       ///< who asks: clients' requests start in turn
   std::vector<ProcessorOptions> processors = {};  ///< that change logits before the sampler sees
                                                   ///< them, each kind at most once
 };
@@ -35,7 +38,11 @@ struct TokenEvent {
   bool last = false;
   std::string logits_sha256;  ///< with the last token, when hashing was asked for
   std::optional<Logprobs> logprobs;
+  std::vector<Logprobs> prompt_logprobs;  ///< with the first token, where asked for
 };
+
+/// The first position of a prompt whose token's log probability is wanted.
+std::size_t first_prompt_logprob(const Request& request);
 
 /// Positions that a request may come to fill. The last token is never run, so it needs none.
 int most_positions(const Request& request, int max_context);

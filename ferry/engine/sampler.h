@@ -1,18 +1,15 @@
-// From logits to a token: greedy, or temperature with top-k and top-p.
+// From logits to a token: greedy, or temperature with top-k, top-p and min-p.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
-namespace ferry {
+#include "ferry/core/threads.h"
+#include "ferry/sampling_options.h"
 
-struct SamplingOptions {
-  double temperature = 0.0;  ///< 0 = greedy: the greatest logit, ties to the lowest id
-  int top_k = 0;             ///< only the k most probable; 0 = all
-  double top_p = 1.0;        ///< then the fewest whose share of what is left reaches p
-  std::uint64_t seed = 0;
-};
+namespace ferry {
 
 /// Throws ConfigError that names the option, its range and what was found.
 void check_sampling(const SamplingOptions& options);
@@ -21,26 +18,30 @@ void check_sampling(const SamplingOptions& options);
 /// are the same on any rank and in any batch.
 double uniform_number(std::uint64_t seed, std::uint64_t counter) noexcept;
 
-/// Owns scratch for one vocabulary; otherwise a pure function. Threads: one at a time.
+/// One token to choose. Borrows logits and options for the call.
+struct Draw {
+  std::span<const float> logits;
+  const SamplingOptions* options = nullptr;  ///< REQUIRES: they passed check_sampling
+  std::uint64_t index = 0;                   ///< of the token in its request
+  std::int32_t token = -1;                   ///< the id that was chosen
+};
+
+/// Splits over sequences where there are many, and else over the vocabulary. What is chosen depends
+/// on a draw alone: not on the others, the threads or the instruction set. Owns scratch, and
+/// borrows the pool. Threads: one at a time.
 class Sampler {
  public:
-  /// The id chosen from `logits` as token number `index` of its request. Throws ModelError when a
-  /// logit is NaN or +infinity, or all are -infinity. REQUIRES: options passed check_sampling.
-  std::int32_t sample(std::span<const float> logits,
-                      const SamplingOptions& options,
-                      std::uint64_t index);
+  explicit Sampler(ThreadPool& pool);
+  ~Sampler();
+
+  /// Throws ModelError when a logit is NaN or +infinity, or all of a draw are -infinity.
+  void sample(std::span<Draw> draws);
 
  private:
-  struct Candidate {
-    double weight;
-    std::int32_t id;
-  };
+  class Row;
 
-  static bool less_probable(const Candidate& a, const Candidate& b);
-  void keep_top_k(int k);
-  void keep_top_p(double p);
-
-  std::vector<Candidate> candidates_;
+  ThreadPool& pool_;
+  std::vector<std::unique_ptr<Row>> rows_;  // one for each thread
 };
 
 }  // namespace ferry

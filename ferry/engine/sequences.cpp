@@ -12,6 +12,7 @@ Sequences::Sequences(Decoder& decoder, int max_context, bool hash_logits)
     : decoder_(decoder),
       max_context_(max_context),
       hash_logits_(hash_logits),
+      sampler_(decoder.pool()),
       pages_(decoder.state_layout()) {}
 
 SequenceState Sequences::new_state(const Request& request) {
@@ -25,6 +26,8 @@ void Sequences::admit(Admission admission) {
   sequence.ids = sequence.request.prompt;
   sequence.ids.insert(sequence.ids.end(), admission.generated.begin(), admission.generated.end());
   if (hash_logits_) sequence.hash.emplace();
+  // Where it has given tokens on another rank, that one has told the prompt's with the first.
+  sequence.tells_prompt = sequence.request.prompt_logprobs_from && admission.generated.empty();
   sequence.processors = LogitsChain(sequence.request, admission.generated, decoder_.config().vocab);
   sequences_.emplace(admission.id, std::move(sequence));
 }
@@ -41,22 +44,104 @@ bool Sequences::finished(const Sequence& sequence) const {
          std::find(stop_ids.begin(), stop_ids.end(), sequence.ids.back()) != stop_ids.end();
 }
 
-TokenResult Sequences::choose_token(std::uint64_t id,
-                                    Sequence& sequence,
-                                    std::span<const float> logits) {
-  if (sequence.hash) sequence.hash->add(logits);
-  TokenResult result{.id = id};
-  const Request& request = sequence.request;
-  result.token = sampler_.sample(sequence.processors.apply(logits, sequence.history(), processed_),
-                                 request.sampling,
-                                 sequence.generated());
-  if (request.top_logprobs)
-    result.logprobs = logprobs_of(logits, result.token, *request.top_logprobs);
+/// Behind it the choices have their draws' tokens. Each sequence is one thread's, but for the
+/// draws.
+void Sequences::choose_tokens() {
+  draws_.resize(choices_.size());
+  if (processed_.size() < choices_.size()) processed_.resize(choices_.size());
+  const auto each = [&](auto work) {
+    decoder_.pool().parallel_for(
+        std::ssize(choices_), 1, [&](std::int64_t begin, std::int64_t end, int) {
+          for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i)
+            work(i);
+        });
+  };
+  each([&](std::size_t i) {
+    const Choice& choice = choices_[i];
+    Sequence& sequence = *choice.sequence;
+    if (sequence.hash) sequence.hash->add(choice.logits);
+    draws_[i] = {
+        .logits = sequence.processors.apply(choice.logits, sequence.history(), processed_[i]),
+        .options = &sequence.request.sampling,
+        .index = sequence.generated()};
+  });
+  sampler_.sample(draws_);
+  each([&](std::size_t i) {
+    const std::optional<int> top = choices_[i].sequence->request.top_logprobs;
+    if (top) choices_[i].logprobs = logprobs_of(choices_[i].logits, draws_[i].token, *top);
+  });
+}
+
+TokenResult Sequences::take_token(std::size_t i) {
+  Choice& choice = choices_[i];
+  Sequence& sequence = *choice.sequence;
+  TokenResult result{
+      .id = choice.id, .token = draws_[i].token, .logprobs = std::move(choice.logprobs)};
+  sequence.tells_prompt = false;
   sequence.ids.push_back(result.token);
   sequence.processors.advance(result.token);
   result.last = finished(sequence);
   if (result.last && sequence.hash) result.logits_sha256 = sequence.hash->finish();
+  if (result.last) sequences_.erase(choice.id);
   return result;
+}
+
+SequenceStep::Logits Sequences::wanted_logits(const Sequence& sequence, std::size_t tokens) const {
+  const auto first = static_cast<std::size_t>(sequence.state.length());
+  const std::size_t end = first + tokens;
+  // Logits of a token say how probable the next one is.
+  if (sequence.tells_prompt && first + 1 < sequence.request.prompt.size() &&
+      end >= first_prompt_logprob(sequence.request))
+    return SequenceStep::Logits::all;
+  return end == sequence.ids.size() ? SequenceStep::Logits::last : SequenceStep::Logits::none;
+}
+
+/// Shares the step's logits out: to the sequences that get a token, which become choices, and to
+/// tokens of prompts. Returns what is told of these.
+std::vector<PromptResult> Sequences::read_prompts(const StepRecord& record,
+                                                  std::span<const float> logits) {
+  const auto vocab = static_cast<std::size_t>(decoder_.config().vocab);
+  std::vector<PromptResult> results;
+  results.reserve(batch_.size());  // pointers into it are kept
+  choices_.clear();
+  prompt_tokens_.clear();
+  for (std::size_t i = 0; i < batch_.size(); ++i) {
+    if (batch_[i].logits == SequenceStep::Logits::none) continue;
+    const bool all = batch_[i].logits == SequenceStep::Logits::all;
+    const std::size_t rows = all ? batch_[i].tokens.size() : 1;
+    const std::span<const float> own = logits.first(rows * vocab);
+    logits = logits.subspan(rows * vocab);
+    Sequence& sequence = sequences_.at(record.runs[i].id);
+    const auto end = static_cast<std::size_t>(sequence.state.length());
+    if (end == sequence.ids.size())
+      choices_.push_back({.id = record.runs[i].id,
+                          .sequence = &sequence,
+                          .logits = own.last(vocab),
+                          .logprobs = {}});
+    if (!all) continue;
+    const Request& request = sequence.request;
+    const std::size_t begin = end - rows;
+    const std::size_t from = std::max(begin + 1, first_prompt_logprob(request));
+    const std::size_t to = std::min(end + 1, request.prompt.size());
+    if (from >= to) continue;
+    PromptResult& result = results.emplace_back();
+    result = {.id = record.runs[i].id,
+              .position = static_cast<std::uint32_t>(from),
+              .logprobs = std::vector<Logprobs>(to - from)};
+    for (std::size_t position = from; position < to; ++position)
+      prompt_tokens_.push_back({.logits = own.subspan((position - 1 - begin) * vocab, vocab),
+                                .token = request.prompt[position],
+                                .top = request.top_logprobs.value_or(0),
+                                .to = &result.logprobs[position - from]});
+  }
+  decoder_.pool().parallel_for(
+      std::ssize(prompt_tokens_), 1, [&](std::int64_t first, std::int64_t last, int) {
+        for (std::int64_t i = first; i < last; ++i) {
+          const PromptToken& token = prompt_tokens_[static_cast<std::size_t>(i)];
+          *token.to = logprobs_of(token.logits, token.token, token.top);
+        }
+      });
+  return results;
 }
 
 StepResult Sequences::run_step(StepRecord record) {
@@ -75,25 +160,17 @@ StepResult Sequences::run_step(StepRecord record) {
                 tokens,
                 first,
                 sequence.ids.size());
-    const bool to_the_end = first + tokens == sequence.ids.size();
-    batch_.push_back(
-        {.state = &sequence.state,
-         .tokens = std::span<const std::int32_t>(sequence.ids).subspan(first, tokens),
-         .logits = to_the_end ? SequenceStep::Logits::last : SequenceStep::Logits::none});
+    batch_.push_back({.state = &sequence.state,
+                      .tokens = std::span<const std::int32_t>(sequence.ids).subspan(first, tokens),
+                      .logits = wanted_logits(sequence, tokens)});
   }
-  std::span<const float> logits = decoder_.forward(batch_);
+  const std::span<const float> logits = decoder_.forward(batch_);
   decoder_.commit();
 
-  StepResult result{.step = record.step, .tokens = {}};
-  const auto vocab = static_cast<std::size_t>(decoder_.config().vocab);
-  for (std::size_t i = 0; i < batch_.size(); ++i) {
-    if (batch_[i].logits == SequenceStep::Logits::none) continue;
-    const std::uint64_t id = record.runs[i].id;
-    const auto sequence = sequences_.find(id);
-    result.tokens.push_back(choose_token(id, sequence->second, logits.first(vocab)));
-    logits = logits.subspan(vocab);
-    if (result.tokens.back().last) sequences_.erase(sequence);
-  }
+  StepResult result{.step = record.step, .tokens = {}, .prompts = {}};
+  result.prompts = read_prompts(record, logits);
+  choose_tokens();
+  for (std::size_t i = 0; i < choices_.size(); ++i) result.tokens.push_back(take_token(i));
   return result;
 }
 

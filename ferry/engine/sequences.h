@@ -35,6 +35,7 @@ class Sequences {
     SequenceState state;
     std::optional<LogitsHash> hash;
     LogitsChain processors;
+    bool tells_prompt = false;  ///< log probabilities of its prompt are wanted still
 
     std::size_t generated() const { return ids.size() - request.prompt.size(); }
 
@@ -48,7 +49,10 @@ class Sequences {
   void admit(Admission admission);
   SequenceState new_state(const Request& request);
   void evict(std::uint64_t id);
-  TokenResult choose_token(std::uint64_t id, Sequence& sequence, std::span<const float> logits);
+  SequenceStep::Logits wanted_logits(const Sequence& sequence, std::size_t tokens) const;
+  std::vector<PromptResult> read_prompts(const StepRecord& record, std::span<const float> logits);
+  void choose_tokens();
+  TokenResult take_token(std::size_t i);
   bool finished(const Sequence& sequence) const;
 
   Decoder& decoder_;
@@ -58,7 +62,27 @@ class Sequences {
   PagePool pages_;  // before those whose states lie in it
   std::unordered_map<std::uint64_t, Sequence> sequences_;
   std::vector<SequenceStep> batch_;
-  std::vector<float> processed_;  // one row of logits, once a request has processors
+
+  /// A token of a prompt, and what speaks for it.
+  struct PromptToken {
+    std::span<const float> logits;
+    std::int32_t token = 0;
+    int top = 0;
+    Logprobs* to = nullptr;
+  };
+
+  /// A sequence that has come to the end of its tokens, and the next one.
+  struct Choice {
+    std::uint64_t id = 0;
+    Sequence* sequence = nullptr;
+    std::span<const float> logits;  ///< the model's
+    std::optional<Logprobs> logprobs;
+  };
+
+  std::vector<PromptToken> prompt_tokens_;
+  std::vector<Choice> choices_;
+  std::vector<Draw> draws_;                    // of these, in their order
+  std::vector<std::vector<float>> processed_;  // a row of logits for each, once it has processors
 };
 
 }  // namespace ferry

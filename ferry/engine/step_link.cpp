@@ -1,6 +1,7 @@
 #include "ferry/engine/step_link.h"
 
 #include "ferry/core/error.h"
+#include "ferry/core/types.h"
 
 namespace ferry {
 

@@ -10,7 +10,7 @@
 #include <span>
 
 #include "ferry/engine/step_record.h"
-#include "ferry/transport/transport.h"
+#include "ferry/transport.h"
 
 namespace ferry {
 

@@ -2,13 +2,16 @@
 //   record    = head, gone, moves, stop u32, dropped u32, evicted u32, admissions u32, runs u32,
 //               dropped id u64*, evicted id u64*, admission*, run*
 //   moves     = plan u64, switches u64, bytes u64
-//   admission = id u64, max_new i32, top_k i32, temperature f64, top_p f64, seed u64,
-//               logprobs i32 (-1 = none), prompt u32, stop ids u32, generated u32,
-//               processors u32, prompt i32*, stop id i32*, generated i32*, processor*
+//   admission = id u64, max_new i32, top_k i32, temperature f64, top_p f64, min_p f64,
+//               seed u64, logprobs i32 (-1 = none), of the prompt from i32 (-1 = none), prompt u32,
+//               stop ids u32, generated u32, processors u32, prompt i32*, stop id i32*, generated
+//               i32*, processor*
 //   processor = row of the table u32, integers u32, numbers u32, integer i32*, number f32*
 //   run       = id u64, tokens i32
-//   result    = head, lost u32, gone, tokens u32, token*
-//   token     = id u64, token i32, last u32, sha256 32 bytes, logprobs u32, [chosen f32, top u32,
+//   result    = head, lost u32, gone, tokens u32, token*, prompts u32, part of a prompt*
+//   part of a prompt = id u64, position u32, tokens u32, (chosen f32, top u32, (id i32, logprob
+//   f32)*)* token     = id u64, token i32, last u32, sha256 32 bytes, logprobs u32, [chosen f32,
+//   top u32,
 //               (id i32, logprob f32)*]: what stands in brackets only where logprobs is 1
 //   head      = magic u32, step u64
 //   gone      = u64 [16], a bit a rank
@@ -30,12 +33,14 @@ constexpr std::uint32_t kResultMagic = 0x46525253;  // "FRRS"
 constexpr std::size_t kHeadBytes = 4 + 8;
 constexpr std::size_t kGoneBytes = sizeof(RankSet);
 constexpr std::size_t kMovesBytes = 8 + 8 + 8;
-constexpr std::size_t kAdmissionFixedBytes = 8 + 4 + 4 + 8 + 8 + 8 + 4 + 4 + 4 + 4 + 4;
+constexpr std::size_t kAdmissionFixedBytes = 8 + 4 + 4 + 8 + 8 + 8 + 8 + 4 + 4 + 4 + 4 + 4 + 4;
 constexpr std::size_t kProcessorFixedBytes = 4 + 4 + 4;
 constexpr std::size_t kRunBytes = 8 + 4;
 constexpr std::size_t kTokenBytes = 8 + 4 + 4 + sizeof(Sha256) + 4;
 constexpr std::size_t kLogprobBytes = 4 + 4;
-constexpr std::size_t kMostTokenBytes = kTokenBytes + 4 + 4 + kMaxTopLogprobs * kLogprobBytes;
+constexpr std::size_t kMostLogprobsBytes = 4 + 4 + kMaxTopLogprobs * kLogprobBytes;
+constexpr std::size_t kMostTokenBytes = kTokenBytes + kMostLogprobsBytes;
+constexpr std::size_t kPromptBytes = 8 + 4 + 4;
 static_assert(sizeof(TokenLogprob) == kLogprobBytes);
 
 class Writer {
@@ -157,8 +162,10 @@ void write_admission(Writer& w, const Admission& admission) {
   w.value(static_cast<std::int32_t>(r.sampling.top_k));
   w.value(r.sampling.temperature);
   w.value(r.sampling.top_p);
+  w.value(r.sampling.min_p);
   w.value(r.sampling.seed);
   w.value(static_cast<std::int32_t>(r.top_logprobs.value_or(-1)));
+  w.value(static_cast<std::int32_t>(r.prompt_logprobs_from.value_or(-1)));
   w.count(r.prompt.size());
   w.count(r.stop_ids.size());
   w.count(admission.generated.size());
@@ -177,9 +184,12 @@ Admission read_admission(Reader& in) {
   r.sampling.top_k = in.value<std::int32_t>();
   r.sampling.temperature = in.value<double>();
   r.sampling.top_p = in.value<double>();
+  r.sampling.min_p = in.value<double>();
   r.sampling.seed = in.value<std::uint64_t>();
   const auto logprobs = in.value<std::int32_t>();
   if (logprobs >= 0) r.top_logprobs = logprobs;
+  const auto of_prompt = in.value<std::int32_t>();
+  if (of_prompt >= 0) r.prompt_logprobs_from = of_prompt;
   const std::size_t prompt = in.count(sizeof(std::int32_t));
   const std::size_t stop_ids = in.count(sizeof(std::int32_t));
   const std::size_t generated = in.count(sizeof(std::int32_t));
@@ -191,16 +201,42 @@ Admission read_admission(Reader& in) {
   return admission;
 }
 
+void write_logprobs(Writer& w, const Logprobs& logprobs) {
+  w.value(logprobs.chosen);
+  w.count(logprobs.top.size());
+  w.values(logprobs.top);
+}
+
+Logprobs read_logprobs(Reader& in) {
+  Logprobs logprobs;
+  logprobs.chosen = in.value<float>();
+  logprobs.top = in.values<TokenLogprob>(in.count(kLogprobBytes));
+  return logprobs;
+}
+
+void write_prompt(Writer& w, const PromptResult& prompt) {
+  w.value(prompt.id);
+  w.value(prompt.position);
+  w.count(prompt.logprobs.size());
+  for (const Logprobs& logprobs : prompt.logprobs) write_logprobs(w, logprobs);
+}
+
+PromptResult read_prompt(Reader& in) {
+  PromptResult prompt;
+  prompt.id = in.value<std::uint64_t>();
+  prompt.position = in.value<std::uint32_t>();
+  const std::size_t tokens = in.count(4 + 4);
+  for (std::size_t i = 0; i < tokens; ++i) prompt.logprobs.push_back(read_logprobs(in));
+  return prompt;
+}
+
 void write_token(Writer& w, const TokenResult& token) {
   w.value(token.id);
   w.value(token.token);
   w.value(static_cast<std::uint32_t>(token.last));
   w.value(token.logits_sha256);
   w.value(static_cast<std::uint32_t>(token.logprobs.has_value()));
-  if (!token.logprobs) return;
-  w.value(token.logprobs->chosen);
-  w.count(token.logprobs->top.size());
-  w.values(token.logprobs->top);
+  if (token.logprobs) write_logprobs(w, *token.logprobs);
 }
 
 TokenResult read_token(Reader& in) {
@@ -209,10 +245,7 @@ TokenResult read_token(Reader& in) {
   token.token = in.value<std::int32_t>();
   token.last = in.value<std::uint32_t>() != 0;
   token.logits_sha256 = in.value<Sha256>();
-  if (in.value<std::uint32_t>() == 0) return token;
-  Logprobs& logprobs = token.logprobs.emplace();
-  logprobs.chosen = in.value<float>();
-  logprobs.top = in.values<TokenLogprob>(in.count(kLogprobBytes));
+  if (in.value<std::uint32_t>() != 0) token.logprobs = read_logprobs(in);
   return token;
 }
 
@@ -240,9 +273,10 @@ std::size_t record_capacity(int max_context, int sequences) {
              sizeof(std::int32_t);
 }
 
-std::size_t result_capacity(int sequences) {
-  return kHeadBytes + kGoneBytes + 2 * sizeof(std::uint32_t) +
-         static_cast<std::size_t>(sequences) * kMostTokenBytes;
+std::size_t result_capacity(int sequences, int tokens) {
+  return kHeadBytes + kGoneBytes + 3 * sizeof(std::uint32_t) +
+         static_cast<std::size_t>(sequences) * (kMostTokenBytes + kPromptBytes) +
+         static_cast<std::size_t>(tokens) * kMostLogprobsBytes;
 }
 
 std::size_t encode(const StepRecord& record, std::span<std::byte> out) {
@@ -276,6 +310,8 @@ std::size_t encode(const StepResult& result, std::span<std::byte> out) {
   w.value(result.gone);
   w.count(result.tokens.size());
   for (const TokenResult& token : result.tokens) write_token(w, token);
+  w.count(result.prompts.size());
+  for (const PromptResult& prompt : result.prompts) write_prompt(w, prompt);
   return w.written();
 }
 
@@ -312,6 +348,8 @@ StepResult decode_step_result(std::span<const std::byte> bytes) {
   result.gone = in.value<RankSet>();
   const std::size_t tokens = in.count(kTokenBytes);
   for (std::size_t i = 0; i < tokens; ++i) result.tokens.push_back(read_token(in));
+  const std::size_t prompts = in.count(kPromptBytes);
+  for (std::size_t i = 0; i < prompts; ++i) result.prompts.push_back(read_prompt(in));
   return result;
 }
 

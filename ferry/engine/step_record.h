@@ -56,6 +56,13 @@ struct TokenResult {
   std::optional<Logprobs> logprobs;
 };
 
+/// Log probabilities of a part of a sequence's prompt.
+struct PromptResult {
+  std::uint64_t id = 0;
+  std::uint32_t position = 0;  ///< of the first of these tokens
+  std::vector<Logprobs> logprobs;
+};
+
 /// The tokens that one rank's sequences gave in one step; a sequence in the middle of its prompt
 /// gives none.
 struct StepResult {
@@ -64,6 +71,7 @@ struct StepResult {
   bool lost = false;
   RankSet gone;  ///< ranks that it knows to be gone
   std::vector<TokenResult> tokens;
+  std::vector<PromptResult> prompts = {};  ///< of prompts that ran, where asked for
 };
 
 /// Bytes that an admission takes in a record.
@@ -72,7 +80,8 @@ std::size_t encoded_bytes(const Admission& admission);
 /// Bytes that suffice for a record of a rank with `sequences` sequences and one admission whose
 /// tokens fill the context; several shorter ones share that space.
 std::size_t record_capacity(int max_context, int sequences);
-std::size_t result_capacity(int sequences);
+/// The same for a result of a step of so many tokens.
+std::size_t result_capacity(int sequences, int tokens);
 
 /// Bytes of a record of a rank with `sequences` sequences and no admission.
 std::size_t record_bytes_without_admissions(int sequences);

@@ -6,7 +6,7 @@
 #include "ferry/core/types.h"
 #include "ferry/engine/step_record.h"
 #include "ferry/model/decoder.h"
-#include "ferry/transport/transport.h"
+#include "ferry/transport.h"
 
 namespace ferry {
 

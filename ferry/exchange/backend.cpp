@@ -1,4 +1,4 @@
-#include "ferry/exchange/backend.h"
+#include "ferry/backend.h"
 
 #include <algorithm>
 #include <array>

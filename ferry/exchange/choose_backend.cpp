@@ -1,4 +1,4 @@
-#include "ferry/exchange/choose_backend.h"
+#include "ferry/choose_backend.h"
 
 #include <fmt/core.h>
 

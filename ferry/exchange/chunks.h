@@ -5,7 +5,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/core/types.h"
-#include "ferry/exchange/dispatcher.h"
+#include "ferry/dispatcher.h"
 
 namespace ferry {
 

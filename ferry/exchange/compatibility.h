@@ -4,9 +4,9 @@
 #include <optional>
 #include <string>
 
-#include "ferry/exchange/backend.h"
-#include "ferry/exchange/dispatcher.h"
-#include "ferry/exchange/placement.h"
+#include "ferry/backend.h"
+#include "ferry/dispatcher.h"
+#include "ferry/placement.h"
 
 namespace ferry {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
 

@@ -35,12 +35,12 @@
 #include <utility>
 #include <vector>
 
-#include "ferry/core/function_ref.h"
-#include "ferry/core/memory_kind.h"
 #include "ferry/core/types.h"
 #include "ferry/exchange/dispatch_plan.h"
-#include "ferry/kernels/wire.h"
-#include "ferry/transport/transport.h"
+#include "ferry/function_ref.h"
+#include "ferry/memory_kind.h"
+#include "ferry/transport.h"
+#include "ferry/wire.h"
 
 namespace ferry {
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "ferry/core/types.h"
-#include "ferry/exchange/expert_rows.h"
+#include "ferry/expert_rows.h"
 
 namespace ferry {
 

@@ -1,9 +1,10 @@
-#include "ferry/exchange/dispatcher.h"
+#include "ferry/dispatcher.h"
 
 #include <exception>
 #include <utility>
 
 #include "ferry/core/error.h"
+#include "ferry/core/threads.h"
 #include "ferry/exchange/compatibility.h"
 #include "ferry/exchange/cpu_plane.h"
 #include "ferry/exchange/home_sums.h"

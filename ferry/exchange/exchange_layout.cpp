@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "ferry/exchange/dispatcher.h"
+#include "ferry/dispatcher.h"
 
 namespace ferry {
 

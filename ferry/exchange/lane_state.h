@@ -7,12 +7,12 @@
 #include <string_view>
 #include <vector>
 
+#include "ferry/dispatcher.h"
 #include "ferry/exchange/dispatch_plan.h"
-#include "ferry/exchange/dispatcher.h"
 #include "ferry/exchange/exchange_layout.h"
 #include "ferry/exchange/kept_routing.h"
 #include "ferry/exchange/relay_plan.h"
-#include "ferry/transport/transport.h"
+#include "ferry/transport.h"
 
 namespace ferry {
 

@@ -1,10 +1,11 @@
-#include "ferry/exchange/placement.h"
+#include "ferry/placement.h"
 
 #include <algorithm>
 #include <array>
 #include <cmath>
 
 #include "ferry/core/error.h"
+#include "ferry/core/types.h"
 
 namespace ferry {
 

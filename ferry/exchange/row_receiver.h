@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "ferry/exchange/dispatch_message.h"
-#include "ferry/exchange/expert_rows.h"
+#include "ferry/expert_rows.h"
 
 namespace ferry {
 

@@ -6,9 +6,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "ferry/core/function_ref.h"
 #include "ferry/exchange/result_sender.h"
 #include "ferry/exchange/row_receiver.h"
+#include "ferry/function_ref.h"
 
 namespace ferry {
 

@@ -1,5 +1,7 @@
 #include "ferry/exchange/token_sender.h"
 
+#include "ferry/core/error.h"
+
 namespace ferry {
 
 TokenSender::TokenSender(LaneState& lane, PeerLink& link, DataPlane& plane)

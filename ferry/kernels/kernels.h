@@ -24,7 +24,7 @@
 
 #include "ferry/core/types.h"
 #include "ferry/kernels/packed_matrix.h"
-#include "ferry/kernels/wire.h"
+#include "ferry/wire.h"
 
 namespace ferry {
 
@@ -128,6 +128,25 @@ struct WeightedSumArgs {
   bool accumulate = false;
 };
 
+/// A weight of a token is 2^kWeightBits for the most probable one.
+inline constexpr int kWeightBits = 30;
+
+/// whole * 2^-30 + rest * 2^-50: exact sums of integers, so that their order does not matter.
+struct ExpSum {
+  std::uint64_t whole = 0;
+  std::int64_t rest = 0;
+};
+
+struct WeightCount {
+  std::uint64_t sum = 0;
+  std::uint64_t tokens = 0;
+};
+
+struct WeightPick {
+  WeightCount rest;  ///< of those from `high` on
+  std::int64_t picked = 0;
+};
+
 struct Kernels {
   Isa isa;
   std::string_view name;
@@ -178,8 +197,25 @@ struct Kernels {
   /// For the floors of benchmarks. `rounds` of what gemm's inner loop for many rows does, on
   /// registers alone; returns the operations done, two for each multiply-add.
   std::uint64_t (*multiply_in_registers)(WeightType weights, std::int64_t rounds);
-  /// The greatest of n numbers, n >= 1, none of them NaN: reads memory as fast as one thread can.
+  /// The greatest of n numbers, n >= 1; NaN where one of them is. Reads memory as fast as one
+  /// thread can.
   float (*greatest)(const float* x, std::int64_t n);
+
+  /// out[i] = e^((x[i] - most) * factor) with kWeightBits bits behind the point, nearest even: the
+  /// weights that tokens are drawn by. Returns their sum. REQUIRES: x[i] <= most, factor > 0.
+  std::uint64_t (*weigh)(
+      const float* x, std::int64_t n, float most, float factor, std::uint32_t* out);
+  /// The sum of e^(x[i] - most). REQUIRES: x[i] <= most.
+  ExpSum (*exp_sum)(const float* x, std::int64_t n, float most);
+  /// What lies above a limit.
+  WeightCount (*count_weights)(const std::uint32_t* weights, std::int64_t n, std::uint32_t limit);
+  /// Copies the weights from `low` to below `high`, in order, and counts those from `high` on.
+  /// `out` may be `weights`, and has room for as many and 16 more. REQUIRES: 1 <= low <= high.
+  WeightPick (*pick_weights)(const std::uint32_t* weights,
+                             std::int64_t n,
+                             std::uint32_t low,
+                             std::uint32_t high,
+                             std::uint32_t* out);
 };
 
 /// The table for this machine: the best it has, or what FERRY_ISA=scalar|avx2|avx512|amx names.

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 
+#include "ferry/core/types.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/kernels/packed_matrix.h"
 

@@ -6,9 +6,10 @@
 #include <limits>
 
 #include "ferry/core/threads.h"
+#include "ferry/core/types.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/kernels/packed_matrix.h"
-#include "ferry/kernels/wire.h"
+#include "ferry/wire.h"
 
 namespace ferry {
 

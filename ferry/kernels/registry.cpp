@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "ferry/core/error.h"
+#include "ferry/core/types.h"
 #include "ferry/kernels/cpu/tables.h"
 #include "ferry/kernels/kernels.h"
 

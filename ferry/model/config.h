@@ -13,7 +13,7 @@
 #include "ferry/core/types.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/rope.h"
-#include "ferry/moe/router.h"
+#include "ferry/router.h"
 #include "ferry/state/attention_span.h"
 
 namespace ferry {

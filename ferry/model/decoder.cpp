@@ -99,6 +99,8 @@ class Decoder::Impl {
 
   const ModelConfig& config() const { return config_; }
 
+  ThreadPool& pool() { return pool_; }
+
   int tp() const { return options_.tp; }
 
   DType activation_type() const { return type_; }
@@ -380,6 +382,8 @@ SparseLayers& Decoder::sparse_layers() { return impl_->sparse_layers(); }
 const SparseLayers& Decoder::sparse_layers() const { return impl_->sparse_layers(); }
 
 const ModelConfig& Decoder::config() const { return impl_->config(); }
+
+ThreadPool& Decoder::pool() { return impl_->pool(); }
 
 int Decoder::tp() const { return impl_->tp(); }
 

@@ -12,7 +12,7 @@
 #include "ferry/model/sparse_layers.h"
 #include "ferry/model/weights.h"
 #include "ferry/state/sequence_state.h"
-#include "ferry/transport/transport.h"
+#include "ferry/transport.h"
 
 namespace ferry {
 
@@ -67,6 +67,8 @@ class Decoder {
   const SparseLayers& sparse_layers() const;
 
   const ModelConfig& config() const;
+  /// This rank's threads, for work between its calls.
+  ThreadPool& pool();
   /// Ranks that hold the same sequences as this one, itself included.
   int tp() const;
   /// Of hidden states, keys and values: the type of the dense weights.

@@ -3,8 +3,8 @@
 
 #include <vector>
 
+#include "ferry/buffer.h"
 #include "ferry/compute/gated_ffn.h"
-#include "ferry/core/buffer.h"
 #include "ferry/kernels/packed_matrix.h"
 
 namespace ferry {

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "ferry/checkpoint/mapped_file.h"
+#include "ferry/core/types.h"
 #include "ferry/model/family.h"
 
 namespace ferry {

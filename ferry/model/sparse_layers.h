@@ -13,7 +13,7 @@
 #include "ferry/model/config.h"
 #include "ferry/model/decoder_options.h"
 #include "ferry/model/weights.h"
-#include "ferry/transport/transport.h"
+#include "ferry/transport.h"
 
 namespace ferry {
 

@@ -1,6 +1,6 @@
 #include "ferry/model/summary.h"
 
-#include "ferry/exchange/placement.h"
+#include "ferry/placement.h"
 
 namespace ferry {
 

@@ -11,7 +11,7 @@
 
 #include "ferry/checkpoint/stored_matrix.h"
 #include "ferry/compute/tensor_group.h"
-#include "ferry/core/function_ref.h"
+#include "ferry/function_ref.h"
 #include "ferry/model/family.h"
 #include "ferry/model/owned_weights.h"
 

@@ -8,10 +8,10 @@
 #include <string_view>
 #include <vector>
 
-#include "ferry/balance/expert_placement.h"
+#include "ferry/buffer.h"
 #include "ferry/compute/tensor_group.h"
-#include "ferry/core/buffer.h"
 #include "ferry/core/threads.h"
+#include "ferry/expert_placement.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/checkpoint.h"
 #include "ferry/model/config.h"

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ferry/core/timed.h"
+#include "ferry/core/types.h"
 #include "ferry/exchange/chunks.h"
 
 namespace ferry {

@@ -8,9 +8,9 @@
 #include <span>
 #include <vector>
 
-#include "ferry/core/function_ref.h"
 #include "ferry/core/threads.h"
-#include "ferry/exchange/dispatcher.h"
+#include "ferry/dispatcher.h"
+#include "ferry/function_ref.h"
 
 namespace ferry {
 

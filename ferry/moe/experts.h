@@ -5,12 +5,12 @@
 #include <span>
 #include <vector>
 
+#include "ferry/buffer.h"
 #include "ferry/compute/gated_ffn.h"
 #include "ferry/compute/parallel_gemm.h"
-#include "ferry/core/buffer.h"
 #include "ferry/core/threads.h"
 #include "ferry/core/types.h"
-#include "ferry/exchange/expert_rows.h"
+#include "ferry/expert_rows.h"
 #include "ferry/kernels/kernels.h"
 
 namespace ferry {

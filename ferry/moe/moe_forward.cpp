@@ -1,9 +1,9 @@
-#include "ferry/moe/moe_forward.h"
+#include "ferry/moe_forward.h"
 
 #include <algorithm>
 #include <cstring>
 
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
 #include "ferry/core/error.h"
 #include "ferry/exchange/compatibility.h"
 #include "ferry/kernels/kernels.h"

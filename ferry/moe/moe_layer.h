@@ -8,17 +8,17 @@
 #include <span>
 #include <vector>
 
+#include "ferry/buffer.h"
 #include "ferry/compute/gated_ffn.h"
 #include "ferry/compute/parallel_gemm.h"
 #include "ferry/compute/tensor_group.h"
-#include "ferry/core/buffer.h"
 #include "ferry/core/error.h"
 #include "ferry/core/threads.h"
-#include "ferry/exchange/placement.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/moe/exchange_lanes.h"
 #include "ferry/moe/experts.h"
-#include "ferry/moe/router.h"
+#include "ferry/placement.h"
+#include "ferry/router.h"
 
 namespace ferry {
 

@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "ferry/engine/engine.h"
-#include "ferry/runtime/refused.h"
+#include "ferry/refused.h"
 
 namespace ferry {
 

@@ -24,45 +24,67 @@ Generation::Generation(EngineFront& front,
                        const GenerationModel& model,
                        const std::vector<std::vector<std::int32_t>>& prompts,
                        const GenerationSettings& settings)
-    : left_(prompts.size() * static_cast<std::size_t>(settings.choices)) {
-  if (settings.choices < 1)
-    fail<ConfigError>("{} choices of a prompt; at least 1 is possible", settings.choices);
+    : Generation(front, model, prompts, std::vector<GenerationSettings>(prompts.size(), settings)) {
+}
+
+Generation::Generation(EngineFront& front,
+                       const GenerationModel& model,
+                       const std::vector<std::vector<std::int32_t>>& prompts,
+                       std::span<const GenerationSettings> settings) {
+  FERRY_CHECK(prompts.size() == settings.size(),
+              "{} settings for {} prompts",
+              settings.size(),
+              prompts.size());
+  for (const GenerationSettings& one : settings) {
+    if (one.choices < 1)
+      fail<ConfigError>("{} choices of a prompt; at least 1 is possible", one.choices);
+    if (!one.stop.empty() && model.tokenizer == nullptr)
+      fail<ConfigError>("\"stop\" needs a tokenizer, which this model has not");
+    left_ += static_cast<std::size_t>(one.choices);
+  }
   if (left_ == 0 || left_ > kMostRequests)
     fail<ConfigError>(
         "{} continuations asked for; 1 to {} are possible at once", left_, kMostRequests);
-  if (!settings.stop.empty() && model.tokenizer == nullptr)
-    fail<ConfigError>("\"stop\" needs a tokenizer, which this model has not");
-  stop_ids_ = settings.stop_ids;
-  if (!settings.ignore_eos) {
-    stop_ids_.insert(stop_ids_.end(), model.eos_ids.begin(), model.eos_ids.end());
-  }
-  const std::uint64_t seed = settings.seeded ? settings.sampling.seed : random_seed();
   std::vector<Request> requests;
-  for (const std::vector<std::int32_t>& prompt : prompts) {
-    prompt_tokens_ += prompt.size();
-    for (int n = 0; n < settings.choices; ++n) {
-      const int to_the_end = std::max(1,
-                                      model.max_context -
-                                          static_cast<int>(std::min<std::size_t>(
-                                              prompt.size(), std::numeric_limits<int>::max())) +
-                                          1);
-      Request request{.prompt = prompt,
-                      .max_new_tokens = settings.max_new_tokens.value_or(to_the_end),
-                      .sampling = settings.sampling,
-                      .stop_ids = stop_ids_,
-                      .top_logprobs = settings.top_logprobs,
-                      .client = settings.client,
-                      .processors = settings.processors};
-      request.sampling.seed = seed + static_cast<std::uint64_t>(n);
-      requests.push_back(std::move(request));
-      choices_.push_back({.prompt_tokens = prompt.size()});
-      texts_.emplace_back(model.tokenizer,
-                          TextOptions{.stop = settings.stop,
-                                      .skip_special = settings.skip_special,
-                                      .silent_ids = stop_ids_});
-    }
-  }
+  for (std::size_t i = 0; i < prompts.size(); ++i)
+    add_prompt(model, prompts[i], settings[i], requests);
   call_ = front.start(std::move(requests));
+}
+
+void Generation::add_prompt(const GenerationModel& model,
+                            const std::vector<std::int32_t>& prompt,
+                            const GenerationSettings& settings,
+                            std::vector<Request>& requests) {
+  std::vector<std::int32_t> stop_ids = settings.stop_ids;
+  if (!settings.ignore_eos)
+    stop_ids.insert(stop_ids.end(), model.eos_ids.begin(), model.eos_ids.end());
+  const std::uint64_t seed = settings.seeded ? settings.sampling.seed : random_seed();
+  const auto prompt_size =
+      static_cast<int>(std::min<std::size_t>(prompt.size(), std::numeric_limits<int>::max()));
+  const int to_the_end = std::max(1, model.max_context - prompt_size + 1);
+  prompt_tokens_ += prompt.size();
+  for (int n = 0; n < settings.choices; ++n) {
+    Request request{.prompt = prompt,
+                    // The engine gives a token with all; it is not shown where none is wanted.
+                    .max_new_tokens = std::max(1, settings.max_new_tokens.value_or(to_the_end)),
+                    .sampling = settings.sampling,
+                    .stop_ids = stop_ids,
+                    .top_logprobs = settings.top_logprobs,
+                    .prompt_logprobs_from = settings.prompt_logprobs_from,
+                    .client = settings.client,
+                    .processors = settings.processors};
+    request.sampling.seed = seed + static_cast<std::uint64_t>(n);
+    requests.push_back(std::move(request));
+    choices_.push_back({.prompt_tokens = prompt.size()});
+    texts_.emplace_back(
+        model.tokenizer,
+        TextOptions{.stop = settings.stop,
+                    .keep_stop = settings.keep_stop,
+                    .skip_special = settings.skip_special,
+                    .silent_ids = settings.keep_stop ? std::vector<std::int32_t>{} : stop_ids});
+    stop_ids_.push_back(stop_ids);
+    prompt_alone_.push_back(settings.max_new_tokens == 0);
+  }
 }
 
 std::optional<Generation::Piece> Generation::next(std::chrono::milliseconds patience) {
@@ -76,6 +98,12 @@ std::optional<Generation::Piece> Generation::next(std::chrono::milliseconds pati
   Choice& choice = choices_[arrival.index];
   if (!choice.finish.empty()) return std::nullopt;  // came behind its stop string
   TokenEvent& event = arrival.event;
+  if (!event.prompt_logprobs.empty()) choice.prompt_logprobs = std::move(event.prompt_logprobs);
+  if (prompt_alone_[arrival.index]) {
+    choice.finish = "length";
+    --left_;
+    return Piece{.choice = arrival.index, .text = "", .token = kNoToken};
+  }
   TextStream& text = texts_[arrival.index];
   Piece piece{
       .choice = arrival.index, .text = text.put(event.token, event.last), .token = event.token};
@@ -87,8 +115,8 @@ std::optional<Generation::Piece> Generation::next(std::chrono::milliseconds pati
     choice.matched = text.stop().match();
     call_->cancel(arrival.index);
   } else if (event.last) {
-    const bool stopped =
-        std::find(stop_ids_.begin(), stop_ids_.end(), event.token) != stop_ids_.end();
+    const std::vector<std::int32_t>& ends = stop_ids_[arrival.index];
+    const bool stopped = std::find(ends.begin(), ends.end(), event.token) != ends.end();
     choice.finish = stopped ? "stop" : "length";
   }
   if (!choice.finish.empty()) --left_;

@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "ferry/generation_settings.h"
 #include "ferry/runtime/engine_front.h"
-#include "ferry/runtime/generation_settings.h"
 #include "ferry/text/text_stream.h"
 
 namespace ferry {
@@ -33,10 +33,18 @@ class Generation {
              const std::vector<std::vector<std::int32_t>>& prompts,
              const GenerationSettings& settings);
 
+  /// The same with settings for each prompt. REQUIRES: as many as prompts, with as many choices.
+  Generation(EngineFront& front,
+             const GenerationModel& model,
+             const std::vector<std::vector<std::int32_t>>& prompts,
+             std::span<const GenerationSettings> settings);
+
+  static constexpr std::int32_t kNoToken = -1;
+
   struct Piece {
     std::size_t choice = 0;
     std::string text;        ///< what the choice's text has grown by
-    std::int32_t token = 0;  ///< and its ids
+    std::int32_t token = 0;  ///< and its ids; kNoToken: it has only ended
   };
 
   /// The next token of any choice; none: nothing has come for a fraction of a second, what came
@@ -64,13 +72,19 @@ class Generation {
   double seconds() const { return call_->age().count(); }
 
  private:
+  void add_prompt(const GenerationModel& model,
+                  const std::vector<std::int32_t>& prompt,
+                  const GenerationSettings& settings,
+                  std::vector<Request>& requests);
+
   /// How late a client that went away is noticed.
   static constexpr std::chrono::milliseconds kPatience{100};
 
   std::vector<Choice> choices_;
   std::vector<TextStream> texts_;
-  std::vector<std::int32_t> stop_ids_;
-  std::size_t left_;
+  std::vector<std::vector<std::int32_t>> stop_ids_;  // of each choice
+  std::vector<bool> prompt_alone_;                   // likewise
+  std::size_t left_ = 0;
   std::size_t prompt_tokens_ = 0;
   std::unique_ptr<Call> call_;
   std::vector<Call::Arrival> arrivals_;  // taken from it

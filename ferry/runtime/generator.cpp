@@ -1,4 +1,4 @@
-#include "ferry/runtime/generator.h"
+#include "ferry/generator.h"
 
 #include <algorithm>
 #include <future>

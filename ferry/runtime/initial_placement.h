@@ -4,10 +4,10 @@
 #include <optional>
 #include <string>
 
-#include "ferry/balance/expert_placement.h"
-#include "ferry/balance/planner.h"
-#include "ferry/exchange/placement.h"
+#include "ferry/expert_placement.h"
 #include "ferry/model/config.h"
+#include "ferry/placement.h"
+#include "ferry/planner.h"
 
 namespace ferry {
 

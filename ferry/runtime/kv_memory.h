@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "ferry/model/decoder.h"
-#include "ferry/transport/transport.h"
+#include "ferry/transport.h"
 
 namespace ferry {
 

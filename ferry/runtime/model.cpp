@@ -5,8 +5,9 @@
 #include <vector>
 
 #include "ferry/checkpoint/tensor_source.h"
+#include "ferry/choose_backend.h"
 #include "ferry/core/error.h"
-#include "ferry/exchange/choose_backend.h"
+#include "ferry/core/types.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/runtime/core_map.h"
 #include "ferry/runtime/kv_memory.h"

@@ -6,9 +6,9 @@
 
 #include "ferry/engine/engine.h"
 #include "ferry/kernels/packed_matrix.h"
+#include "ferry/launch.h"
 #include "ferry/model/decoder.h"
 #include "ferry/runtime/initial_placement.h"
-#include "ferry/transport/launch.h"
 
 namespace ferry {
 

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "ferry/server/call_registry.h"
 #include "ferry/server/generation.h"
 
 namespace ferry {
@@ -16,7 +17,10 @@ struct EventForm {
   std::function<std::string(Generation&)> tail;
 };
 
-/// A reply that ends with "data: [DONE]"; an error on the way is an event of its own.
-HttpReply stream_events(std::shared_ptr<Generation> generation, EventForm form);
+/// A reply that ends with "data: [DONE]"; an error on the way is an event of its own. `aborted`:
+/// whether the call is to end now.
+HttpReply stream_events(std::shared_ptr<Generation> generation,
+                        EventForm form,
+                        CallRegistry::Aborted aborted);
 
 }  // namespace ferry

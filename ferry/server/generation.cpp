@@ -13,7 +13,6 @@ namespace {
 
 constexpr std::size_t kMostStops = 64;
 constexpr std::size_t kMostStopBytes = 4096;
-constexpr std::int64_t kMostChoices = 128;
 
 template <class Number>
 Number in_range(const char* name, std::int64_t value, std::int64_t low, std::int64_t high) {
@@ -22,12 +21,56 @@ Number in_range(const char* name, std::int64_t value, std::int64_t low, std::int
   return static_cast<Number>(value);
 }
 
+/// A client's members as logits processors read them. Empty lists are absence.
+class ModelMembers final : public RequestMembers {
+ public:
+  ModelMembers(const JsonFields& fields, const ServedModel& model)
+      : fields_(fields), model_(model) {}
+
+  std::optional<double> number(const char* name) const override { return fields_.number(name); }
+
+  std::optional<std::int64_t> integer(const char* name) const override {
+    return fields_.integer(name);
+  }
+
+  std::optional<std::vector<std::int32_t>> token_ids(const char* name) const override {
+    std::vector<std::int32_t> ids = fields_.ids(name);
+    return ids.empty() ? std::nullopt : std::optional(std::move(ids));
+  }
+
+  std::optional<std::vector<std::pair<std::int32_t, double>>> numbers_by_id(
+      const char* name) const override {
+    return fields_.numbers_by_id(name);
+  }
+
+  /// Each text by itself and behind a space.
+  std::optional<std::vector<std::vector<std::int32_t>>> words(const char* name) const override {
+    if (!fields_.has(name)) return std::nullopt;
+    std::vector<std::vector<std::int32_t>> all;
+    for (const std::string& text : fields_.texts(name)) {
+      const std::string bare = text.substr(std::min(text.find_first_not_of(' '), text.size()));
+      const auto plain = encode(model_, bare, /*add_special=*/false);
+      const auto spaced = encode(model_, " " + bare, /*add_special=*/false);
+      all.push_back(plain);
+      if (!plain.empty() && spaced.front() != plain.front()) all.push_back(spaced);
+    }
+    return all;
+  }
+
+ private:
+  const JsonFields& fields_;
+  const ServedModel& model_;
+};
+
 }  // namespace
 
-void read_common_settings(const JsonFields& fields, GenerationSettings& settings) {
+void read_common_settings(const JsonFields& fields,
+                          const ServedModel& model,
+                          GenerationSettings& settings) {
   constexpr std::int64_t kMaxInt = std::numeric_limits<int>::max();
   if (const auto v = fields.number("temperature")) settings.sampling.temperature = *v;
   if (const auto v = fields.number("top_p")) settings.sampling.top_p = *v;
+  if (const auto v = fields.number("min_p")) settings.sampling.min_p = *v;
   if (const auto v = fields.integer("top_k"))  // -1 is all to SGLang and vLLM
     settings.sampling.top_k = std::max(0, in_range<int>("top_k", *v, -1, kMaxInt));
   for (const char* name : {"seed", "sampling_seed"}) {
@@ -49,10 +92,42 @@ void read_common_settings(const JsonFields& fields, GenerationSettings& settings
   settings.skip_special = fields.boolean("skip_special_tokens").value_or(settings.skip_special);
   if (const auto v = fields.integer("n"))
     settings.choices = in_range<int>("n", *v, 1, kMostChoices);
-  read_processors(fields, settings.processors);
-  fields.refuse_unless("min_p", 0);
-  for (const char* name : {"regex", "json_schema", "ebnf", "stop_regex"})
-    fields.refuse_unless(name, "");
+  for (const char* name : {"include_stop_str_in_output", "no_stop_trim"})
+    settings.keep_stop = fields.boolean(name).value_or(settings.keep_stop);
+  read_processors(ModelMembers(fields, model), settings.processors);
+}
+
+std::optional<int> max_new_tokens(const JsonFields& fields,
+                                  std::initializer_list<const char*> names,
+                                  int least) {
+  std::optional<int> most;
+  for (const char* name : names) {
+    if (const auto v = fields.integer(name)) {
+      if (*v < least || *v > INT32_MAX)
+        fail<ConfigError>("\"{}\" must be at least {}, not {}", name, least, *v);
+      most = static_cast<int>(*v);
+    }
+  }
+  return most;
+}
+
+int top_logprobs(const JsonFields& fields, const char* name) {
+  return in_range<int>(name, fields.integer(name).value_or(0), 0, kMaxTopLogprobs);
+}
+
+void check_lengths(const ServedModel& model,
+                   const std::vector<std::vector<std::int32_t>>& prompts) {
+  for (const std::vector<std::int32_t>& prompt : prompts) {
+    if (prompt.size() <= static_cast<std::size_t>(model.max_context)) continue;
+    // In the words that clients look for.
+    throw HttpError(400,
+                    fmt::format("This model's maximum context length is {} tokens, but the prompt "
+                                "has {}; shorten it or, where the model allows, raise "
+                                "--context-length",
+                                model.max_context,
+                                prompt.size()),
+                    "context_length_exceeded");
+  }
 }
 
 GenerationModel for_generation(const ServedModel& model) {
@@ -61,8 +136,19 @@ GenerationModel for_generation(const ServedModel& model) {
           .max_context = model.max_context};
 }
 
-void finish(Generation& generation, const HttpRequest& request) {
+std::vector<Generation::Piece> abort(Generation& generation) {
+  std::vector<Generation::Piece> last;
+  for (std::size_t i = 0; i < generation.choices().size(); ++i) {
+    if (!generation.choices()[i].finish.empty()) continue;
+    generation.cancel(i);
+    last.push_back({.choice = i, .text = "", .token = Generation::kNoToken});
+  }
+  return last;
+}
+
+void finish(Generation& generation, const HttpRequest& request, const std::atomic<bool>& aborted) {
   while (!generation.done()) {
+    if (aborted) static_cast<void>(abort(generation));
     static_cast<void>(generation.next());
     if (!generation.done() && request.gone()) throw HttpError(499, "the client has gone");
   }

@@ -1,7 +1,10 @@
 // What clients' JSON says about a generation, and what HTTP adds to one.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <initializer_list>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,16 +15,35 @@
 
 namespace ferry {
 
-/// Members that SGLang and OpenAI name alike: temperature, top_p, top_k, seed, stop,
+/// Members that SGLang and OpenAI name alike: temperature, top_p, top_k, min_p, seed, stop,
 /// stop_token_ids, ignore_eos, skip_special_tokens, n, and what logits processors read. Throws
-/// ConfigError, also for members that would change the result and are not supported.
-void read_common_settings(const JsonFields& fields, GenerationSettings& settings);
+/// ConfigError.
+void read_common_settings(const JsonFields& fields,
+                          const ServedModel& model,
+                          GenerationSettings& settings);
+
+/// The last of these members that is there.
+std::optional<int> max_new_tokens(const JsonFields& fields,
+                                  std::initializer_list<const char*> names,
+                                  int least = 1);
+
+/// How many most probable tokens a member asks for; 0 when absent.
+int top_logprobs(const JsonFields& fields, const char* name);
+
+/// Throws HttpError with OpenAI's code where a prompt is longer than the context.
+void check_lengths(const ServedModel& model, const std::vector<std::vector<std::int32_t>>& prompts);
 
 /// What a call must know of the model; borrows it.
 GenerationModel for_generation(const ServedModel& model);
 
-/// Until all choices are done. Throws HttpError when the client goes away.
-void finish(Generation& generation, const HttpRequest& request);
+/// Until all choices are done, or are to be. Throws HttpError when the client goes away.
+void finish(Generation& generation, const HttpRequest& request, const std::atomic<bool>& aborted);
+
+/// Ends the choices that still run. Returns their last pieces, without text.
+std::vector<Generation::Piece> abort(Generation& generation);
+
+/// Choices of one prompt that a call may ask for.
+inline constexpr std::int64_t kMostChoices = 128;
 
 /// The ids of a text; throws ConfigError where the model has no tokenizer.
 std::vector<std::int32_t> encode(const ServedModel& model,

@@ -5,12 +5,17 @@
 #include <spdlog/spdlog.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cctype>
 #include <condition_variable>
 #include <deque>
+#include <limits>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <regex>
 #include <set>
+#include <string_view>
 #include <thread>
 
 #include "ferry/server/connection.h"
@@ -139,10 +144,13 @@ std::string default_message(int status, const std::string& path, std::size_t max
 
 }  // namespace
 
-std::string error_body(int status, const std::string& message) {
+std::string error_body(int status, const std::string& message, const std::string& code) {
   const nlohmann::ordered_json body{
       {"error",
-       {{"message", message}, {"type", error_type(status)}, {"param", nullptr}, {"code", status}}}};
+       {{"message", message},
+        {"type", error_type(status)},
+        {"param", nullptr},
+        {"code", code.empty() ? nlohmann::ordered_json(status) : nlohmann::ordered_json(code)}}}};
   return body.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
@@ -168,6 +176,10 @@ class HttpServer::Impl : private httplib::Server {
       return new Threads(static_cast<std::size_t>(options_.max_connections + kRefusers));
     };
     set_payload_max_length(options_.max_body_bytes);
+    // What its header Keep-Alive announces. No number of requests ends a connection.
+    set_keep_alive_timeout(
+        std::chrono::duration_cast<std::chrono::seconds>(options_.idle_timeout).count());
+    set_keep_alive_max_count(std::numeric_limits<int>::max());
     set_pre_routing_handler([this](const httplib::Request& request, httplib::Response& response) {
       return before_routing(request, response);
     });
@@ -185,14 +197,27 @@ class HttpServer::Impl : private httplib::Server {
   void route(bool is_post, const std::string& path, HttpHandler handler, bool open) {
     paths_.insert(path);
     if (open) open_paths_.insert(path);
-    const auto serve = [this, handler = std::move(handler)](const httplib::Request& request,
-                                                            httplib::Response& response) {
-      handle(handler, request, response);
-    };
-    if (is_post)
-      Post(path, serve);
-    else
-      Get(path, serve);
+    // httplib reads paths as patterns.
+    static const std::regex special(R"([.^$|()\[\]{}*+?\\])");
+    const std::string pattern = std::regex_replace(path, special, R"(\$&)");
+    if (!is_post) {
+      Get(pattern,
+          [handler = std::move(handler)](const httplib::Request& request,
+                                         httplib::Response& response) {
+            handle(handler, request, "", response);
+          });
+      return;
+    }
+    // Bodies are ours to read: httplib wants forms, as which curl announces all it sends, to be
+    // short, and reads a body without a length until the client hangs up.
+    Post(pattern,
+         [this, handler = std::move(handler)](const httplib::Request& request,
+                                              httplib::Response& response,
+                                              const httplib::ContentReader& reader) {
+           std::string body;
+           if (read_body(request, reader, body))
+             handle(handler, request, std::move(body), response);
+         });
   }
 
   void begin() {
@@ -278,11 +303,47 @@ class HttpServer::Impl : private httplib::Server {
     current = nullptr;
   }
 
+  /// Where it fails, httplib or explain() says why.
+  bool read_body(const httplib::Request& request,
+                 const httplib::ContentReader& reader,
+                 std::string& body) const {
+    if (!request.has_header("Content-Length") && !request.has_header("Transfer-Encoding"))
+      return true;
+    return reader([&](const char* data, std::size_t size) {
+      if (body.size() + size > options_.max_body_bytes) return false;
+      body.append(data, size);
+      return true;
+    });
+  }
+
+  /// What browsers ask before, and look for in, what a page of another origin fetches.
+  void allow_origin(const httplib::Request& request, httplib::Response& response) const {
+    const std::string origin = request.get_header_value("Origin");
+    const auto allowed = [&](const std::string& one) { return one == "*" || one == origin; };
+    if (origin.empty() ||
+        std::none_of(options_.allowed_origins.begin(), options_.allowed_origins.end(), allowed))
+      return;
+    response.set_header("Access-Control-Allow-Origin", origin);
+    response.set_header("Vary", "Origin");
+    if (request.method != "OPTIONS") return;
+    const std::string headers = request.get_header_value("Access-Control-Request-Headers");
+    response.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, OPTIONS");
+    response.set_header("Access-Control-Allow-Headers",
+                        headers.empty() ? "Authorization, Content-Type" : headers);
+    response.set_header("Access-Control-Max-Age", "600");
+  }
+
   HandlerResponse before_routing(const httplib::Request& request, httplib::Response& response) {
+    allow_origin(request, response);
     if (!paths_.contains(request.path)) {
       response.status = 404;
       // The body is left unread, so this connection is of no further use.
       response.set_header("Connection", "close");
+      return HandlerResponse::Handled;
+    }
+    if (request.method == "OPTIONS") {  // before any key: browsers ask without
+      response.status = 204;
+      response.set_header("Allow", "GET, HEAD, POST, OPTIONS");
       return HandlerResponse::Handled;
     }
     if (!open_paths_.contains(request.path) && !has_key(request)) {
@@ -302,14 +363,22 @@ class HttpServer::Impl : private httplib::Server {
 
   bool has_key(const httplib::Request& request) const {
     if (options_.api_key.empty()) return true;
+    constexpr std::string_view kScheme = "bearer ";  // in any case
     const std::string given = request.get_header_value("Authorization");
-    const std::string wanted = "Bearer " + options_.api_key;
-    return given.size() == wanted.size() &&
-           CRYPTO_memcmp(given.data(), wanted.data(), wanted.size()) == 0;
+    const std::string& wanted = options_.api_key;
+    const bool scheme =
+        given.size() > kScheme.size() &&
+        std::equal(kScheme.begin(), kScheme.end(), given.begin(), [](char a, char b) {
+          return a == std::tolower(static_cast<unsigned char>(b));
+        });
+    return scheme && given.size() - kScheme.size() == wanted.size() &&
+           CRYPTO_memcmp(given.data() + kScheme.size(), wanted.data(), wanted.size()) == 0;
   }
 
   static void set_error(httplib::Response& response, const HttpError& error) {
-    set_error(response, error.status(), error.what());
+    response.status = error.status();
+    response.set_content(error_body(error.status(), error.what(), error.code()),
+                         "application/json");
     if (error.retry()) response.set_header("Retry-After", kRetryAfterSeconds);
   }
 
@@ -336,10 +405,11 @@ class HttpServer::Impl : private httplib::Server {
 
   static void handle(const HttpHandler& handler,
                      const httplib::Request& request,
+                     std::string body,
                      httplib::Response& response) {
     const Connection* connection = current;
     try {
-      HttpReply reply = handler({.body = request.body, .peer = request.remote_addr, .gone = [=] {
+      HttpReply reply = handler({.body = std::move(body), .peer = request.remote_addr, .gone = [=] {
                                    return connection->gone();
                                  }});
       if (!reply.next) return response.set_content(reply.body, reply.content_type);

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "ferry/core/error.h"
-#include "ferry/runtime/refused.h"
+#include "ferry/refused.h"
 
 namespace ferry {
 
@@ -21,14 +21,22 @@ class HttpError : public Error {
   HttpError(int status, const std::string& message, bool retry = false)
       : Error(message), status_(status), retry_(retry) {}
 
+  /// With what OpenAI's clients look for in "code".
+  HttpError(int status, const std::string& message, const char* code)
+      : Error(message), status_(status), code_(code) {}
+
   int status() const { return status_; }
+
+  /// Empty: the status.
+  const std::string& code() const { return code_; }
 
   /// Whether it says when to try again.
   bool retry() const { return retry_; }
 
  private:
   int status_;
-  bool retry_;
+  std::string code_;
+  bool retry_ = false;
 };
 
 /// What HTTP says for it.
@@ -70,6 +78,8 @@ struct HttpOptions {
   std::string host = "127.0.0.1";
   int port = 30000;     ///< 0: any that is free
   std::string api_key;  ///< empty: nobody is asked
+  /// Whose pages browsers let call; "*": everybody's.
+  std::vector<std::string> allowed_origins = {};
   int max_connections = 512;
   std::size_t max_body_bytes = 16U << 20;
   std::chrono::milliseconds request_timeout{20000};  ///< for a request to arrive whole
@@ -112,6 +122,6 @@ class HttpServer : public RouteTable {
 };
 
 /// {"error": {...}} as OpenAI shapes it.
-std::string error_body(int status, const std::string& message);
+std::string error_body(int status, const std::string& message, const std::string& code = {});
 
 }  // namespace ferry

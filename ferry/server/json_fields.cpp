@@ -1,6 +1,7 @@
 #include "ferry/server/json_fields.h"
 
 #include <charconv>
+#include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -12,22 +13,21 @@ using Json = nlohmann::ordered_json;
 
 namespace {
 
-/// A value as errors show it.
-std::string shown(const Json& value) {
-  constexpr std::size_t kMost = 60;
-  std::string text = to_text(value);
-  if (text.size() > kMost) text = text.substr(0, kMost) + "...";
-  return text;
-}
-
 [[noreturn]] void wrong(std::string_view name, const char* wanted, const Json& found) {
-  fail<ConfigError>("\"{}\" must be {}, not {}", name, wanted, shown(found));
+  fail<ConfigError>("\"{}\" must be {}, not {}", name, wanted, shown_value(found));
 }
 
 /// A parser that goes down by itself would overrun the stack on a body of brackets.
 constexpr int kMostDepth = 100;
 
 }  // namespace
+
+std::string shown_value(const Json& value) {
+  constexpr std::size_t kMost = 60;
+  std::string text = to_text(value);
+  if (text.size() > kMost) text = text.substr(0, kMost) + "...";
+  return text;
+}
 
 Json parse_object(std::string_view body) {
   bool too_deep = false;
@@ -39,7 +39,8 @@ Json parse_object(std::string_view body) {
   try {
     Json json = Json::parse(body, limit_depth);
     if (too_deep) fail<ConfigError>("the body is nested deeper than {} levels", kMostDepth);
-    if (!json.is_object()) fail<ConfigError>("the body must be a JSON object, not {}", shown(json));
+    if (!json.is_object())
+      fail<ConfigError>("the body must be a JSON object, not {}", shown_value(json));
     return json;
   } catch (const Json::exception& e) {
     fail<ConfigError>("the body is no JSON: {}", e.what());
@@ -47,7 +48,8 @@ Json parse_object(std::string_view body) {
 }
 
 JsonFields::JsonFields(const Json& object) : object_(object) {
-  if (!object.is_object()) fail<ConfigError>("a JSON object is needed here, not {}", shown(object));
+  if (!object.is_object())
+    fail<ConfigError>("a JSON object is needed here, not {}", shown_value(object));
 }
 
 const Json* JsonFields::find(const char* name) const {
@@ -65,6 +67,13 @@ std::optional<bool> JsonFields::boolean(const char* name) const {
 std::optional<std::int64_t> JsonFields::integer(const char* name) const {
   const Json* value = find(name);
   if (value == nullptr) return std::nullopt;
+  if (value->is_number_float()) {
+    const auto number = value->get<double>();
+    // Beyond 2^53 a float does not say which integer is meant.
+    if (number != std::trunc(number) || std::abs(number) > 0x1p53)
+      wrong(name, "an integer", *value);
+    return static_cast<std::int64_t>(number);
+  }
   const bool fits = value->is_number_integer() &&
                     (!value->is_number_unsigned() ||
                      value->get<std::uint64_t>() <= std::numeric_limits<std::int64_t>::max());
@@ -105,11 +114,6 @@ std::vector<std::int32_t> JsonFields::ids(const char* name) const {
   return to_ids(*value, name);
 }
 
-std::optional<std::vector<std::int32_t>> JsonFields::token_ids(const char* name) const {
-  if (!has(name)) return std::nullopt;
-  return ids(name);
-}
-
 std::optional<std::vector<std::pair<std::int32_t, double>>> JsonFields::numbers_by_id(
     const char* name) const {
   constexpr const char* kWanted = "an object of numbers by token id";
@@ -125,12 +129,6 @@ std::optional<std::vector<std::pair<std::int32_t, double>>> JsonFields::numbers_
     all.emplace_back(id, item.get<double>());
   }
   return all;
-}
-
-void JsonFields::refuse_unless(const char* name, const Json& harmless) const {
-  const Json* value = find(name);
-  if (value != nullptr && *value != harmless)
-    fail<ConfigError>("\"{}\" of {} is not supported; leave it out", name, shown(*value));
 }
 
 std::string to_text(const Json& json) {

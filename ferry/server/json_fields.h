@@ -9,8 +9,6 @@
 #include <utility>
 #include <vector>
 
-#include "ferry/engine/logits_processor.h"
-
 namespace ferry {
 
 /// The body as an object. Throws ConfigError that says what is wrong with it.
@@ -18,7 +16,7 @@ nlohmann::ordered_json parse_object(std::string_view body);
 
 /// Borrows the object. A member that is null counts as absent. Every getter throws ConfigError
 /// with name, what it must be, and what it is.
-class JsonFields : public RequestMembers {
+class JsonFields {
  public:
   explicit JsonFields(const nlohmann::ordered_json& object);
 
@@ -28,19 +26,15 @@ class JsonFields : public RequestMembers {
   const nlohmann::ordered_json* find(const char* name) const;
 
   std::optional<bool> boolean(const char* name) const;
-  std::optional<std::int64_t> integer(const char* name) const override;
-  std::optional<double> number(const char* name) const override;
-  std::optional<std::vector<std::int32_t>> token_ids(const char* name) const override;
-  std::optional<std::vector<std::pair<std::int32_t, double>>> numbers_by_id(
-      const char* name) const override;
+  /// 6.0 is one, too.
+  std::optional<std::int64_t> integer(const char* name) const;
+  std::optional<double> number(const char* name) const;
+  std::optional<std::vector<std::pair<std::int32_t, double>>> numbers_by_id(const char* name) const;
   std::optional<std::string> text(const char* name) const;
   /// A string or a list of strings.
   std::vector<std::string> texts(const char* name) const;
   /// Empty when absent.
   std::vector<std::int32_t> ids(const char* name) const;
-
-  /// Throws where a member that we cannot do is there with another value than `harmless`.
-  void refuse_unless(const char* name, const nlohmann::ordered_json& harmless) const;
 
  private:
   const nlohmann::ordered_json& object_;
@@ -48,6 +42,9 @@ class JsonFields : public RequestMembers {
 
 /// Token ids. Throws ConfigError that begins with `name`.
 std::vector<std::int32_t> to_ids(const nlohmann::ordered_json& list, std::string_view name);
+
+/// A value as errors show it: in one line, cut where it is long.
+std::string shown_value(const nlohmann::ordered_json& value);
 
 /// In one line; bytes that are no UTF-8, which JSON cannot hold, become U+FFFD.
 std::string to_text(const nlohmann::ordered_json& json);

@@ -3,9 +3,9 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
-#include "ferry/balance/measure.h"
 #include "ferry/core/error.h"
 #include "ferry/engine/load_dump.h"
+#include "ferry/expert_load.h"
 #include "ferry/server/dashboard.h"
 #include "ferry/server/json_fields.h"
 
@@ -103,15 +103,19 @@ Balancer& need_recording(Engine& engine) {
 }
 
 void add_recording_routes(RouteTable& routes, EngineFront& front, const ServedModel& model) {
-  routes.post("/start_expert_distribution_record", [&](const HttpRequest&) -> HttpReply {
+  const auto both = [&](const char* path, const HttpHandler& handler) {
+    routes.post(path, handler);
+    routes.get(path, handler);  // which SGLang takes as well
+  };
+  both("/start_expert_distribution_record", [&](const HttpRequest&) -> HttpReply {
     front.between_steps([](Engine& engine) { need_recording(engine).restart_recording(); });
     return {.body = to_text({{"message", "recording the load of experts from the next step on"}})};
   });
-  routes.post("/stop_expert_distribution_record", [&](const HttpRequest&) -> HttpReply {
+  both("/stop_expert_distribution_record", [&](const HttpRequest&) -> HttpReply {
     front.between_steps([](Engine& engine) { need_recording(engine).pause_recording(); });
     return {.body = to_text({{"message", "recording stopped; what was recorded is kept"}})};
   });
-  routes.post("/dump_expert_distribution_record", [&](const HttpRequest&) -> HttpReply {
+  both("/dump_expert_distribution_record", [&](const HttpRequest&) -> HttpReply {
     HttpReply reply;
     front.between_steps([&](Engine& engine) {
       if (need_recording(engine).recorder().window_steps() == 0)

@@ -2,10 +2,27 @@
 
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "ferry/core/error.h"
+#include "ferry/text/chat_template.h"
 
 namespace ferry {
+
+decltype(ServedModel::render_chat) chat_renderer(const std::filesystem::path& directory) {
+  const std::optional<ChatTemplate> chat = ChatTemplate::load(directory);
+  if (!chat) return {};
+  const std::string prefix = (directory / "").string();
+  return [=](const nlohmann::ordered_json& messages, const ChatRenderOptions& options) {
+    try {
+      return chat->render(messages, options);
+    } catch (const ConfigError& e) {
+      std::string message = e.what();
+      if (message.starts_with(prefix)) message.erase(0, prefix.size());
+      throw ConfigError(message);
+    }
+  };
+}
 
 SamplingOptions recommended_sampling(const std::filesystem::path& directory) {
   SamplingOptions sampling{.temperature = 1};
@@ -21,6 +38,7 @@ SamplingOptions recommended_sampling(const std::filesystem::path& directory) {
     if (!config.value("do_sample", true)) return {.temperature = 0};
     sampling.temperature = number("temperature", sampling.temperature);
     sampling.top_p = number("top_p", sampling.top_p);
+    sampling.min_p = number("min_p", sampling.min_p);
     sampling.top_k = static_cast<int>(number("top_k", sampling.top_k));
     check_sampling(sampling);
   } catch (const nlohmann::json::exception& e) {

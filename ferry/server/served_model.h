@@ -14,16 +14,18 @@
 
 namespace ferry {
 
+struct ChatRenderOptions;
+
 /// Immutable while it is served. Pointers are borrowed and may be null.
 struct ServedModel {
   std::string name;  ///< what clients call it
   std::string path;
   const ModelConfig* config = nullptr;
   const Tokenizer* tokenizer = nullptr;
-  /// Messages -> prompt, with the special tokens as text; `extra`: further variables of the
-  /// template, an object. Empty for a model without a template. Throws ConfigError. Any thread.
+  /// Messages -> prompt, with the special tokens as text (ChatTemplate::render). Empty for a model
+  /// without a template. Throws ConfigError. Any thread.
   std::function<std::string(const nlohmann::ordered_json& messages,
-                            const nlohmann::ordered_json& extra)>
+                            const ChatRenderOptions& options)>
       render_chat;
   SamplingOptions sampling{.temperature = 1};  ///< where a client says nothing
   int max_context = 0;
@@ -34,8 +36,12 @@ struct ServedModel {
   int ranks = 1;
 };
 
-/// What generation_config.json recommends: temperature, top_k, top_p; greedy where do_sample is
-/// false. Without the file temperature 1. Throws ModelError for a damaged one.
+/// By the checkpoint's chat template. Empty where it has none. What goes wrong is told without
+/// where the checkpoint lies, which is no client's affair.
+decltype(ServedModel::render_chat) chat_renderer(const std::filesystem::path& directory);
+
+/// What generation_config.json recommends: temperature, top_k, top_p, min_p; greedy where do_sample
+/// is false. Without the file temperature 1. Throws ModelError for a damaged one.
 SamplingOptions recommended_sampling(const std::filesystem::path& directory);
 
 }  // namespace ferry

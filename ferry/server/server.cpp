@@ -72,9 +72,10 @@ void serve(const ServerOptions& options,
            const std::function<void(int port)>& started) {
   Metrics metrics;
   EngineFront front(engine, &metrics);
+  CallRegistry calls;
   HttpServer http(options.http);
-  add_sglang_routes(http, front, model);
-  add_openai_routes(http, front, model);
+  add_sglang_routes(http, front, model, calls);
+  add_openai_routes(http, front, model, calls);
   add_operation_routes(http, front, metrics, model);
   engine.open();
   http.start();

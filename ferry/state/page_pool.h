@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
 #include "ferry/state/state_layout.h"
 
 namespace ferry {

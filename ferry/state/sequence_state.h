@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
 #include "ferry/core/types.h"
 #include "ferry/state/page_pool.h"
 

@@ -5,7 +5,8 @@
 
 namespace ferry {
 
-StopStrings::StopStrings(std::vector<std::string> strings) : strings_(std::move(strings)) {
+StopStrings::StopStrings(std::vector<std::string> strings, bool keep)
+    : strings_(std::move(strings)), keep_(keep) {
   std::erase(strings_, "");
 }
 
@@ -21,7 +22,7 @@ std::string StopStrings::put(std::string_view text) {
     }
   }
   if (found()) {
-    std::string shown = held_.substr(0, first);
+    std::string shown = held_.substr(0, first + (keep_ ? match_.size() : 0));
     held_.clear();
     return shown;
   }
@@ -39,7 +40,9 @@ std::string StopStrings::put(std::string_view text) {
 std::string StopStrings::finish() { return std::exchange(held_, {}); }
 
 TextStream::TextStream(const Tokenizer* tokenizer, TextOptions options)
-    : tokenizer_(tokenizer), options_(std::move(options)), stop_(options_.stop) {
+    : tokenizer_(tokenizer),
+      options_(std::move(options)),
+      stop_(options_.stop, options_.keep_stop) {
   if (tokenizer != nullptr) decoder_.emplace(*tokenizer, options_.skip_special);
 }
 

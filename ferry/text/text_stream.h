@@ -15,10 +15,10 @@ namespace ferry {
 /// one is held back until it is known. Threads: one at a time.
 class StopStrings {
  public:
-  /// Empty strings are ignored.
-  explicit StopStrings(std::vector<std::string> strings);
+  /// Empty strings are ignored. `keep`: what was found is shown, too.
+  explicit StopStrings(std::vector<std::string> strings, bool keep = false);
 
-  /// The text that can be shown now: never any of a stop string, nor what follows one.
+  /// The text that can be shown now: none of a stop string unless it is kept, nor what follows one.
   std::string put(std::string_view text);
   /// What is still held back, at the end.
   std::string finish();
@@ -30,12 +30,14 @@ class StopStrings {
 
  private:
   std::vector<std::string> strings_;
+  bool keep_;
   std::string held_;
   std::string match_;
 };
 
 struct TextOptions {
   std::vector<std::string> stop;
+  bool keep_stop = false;  ///< the string that ended it is part of the text
   bool skip_special = true;
   std::vector<std::int32_t> silent_ids;  ///< whose text is not shown: what ended the request
 };

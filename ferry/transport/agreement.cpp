@@ -1,4 +1,4 @@
-#include "ferry/transport/agreement.h"
+#include "ferry/agreement.h"
 
 #include <algorithm>
 #include <map>

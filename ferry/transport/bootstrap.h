@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
-#include "ferry/transport/agreement.h"
+#include "ferry/agreement.h"
+#include "ferry/transport.h"
 #include "ferry/transport/mesh.h"
-#include "ferry/transport/transport.h"
 #include "ferry/transport/unique_fd.h"
 
 namespace ferry {

@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
 #include "ferry/core/error.h"
 #include "ferry/transport/bootstrap.h"
 #include "ferry/transport/fabric_rail.h"

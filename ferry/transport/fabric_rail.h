@@ -10,9 +10,9 @@
 #include <string_view>
 #include <vector>
 
-#include "ferry/core/function_ref.h"
+#include "ferry/function_ref.h"
+#include "ferry/transport.h"
 #include "ferry/transport/byte_stream.h"
-#include "ferry/transport/transport.h"
 
 namespace ferry {
 

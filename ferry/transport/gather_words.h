@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "ferry/transport/transport.h"
+#include "ferry/transport.h"
 
 namespace ferry {
 

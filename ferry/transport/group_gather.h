@@ -18,7 +18,7 @@
 
 #include "ferry/core/threads.h"
 #include "ferry/core/types.h"
-#include "ferry/transport/transport.h"
+#include "ferry/transport.h"
 
 namespace ferry {
 

@@ -1,4 +1,4 @@
-#include "ferry/transport/inproc.h"
+#include "ferry/inproc.h"
 
 #include <algorithm>
 #include <exception>
@@ -8,7 +8,7 @@
 #include <thread>
 #include <utility>
 
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
 #include "ferry/core/error.h"
 #include "ferry/transport/host_memory.h"
 #include "ferry/transport/mapped.h"

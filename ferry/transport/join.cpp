@@ -1,4 +1,4 @@
-#include "ferry/transport/join.h"
+#include "ferry/join.h"
 
 #include <exception>
 #include <utility>

@@ -1,4 +1,4 @@
-#include "ferry/transport/launch.h"
+#include "ferry/launch.h"
 
 #include <algorithm>
 #include <exception>

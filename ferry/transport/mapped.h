@@ -13,9 +13,9 @@
 #include <string_view>
 #include <vector>
 
+#include "ferry/join.h"
+#include "ferry/transport.h"
 #include "ferry/transport/contract.h"
-#include "ferry/transport/join.h"
-#include "ferry/transport/transport.h"
 
 namespace ferry {
 

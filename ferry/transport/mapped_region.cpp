@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "ferry/core/error.h"
+#include "ferry/core/types.h"
 #include "ferry/transport/contract.h"
 #include "ferry/transport/split.h"
 

@@ -1,4 +1,4 @@
-#include "ferry/transport/membership.h"
+#include "ferry/membership.h"
 
 #include <algorithm>
 #include <utility>

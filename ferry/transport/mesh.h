@@ -9,8 +9,8 @@
 #include <span>
 #include <vector>
 
+#include "ferry/transport.h"
 #include "ferry/transport/byte_stream.h"
-#include "ferry/transport/transport.h"
 #include "ferry/transport/unique_fd.h"
 
 namespace ferry {

@@ -22,8 +22,8 @@
 #include <vector>
 
 #include "ferry/core/error.h"
+#include "ferry/launch.h"
 #include "ferry/transport/host_memory.h"
-#include "ferry/transport/launch.h"
 #include "ferry/transport/mpi_group.h"
 #include "ferry/transport/network.h"
 #include "ferry/transport/registry.h"

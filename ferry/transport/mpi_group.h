@@ -7,8 +7,8 @@
 #include <span>
 #include <vector>
 
+#include "ferry/transport.h"
 #include "ferry/transport/byte_stream.h"
-#include "ferry/transport/transport.h"
 
 namespace ferry {
 

@@ -18,11 +18,11 @@
 #include <string_view>
 #include <vector>
 
+#include "ferry/join.h"
+#include "ferry/transport.h"
 #include "ferry/transport/byte_stream.h"
 #include "ferry/transport/contract.h"
 #include "ferry/transport/host_memory.h"
-#include "ferry/transport/join.h"
-#include "ferry/transport/transport.h"
 
 namespace ferry {
 

@@ -6,9 +6,9 @@
 #include <span>
 #include <string>
 
+#include "ferry/transport.h"
 #include "ferry/transport/byte_stream.h"
 #include "ferry/transport/sockets.h"
-#include "ferry/transport/transport.h"
 #include "ferry/transport/unique_fd.h"
 
 namespace ferry {

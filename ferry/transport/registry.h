@@ -11,9 +11,9 @@
 #include <string_view>
 #include <vector>
 
+#include "ferry/join.h"
+#include "ferry/launch.h"
 #include "ferry/transport/byte_stream.h"
-#include "ferry/transport/join.h"
-#include "ferry/transport/launch.h"
 
 namespace ferry {
 

@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
+#include "ferry/join.h"
+#include "ferry/store.h"
 #include "ferry/transport/byte_stream.h"
-#include "ferry/transport/join.h"
-#include "ferry/transport/store.h"
 
 namespace ferry {
 

@@ -4,7 +4,7 @@
 
 #include <string_view>
 
-#include "ferry/transport/store.h"
+#include "ferry/store.h"
 
 namespace ferry {
 

@@ -13,8 +13,9 @@
 #include <optional>
 #include <utility>
 
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
 #include "ferry/core/error.h"
+#include "ferry/core/types.h"
 #include "ferry/transport/handover.h"
 #include "ferry/transport/host_memory.h"
 #include "ferry/transport/mapped.h"

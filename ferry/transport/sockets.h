@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "ferry/transport.h"
 #include "ferry/transport/byte_stream.h"
-#include "ferry/transport/transport.h"
 #include "ferry/transport/unique_fd.h"
 
 namespace ferry {

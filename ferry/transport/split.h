@@ -4,8 +4,8 @@
 
 #include <memory>
 
-#include "ferry/transport/join.h"
-#include "ferry/transport/transport.h"
+#include "ferry/join.h"
+#include "ferry/transport.h"
 
 namespace ferry {
 

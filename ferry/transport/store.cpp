@@ -1,4 +1,4 @@
-#include "ferry/transport/store.h"
+#include "ferry/store.h"
 
 #include <condition_variable>
 #include <map>

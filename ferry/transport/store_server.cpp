@@ -17,10 +17,10 @@
 #include <vector>
 
 #include "ferry/core/error.h"
+#include "ferry/tcp_store.h"
 #include "ferry/transport/proof.h"
 #include "ferry/transport/sockets.h"
 #include "ferry/transport/store_values.h"
-#include "ferry/transport/tcp_store.h"
 
 namespace ferry {
 

@@ -11,8 +11,8 @@
 #include <memory>
 #include <string>
 
+#include "ferry/store.h"
 #include "ferry/transport/byte_stream.h"
-#include "ferry/transport/store.h"
 #include "ferry/transport/unique_fd.h"
 
 namespace ferry {

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "ferry/transport/store.h"
+#include "ferry/store.h"
 
 namespace ferry {
 

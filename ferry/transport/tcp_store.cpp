@@ -1,4 +1,4 @@
-#include "ferry/transport/tcp_store.h"
+#include "ferry/tcp_store.h"
 
 #include <algorithm>
 #include <atomic>

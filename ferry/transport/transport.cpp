@@ -1,4 +1,4 @@
-#include "ferry/transport/transport.h"
+#include "ferry/transport.h"
 
 #include <algorithm>
 

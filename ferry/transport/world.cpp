@@ -1,4 +1,4 @@
-#include "ferry/transport/world.h"
+#include "ferry/world.h"
 
 #include <charconv>
 #include <cstdlib>

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "apps/program.h"
-#include "ferry/transport/launch.h"
+#include "ferry/launch.h"
 #include "ferry/transport/sockets.h"
 
 namespace ferry {

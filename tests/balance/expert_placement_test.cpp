@@ -1,4 +1,4 @@
-#include "ferry/balance/expert_placement.h"
+#include "ferry/expert_placement.h"
 
 #include <gtest/gtest.h>
 
@@ -6,6 +6,7 @@
 #include <string>
 
 #include "ferry/core/error.h"
+#include "ferry/core/types.h"
 
 namespace ferry {
 namespace {

@@ -6,7 +6,7 @@
 #include <numeric>
 
 #include "balance/loads.h"
-#include "ferry/balance/planner.h"
+#include "ferry/planner.h"
 
 namespace ferry {
 namespace {

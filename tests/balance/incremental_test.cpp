@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "balance/loads.h"
-#include "ferry/balance/planner.h"
+#include "ferry/planner.h"
 
 namespace ferry {
 namespace {

@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "ferry/balance/measure.h"
+#include "ferry/expert_load.h"
 
 namespace ferry::test {
 

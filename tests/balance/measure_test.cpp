@@ -1,11 +1,10 @@
-#include "ferry/balance/measure.h"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <numeric>
 
 #include "balance/loads.h"
+#include "ferry/expert_load.h"
 
 namespace ferry {
 namespace {

@@ -1,10 +1,10 @@
-#include "ferry/balance/moves.h"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
 
 #include "balance/loads.h"
+#include "ferry/core/types.h"
+#include "ferry/expert_moves.h"
 
 namespace ferry {
 namespace {

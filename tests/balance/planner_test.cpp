@@ -1,4 +1,4 @@
-#include "ferry/balance/planner.h"
+#include "ferry/planner.h"
 
 #include <gtest/gtest.h>
 

@@ -3,9 +3,9 @@
 #include <algorithm>
 
 #include "balance/loads.h"
-#include "ferry/balance/planner.h"
 #include "ferry/balance/trace.h"
 #include "ferry/core/error.h"
+#include "ferry/planner.h"
 
 namespace ferry {
 namespace {

@@ -6,7 +6,9 @@
 #include <random>
 #include <vector>
 
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
+#include "ferry/core/threads.h"
+#include "ferry/core/types.h"
 #include "ferry/kernels/kernels.h"
 
 namespace ferry {

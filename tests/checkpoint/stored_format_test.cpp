@@ -12,6 +12,7 @@
 #include "ferry/checkpoint/config_reader.h"
 #include "ferry/core/error.h"
 #include "ferry/core/threads.h"
+#include "ferry/core/types.h"
 #include "small_source.h"
 
 namespace ferry {

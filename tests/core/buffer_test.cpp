@@ -1,4 +1,4 @@
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

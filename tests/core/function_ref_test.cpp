@@ -1,4 +1,4 @@
-#include "ferry/core/function_ref.h"
+#include "ferry/function_ref.h"
 
 #include <gtest/gtest.h>
 

@@ -26,6 +26,7 @@ class Members : public RequestMembers {
   std::map<std::string, std::int64_t> integers;
   std::map<std::string, Ids> lists;
   std::map<std::string, std::vector<std::pair<std::int32_t, double>>> by_id;
+  std::map<std::string, std::vector<Ids>> sequences;
 
   std::optional<double> number(const char* name) const override { return in(numbers, name); }
 
@@ -38,6 +39,10 @@ class Members : public RequestMembers {
   std::optional<std::vector<std::pair<std::int32_t, double>>> numbers_by_id(
       const char* name) const override {
     return in(by_id, name);
+  }
+
+  std::optional<std::vector<Ids>> words(const char* name) const override {
+    return in(sequences, name);
   }
 
  private:
@@ -99,7 +104,14 @@ std::vector<float> reference(const Members& m,
     const auto allowed = m.token_ids("allowed_token_ids");
     const bool too_early = std::ssize(generated) < m.integer("min_tokens").value_or(0);
     const auto banned = m.token_ids("suppress_tokens").value_or(Ids{});
-    if ((allowed && among(*allowed) == 0) || among(banned) > 0 ||
+    bool completes = false;
+    for (const Ids& word : m.words("bad_words").value_or(std::vector<Ids>{})) {
+      Ids with = generated;
+      with.push_back(id);
+      completes = completes || (with.size() >= word.size() &&
+                                std::equal(word.rbegin(), word.rend(), with.rbegin()));
+    }
+    if ((allowed && among(*allowed) == 0) || among(banned) > 0 || completes ||
         (too_early && among(request.stop_ids) > 0)) {
       x = -std::numeric_limits<float>::infinity();
       continue;
@@ -126,7 +138,7 @@ struct Case {
 };
 
 std::vector<Case> cases() {
-  std::vector<Case> all(8);
+  std::vector<Case> all(9);
   all[0].name = "Presence";
   all[0].members.numbers = {{"presence_penalty", 1.25}};
   all[1].name = "Frequency";
@@ -141,14 +153,17 @@ std::vector<Case> cases() {
   all[5].members.lists = {{"allowed_token_ids", {96, 5, 9, 5, 0, 33, 34}}};
   all[6].name = "SuppressedTokens";
   all[6].members.lists = {{"suppress_tokens", {0, 50, 96, 50}}};
-  Members& together = all[7].members;
-  all[7].name = "AllTogether";
-  for (std::size_t i = 0; i < 7; ++i) {
+  all[7].name = "BadWords";
+  all[7].members.sequences = {{"bad_words", {{12}, {9, 31}, {32, 33, 9}, {96, 9, 32}}}};
+  Members& together = all[8].members;
+  all[8].name = "AllTogether";
+  for (std::size_t i = 0; i < 8; ++i) {
     const Members& one = all[i].members;
     together.numbers.insert(one.numbers.begin(), one.numbers.end());
     together.integers.insert(one.integers.begin(), one.integers.end());
     together.lists.insert(one.lists.begin(), one.lists.end());
     together.by_id.insert(one.by_id.begin(), one.by_id.end());
+    together.sequences.insert(one.sequences.begin(), one.sequences.end());
   }
   return all;
 }
@@ -340,6 +355,10 @@ TEST(CheckProcessors, WhatTheTableCannotMakeIsRefused) {
       {{.name = "allowed_tokens", .integers = {9}, .numbers = {}},  // which ends it
        {.name = "min_tokens", .integers = {1}, .numbers = {}}},
       {{.name = "suppressed_tokens", .integers = {kVocab}, .numbers = {}}},
+      {{.name = "bad_words", .integers = {1, kVocab}, .numbers = {}}},
+      {{.name = "bad_words", .integers = {2, 1}, .numbers = {}}},
+      {{.name = "bad_words", .integers = {0}, .numbers = {}}},
+      {{.name = "bad_words", .integers = {1, 1}, .numbers = {1}}},
       {{.name = "suppressed_tokens", .integers = Ids(kMaxProcessorNumbers + 1), .numbers = {}}}};
   for (std::size_t i = 0; i < bad.size(); ++i) {
     Request request{

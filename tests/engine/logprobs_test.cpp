@@ -1,9 +1,12 @@
-#include "ferry/engine/logprobs.h"
+#include "ferry/logprobs.h"
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <random>
 
 namespace ferry {
 namespace {
@@ -27,6 +30,36 @@ TEST(Logprobs, LargeLogitsAndExcludedTokensAreNoProblem) {
   const Logprobs result = logprobs_of(std::vector<float>{10000, none, 10000}, 0, 0);
   EXPECT_FLOAT_EQ(result.chosen, static_cast<float>(-std::log(2.0)));
   EXPECT_TRUE(result.top.empty());
+}
+
+TEST(Logprobs, TheMostProbableComeFirstAmongMany) {
+  std::mt19937 random(3);
+  std::vector<float> logits(5000);
+  for (float& x : logits) x = static_cast<float>(random() % 1000) / 50;
+  std::vector<std::int32_t> ids(logits.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  std::stable_sort(ids.begin(), ids.end(), [&](std::int32_t a, std::int32_t b) {
+    return logits[static_cast<std::size_t>(a)] > logits[static_cast<std::size_t>(b)];
+  });
+  double sum = 0;
+  for (const float x : logits) sum += std::exp(static_cast<double>(x));
+  const Logprobs result = logprobs_of(logits, 0, 20);
+  ASSERT_EQ(result.top.size(), 20U);
+  for (std::size_t i = 0; i < 20; ++i) {
+    EXPECT_EQ(result.top[i].id, ids[i]);
+    const double logit = logits[static_cast<std::size_t>(ids[i])];
+    EXPECT_NEAR(result.top[i].logprob, logit - std::log(sum), 1e-6);
+  }
+}
+
+TEST(Logprobs, TheLogarithmIsRightToTheLastBits) {
+  std::mt19937_64 random(4);
+  std::uniform_real_distribution<double> exponent(-40, 60);
+  for (int i = 0; i < 10000; ++i) {
+    const double x = std::exp2(exponent(random));
+    EXPECT_NEAR(natural_log(x), std::log(x), 4e-16 * std::max(1.0, std::abs(std::log(x)))) << x;
+  }
+  EXPECT_EQ(natural_log(1), 0);
 }
 
 TEST(Logprobs, NoMoreThanThereAreTokens) {

@@ -20,7 +20,7 @@ StepRecord sample_record() {
        .request = {
            .prompt = {1, 2, 3, 400000},
            .max_new_tokens = 5,
-           .sampling = {.temperature = 0.7, .top_k = 3, .top_p = 0.5, .seed = ~0ULL},
+           .sampling = {.temperature = 0.7, .top_k = 3, .top_p = 0.5, .min_p = 0.1, .seed = ~0ULL},
            .stop_ids = {9, 10},
            .top_logprobs = 4,
            .processors = {{.name = "logit_bias", .integers = {31, 32}, .numbers = {-1.5F, 99}},
@@ -54,6 +54,7 @@ TEST(StepRecord, ComesBackAsItWentOut) {
   EXPECT_EQ(request.sampling.temperature, 0.7);
   EXPECT_EQ(request.sampling.top_k, 3);
   EXPECT_EQ(request.sampling.top_p, 0.5);
+  EXPECT_EQ(request.sampling.min_p, 0.1);
   EXPECT_EQ(request.sampling.seed, ~0ULL);
   EXPECT_EQ(request.stop_ids, (std::vector<std::int32_t>{9, 10}));
   EXPECT_EQ(request.top_logprobs, 4);
@@ -142,7 +143,8 @@ TEST(StepRecord, DamagedCountsNeitherCrashNorReserve) {
 TEST(StepResult, DamagedCountsNeitherCrashNorReserve) {
   StepResult result{.step = 1, .tokens = {{.id = 1, .token = 7}, {.id = 2, .token = 8}}};
   result.tokens[0].logprobs = {.chosen = -1, .top = {{.id = 3, .logprob = -2}}};
-  std::vector<std::byte> bytes(result_capacity(2));
+  result.prompts = {{.id = 1, .position = 2, .logprobs = {*result.tokens[0].logprobs}}};
+  std::vector<std::byte> bytes(result_capacity(2, 40));
   bytes.resize(encode(result, bytes));
   expect_small_from_damaged(bytes, decode_step_result);
 }
@@ -157,7 +159,10 @@ TEST(StepResult, ComesBackAsItWentOut) {
   for (TokenResult& token : out.tokens)
     token.logprobs = {.chosen = -0.5F,
                       .top = std::vector<TokenLogprob>(kMaxTopLogprobs, {.id = 3, .logprob = -9})};
-  std::vector<std::byte> bytes(result_capacity(2));
+  out.prompts.push_back({.id = 1, .position = 5, .logprobs = {}});
+  out.prompts.push_back({.id = 2, .position = 1, .logprobs = {}});
+  for (int i = 0; i < 40; ++i) out.prompts[i % 2].logprobs.push_back(*out.tokens[0].logprobs);
+  std::vector<std::byte> bytes(result_capacity(2, 40));
   ASSERT_EQ(encode(out, bytes), bytes.size());
   const StepResult in = decode_step_result(bytes);
   EXPECT_EQ(in.step, 12U);
@@ -170,12 +175,16 @@ TEST(StepResult, ComesBackAsItWentOut) {
   EXPECT_TRUE(in.tokens[1].last);
   EXPECT_EQ(in.tokens[1].logprobs, out.tokens[1].logprobs);
   EXPECT_EQ(in.tokens[1].logits_sha256, out.tokens[1].logits_sha256);
+  ASSERT_EQ(in.prompts.size(), 2U);
+  EXPECT_EQ(in.prompts[0].position, 5U);
+  EXPECT_EQ(in.prompts[1].id, 2U);
+  EXPECT_EQ(in.prompts[1].logprobs, out.prompts[1].logprobs);
   for (std::size_t n = 0; n < bytes.size(); ++n)
     EXPECT_THROW(decode_step_result(std::span(bytes).first(n)), TransportError);
 }
 
 TEST(StepResult, IsNotTakenForARecord) {
-  std::vector<std::byte> bytes(result_capacity(1));
+  std::vector<std::byte> bytes(result_capacity(1, 40));
   static_cast<void>(encode(StepResult{.step = 1, .tokens = {}}, bytes));
   EXPECT_THROW(decode_step_record(bytes), TransportError);
 }

@@ -12,7 +12,7 @@
 #include "exchange_harness.h"
 #include "ferry/core/error.h"
 #include "ferry/exchange/cpu_plane.h"
-#include "ferry/transport/inproc.h"
+#include "ferry/inproc.h"
 #include "support/queued_plane.h"
 #include "support/ranks.h"
 

@@ -1,6 +1,6 @@
 // The exchange engine: every backend and row format over every transport, against sums worked out
 // from the routing alone.
-#include "ferry/exchange/dispatcher.h"
+#include "ferry/dispatcher.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -10,7 +10,7 @@
 
 #include "exchange_harness.h"
 #include "ferry/core/error.h"
-#include "ferry/transport/launch.h"
+#include "ferry/launch.h"
 #include "support/long_tests.h"
 #include "support/ranks.h"
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "ferry/exchange/dispatcher.h"
+#include "ferry/dispatcher.h"
 
 namespace ferry::testing {
 

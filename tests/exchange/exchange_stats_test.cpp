@@ -1,4 +1,4 @@
-#include "ferry/exchange/exchange_stats.h"
+#include "ferry/exchange_stats.h"
 
 #include <gtest/gtest.h>
 

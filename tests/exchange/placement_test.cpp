@@ -1,4 +1,4 @@
-#include "ferry/exchange/placement.h"
+#include "ferry/placement.h"
 
 #include <gtest/gtest.h>
 

@@ -7,7 +7,7 @@
 #include <numeric>
 #include <set>
 
-#include "ferry/exchange/dispatcher.h"
+#include "ferry/dispatcher.h"
 #include "support/ranks.h"
 
 namespace ferry {

@@ -11,6 +11,7 @@ namespace {
 #include "ferry/kernels/cpu/bits.inl"
 #include "ferry/kernels/cpu/vec_scalar.inl"
 //
+#include "ferry/core/threads.h"
 #include "ferry/kernels/cpu/math.inl"
 
 float exp_of(float x) { return exp(splat(x)).lane[0]; }

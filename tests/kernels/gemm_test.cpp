@@ -2,6 +2,7 @@
 #include <cmath>
 #include <optional>
 
+#include "ferry/core/threads.h"
 #include "ferry/kernels/cpu/tables.h"
 #include "kernels/amx_emulator.h"
 #include "kernels/gemm_testing.h"

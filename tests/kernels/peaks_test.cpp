@@ -1,6 +1,8 @@
 // What benchmarks measure the machine with.
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "ferry/core/threads.h"
@@ -17,6 +19,9 @@ TEST(Peaks, GreatestLooksAtEveryElement) {
       for (std::size_t i = 0; i < n; ++i) {
         x[i] = 2.0F;
         EXPECT_EQ(kernels_for(isa).greatest(x.data(), static_cast<std::int64_t>(n)), 2.0F)
+            << isa_name(isa) << ", element " << i << " of " << n;
+        x[i] = std::numeric_limits<float>::quiet_NaN();
+        EXPECT_TRUE(std::isnan(kernels_for(isa).greatest(x.data(), static_cast<std::int64_t>(n))))
             << isa_name(isa) << ", element " << i << " of " << n;
         x[i] = -1.0F;
       }

@@ -1,11 +1,12 @@
 // Rows as they travel: formats, bytes of every instruction set, error bounds, and what becomes of
 // numbers that are none.
-#include "ferry/kernels/wire.h"
+#include "ferry/wire.h"
 
 #include <cmath>
 #include <limits>
 
 #include "ferry/core/error.h"
+#include "ferry/core/threads.h"
 #include "kernels/kernel_testing.h"
 
 namespace ferry::testing {

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "ferry/moe/moe_forward.h"
 #include "ferry/moe/moe_layer.h"
+#include "ferry/moe_forward.h"
 #include "packed_moe.h"
 #include "support/ranks.h"
 #include "typed_rows.h"

@@ -1,5 +1,5 @@
 // The caller's own experts behind moe_forward. Here they only scale, so that every sum is exact.
-#include "ferry/moe/moe_forward.h"
+#include "ferry/moe_forward.h"
 
 #include <gtest/gtest.h>
 
@@ -9,7 +9,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
-#include "ferry/transport/launch.h"
+#include "ferry/launch.h"
 #include "support/allocation_count.h"
 #include "support/ranks.h"
 #include "typed_rows.h"

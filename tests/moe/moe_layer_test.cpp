@@ -9,7 +9,7 @@
 #include <optional>
 #include <string>
 
-#include "ferry/transport/launch.h"
+#include "ferry/launch.h"
 #include "packed_moe.h"
 #include "support/ranks.h"
 #include "support/reference_moe.h"

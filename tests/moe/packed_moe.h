@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/moe/moe_layer.h"
 #include "support/reference_moe.h"

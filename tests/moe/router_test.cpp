@@ -1,4 +1,4 @@
-#include "ferry/moe/router.h"
+#include "ferry/router.h"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // A model in one's own process, called as a library user would.
-#include "ferry/runtime/generator.h"
+#include "ferry/generator.h"
 
 #include <dirent.h>
 #include <gtest/gtest.h>
@@ -9,7 +9,7 @@
 #include <thread>
 
 #include "ferry/core/error.h"
-#include "ferry/runtime/refused.h"
+#include "ferry/refused.h"
 #include "support/golden_model.h"
 #include "support/paths.h"
 

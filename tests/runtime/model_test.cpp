@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "ferry/core/error.h"
+#include "ferry/inproc.h"
 #include "ferry/runtime/kv_memory.h"
-#include "ferry/transport/inproc.h"
 #include "support/golden_model.h"
 #include "support/ranks.h"
 

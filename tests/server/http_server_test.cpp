@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "ferry/core/error.h"
 #include "ferry/transport/unique_fd.h"
 
 namespace ferry {
@@ -204,7 +205,82 @@ TEST(HttpServer, KeyIsNeededButForOpenRoutes) {
             401);
   EXPECT_EQ(client.Post("/echo", {{"Authorization", "Bearer secret"}}, "x", "text/plain")->status,
             200);
+  EXPECT_EQ(client.Post("/echo", {{"Authorization", "bEARER secret"}}, "x", "text/plain")->status,
+            200);
+  for (const char* wrong : {"Bearer", "Bearer ", "secret", "Basic secret", "Bearer secretX"})
+    EXPECT_EQ(client.Post("/echo", {{"Authorization", wrong}}, "x", "text/plain")->status, 401);
   EXPECT_EQ(client.Get("/open")->status, 200);
+}
+
+/// What curl -d sends where nobody says what it is.
+TEST(HttpServer, FormsMayBeOfAnySize) {
+  HttpOptions options = quick();
+  options.max_body_bytes = 100000;
+  Echo echo(options);
+  for (const std::size_t size : {1U, 8192U, 8193U, 99999U}) {
+    const std::string body(size, 'a');
+    const auto result = echo.client().Post("/echo", body, "application/x-www-form-urlencoded");
+    EXPECT_EQ(result->status, 200) << size;
+    EXPECT_EQ(result->body, body) << size;
+  }
+}
+
+TEST(HttpServer, PostsWithoutALengthAreEmpty) {
+  Echo echo;
+  const UniqueFd fd = echo.connect();
+  const Clock::time_point begin = Clock::now();
+  send_text(fd, "POST /echo HTTP/1.1\r\nConnection: close\r\n\r\n");
+  const std::string answer = Echo::read_all(fd);
+  EXPECT_TRUE(answer.starts_with("HTTP/1.1 200")) << answer;
+  EXPECT_TRUE(answer.ends_with("\r\n\r\n")) << answer;
+  EXPECT_LT(Clock::now() - begin, 400ms);
+}
+
+TEST(HttpServer, HeadHasTheHeadersOfGetAlone) {
+  Echo echo;
+  const auto result = echo.client().Head("/open");
+  EXPECT_EQ(result->status, 200);
+  EXPECT_EQ(result->get_header_value("Content-Length"), "2");
+  EXPECT_EQ(echo.client().Head("/nowhere")->status, 404);
+}
+
+TEST(HttpServer, PagesOfAllowedOriginsMayCall) {
+  HttpOptions options = quick();
+  options.api_key = "secret";
+  options.allowed_origins = {"https://a.example"};
+  Echo echo(options);
+  const auto origin = [&](const char* from) {
+    const auto asked = echo.client().Options(
+        "/echo", {{"Origin", from}, {"Access-Control-Request-Headers", "x-one"}});
+    EXPECT_EQ(asked->status, 204);
+    const auto posted = echo.client().Post(
+        "/echo", {{"Origin", from}, {"Authorization", "Bearer secret"}}, "x", "text/plain");
+    EXPECT_EQ(posted->status, 200);
+    EXPECT_EQ(posted->get_header_value("Access-Control-Allow-Origin"),
+              asked->get_header_value("Access-Control-Allow-Origin"));
+    EXPECT_EQ(asked->has_header("Access-Control-Allow-Headers"),
+              asked->has_header("Access-Control-Allow-Origin"));
+    return asked->get_header_value("Access-Control-Allow-Origin");
+  };
+  EXPECT_EQ(origin("https://a.example"), "https://a.example");
+  EXPECT_EQ(origin("https://b.example"), "");
+  // So that a page can read what went wrong.
+  const auto refused =
+      echo.client().Post("/echo", {{"Origin", "https://a.example"}}, "x", "text/plain");
+  EXPECT_EQ(refused->status, 401);
+  EXPECT_EQ(refused->get_header_value("Access-Control-Allow-Origin"), "https://a.example");
+  EXPECT_EQ(echo.client().Options("/nowhere")->status, 404);
+}
+
+TEST(HttpServer, AnnouncesTheIdleTimeoutThatItHas) {
+  HttpOptions options = quick();
+  options.idle_timeout = 7000ms;
+  Echo echo(options);
+  auto client = echo.client();
+  client.set_keep_alive(true);
+  const auto result = client.Get("/open");
+  EXPECT_NE(result->get_header_value("Keep-Alive").find("timeout=7"), std::string::npos)
+      << result->get_header_value("Keep-Alive");
 }
 
 TEST(HttpServer, StopsWhileClientsHoldConnections) {

@@ -61,7 +61,6 @@ TEST(JsonFields, NumbersByTokenId) {
   EXPECT_EQ(fields.numbers_by_id("bias"), (Numbers{{5, 1}, {70, -2.5}}));
   EXPECT_EQ(fields.numbers_by_id("empty"), Numbers());
   EXPECT_EQ(fields.numbers_by_id("none"), std::nullopt);
-  EXPECT_EQ(fields.token_ids("none"), std::nullopt);
   for (const char* wrong : {R"({"bias": [5, 1]})",
                             R"({"bias": {"a": 1}})",
                             R"({"bias": {"5 ": 1}})",
@@ -76,14 +75,13 @@ TEST(JsonFields, NumbersByTokenId) {
   }
 }
 
-TEST(JsonFields, WhatWouldChangeTheResultIsRefused) {
-  const auto json = parse_object(R"({"penalty": 0.5, "bias": {}, "none": 0})");
+TEST(JsonFields, IntegersMayBeWrittenWithAPoint) {
+  const auto json = parse_object(R"({"a": 6.0, "b": -2e3, "c": 1e17, "d": 6.5})");
   const JsonFields fields(json);
-  EXPECT_NE(message_of([&] { fields.refuse_unless("penalty", 0); }).find("penalty"),
-            std::string::npos);
-  EXPECT_NO_THROW(fields.refuse_unless("bias", nlohmann::ordered_json::object()));
-  EXPECT_NO_THROW(fields.refuse_unless("none", 0));
-  EXPECT_NO_THROW(fields.refuse_unless("absent", 0));
+  EXPECT_EQ(fields.integer("a"), 6);
+  EXPECT_EQ(fields.integer("b"), -2000);
+  EXPECT_NE(message_of([&] { static_cast<void>(fields.integer("c")); }), "no error");
+  EXPECT_NE(message_of([&] { static_cast<void>(fields.integer("d")); }), "no error");
 }
 
 }  // namespace

@@ -60,14 +60,15 @@ class OfflineRoutes : public RouteTable {
         .tokenizer = opened.tokenizer(),
         // Templates have an entry point of their own.
         .render_chat = [](const auto& messages,
-                          const auto& /*extra*/) { return to_text(messages).substr(0, 8); },
+                          const auto& /*options*/) { return to_text(messages).substr(0, 8); },
         .sampling = recommended_sampling(directory),
         .max_context = options_.max_context};
     opened.run_engine([&](Engine& engine) {
       Metrics metrics;
       EngineFront front(engine, &metrics);
-      add_sglang_routes(*this, front, model);
-      add_openai_routes(*this, front, model);
+      CallRegistry calls;
+      add_sglang_routes(*this, front, model, calls);
+      add_openai_routes(*this, front, model, calls);
       engine_ = &engine;
       engine.open();
       started_.set_value();

@@ -1,80 +1,17 @@
 // All routes over the demo model, as clients use them.
-#include <gtest/gtest.h>
-#include <httplib.h>
-
-#include <nlohmann/json.hpp>
-
-#include "server/served.h"
+#include "server/routes_fixture.h"
 
 namespace ferry {
 namespace {
 
-using namespace std::chrono_literals;
-using Json = nlohmann::json;
-using Clock = std::chrono::steady_clock;
-
-constexpr const char* kPrompt = "Once upon a time there was a little fox named Mia.";
-
-httplib::Client client_of(const test::Served& served) {
-  httplib::Client client("127.0.0.1", served.port());
-  client.set_read_timeout(60, 0);
-  return client;
-}
-
-class Routes : public testing::Test {
- protected:
-  static void SetUpTestSuite() { served = new test::Served; }
-
-  static void TearDownTestSuite() {
-    delete served;
-    served = nullptr;
-  }
-
-  static httplib::Result post(const std::string& path, const std::string& body) {
-    httplib::Result result = client_of(*served).Post(path, body, "application/json");
-    EXPECT_TRUE(result) << path << " " << body;
-    return result;
-  }
-
-  static Json ok(const std::string& path, const Json& body) {
-    const httplib::Result result = post(path, body.dump());
-    EXPECT_EQ(result->status, 200) << result->body;
-    return Json::parse(result->body);
-  }
-
-  static Json get(const std::string& path) {
-    const httplib::Result result = client_of(*served).Get(path);
-    EXPECT_EQ(result->status, 200) << result->body;
-    return Json::parse(result->body);
-  }
-
-  /// The events of a stream; the last one must be [DONE].
-  static std::vector<Json> stream(const std::string& path, Json body) {
-    body["stream"] = true;
-    const httplib::Result result = post(path, body.dump());
-    EXPECT_EQ(result->status, 200) << result->body;
-    EXPECT_EQ(result->get_header_value("Content-Type"), "text/event-stream");
-    std::vector<Json> events;
-    std::istringstream in(result->body);
-    bool done = false;
-    for (std::string line; std::getline(in, line);) {
-      if (line.empty()) continue;
-      EXPECT_TRUE(line.starts_with("data: ")) << line;
-      EXPECT_FALSE(done) << "behind [DONE]: " << line;
-      done = line == "data: [DONE]";
-      if (!done) events.push_back(Json::parse(line.substr(6)));
-    }
-    EXPECT_TRUE(done) << result->body;
-    return events;
-  }
-
-  static test::Served* served;
-};
-
-test::Served* Routes::served = nullptr;
+using test::get_from;
+using test::Json;
+using test::kPrompt;
+using test::MaybeAnswer;
+using test::Routes;
 
 TEST_F(Routes, GenerateTakesTheFlatForm) {
-  const httplib::Result result = post("/generate", R"({"text": "Hello", "max_tokens": 10})");
+  const MaybeAnswer result = post("/generate", R"({"text": "Hello", "max_tokens": 10})");
   ASSERT_EQ(result->status, 200) << result->body;
   const Json json = Json::parse(result->body);
   const auto ids = json.at("output_ids").get<std::vector<std::int32_t>>();
@@ -220,13 +157,6 @@ TEST_F(Routes, PenaltiesBiasesAndBansActOnBothApis) {
   EXPECT_EQ(by_sglang(neutral).at("output_ids"), plain.at("output_ids"));
 }
 
-TEST_F(Routes, ChatWithoutATemplateSaysWhatToDo) {
-  const httplib::Result result =
-      post("/v1/chat/completions", R"({"messages": [{"role": "user", "content": "hi"}]})");
-  EXPECT_EQ(result->status, 400);
-  EXPECT_NE(result->body.find("chat template"), std::string::npos) << result->body;
-}
-
 TEST_F(Routes, BadBodiesGet400WithOneLine) {
   const std::vector<std::pair<std::string, std::string>> bad = {
       {"/generate", ""},
@@ -239,7 +169,7 @@ TEST_F(Routes, BadBodiesGet400WithOneLine) {
       {"/generate", R"({"text": []})"},
       {"/generate", R"({"input_ids": [1, 99999999]})"},
       {"/generate", R"({"input_ids": [1, 2.5]})"},
-      {"/generate", R"({"text": "a", "max_tokens": 0})"},
+      {"/generate", R"({"text": "a", "max_tokens": -1})"},
       {"/generate", R"({"text": "a", "max_tokens": 1e30})"},
       {"/generate", R"({"text": "a", "temperature": -1})"},
       {"/generate", R"({"text": "a", "temperature": "hot"})"},
@@ -250,18 +180,25 @@ TEST_F(Routes, BadBodiesGet400WithOneLine) {
       {"/generate", R"({"text": "a", "frequency_penalty": 2.5})"},
       {"/generate", R"({"text": "a", "max_tokens": 3, "min_new_tokens": 4})"},
       {"/generate", R"({"text": "a", "sampling_params": {"min_new_tokens": -1}})"},
-      {"/generate", R"({"text": "a", "min_p": 0.1})"},
+      {"/generate", R"({"text": "a", "min_p": 1.1})"},
       {"/generate", R"({"text": "a", "n": 100000})"},
       {"/generate", R"({"text": "a", "stop": 3})"},
       {"/generate", R"({"text": "a", "return_logprob": true, "top_logprobs_num": 999})"},
       {"/v1/completions", R"({})"},
       {"/v1/completions", R"({"prompt": {"a": 1}})"},
-      {"/v1/completions", R"({"prompt": "a", "echo": true})"},
+      {"/v1/completions", R"({"prompt": "a", "echo": 1})"},
+      {"/v1/completions", R"({"prompt": "a", "prompt_logprobs": 21})"},
+      {"/v1/completions", R"({"prompt": "a", "prompt_logprobs": 1, "stream": true})"},
+      {"/generate", R"({"text": "a", "logprob_start_len": -2})"},
       {"/v1/completions", R"({"prompt": "a", "logit_bias": {"5": 101}})"},
       {"/v1/completions", R"({"prompt": "a", "logit_bias": {"5": 1, "05": 1}})"},
       {"/v1/completions", R"({"prompt": "a", "logit_bias": {"99999999": 1}})"},
       {"/v1/completions", R"({"prompt": "a", "logit_bias": [5]})"},
-      {"/v1/completions", R"({"prompt": "a", "allowed_token_ids": []})"},
+      {"/v1/completions", R"({"prompt": "a", "n": 2, "best_of": 1})"},
+      {"/v1/completions", R"({"prompt": "a", "best_of": 2, "stream": true})"},
+      {"/v1/completions", R"({"prompt": "a", "bad_words": [""]})"},
+      {"/v1/completions", R"({"prompt": "a", "truncate_prompt_tokens": 0})"},
+      {"/v1/completions", R"({"prompt": "a", "response_format": {"type": "json_object"}})"},
       {"/v1/completions", R"({"prompt": "a", "allowed_token_ids": [99999999]})"},
       {"/v1/completions", R"({"prompt": "a", "allowed_token_ids": [7], "suppress_tokens": [7]})"},
       {"/v1/chat/completions", R"({"messages": []})"},
@@ -270,7 +207,7 @@ TEST_F(Routes, BadBodiesGet400WithOneLine) {
       {"/detokenize", R"({"tokens": ["a"]})"},
       {"/detokenize", R"({"tokens": [99999999]})"}};
   for (const auto& [path, body] : bad) {
-    const httplib::Result result = post(path, body);
+    const MaybeAnswer result = post(path, body);
     EXPECT_EQ(result->status, 400) << path << " " << body << " " << result->body;
     const std::string message = Json::parse(result->body).at("error").at("message");
     EXPECT_FALSE(message.empty());
@@ -283,7 +220,14 @@ TEST_F(Routes, BadBodiesGet400WithOneLine) {
 
 TEST_F(Routes, ModelsAndTokens) {
   EXPECT_EQ(get("/v1/models").at("data")[0].at("id"), "demo-moe");
+  EXPECT_EQ(get("/v1/models/demo-moe").at("id"), "demo-moe");
+  EXPECT_EQ(get_from(*served, "/v1/models/other")->status, 404);
   EXPECT_EQ(get("/get_model_info").at("is_generation"), true);
+  EXPECT_EQ(get("/model_info"), get("/get_model_info"));
+  EXPECT_EQ(get("/server_info").at("served_model_name"), "demo-moe");
+  EXPECT_GT(get("/get_server_info").at("max_total_num_tokens"), 0);
+  EXPECT_EQ(get("/get_load")[0].at("num_reqs"), 0);
+  EXPECT_EQ(get("/health_generate").at("status"), "ok");
   EXPECT_EQ(get("/health").at("status"), "ok");
   const Json tokens = ok("/tokenize", {{"prompt", kPrompt}});
   EXPECT_EQ(tokens.at("count"), tokens.at("tokens").size());
@@ -296,7 +240,8 @@ TEST_F(Routes, RecordedLoadIsWhatTheStepsHad) {
   ok("/generate", {{"text", kPrompt}, {"max_tokens", 5}, {"ignore_eos", true}});
   ok("/stop_expert_distribution_record", Json::object());
   ok("/generate", {{"text", kPrompt}, {"max_tokens", 5}});
-  const Json dump = ok("/dump_expert_distribution_record", Json::object());
+  const Json dump = get("/dump_expert_distribution_record");
+  EXPECT_EQ(dump, ok("/dump_expert_distribution_record", Json::object()));
   EXPECT_EQ(dump.at("logical_count").size(), 5U) << "a prompt step and four of one token";
   EXPECT_FALSE(dump.at("physical_to_logical_map").empty());
   ok("/start_expert_distribution_record", Json::object());
@@ -304,7 +249,7 @@ TEST_F(Routes, RecordedLoadIsWhatTheStepsHad) {
 
 TEST_F(Routes, MetricsCount) {
   ok("/generate", {{"text", kPrompt}, {"max_tokens", 3}});
-  const httplib::Result result = client_of(*served).Get("/metrics");
+  const MaybeAnswer result = get_from(*served, "/metrics");
   ASSERT_EQ(result->status, 200);
   for (const char* name : {"ferry_requests_finished_total ",
                            "ferry_generation_tokens_total ",
@@ -316,7 +261,7 @@ TEST_F(Routes, MetricsCount) {
 }
 
 TEST_F(Routes, DashboardIsOnePageWithItsState) {
-  const httplib::Result page = client_of(*served).Get("/");
+  const MaybeAnswer page = get_from(*served, "/");
   EXPECT_EQ(page->status, 200);
   EXPECT_EQ(page->body.find("http://"), std::string::npos) << "it must work offline";
   EXPECT_EQ(page->body.find("https://"), std::string::npos);
@@ -326,123 +271,6 @@ TEST_F(Routes, DashboardIsOnePageWithItsState) {
   EXPECT_GT(state.at("generated"), 0);
   EXPECT_FALSE(state.at("load").at("experts").empty());
   EXPECT_EQ(state.at("load").at("ranks")[0].size(), 2U);
-}
-
-/// Events of one stream as text.
-std::string stream_text(const test::Served& served, const Json& body) {
-  const httplib::Result result =
-      client_of(served).Post("/generate", body.dump(), "application/json");
-  return result && result->status == 200 ? result->body : "failed";
-}
-
-/// Without what differs from call to call.
-std::vector<Json> tokens_of(const std::string& body) {
-  std::vector<Json> ids;
-  std::istringstream in(body);
-  for (std::string line; std::getline(in, line);)
-    if (line.starts_with("data: {")) ids.push_back(Json::parse(line.substr(6)).at("output_ids"));
-  return ids;
-}
-
-TEST(Load, SixtyFourStreamsAtOnceEqualTheirSoloRuns) {
-  const test::Served served({.max_sequences_per_rank = 16, .max_waiting = 256});
-  std::vector<Json> bodies;
-  for (int i = 0; i < 64; ++i) {
-    bodies.push_back(
-        {{"text", std::string(kPrompt).substr(0, 10 + static_cast<std::size_t>(i) % 40)},
-         {"max_tokens", 20 + i % 30},
-         {"temperature", i % 2 == 0 ? 0.0 : 0.9},
-         {"seed", i},
-         {"stream", true}});
-  }
-  std::vector<std::vector<Json>> solo;
-  for (const Json& body : bodies) solo.push_back(tokens_of(stream_text(served, body)));
-  std::vector<std::vector<Json>> together(bodies.size());
-  std::vector<std::thread> clients;
-  for (std::size_t i = 0; i < bodies.size(); ++i) {
-    clients.emplace_back([&, i] { together[i] = tokens_of(stream_text(served, bodies[i])); });
-  }
-  for (std::thread& client : clients) client.join();
-  for (std::size_t i = 0; i < bodies.size(); ++i) {
-    EXPECT_FALSE(solo[i].empty());
-    EXPECT_EQ(together[i], solo[i]) << "stream " << i;
-  }
-}
-
-Json endless(int seed) {
-  return {{"text", kPrompt},
-          {"max_tokens", 400},
-          {"ignore_eos", true},
-          {"seed", seed},
-          {"temperature", 1}};
-}
-
-double metric(const test::Served& served, const std::string& name) {
-  const httplib::Result result = client_of(served).Get("/metrics");
-  const std::size_t at = result->body.find("\n" + name + " ");
-  return at == std::string::npos ? -1 : std::stod(result->body.substr(at + name.size() + 2));
-}
-
-TEST(Load, ClientsThatGoAwayCancelTheirRequests) {
-  const test::Served served({.max_sequences_per_rank = 1, .max_waiting = 8});
-  for (const bool streams : {true, false}) {
-    const double before = metric(served, "ferry_requests_cancelled_total");
-    httplib::Client client("127.0.0.1", served.port());
-    if (!streams) client.set_read_timeout(0, 20000);
-    Json body = endless(1);
-    body["stream"] = streams;
-    body["n"] = 8;
-    httplib::Request request;
-    request.method = "POST";
-    request.path = "/generate";
-    request.body = body.dump();
-    request.content_receiver = [](const char*, std::size_t, std::uint64_t, std::uint64_t) {
-      return false;
-    };
-    static_cast<void>(client.send(request));
-    client.stop();
-    for (int i = 0; i < 500 && metric(served, "ferry_requests_cancelled_total") == before; ++i)
-      std::this_thread::sleep_for(10ms);
-    EXPECT_GT(metric(served, "ferry_requests_cancelled_total"), before) << streams;
-    EXPECT_EQ(metric(served, "ferry_requests_running"), 0) << streams;
-  }
-}
-
-TEST(Load, OverloadIsAnsweredAtOnce) {
-  const test::Served served(
-      {.max_sequences_per_rank = 1, .max_waiting = 1}, {.port = 0, .access_log = false}, 1);
-  std::vector<std::thread> clients;
-  std::atomic<bool> over{false};
-  std::atomic<int> answered{0}, others{0};
-  for (int i = 0; i < 3; ++i) {  // one more than there is room for
-    clients.emplace_back([&, i] {
-      while (!over) {
-        const auto result =
-            client_of(served).Post("/generate", endless(i).dump(), "application/json");
-        if (result && result->status == 200)
-          ++answered;
-        else if (!result || result->status != 429)
-          ++others;
-      }
-    });
-  }
-  int refused = 0;
-  const Clock::time_point end = Clock::now() + 30s;
-  while ((refused == 0 || answered == 0) && Clock::now() < end) {
-    const Clock::time_point begin = Clock::now();
-    const auto result = client_of(served).Post(
-        "/generate", R"({"text": "a", "max_tokens": 1})", "application/json");
-    if (result->status != 429) continue;
-    ++refused;
-    EXPECT_LT(Clock::now() - begin, 9s);
-    EXPECT_EQ(result->get_header_value("Retry-After"), "1");
-    EXPECT_EQ(Json::parse(result->body).at("error").at("type"), "rate_limit_error");
-  }
-  over = true;
-  for (std::thread& client : clients) client.join();
-  EXPECT_GT(refused, 0);
-  EXPECT_GT(answered, 0);
-  EXPECT_EQ(others, 0);
 }
 
 }  // namespace

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "ferry/core/error.h"
-#include "ferry/transport/transport.h"
+#include "ferry/transport.h"
 
 namespace ferry {
 

@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "ferry/checkpoint/safetensors.h"
+#include "ferry/launch.h"
 #include "ferry/model/decoder.h"
-#include "ferry/transport/launch.h"
 #include "support/files.h"
 #include "support/long_tests.h"
 

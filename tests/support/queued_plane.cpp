@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "ferry/core/error.h"
+#include "ferry/core/threads.h"
 
 namespace ferry {
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "ferry/exchange/cpu_plane.h"
-#include "ferry/exchange/expert_rows.h"
+#include "ferry/expert_rows.h"
 
 namespace ferry {
 

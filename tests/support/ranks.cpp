@@ -11,10 +11,10 @@
 #include <thread>
 
 #include "ferry/core/error.h"
-#include "ferry/transport/join.h"
+#include "ferry/join.h"
+#include "ferry/tcp_store.h"
 #include "ferry/transport/processes.h"
 #include "ferry/transport/shared_store.h"
-#include "ferry/transport/tcp_store.h"
 #include "support/network_hosts.h"
 
 namespace ferry {

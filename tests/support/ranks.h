@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "ferry/transport/launch.h"
+#include "ferry/launch.h"
 #include "support/faulty_transport.h"
 
 namespace ferry {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "ferry/core/error.h"
+#include "ferry/core/types.h"
 #include "support/long_tests.h"
 #include "support/ranks.h"
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "ferry/core/error.h"
-#include "ferry/transport/inproc.h"
+#include "ferry/inproc.h"
 #include "support/ranks.h"
 
 namespace ferry {

@@ -3,7 +3,7 @@
 // over the transport that is its argument, says hello to all, and prints what it heard.
 #include <cstdio>
 
-#include "ferry/transport/tcp_store.h"
+#include "ferry/tcp_store.h"
 #include "joining.h"
 
 int main(int argc, char** argv) {

@@ -1,14 +1,14 @@
 // Ranks that join in processes that are already running, and what happens when one of them does
 // not.
-#include "ferry/transport/join.h"
+#include "ferry/join.h"
 
 #include <gtest/gtest.h>
 
 #include <array>
 #include <filesystem>
 
+#include "ferry/tcp_store.h"
 #include "ferry/transport/sockets.h"
-#include "ferry/transport/tcp_store.h"
 #include "joining.h"
 #include "support/long_tests.h"
 #include "support/ranks.h"

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "ferry/core/error.h"
-#include "ferry/transport/join.h"
+#include "ferry/join.h"
 #include "ferry/transport/processes.h"
 #include "ferry/transport/shared_store.h"
 

@@ -1,5 +1,5 @@
 // Starting ranks: the table of transports, exit statuses, and launchers that are interrupted.
-#include "ferry/transport/launch.h"
+#include "ferry/launch.h"
 
 #include <gtest/gtest.h>
 #include <signal.h>

@@ -1,5 +1,5 @@
 // Groups from epoch to epoch: growth, replacement, shrinking, and newcomers that die on the way.
-#include "ferry/transport/membership.h"
+#include "ferry/membership.h"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 #include <optional>
 #include <vector>
 
-#include "ferry/transport/launch.h"
+#include "ferry/launch.h"
 #include "joining.h"
 
 namespace ferry {

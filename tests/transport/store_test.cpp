@@ -1,5 +1,5 @@
 // Stores of every kind, and what strangers and members who misbehave can do to one.
-#include "ferry/transport/store.h"
+#include "ferry/store.h"
 
 #include <gtest/gtest.h>
 #include <sys/socket.h>
@@ -8,12 +8,12 @@
 #include <thread>
 
 #include "ferry/core/error.h"
+#include "ferry/tcp_store.h"
 #include "ferry/transport/proof.h"
 #include "ferry/transport/shared_store.h"
 #include "ferry/transport/sockets.h"
 #include "ferry/transport/store_server.h"
 #include "ferry/transport/store_values.h"
-#include "ferry/transport/tcp_store.h"
 
 namespace ferry {
 namespace {

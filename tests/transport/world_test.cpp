@@ -1,5 +1,5 @@
 // What launchers' variables say about ranks.
-#include "ferry/transport/world.h"
+#include "ferry/world.h"
 
 #include <gtest/gtest.h>
 

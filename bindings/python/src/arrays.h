@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "ferry/core/types.h"
-#include "ferry/exchange/expert_rows.h"
-#include "ferry/moe/moe_forward.h"
+#include "ferry/expert_rows.h"
+#include "ferry/moe_forward.h"
 
 namespace ferry::python {
 

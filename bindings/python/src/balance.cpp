@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "arrays.h"
-#include "ferry/balance/planner.h"
 #include "ferry/core/error.h"
+#include "ferry/planner.h"
 #include "settings.h"
 
 namespace ferry::python {

@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "ferry/core/error.h"
-#include "ferry/transport/inproc.h"
-#include "ferry/transport/join.h"
-#include "ferry/transport/world.h"
+#include "ferry/inproc.h"
+#include "ferry/join.h"
+#include "ferry/world.h"
 #include "interrupt.h"
 #include "settings.h"
 #include "stores.h"

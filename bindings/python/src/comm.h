@@ -9,7 +9,7 @@
 #include <string_view>
 
 #include "ferry/core/threads.h"
-#include "ferry/transport/transport.h"
+#include "ferry/transport.h"
 
 namespace ferry::python {
 

@@ -14,7 +14,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/engine/logits_chain.h"
-#include "ferry/runtime/generator.h"
+#include "ferry/generator.h"
 #include "interrupt.h"
 #include "settings.h"
 

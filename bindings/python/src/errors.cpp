@@ -1,6 +1,6 @@
 #include "errors.h"
 
-#include "ferry/runtime/refused.h"
+#include "ferry/refused.h"
 
 namespace ferry::python {
 

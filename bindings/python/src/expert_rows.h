@@ -7,7 +7,7 @@
 #include <memory>
 
 #include "arrays.h"
-#include "ferry/exchange/expert_rows.h"
+#include "ferry/expert_rows.h"
 
 namespace ferry::python {
 

@@ -7,8 +7,8 @@
 #include <memory>
 #include <string>
 
-#include "ferry/transport/store.h"
-#include "ferry/transport/transport.h"
+#include "ferry/store.h"
+#include "ferry/transport.h"
 
 namespace ferry::python {
 

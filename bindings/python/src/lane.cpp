@@ -7,8 +7,8 @@
 #include <chrono>
 #include <cstring>
 
+#include "ferry/choose_backend.h"
 #include "ferry/core/error.h"
-#include "ferry/exchange/choose_backend.h"
 #include "native_experts.h"
 
 namespace ferry::python {

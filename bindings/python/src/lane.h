@@ -10,9 +10,9 @@
 #include "arrays.h"
 #include "comm.h"
 #include "expert_rows.h"
-#include "ferry/core/buffer.h"
-#include "ferry/exchange/placement.h"
-#include "ferry/moe/moe_forward.h"
+#include "ferry/buffer.h"
+#include "ferry/moe_forward.h"
+#include "ferry/placement.h"
 #include "settings.h"
 
 namespace ferry::python {

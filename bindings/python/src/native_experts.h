@@ -10,7 +10,7 @@
 
 #include "arrays.h"
 #include "comm.h"
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
 #include "ferry/moe/experts.h"
 #include "settings.h"
 

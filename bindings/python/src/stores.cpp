@@ -8,8 +8,8 @@
 
 #include "comm.h"
 #include "ferry/core/error.h"
-#include "ferry/transport/tcp_store.h"
-#include "ferry/transport/world.h"
+#include "ferry/tcp_store.h"
+#include "ferry/world.h"
 #include "interrupt.h"
 #include "settings.h"
 

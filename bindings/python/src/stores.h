@@ -5,7 +5,7 @@
 
 #include <memory>
 
-#include "ferry/transport/store.h"
+#include "ferry/store.h"
 
 namespace ferry::python {
 

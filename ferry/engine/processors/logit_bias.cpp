@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "ferry/core/error.h"
-#include "ferry/engine/logits_processor.h"
+#include "ferry/logits_processor.h"
 
 namespace ferry {
 

@@ -2,8 +2,8 @@
 // tokens have been generated (MinTokensLogitsProcessor of vllm/v1/sample/logits_processor). The
 // integer is their number. Stop strings are the server's affair and end a request all the same.
 #include "ferry/core/error.h"
-#include "ferry/engine/logits_processor.h"
 #include "ferry/engine/request.h"
+#include "ferry/logits_processor.h"
 
 namespace ferry {
 

@@ -11,8 +11,8 @@
 #include <cmath>
 
 #include "ferry/core/error.h"
-#include "ferry/engine/logits_processor.h"
 #include "ferry/engine/request.h"
+#include "ferry/logits_processor.h"
 
 namespace ferry {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "ferry/core/error.h"
-#include "ferry/engine/logits_processor.h"
+#include "ferry/logits_processor.h"
 
 namespace ferry {
 

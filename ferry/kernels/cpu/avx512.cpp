@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "ferry/kernels/cpu/tables.h"
@@ -43,6 +44,8 @@ struct Tiling {
 #include "ferry/kernels/cpu/gemm_int.inl"
 #include "ferry/kernels/cpu/gemm.inl"
 #include "ferry/kernels/cpu/peaks.inl"
+#include "ferry/kernels/cpu/sampling_avx512.inl"
+#include "ferry/kernels/cpu/sampling.inl"
 // clang-format on
 
 }  // namespace
@@ -65,6 +68,10 @@ constinit const Kernels kAvx512{.isa = Isa::avx512,
                                 .encode = encode,
                                 .decode = decode,
                                 .multiply_in_registers = multiply_in_registers,
-                                .greatest = greatest};
+                                .greatest = greatest,
+                                .weigh = weigh,
+                                .exp_sum = exp_sum,
+                                .count_weights = count_weights,
+                                .pick_weights = pick_weights};
 
 }  // namespace ferry::cpu

@@ -45,11 +45,22 @@ inline std::uint64_t multiply_in_registers(WeightType weights, std::int64_t roun
 /// One read stream stays below what a core can take in; four reach it (docs/performance.md).
 inline float greatest(const float* x, std::int64_t n) {
   constexpr std::int64_t kStreams = 4;
+  constexpr std::uint32_t kInfinity = 0x7f800000U;
   const std::int64_t quarter = n / kStreams / 16 * 16;
   F32x16 most[kStreams];
+  F32x16 magnitude = splat(0.0F);
   for (F32x16& m : most) m = splat(x[0]);
-  for (std::int64_t i = 0; i < quarter; i += 16)
-    for (std::int64_t s = 0; s < kStreams; ++s) most[s] = max(most[s], load(x + s * quarter + i));
-  for (std::int64_t i = kStreams * quarter; i < n; ++i) most[0] = max(most[0], splat(x[i]));
+  for (std::int64_t i = 0; i < quarter; i += 16) {
+    for (std::int64_t s = 0; s < kStreams; ++s) {
+      const F32x16 next = load(x + s * quarter + i);
+      most[s] = max(most[s], next);
+      magnitude = max_magnitude(magnitude, next);
+    }
+  }
+  for (std::int64_t i = kStreams * quarter; i < n; ++i) {
+    most[0] = max(most[0], splat(x[i]));
+    magnitude = max_magnitude(magnitude, splat(x[i]));
+  }
+  if (fold_max_bits(magnitude) > kInfinity) return float_of(0x7fc00000U);
   return fold_max(max(max(most[0], most[1]), max(most[2], most[3])));
 }

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "ferry/kernels/cpu/tables.h"
@@ -41,6 +42,8 @@ struct Tiling {
 #include "ferry/kernels/cpu/gemm_int.inl"
 #include "ferry/kernels/cpu/gemm.inl"
 #include "ferry/kernels/cpu/peaks.inl"
+#include "ferry/kernels/cpu/sampling_scalar.inl"
+#include "ferry/kernels/cpu/sampling.inl"
 // clang-format on
 
 }  // namespace
@@ -63,6 +66,10 @@ constinit const Kernels kScalar{.isa = Isa::scalar,
                                 .encode = encode,
                                 .decode = decode,
                                 .multiply_in_registers = multiply_in_registers,
-                                .greatest = greatest};
+                                .greatest = greatest,
+                                .weigh = weigh,
+                                .exp_sum = exp_sum,
+                                .count_weights = count_weights,
+                                .pick_weights = pick_weights};
 
 }  // namespace ferry::cpu

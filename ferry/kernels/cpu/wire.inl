@@ -1,4 +1,4 @@
-// Rows as they travel (ferry/kernels/wire.h): written, read, and summed for combine. One source for
+// Rows as they travel (ferry/wire.h): written, read, and summed for combine. One source for
 // every instruction set: included after row_ops.inl, inside an anonymous namespace.
 //
 // A quantised block: the scale is the greatest magnitude over the greatest that a byte stands for,

@@ -7,9 +7,9 @@
 #include <span>
 #include <vector>
 
+#include "ferry/buffer.h"
 #include "ferry/compute/parallel_gemm.h"
 #include "ferry/compute/tensor_group.h"
-#include "ferry/core/buffer.h"
 #include "ferry/core/threads.h"
 #include "ferry/core/types.h"
 #include "ferry/kernels/kernels.h"

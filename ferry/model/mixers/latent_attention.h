@@ -17,7 +17,7 @@
 #include <span>
 #include <vector>
 
-#include "ferry/core/buffer.h"
+#include "ferry/buffer.h"
 #include "ferry/core/types.h"
 #include "ferry/model/mixers/attention_parts.h"
 #include "ferry/model/mixers/head_share.h"

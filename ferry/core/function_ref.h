@@ -1,3 +1,0 @@
-#pragma once
-
-#include "ferry/function_ref.h"

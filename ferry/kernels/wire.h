@@ -1,4 +1,0 @@
-#pragma once
-
-#include "ferry/core/types.h"
-#include "ferry/wire.h"
