@@ -62,13 +62,34 @@ def test_sampling_parameters_have_an_effect(engine):
     assert text(temperature=0, logit_bias={first: -100}).token_ids[0] != first
     stopped = text(temperature=0, stop=greedy.text.split()[1])
     assert stopped.finish_reason == "stop" and stopped.stop_reason == greedy.text.split()[1]
+    word = greedy.text.split()[0]
+    assert word not in text(temperature=0, bad_words=[word]).text.split()
+    kept = text(temperature=0, stop=greedy.text.split()[1], include_stop_str_in_output=True)
+    assert kept.text == stopped.text + stopped.stop_reason
+    assert text(min_p=1.0, seed=3).token_ids == greedy.token_ids
     assert text(temperature=0, max_new_tokens=3).token_ids == greedy.token_ids[:3]  # SGLang's name
+
+
+def test_log_probabilities_of_the_prompt(engine):
+    ids = engine.encode("12 + 34 = 46")
+    (scored,) = engine.generate([ids], temperature=0, max_tokens=1, prompt_logprobs=2, logprobs=0)
+    assert len(scored.prompt_logprobs) == len(ids) and scored.prompt_logprobs[0] is None
+    for token, found in zip(ids[1:], scored.prompt_logprobs[1:]):
+        assert found[0].token_id == token and len(found) == 3 and found[0].logprob <= 0
+        assert found[1].logprob >= found[2].logprob
+    assert len(scored.outputs[0].logprobs[0]) == 1
+    # What follows a prompt is as probable as it is within a longer one.
+    answer = engine.generate([ids[:-1]], temperature=0, max_tokens=1, logprobs=0)[0].outputs[0]
+    if answer.token_ids[0] == ids[-1]:
+        assert answer.logprobs[0][0].logprob == scored.prompt_logprobs[-1][0].logprob
+    (one,) = engine.generate([ids[:1]], temperature=0, max_tokens=1, prompt_logprobs=1)
+    assert one.prompt_logprobs == [None] and one.outputs[0].logprobs is None
 
 
 @pytest.mark.parametrize(
     "params, text",
     [(dict(top_p=2.0), "top-p"), (dict(tempreature=1), "tempreature"), (dict(n=0), "0 choices"),
-     (dict(stop_token_ids="x"), "stop_token_ids")],
+     (dict(stop_token_ids="x"), "stop_token_ids"), (dict(bad_words=[""]), "bad_words"), (dict(min_p=2), "min")],
 )
 def test_what_cannot_be_is_refused(engine, params, text):
     with pytest.raises(tokenferry.ConfigError, match=text):

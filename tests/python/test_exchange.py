@@ -210,6 +210,24 @@ def test_placement_and_physical_ids():
     ranks.in_threads(2, body)
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "bfloat16", np.float32, np.dtype("float32"), "ml_dtypes"])
+def test_types_by_any_of_their_names(dtype):
+    import ml_dtypes
+
+    def body(comm):
+        chosen = ml_dtypes.bfloat16 if dtype == "ml_dtypes" else dtype
+        options = PLAIN | dict(dispatch_dtype=chosen, combine_dtype=chosen, num_experts=np.int64(E))
+        a2a = tokenferry.AllToAll(comm, **options)
+        x, ids, weights = tokens_of(comm.rank, 4)
+        bf16 = "float32" not in str(chosen)
+        rows = a2a.dispatch(x, ids, weights)
+        assert rows.x.dtype == rows.out.dtype == (ml_dtypes.bfloat16 if bf16 else np.float32)
+        run_experts(rows, comm.rank * a2a.slots_per_rank)
+        np.testing.assert_array_equal(a2a.combine(), expected(x, ids, weights))
+
+    ranks.in_threads(2, body)
+
+
 @pytest.mark.parametrize("wire", ["fp8", "fp8_pow2", "int8", "int8_block"])
 def test_codes_with_scales_travel_as_they_are(wire):
     hidden = 256

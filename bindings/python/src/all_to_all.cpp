@@ -357,7 +357,7 @@ void bind_all_to_all(nb::module_& module) {
             return std::vector<ExpertId>(slots.begin(), slots.end());
           },
           "Expert of each slot, -1 where it is empty.");
-  nb::class_<Routing>(
+  const nb::class_<Routing> routing(
       module, "Routing", "A routing that later exchanges use again (keep_routing).");
   nb::class_<BoundExchange>(
       module, "BoundExchange", "The four phases on bound arrays (AllToAll.bind).")

@@ -51,6 +51,11 @@ class DictMembers final : public RequestMembers {
     return out;
   }
 
+  /// engine.py has made tokens of them.
+  std::optional<std::vector<std::vector<std::int32_t>>> words(const char* name) const override {
+    return settings_.find<std::vector<std::vector<std::int32_t>>>(name);
+  }
+
  private:
   Settings& settings_;
 };
@@ -60,6 +65,7 @@ GenerationSettings generation_settings(const nb::dict& params) {
   GenerationSettings out;
   out.sampling.temperature = settings.get("temperature", 1.0);
   out.sampling.top_p = settings.get("top_p", 1.0);
+  out.sampling.min_p = settings.get("min_p", 0.0);
   // vLLM says 0 or -1 for all.
   out.sampling.top_k = std::max(0, settings.get("top_k", 0));
   if (const auto seed = settings.find<std::uint64_t>("seed")) {
@@ -75,8 +81,13 @@ GenerationSettings generation_settings(const nb::dict& params) {
   }
   out.stop_ids = settings.get<std::vector<std::int32_t>>("stop_token_ids", {});
   out.ignore_eos = settings.get("ignore_eos", false);
+  out.keep_stop = settings.get("include_stop_str_in_output", false);
   out.skip_special = settings.get("skip_special_tokens", true);
   out.top_logprobs = settings.find<int>("logprobs");
+  if (const auto of_prompt = settings.find<int>("prompt_logprobs")) {
+    out.top_logprobs = std::max(*of_prompt, out.top_logprobs.value_or(0));
+    out.prompt_logprobs_from = 1;  // nothing predicts the first
+  }
   out.choices = settings.get("n", 1);
   read_processors(DictMembers(settings), out.processors);
   settings.finish();
@@ -145,8 +156,10 @@ class Stream {
     for (const Choice& choice : stream_.choices()) {
       nb::list of_tokens;
       for (const Logprobs& one : choice.logprobs) of_tokens.append(logprobs(one));
+      nb::list of_prompt;
+      for (const Logprobs& one : choice.prompt_logprobs) of_prompt.append(logprobs(one));
       out.append(nb::make_tuple(
-          choice.ids, choice.text, choice.finish, choice.matched, of_tokens, choice.prompt_tokens));
+          choice.ids, choice.text, choice.finish, choice.matched, of_tokens, of_prompt));
     }
     return out;
   }

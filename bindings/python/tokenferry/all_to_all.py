@@ -1,5 +1,7 @@
 """Tokens to the ranks that hold their experts, and results home as weighted sums."""
 
+import numpy
+
 from . import _core
 from .comm import close_at_exit
 
@@ -11,8 +13,9 @@ _DTYPES = {
 
 def dtype_name(dtype):
     """The wire's name ('f32', 'bf16', 'fp8', ...) of a torch or numpy dtype, or of a name."""
-    name = getattr(dtype, "name", None) or str(dtype)
-    name = name.removeprefix("torch.")
+    if isinstance(dtype, type):  # numpy.float32, ml_dtypes.bfloat16
+        dtype = numpy.dtype(dtype)
+    name = str(getattr(dtype, "name", dtype)).removeprefix("torch.")
     return _DTYPES.get(name, name)
 
 

@@ -13,7 +13,8 @@ class SamplingParams:
     max_tokens: of a continuation; None: to the end of the context. (vLLM's default is 16.)
     temperature 0 is greedy; top_k 0 or -1 and top_p 1 cut nothing. seed: None draws one.
     stop: strings that end a continuation, not part of its text; stop_token_ids likewise, for ids.
-    logprobs: None, or how many others stand beside each token's own (0 to 20).
+    logprobs: None, or how many others stand beside each token's own (0 to 20); prompt_logprobs: the
+    same for the prompt's tokens.
     n: continuations of each prompt.
     """
 
@@ -28,6 +29,9 @@ class SamplingParams:
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    min_p: float = 0.0
+    include_stop_str_in_output: bool = False
     min_tokens: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -35,6 +39,7 @@ class SamplingParams:
     logit_bias: dict | None = None
     allowed_token_ids: list | None = None
     suppress_tokens: list | None = None
+    bad_words: list | None = None
 
 
 _SGLANG = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
@@ -76,11 +81,13 @@ class CompletionOutput:
 
 @dataclass
 class RequestOutput:
-    """A prompt and its continuations."""
+    """A prompt and its continuations. prompt_logprobs: one list a token of the prompt, None for the first,
+    which nothing predicts; None where not asked for."""
 
     prompt: str | None
     prompt_token_ids: list
     outputs: list = field(default_factory=list)
+    prompt_logprobs: list | None = None
 
 
 @dataclass
@@ -96,11 +103,11 @@ class TokenEvent:
     finish_reason: str | None
 
 
-def _logprobs(token_id, pair):
+def _logprobs(token_id, pair, most=None):
     if pair is None:
         return None
     chosen, others = pair
-    return [Logprob(token_id, chosen)] + [Logprob(i, p) for i, p in others]
+    return [Logprob(token_id, chosen)] + [Logprob(i, p) for i, p in others[:most]]
 
 
 class TokenStream:
@@ -163,7 +170,7 @@ class Engine:
         Returns a list of RequestOutput, in the order of the prompts.
         """
         texts, ids = self._prompts(prompts)
-        params = _params(sampling_params, options)
+        params = self._with_words(_params(sampling_params, options))
         stream = self._generator.start(ids, params)
         while stream.next() is not None:
             pass
@@ -173,18 +180,22 @@ class Engine:
         for p, (text, prompt_ids) in enumerate(zip(texts, ids)):
             outputs = []
             for index, choice in enumerate(choices[p * n : (p + 1) * n]):
-                token_ids, out, finish, matched, logprobs, _ = choice
+                token_ids, out, finish, matched, logprobs, of_prompt = choice
                 pairs = None
                 if params["logprobs"] is not None:
-                    pairs = [_logprobs(t, pair) for t, pair in zip(token_ids, logprobs)]
+                    pairs = [_logprobs(t, pair, params["logprobs"]) for t, pair in zip(token_ids, logprobs)]
                 outputs.append(CompletionOutput(index, out, token_ids, finish, matched or None, pairs))
-            results.append(RequestOutput(text, prompt_ids, outputs))
+            result = RequestOutput(text, prompt_ids, outputs)
+            if params["prompt_logprobs"] is not None:
+                result.prompt_logprobs = [None] + [
+                    _logprobs(t, pair, params["prompt_logprobs"]) for t, pair in zip(prompt_ids[1:], of_prompt)]
+            results.append(result)
         return results
 
     def stream(self, prompts, sampling_params=None, **options):
         """The same, token by token: a TokenStream."""
         _, ids = self._prompts(prompts)
-        params = _params(sampling_params, options)
+        params = self._with_words(_params(sampling_params, options))
         return TokenStream(self._generator.start(ids, params), params["n"])
 
     def encode(self, text):
@@ -215,6 +226,24 @@ class Engine:
 
     def __exit__(self, *_):
         self.close()
+
+    def _with_words(self, params):
+        """Bad words as their tokens, with and without a space before them, as vLLM has them."""
+        if params["bad_words"] is None:
+            return params
+        words = []
+        for text in params["bad_words"]:
+            bare = text.lstrip(" ")
+            plain, spaced = self._tokens(bare), self._tokens(" " + bare)
+            words.append(plain)
+            if plain and spaced[0] != plain[0]:
+                words.append(spaced)
+        return params | {"bad_words": words}
+
+    def _tokens(self, text):
+        """Without the special tokens that begin a text."""
+        begin, ids = self.encode(""), self.encode(text)
+        return ids[len(begin):] if ids[: len(begin)] == begin else ids
 
     def _prompts(self, prompts):
         if isinstance(prompts, (str, dict)) or (len(prompts) > 0 and isinstance(prompts[0], int)):
