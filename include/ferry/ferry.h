@@ -2,5 +2,8 @@
 // beside this one.
 #pragma once
 
+#include "ferry/c/all_to_all.h"
 #include "ferry/c/base.h"
 #include "ferry/c/comm.h"
+#include "ferry/c/moe_forward.h"
+#include "ferry/c/placement.h"
