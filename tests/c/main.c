@@ -21,6 +21,10 @@ static const struct {
     {"moe_forward", test_moe_forward},
     {"moe_errors", test_moe_errors},
     {"rounds", test_rounds},
+    {"experts", test_experts},
+    {"experts_errors", test_experts_errors},
+    {"experts_in_a_layer", test_experts_in_a_layer},
+    {"eplb", test_eplb},
 };
 
 int main(int argc, char** argv) {

@@ -15,5 +15,9 @@ void test_all_to_all_mask(void);
 void test_moe_forward(void);
 void test_moe_errors(void);
 void test_rounds(void);
+void test_experts(void);
+void test_experts_errors(void);
+void test_experts_in_a_layer(void);
+void test_eplb(void);
 
 #endif
