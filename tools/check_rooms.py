@@ -37,7 +37,7 @@ BELOW = {
 PUBLIC = {
     "ferry/core": ["error", "export", "function_ref", "threads", "types", "version"],
     "ferry/kernels": ["wire"],
-    "ferry/c": ["ferry", "c/all_to_all", "c/base", "c/comm", "c/eplb", "c/experts", "c/moe_forward", "c/placement"],
+    "ferry/c": ["ferry", "c/all_to_all", "c/base", "c/comm", "c/engine", "c/eplb", "c/experts", "c/moe_forward", "c/placement"],
 }
 ROOM_OF_PUBLIC = {f"ferry/{name}.h": room for room, names in PUBLIC.items() for name in names}
 

@@ -5,6 +5,7 @@
 #include "ferry/c/all_to_all.h"
 #include "ferry/c/base.h"
 #include "ferry/c/comm.h"
+#include "ferry/c/engine.h"
 #include "ferry/c/eplb.h"
 #include "ferry/c/experts.h"
 #include "ferry/c/moe_forward.h"

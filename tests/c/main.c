@@ -25,6 +25,7 @@ static const struct {
     {"experts_errors", test_experts_errors},
     {"experts_in_a_layer", test_experts_in_a_layer},
     {"eplb", test_eplb},
+    {"engine", test_engine},
 };
 
 int main(int argc, char** argv) {

@@ -19,5 +19,6 @@ void test_experts(void);
 void test_experts_errors(void);
 void test_experts_in_a_layer(void);
 void test_eplb(void);
+void test_engine(void);
 
 #endif
