@@ -43,7 +43,7 @@ PUBLIC = {
     "ferry/transport": ["agreement", "inproc", "join", "launch", "membership", "store", "tcp_store", "transport", "world"],
     "ferry/core": ["buffer", "error", "export", "function_ref", "memory_kind", "threads", "types", "version"],
     "ferry/kernels": ["wire"],
-    "ferry/c": ["ferry", "c/base", "c/comm"],
+    "ferry/c": ["ferry", "c/all_to_all", "c/base", "c/comm", "c/engine", "c/eplb", "c/experts", "c/moe_forward", "c/placement"],
 }
 ROOM_OF_PUBLIC = {f"ferry/{name}.h": room for room, names in PUBLIC.items() for name in names}
 

@@ -57,14 +57,14 @@ class Comm {
   /// comm, but for FERRY_INVALID: it is thrown on all ranks alike, before anything is made.
   template <class Body>
   void call(Body&& body) {
-    run(body, /*invalid_fails=*/false);
+    run([] {}, body, /*invalid_fails=*/false);
   }
 
-  /// The same where an error leaves the others in the middle of an exchange, whatever it is: all
-  /// that can be checked beforehand has been.
-  template <class Body>
-  void exchange(Body&& body) {
-    run(body, /*invalid_fails=*/true);
+  /// The same where an error in `body` leaves the others in the middle of an exchange, whatever it
+  /// is. `check` comes first and fails nothing.
+  template <class Check, class Body>
+  void exchange(Check&& check, Body&& body) {
+    run(check, body, /*invalid_fails=*/true);
   }
 
   /// The same for a call that is right also after a failure, and can fail nothing.
@@ -94,10 +94,11 @@ class Comm {
     Comm& comm_;
   };
 
-  template <class Body>
-  void run(Body& body, bool invalid_fails) {
+  template <class Check, class Body>
+  void run(Check&& check, Body& body, bool invalid_fails) {
     const Turn turn(*this);
     check_usable();
+    check();
     try {
       body();
     } catch (...) {

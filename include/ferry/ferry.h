@@ -2,5 +2,11 @@
 // beside this one.
 #pragma once
 
+#include "ferry/c/all_to_all.h"
 #include "ferry/c/base.h"
 #include "ferry/c/comm.h"
+#include "ferry/c/engine.h"
+#include "ferry/c/eplb.h"
+#include "ferry/c/experts.h"
+#include "ferry/c/moe_forward.h"
+#include "ferry/c/placement.h"

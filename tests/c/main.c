@@ -15,6 +15,17 @@ static const struct {
     {"comm_abort", test_comm_abort},
     {"comm_dead_rank", test_comm_dead_rank},
     {"comm_floating_point", test_comm_floating_point},
+    {"all_to_all", test_all_to_all},
+    {"all_to_all_errors", test_all_to_all_errors},
+    {"all_to_all_mask", test_all_to_all_mask},
+    {"moe_forward", test_moe_forward},
+    {"moe_errors", test_moe_errors},
+    {"rounds", test_rounds},
+    {"experts", test_experts},
+    {"experts_errors", test_experts_errors},
+    {"experts_in_a_layer", test_experts_in_a_layer},
+    {"eplb", test_eplb},
+    {"engine", test_engine},
 };
 
 int main(int argc, char** argv) {

@@ -27,11 +27,6 @@ void delete_store(store* s);
 ferry_store callbacks_of(store* s);
 
 /* Runs `body` on the ranks of a comm, each a thread of this process, with a store of our own. */
-typedef struct rank_options {
-  int ranks;
-  int threads; /* of each rank */
-} rank_options;
-
 void on_threads(int ranks, void (*body)(ferry_comm* comm, void* context), void* context);
 
 /* The same on processes, over shared memory and a store at an address. Returns the ranks' statuses:

@@ -9,5 +9,16 @@ void test_comm_split(void);
 void test_comm_abort(void);
 void test_comm_dead_rank(void);
 void test_comm_floating_point(void);
+void test_all_to_all(void);
+void test_all_to_all_errors(void);
+void test_all_to_all_mask(void);
+void test_moe_forward(void);
+void test_moe_errors(void);
+void test_rounds(void);
+void test_experts(void);
+void test_experts_errors(void);
+void test_experts_in_a_layer(void);
+void test_eplb(void);
+void test_engine(void);
 
 #endif

@@ -1,0 +1,355 @@
+// An exchange in four phases: the order of the calls, and what is checked before the others wait.
+#include "ferry/c/all_to_all.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "ferry/c/comm_state.h"
+#include "ferry/c/exchange_arguments.h"
+#include "ferry/c/status.h"
+
+struct ferry_routing {
+  // Also owned by the exchange that uses it.
+  std::shared_ptr<const ferry::CachedRouting> cached;
+  int tokens;
+};
+
+namespace ferry::c {
+
+FERRY_C_STRUCT(ferry_dispatch_input, FERRY_DISPATCH_INPUT);
+FERRY_C_STRUCT(ferry_expert_rows, FERRY_EXPERT_ROWS);
+FERRY_C_STRUCT(ferry_combine_output, FERRY_COMBINE_OUTPUT);
+FERRY_C_STRUCT(ferry_exchange_stats, FERRY_EXCHANGE_STATS);
+
+namespace {
+
+class AllToAll : public OnComm {
+ public:
+  enum class Phase : std::uint8_t { idle, dispatch_sent, dispatched, combine_sent };
+
+  AllToAll(Comm& comm, const DispatcherOptions& options)
+      : OnComm(comm), dispatcher_(options, comm.transport(), comm.pool()) {}
+
+  Dispatcher& dispatcher() { return dispatcher_; }
+
+  void mask(Rank rank) override {
+    if (options().exchange.on_dead_rank == ExchangeOptions::OnDeadRank::mask)
+      dispatcher_.mask(rank);
+  }
+
+  bool is_masked(Rank rank) const override { return dispatcher_.is_masked(rank); }
+
+  /// Runs a phase that follows `expected`: `check` first, which reads what it is handed and changes
+  /// nothing. What `body` throws leaves the exchange as it is, and the comm has failed.
+  template <class Check, class Body>
+  void run(const char* name, Phase expected, Phase next, Check&& check, Body&& body) {
+    comm().exchange(
+        [&] {
+          check_phase(name, expected);
+          check();
+        },
+        [&] {
+          body(dispatcher_);
+          phase_ = next;
+        });
+  }
+
+  /// The same between a send and its receive, or within dispatch_recv and combine_send.
+  template <class Body>
+  void run_between(const char* name, Phase either, Phase or_else, Body&& body) {
+    comm().exchange(
+        [&] {
+          if (phase_ != either) check_phase(name, or_else);
+        },
+        [&] { body(dispatcher_); });
+  }
+
+  RoutedTokens tokens_of(const ferry_dispatch_input& in) const;
+  CombineTarget target_of(const ferry_combine_output& out) const;
+
+  void sent(const ferry_dispatch_input& in) {
+    tokens_ = in.tokens;
+    routing_ = in.routing != nullptr ? in.routing->cached : nullptr;
+  }
+
+  int tokens() const { return tokens_; }
+
+ private:
+  void check_phase(const char* name, Phase expected) const {
+    if (phase_ != expected) fail<OutOfOrder>("{} called out of turn, after {}", name, phase_name());
+  }
+
+  const DispatcherOptions& options() const { return dispatcher_.options(); }
+
+  const char* phase_name() const {
+    switch (phase_) {
+      case Phase::idle:
+        return "combine_recv, or nothing";
+      case Phase::dispatch_sent:
+        return "dispatch_send";
+      case Phase::dispatched:
+        return "dispatch_recv";
+      case Phase::combine_sent:
+        return "combine_send";
+    }
+    return "?";
+  }
+
+  void check_slots(std::span<const SlotId> slots) const;
+
+  Dispatcher dispatcher_;
+  Phase phase_ = Phase::idle;
+  int tokens_ = 0;                                // of the exchange in progress
+  std::shared_ptr<const CachedRouting> routing_;  // that it uses
+};
+
+using Phase = AllToAll::Phase;
+
+AllToAll& of(ferry_all_to_all* handle) {
+  return *reinterpret_cast<AllToAll*>(need(handle, "the all-to-all"));
+}
+
+/// Whether all can be computed, and, with row weights, no token names a slot twice.
+void AllToAll::check_slots(std::span<const SlotId> slots) const {
+  const int num_slots = options().slots_per_rank * dispatcher_.ranks();
+  const auto topk = static_cast<std::size_t>(options().topk);
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    if (slots[i] < -1 || slots[i] >= num_slots) {
+      fail<ConfigError>("token {}: choice {} is slot {}, outside 0..{}; use -1 for none",
+                        i / topk,
+                        i % topk,
+                        slots[i],
+                        num_slots - 1);
+    }
+    if (!options().row_weights || slots[i] < 0) continue;
+    const auto own = slots.subspan(i / topk * topk, i % topk);
+    if (std::find(own.begin(), own.end(), slots[i]) != own.end())
+      fail<ConfigError>("token {} names slot {} twice, and has row weights", i / topk, slots[i]);
+  }
+}
+
+RoutedTokens AllToAll::tokens_of(const ferry_dispatch_input& in) const {
+  const DispatcherOptions& o = options();
+  if (in.tokens < 0 || in.tokens > o.max_tokens)
+    fail<ConfigError>("{} tokens; 0 to {} are possible", in.tokens, o.max_tokens);
+  if (in.chunks < 1) fail<ConfigError>("{} chunks; at least 1 is possible", in.chunks);
+  RoutedTokens tokens{.place = place(in.place, "ferry_dispatch_input"),
+                      .rows = rows(in.rows, in.stride, in.tokens, "rows"),
+                      .type = dtype(in.type, "type"),
+                      .encoded = in.encoded != 0,
+                      .tokens = in.tokens,
+                      .chunks = in.chunks,
+                      .layer = in.layer,
+                      .timeout = timeout_of_call(in.timeout_s)};
+  check_row_type(o, tokens.type, tokens.encoded);
+  const MutableRowsView registered = dispatcher_.registered_input();
+  if (tokens.rows.base == registered.base && in.tokens > 0 &&
+      (tokens.rows.stride != registered.stride ||
+       (!tokens.encoded &&
+        (tokens.type == DType::f16 || wire_type(tokens.type) != o.dispatch_wire))))
+    fail<ConfigError>("rows in the registered input must have its type and its stride of {} bytes",
+                      registered.stride);
+  if (in.routing != nullptr) {
+    if (in.routing->tokens != in.tokens)
+      fail<ConfigError>("{} tokens with the kept routing of {}", in.tokens, in.routing->tokens);
+    tokens.cached = in.routing->cached.get();
+    return tokens;
+  }
+  const std::int64_t entries = std::int64_t{in.tokens} * o.topk;
+  tokens.slots = array(in.slots, entries, "slots");
+  check_slots(tokens.slots);
+  if (o.exchange.reduce_at == ExchangeOptions::ReduceAt::rank_then_home)
+    tokens.weights = array(in.weights, entries, "weights, which ranks sum by,");
+  if (o.row_weights) tokens.row_weights = array(in.row_weights, entries, "row_weights");
+  return tokens;
+}
+
+CombineTarget AllToAll::target_of(const ferry_combine_output& out) const {
+  const DType type = dtype(out.type, "type");
+  const std::int64_t entries = std::int64_t{tokens_} * options().topk;
+  return {
+      .place = place(out.place, "ferry_combine_output"),
+      .weights = array(out.weights, entries, "weights"),
+      .rows = rows(
+          out.rows, out.stride, tokens_, row_bytes(options(), dispatcher_.ranks(), type), "rows"),
+      .type = type,
+      .accumulate = out.accumulate != 0};
+}
+
+/// Runs what changes nothing for the others.
+template <class Body>
+ferry_status look(ferry_all_to_all* handle, Body&& body) {
+  return guarded([&] {
+    AllToAll& a2a = of(handle);
+    a2a.comm().call([&] { body(a2a); });
+  });
+}
+
+}  // namespace
+
+}  // namespace ferry::c
+
+using namespace ferry::c;  // NOLINT(google-build-using-namespace)
+
+ferry_status ferry_all_to_all_mem_size(ferry_comm* comm,
+                                       const ferry_all_to_all_options* options,
+                                       uint64_t* bytes) {
+  return guarded([&] {
+    const ferry::Transport& t = comm_of(comm).transport();
+    need(bytes, "bytes");
+    const auto o = exchange_options(*need(options, "options"), t.size(), t.capabilities());
+    check_sizes(o);
+    *bytes = ferry::Dispatcher::mem_size(o, t.size(), t.capabilities());
+  });
+}
+
+ferry_status ferry_all_to_all_create(ferry_comm* comm,
+                                     const ferry_all_to_all_options* options,
+                                     ferry_all_to_all** out) {
+  return guarded([&] {
+    *need(out, "out") = nullptr;
+    Comm& c = comm_of(comm);
+    const ferry::Transport& t = c.transport();
+    const auto o = exchange_options(*need(options, "options"), t.size(), t.capabilities());
+    check_sizes(o);
+    c.call([&] {
+      *out = reinterpret_cast<ferry_all_to_all*>(std::make_unique<AllToAll>(c, o).release());
+    });
+  });
+}
+
+ferry_status ferry_all_to_all_destroy(ferry_all_to_all* a2a) {
+  return guarded([&] {
+    if (a2a == nullptr) return;
+    AllToAll& leaving = of(a2a);
+    leaving.comm().call_anyway([&] { delete &leaving; });
+  });
+}
+
+ferry_status ferry_all_to_all_dispatch_send(ferry_all_to_all* a2a,
+                                            const ferry_dispatch_input* input) {
+  return guarded([&] {
+    AllToAll& x = of(a2a);
+    const ferry_dispatch_input in = read_struct(input);
+    ferry::RoutedTokens tokens;
+    x.run(
+        "dispatch_send",
+        Phase::idle,
+        Phase::dispatch_sent,
+        [&] { tokens = x.tokens_of(in); },
+        [&](ferry::Dispatcher& d) {
+          x.sent(in);
+          d.dispatch_send(tokens);
+        });
+  });
+}
+
+ferry_status ferry_all_to_all_dispatch_recv(ferry_all_to_all* a2a, ferry_expert_rows* rows) {
+  return guarded([&] {
+    of(a2a).run(
+        "dispatch_recv",
+        Phase::dispatch_sent,
+        Phase::dispatched,
+        [&] { check_head(rows); },
+        [&](ferry::Dispatcher& d) { fill_struct(rows, expert_rows(d.dispatch_recv())); });
+  });
+}
+
+ferry_status ferry_all_to_all_dispatch_recv_with(ferry_all_to_all* a2a,
+                                                 ferry_experts_fn experts,
+                                                 void* context) {
+  return guarded([&] {
+    of(a2a).run(
+        "dispatch_recv_with",
+        Phase::dispatch_sent,
+        Phase::dispatched,
+        [&] { need(experts, "experts"); },
+        [&](ferry::Dispatcher& d) {
+          d.dispatch_recv(
+              [&](const ferry::ExpertRows& rows) { call_experts(experts, context, rows); });
+        });
+  });
+}
+
+ferry_status ferry_all_to_all_combine_send(ferry_all_to_all* a2a) {
+  return guarded([&] {
+    of(a2a).run(
+        "combine_send",
+        Phase::dispatched,
+        Phase::combine_sent,
+        [] {},
+        [](ferry::Dispatcher& d) { d.combine_send(); });
+  });
+}
+
+ferry_status ferry_all_to_all_combine_recv(ferry_all_to_all* a2a,
+                                           const ferry_combine_output* output) {
+  return guarded([&] {
+    AllToAll& x = of(a2a);
+    const ferry_combine_output out = read_struct(output);
+    ferry::CombineTarget target;
+    x.run(
+        "combine_recv",
+        Phase::combine_sent,
+        Phase::idle,
+        [&] { target = x.target_of(out); },
+        [&](ferry::Dispatcher& d) { d.combine_recv(target); });
+  });
+}
+
+ferry_status ferry_all_to_all_poll(ferry_all_to_all* a2a, int32_t* ready) {
+  return guarded([&] {
+    need(ready, "ready");
+    of(a2a).run_between(
+        "poll", Phase::dispatch_sent, Phase::combine_sent, [&](ferry::Dispatcher& d) {
+          *ready = d.poll() ? 1 : 0;
+        });
+  });
+}
+
+ferry_status ferry_all_to_all_keep_routing(ferry_all_to_all* a2a, ferry_routing** out) {
+  return guarded([&] {
+    *need(out, "out") = nullptr;
+    AllToAll& x = of(a2a);
+    x.run_between("keep_routing", Phase::dispatched, Phase::dispatched, [&](ferry::Dispatcher& d) {
+      *out = std::make_unique<ferry_routing>(ferry_routing{d.keep_routing(), x.tokens()}).release();
+    });
+  });
+}
+
+ferry_status ferry_routing_destroy(ferry_routing* routing) {
+  return guarded([&] { delete routing; });
+}
+
+ferry_status ferry_all_to_all_registered_input(ferry_all_to_all* a2a,
+                                               void** rows,
+                                               int64_t* stride) {
+  return look(a2a, [&](AllToAll& x) {
+    const ferry::MutableRowsView view = x.dispatcher().registered_input();
+    *need(rows, "rows") = view.base;
+    *need(stride, "stride") = view.stride;
+  });
+}
+
+ferry_status ferry_all_to_all_lost_tokens(ferry_all_to_all* a2a,
+                                          const int32_t** tokens,
+                                          int32_t* count) {
+  return look(a2a, [&](AllToAll& x) {
+    const auto lost = x.dispatcher().lost_tokens();
+    *need(tokens, "tokens") = lost.data();
+    *need(count, "count") = static_cast<int32_t>(lost.size());
+  });
+}
+
+ferry_status ferry_all_to_all_chunks_of_all(ferry_all_to_all* a2a, int32_t* chunks) {
+  return look(a2a, [&](AllToAll& x) { *need(chunks, "chunks") = x.dispatcher().chunks_of_all(); });
+}
+
+ferry_status ferry_all_to_all_stats(ferry_all_to_all* a2a, ferry_exchange_stats* stats) {
+  return look(a2a, [&](AllToAll& x) {
+    check_head(stats);
+    fill_struct(stats, exchange_stats(x.dispatcher().stats()));
+  });
+}
