@@ -12,7 +12,7 @@
 
 #include "ferry/c/arguments.h"
 #include "ferry/c/status.h"
-#include "ferry/runtime/generator.h"
+#include "ferry/generator.h"
 
 struct ferry_engine {
   ferry::Generator generator;

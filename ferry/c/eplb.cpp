@@ -6,9 +6,9 @@
 #include <utility>
 #include <vector>
 
-#include "ferry/balance/planner.h"
 #include "ferry/c/arguments.h"
 #include "ferry/c/status.h"
+#include "ferry/planner.h"
 
 struct ferry_plan {
   ferry::Plan plan;

@@ -3,8 +3,8 @@
 #include <string>
 
 #include "ferry/c/status.h"
-#include "ferry/exchange/choose_backend.h"
-#include "ferry/exchange/exchange_stats.h"
+#include "ferry/choose_backend.h"
+#include "ferry/exchange_stats.h"
 
 namespace ferry::c {
 

@@ -3,8 +3,8 @@
 
 #include "ferry/c/all_to_all.h"
 #include "ferry/c/arguments.h"
-#include "ferry/exchange/dispatcher.h"
-#include "ferry/exchange/placement.h"
+#include "ferry/dispatcher.h"
+#include "ferry/placement.h"
 
 struct ferry_placement {
   ferry::Placement placement;

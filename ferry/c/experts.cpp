@@ -7,9 +7,9 @@
 #include <utility>
 #include <vector>
 
+#include "ferry/buffer.h"
 #include "ferry/c/arguments.h"
 #include "ferry/c/status.h"
-#include "ferry/core/buffer.h"
 #include "ferry/kernels/packed_matrix.h"
 #include "ferry/moe/experts.h"
 

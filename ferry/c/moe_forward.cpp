@@ -9,7 +9,7 @@
 #include "ferry/c/exchange_arguments.h"
 #include "ferry/c/status.h"
 #include "ferry/exchange/compatibility.h"
-#include "ferry/moe/moe_forward.h"
+#include "ferry/moe_forward.h"
 
 namespace ferry::c {
 
