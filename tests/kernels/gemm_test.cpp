@@ -160,6 +160,17 @@ TEST_P(GemmOfFasterIsa, EqualsScalarOnLongSums) {
   }
 }
 
+// Two products of the greatest codes nearly fill a word of 16 bits, in which some instructions add.
+TEST_P(GemmOfFasterIsa, EqualsScalarOnTheGreatestCodes) {
+  for (const WeightType type : weight_types()) {
+    for (const std::int64_t rows : {1, 3, 20}) {
+      const Case c{.type = type, .rows = rows, .k = 517, .n = 48, .values = Values::extreme};
+      const Problem problem(c);
+      EXPECT_TRUE(same_bytes(problem.run(fast()), problem.run(scalar()), c.out_type)) << c;
+    }
+  }
+}
+
 TEST_P(GemmOfFasterIsa, TakesMoreRowsThanItsScratchHolds) {
   for (const WeightType type : weight_types()) {
     const Case c{.type = type, .rows = 300, .k = 40, .n = 16};

@@ -20,6 +20,7 @@ namespace ferry::testing {
 
 enum class Values {
   plain,    ///< around 1
+  extreme,  ///< 1 and -1, runs of either: codes of the greatest magnitude, whose products add up
   mixed,    ///< plain ones, denormals, zeros of both signs, very large and very small ones
   special,  ///< mixed with infinities and NaN
 };
@@ -31,6 +32,10 @@ class RandomValues {
   float next(Values values) {
     const float plain = normal_(engine_);
     if (values == Values::plain) return plain;
+    if (values == Values::extreme) {
+      if (engine_() % 5 == 0) extreme_ = -extreme_;
+      return extreme_;
+    }
     const auto dice = engine_() % (values == Values::special ? 32 : 28);
     const float sign = plain < 0 ? -1.0F : 1.0F;
     if (dice < 3) return sign * 0.0F;
@@ -50,6 +55,7 @@ class RandomValues {
 
  private:
   std::mt19937 engine_;
+  float extreme_ = 1.0F;
   std::normal_distribution<float> normal_;
 };
 

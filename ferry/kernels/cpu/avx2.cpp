@@ -20,7 +20,7 @@ struct Tiling {
   static constexpr int kFewPanels = 4;
   static constexpr int kRows = 2;
   static constexpr int kPanels = 1;
-  static constexpr int kIntRows = 2;
+  static constexpr int kIntRows = 4;
   static constexpr int kIntPanels = 1;
   static constexpr int kQueries = 2;
   static constexpr int kSums = 4;

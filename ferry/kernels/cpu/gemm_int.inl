@@ -34,7 +34,7 @@ struct IntSums {
         fetch.reading(from);
         Codes::unpack(load_bytes(from), codes);
         for (int part = 0; part < Codes::kParts; ++part)
-          for (int r = 0; r < R; ++r) sum[r][p] = dot_fours(sum[r][p], codes[part], x[part][r]);
+          for (int r = 0; r < R; ++r) sum[r][p] = Codes::dot(sum[r][p], codes[part], x[part][r]);
       }
     }
   }
@@ -64,7 +64,7 @@ struct IntSums {
         const F32x16 scale =
             load(reinterpret_cast<const float*>(scales + p * w_step) + g * kPanelColumns);
         for (int r = 0; r < R; ++r) {
-          const I32x16 exact = subtract(sum[r][p], Row::sum(a[r], k, g) * Codes::kBias);
+          const I32x16 exact = subtract(sum[r][p], Row::sum(a[r], k, g) * Codes::kLeft);
           total[r][p] = fma(to_floats(exact), scale, total[r][p]);
         }
       }

@@ -36,19 +36,30 @@ inline Bytes64 upper_halves(Bytes64 x) {
   return lower_halves({_mm256_srli_epi16(x.low, 4), _mm256_srli_epi16(x.high, 4)});
 }
 
-/// As words, even and odd bytes apart: VPMADDUBSW would saturate.
-inline __m256i dot_fours(__m256i sum, __m256i a, __m256i b) {
-  const __m256i even_a = _mm256_and_si256(a, _mm256_set1_epi16(0xff));
-  const __m256i odd_a = _mm256_srli_epi16(a, 8);
-  const __m256i even_b = _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8);
-  const __m256i odd_b = _mm256_srai_epi16(b, 8);
-  const __m256i both =
-      _mm256_add_epi32(_mm256_madd_epi16(even_a, even_b), _mm256_madd_epi16(odd_a, odd_b));
-  return _mm256_add_epi32(sum, both);
+/// VPMADDUBSW adds two products as a word of 16 bits, which must not saturate: 2 * 127 * 128 does
+/// not.
+inline __m256i dot_small(__m256i sum, __m256i a, __m256i b) {
+  const __m256i pairs = _mm256_maddubs_epi16(a, b);
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
-inline I32x16 dot_fours(I32x16 sum, Bytes64 a, Bytes64 b) {
-  return {dot_fours(sum.low, a.low, b.low), dot_fours(sum.high, a.high, b.high)};
+inline I32x16 dot_small(I32x16 sum, Bytes64 a, Bytes64 b) {
+  return {dot_small(sum.low, a.low, b.low), dot_small(sum.high, a.high, b.high)};
+}
+
+/// The value is taken, not the code: its magnitude times b with the value's sign.
+inline constexpr std::int32_t kBiasLeft = 0;
+
+/// With values and b from -127 to 127 two products add up to 2 * 127 * 127 at most, and VPSIGNB
+/// never has to negate -128. (A stored -128 may stand among the values: 128 is its magnitude as a
+/// byte without sign.)
+inline __m256i dot_biased(__m256i sum, __m256i a, __m256i b) {
+  const __m256i value = _mm256_xor_si256(a, _mm256_set1_epi8(-128));
+  return dot_small(sum, _mm256_abs_epi8(value), _mm256_sign_epi8(b, value));
+}
+
+inline I32x16 dot_biased(I32x16 sum, Bytes64 a, Bytes64 b) {
+  return {dot_biased(sum.low, a.low, b.low), dot_biased(sum.high, a.high, b.high)};
 }
 
 inline I32x16 subtract(I32x16 a, std::int32_t b) {

@@ -50,6 +50,12 @@ inline I32x16 dot_fours(I32x16 sum, Bytes64 a, Bytes64 b) {
 
 #endif
 
+inline I32x16 dot_small(I32x16 sum, Bytes64 a, Bytes64 b) { return dot_fours(sum, a, b); }
+
+inline constexpr std::int32_t kBiasLeft = 128;
+
+inline I32x16 dot_biased(I32x16 sum, Bytes64 a, Bytes64 b) { return dot_fours(sum, a, b); }
+
 inline I32x16 subtract(I32x16 a, std::int32_t b) {
   return {_mm512_sub_epi32(a.v, _mm512_set1_epi32(b))};
 }

@@ -10,6 +10,11 @@ struct Int8Codes {
   static constexpr std::int64_t kParts = 1;  ///< vectors of codes in 64 bytes of a panel
   static constexpr std::int64_t kPerByte = 1;
   static constexpr bool kUnpacks = false;
+  static constexpr std::int64_t kLeft = kBiasLeft;  ///< of the bias, in what dot() adds up
+
+  static I32x16 dot(I32x16 sum, const Bytes64& codes, const Bytes64& x) {
+    return dot_biased(sum, codes, x);
+  }
 
   static std::int64_t group(std::int64_t k) { return k; }
 
@@ -21,6 +26,11 @@ struct Int4Codes {
   static constexpr std::int64_t kParts = 2;
   static constexpr std::int64_t kPerByte = 2;
   static constexpr bool kUnpacks = true;
+  static constexpr std::int64_t kLeft = kBias;
+
+  static I32x16 dot(I32x16 sum, const Bytes64& codes, const Bytes64& x) {
+    return dot_small(sum, codes, x);
+  }
 
   static std::int64_t group(std::int64_t /*k*/) { return kInt4Group; }
 
@@ -60,7 +70,7 @@ struct IntRow {
     for (std::int64_t g = 0; g < padded / group; ++g) {
       I32x16 sum = no_integers();
       for (std::int64_t i = g * group; i < (g + 1) * group; i += 64)
-        sum = dot_fours(sum, splat_byte(1), load_bytes(out + i));
+        sum = dot_small(sum, splat_byte(1), load_bytes(out + i));
       const std::int32_t folded = fold_integers(sum);
       std::memcpy(out + padded + 4 + 4 * g, &folded, sizeof folded);
     }

@@ -29,7 +29,7 @@ inline std::uint64_t multiply_bytes(std::int64_t rounds) {
     const std::byte* others = bytes;
     asm volatile("" : "+r"(others));  // for all the compiler knows, others than in the last round
     for (std::int64_t i = 0; i < kChains; ++i)
-      sum[i] = dot_fours(sum[i], x, load_bytes(others + 64 * i));
+      sum[i] = dot_small(sum[i], x, load_bytes(others + 64 * i));
   }
   std::int32_t result = 0;
   for (int i = 0; i < kChains; ++i) result |= fold_integers(sum[i]);
