@@ -139,6 +139,7 @@ void score_sixteen(const AttendArgs& args,
 /// Adds the values of `part` to elements [first, first + 16 * V) of R queries' results; `last` of
 /// them in the last sixteen.
 template <class Row, int R, int V>
+// NOLINTNEXTLINE(readability-function-size): a bundle of them would be made for each call
 void add_some_values(const AttendArgs& args,
                      const ScoreRows& rows,
                      std::int64_t query,
