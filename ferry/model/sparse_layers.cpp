@@ -173,6 +173,7 @@ Region& SparseLayers::share_blocks(Transport& transport) {
     }
     layer.memory = Buffer();
   }
+  experts_.more.clear();
   return *region_;
 }
 
@@ -182,6 +183,24 @@ std::vector<std::byte*> SparseLayers::spare_blocks(std::size_t count) {
   std::vector<std::byte*> blocks;
   for (std::size_t i = 0; i < count; ++i) blocks.push_back(memory.data() + i * bytes);
   return blocks;
+}
+
+ExpertWeights SparseLayers::take_experts() {
+  experts_.rank = rank_;
+  if (!region_) return std::move(experts_);
+  const std::size_t bytes = block_bytes();
+  std::size_t count = 0;
+  for (const ExpertWeights::Layer& layer : experts_.layers) count += layer.slots.size();
+  const Buffer& memory = experts_.more.emplace_back(count * bytes);
+  std::byte* next = memory.data();
+  for (ExpertWeights::Layer& layer : experts_.layers) {
+    for (GatedFfnWeights& slot : layer.slots) {
+      if (!slot.gate_up.data) continue;
+      std::memcpy(next, slot.gate_up.data, bytes);
+      slot = at_block(slot, std::exchange(next, next + bytes));
+    }
+  }
+  return std::move(experts_);
 }
 
 void SparseLayers::place_layer(int layer,

@@ -58,8 +58,13 @@ class SparseLayers {
   std::vector<std::byte*> spare_blocks(std::size_t count);
 
   /// Collective: the experts move into memory that peers map, kept as long as this: blocks
-  /// [sparse layers][slots_per_rank], then slots_per_rank spare ones.
+  /// [sparse layers][slots_per_rank], then slots_per_rank spare ones. REQUIRES: no spare_blocks().
   Region& share_blocks(Transport& transport);
+
+  /// The experts, for next_expert_weights() of the next epoch; this is over then, and nothing but
+  /// its destructor may be called. What lay in memory that peers map is copied out of it. Not
+  /// collective, and also for ranks that a failed step has left behind.
+  ExpertWeights take_experts();
 
   /// From the next step on, a layer's experts lie as `placement` says, those of this rank in
   /// `blocks` [slots_per_rank], which this has or has given out. All ranks alike.

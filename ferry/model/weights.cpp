@@ -1,6 +1,8 @@
 #include "ferry/model/weights.h"
 
 #include <algorithm>
+#include <map>
+#include <set>
 #include <utility>
 
 #include "ferry/checkpoint/stored_format.h"
@@ -29,6 +31,18 @@ std::uint64_t tensor_bytes(const Checkpoint& checkpoint, const Wanted& wanted) {
   return bytes;
 }
 
+/// One expert into a block.
+void load_block(Packer& packer,
+                const FfnPart& expert,
+                const FfnLayout& layout,
+                const TensorPlace& at,
+                std::byte* block) {
+  std::byte* down = block + layout.gate_up_bytes();
+  packer.ffn(expert, at, layout, block, down);
+  if (layout.biased)
+    packer.ffn_biases(expert, at, reinterpret_cast<float*>(down + layout.down_bytes()));
+}
+
 /// Fills the slots of one sparse layer that hold an expert.
 void load_slots(Packer& packer,
                 const FfnPart& expert,
@@ -49,15 +63,87 @@ void load_slots(Packer& packer,
   for (int slot = 0; slot < slots; ++slot) {
     if (!holds(slot)) continue;
     std::byte* block = std::exchange(next, next + block_bytes);
-    std::byte* down = block + layout.gate_up_bytes();
     const TensorPlace at{layer_idx, layer.placement.expert_of(first + slot)};
-    packer.ffn(expert, at, layout, block, down);
-    if (layout.biased)
-      packer.ffn_biases(expert, at, reinterpret_cast<float*>(down + layout.down_bytes()));
+    load_block(packer, expert, layout, at, block);
     GatedFfnWeights& view = layer.slots[static_cast<std::size_t>(slot)];
     view = at_block(view, block);
   }
 }
+
+/// A rank's layers under a placement, their slots not filled.
+ExpertWeights placed_experts(const ModelConfig& config,
+                             const ExpertPlacement& placement,
+                             Rank rank) {
+  FERRY_CHECK(placement.layers() == config.layers &&
+                  (config.sparse_layers() == 0 || placement.experts() == config.moe.experts),
+              "a placement of {} layers and {} experts for a model of {} and {}",
+              placement.layers(),
+              placement.experts(),
+              config.layers,
+              config.moe.experts);
+  ExpertWeights weights;
+  weights.rank = rank;
+  for (int layer = 0; layer < config.layers; ++layer) {
+    weights.layers.push_back(
+        {config.sparse(layer) ? placement.layer(layer) : Placement::identity(1, placement.ranks()),
+         {},
+         {}});
+  }
+  return weights;
+}
+
+FfnLayout expert_layout(const WeightChoice& choice, const FfnPart& expert) {
+  return {choice.type, expert.hidden, expert.inter, expert.biased};
+}
+
+/// The blocks of an older epoch. A block that is taken is in use; the others may be written over.
+class HeldBlocks {
+ public:
+  HeldBlocks(ExpertWeights held, std::size_t block_bytes)
+      : block_bytes_(block_bytes), memory_(std::move(held.more)) {
+    for (std::size_t i = 0; i < held.layers.size(); ++i) {
+      ExpertWeights::Layer& layer = held.layers[i];
+      const auto first = static_cast<SlotId>(held.rank * std::ssize(layer.slots));
+      for (std::size_t slot = 0; slot < layer.slots.size(); ++slot) {
+        const std::byte* block = layer.slots[slot].gate_up.data;
+        if (block == nullptr) continue;
+        const ExpertId expert = layer.placement.expert_of(first + static_cast<SlotId>(slot));
+        blocks_.emplace(std::pair(static_cast<int>(i), expert), block);
+      }
+      memory_.push_back(std::move(layer.memory));
+    }
+  }
+
+  /// The block of this expert, once for each that there is; null where none is left.
+  const std::byte* take(int layer, ExpertId expert) {
+    const auto found = blocks_.extract({layer, expert});
+    if (found.empty()) return nullptr;
+    used_.insert(found.mapped());
+    return found.mapped();
+  }
+
+  /// Gives memory without a block in use back, and says which blocks of the rest are free.
+  std::vector<std::byte*> free_blocks() {
+    std::vector<std::byte*> free;
+    std::erase_if(memory_, [&](const Buffer& memory) {
+      const auto used = used_.lower_bound(memory.data());
+      return used == used_.end() || *used >= memory.data() + memory.size();
+    });
+    for (const Buffer& memory : memory_) {
+      for (std::size_t at = 0; at + block_bytes_ <= memory.size(); at += block_bytes_)
+        if (!used_.contains(memory.data() + at)) free.push_back(memory.data() + at);
+    }
+    return free;
+  }
+
+  std::vector<Buffer> memory() && { return std::move(memory_); }
+
+ private:
+  const std::size_t block_bytes_;
+  std::vector<Buffer> memory_;
+  std::multimap<std::pair<int, ExpertId>, const std::byte*> blocks_;
+  std::set<const std::byte*, std::less<>> used_;
+};
 
 }  // namespace
 
@@ -126,22 +212,9 @@ ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
                                   ThreadPool& pool,
                                   const LoadProgress& progress) {
   const ModelConfig& config = checkpoint.config();
-  FERRY_CHECK(placement.layers() == config.layers &&
-                  (config.sparse_layers() == 0 || placement.experts() == config.moe.experts),
-              "a placement of {} layers and {} experts for a model of {} and {}",
-              placement.layers(),
-              placement.experts(),
-              config.layers,
-              config.moe.experts);
   const FfnPart expert = expert_part(config);
-  const FfnLayout layout{choice.type, expert.hidden, expert.inter, expert.biased};
-  ExpertWeights weights;
-  for (int layer = 0; layer < config.layers; ++layer) {
-    weights.layers.push_back(
-        {config.sparse(layer) ? placement.layer(layer) : Placement::identity(1, placement.ranks()),
-         {},
-         {}});
-  }
+  const FfnLayout layout = expert_layout(choice, expert);
+  ExpertWeights weights = placed_experts(config, placement, rank);
   const auto here = [&](const TensorSpec& spec) -> std::uint64_t {
     if (spec.expert < 0) return 0;
     const Placement& map = weights.layers[static_cast<std::size_t>(spec.layer)].placement;
@@ -173,6 +246,55 @@ ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
                              rank,
                              pool,
                              progress);
+}
+
+ExpertWeights next_expert_weights(ExpertWeights held,
+                                  const Checkpoint& checkpoint,
+                                  const WeightChoice& choice,
+                                  const ExpertPlacement& placement,
+                                  Rank rank,
+                                  ThreadPool& pool) {
+  struct Missing {
+    TensorPlace at;
+    GatedFfnWeights* slot = nullptr;
+  };
+
+  const ModelConfig& config = checkpoint.config();
+  const FfnPart expert = expert_part(config);
+  const FfnLayout layout = expert_layout(choice, expert);
+  const std::size_t block_bytes = expert_block_bytes(layout.view(nullptr, nullptr));
+  ExpertWeights weights = placed_experts(config, placement, rank);
+  HeldBlocks blocks(std::move(held), block_bytes);
+  std::vector<Missing> missing;
+  for (int i = 0; i < config.layers; ++i) {
+    if (!config.sparse(i)) continue;
+    ExpertWeights::Layer& layer = weights.layers[static_cast<std::size_t>(i)];
+    const int slots = layer.placement.slots_per_rank();
+    layer.slots.assign(static_cast<std::size_t>(slots), layout.view(nullptr, nullptr));
+    for (int local = 0; local < slots; ++local) {
+      const ExpertId wanted = layer.placement.expert_of(rank * slots + local);
+      if (wanted < 0) continue;
+      GatedFfnWeights& slot = layer.slots[static_cast<std::size_t>(local)];
+      if (const std::byte* block = blocks.take(i, wanted))
+        slot = at_block(slot, block);
+      else
+        missing.push_back({.at = {i, wanted}, .slot = &slot});
+    }
+  }
+  std::vector<std::byte*> free = blocks.free_blocks();
+  weights.more = std::move(blocks).memory();
+  if (missing.size() > free.size()) {
+    const std::size_t count = missing.size() - free.size();
+    const Buffer& memory = weights.more.emplace_back(count * block_bytes);
+    for (std::size_t n = 0; n < count; ++n) free.push_back(memory.data() + n * block_bytes);
+  }
+  const LoadProgress silent;
+  Packer packer(checkpoint, choice, pool, silent, /*total=*/0);
+  for (std::size_t n = 0; n < missing.size(); ++n) {
+    load_block(packer, expert, layout, missing[n].at, free[n]);
+    *missing[n].slot = at_block(*missing[n].slot, free[n]);
+  }
+  return weights;
 }
 
 }  // namespace ferry

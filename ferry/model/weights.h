@@ -56,6 +56,7 @@ struct ExpertWeights {
 
   std::vector<Layer> layers;
   std::vector<Buffer> more;  // blocks that came later; slots may point into them
+  Rank rank = 0;             // whose
 };
 
 /// One routed expert as a block: gate and up, then down, then their biases, in one piece.
@@ -104,5 +105,16 @@ ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
                                   int ranks,
                                   ThreadPool& pool,
                                   const LoadProgress& progress);
+
+/// What load_expert_weights() gives, for a rank of the next epoch that held `held` in the last one,
+/// as whatever rank and under whatever placement. Experts that it holds again stay where they lie;
+/// the others come from the checkpoint, into the memory of those that go first. REQUIRES: the same
+/// checkpoint and choice.
+ExpertWeights next_expert_weights(ExpertWeights held,
+                                  const Checkpoint& checkpoint,
+                                  const WeightChoice& choice,
+                                  const ExpertPlacement& placement,
+                                  Rank rank,
+                                  ThreadPool& pool);
 
 }  // namespace ferry
