@@ -10,7 +10,7 @@
 #include "ferry/c/exchange_arguments.h"
 #include "ferry/c/status.h"
 
-struct ferry_routing {
+struct ferry_routing {  // NOLINT(readability-identifier-naming): as C has it
   // Also owned by the exchange that uses it.
   std::shared_ptr<const ferry::CachedRouting> cached;
   int tokens;

@@ -7,7 +7,7 @@
 #include "ferry/c/arguments.h"
 #include "ferry/c/status.h"
 
-struct ferry_store_value {
+struct ferry_store_value {  // NOLINT(readability-identifier-naming): as C has it
   std::optional<ferry::Store::Value> bytes;
 };
 

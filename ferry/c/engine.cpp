@@ -14,11 +14,11 @@
 #include "ferry/c/status.h"
 #include "ferry/generator.h"
 
-struct ferry_engine {
+struct ferry_engine {  // NOLINT(readability-identifier-naming): as C has it
   ferry::Generator generator;
 };
 
-struct ferry_call {
+struct ferry_call {  // NOLINT(readability-identifier-naming): as C has it
   ferry::Generator::Stream stream;
   std::atomic<bool> in_use{false};
   std::atomic<bool> cancelled{false};

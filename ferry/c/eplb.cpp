@@ -10,7 +10,7 @@
 #include "ferry/c/status.h"
 #include "ferry/planner.h"
 
-struct ferry_plan {
+struct ferry_plan {  // NOLINT(readability-identifier-naming): as C has it
   ferry::Plan plan;
 };
 

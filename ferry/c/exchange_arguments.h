@@ -6,7 +6,7 @@
 #include "ferry/dispatcher.h"
 #include "ferry/placement.h"
 
-struct ferry_placement {
+struct ferry_placement {  // NOLINT(readability-identifier-naming): as C has it
   ferry::Placement placement;
 };
 
