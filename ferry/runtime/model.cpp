@@ -27,14 +27,23 @@ bool reads_peers(const std::string& transport) {
   fail<ConfigError>("unknown transport \"{}\"; this build knows {}", transport, names);
 }
 
+void check_tp(int tp, int ranks) {
+  if (tp >= 1 && ranks % tp == 0) return;
+  fail<ConfigError>(
+      "--tp {}: {} ranks do not divide into groups of that; choose a divisor of --ep", tp, ranks);
+}
+
+ExpertPlacement placement_for(const ModelOptions& options, const ModelConfig& config, int ranks) {
+  return initial_placement(options.expert_location,
+                           config,
+                           ranks,
+                           {options.engine.balance.rebalance.policy, options.decoder.replica_rule});
+}
+
 }  // namespace
 
 void check_groups(const ModelOptions& options) {
-  const int tp = options.decoder.tp;
-  if (tp >= 1 && options.launch.ranks % tp == 0) return;
-  fail<ConfigError>("--tp {}: {} ranks do not divide into groups of that; choose a divisor of --ep",
-                    tp,
-                    options.launch.ranks);
+  check_tp(options.decoder.tp, options.launch.ranks);
 }
 
 Model Model::open(const ModelOptions& options, ModelListener listener) {
@@ -52,11 +61,7 @@ Model::Model(const ModelOptions& options, ModelListener listener, Checkpoint che
       listener_(std::move(listener)),
       checkpoint_(std::move(checkpoint)),
       max_context_(0),
-      experts_(initial_placement(
-          options.expert_location,
-          checkpoint_.config(),
-          options.launch.ranks,
-          {options.engine.balance.rebalance.policy, options.decoder.replica_rule})) {
+      experts_(placement_for(options, checkpoint_.config(), options.launch.ranks)) {
   max_context_ = resolve_context(config(), options.engine.max_context);
   weights_ = choose_weights(checkpoint_, options.weights);
 }
@@ -150,6 +155,23 @@ Decoder Model::decoder_on(Transport& transport,
                           rank,
                           pool,
                           rank == 0 ? loading("experts of rank 0") : LoadProgress());
+  return {config(), std::move(dense), std::move(experts), options_.decoder, transport, pool};
+}
+
+Decoder Model::next_decoder_on(Transport& transport,
+                               ThreadPool& pool,
+                               ExpertWeights held,
+                               std::shared_ptr<const DenseWeights> dense) const {
+  const Rank rank = transport.rank();
+  const int tp = options_.decoder.tp;
+  check_tp(tp, transport.size());
+  if (!dense) dense = load_dense({.member = rank % tp, .members = tp}, pool);
+  ExpertWeights experts = next_expert_weights(std::move(held),
+                                              checkpoint_,
+                                              weights_,
+                                              placement_for(options_, config(), transport.size()),
+                                              rank,
+                                              pool);
   return {config(), std::move(dense), std::move(experts), options_.decoder, transport, pool};
 }
 

@@ -84,6 +84,15 @@ class Model {
                      ThreadPool& pool,
                      std::shared_ptr<const DenseWeights> dense = nullptr) const;
 
+  /// The decoder of this rank in the next epoch (membership.h), over however many ranks that is;
+  /// collective. `held`: what SparseLayers::take_experts() of its last decoder gave, or nothing for
+  /// a newcomer. `dense` as above; a rank that stays gives what it had. Experts lie as the options
+  /// say for this number of ranks. Options are not compared: give the same agreement to join().
+  Decoder next_decoder_on(Transport& transport,
+                          ThreadPool& pool,
+                          ExpertWeights held,
+                          std::shared_ptr<const DenseWeights> dense = nullptr) const;
+
   /// An engine over it; collective. Measures the memory for keys and values where the options ask
   /// for that. Borrows both.
   Engine engine_on(Decoder& decoder, Transport& transport) const;

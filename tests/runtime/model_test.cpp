@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <mutex>
@@ -10,8 +11,10 @@
 #include <thread>
 #include <vector>
 
+#include "../transport/joining.h"
 #include "ferry/core/error.h"
 #include "ferry/inproc.h"
+#include "ferry/membership.h"
 #include "ferry/runtime/kv_memory.h"
 #include "support/golden_model.h"
 #include "support/ranks.h"
@@ -54,6 +57,12 @@ void expect_golden(const std::vector<std::vector<std::int32_t>>& tokens) {
   for (std::size_t i = 0; i < prompts.size(); ++i) EXPECT_EQ(tokens[i], prompts[i].greedy) << i;
 }
 
+/// The same where an expectation would not be heard of: in another process.
+bool are_golden(const std::vector<std::vector<std::int32_t>>& tokens) {
+  return std::ranges::equal(
+      tokens, test::golden_prompts(kModel), {}, {}, &test::GoldenPrompt::greedy);
+}
+
 TEST(Model, RunsOnThreadsThatItStarts) {
   ModelOptions options = options_for(3);
   options.weights = WeightType::bf16;
@@ -90,6 +99,58 @@ TEST(Model, RunsOnTransportsAndThreadsOfTheCaller) {
     run(*ends[0]);
     other.join();
     expect_golden(tokens);
+  }
+}
+
+/// Between two runs of an engine: ranks 0, 1, 2; then 0 and 2; then those and a newcomer.
+TEST(Model, ServesOnWithOtherRanksInTheNextEpoch) {
+  for (const char* transport : {"inproc", "shm"}) {
+    const auto heard = in_ranks_of(transport, 4, [&](int index, Store& store) -> std::string {
+      const Model model = Model::open(options_for(3));
+      const auto dense = model.load_dense();
+      ThreadPool pool(1);
+      const JoinOptions join{.transport = transport, .rank = index, .size = 3};
+      Membership membership =
+          index < 3 ? Membership::found(join, store) : Membership::announce(join, store);
+      ExpertWeights held;
+      std::string answers;
+      for (int epoch = index < 3 ? 0 : 2; epoch < 3; ++epoch) {
+        if (index == 0 && epoch == 1) membership.publish(std::vector{0, 2}, {});
+        if (index == 0 && epoch == 2) {
+          while (membership.newcomers().empty())
+            std::this_thread::sleep_for(std::chrono::milliseconds(2));
+          membership.publish(std::vector{0, 1}, membership.newcomers());
+        }
+        const auto end = membership.next();
+        if (!end) return "left";
+        Decoder decoder = model.next_decoder_on(*end, pool, std::move(held), dense);
+        Engine engine = model.engine_on(decoder, *end);
+        if (index != 0)
+          engine.run({});
+        else if (!are_golden(continue_all(engine)))
+          return "other tokens";
+        answers += fmt::format("{}/{} ", end->rank(), end->size());
+        held = decoder.sparse_layers().take_experts();
+      }
+      return answers;
+    });
+    EXPECT_EQ(heard, (std::vector<std::string>{"0/3 0/2 0/3 ", "left", "2/3 1/2 1/3 ", "2/3 "}))
+        << transport;
+  }
+}
+
+TEST(Model, TheNextEpochMustDivideIntoGroupsToo) {
+  ModelOptions options = options_for(2);
+  options.decoder.tp = 2;
+  const Model model = Model::open(options);
+  const auto ends = make_inproc(1);
+  ThreadPool pool(1);
+  try {
+    static_cast<void>(model.next_decoder_on(*ends[0], pool, {}));
+    FAIL() << "nothing was thrown";
+  } catch (const ConfigError& e) {
+    EXPECT_STREQ(e.what(),
+                 "--tp 2: 1 ranks do not divide into groups of that; choose a divisor of --ep");
   }
 }
 
