@@ -253,7 +253,7 @@ TEST(Generator, RefusesWhatCannotBeInOneLine) {
   EXPECT_THROW(static_cast<void>(generator.start({{-1}})), ConfigError);
   EXPECT_THROW(static_cast<void>(generator.start({{generator.vocab()}})), ConfigError);
   EXPECT_THROW(static_cast<void>(generator.start({{1}}, {.choices = 0})), ConfigError);
-  EXPECT_THROW(static_cast<void>(generator.start({{1}}, {.max_new_tokens = 0})), ConfigError);
+  EXPECT_THROW(static_cast<void>(generator.start({{1}}, {.max_new_tokens = -1})), ConfigError);
   EXPECT_THROW(static_cast<void>(generator.start({{1}}, {.sampling = {.temperature = -1}})),
                ConfigError);
   const std::vector<std::int32_t> too_long(static_cast<std::size_t>(generator.max_context()) + 1,
