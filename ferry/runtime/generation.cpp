@@ -66,7 +66,9 @@ void Generation::add_prompt(const GenerationModel& model,
   for (int n = 0; n < settings.choices; ++n) {
     Request request{.prompt = prompt,
                     // The engine gives a token with all; it is not shown where none is wanted.
-                    .max_new_tokens = std::max(1, settings.max_new_tokens.value_or(to_the_end)),
+                    .max_new_tokens = settings.max_new_tokens == 0
+                                          ? 1
+                                          : settings.max_new_tokens.value_or(to_the_end),
                     .sampling = settings.sampling,
                     .stop_ids = stop_ids,
                     .top_logprobs = settings.top_logprobs,
