@@ -50,7 +50,8 @@ void vnni_gemm(const GemmArgs& args) {
 }
 
 std::uint64_t vnni_multiply_in_registers(WeightType weights, std::int64_t rounds) {
-  if (weights == WeightType::int8 || weights == WeightType::int4) return multiply_bytes(rounds);
+  if (weights == WeightType::int8 || weights == WeightType::int4)
+    return multiply_bytes<Int8Codes>(rounds);
   return kAvx512.multiply_in_registers(weights, rounds);
 }
 

@@ -50,9 +50,9 @@ inline I32x16 dot_small(I32x16 sum, Bytes64 a, Bytes64 b) {
 /// The value is taken, not the code: its magnitude times b with the value's sign.
 inline constexpr std::int32_t kBiasLeft = 0;
 
-/// With values and b from -127 to 127 two products add up to 2 * 127 * 127 at most, and VPSIGNB
-/// never has to negate -128. (A stored -128 may stand among the values: 128 is its magnitude as a
-/// byte without sign.)
+/// b is a row as IntRow::quantise rounds it, from -127 to 127. With values in that range, too, two
+/// products add up to 2 * 127 * 127 at most, and VPSIGNB never has to negate -128. (A stored -128
+/// may stand among the values: 128 is its magnitude as a byte without sign.)
 inline __m256i dot_biased(__m256i sum, __m256i a, __m256i b) {
   const __m256i value = _mm256_xor_si256(a, _mm256_set1_epi8(-128));
   return dot_small(sum, _mm256_abs_epi8(value), _mm256_sign_epi8(b, value));

@@ -19,8 +19,10 @@ inline std::uint64_t multiply_floats(std::int64_t rounds) {
   return static_cast<std::uint64_t>(rounds) * kChains * 16 * 2;
 }
 
-/// The same of bytes. Each chain loads its own, lest the compiler multiply once for all of them.
-inline std::uint64_t multiply_bytes(std::int64_t rounds) {
+/// The same of bytes, as gemm multiplies such codes. Each chain loads its own, lest the compiler
+/// multiply once for all of them.
+template <class Codes>
+std::uint64_t multiply_bytes(std::int64_t rounds) {
   alignas(64) std::byte bytes[kChains * 64] = {};
   I32x16 sum[kChains];
   for (int i = 0; i < kChains; ++i) sum[i] = no_integers();
@@ -29,7 +31,7 @@ inline std::uint64_t multiply_bytes(std::int64_t rounds) {
     const std::byte* others = bytes;
     asm volatile("" : "+r"(others));  // for all the compiler knows, others than in the last round
     for (std::int64_t i = 0; i < kChains; ++i)
-      sum[i] = dot_small(sum[i], x, load_bytes(others + 64 * i));
+      sum[i] = Codes::dot(sum[i], x, load_bytes(others + 64 * i));
   }
   std::int32_t result = 0;
   for (int i = 0; i < kChains; ++i) result |= fold_integers(sum[i]);
@@ -38,8 +40,9 @@ inline std::uint64_t multiply_bytes(std::int64_t rounds) {
 }
 
 inline std::uint64_t multiply_in_registers(WeightType weights, std::int64_t rounds) {
-  const bool bytes = weights == WeightType::int8 || weights == WeightType::int4;
-  return bytes ? multiply_bytes(rounds) : multiply_floats(rounds);
+  if (weights == WeightType::int8) return multiply_bytes<Int8Codes>(rounds);
+  if (weights == WeightType::int4) return multiply_bytes<Int4Codes>(rounds);
+  return multiply_floats(rounds);
 }
 
 /// One read stream stays below what a core can take in; four reach it (docs/performance.md).
