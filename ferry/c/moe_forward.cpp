@@ -21,8 +21,6 @@ FERRY_C_STRUCT(ferry_exchange_stats, FERRY_EXCHANGE_STATS);
 
 namespace {
 
-constexpr int kDefaultAlignment = 16;
-
 RouterOptions router_options(const ferry_moe_options& o) {
   if (o.experts < 1 || o.topk < 1 || o.topk > o.experts || o.redundant < 0) {
     fail<ConfigError>(
@@ -66,9 +64,6 @@ MoeAllToAll::Options moe_options(const ferry_moe_options* options,
                       d.slots_per_rank,
                       placement.slots_per_rank());
   }
-  if (d.row_alignment != kDefaultAlignment)
-    fail<ConfigError>(
-        "row_alignment is {}; moe_forward has {}", d.row_alignment, kDefaultAlignment);
   return {.router = router,
           .redundant = o.redundant,
           .exchange = d.exchange,
@@ -84,6 +79,7 @@ MoeAllToAll::Options moe_options(const ferry_moe_options* options,
           .expert_type = d.expert_type,
           .combine_wire = d.combine_wire,
           .row_weights = d.row_weights,
+          .row_alignment = d.row_alignment,
           .timeout = d.timeout};
 }
 
@@ -101,6 +97,20 @@ class Moe : public OnComm {
   }
 
   bool is_masked(Rank rank) const override { return a2a_.dispatcher().is_masked(rank); }
+
+  /// One exchange, whose routing `read(tokens)` reads before others wait for this rank.
+  template <class Read, class Run>
+  void forward(
+      const ferry_moe_tokens* tokens, ferry_experts_fn experts, void* context, Read read, Run run) {
+    need(experts, "experts");
+    MoeTokens in;
+    comm().exchange(
+        [&] {
+          in = tokens_of(read_struct(tokens));
+          read(in.tokens);
+        },
+        [&] { run(in, [&](const ExpertRows& rows) { call_experts(experts, context, rows); }); });
+  }
 
   MoeTokens tokens_of(const ferry_moe_tokens& t) const;
   RouterLogits logits_of(const ferry_router_logits& l, int tokens) const;
@@ -231,18 +241,14 @@ ferry_status ferry_moe_forward(ferry_moe* moe,
                                void* context) {
   return guarded([&] {
     Moe& m = of(moe);
-    need(experts, "experts");
-    ferry::MoeTokens in;
     ferry::RouterLogits from;
-    m.comm().exchange(
-        [&] {
-          in = m.tokens_of(read_struct(tokens));
-          from = m.logits_of(read_struct(logits), in.tokens);
-        },
-        [&] {
-          moe_forward(m.a2a(), in, from, [&](const ferry::ExpertRows& rows) {
-            call_experts(experts, context, rows);
-          });
+    m.forward(
+        tokens,
+        experts,
+        context,
+        [&](int rows) { from = m.logits_of(read_struct(logits), rows); },
+        [&](const ferry::MoeTokens& in, ferry::ExpertFn run) {
+          moe_forward(m.a2a(), in, from, run);
         });
   });
 }
@@ -254,18 +260,14 @@ ferry_status ferry_moe_forward_from_topk(ferry_moe* moe,
                                          void* context) {
   return guarded([&] {
     Moe& m = of(moe);
-    need(experts, "experts");
-    ferry::MoeTokens in;
     ferry::TopK from;
-    m.comm().exchange(
-        [&] {
-          in = m.tokens_of(read_struct(tokens));
-          from = m.topk_of(read_struct(topk), in.tokens);
-        },
-        [&] {
-          moe_forward_from_topk(m.a2a(), in, from, [&](const ferry::ExpertRows& rows) {
-            call_experts(experts, context, rows);
-          });
+    m.forward(
+        tokens,
+        experts,
+        context,
+        [&](int rows) { from = m.topk_of(read_struct(topk), rows); },
+        [&](const ferry::MoeTokens& in, ferry::ExpertFn run) {
+          moe_forward_from_topk(m.a2a(), in, from, run);
         });
   });
 }

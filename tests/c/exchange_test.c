@@ -347,6 +347,7 @@ static ferry_moe* make_moe(ferry_comm* comm, const char* backend) {
   o.topk = kTopk;
   o.renormalize = 1;
   x.topk = x.slots_per_rank = 0;
+  x.row_alignment = 1; /* where rows are ragged, as with alltoallv */
   OK(ferry_moe_mem_size(comm, &o, &x, &bytes));
   CHECK(bytes > 0);
   OK(ferry_moe_create(comm, &o, &x, &moe));
@@ -408,9 +409,9 @@ static void forward(ferry_comm* comm, void* context) {
 }
 
 void test_moe_forward(void) {
-  const char* backends[] = {"pplx", "ascend_fuseep"};
+  const char* backends[] = {"pplx", "ascend_fuseep", "alltoallv"};
   int statuses[3];
-  for (int b = 0; b < 2; ++b) {
+  for (int b = 0; b < 3; ++b) {
     on_threads(4, forward, &backends[b]);
     on_processes(3, forward, &backends[b], statuses);
   }
