@@ -66,6 +66,10 @@ void Sequences::choose_tokens() {
         .index = sequence.generated()};
   });
   sampler_.sample(draws_);
+  const auto asks = [](const Choice& choice) {
+    return choice.sequence->request.top_logprobs.has_value();
+  };
+  if (std::none_of(choices_.begin(), choices_.end(), asks)) return;
   each([&](std::size_t i) {
     const std::optional<int> top = choices_[i].sequence->request.top_logprobs;
     if (top) choices_[i].logprobs = logprobs_of(choices_[i].logits, draws_[i].token, *top);
