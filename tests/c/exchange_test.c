@@ -531,6 +531,7 @@ static void rounds(ferry_comm* comm, void* context) {
     tasks = threads();
     kb = resident_kb();
   }
+  descriptors += ranks_of(comm) - 1; /* of each peer, from the first long wait for it on */
   /* A helper of the last join may still be on its way out. */
   const struct timespec moment = {0, 10000000};
   for (int i = 0; i < 500 && (open_descriptors() > descriptors || threads() > tasks); ++i)
