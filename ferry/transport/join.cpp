@@ -36,11 +36,7 @@ void arrive(Transport& transport, RollCall& roll_call, Deadline deadline) {
     transport.abort(e.what());  // else the others would hear only that this rank gave up
     throw;
   }
-  try {
-    if (transport.barrier(patient) == WaitResult::reached) return;
-  } catch (const TransportError&) {
-    return;  // a rank that was through is gone again, or has aborted: the next call says so
-  }
+  if (meet_again(transport, patient) == WaitResult::reached) return;
   fail_joining(transport.rank(), Kind::timeout, -1, "the ranks came, but were not ready in time");
 }
 

@@ -129,6 +129,14 @@ void fail_joining(Rank rank, Kind kind, Rank about, const std::string& why) {
   throw TransportError(kind, about, fmt::format("rank {} cannot join: {}", rank, why));
 }
 
+WaitResult meet_again(Transport& transport, Deadline deadline) {
+  try {
+    return transport.barrier(deadline);
+  } catch (const TransportError&) {
+    return WaitResult::reached;
+  }
+}
+
 std::string RollCall::key(const char* what, Rank rank) const {
   return fmt::format("{}/{}", what, rank);
 }

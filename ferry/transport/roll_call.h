@@ -20,6 +20,11 @@ inline constexpr std::chrono::seconds kVerdictMargin{1};
                                Rank about,
                                const std::string& why);
 
+/// The second meeting of ranks that have all met once. A rank that is through may at once abort or
+/// leave, which the others must not take for a failure of the meeting: where that happens they are
+/// through as well, and their next call says it. `timed_out`: not all came in time.
+WaitResult meet_again(Transport& transport, Deadline deadline);
+
 /// One rank's part in it. Borrows options and store.
 class RollCall {
  public:

@@ -9,6 +9,7 @@
 #include "ferry/core/error.h"
 #include "ferry/transport/gather_words.h"
 #include "ferry/transport/registry.h"
+#include "ferry/transport/roll_call.h"
 
 namespace ferry {
 
@@ -89,7 +90,8 @@ std::unique_ptr<Transport> split_group(Transport& parent,
   }
   const Deadline deadline = deadline_in(own.start_timeout);
   auto transport = joiner->join(cards, deadline);
-  if (transport->barrier(deadline) == WaitResult::timed_out) {
+  if (transport->barrier(deadline) == WaitResult::timed_out ||
+      meet_again(*transport, deadline) == WaitResult::timed_out) {
     throw TransportError(
         Kind::timeout,
         -1,
