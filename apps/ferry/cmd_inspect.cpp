@@ -98,6 +98,7 @@ Json to_json(const Checkpoint& checkpoint,
   for (const auto& [type, held] : s.by_type)
     report["bytes_by_dtype"][type] = {{"tensors", held.tensors}, {"bytes", held.bytes}};
   report["unused_tensors"] = s.unused;
+  report["notes"] = checkpoint.notes();
   report["chat_template"] = to_json(chat);
   report["ranks"] = Json::array();
   for (const RankBytes& rank : ranks) {
@@ -140,6 +141,7 @@ void print_tables(const Checkpoint& checkpoint,
              count(s.parameters_per_expert));
   for (const auto& [type, held] : s.by_type)
     fmt::print("  {:<14} {} in {} tensors\n", type, human(held.bytes), held.tensors);
+  for (const std::string& note : checkpoint.notes()) fmt::print("  note           {}\n", note);
   for (std::size_t i = 0; i < std::min(s.unused.size(), kUnusedShown); ++i)
     fmt::print("  not used       {}\n", s.unused[i]);
   if (s.unused.size() > kUnusedShown)

@@ -25,25 +25,36 @@ bool finite(const json& value) { return value.is_number() && std::isfinite(value
 
 }  // namespace
 
-bool ConfigReader::has(const char* key) const {
+const json* ConfigReader::find(const char* key) const {
+  auto it = fields_.find(key);
+  if (it == fields_.end()) {
+    if (defaults_ == nullptr) return nullptr;
+    it = defaults_->find(key);
+    if (it == defaults_->end()) return nullptr;
+  }
+  return it->is_null() ? nullptr : &*it;
+}
+
+bool ConfigReader::states(const char* key) const {
   const auto it = fields_.find(key);
   return it != fields_.end() && !it->is_null();
 }
 
 void ConfigReader::refuse(const std::string& key, const std::string& expected) const {
   const auto it = fields_.find(key);
+  const json* value = it == fields_.end() ? find(key.c_str()) : &*it;
   fail<ModelError>("{}: field {}: expected {}, found {}",
                    file_,
                    key,
                    expected,
-                   it == fields_.end() ? "nothing" : describe(*it));
+                   value == nullptr ? "nothing" : describe(*value));
 }
 
 int ConfigReader::size(const char* key, int max) const {
-  if (!has(key) || !integer_within(fields_[key], 1, max)) {
+  if (!has(key) || !integer_within(value(key), 1, max)) {
     refuse(key, fmt::format("an integer from 1 to {}", max));
   }
-  return fields_[key].get<int>();
+  return value(key).get<int>();
 }
 
 int ConfigReader::size_or(const char* key, int max, int fallback) const {
@@ -52,14 +63,14 @@ int ConfigReader::size_or(const char* key, int max, int fallback) const {
 
 bool ConfigReader::flag_or(const char* key, bool fallback) const {
   if (!has(key)) return fallback;
-  if (!fields_[key].is_boolean()) refuse(key, "true or false");
-  return fields_[key].get<bool>();
+  if (!value(key).is_boolean()) refuse(key, "true or false");
+  return value(key).get<bool>();
 }
 
 double ConfigReader::positive(const char* key) const {
-  if (!has(key) || !finite(fields_[key]) || fields_[key].get<double>() <= 0)
+  if (!has(key) || !finite(value(key)) || value(key).get<double>() <= 0)
     refuse(key, "a number above 0");
-  return fields_[key].get<double>();
+  return value(key).get<double>();
 }
 
 double ConfigReader::positive_or(const char* key, double fallback) const {
@@ -68,21 +79,21 @@ double ConfigReader::positive_or(const char* key, double fallback) const {
 
 double ConfigReader::from_zero_or(const char* key, double fallback) const {
   if (!has(key)) return fallback;
-  if (!finite(fields_[key]) || fields_[key].get<double>() < 0) refuse(key, "a number from 0 on");
-  return fields_[key].get<double>();
+  if (!finite(value(key)) || value(key).get<double>() < 0) refuse(key, "a number from 0 on");
+  return value(key).get<double>();
 }
 
 std::string ConfigReader::text_or(const char* key, const std::string& fallback) const {
   if (!has(key)) return fallback;
-  if (!fields_[key].is_string()) refuse(key, "a string");
-  return fields_[key].get<std::string>();
+  if (!value(key).is_string()) refuse(key, "a string");
+  return value(key).get<std::string>();
 }
 
 std::vector<std::int32_t> ConfigReader::integers(const char* key,
                                                  std::int64_t min,
                                                  std::int64_t max) const {
   if (!has(key)) return {};
-  const json& value = fields_[key];
+  const json& value = *find(key);
   const json list = value.is_array() ? value : json::array({value});
   std::vector<std::int32_t> result;
   for (const json& item : list) {
@@ -99,11 +110,18 @@ std::vector<std::int32_t> ConfigReader::integers(const char* key,
   return result;
 }
 
-const json& ConfigReader::value(const char* key) const { return fields_[key]; }
+const json& ConfigReader::value(const char* key) const { return *find(key); }
 
 ConfigReader ConfigReader::object(const char* key) const {
-  if (!fields_[key].is_object()) refuse(key, "an object");
-  return {fields_[key], file_ + ": " + key};
+  if (!value(key).is_object()) refuse(key, "an object");
+  return {value(key), file_ + ": " + key};
+}
+
+std::optional<ConfigReader> ConfigReader::default_object(const char* key) const {
+  if (defaults_ == nullptr) return std::nullopt;
+  const auto it = defaults_->find(key);
+  if (it == defaults_->end()) return std::nullopt;
+  return ConfigReader(*it, file_ + ": " + key);
 }
 
 }  // namespace ferry

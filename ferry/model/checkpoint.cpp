@@ -1,7 +1,12 @@
 #include "ferry/model/checkpoint.h"
 
+#include <fmt/core.h>
+
+#include <algorithm>
 #include <array>
 #include <set>
+
+#include "ferry/core/error.h"
 
 namespace ferry {
 
@@ -9,9 +14,45 @@ Checkpoint Checkpoint::open(const std::filesystem::path& path) {
   std::unique_ptr<const TensorSource> source = open_source(path);
   ModelConfig config = load_config(*source);
   Checkpoint checkpoint(std::move(source), std::move(config));
+  checkpoint.untie();
   for_each_tensor(unstacked(checkpoint.config_),
                   [&](const TensorSpec& spec) { checkpoint.stored_bytes(spec); });
+  checkpoint.refuse_unmeant();
   return checkpoint;
+}
+
+/// A head of its own beside an embedding that the config calls the head too: as in transformers,
+/// the file is believed where the two differ.
+void Checkpoint::untie() {
+  const SourceTensor* head = source_->find(tensor_name(names(), names().lm_head));
+  const SourceTensor* embedding = source_->find(tensor_name(names(), names().embedding));
+  if (!config_.tied_embeddings || head == nullptr || embedding == nullptr) return;
+  const bool same = head->type == embedding->type && head->shape == embedding->shape &&
+                    std::ranges::equal(head->data, embedding->data);
+  if (same) return;
+  config_.tied_embeddings = false;
+  notes_.push_back(
+      fmt::format("{}: tie_word_embeddings is true, but {} differs from the embedding: not tied",
+                  directory(),
+                  head->name));
+}
+
+/// A tensor that the family knows and the config says is not there: one of the two is wrong, and
+/// without it the model would give other tokens.
+void Checkpoint::refuse_unmeant() const {
+  const std::string head = tensor_name(names(), names().lm_head);
+  for (const std::string& name : unused()) {
+    const std::optional<int> layer = known_layer(names(), name);
+    if (!layer) continue;
+    if (name == head && config_.tied_embeddings) continue;
+    const bool further =
+        *layer >= config_.layers && *layer < config_.layers + config_.further_layers;
+    if (further) continue;
+    fail<ModelError>("{}: tensor {}: expected none, as {} says that the model has no such tensor",
+                     source_->files()[source_->find(name)->file].path,
+                     name,
+                     source_->described_by());
+  }
 }
 
 DType Checkpoint::weight_type() const {

@@ -21,8 +21,9 @@ namespace ferry {
 class Checkpoint {
  public:
   /// Opens the source and checks that every tensor the config asks for is there, with the right
-  /// shape and a type that can be loaded. Throws ModelError naming file, tensor, what was expected
-  /// and what was found.
+  /// shape and a type that can be loaded, and that there is none which the family knows and the
+  /// config does not ask for. Throws ModelError naming file, tensor, what was expected and what was
+  /// found.
   static Checkpoint open(const std::filesystem::path& path);
 
   const std::string& directory() const { return source_->path(); }
@@ -50,6 +51,10 @@ class Checkpoint {
   /// Bytes of a tensor that the model needs, its scales included. Throws as the above.
   std::uint64_t stored_bytes(const TensorSpec& spec) const;
 
+  /// What its user should be told: where the config and the tensors contradict each other, and what
+  /// was made of it.
+  std::span<const std::string> notes() const { return notes_; }
+
   /// Names of tensors that the model does not use, sorted. They are ignored.
   std::vector<std::string> unused() const;
 
@@ -58,9 +63,12 @@ class Checkpoint {
       : source_(std::move(source)), config_(std::move(config)) {}
 
   MatrixPlace place_of(const TensorSpec& spec) const;
+  void untie();
+  void refuse_unmeant() const;
 
   std::unique_ptr<const TensorSource> source_;
   ModelConfig config_;
+  std::vector<std::string> notes_;
 };
 
 }  // namespace ferry

@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "ferry/checkpoint/config_reader.h"
 #include "ferry/checkpoint/safetensors_directory.h"
 #include "ferry/checkpoint/stored_format.h"
 #include "ferry/core/error.h"
+#include "ferry/model/config_defaults.h"
 #include "ferry/model/family.h"
 #include "ferry/model/mixers/mixer.h"
 
@@ -79,6 +81,7 @@ void check_stacked_format(const ConfigReader& in, const ModelConfig& config) {
   }
 }
 
+/// Where every head is of head_dim elements.
 void read_attention(const ConfigReader& in, ModelConfig& config) {
   config.heads = in.size("num_attention_heads", kMaxHeads);
   config.kv_heads = in.size_or("num_key_value_heads", kMaxHeads, config.heads);
@@ -97,18 +100,36 @@ void read_attention(const ConfigReader& in, ModelConfig& config) {
                      in.has("head_dim") ? "" : " (hidden_size / num_attention_heads)");
   }
   config.rope = read_rope(in, config.head_dim, config.max_positions);
-  config.layer_attention.resize(static_cast<std::size_t>(config.layers));
+}
+
+/// The kinds of layers by name, which a family may make of other fields: those must agree.
+void check_mlp_layer_types(const ConfigReader& in, const ModelConfig& config) {
+  constexpr const char* kKey = "mlp_layer_types";
+  if (!in.states(kKey)) return;
+  const json& types = in.value(kKey);
+  bool same = types.is_array() && types.size() == config.layer_kinds.size();
+  for (std::size_t i = 0; same && i < config.layer_kinds.size(); ++i)
+    same = types[i] == (config.layer_kinds[i] == LayerKind::sparse ? "sparse" : "dense");
+  if (same) return;
+  in.refuse(
+      kKey,
+      fmt::format("\"dense\" or \"sparse\" for each of {} layers, as the other fields have it",
+                  config.layers));
 }
 
 /// What describes the text model.
-ConfigReader text_part(const ConfigReader& in, const ModelFamily& family) {
-  if (family.text_fields == nullptr) return in;
+ConfigReader text_part(const ConfigReader& in, const ModelFamily& family, const json& defaults) {
+  if (family.text_fields == nullptr) return in.over(defaults);
   if (!in.has(family.text_fields)) in.refuse(family.text_fields, "an object");
-  return in.object(family.text_fields);
+  return in.object(family.text_fields).over(defaults);
 }
 
+/// One outside the vocabulary can never be drawn, so nothing ends on it.
 std::vector<std::int32_t> read_eos(const ConfigReader& in, int vocab) {
-  return in.integers("eos_token_id", 0, vocab - 1);
+  constexpr std::int32_t kMost = std::numeric_limits<std::int32_t>::max();
+  std::vector<std::int32_t> ids = in.integers("eos_token_id", -kMost, kMost);
+  std::erase_if(ids, [&](std::int32_t id) { return id < 0 || id >= vocab; });
+  return ids;
 }
 
 void read_generation(const std::optional<SourceText>& text, ModelConfig& config) {
@@ -146,7 +167,10 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   }
   const ConfigReader all(fields, file);
   const ModelFamily& family = choose_family(all);
-  const ConfigReader in = text_part(all, family);
+  const json defaults = parse_json(
+      config_defaults(family.config_class.empty() ? family.model_type : family.config_class),
+      "config_defaults.cpp");
+  const ConfigReader in = text_part(all, family, defaults);
 
   ModelConfig config;
   config.architecture = family.architecture;
@@ -157,15 +181,28 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   config.hidden = in.size("hidden_size", kMaxWidth);
   config.vocab = in.size("vocab_size", kMaxWidth);
   config.max_positions = in.size("max_position_embeddings", kMaxPositions);
-  config.rms_eps = static_cast<float>(in.positive_or("rms_norm_eps", 1e-6));
+  config.rms_eps = static_cast<float>(in.positive("rms_norm_eps"));
   config.layers = in.size("num_hidden_layers", kMaxLayers);
   config.layer_kinds.assign(static_cast<std::size_t>(config.layers), LayerKind::sparse);
-  read_attention(in, config);
+  config.layer_attention.resize(static_cast<std::size_t>(config.layers));
+  if (family.latent) {
+    config.heads = in.size("num_attention_heads", kMaxHeads);
+    config.kv_heads = config.heads;
+  } else {
+    read_attention(in, config);
+  }
+  const auto further = in.integers(
+      in.states("num_nextn_predict_layers") ? "num_nextn_predict_layers" : "num_mtp_layers",
+      0,
+      kMaxLayers);
+  if (!further.empty()) config.further_layers = further.front();
   config.tied_embeddings = in.flag_or("tie_word_embeddings", false);
   config.dtype = read_dtype(in);
   if (!config.dtype) config.dtype = read_dtype(all);
-  config.eos_ids = read_eos(in.has("eos_token_id") ? in : all, config.vocab);
+  const bool outside = !in.states("eos_token_id") && all.has("eos_token_id");
+  config.eos_ids = read_eos(outside ? all : in, config.vocab);
   family.read(in, config);
+  check_mlp_layer_types(in, config);
   check_mixers(config, file);
   if (config.stored_format != nullptr && config.stored_format->stacks_experts())
     check_stacked_format(all, config);

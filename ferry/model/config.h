@@ -85,7 +85,8 @@ struct LatentConfig {
   int rank = 0;        ///< of the vector that keys and values are made of; 0 = no layer has any
   int query_rank = 0;  ///< likewise of queries; 0 = made of the hidden state itself
   int plain_dim = 0;
-  int value_dim = 0;  ///< of a value head
+  int value_dim = 0;      ///< of a value head
+  float rms_eps = 1e-6F;  ///< of the norms of latents and compressed queries
 };
 
 /// Invariants (checked by load_config): all sizes positive, heads % kv_heads == 0, head_dim even,
@@ -101,6 +102,9 @@ struct ModelConfig {
   int head_dim = 0;  ///< even; heads * head_dim need not be hidden
   int vocab = 0;
   int max_positions = 0;
+  /// Layers behind the last that the file may have, for predicting further tokens. They are not
+  /// used.
+  int further_layers = 0;
   int dense_inter = 0;  ///< width of the feed-forward block of dense layers
   float rms_eps = 1e-6F;
   RopeOptions rope;
@@ -122,7 +126,8 @@ struct ModelConfig {
   /// How matrices may be stored quantised; null: all lie as plain elements. Copies of a config
   /// share it.
   std::shared_ptr<const StoredFormat> stored_format;
-  std::vector<std::int32_t> eos_ids;  ///< generation ends on any of these; may be empty
+  /// Generation ends on any of these, all within the vocabulary; may be empty.
+  std::vector<std::int32_t> eos_ids;
 
   bool sparse(int layer) const {
     return layer_kinds[static_cast<std::size_t>(layer)] == LayerKind::sparse;

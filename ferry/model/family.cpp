@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 
 #include "ferry/core/error.h"
 #include "ferry/model/families/families.h"
@@ -36,6 +37,58 @@ const TensorNames kQwenTensorNames = {
     .shared_down = "model.layers.{layer}.mlp.shared_expert.down_proj.weight",
     .shared_scale = "model.layers.{layer}.mlp.shared_expert_gate.weight",
 };
+
+namespace {
+
+using N = TensorNames;
+
+/// All but the prefix.
+constexpr std::array kPatterns = {&N::embedding,
+                                  &N::final_norm,
+                                  &N::lm_head,
+                                  &N::attention_norm,
+                                  &N::ffn_norm,
+                                  &N::q_weight,
+                                  &N::k_weight,
+                                  &N::v_weight,
+                                  &N::q_bias,
+                                  &N::k_bias,
+                                  &N::v_bias,
+                                  &N::o_weight,
+                                  &N::o_bias,
+                                  &N::q_norm,
+                                  &N::k_norm,
+                                  &N::sinks,
+                                  &N::query_down,
+                                  &N::query_down_norm,
+                                  &N::query_up,
+                                  &N::latent_down,
+                                  &N::latent_norm,
+                                  &N::latent_up,
+                                  &N::dense_gate,
+                                  &N::dense_up,
+                                  &N::dense_down,
+                                  &N::router,
+                                  &N::router_bias,
+                                  &N::selection_bias,
+                                  &N::expert_gate,
+                                  &N::expert_up,
+                                  &N::expert_down,
+                                  &N::expert_gate_bias,
+                                  &N::expert_up_bias,
+                                  &N::expert_down_bias,
+                                  &N::stacked_gate_up,
+                                  &N::stacked_down,
+                                  &N::stacked_gate_up_bias,
+                                  &N::stacked_down_bias,
+                                  &N::shared_gate,
+                                  &N::shared_up,
+                                  &N::shared_down,
+                                  &N::shared_scale};
+static_assert(sizeof(TensorNames) == (kPatterns.size() + 1) * sizeof(std::string_view),
+              "a pattern that kPatterns does not list");
+
+}  // namespace
 
 std::span<const ModelFamily> model_families() {
   static const std::array families = {deepseek_v2_family(),
@@ -75,6 +128,34 @@ std::string tensor_name(const TensorNames& names, std::string_view pattern, int 
   fill("{layer}", layer);
   fill("{expert}", expert);
   return name;
+}
+
+std::optional<int> known_layer(const TensorNames& names, std::string_view name) {
+  if (!name.starts_with(names.prefix)) return std::nullopt;
+  name.remove_prefix(names.prefix.size());
+  // The name as a pattern: a layer's number comes first, an expert's second.
+  constexpr std::array<std::string_view, 2> kKeys = {"{layer}", "{expert}"};
+  std::string pattern;
+  std::size_t numbers = 0;
+  int layer = -1;
+  while (!name.empty()) {
+    const std::size_t end = std::min(name.find('.'), name.size());
+    const std::string_view part = name.substr(0, end);
+    int number = 0;
+    const auto [last, error] = std::from_chars(part.data(), part.data() + part.size(), number);
+    const bool whole = error == std::errc() && last == part.data() + part.size();
+    if (whole && numbers < kKeys.size()) {
+      if (numbers == 0) layer = number;
+      pattern += kKeys[numbers++];
+    } else {
+      pattern += part;
+    }
+    if (end < name.size()) pattern += '.';
+    name.remove_prefix(std::min(end + 1, name.size()));
+  }
+  const auto has = [&](const auto member) { return names.*member == pattern; };
+  if (!std::ranges::any_of(kPatterns, has)) return std::nullopt;
+  return layer;
 }
 
 std::int64_t TensorSpec::elements() const {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -59,6 +60,10 @@ extern const TensorNames kQwenTensorNames;
 struct ModelFamily {
   std::string_view architecture;  ///< as in config.json's "architectures"
   std::string_view model_type;    ///< as in config.json's "model_type"
+  /// Whose defaults hold for fields that the file leaves out (config_defaults.h); empty:
+  /// model_type's.
+  std::string_view config_class = {};
+  bool latent = false;  ///< latent attention, whose sizes of heads the family reads itself
   /// The object of config.json that describes the text model, where that is one part of several;
   /// null: config.json itself.
   const char* text_fields = nullptr;
@@ -78,6 +83,10 @@ const ModelFamily* find_family(std::string_view name);
 
 /// The family of a config that load_config made.
 const ModelFamily& family_of(const ModelConfig& config);
+
+/// Which layer a tensor belongs to whose name is one of the patterns, filled in with any numbers;
+/// -1 for one outside the layers; absent for a name that the family does not know.
+std::optional<int> known_layer(const TensorNames& names, std::string_view name);
 
 /// One of the patterns, filled in.
 std::string tensor_name(const TensorNames& names,

@@ -17,9 +17,11 @@ constexpr int kMaxExperts = 1 << 16;
 }  // namespace
 
 void read_experts(const ConfigReader& in, const ExpertFields& names, ModelConfig& config) {
-  // transformers 5 may write num_local_experts whatever the family called them before.
-  constexpr const char* kNewName = "num_local_experts";
-  const char* key = in.has(names.experts) || !in.has(kNewName) ? names.experts : kNewName;
+  // transformers takes any of these names, and may write another than the family was published
+  // with.
+  const char* key = names.experts;
+  for (const char* other : {"num_local_experts", "n_routed_experts", "num_experts"})
+    if (!in.states(names.experts) && in.states(other)) key = other;
   MoeConfig& moe = config.moe;
   moe.experts = in.size(key, kMaxExperts);
   moe.topk = in.size("num_experts_per_tok", kMaxExperts);
@@ -55,9 +57,9 @@ void write_sparse_step(const ModelConfig& config, json& fields) {
 }
 
 void read_dense_first(const ConfigReader& in, ModelConfig& config) {
-  const auto dense = in.integers("first_k_dense_replace", 0, config.layers);
+  const auto dense = in.integers("first_k_dense_replace", 0, kMaxWidth);
   if (dense.empty() || dense.front() == 0) return;
-  std::fill_n(config.layer_kinds.begin(), dense.front(), LayerKind::dense);
+  std::fill_n(config.layer_kinds.begin(), std::min(dense.front(), config.layers), LayerKind::dense);
   config.dense_inter = in.size("intermediate_size", kMaxWidth);
 }
 
@@ -82,11 +84,6 @@ bool read_layer_types(const ConfigReader& in,
     if (types[i] == limited) config.layer_attention[i].span = span;
   }
   return true;
-}
-
-void require_fields(const ConfigReader& in, std::initializer_list<const char*> keys) {
-  for (const char* key : keys)
-    if (!in.has(key)) in.refuse(key, "a value");
 }
 
 void require_full_attention(const ConfigReader& in) {

@@ -2,7 +2,6 @@
 // are made of. For the family .cpp files only.
 #pragma once
 
-#include <initializer_list>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
@@ -36,9 +35,6 @@ bool read_layer_types(const ConfigReader& in,
                       const std::string& limited,
                       const AttentionSpan& span,
                       ModelConfig& config);
-
-/// Refuses a file that says nothing of these: transformers then has values of the family's own.
-void require_fields(const ConfigReader& in, std::initializer_list<const char*> keys);
 
 /// Refuses fields by which some layers would see less than all positions.
 void require_full_attention(const ConfigReader& in);

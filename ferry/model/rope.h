@@ -65,8 +65,8 @@ std::vector<float> rope_frequencies(const RopeOptions& options);
 double yarn_mscale(double factor, double mscale);
 
 /// What config.json says of it: rope_theta, and rope_parameters or rope_scaling, for heads of
-/// `head_dim` elements, of which `part` turn where config.json is silent about it. Throws
-/// ModelError naming the field; scalings other than those above are refused.
-RopeOptions read_rope(const ConfigReader& in, int head_dim, int max_positions, double part = 1.0);
+/// `head_dim` elements. Throws ModelError naming the field; scalings other than those above are
+/// refused.
+RopeOptions read_rope(const ConfigReader& in, int head_dim, int max_positions);
 
 }  // namespace ferry

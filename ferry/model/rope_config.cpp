@@ -1,6 +1,8 @@
 // The rotary embedding as config.json describes it, in the forms of transformers 4 and 5.
 #include <fmt/core.h>
 
+#include <nlohmann/json.hpp>
+
 #include "ferry/checkpoint/config_reader.h"
 #include "ferry/model/rope.h"
 
@@ -31,6 +33,14 @@ void read_yarn(const ConfigReader& in, RopeOptions& rope) {
   rope.magnitude = in.positive_or("attention_factor", rope.magnitude);
 }
 
+/// One entry for each type of layers, instead of values.
+void refuse_parts(const ConfigReader& in) {
+  for (const auto& [key, value] : in.fields().items()) {
+    if (value.is_object())
+      in.refuse(key, "a value: rotary embeddings that differ between layers are not supported");
+  }
+}
+
 /// `in`: rope_parameters or rope_scaling.
 void read_scaled(const ConfigReader& in, int max_positions, RopeOptions& rope) {
   rope.theta = in.positive_or("rope_theta", rope.theta);
@@ -53,16 +63,25 @@ void read_scaled(const ConfigReader& in, int max_positions, RopeOptions& rope) {
 
 }  // namespace
 
-RopeOptions read_rope(const ConfigReader& in, int head_dim, int max_positions, double part) {
+RopeOptions read_rope(const ConfigReader& in, int head_dim, int max_positions) {
   RopeOptions rope;
+  double part = 1.0;
   rope.theta = in.positive_or("rope_theta", rope.theta);
   part = in.positive_or("partial_rotary_factor", part);
-  for (const char* key : {"rope_scaling", "rope_parameters"}) {
-    if (!in.has(key)) continue;
-    const ConfigReader parameters = in.object(key);
+  const auto take = [&](const ConfigReader& parameters) {
+    refuse_parts(parameters);
     read_scaled(parameters, max_positions, rope);
     part = parameters.positive_or("partial_rotary_factor", part);
+  };
+  bool stated = false;
+  for (const char* key : {"rope_scaling", "rope_parameters"}) {
+    if (!in.states(key)) continue;
+    take(in.object(key));
+    stated = true;
   }
+  // A class with a scaling of its own means that one where the file has none, also by null.
+  const auto fallback = in.default_object("rope_parameters");
+  if (!stated && fallback) take(*fallback);
   rope.dim = static_cast<int>(head_dim * part);
   if (part > 1 || rope.dim < 2 || rope.dim % 2 != 0) {
     in.refuse("partial_rotary_factor",

@@ -50,6 +50,8 @@ Model Model::open(const ModelOptions& options, ModelListener listener) {
   check_groups(options);
   static_cast<void>(kernels());  // an unknown FERRY_ISA is wrong usage, and known before any work
   Model model(options, std::move(listener), Checkpoint::open(options.model));
+  for (const std::string& note : model.checkpoint().notes())
+    if (model.listener_.warn) model.listener_.warn(note);
   if (Tokenizer::exists(options.model)) model.tokenizer_ = Tokenizer::load(options.model);
   model.agree();
   model.choose_backend();

@@ -145,6 +145,56 @@ TEST_F(SpoiledCheckpoint, Fp8WithoutItsConfigOrItsScales) {
   EXPECT_THAT(error(), HasSubstr(name));
 }
 
+TEST_F(SpoiledCheckpoint, TensorsThatTheConfigSaysAreNotThere) {
+  copy("deepseek_v3");
+  change_config("n_shared_experts", 0);
+  EXPECT_THAT(
+      error(),
+      testing::AllOf(HasSubstr("model.safetensors: tensor model.layers.1.mlp.shared_experts."),
+                     HasSubstr("expected none, as config.json says")));
+  change_config("n_shared_experts", 1);
+  EXPECT_NO_THROW(Checkpoint::open(dir()));
+  // The last layer is none for further tokens, unless the config has such.
+  change_config("num_hidden_layers", 1);
+  EXPECT_THAT(error(), HasSubstr("tensor model.layers.1."));
+  change_config("num_nextn_predict_layers", 1);
+  EXPECT_NO_THROW(Checkpoint::open(dir()));
+}
+
+TEST_F(SpoiledCheckpoint, BiasesThatTheConfigSaysAreNotThere) {
+  copy("qwen2_untied");
+  change_config("qkv_bias", false);
+  EXPECT_THAT(error(), HasSubstr("tensor model.layers.0.self_attn.k_proj.bias: expected none"));
+}
+
+/// As in transformers: tied only where the two are the same.
+TEST_F(SpoiledCheckpoint, TiedEmbeddingsWithAHeadOfTheirOwn) {
+  copy("qwen2_untied");
+  change_config("tie_word_embeddings", true);
+  const auto bytes_of = [&](const Checkpoint& checkpoint, const char* name) {
+    const auto data = checkpoint.source().find(name)->data;
+    return std::string(reinterpret_cast<const char*>(data.data()), data.size());
+  };
+  std::string embedding;
+  std::string head;
+  {
+    const Checkpoint own = Checkpoint::open(dir());
+    EXPECT_FALSE(own.config().tied_embeddings);
+    ASSERT_EQ(own.notes().size(), 1U);
+    EXPECT_THAT(own.notes()[0], HasSubstr("lm_head.weight differs from the embedding: not tied"));
+    embedding = bytes_of(own, "model.embed_tokens.weight");
+    head = bytes_of(own, "lm_head.weight");
+  }
+  const fs::path path = dir() / "model.safetensors";
+  std::string file = test::read_file(path);
+  file.replace(file.find(head), head.size(), embedding);
+  test::write_file(path, file);
+  const Checkpoint same = Checkpoint::open(dir());
+  EXPECT_TRUE(same.config().tied_embeddings);
+  EXPECT_THAT(same.notes(), IsEmpty());
+  EXPECT_THAT(same.unused(), testing::ElementsAre("lm_head.weight"));
+}
+
 TEST_F(SpoiledCheckpoint, Mxfp4OfOtherSizesOrWithoutItsScales) {
   copy("gpt_oss_mxfp4");
   change_config("intermediate_size", 64);

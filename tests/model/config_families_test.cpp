@@ -134,8 +134,6 @@ TEST(Config, ReadsGptOss) {
   EXPECT_THAT(error_with("gpt_oss", "layer_types", json::array({"full_attention"})),
               HasSubstr("for each of 2 layers"));
   error_with("gpt_oss", "layer_types", json::array({"full_attention", "chunked_attention"}));
-  error_with("gpt_oss", "rope_scaling", nullptr);
-  error_with("gpt_oss", "head_dim", nullptr);
 }
 
 TEST(Config, Mxfp4NeedsExpertsThatLieTogetherInWholeGroups) {

@@ -39,6 +39,7 @@ void write_fields(const ModelConfig& config, nlohmann::json& fields) {
 ModelFamily deepseek_v2_family() {
   return {.architecture = "DeepseekV2ForCausalLM",
           .model_type = "deepseek_v2",
+          .latent = true,
           .names = deepseek_names(),
           .read = read_fields,
           .write = write_fields};

@@ -24,6 +24,7 @@ void write_fields(const ModelConfig& config, nlohmann::json& fields) {
 ModelFamily deepseek_v3_family() {
   return {.architecture = "DeepseekV3ForCausalLM",
           .model_type = "deepseek_v3",
+          .latent = true,
           .names = deepseek_names(),
           .read = read_deepseek_v3,
           .write = write_fields};

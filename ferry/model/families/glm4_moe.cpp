@@ -10,11 +10,10 @@ namespace ferry {
 
 namespace {
 
-constexpr double kTurnedPart = 0.5;  // of a head, where config.json is silent
+constexpr double kTurnedPart = 0.5;  // of a head
 
 void read_fields(const ConfigReader& in, ModelConfig& config) {
   require_full_attention(in);
-  config.rope = read_rope(in, config.head_dim, config.max_positions, kTurnedPart);
   config.attention_bias = in.flag_or("attention_bias", false);
   if (in.flag_or("use_qk_norm", false)) config.qk_norm = QkNorm::head;
   read_deepseek_v3_experts(in, config);

@@ -19,8 +19,6 @@ constexpr double kAlpha = 1.702;
 constexpr double kLimit = 7.0;
 
 void read_fields(const ConfigReader& in, ModelConfig& config) {
-  require_fields(in, {"head_dim", "num_key_value_heads", "rms_norm_eps"});
-  if (!in.has("rope_parameters")) require_fields(in, {"rope_theta", "rope_scaling"});
   config.attention_bias = in.flag_or("attention_bias", true);
   config.output_bias = config.attention_bias;
   config.sinks = true;

@@ -24,6 +24,8 @@ void write_fields(const ModelConfig& config, nlohmann::json& fields) {
 ModelFamily kimi_k2_family() {
   return {.architecture = "DeepseekV3ForCausalLM",
           .model_type = "kimi_k2",
+          .config_class = "deepseek_v3",
+          .latent = true,
           .names = deepseek_names(),
           .read = read_deepseek_v3,
           .write = write_fields};

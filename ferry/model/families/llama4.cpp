@@ -77,8 +77,6 @@ void read_attention(const ConfigReader& in, ModelConfig& config) {
 }
 
 void read_fields(const ConfigReader& in, ModelConfig& config) {
-  require_fields(in, {"head_dim", "num_key_value_heads", "rms_norm_eps"});
-  if (!in.has("rope_theta") && !in.has("rope_parameters")) in.refuse("rope_theta", "a number");
   read_layer_kinds(in, config);
   read_attention(in, config);
   read_experts(in, kExperts, config);
@@ -147,6 +145,7 @@ ModelFamily llama4_family() {
   inside.prefix = "language_model.";
   return {.architecture = "Llama4ForConditionalGeneration",
           .model_type = "llama4",
+          .config_class = "llama4_text",
           .text_fields = "text_config",
           .names = inside,
           .read = read_fields,

@@ -162,7 +162,7 @@ void LatentAttention::store_latents() {
           k.rms_norm(bytes_of(latent),
                      DType::f32,
                      weights_.latent_norm.data(),
-                     s.config.rms_eps,
+                     s.latent.rms_eps,
                      bytes_of(latent),
                      s.rank);
           s.angles.turn(latent + s.rank, t);
@@ -185,7 +185,7 @@ void LatentAttention::project_queries() {
           k.rms_norm(bytes_of(query),
                      DType::f32,
                      weights_.query_norm.data(),
-                     s.config.rms_eps,
+                     s.latent.rms_eps,
                      bytes_of(query),
                      width);
           k.convert(bytes_of(query),

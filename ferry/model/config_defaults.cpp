@@ -1,0 +1,99 @@
+// Written by tools/config_defaults.py (transformers 5.24.0): do not edit.
+#include "ferry/model/config_defaults.h"
+
+#include <array>
+#include <utility>
+
+namespace ferry {
+
+namespace {
+
+// clang-format off
+constexpr std::array<std::pair<std::string_view, std::string_view>, 9> kDefaults = {{
+    {"deepseek_v2",
+     R"({"attention_bias": false, "eos_token_id": 2, "first_k_dense_replace": 0, "hidden_act":
+       "silu", "hidden_size": 4096, "intermediate_size": 11008, "kv_lora_rank": 512,
+       "max_position_embeddings": 2048, "mlp_bias": false, "moe_intermediate_size": 1407,
+       "n_routed_experts": 64, "n_shared_experts": 2, "norm_topk_prob": false,
+       "num_attention_heads": 32, "num_hidden_layers": 32, "q_lora_rank": 1536,
+       "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06, "rope_theta":
+       10000.0, "routed_scaling_factor": 1.0, "tie_word_embeddings": false, "topk_method":
+       "greedy", "v_head_dim": 128, "vocab_size": 102400})"},
+    {"deepseek_v3",
+     R"({"attention_bias": false, "eos_token_id": 1, "first_k_dense_replace": 3, "hidden_act":
+       "silu", "hidden_size": 7168, "intermediate_size": 18432, "kv_lora_rank": 512,
+       "max_position_embeddings": 4096, "moe_intermediate_size": 2048, "n_group": 8,
+       "n_routed_experts": 256, "n_shared_experts": 1, "norm_topk_prob": true,
+       "num_attention_heads": 128, "num_experts_per_tok": 8, "num_hidden_layers": 61,
+       "num_key_value_heads": 128, "num_mtp_layers": 1, "q_lora_rank": 1536,
+       "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06,
+       "rope_interleave": true, "rope_theta": 10000.0, "routed_scaling_factor": 2.5,
+       "tie_word_embeddings": false, "topk_group": 4, "v_head_dim": 128, "vocab_size":
+       129280})"},
+    {"glm4_moe",
+     R"({"attention_bias": false, "first_k_dense_replace": 1, "hidden_act": "silu", "hidden_size":
+       4096, "intermediate_size": 10944, "max_position_embeddings": 131072,
+       "moe_intermediate_size": 1408, "n_group": 1, "n_routed_experts": 128,
+       "n_shared_experts": 1, "norm_topk_prob": true, "num_attention_heads": 96,
+       "num_experts_per_tok": 8, "num_hidden_layers": 46, "num_key_value_heads": 8,
+       "num_mtp_layers": 1, "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-05,
+       "rope_theta": 10000.0, "routed_scaling_factor": 1.0, "tie_word_embeddings": false,
+       "topk_group": 1, "use_qk_norm": false, "vocab_size": 151552})"},
+    {"gpt_oss",
+     R"({"attention_bias": true, "head_dim": 64, "hidden_act": "silu", "hidden_size": 2880,
+       "intermediate_size": 2880, "max_position_embeddings": 131072, "num_attention_heads":
+       64, "num_experts_per_tok": 4, "num_hidden_layers": 36, "num_key_value_heads": 8,
+       "num_local_experts": 128, "rms_norm_eps": 1e-05, "rope_parameters": {"rope_type":
+       "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": false,
+       "original_max_position_embeddings": 4096}, "rope_theta": 150000.0, "sliding_window":
+       128, "swiglu_alpha": 1.702, "swiglu_limit": 7.0, "tie_word_embeddings": false,
+       "vocab_size": 201088})"},
+    {"llama4_text",
+     R"({"attention_bias": false, "attention_chunk_size": 8192, "attn_scale": 0.1,
+       "attn_temperature_tuning": true, "eos_token_id": 2, "floor_scale": 8192, "head_dim":
+       128, "hidden_act": "silu", "hidden_size": 5120, "interleave_moe_layer_step": 1,
+       "intermediate_size": 8192, "intermediate_size_mlp": 16384, "max_position_embeddings":
+       131072, "no_rope_layer_interval": 4, "num_attention_heads": 40,
+       "num_experts_per_tok": 1, "num_hidden_layers": 48, "num_key_value_heads": 8,
+       "num_local_experts": 16, "rms_norm_eps": 1e-05, "rope_theta": 500000.0,
+       "tie_word_embeddings": false, "use_qk_norm": true, "vocab_size": 202048})"},
+    {"mixtral",
+     R"({"eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
+       "max_position_embeddings": 131072, "num_attention_heads": 32, "num_experts_per_tok":
+       2, "num_hidden_layers": 32, "num_key_value_heads": 8, "num_local_experts": 8,
+       "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "tie_word_embeddings": false,
+       "vocab_size": 32000})"},
+    {"olmoe",
+     R"({"attention_bias": false, "eos_token_id": 50279, "hidden_act": "silu", "hidden_size": 2048,
+       "intermediate_size": 2048, "max_position_embeddings": 4096, "norm_topk_prob": false,
+       "num_attention_heads": 16, "num_experts": 64, "num_experts_per_tok": 8,
+       "num_hidden_layers": 16, "rms_norm_eps": 1e-05, "rope_theta": 10000.0,
+       "tie_word_embeddings": false, "vocab_size": 50304})"},
+    {"qwen2_moe",
+     R"({"decoder_sparse_step": 1, "hidden_act": "silu", "hidden_size": 2048, "intermediate_size":
+       5632, "max_position_embeddings": 32768, "max_window_layers": 28,
+       "moe_intermediate_size": 1408, "norm_topk_prob": false, "num_attention_heads": 16,
+       "num_experts": 60, "num_experts_per_tok": 4, "num_hidden_layers": 24,
+       "num_key_value_heads": 16, "qkv_bias": true, "rms_norm_eps": 1e-06, "rope_theta":
+       10000.0, "shared_expert_intermediate_size": 5632, "sliding_window": 4096,
+       "tie_word_embeddings": false, "use_sliding_window": false, "vocab_size": 151936})"},
+    {"qwen3_moe",
+     R"({"attention_bias": false, "decoder_sparse_step": 1, "hidden_act": "silu", "hidden_size":
+       2048, "intermediate_size": 6144, "max_position_embeddings": 32768,
+       "moe_intermediate_size": 768, "norm_topk_prob": false, "num_attention_heads": 32,
+       "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 24,
+       "num_key_value_heads": 4, "rms_norm_eps": 1e-06, "rope_theta": 10000.0,
+       "sliding_window": 4096, "tie_word_embeddings": false, "use_sliding_window": false,
+       "vocab_size": 151936})"},
+}};
+// clang-format on
+
+}  // namespace
+
+std::string_view config_defaults(std::string_view model_type) {
+  for (const auto& [type, fields] : kDefaults)
+    if (type == model_type) return fields;
+  return "{}";
+}
+
+}  // namespace ferry
