@@ -73,7 +73,7 @@ GroupGather::Options group_options(const ModelConfig& config, const DecoderOptio
                                         std::int64_t{config.vocab},
                                         std::int64_t{config.dense_inter},
                                         std::int64_t{config.moe.shared_inter}});
-  return {.members = options.tp,
+  return {.tp = options.tp,
           .max_row_bytes = static_cast<std::size_t>(widest) * dtype_bytes(DType::f32),
           .timeout = options.timeout};
 }
@@ -195,13 +195,12 @@ Decoder::Impl::Impl(const ModelConfig& config,
   pending_.reserve(max_tokens);
   wanted_.reserve(max_tokens);
   const GroupMember& member = dense_->member;
-  FERRY_CHECK(member.members == 1 ||
-                  (member.member == group_.member() && member.members == group_.members()),
+  FERRY_CHECK(member.tp == 1 || (member.member == group_.member() && member.tp == group_.tp()),
               "weights of member {} of {} for member {} of {}",
               member.member,
-              member.members,
+              member.tp,
               group_.member(),
-              group_.members());
+              group_.tp());
 }
 
 std::span<const float> Decoder::Impl::forward(std::span<const SequenceStep> batch) {

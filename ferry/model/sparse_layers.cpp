@@ -25,7 +25,7 @@ MoeContext::Options moe_options(const ModelConfig& config,
                          .hidden = config.hidden,
                          .topk = moe.topk,
                          .max_tokens = options.max_tokens,
-                         .dp_size = options.tp,
+                         .tp = options.tp,
                          .dispatch_wire = options.dispatch_wire.value_or(wire_type(type)),
                          .expert_type = wire_type(type),
                          .combine_wire = options.combine_wire.value_or(wire_type(type)),
@@ -117,7 +117,7 @@ Placement SparseLayers::with_choice(const Placement& placement) const {
                              .source = rank_,
                              .nearest = rule_ == ReplicaRule::nearest,
                              .nodes = hosts_,
-                             .members = tp_});
+                             .tp = tp_});
 }
 
 void SparseLayers::count_rows(std::span<std::int32_t> slot_rows) {

@@ -142,10 +142,10 @@ MoeContext::MoeContext(const Options& options, Transport& transport, ThreadPool&
               "experts of {} handed {} rows",
               dtype_name(options.dtype),
               wire_type_name(options.dispatcher.expert_type));
-  FERRY_CHECK(group_.members() == options.dispatcher.dp_size,
+  FERRY_CHECK(group_.tp() == options.dispatcher.tp,
               "a group of {}, dispatcher for {}",
-              group_.members(),
-              options.dispatcher.dp_size);
+              group_.tp(),
+              options.dispatcher.tp);
   if (options.shared_inter > 0) {
     shared_expert_.emplace(GatedFfn::Options{.hidden = options.dispatcher.hidden,
                                              .inter = options.shared_inter,

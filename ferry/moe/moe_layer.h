@@ -55,7 +55,7 @@ class MoeContext {
     Gating gating = {};        ///< of the experts, routed and shared
     int shared_inter = 0;      ///< 0 = no shared expert
     DType dtype = DType::f32;  ///< of activations
-    /// The ranks that hold the same tokens, dispatcher.dp_size of them, which share out the shared
+    /// The ranks that hold the same tokens, dispatcher.tp of them, which share out the shared
     /// expert. Outlives the context. Null: each rank has tokens of its own.
     TensorGroup* group = nullptr;
   };

@@ -147,7 +147,7 @@ Decoder Model::decoder_on(Transport& transport,
   }
   const Rank rank = transport.rank();
   const int tp = options_.decoder.tp;
-  if (!dense) dense = load_dense({.member = rank % tp, .members = tp}, pool);
+  if (!dense) dense = load_dense({.member = rank % tp, .tp = tp}, pool);
   ExpertWeights experts =
       load_expert_weights(checkpoint_,
                           weights_,
@@ -165,7 +165,7 @@ Decoder Model::next_decoder_on(Transport& transport,
   const Rank rank = transport.rank();
   const int tp = options_.decoder.tp;
   check_tp(tp, transport.size());
-  if (!dense) dense = load_dense({.member = rank % tp, .members = tp}, pool);
+  if (!dense) dense = load_dense({.member = rank % tp, .tp = tp}, pool);
   ExpertWeights experts = next_expert_weights(std::move(held),
                                               checkpoint_,
                                               weights_,

@@ -175,8 +175,8 @@ static void wrong_options(ferry_comm* comm) {
   WRONG(topk, -1, "topk is -1");
   WRONG(hidden, 0, "hidden is 0");
   WRONG(max_tokens, 0, "max_tokens is 0");
-  WRONG(dp_size, 0, "dp_size is 0");
-  WRONG(dp_size, 2, "do not make groups of dp_size 2");
+  WRONG(tp, 0, "tp is 0");
+  WRONG(tp, 2, "do not make groups of tp 2");
   WRONG(row_alignment, 0, "row_alignment is 0");
   WRONG(dispatch_wire, 6, "dispatch_wire is 6");
   WRONG(expert_type, -1, "expert_type is -1");

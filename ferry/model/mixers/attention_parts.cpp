@@ -113,10 +113,9 @@ void OutputProjection::add(int layer,
                            const std::vector<float>& bias,
                            const MutableRowsView& residual) const {
   const auto first_byte = [&](int member) {
-    const GroupMember who{member, group_.members()};
-    const int first = member == who.members
-                          ? heads.heads
-                          : head_share(heads.heads, heads.kv_heads, who).query.begin;
+    const GroupMember who{member, group_.tp()};
+    const int first =
+        member == who.tp ? heads.heads : head_share(heads.heads, heads.kv_heads, who).query.begin;
     return row_bytes(first * heads.head_dim, type_);
   };
   group_.gather_bytes(heads.rows, tokens, first_byte, {.name = "heads", .layer = layer});

@@ -49,7 +49,7 @@ typedef struct ferry_all_to_all_options {
   int32_t topk;              ///< K; 0 for moe_forward, whose router says it
   int32_t hidden;            ///< H
   int32_t max_tokens;        ///< of a rank in one exchange
-  int32_t dp_size;           ///< ranks [g * dp_size, (g + 1) * dp_size) hold the same tokens
+  int32_t tp;                ///< ranks [g * tp, (g + 1) * tp) hold the same tokens
   int32_t row_alignment;     ///< ragged: slots begin at a multiple of so many rows
   int32_t dispatch_wire;     ///< ferry_wire: what travels out
   int32_t expert_type;       ///< ferry_wire: what experts receive: dispatch_wire, or f32 or bf16
