@@ -32,7 +32,7 @@ FlushDenormals::~FlushDenormals() {
 #endif
 }
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads, const Kernels* kernels) : kernels_(kernels) {
   FERRY_CHECK(threads >= 1, "a thread pool needs at least one thread, not {}", threads);
   workers_.reserve(static_cast<std::size_t>(threads - 1));
   for (int worker = 1; worker < threads; ++worker)

@@ -169,7 +169,7 @@ Decoder::Impl::Impl(const ModelConfig& config,
       type_(dense_->dtype),
       pool_(pool),
       group_(group_options(config, options), transport, pool),
-      gemm_scratch_(pool.size(), type_, widest_input(config)),
+      gemm_scratch_(pool, type_, widest_input(config)),
       residual_(options.max_tokens, config.hidden, type_),
       normed_(options.max_tokens, config.hidden, type_),
       block_out_(options.max_tokens, config.hidden, DType::f32),
@@ -302,12 +302,12 @@ void Decoder::Impl::norm_to(const MutableRowsView& out,
   pool_.parallel_for(n, kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t row = source.empty() ? i : source[static_cast<std::size_t>(i)];
-      kernels().rms_norm(residual_.rows().row(row),
-                         type_,
-                         weight.data(),
-                         config_.rms_eps,
-                         out.row(i),
-                         config_.hidden);
+      kernels_of(pool_).rms_norm(residual_.rows().row(row),
+                                 type_,
+                                 weight.data(),
+                                 config_.rms_eps,
+                                 out.row(i),
+                                 config_.hidden);
     }
   });
 }

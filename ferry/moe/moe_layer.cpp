@@ -82,11 +82,11 @@ bool MoeLayer::run_shared_expert(const RowsView& hidden, int tokens, const Mutab
                  .rows = tokens,
                  .weights = &weights_.shared_gate,
                  .out = {reinterpret_cast<std::byte*>(c.shared_gate_.data()), sizeof(float)}});
-  kernels().sigmoid(c.shared_gate_.data(), c.shared_gate_.data(), tokens);
+  kernels_of(c.pool_).sigmoid(c.shared_gate_.data(), c.shared_gate_.data(), tokens);
   c.pool_.parallel_for(tokens, kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t t = begin; t < end; ++t) {
       auto* row = reinterpret_cast<float*>(out.row(t));
-      kernels().scale(row, c.shared_gate_[static_cast<std::size_t>(t)], row, hidden_size);
+      kernels_of(c.pool_).scale(row, c.shared_gate_[static_cast<std::size_t>(t)], row, hidden_size);
     }
   });
   return true;
@@ -136,7 +136,7 @@ MoeContext::MoeContext(const Options& options, Transport& transport, ThreadPool&
                pool),
       alone_(pool),
       group_(options.group != nullptr ? *options.group : alone_),
-      gemm_scratch_(pool.size(), DType::f32, options.dispatcher.hidden) {
+      gemm_scratch_(pool, DType::f32, options.dispatcher.hidden) {
   const auto tokens = static_cast<std::size_t>(options.dispatcher.max_tokens);
   FERRY_CHECK(options.dispatcher.expert_type == wire_type(options.dtype),
               "experts of {} handed {} rows",
@@ -190,7 +190,7 @@ RowsView MoeContext::convert_to_f32(const RowsView& rows, int first, int count) 
   const MutableRowsView out = f32_rows(hidden_f32_.as<float>()).from(first);
   pool_.parallel_for(count, kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t t = begin; t < end; ++t) {
-      kernels().convert(
+      kernels_of(pool_).convert(
           rows.row(t), options_.dtype, out.row(t), DType::f32, options_.dispatcher.hidden);
     }
   });

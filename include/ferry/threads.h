@@ -13,17 +13,23 @@
 
 namespace ferry {
 
+struct Kernels;
+
 /// A fixed set of workers; the calling thread is worker 0, so a pool of one starts no thread.
 /// Threads: run() may be called by one thread at a time. Workers run with denormals flushed.
 class FERRY_API ThreadPool {
  public:
   /// REQUIRES: threads >= 1.
-  explicit ThreadPool(int threads);
+  /// kernels: what is computed on these threads computes with; null: with the process's
+  /// (ferry/kernels/kernels.h). Ranks of one process may differ in it, which changes no bit.
+  explicit ThreadPool(int threads, const Kernels* kernels = nullptr);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
+
+  const Kernels* kernels() const { return kernels_; }
 
   /// Calls task(worker) once on every worker, 0..size()-1, and returns when all are done. The first
   /// exception a worker threw is thrown again here.
@@ -40,6 +46,7 @@ class FERRY_API ThreadPool {
   void worker_loop(int worker);
   void run_one(FunctionRef<void(int)> task, int worker) noexcept;
 
+  const Kernels* kernels_;
   std::vector<std::thread> workers_;
   const FunctionRef<void(int)>* task_ = nullptr;  // set before generation_ grows
   std::atomic<std::uint32_t> generation_{0};
