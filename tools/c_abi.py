@@ -53,7 +53,7 @@ def describe(headers: Path, target: Path) -> None:
         (folder / "ferry_abi.c").write_text(unit(headers))
         subprocess.run(["cc", "-std=c99", "-g", "-O0", "-shared", "-fPIC", "-fvisibility=hidden", f"-I{headers.resolve()}",
                         "ferry_abi.c", "-o", "libferry_abi.so"], cwd=folder, check=True)
-        subprocess.run(["abidw", "--no-show-locs", "--no-corpus-path", "--no-comp-dir-path", "--type-id-style", "hash",
+        subprocess.run(["abidw", "--no-show-locs", "--no-corpus-path", "--no-comp-dir-path", "--no-architecture", "--type-id-style", "hash",
                         "--out-file", target, folder / "libferry_abi.so"], check=True)
     # A third of it says nothing.
     lines = [line.strip().replace(" visibility='default'", "") for line in target.read_text().splitlines()]
