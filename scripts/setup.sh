@@ -12,7 +12,7 @@ program=(g++ cmake ninja-build pkg-config libfmt-dev libspdlog-dev libcli11-dev 
          libpcre2-dev libutf8proc-dev libssl-dev libhwloc-dev libcpp-httplib-dev
          prometheus-cpp-dev)
 tests=(libgtest-dev libgmock-dev libbenchmark-dev libfabric-dev libopenmpi-dev openmpi-bin
-       iproute2 curl python3-dev python3-venv)
+       iproute2 curl python3-dev python3-venv abigail-tools)
 pypi=(nanobind numpy ml_dtypes pytest)  # of tests, into build/venv
 ci=(ccache clang-format clang-tidy git python3)
 fuzz=(clang libclang-rt-14-dev)

@@ -8,6 +8,7 @@
 #include "apps/ferry/command_line.h"
 #include "ferry/core/error.h"
 #include "ferry/runtime/core_map.h"
+#include "ferry/transport/registry.h"
 
 namespace ferry {
 
@@ -232,8 +233,8 @@ void refuse_launcher(std::string_view command) {
 std::string default_transport(const std::optional<World>& world) {
   if (!world) return "inproc";
   if (world->launcher == World::Launcher::open_mpi || world->launcher == World::Launcher::mpich) {
-    for (const TransportInfo& info : list_transports())
-      if (info.name == "mpi" && info.available) return "mpi";
+    for (const TransportEntry& known : known_transports())
+      if (known.name == "mpi" && known.why_not().empty()) return "mpi";
   }
   return "fabric";
 }

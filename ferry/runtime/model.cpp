@@ -11,18 +11,19 @@
 #include "ferry/kernels/kernels.h"
 #include "ferry/runtime/core_map.h"
 #include "ferry/runtime/kv_memory.h"
+#include "ferry/transport/registry.h"
 
 namespace ferry {
 
 namespace {
 
 bool reads_peers(const std::string& transport) {
-  const auto known = list_transports();
+  const auto known = known_transports();
   const auto found = std::find_if(
-      known.begin(), known.end(), [&](const TransportInfo& t) { return t.name == transport; });
+      known.begin(), known.end(), [&](const TransportEntry& t) { return t.name == transport; });
   if (found != known.end()) return found->load_store;
   std::string names;
-  for (const TransportInfo& t : known)
+  for (const TransportEntry& t : known)
     names += fmt::format("{}{}", names.empty() ? "" : ", ", t.name);
   fail<ConfigError>("unknown transport \"{}\"; this build knows {}", transport, names);
 }

@@ -88,7 +88,7 @@ FERRY_API ferry_status ferry_all_to_all_destroy(ferry_all_to_all* a2a);
 typedef struct ferry_dispatch_input {
   uint32_t size;
   uint32_t magic;
-  ferry_place place;             ///< of `rows`
+  ferry_place place;             ///< of all that follows
   const void* rows;              ///< [tokens, H] of `type` (hidden_partition: [tokens, H / R])
   int64_t stride;                ///< bytes from one row to the next
   int32_t type;                  ///< ferry_dtype; f16 where the wire is not quantised
@@ -174,7 +174,7 @@ FERRY_API ferry_status ferry_all_to_all_combine_send(ferry_all_to_all* a2a);
 typedef struct ferry_combine_output {
   uint32_t size;
   uint32_t magic;
-  ferry_place place;     ///< of `rows`
+  ferry_place place;     ///< of all that follows
   void* rows;            ///< [tokens, H] of `type` (hidden_partition: [tokens, H / R])
   int64_t stride;        ///< bytes
   const float* weights;  ///< [tokens, K]
