@@ -41,7 +41,7 @@ def found():
                 thing = getattr(thing, part)
             names[f"{module}:{name}"] = (
                 [field.name for field in dataclasses.fields(thing)] if dataclasses.is_dataclass(thing)
-                else [p.name for p in inspect.signature(thing).parameters.values()])
+                else list(inspect.signature(thing).parameters))
     return dict(version=vllm.__version__.split("+")[0], names=names)
 
 
