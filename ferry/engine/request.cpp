@@ -12,6 +12,14 @@ std::size_t first_prompt_logprob(const Request& request) {
                                static_cast<std::size_t>(request.prompt_logprobs_from.value_or(0)));
 }
 
+std::int64_t most_reused(const Request& request, std::size_t generated) {
+  // Logits of a token say how probable the next one is.
+  const std::size_t known = request.prompt.size() + generated;
+  const bool tells_prompt = request.prompt_logprobs_from && generated == 0;
+  return static_cast<std::int64_t>(
+      (tells_prompt ? std::min(first_prompt_logprob(request), known) : known) - 1);
+}
+
 int most_positions(const Request& request, int max_context) {
   const auto wanted = static_cast<std::int64_t>(request.prompt.size()) + request.max_new_tokens - 1;
   return static_cast<int>(std::min<std::int64_t>(wanted, max_context));

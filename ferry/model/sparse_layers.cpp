@@ -49,6 +49,8 @@ SparseLayers::SparseLayers(const ModelConfig& config,
                            TensorGroup& group)
     : config_(config),
       rule_(options.replica_rule),
+      sums_on_ranks_(exchange_options(options.backend, options.deepep_mode).reduce_at ==
+                     ExchangeOptions::ReduceAt::rank_then_home),
       tp_(options.tp),
       rank_(transport.rank()),
       hosts_(equal_hosts(transport)),
@@ -236,6 +238,16 @@ void SparseLayers::check_no_expert_lost(int layer, Rank gone) const {
                     layer,
                     placement.experts()));
   }
+}
+
+bool SparseLayers::has_replicas() const {
+  for (int layer = 0; layer < config_.layers; ++layer) {
+    if (!config_.sparse(layer)) continue;
+    const Placement& p = placement(layer);
+    for (ExpertId e = 0; e < p.experts(); ++e)
+      if (p.replicas(e).size() > 1) return true;
+  }
+  return false;
 }
 
 bool SparseLayers::masks() const { return context_ && context_->masks(); }

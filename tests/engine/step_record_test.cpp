@@ -4,6 +4,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/engine/logits_chain.h"
+#include "ferry/state/state_layout.h"
 #include "support/allocation_count.h"
 
 namespace ferry {
@@ -15,6 +16,11 @@ StepRecord sample_record() {
   record.gone.set(2).set(1023);
   record.dropped = {5};
   record.evicted = {6, 1ULL << 50};
+  record.keeps = {{.sequence = 3, .number = 1ULL << 40, .before = 12, .page = 1U << 30}};
+  record.forgotten_windows = {13, 14};
+  record.forgotten = {15};
+  record.begins = {{.sequence = 7, .number = 16, .pages = 2},
+                   {.sequence = 8, .number = 17, .pages = 3}};
   record.admissions.push_back(
       {.id = 7,
        .request = {
@@ -33,7 +39,7 @@ StepRecord sample_record() {
 }
 
 std::vector<std::byte> bytes_of(const StepRecord& record) {
-  std::vector<std::byte> bytes(1 << 16);
+  std::vector<std::byte> bytes(1 << 17);
   bytes.resize(encode(record, bytes));
   return bytes;
 }
@@ -63,22 +69,33 @@ TEST(StepRecord, ComesBackAsItWentOut) {
   EXPECT_EQ(in.admissions[1].request.top_logprobs, std::nullopt);
   EXPECT_EQ(in.dropped, out.dropped);
   EXPECT_EQ(in.evicted, out.evicted);
+  EXPECT_EQ(in.keeps, out.keeps);
+  EXPECT_EQ(in.forgotten_windows, out.forgotten_windows);
+  EXPECT_EQ(in.forgotten, out.forgotten);
+  EXPECT_EQ(in.begins, out.begins);
+  EXPECT_FALSE(in.forget_all);
   ASSERT_EQ(in.runs.size(), 2U);
   EXPECT_EQ(in.runs[1].id, 7U);
   EXPECT_EQ(in.runs[1].tokens, 4);
 }
 
-TEST(StepRecord, StopSurvives) {
+TEST(StepRecord, FlagsSurvive) {
+  EXPECT_TRUE(
+      decode_step_record(bytes_of({.step = 1, .forget_all = true, .admissions = {}, .runs = {}}))
+          .forget_all);
   EXPECT_TRUE(
       decode_step_record(bytes_of({.step = 1, .stop = true, .admissions = {}, .runs = {}})).stop);
 }
 
 TEST(StepRecord, SizesAreAsAnnounced) {
   StepRecord record = sample_record();
-  std::size_t expected = record_bytes_without_admissions(static_cast<int>(record.runs.size()));
+  const int runs = static_cast<int>(record.runs.size());
+  std::size_t expected = record_bytes_without_admissions(runs, 40);
   for (const Admission& admission : record.admissions) expected += encoded_bytes(admission);
   record.dropped = {1, 2};
   record.evicted = {};
+  record.keeps.resize(4);  // of two pages, and one of each sequence
+  record.forgotten.resize(kMostForgotten - record.forgotten_windows.size());
   EXPECT_EQ(bytes_of(record).size(), expected);
 
   // The greatest request that check_request lets through.
@@ -93,7 +110,9 @@ TEST(StepRecord, SizesAreAsAnnounced) {
   record.runs.assign(16, {.id = 1, .tokens = 1});
   record.dropped.assign(7, 1);
   record.evicted.assign(9, 1);
-  EXPECT_EQ(bytes_of(record).size(), record_capacity(100, 16));
+  record.begins.assign(16, {});
+  record.keeps.assign(16 + 512 / kPagePositions, {});
+  EXPECT_EQ(bytes_of(record).size(), record_capacity(100, 16, 512));
 }
 
 TEST(StepRecord, UnknownProcessorsAreNotWritten) {
