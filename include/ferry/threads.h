@@ -44,6 +44,7 @@ class FERRY_API ThreadPool {
 
  private:
   void worker_loop(int worker);
+  void wait_for_workers() noexcept;
   void run_one(FunctionRef<void(int)> task, int worker) noexcept;
 
   const Kernels* kernels_;
@@ -51,7 +52,8 @@ class FERRY_API ThreadPool {
   const FunctionRef<void(int)>* task_ = nullptr;  // set before generation_ grows
   std::atomic<std::uint32_t> generation_{0};
   std::atomic<int> sleepers_{0};
-  std::atomic<int> running_{0};
+  std::atomic<std::uint32_t> running_{0};
+  std::atomic<bool> caller_sleeps_{false};
   std::atomic<bool> stop_{false};
   std::mutex failure_mutex_;
   std::exception_ptr failure_;
