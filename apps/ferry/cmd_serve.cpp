@@ -15,6 +15,7 @@
 #include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/session.h"
+#include "ferry/checkpoint/hub_cache.h"
 #include "ferry/core/error.h"
 #include "ferry/core/types.h"
 #include "ferry/kernels/kernels.h"
@@ -66,8 +67,9 @@ void add_options(Command& command, ServeOptions& o) {
       ->delimiter(',')
       ->group(kGroup);
   command
-      .add_option(
-          "--served-model-name", o.name, "What clients call the model [its directory's name]")
+      .add_option("--served-model-name",
+                  o.name,
+                  "What clients call the model [as on the Hub, or its directory's name]")
       ->type_name("NAME")
       ->group(kGroup);
   command
@@ -160,7 +162,7 @@ RunOptions resolve(const ServeOptions& o) {
 ServedModel served_model(const ServeOptions& o, const Session& session) {
   const RunOptions& run = session.options;
   const std::filesystem::path path = std::filesystem::weakly_canonical(run.model);
-  return {.name = o.name.empty() ? path.filename().string() : o.name,
+  return {.name = o.name.empty() ? model_name(path) : o.name,
           .path = run.model.string(),
           .config = &session.config(),
           .tokenizer = session.model.tokenizer(),

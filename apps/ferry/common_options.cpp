@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "apps/ferry/command_line.h"
+#include "ferry/checkpoint/hub_cache.h"
 #include "ferry/core/error.h"
 #include "ferry/runtime/core_map.h"
 #include "ferry/transport/registry.h"
@@ -69,7 +70,10 @@ void CommonOptions::add_network_options(Command& app) {
 }
 
 CommonOptions::CommonOptions(Command& app) {
-  app.add_option("--model,--model-path", model_, "Checkpoint directory [the demo model]")
+  app.add_option(
+         "--model,--model-path",
+         model_,
+         "Checkpoint directory, or org/name in the local Hugging Face cache [the demo model]")
       ->type_name("DIR")
       ->group(kGroup);
   app.add_option("--ep",
@@ -205,7 +209,7 @@ RunOptions CommonOptions::resolve() const {
   o.allow_prereduce = allow_prereduce_;
   o.json = json_;
   o.quiet = quiet_ || (o.launch.world && o.launch.world->rank != 0);  // rank 0 speaks for all
-  o.model = model_.empty() ? find_demo_model() : std::filesystem::path(model_);
+  o.model = model_.empty() ? find_demo_model() : find_model(model_);
   return o;
 }
 
