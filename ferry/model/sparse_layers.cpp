@@ -14,7 +14,8 @@ MoeContext::Options moe_options(const ModelConfig& config,
                                 const DecoderOptions& options,
                                 DType type,
                                 int slots_per_rank,
-                                TensorGroup& group) {
+                                TensorGroup& group,
+                                StepClock* clock) {
   const MoeConfig& moe = config.moe;
   ExchangeOptions exchange = exchange_options(options.backend, options.deepep_mode);
   exchange.format = options.layout.value_or(exchange.format);
@@ -36,7 +37,8 @@ MoeContext::Options moe_options(const ModelConfig& config,
           .gating = moe.gating,
           .shared_inter = moe.shared_inter,
           .dtype = type,
-          .group = &group};
+          .group = &group,
+          .clock = clock};
 }
 
 }  // namespace
@@ -46,7 +48,8 @@ SparseLayers::SparseLayers(const ModelConfig& config,
                            ExpertWeights experts,
                            const DecoderOptions& options,
                            Transport& transport,
-                           TensorGroup& group)
+                           TensorGroup& group,
+                           StepClock* clock)
     : config_(config),
       rule_(options.replica_rule),
       sums_on_ranks_(exchange_options(options.backend, options.deepep_mode).reduce_at ==
@@ -67,7 +70,7 @@ SparseLayers::SparseLayers(const ModelConfig& config,
     local.placement = with_choice(local.placement);
     if (!context_) {
       const int slots_per_rank = local.placement.slots_per_rank();
-      context_.emplace(moe_options(config_, options, dense.dtype, slots_per_rank, group),
+      context_.emplace(moe_options(config_, options, dense.dtype, slots_per_rank, group, clock),
                        transport,
                        group.pool());
     }

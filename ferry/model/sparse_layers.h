@@ -26,7 +26,8 @@ class SparseLayers {
                ExpertWeights experts,
                const DecoderOptions& options,
                Transport& transport,
-               TensorGroup& group);
+               TensorGroup& group,
+               StepClock* clock = nullptr);
 
   /// Collective, also without tokens: `rows` [tokens, H] of activations in, f32 [tokens, H] out.
   void forward(int layer, const RowsView& rows, int tokens, float* out);

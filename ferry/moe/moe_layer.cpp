@@ -18,7 +18,9 @@ constexpr std::int64_t kRowGrain = 8;  // rows a thread takes at a time for work
 /// (dispatch) behind place, home (combine) behind the experts.
 void MoeLayer::forward(const RowsView& hidden, int tokens, float* out) {
   MoeContext& c = context_;
+  const StepClock::Scope exchange(c.options_.clock, StepClock::Phase::exchange);
   const auto route_and_place = [&](const ExchangeLanes::Part& part) {
+    const StepClock::Scope router(c.options_.clock, StepClock::Phase::router);
     route(hidden.from(part.first), part);
     placement_.place(part.experts, c.options_.router.topk, part.slots, turn_++);
   };
@@ -59,6 +61,7 @@ void MoeLayer::route(const RowsView& hidden, const ExchangeLanes::Part& part) {
 }
 
 void MoeLayer::run_experts(const ExpertRows& rows) {
+  const StepClock::Scope experts(context_.options_.clock, StepClock::Phase::experts);
   for (std::size_t slot = 0; slot < slot_rows_.size(); ++slot)
     slot_rows_[slot] += rows.counts[slot];
   context_.experts_.run(rows, weights_.local);
@@ -70,6 +73,7 @@ bool MoeLayer::run_shared_expert(const RowsView& hidden, int tokens, const Mutab
   MoeContext& c = context_;
   if (!weights_.shared) return false;
   if (tokens == 0) return true;
+  const StepClock::Scope shared_expert(c.options_.clock, StepClock::Phase::shared_expert);
   const int hidden_size = c.options_.dispatcher.hidden;
   const GatherPhase phase{.name = "shared expert", .layer = index_};
   c.shared_expert_->run(hidden, tokens, *weights_.shared, out, phase);
