@@ -15,6 +15,8 @@ program=(g++ cmake ninja-build pkg-config libfmt-dev libspdlog-dev libcli11-dev 
 tests=(libgtest-dev libgmock-dev libbenchmark-dev libfabric-dev libopenmpi-dev openmpi-bin
        iproute2 curl python3-dev python3-venv abigail-tools)
 pypi=(nanobind numpy ml_dtypes pytest)  # of tests, into build/venv
+xgrammar=0.2.9  # of the program too, its source into build/xgrammar-VERSION
+xgrammar_sha256=87b466bca2475e29bb0323abc62c6c33cbcbcff47e5fb800a3e2099ac9620b90
 ci=(ccache clang-format clang-tidy git python3)
 fuzz=(clang libclang-rt-14-dev)
 bench=(libdnnl-dev)
@@ -29,7 +31,7 @@ case "${1:-tests}" in
   bench) wanted=("${program[@]}" "${tests[@]}" "${bench[@]}") ;;
   clients) wanted=("${program[@]}" "${tests[@]}" "${clients[@]}") ;;
   --list)
-    printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}" "${fuzz[@]}" "${bench[@]}" "${clients[@]}" openai "${pypi[@]}" "${vllm[@]%%==*}"
+    printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}" "${fuzz[@]}" "${bench[@]}" "${clients[@]}" openai xgrammar "${pypi[@]}" "${vllm[@]%%==*}"
     exit ;;
   *) echo "usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients|vllm]" >&2; exit 2 ;;
 esac
@@ -71,12 +73,34 @@ install_vllm() {
   "$venv/bin/pip" -q --disable-pip-version-check install "${vllm[@]:1}" -r "$venv/vllm-needs.txt" >&2
   "$venv/bin/pip" -q --disable-pip-version-check install --no-deps --no-build-isolation -e "$root/bindings/vllm" >&2
 }
+# Without it grammars are refused. pip takes the archive only as it was when it was chosen.
+install_xgrammar() {
+  local build source fetched pip
+  build=$(cd "$(dirname "$0")/.." && pwd)/build
+  source=$build/xgrammar-$xgrammar
+  [[ -f $source/include/xgrammar/xgrammar.h ]] && return
+  echo "setup: fetching the source of xgrammar $xgrammar from PyPI" >&2
+  mkdir -p "$build"
+  fetched=$(mktemp -d "$build/fetch.XXXXXX")
+  pip=("$build/venv/bin/pip")
+  [[ -x ${pip[0]} ]] || pip=(python3 -m pip)
+  echo "xgrammar==$xgrammar --hash=sha256:$xgrammar_sha256" >"$fetched/wanted.txt"
+  if "${pip[@]}" -q --disable-pip-version-check download --no-deps --no-binary xgrammar --require-hashes \
+      -r "$fetched/wanted.txt" -d "$fetched" >&2 &&
+      tar -xzf "$fetched/xgrammar-$xgrammar.tar.gz" -C "$fetched"; then
+    mv "$fetched/xgrammar-$xgrammar" "$source"
+  else
+    echo "setup: xgrammar $xgrammar cannot be had from PyPI; structured output is left out" >&2
+  fi
+  rm -rf "$fetched"
+}
 finish() {
   case "${1:-tests}" in
     vllm) install_pypi && install_vllm ;;
     clients) install_openai && install_pypi ;;
     tests | ci | bench) install_pypi ;;
   esac
+  install_xgrammar
 }
 
 missing=()

@@ -90,7 +90,10 @@ class Engine::Impl {
         survivors_(decoder,
                    transport,
                    decoder.sparse_layers().masks() && decoder.tp() == 1 && !options.hash_logits),
-        sequences_(decoder, max_context_, options.hash_logits && speaks(transport.rank())),
+        sequences_(decoder,
+                   max_context_,
+                   options.hash_logits && speaks(transport.rank()),
+                   options.grammars),
         batcher_({.groups = groups(),
                   .max_sequences = options.max_sequences_per_rank,
                   .max_running = or_any(options.max_running),
@@ -114,7 +117,7 @@ class Engine::Impl {
   }
 
   void check(const Request& request) const {
-    check_request(request, vocab_, max_context_);
+    check_request(request, {vocab_, options_.grammars}, max_context_);
     const int wanted = most_positions(request, max_context_);
     if (batcher_.most_bytes(wanted) > state_bytes(options_, layout_)) {
       fail<ConfigError>(

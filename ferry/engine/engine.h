@@ -33,6 +33,8 @@ struct EngineOptions {
   bool hash_logits = false;
   std::chrono::nanoseconds timeout = std::chrono::seconds(30);  ///< of a wait inside a step
   BalanceOptions balance;
+  /// What grammars are checked against; borrowed. Null: there is no tokenizer, and no grammar.
+  Grammars* grammars = nullptr;
   /// On rank 0: takes a line that whoever runs this should read. May be empty.
   std::function<void(const std::string&)> warn = {};
 };

@@ -25,7 +25,8 @@ int most_positions(const Request& request, int max_context) {
   return static_cast<int>(std::min<std::int64_t>(wanted, max_context));
 }
 
-void check_request(const Request& request, int vocab, int max_context) {
+void check_request(const Request& request, const ProcessorContext& model, int max_context) {
+  const int vocab = model.vocab;
   if (request.prompt.empty()) fail<ConfigError>("the prompt is empty; give at least one token");
   if (request.prompt.size() > static_cast<std::size_t>(max_context)) {
     fail<ConfigError>(
@@ -65,7 +66,7 @@ void check_request(const Request& request, int vocab, int max_context) {
           *request.prompt_logprobs_from);
   }
   check_sampling(request.sampling);
-  check_processors(request, vocab);
+  check_processors(request, model);
 }
 
 }  // namespace ferry

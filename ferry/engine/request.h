@@ -60,6 +60,6 @@ int most_positions(const Request& request, int max_context);
 
 /// Throws ConfigError when the prompt is empty, has ids outside the vocabulary or is longer than
 /// the context, or when an option is out of range.
-void check_request(const Request& request, int vocab, int max_context);
+void check_request(const Request& request, const ProcessorContext& model, int max_context);
 
 }  // namespace ferry

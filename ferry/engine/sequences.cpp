@@ -8,10 +8,11 @@
 
 namespace ferry {
 
-Sequences::Sequences(Decoder& decoder, int max_context, bool hash_logits)
+Sequences::Sequences(Decoder& decoder, int max_context, bool hash_logits, Grammars* grammars)
     : decoder_(decoder),
       max_context_(max_context),
       hash_logits_(hash_logits),
+      grammars_(grammars),
       sampler_(decoder.pool()),
       pages_(decoder.state_layout()) {}
 
@@ -42,7 +43,8 @@ void Sequences::admit(Admission admission) {
   if (hash_logits_) sequence.hash.emplace();
   // Where it has given tokens on another rank, that one has told the prompt's with the first.
   sequence.tells_prompt = sequence.request.prompt_logprobs_from && admission.generated.empty();
-  sequence.processors = LogitsChain(sequence.request, admission.generated, decoder_.config().vocab);
+  sequence.processors =
+      LogitsChain(sequence.request, admission.generated, {decoder_.config().vocab, grammars_});
   sequences_.emplace(admission.id, std::move(sequence));
 }
 

@@ -18,10 +18,11 @@
 
 namespace ferry {
 
-/// Threads: one at a time. The decoder is borrowed.
+/// Threads: one at a time. Decoder and grammars are borrowed.
 class Sequences {
  public:
-  Sequences(Decoder& decoder, int max_context, bool hash_logits);
+  /// `grammars`: of the tokenizer; null where there is none.
+  Sequences(Decoder& decoder, int max_context, bool hash_logits, Grammars* grammars);
 
   /// Collective, as Decoder::forward is. Keeps and forgets pages, drops and evicts as the record
   /// says, takes in its admissions, runs its tokens and samples where a sequence has come to its
@@ -60,6 +61,7 @@ class Sequences {
   Decoder& decoder_;
   int max_context_;
   bool hash_logits_;
+  Grammars* grammars_;
   Sampler sampler_;
   PagePool pages_;  // before those whose states lie in it
   KeptPages kept_{pages_};

@@ -39,7 +39,7 @@ constexpr std::size_t kHeadBytes = 4 + 8;
 constexpr std::size_t kGoneBytes = sizeof(RankSet);
 constexpr std::size_t kMovesBytes = 8 + 8 + 8;
 constexpr std::size_t kAdmissionFixedBytes = 8 + 4 + 4 + 8 + 8 + 8 + 8 + 4 + 4 + 4 + 4 + 4 + 4;
-constexpr std::size_t kProcessorFixedBytes = 4 + 4 + 4;
+constexpr std::size_t kProcessorFixedBytes = 4 + 4 + 4 + 4;
 constexpr std::size_t kRunBytes = 8 + 4;
 constexpr std::size_t kKeepBytes = 8 + 8 + 8 + 4;
 constexpr std::size_t kBeginBytes = 8 + 8 + 4;
@@ -65,6 +65,8 @@ class Writer {
     static_assert(std::is_trivially_copyable_v<T>);
     bytes(all.data(), all.size() * sizeof(T));
   }
+
+  void text(const std::string& text) { bytes(text.data(), text.size()); }
 
   void count(std::size_t n) { value(static_cast<std::uint32_t>(n)); }
 
@@ -110,6 +112,11 @@ class Reader {
     return all;
   }
 
+  std::string text(std::size_t n) {
+    const std::byte* from = take(n);
+    return {reinterpret_cast<const char*>(from), n};
+  }
+
   void expect_magic(std::uint32_t magic) { expect(value<std::uint32_t>() == magic); }
 
   void expect(bool sound) const {
@@ -147,8 +154,10 @@ void write_processor(Writer& w, const ProcessorOptions& options) {
   w.count(static_cast<std::size_t>(row - kinds.begin()));
   w.count(options.integers.size());
   w.count(options.numbers.size());
+  w.count(options.text.size());
   w.values(options.integers);
   w.values(options.numbers);
+  w.text(options.text);
 }
 
 ProcessorOptions read_processor(Reader& in) {
@@ -157,8 +166,10 @@ ProcessorOptions read_processor(Reader& in) {
   ProcessorOptions options{.name = processor_kinds()[row]->name, .integers = {}, .numbers = {}};
   const std::size_t integers = in.count(sizeof(std::int32_t));
   const std::size_t numbers = in.count(sizeof(float));
+  const std::size_t text = in.count(1);
   options.integers = in.values<std::int32_t>(integers);
   options.numbers = in.values<float>(numbers);
+  options.text = in.text(text);
   return options;
 }
 
@@ -291,10 +302,13 @@ TokenResult read_token(Reader& in) {
 std::size_t encoded_bytes(const Admission& admission) {
   std::size_t numbers =
       static_cast<std::size_t>(admission.tokens()) + admission.request.stop_ids.size();
-  for (const ProcessorOptions& options : admission.request.processors)
+  std::size_t text = 0;
+  for (const ProcessorOptions& options : admission.request.processors) {
     numbers += options.integers.size() + options.numbers.size();
+    text += options.text.size();
+  }
   return kAdmissionFixedBytes + admission.request.processors.size() * kProcessorFixedBytes +
-         numbers * sizeof(std::int32_t);
+         numbers * sizeof(std::int32_t) + text;
 }
 
 std::vector<std::int32_t> Admission::ids() const {
@@ -318,7 +332,8 @@ std::size_t record_capacity(int max_context, int sequences, int tokens) {
   return record_bytes_without_admissions(sequences, tokens) + kAdmissionFixedBytes +
          processor_kinds().size() * kProcessorFixedBytes +
          (static_cast<std::size_t>(max_context) + kMaxStopIds + kMaxProcessorNumbers) *
-             sizeof(std::int32_t);
+             sizeof(std::int32_t) +
+         kMaxProcessorText;
 }
 
 std::size_t result_capacity(int sequences, int tokens) {

@@ -51,7 +51,11 @@ Model Model::open(const ModelOptions& options, ModelListener listener) {
   check_groups(options);
   static_cast<void>(kernels());  // an unknown FERRY_ISA is wrong usage, and known before any work
   Model model(options, std::move(listener), Checkpoint::open(options.model));
-  if (Tokenizer::exists(options.model)) model.tokenizer_ = Tokenizer::load(options.model);
+  if (Tokenizer::exists(options.model)) {
+    model.tokenizer_ = std::make_unique<const Tokenizer>(Tokenizer::load(options.model));
+    model.grammars_ =
+        std::make_unique<Grammars>(*model.tokenizer_, model.config().vocab, model.config().eos_ids);
+  }
   model.agree();
   model.choose_backend();
   return model;
@@ -183,6 +187,7 @@ Engine Model::engine_on(Decoder& decoder, Transport& transport) const {
         kv_tokens_in_memory(options_.kv_memory_fraction, decoder, options.timeout, transport);
   }
   if (!options.warn) options.warn = listener_.warn;
+  options.grammars = grammars_.get();
   return {options, decoder, transport};
 }
 

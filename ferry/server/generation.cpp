@@ -6,6 +6,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/engine/logits_chain.h"
+#include "ferry/server/structured_output.h"
 
 namespace ferry {
 
@@ -56,6 +57,8 @@ class ModelMembers final : public RequestMembers {
     }
     return all;
   }
+
+  std::optional<GrammarText> grammar() const override { return read_grammar(fields_); }
 
  private:
   const JsonFields& fields_;

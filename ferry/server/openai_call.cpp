@@ -147,8 +147,15 @@ OpenAiCall read_chat(const HttpRequest& request, const ServedModel& model) {
   call.logprobs = fields.boolean("logprobs").value_or(false);
   if (call.logprobs) call.settings.top_logprobs = top;
   read_prompt_logprobs(fields, call);
-  call.prompts.push_back(encode(
-      model, chat_prompt(fields, model), fields.boolean("add_special_tokens").value_or(false)));
+  call.answer = AnswerPlan(fields, model);
+  const std::string prompt = chat_prompt(fields, model, call.answer.tools());
+  if (call.answer.automatic() && prompt == chat_prompt(fields, model))
+    fail<ConfigError>(
+        "the model's chat template passes over \"tools\"; leave them out, or make \"tool_choice\" "
+        "required or a function");
+  call.answer.settle(prompt, model, call.settings);
+  call.prompts.push_back(
+      encode(model, prompt, fields.boolean("add_special_tokens").value_or(false)));
   truncate_prompts(fields, model, call);
   check_lengths(model, call.prompts);
   return call;

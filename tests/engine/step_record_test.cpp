@@ -29,8 +29,9 @@ StepRecord sample_record() {
            .sampling = {.temperature = 0.7, .top_k = 3, .top_p = 0.5, .min_p = 0.1, .seed = ~0ULL},
            .stop_ids = {9, 10},
            .top_logprobs = 4,
-           .processors = {{.name = "logit_bias", .integers = {31, 32}, .numbers = {-1.5F, 99}},
-                          {.name = "min_tokens", .integers = {33}, .numbers = {}}}}});
+           .processors = {
+               {.name = "logit_bias", .integers = {31, 32}, .numbers = {-1.5F, 99}, .text = "odd"},
+               {.name = "min_tokens", .integers = {33}, .numbers = {}}}}});
   record.admissions.push_back(
       {.id = 8, .request = {.prompt = {5}, .max_new_tokens = 1, .sampling = {}, .stop_ids = {}}});
   record.admissions.back().generated = {21, 22};
@@ -105,6 +106,7 @@ TEST(StepRecord, SizesAreAsAnnounced) {
     largest.processors.push_back({.name = kind->name, .integers = {}, .numbers = {}});
   largest.processors.back().integers.resize(kMaxProcessorNumbers / 2);
   largest.processors.front().numbers.resize(kMaxProcessorNumbers / 2);
+  largest.processors.back().text.resize(kMaxProcessorText);
   record.admissions.clear();
   record.admissions.push_back({.id = 1, .request = largest});
   record.runs.assign(16, {.id = 1, .tokens = 1});

@@ -198,7 +198,7 @@ TEST_F(Routes, BadBodiesGet400WithOneLine) {
       {"/v1/completions", R"({"prompt": "a", "best_of": 2, "stream": true})"},
       {"/v1/completions", R"({"prompt": "a", "bad_words": [""]})"},
       {"/v1/completions", R"({"prompt": "a", "truncate_prompt_tokens": 0})"},
-      {"/v1/completions", R"({"prompt": "a", "response_format": {"type": "json_object"}})"},
+      {"/v1/completions", R"({"prompt": "a", "response_format": {"type": "xml"}})"},
       {"/v1/completions", R"({"prompt": "a", "allowed_token_ids": [99999999]})"},
       {"/v1/completions", R"({"prompt": "a", "allowed_token_ids": [7], "suppress_tokens": [7]})"},
       {"/v1/chat/completions", R"({"messages": []})"},
