@@ -122,7 +122,11 @@ def install(version="0.32.0", is_cpu=True, groups=None):
     log = SimpleNamespace(info=lambda *_: None)
     groups = groups or {}
     try:
-        import torch  # noqa: F401
+        import torch
+
+        for name in ("moe_forward", "moe_forward_shared"):
+            if not hasattr(torch.ops.vllm, name):
+                torch.library.define(f"vllm::{name}", "(Tensor x) -> Tensor")
     except ImportError:
         module("torch", Tensor=type("Tensor", (), {}), int32="int32", ops=SimpleNamespace(vllm=SimpleNamespace(
             moe_forward="moe_forward", moe_forward_shared="moe_forward_shared")))

