@@ -28,11 +28,11 @@ std::string_view why_not_libfabric() { return libfabric().why_not(); }
 }  // namespace ferry
 
 // NOLINTBEGIN(readability-identifier-naming): the names are libfabric's.
-#define FERRY_FABRIC(result, name, parameters, arguments)                                          \
-  result name parameters {                                                                         \
-    static const auto loaded =                                                                     \
-        reinterpret_cast<decltype(&name)>(ferry::libfabric().find({#name, FERRY_VERSION_##name})); \
-    return loaded arguments;                                                                       \
+#define FERRY_FABRIC(result, name, parameters, arguments)           \
+  result name parameters {                                          \
+    static const auto loaded = reinterpret_cast<decltype(&(name))>( \
+        ferry::libfabric().find({#name, FERRY_VERSION_##name}));    \
+    return loaded arguments;                                        \
   }
 
 extern "C" {

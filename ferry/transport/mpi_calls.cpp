@@ -60,10 +60,11 @@ const MpiObjects& mpi_objects() {
 }  // namespace ferry
 
 // NOLINTBEGIN(readability-identifier-naming, readability-function-size): the names are MPI's.
-#define FERRY_MPI(name, parameters, arguments)                                                    \
-  int name parameters {                                                                           \
-    static const auto loaded = reinterpret_cast<decltype(&name)>(ferry::library().find({#name})); \
-    return loaded arguments;                                                                      \
+#define FERRY_MPI(name, parameters, arguments)                               \
+  int name parameters {                                                      \
+    static const auto loaded =                                               \
+        reinterpret_cast<decltype(&(name))>(ferry::library().find({#name})); \
+    return loaded arguments;                                                 \
   }
 
 extern "C" {
