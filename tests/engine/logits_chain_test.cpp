@@ -158,7 +158,8 @@ struct Case {
 };
 
 std::vector<Case> cases() {
-  std::vector<Case> all(10);
+  constexpr std::size_t kGrammar = 8;
+  std::vector<Case> all(kGrammar + (Grammars::built_in() ? 2 : 1));
   all[0].name = "Presence";
   all[0].members.numbers = {{"presence_penalty", 1.25}};
   all[1].name = "Frequency";
@@ -175,13 +176,14 @@ std::vector<Case> cases() {
   all[6].members.lists = {{"suppress_tokens", {0, 50, 96, 50}}};
   all[7].name = "BadWords";
   all[7].members.sequences = {{"bad_words", {{12}, {9, 31}, {32, 33, 9}, {96, 9, 32}}}};
-  all[8].name = "Grammar";
-  if (Grammars::built_in())
-    all[8].members.text = {.kind = GrammarText::Kind::regex, .text = "[*?@ABC]*x?"};
-  Members& together = all[9].members;
-  all[9].name = "AllTogether";
-  together.text = all[8].members.text;
-  for (std::size_t i = 0; i < 8; ++i) {
+  Members& together = all.back().members;
+  all.back().name = "AllTogether";
+  if (Grammars::built_in()) {
+    all[kGrammar].name = "Grammar";
+    all[kGrammar].members.text = {.kind = GrammarText::Kind::regex, .text = "[*?@ABC]*x?"};
+    together.text = all[kGrammar].members.text;
+  }
+  for (std::size_t i = 0; i < kGrammar; ++i) {
     const Members& one = all[i].members;
     together.numbers.insert(one.numbers.begin(), one.numbers.end());
     together.integers.insert(one.integers.begin(), one.integers.end());
@@ -189,7 +191,6 @@ std::vector<Case> cases() {
     together.by_id.insert(one.by_id.begin(), one.by_id.end());
     together.sequences.insert(one.sequences.begin(), one.sequences.end());
   }
-  if (!Grammars::built_in()) all.erase(all.begin() + 8);
   return all;
 }
 

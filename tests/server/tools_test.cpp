@@ -186,7 +186,9 @@ TEST_F(ForcedCalls, AreOfTheToolsAndKeepToTheirSchemas) {
     EXPECT_EQ(choice["finish_reason"], "tool_calls");
     const Json& calls = choice["message"]["tool_calls"];
     ASSERT_GE(calls.size(), 1U);
-    if (!parallel) EXPECT_EQ(calls.size(), 1U);
+    if (!parallel) {
+      EXPECT_EQ(calls.size(), 1U);
+    }
     for (const Json& call : calls) {
       const Json arguments = Json::parse(call["function"]["arguments"].get<std::string>());
       if (call["function"]["name"] == "now") {

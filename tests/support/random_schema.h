@@ -1,6 +1,8 @@
 // Schemas by chance, of what grammars support.
 #pragma once
 
+#include <fmt/core.h>
+
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
@@ -8,7 +10,7 @@
 namespace ferry::test {
 
 inline nlohmann::ordered_json random_schema(std::mt19937& random, int depth = 0) {
-  using Json = nlohmann::ordered_json;
+  using Schema = nlohmann::ordered_json;
   const auto pick = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
   switch (pick(depth < 2 ? 10 : 7)) {
     case 0: {
@@ -39,9 +41,10 @@ inline nlohmann::ordered_json random_schema(std::mt19937& random, int depth = 0)
               {"maxItems", least + pick(3)}};
     }
     default: {
-      Json object{{"type", "object"}, {"properties", Json::object()}, {"required", Json::array()}};
+      Schema object{
+          {"type", "object"}, {"properties", Schema::object()}, {"required", Schema::array()}};
       for (int i = 0, n = 1 + pick(4); i < n; ++i) {
-        const std::string name = "p" + std::to_string(i) + (i == 2 ? " \"ü" : "");
+        const std::string name = fmt::format("p{}", i) + (i == 2 ? " \"ü" : "");
         object["properties"][name] = random_schema(random, depth + 1);
         if (pick(2) == 0) object["required"].push_back(name);
       }

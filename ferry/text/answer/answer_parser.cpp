@@ -11,23 +11,23 @@ namespace ferry {
 
 namespace {
 
-using Names = const char* const;
+using Marks = const char* const;
 
-constexpr Names kHarmonyNames[] = {"gpt-oss", "gpt_oss", "harmony"};
-constexpr Names kHarmonyMarks[] = {"<|channel|>", "<|message|>"};
-constexpr Names kKimiMarks[] = {"<|tool_call_argument_begin|>"};
-constexpr Names kDeepseekNames[] = {
+constexpr Marks kHarmonyNames[] = {"gpt-oss", "gpt_oss", "harmony"};
+constexpr Marks kHarmonyMarks[] = {"<|channel|>", "<|message|>"};
+constexpr Marks kKimiMarks[] = {"<|tool_call_argument_begin|>"};
+constexpr Marks kDeepseekNames[] = {
     "deepseekv3", "deepseek_v31", "deepseekv31", "deepseek_r1", "deepseekr1"};
-constexpr Names kDeepseekMarks[] = {"<｜tool▁calls▁begin｜>"};
-constexpr Names kGlmNames[] = {"glm", "glm46", "glm47"};
-constexpr Names kGlmMarks[] = {"<arg_key>"};
-constexpr Names kCoderNames[] = {"qwen3_xml", "qwen3-coder"};
-constexpr Names kCoderMarks[] = {"<function="};
-constexpr Names kMistralMarks[] = {"[TOOL_CALLS]"};
-constexpr Names kPythonicNames[] = {"pythonic"};
-constexpr Names kPythonicMarks[] = {"<|python_start|>"};
-constexpr Names kHermesNames[] = {"qwen", "qwen25", "qwen3"};
-constexpr Names kHermesMarks[] = {"<tool_call>"};
+constexpr Marks kDeepseekMarks[] = {"<｜tool▁calls▁begin｜>"};
+constexpr Marks kGlmNames[] = {"glm", "glm46", "glm47"};
+constexpr Marks kGlmMarks[] = {"<arg_key>"};
+constexpr Marks kCoderNames[] = {"qwen3_xml", "qwen3-coder"};
+constexpr Marks kCoderMarks[] = {"<function="};
+constexpr Marks kMistralMarks[] = {"[TOOL_CALLS]"};
+constexpr Marks kPythonicNames[] = {"pythonic"};
+constexpr Marks kPythonicMarks[] = {"<|python_start|>"};
+constexpr Marks kHermesNames[] = {"qwen", "qwen25", "qwen3"};
+constexpr Marks kHermesMarks[] = {"<tool_call>"};
 
 constexpr auto kCallStyles = std::to_array<CallStyle>({
     {"openai", kHarmonyNames, kHarmonyMarks, harmony_answer},
@@ -40,9 +40,9 @@ constexpr auto kCallStyles = std::to_array<CallStyle>({
     {"hermes", kHermesNames, kHermesMarks, hermes_calls},
 });
 
-constexpr Names kOssNames[] = {"gpt-oss", "gpt_oss", "harmony"};
-constexpr Names kR1Names[] = {"deepseek-r1"};
-constexpr Names kThinkNames[] = {
+constexpr Marks kOssNames[] = {"gpt-oss", "gpt_oss", "harmony"};
+constexpr Marks kR1Names[] = {"deepseek-r1"};
+constexpr Marks kThinkNames[] = {
     "qwen3-thinking", "deepseek_v3", "deepseek-v3", "glm45", "kimi_k2", "step3"};
 
 constexpr auto kThinkingStyles = std::to_array<ThinkingStyle>({
