@@ -124,31 +124,35 @@ class Row:
     def __init__(self, options, folder, name):
         ranks = options.get("tp", 1) * options.get("dp", 1)
         port = greedy.free_port()
-        self.processes, self.answers = [], []
+        self.processes, self.answers, self.logs = [], [], []
         cores = sorted(os.sched_getaffinity(0))
         for rank in range(ranks):
             read, write = os.pipe()
             env = greedy.environment(ranks, ranks > 1, None) | dict(VLLM_ENABLE_V1_MULTIPROCESSING="0")
             if ranks > 1:
                 env |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks),
-                            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+                            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), VLLM_DIST_IDENT=f"row{port}")
             else:
                 env |= dict(VLLM_CPU_OMP_THREADS_BIND=f"{cores[0]}-{cores[1]}", OMP_NUM_THREADS="2")
             command = [sys.executable, __file__, "--worker", json.dumps(options | dict(answer=write))]
-            self.log = open(f"{folder}/{name}.{rank}.log", "w+")
-            self.processes.append(subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=self.log,
-                                                   stderr=self.log, pass_fds=[write], text=True))
+            self.logs.append(open(f"{folder}/{name}.{rank}.log", "w+"))
+            self.processes.append(subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=self.logs[-1],
+                                                   stderr=self.logs[-1], pass_fds=[write], text=True))
             os.close(write)
             self.answers.append(os.fdopen(read))
 
     def once(self):
         """Seconds of the slowest rank, and the first prompt's tokens."""
-        for process in self.processes:
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        said = [answer.readline() for answer in self.answers]
+        try:
+            for process in self.processes:
+                process.stdin.write("go\n")
+                process.stdin.flush()
+            said = [answer.readline() for answer in self.answers]
+        except BrokenPipeError:
+            said = [""]
         if not all(said):
-            raise RuntimeError(greedy.last_line(self.log))
+            ended = [process.poll() is not None for process in self.processes].index(True)
+            raise RuntimeError(greedy.last_line(self.logs[ended]))
         said = [json.loads(line) for line in said]
         return max(seconds for seconds, _ in said), said[0][1]
 
