@@ -114,7 +114,7 @@ def launched(options, plugin=True):
             env = environment(ranks, plugin, options.get("env")) | dict(VLLM_ENABLE_V1_MULTIPROCESSING="0")
             if ranks > 1:
                 env |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks),
-                            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), VLLM_DIST_IDENT=f"row{port}")
+                            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
             command = [sys.executable, __file__, "--worker", json.dumps(options | dict(out=out))]
             running.append((subprocess.Popen(command, env=env, stdout=log, stderr=log), out, log))
         try:
