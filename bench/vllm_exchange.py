@@ -99,6 +99,11 @@ def worker(options):
         import tokenferry_vllm
 
         tokenferry_vllm.register()
+        # Shared memory of vLLM's own collectives has the same name in all groups that torchrun starts.
+        from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
+
+        named = _CPUSHMDistributed.make_group_name
+        _CPUSHMDistributed.make_group_name = staticmethod(lambda group: os.environ["MASTER_PORT"] + named(group).strip("/"))
         if options.get("gather"):
             from tokenferry_vllm import layers
 
@@ -124,7 +129,7 @@ class Row:
     def __init__(self, options, folder, name):
         ranks = options.get("tp", 1) * options.get("dp", 1)
         port = greedy.free_port()
-        self.processes, self.answers = [], []
+        self.processes, self.answers, self.logs = [], [], []
         cores = sorted(os.sched_getaffinity(0))
         for rank in range(ranks):
             read, write = os.pipe()
@@ -135,20 +140,24 @@ class Row:
             else:
                 env |= dict(VLLM_CPU_OMP_THREADS_BIND=f"{cores[0]}-{cores[1]}", OMP_NUM_THREADS="2")
             command = [sys.executable, __file__, "--worker", json.dumps(options | dict(answer=write))]
-            self.log = open(f"{folder}/{name}.{rank}.log", "w+")
-            self.processes.append(subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=self.log,
-                                                   stderr=self.log, pass_fds=[write], text=True))
+            self.logs.append(open(f"{folder}/{name}.{rank}.log", "w+"))
+            self.processes.append(subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=self.logs[-1],
+                                                   stderr=self.logs[-1], pass_fds=[write], text=True))
             os.close(write)
             self.answers.append(os.fdopen(read))
 
     def once(self):
         """Seconds of the slowest rank, and the first prompt's tokens."""
-        for process in self.processes:
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        said = [answer.readline() for answer in self.answers]
+        try:
+            for process in self.processes:
+                process.stdin.write("go\n")
+                process.stdin.flush()
+            said = [answer.readline() for answer in self.answers]
+        except BrokenPipeError:
+            said = [""]
         if not all(said):
-            raise RuntimeError(greedy.last_line(self.log))
+            ended = [process.poll() is not None for process in self.processes].index(True)
+            raise RuntimeError(greedy.last_line(self.logs[ended]))
         said = [json.loads(line) for line in said]
         return max(seconds for seconds, _ in said), said[0][1]
 
@@ -165,6 +174,7 @@ def quartiles(values):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=64)
@@ -175,11 +185,11 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, ROOT / "tests/vllm/widen.py", f"{folder}/wide"], check=True)
         more = dict(path=f"{folder}/wide", sequences=options.sequences, tokens=options.tokens)
-        rows = {name: Row(row | more, folder, name) for name, row in ROWS.items()}
+        rows = {name: Row(row | more, folder, name) for name, row in ROWS.items() if name in options.rows}
         try:
             first = {name: row.once()[1] for name, row in rows.items()}  # loads, warms up
             for name, tokens in first.items():
-                print(f"{name:11} first prompt's tokens {'as one' if tokens == first['one'] else 'DIFFER from one'}")
+                print(f"{name:11} first prompt's tokens {'the same' if tokens == first[options.rows[0]] else 'others'}")
             speeds = {name: [] for name in rows}
             for _ in range(options.rounds):
                 for name, row in rows.items():
@@ -190,7 +200,8 @@ def main():
     for name, values in speeds.items():
         print(f"{name:11} {statistics.median(values):8.0f} tokens/s")
     for above, below in RATIOS:
-        print(f"{above:11} / {below:11} {quartiles([a / b for a, b in zip(speeds[above], speeds[below])])}")
+        if above in speeds and below in speeds:
+            print(f"{above:11} / {below:11} {quartiles([a / b for a, b in zip(speeds[above], speeds[below])])}")
 
 
 if __name__ == "__main__":

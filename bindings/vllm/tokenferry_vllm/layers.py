@@ -36,7 +36,7 @@ def exchange_of(moe):
         ranks = _ranks[copies] = Ranks.of_process_group(get_ep_group().cpu_group, copies)
         comm = ranks.comm
         logger.info(
-            "Tokenferry carries tokens between %d ranks over %s; %d of them hold the same ones.",
+            "Tokenferry carries tokens between %d ranks over %s; groups of %d hold the same ones.",
             comm.size, comm.transport, copies,
         )
     return _ranks[copies].exchange(
