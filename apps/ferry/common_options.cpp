@@ -148,6 +148,12 @@ CommonOptions::CommonOptions(Command& app) {
       ->type_name("N")
       ->capture_default_str()
       ->group(kGroup);
+  app.add_flag(
+         "--disable-prefix-cache,--disable-radix-cache,--no-enable-prefix-caching,"
+         "!--enable-prefix-caching",
+         disable_prefix_cache_,
+         "Every prompt runs from its first token on, also where another began with the same")
+      ->group(kGroup);
   app.add_option("--timeout", timeout_s_, "Seconds to wait for another rank inside a step")
       ->type_name("S")
       ->capture_default_str()
@@ -201,6 +207,7 @@ RunOptions CommonOptions::resolve() const {
   o.engine = {.max_sequences_per_rank = in_range("--max-sequences", max_sequences_, 1, 1 << 16),
               .max_tokens_per_step = max_tokens_,
               .max_context = in_range("--context-length", context_length_, 0, INT_MAX),
+              .keep_prefixes = !disable_prefix_cache_,
               .hash_logits = false,
               .timeout = timeout(),
               .balance = balance_.resolve()};

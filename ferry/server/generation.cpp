@@ -100,6 +100,12 @@ void read_common_settings(const JsonFields& fields,
   read_processors(ModelMembers(fields, model), settings.processors);
 }
 
+std::string cache_salt(const JsonFields& fields) {
+  const std::string salt = fields.text("cache_salt").value_or("");
+  const std::string key = fields.text("extra_key").value_or("");
+  return key.empty() ? salt : fmt::format("{}:{}{}", salt.size(), salt, key);
+}
+
 std::optional<int> max_new_tokens(const JsonFields& fields,
                                   std::initializer_list<const char*> names,
                                   int least) {

@@ -83,8 +83,8 @@ constexpr auto kServing = std::to_array<Member>({
     {"rid", kDone},
     {"request_id", kHarmless},
     {"priority", kHarmless},
-    {"cache_salt", kHarmless},  // nothing is kept from one request to another
-    {"extra_key", kHarmless},
+    {"cache_salt", kDone},
+    {"extra_key", kDone},
     {"cache_prompt", kHarmless},
     {"custom_labels", kHarmless},
     {"log_metrics", kHarmless},

@@ -25,7 +25,8 @@ Json usage_json(const Generation& generation) {
   const std::size_t completion = generation.completion_tokens();
   return {{"prompt_tokens", prompt},
           {"completion_tokens", completion},
-          {"total_tokens", prompt + completion}};
+          {"total_tokens", prompt + completion},
+          {"prompt_tokens_details", {{"cached_tokens", generation.cached_tokens()}}}};
 }
 
 /// The choices to show, of each prompt in its order; the best where more were made.

@@ -45,6 +45,7 @@ void read_shared(const JsonFields& fields,
   if (const Json* options = fields.find("stream_options"))
     call.stream_usage = JsonFields(*options).boolean("include_usage").value_or(false);
   call.tokens_by_id = fields.boolean("return_tokens_as_token_ids").value_or(false);
+  call.settings.cache_salt = cache_salt(fields);
   call.rid = fields.text("rid").value_or("");
   call.best_of = call.settings.choices;
 }
