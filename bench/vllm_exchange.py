@@ -103,7 +103,8 @@ def worker(options):
         from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
 
         named = _CPUSHMDistributed.make_group_name
-        _CPUSHMDistributed.make_group_name = staticmethod(lambda group: os.environ["MASTER_PORT"] + named(group).strip("/"))
+        _CPUSHMDistributed.make_group_name = staticmethod(
+            lambda group: os.environ["MASTER_PORT"] + named(group).strip("/"))
         if options.get("gather"):
             from tokenferry_vllm import layers
 
