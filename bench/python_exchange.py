@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """One exchange from Python beside the same in C++, in turns in the same processes.
 
-    PYTHONPATH=build/release/python bench/python_exchange.py [--tokens 1 128] [--rounds 9]
+    PYTHONPATH=build/release/python bench/python_exchange.py [--tokens 1 128] [--ranks 2 4] [--rounds 9]
 
-Ranks are two processes over shm: H 7168, 256 experts, top-8, bf16, experts that do nothing. Prints the median of the
-rounds' medians, and how much it is above C++ in the same round: `bound` four phases on arrays that are looked at once,
-`forward` moe_forward with a callback on those, `fresh` four phases that look at their arrays every time; and, where there
-is torch, two all_to_all_single over gloo that move the same rows.
+Ranks are processes over shm: H 7168, 256 experts, top-8, bf16, experts that do nothing. Prints the median of the
+rounds' medians, and the median of how much it is above C++ in the same round, in us and as a ratio: `bound` four phases on
+arrays that are looked at once, `forward` moe_forward with a callback on those, `fresh` four phases that look at their
+arrays every time; and, where there is torch, `gloo`, two all_to_all_single that move as many rows, in the same processes
+and rounds. Tokens are of each rank; 1 is W2 of docs/performance.md, 128 is W1.
 """
 
 import argparse
@@ -21,21 +22,42 @@ import tokenferry
 HIDDEN, EXPERTS, TOPK = 7168, 256, 8
 
 
-CALLS = 300  # of a way in one round, on both ranks
+CALLS = 300  # of a way in one round, on all ranks
+GLOO_CALLS = 20
 
 
-def timed(call):
+def timed(call, calls=CALLS):
     times = []
-    for _ in range(CALLS):
+    for _ in range(calls):
         begin = time.perf_counter_ns()
         call()
         times.append(time.perf_counter_ns() - begin)
     return times
 
 
-def rank_main(rank, port, tokens, rounds, results):
+def gloo(rank, size, port, tokens):
+    """A call of what torch has for it: a token's row once to each rank, one result row a (token, expert) home, as many
+    of each as are on average with experts chosen at random."""
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+    torch.set_num_threads(1)
+    each = round(tokens * (1 - (1 - 1 / size) ** TOPK)) or 1  # tokens that have an expert there
+    # bf16 in pairs, which gloo knows.
+    rows = torch.zeros((size * each, HIDDEN // 2), dtype=torch.int32)
+    back = torch.zeros((max(tokens * TOPK // size, 1) * size, HIDDEN // 2), dtype=torch.int32)
+
+    def call():
+        dist.all_to_all_single(torch.empty_like(rows), rows)
+        dist.all_to_all_single(torch.empty_like(back), back)
+
+    return call
+
+
+def rank_main(rank, size, port, gloo_port, tokens, rounds, results):
     store = tokenferry.TcpStore("127.0.0.1", port, False, "bench")
-    with tokenferry.join(store, rank, 2, transport="shm") as comm:
+    with tokenferry.join(store, rank, size, transport="shm") as comm:
         a2a = tokenferry.AllToAll(comm, num_experts=EXPERTS, topk=TOPK, hidden=HIDDEN, max_tokens=tokens)
         rng = np.random.default_rng(rank)
         x = rng.integers(0, 2**14, (tokens, HIDDEN)).astype(np.uint16)  # codes of bf16
@@ -61,6 +83,9 @@ def rank_main(rank, port, tokens, rounds, results):
             "forward": lambda: timed(lambda: bound.moe_forward(lambda rows: None)),
             "fresh": lambda: timed(fresh),
         }
+        if gloo_port:
+            exchange = gloo(rank, size, gloo_port, tokens)
+            ways["gloo"] = lambda: timed(exchange, GLOO_CALLS)
         found = {name: [] for name in ways}
         for _ in range(rounds):
             for name, way in ways.items():
@@ -71,33 +96,18 @@ def rank_main(rank, port, tokens, rounds, results):
         comm.barrier()
 
 
-def gloo_main(rank, port, tokens, rounds, results):
-    import torch
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    # A token's row once to each rank, one result row a (token, expert) home: what pplx moves.
-    rows = torch.zeros((2 * tokens, HIDDEN // 2), dtype=torch.int32)  # bf16 in pairs, which gloo knows
-    back = torch.zeros((tokens * TOPK, HIDDEN // 2), dtype=torch.int32)
-    times = []
-    for _ in range(20 * rounds):
-        begin = time.perf_counter()
-        dist.all_to_all_single(torch.empty_like(rows), rows)
-        dist.all_to_all_single(torch.empty_like(back), back)
-        times.append(time.perf_counter() - begin)
-    if rank == 0:
-        results.put({"gloo": [statistics.median(times) * 1e6]})
-    dist.destroy_process_group()
-
-
-def run(body, port, tokens, rounds):
+def run(size, tokens, rounds):
     spawn = multiprocessing.get_context("spawn")
     results = spawn.Queue()
-    processes = [spawn.Process(target=body, args=(rank, port, tokens, rounds, results)) for rank in range(2)]
+    store = tokenferry.TcpStore("127.0.0.1", 0, True, "bench")
+    gloo_port = free_port() if importlib.util.find_spec("torch") else None
+    processes = [
+        spawn.Process(target=rank_main, args=(rank, size, store.port, gloo_port, tokens, rounds, results))
+        for rank in range(size)
+    ]
     for process in processes:
         process.start()
-    found = results.get(timeout=120)
+    found = results.get(timeout=600)
     for process in processes:
         process.join()
     return found
@@ -114,17 +124,16 @@ def free_port():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 128])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2])
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    for tokens in options.tokens:
-        store = tokenferry.TcpStore("127.0.0.1", 0, True, "bench")
-        found = run(rank_main, store.port, tokens, options.rounds)
-        if importlib.util.find_spec("torch"):
-            found |= run(gloo_main, free_port(), tokens, options.rounds)
-        base = found["c++"]
-        for name, times in found.items():
-            above = [t - b for t, b in zip(times, base)] if len(times) == len(base) else [times[0] - statistics.median(base)]
-            print(f"{tokens:5} tokens  {name:8} {statistics.median(times):9.1f} us  {statistics.median(above):+8.1f} us")
+    for size in options.ranks:
+        for tokens in options.tokens:
+            found = run(size, tokens, options.rounds)
+            for name, times in found.items():
+                above = statistics.median(t - base for t, base in zip(times, found["c++"]))
+                ratio = statistics.median(t / base for t, base in zip(times, found["c++"]))
+                print(f"{size} ranks {tokens:5} tokens  {name:8} {statistics.median(times):9.1f} us  {above:+8.1f} us  {ratio:6.3f} x")
 
 
 if __name__ == "__main__":

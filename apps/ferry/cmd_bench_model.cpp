@@ -37,6 +37,7 @@ struct BenchModelOptions {
   std::vector<int> generated{64};
   std::vector<int> batches{1};
   int repetitions = 3;
+  bool profile = false;
 };
 
 struct Test {
@@ -50,8 +51,9 @@ struct Test {
 /// The share of the sequences that one rank's group has, each with tokens of its own.
 class RankRun {
  public:
-  RankRun(const Session& session, Decoder& decoder, Transport& transport)
+  RankRun(const Session& session, Decoder& decoder, Transport& transport, bool profile)
       : session_(session),
+        profile_(profile),
         decoder_(decoder),
         transport_(transport),
         steps_(session.options.engine, decoder, transport),
@@ -65,16 +67,21 @@ class RankRun {
     double cpu_seconds = 0;
   };
 
+  /// Of the latest measurement.
+  const StepClock& clock() const { return decoder_.clock(); }
+
   /// Collective.
   Time measure(const Test& test) {
     prepare(test);
     meet();
+    if (profile_) decoder_.clock().start();
     const std::clock_t cpu = std::clock();
     const Stopwatch watch;
     if (test.prompt)
       run_prompts(test);
     else
       run_generation(test);
+    decoder_.clock().stop();
     meet();
     return {.seconds = watch.microseconds() * 1e-6,
             .cpu_seconds = static_cast<double>(std::clock() - cpu) / CLOCKS_PER_SEC};
@@ -141,6 +148,7 @@ class RankRun {
   }
 
   const Session& session_;
+  const bool profile_;
   Decoder& decoder_;
   Transport& transport_;
   BalancedSteps steps_;
@@ -218,11 +226,32 @@ class Report {
                cpu_us);
   }
 
+  /// Where rank 0's time went, per token of the test.
+  void add_profile(const Test& test, const StepClock& clock) {
+    const double tokens = 1.0 * test.tokens * test.batch;
+    double all = 0;
+    for (std::size_t p = 0; p < StepClock::kPhases; ++p) all += us_of(clock, p);
+    Json phases = Json::object();
+    for (std::size_t p = 0; p < StepClock::kPhases; ++p) {
+      const auto name = std::string(StepClock::name(static_cast<StepClock::Phase>(p)));
+      const double us = us_of(clock, p);
+      phases[name] = us / tokens;
+      if (!session_.options.json && us > 0)
+        fmt::print("  {:<14} {:>10.2f} us/token {:>6.1f} %\n", name, us / tokens, us / all * 100);
+    }
+    if (session_.options.json) all_.back()["phases_us_per_token"] = std::move(phases);
+  }
+
   void finish() const {
     if (session_.options.json) fmt::print("{}\n", all_.dump(2));
   }
 
  private:
+  static double us_of(const StepClock& clock, std::size_t phase) {
+    const auto spent = clock.spent(static_cast<StepClock::Phase>(phase));
+    return std::chrono::duration<double, std::micro>(spent).count();
+  }
+
   Json row(
       const Test& test, const Summary& rate, double cpu_us, const Work& work, double floor) const {
     const RunOptions& o = session_.options;
@@ -257,7 +286,7 @@ int run(const BenchModelOptions& o) {
   const MachinePeaks peaks =
       measure_peaks(options.launch.ranks * options.threads, session.model.weights().type);
   return session.model.run([&](Decoder& decoder, Transport& transport) {
-    RankRun run(session, decoder, transport);
+    RankRun run(session, decoder, transport, o.profile);
     std::optional<Report> report;
     if (transport.rank() == 0) report.emplace(session, peaks);
     for (const Test& test : tests) {
@@ -266,6 +295,7 @@ int run(const BenchModelOptions& o) {
       times.reserve(static_cast<std::size_t>(o.repetitions));
       for (int i = 0; i < o.repetitions; ++i) times.push_back(run.measure(test));
       if (report) report->add(test, times, run.steps());
+      if (report && o.profile) report->add_profile(test, run.clock());
     }
     if (report) report->finish();
     if (report && run.steps().balancer())
@@ -292,6 +322,8 @@ void add_bench_model(Command& bench, int& status) {
   command->add_option("-r,--repetitions", o->repetitions, "Measurements of each test")
       ->range(1, 1000)
       ->capture_default_str();
+  command->add_flag(
+      "--profile", o->profile, "Where rank 0's time went in the last measurement, by phase");
   command->callback([o, &status] { status = run(*o); });
 }
 

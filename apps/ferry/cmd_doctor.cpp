@@ -15,6 +15,7 @@
 #include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/machine_peaks.h"
+#include "ferry/checkpoint/hub_cache.h"
 #include "ferry/choose_backend.h"
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
@@ -146,7 +147,7 @@ struct DoctorOptions {
 /// What one and all usable threads reach, and the tokens per second that allows the model.
 void measure(const DoctorOptions& o, Json& report) {
   std::optional<Checkpoint> checkpoint;
-  if (!o.model.empty()) checkpoint = Checkpoint::open(o.model);
+  if (!o.model.empty()) checkpoint = Checkpoint::open(find_model(o.model));
   std::optional<WeightType> weights = parse_weights_option("--weights", o.weights);
   if (checkpoint) weights = choose_weights(*checkpoint, weights).type;
   constexpr int kPrompt = 512;

@@ -8,6 +8,7 @@
 
 #include "apps/ferry/command.h"
 #include "apps/ferry/command_line.h"
+#include "ferry/checkpoint/hub_cache.h"
 #include "ferry/core/error.h"
 #include "ferry/model/checkpoint.h"
 #include "ferry/model/mixers/mixer.h"
@@ -170,10 +171,11 @@ void print_tables(const Checkpoint& checkpoint,
 int inspect(const InspectOptions& o) {
   if (o.ep < 1 || o.ep > kMaxRanks)
     fail<ConfigError>("--ep must be 1 to {}, not {}", kMaxRanks, o.ep);
-  const Checkpoint checkpoint = Checkpoint::open(o.directory);
+  const std::filesystem::path directory = find_model(o.directory);
+  const Checkpoint checkpoint = Checkpoint::open(directory);
   const ModelSummary summary = summarize(checkpoint);
   const std::vector<RankBytes> ranks = bytes_per_rank(checkpoint, o.ep);
-  const ChatSupport chat = chat_support(o.directory);
+  const ChatSupport chat = chat_support(directory);
   if (o.json)
     fmt::print("{}\n", to_json(checkpoint, summary, chat, ranks).dump(2));
   else
@@ -187,7 +189,10 @@ void add_inspect(Command& app, int& status) {
   Command* command = app.add_subcommand(
       "inspect", "Show what a checkpoint holds and what each rank would load of it");
   auto options = std::make_shared<InspectOptions>();
-  command->add_option("directory", options->directory, "Checkpoint directory")
+  command
+      ->add_option("directory",
+                   options->directory,
+                   "Checkpoint directory, or org/name in the local Hugging Face cache")
       ->type_name("DIR")
       ->required();
   command->add_option("--ep", options->ep, "Ranks that the experts are spread over")

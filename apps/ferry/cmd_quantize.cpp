@@ -7,6 +7,7 @@
 #include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/progress.h"
+#include "ferry/checkpoint/hub_cache.h"
 #include "ferry/core/error.h"
 #include "ferry/model/quantized_checkpoint.h"
 #include "ferry/runtime/core_map.h"
@@ -30,7 +31,7 @@ int quantize(const QuantizeCommand& o) {
   const QuantizeOptions options{.type = parse_weight_type(o.weights, "--weights"),
                                 .max_shard_bytes = static_cast<std::uint64_t>(o.shard_gb * 1e9)};
   const Checkpoint source =
-      Checkpoint::open(o.model.empty() ? find_demo_model() : std::filesystem::path(o.model));
+      Checkpoint::open(o.model.empty() ? find_demo_model() : find_model(o.model));
   ThreadPool pool(o.threads > 0 ? o.threads : default_threads(1));
   Progress progress(o.out, !o.quiet, "quantising to", "quantised to");
   write_quantized(source, options, o.out, pool, progress.callback());
@@ -43,7 +44,11 @@ void add_quantize(Command& app, int& status) {
   Command* command =
       app.add_subcommand("quantize", "Write a checkpoint again with int8, fp8 or int4 matrices");
   auto o = std::make_shared<QuantizeCommand>();
-  command->add_option("--model,--model-path", o->model, "Checkpoint directory [the demo model]")
+  command
+      ->add_option(
+          "--model,--model-path",
+          o->model,
+          "Checkpoint directory, or org/name in the local Hugging Face cache [the demo model]")
       ->type_name("DIR");
   command->add_option("--weights", o->weights, "int8, fp8 (DeepSeek-V3's format) or int4")
       ->type_name("W")

@@ -15,10 +15,12 @@
 #include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/session.h"
+#include "ferry/checkpoint/hub_cache.h"
 #include "ferry/core/error.h"
 #include "ferry/core/types.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/server/server.h"
+#include "ferry/text/answer/answer_parser.h"
 
 namespace ferry {
 
@@ -34,6 +36,8 @@ struct ServeOptions {
   CommonOptions common;
   HttpOptions http;
   std::string name;
+  std::string call_parser = "auto";
+  std::string thinking_parser = "auto";
   int max_running = 0;
   std::int64_t max_total_tokens = 0;
   double mem_fraction = 0.8;
@@ -66,9 +70,25 @@ void add_options(Command& command, ServeOptions& o) {
       ->delimiter(',')
       ->group(kGroup);
   command
-      .add_option(
-          "--served-model-name", o.name, "What clients call the model [its directory's name]")
+      .add_option("--served-model-name",
+                  o.name,
+                  "What clients call the model [as on the Hub, or its directory's name]")
       ->type_name("NAME")
+      ->group(kGroup);
+  command
+      .add_option("--tool-call-parser",
+                  o.call_parser,
+                  "How the model writes calls: hermes, qwen3_coder, deepseek_v3, kimi_k2, glm45, "
+                  "llama4_pythonic, openai, mistral; auto: as its chat template says; none")
+      ->type_name("NAME")
+      ->capture_default_str()
+      ->group(kGroup);
+  command
+      .add_option("--reasoning-parser",
+                  o.thinking_parser,
+                  "How it thinks: deepseek_r1, qwen3, openai_gptoss, kimi, mistral; auto; none")
+      ->type_name("NAME")
+      ->capture_default_str()
       ->group(kGroup);
   command
       .add_option("--max-running-requests",
@@ -160,11 +180,14 @@ RunOptions resolve(const ServeOptions& o) {
 ServedModel served_model(const ServeOptions& o, const Session& session) {
   const RunOptions& run = session.options;
   const std::filesystem::path path = std::filesystem::weakly_canonical(run.model);
-  return {.name = o.name.empty() ? path.filename().string() : o.name,
+  const std::string chat = chat_template_text(run.model);
+  return {.name = o.name.empty() ? model_name(path) : o.name,
           .path = run.model.string(),
           .config = &session.config(),
           .tokenizer = session.model.tokenizer(),
           .render_chat = chat_renderer(run.model),
+          .calls = find_call_style(o.call_parser, chat),
+          .thinking = find_thinking_style(o.thinking_parser, chat),
           .sampling = recommended_sampling(run.model),
           .max_context = session.model.max_context(),
           .started = std::time(nullptr),

@@ -6,8 +6,10 @@
 #include <vector>
 
 #include "apps/ferry/command_line.h"
+#include "ferry/checkpoint/hub_cache.h"
 #include "ferry/core/error.h"
 #include "ferry/runtime/core_map.h"
+#include "ferry/transport/registry.h"
 
 namespace ferry {
 
@@ -68,7 +70,10 @@ void CommonOptions::add_network_options(Command& app) {
 }
 
 CommonOptions::CommonOptions(Command& app) {
-  app.add_option("--model,--model-path", model_, "Checkpoint directory [the demo model]")
+  app.add_option(
+         "--model,--model-path",
+         model_,
+         "Checkpoint directory, or org/name in the local Hugging Face cache [the demo model]")
       ->type_name("DIR")
       ->group(kGroup);
   app.add_option("--ep",
@@ -143,6 +148,12 @@ CommonOptions::CommonOptions(Command& app) {
       ->type_name("N")
       ->capture_default_str()
       ->group(kGroup);
+  app.add_flag(
+         "--disable-prefix-cache,--disable-radix-cache,--no-enable-prefix-caching,"
+         "!--enable-prefix-caching",
+         disable_prefix_cache_,
+         "Every prompt runs from its first token on, also where another began with the same")
+      ->group(kGroup);
   app.add_option("--timeout", timeout_s_, "Seconds to wait for another rank inside a step")
       ->type_name("S")
       ->capture_default_str()
@@ -196,6 +207,7 @@ RunOptions CommonOptions::resolve() const {
   o.engine = {.max_sequences_per_rank = in_range("--max-sequences", max_sequences_, 1, 1 << 16),
               .max_tokens_per_step = max_tokens_,
               .max_context = in_range("--context-length", context_length_, 0, INT_MAX),
+              .keep_prefixes = !disable_prefix_cache_,
               .hash_logits = false,
               .timeout = timeout(),
               .balance = balance_.resolve()};
@@ -204,7 +216,7 @@ RunOptions CommonOptions::resolve() const {
   o.allow_prereduce = allow_prereduce_;
   o.json = json_;
   o.quiet = quiet_ || (o.launch.world && o.launch.world->rank != 0);  // rank 0 speaks for all
-  o.model = model_.empty() ? find_demo_model() : std::filesystem::path(model_);
+  o.model = model_.empty() ? find_demo_model() : find_model(model_);
   return o;
 }
 
@@ -232,8 +244,8 @@ void refuse_launcher(std::string_view command) {
 std::string default_transport(const std::optional<World>& world) {
   if (!world) return "inproc";
   if (world->launcher == World::Launcher::open_mpi || world->launcher == World::Launcher::mpich) {
-    for (const TransportInfo& info : list_transports())
-      if (info.name == "mpi" && info.available) return "mpi";
+    for (const TransportEntry& known : known_transports())
+      if (known.name == "mpi" && known.why_not().empty()) return "mpi";
   }
   return "fabric";
 }

@@ -59,6 +59,7 @@ class CommonOptions {
   int context_length_ = 0;
   int max_tokens_ = 512;
   int max_sequences_ = 16;
+  bool disable_prefix_cache_ = false;
   BalanceFlags balance_;
   bool json_ = false;
   bool quiet_ = false;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "ferry/core/error.h"
+#include "ferry/transport/mpi_calls.h"
 
 namespace ferry {
 

@@ -44,7 +44,7 @@ DispatcherOptions exchange_options(const ferry_all_to_all_options& options,
   place(given.place, "ferry_all_to_all_options");
   need_at_least(1, given.hidden, "hidden");
   need_at_least(1, given.max_tokens, "max_tokens");
-  need_at_least(1, given.dp_size, "dp_size");
+  need_at_least(1, given.tp, "tp");
   need_at_least(1, given.row_alignment, "row_alignment");
   need_at_least(0, given.slots_per_rank, "slots_per_rank");
   need_at_least(0, given.topk, "topk");
@@ -52,7 +52,7 @@ DispatcherOptions exchange_options(const ferry_all_to_all_options& options,
                       .hidden = given.hidden,
                       .topk = given.topk,
                       .max_tokens = given.max_tokens,
-                      .dp_size = given.dp_size,
+                      .tp = given.tp,
                       .row_alignment = given.row_alignment,
                       .dispatch_wire = wire(given.dispatch_wire, "dispatch_wire"),
                       .expert_type = wire(given.expert_type, "expert_type"),

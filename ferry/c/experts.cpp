@@ -153,6 +153,7 @@ void PackedExperts::set_biases(const ferry_expert_weights& w, Slot& slot) const 
 void PackedExperts::set(std::int32_t number, const ferry_expert_weights& w) {
   if (number < 0 || number >= static_cast<std::int32_t>(slots_.size()))
     fail<ConfigError>("slot {}; 0 to {} are possible", number, slots_.size() - 1);
+  place(w.place, "ferry_expert_weights");
   const DType dtype = c::dtype(w.type, "type");
   need(w.gate, "gate");
   need(w.up, "up");

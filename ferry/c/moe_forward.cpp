@@ -74,7 +74,7 @@ MoeAllToAll::Options moe_options(const ferry_moe_options* options,
                       .in_tiles = o.takes_tiles != 0},
           .hidden = d.hidden,
           .max_tokens = d.max_tokens,
-          .dp_size = d.dp_size,
+          .tp = d.tp,
           .dispatch_wire = d.dispatch_wire,
           .expert_type = d.expert_type,
           .combine_wire = d.combine_wire,
@@ -157,6 +157,7 @@ MoeTokens Moe::tokens_of(const ferry_moe_tokens& t) const {
 }
 
 RouterLogits Moe::logits_of(const ferry_router_logits& l, int tokens) const {
+  place(l.place, "ferry_router_logits");
   const auto experts = static_cast<std::size_t>(options_.router.experts);
   return {.rows = rows(l.rows, l.stride, tokens, "logits"),
           .type = dtype(l.type, "type of the logits"),
@@ -164,6 +165,7 @@ RouterLogits Moe::logits_of(const ferry_router_logits& l, int tokens) const {
 }
 
 TopK Moe::topk_of(const ferry_topk& t, int tokens) const {
+  place(t.place, "ferry_topk");
   if (t.ids == nullptr && tokens > 0) fail<ConfigError>("ids is NULL, {} rows expected", tokens);
   const TopK topk{.ids = {.base = t.ids,
                           .type = enumerator(t.id_type, IndexView::Type::i64, "id_type"),

@@ -24,7 +24,7 @@ Placement make(const ferry_placement_options& o) {
   check_range("ranks", o.ranks, 1, kMostSlots);
   check_range("redundant", o.redundant, 0, kMostSlots);
   check_range("nodes", o.nodes, 1, kMostSlots);
-  check_range("members", o.members, 1, kMostSlots);
+  check_range("tp", o.tp, 1, kMostSlots);
   Placement placement = Placement::identity(o.experts, o.ranks, o.redundant);
   if (o.expert_of_slot != nullptr) {
     check_range("num_slots", o.num_slots, 1, kMostSlots);
@@ -37,7 +37,7 @@ Placement make(const ferry_placement_options& o) {
                              .source = o.source,
                              .nearest = o.nearest != 0,
                              .nodes = o.nodes,
-                             .members = o.members});
+                             .tp = o.tp});
 }
 
 }  // namespace

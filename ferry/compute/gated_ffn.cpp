@@ -9,7 +9,7 @@ namespace ferry {
 GatedFfn::GatedFfn(const Options& options, TensorGroup& group, ThreadPool& pool)
     : options_(options),
       group_(group),
-      scratch_(pool.size(), options.dtype, std::max(options.hidden, options.inter)),
+      scratch_(pool, options.dtype, std::max(options.hidden, options.inter)),
       between_(static_cast<std::size_t>(options.max_rows) *
                static_cast<std::size_t>(options.inter) * dtype_bytes(options.dtype)) {}
 

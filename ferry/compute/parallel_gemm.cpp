@@ -7,12 +7,12 @@
 
 namespace ferry {
 
-GemmScratch::GemmScratch(int threads, DType dtype, std::int64_t max_k) {
+GemmScratch::GemmScratch(const ThreadPool& pool, DType dtype, std::int64_t max_k) {
   std::size_t bytes = 0;
   for (const WeightType type : weight_types())
     if (activation_type(type) == dtype)
-      bytes = std::max(bytes, kernels().gemm_scratch_bytes(type, max_k));
-  for (int t = 0; t < threads; ++t) buffers_.emplace_back(bytes);
+      bytes = std::max(bytes, kernels_of(pool).gemm_scratch_bytes(type, max_k));
+  for (int t = 0; t < pool.size(); ++t) buffers_.emplace_back(bytes);
 }
 
 std::int64_t panel_grain(std::int64_t panels, int threads, Epilogue epilogue) {
@@ -48,7 +48,7 @@ void parallel_gemm(ThreadPool& pool,
                         before += range.end - range.begin;
                         part.first_panel = std::max(begin + shift, range.begin);
                         part.last_panel = std::min(end + shift, range.end);
-                        if (part.first_panel < part.last_panel) kernels().gemm(part);
+                        if (part.first_panel < part.last_panel) kernels_of(pool).gemm(part);
                       }
                     });
 }

@@ -10,11 +10,11 @@
 
 namespace ferry {
 
-/// The scratch of the gemm kernels, one piece a thread, for inputs of up to `max_k` elements of
-/// `dtype` and any weights that take them.
+/// The scratch of the pool's gemm kernels, one piece a thread, for inputs of up to `max_k` elements
+/// of `dtype` and any weights that take them.
 class GemmScratch {
  public:
-  GemmScratch(int threads, DType dtype, std::int64_t max_k);
+  GemmScratch(const ThreadPool& pool, DType dtype, std::int64_t max_k);
 
   std::span<std::byte> of(int worker) const {
     const Buffer& b = buffers_[static_cast<std::size_t>(worker)];
@@ -32,8 +32,8 @@ std::int64_t panel_grain(std::int64_t panels, int threads, Epilogue epilogue);
 /// All panels that a product runs over.
 std::int64_t gemm_panels(const GemmArgs& args);
 
-/// kernels().gemm over all panels of args.weights, split by columns over the pool; fills in
-/// first_panel, last_panel and scratch. The split never changes a bit.
+/// The gemm of the pool's kernels over all panels of args.weights, split by columns over the pool;
+/// fills in first_panel, last_panel and scratch. The split never changes a bit.
 void parallel_gemm(ThreadPool& pool, const GemmScratch& scratch, const GemmArgs& args);
 
 /// Panels [begin, end) of a product.

@@ -19,10 +19,10 @@ void add_to_residual(ThreadPool& pool,
   const std::int64_t skipped = columns.begin * static_cast<std::int64_t>(dtype_bytes(type));
   pool.parallel_for(count, kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t i = begin; i < end; ++i) {
-      kernels().add(residual.row(i) + skipped,
-                    type,
-                    reinterpret_cast<const float*>(rows.row(i)) + columns.begin,
-                    columns.size());
+      kernels_of(pool).add(residual.row(i) + skipped,
+                           type,
+                           reinterpret_cast<const float*>(rows.row(i)) + columns.begin,
+                           columns.size());
     }
   });
 }

@@ -8,13 +8,13 @@ namespace ferry {
 TensorGroup::TensorGroup(const GroupGather::Options& options,
                          Transport& transport,
                          ThreadPool& pool)
-    : pool_(pool), bounds_(static_cast<std::size_t>(std::max(1, options.members)) + 1) {
-  if (options.members != 1) gather_.emplace(options, transport, pool);
+    : pool_(pool), bounds_(static_cast<std::size_t>(std::max(1, options.tp)) + 1) {
+  if (options.tp != 1) gather_.emplace(options, transport, pool);
 }
 
 PanelRange GroupMember::panels(std::int64_t n) const {
   const std::int64_t all = ceil_div(n, kPanelColumns);
-  return {all * member / members, all * (member + 1) / members};
+  return {all * member / tp, all * (member + 1) / tp};
 }
 
 ColumnRange GroupMember::columns(std::int64_t n) const {
@@ -36,7 +36,7 @@ void TensorGroup::gather_columns(const MutableRowsView& rows,
                                  DType type,
                                  const GatherPhase& phase) {
   const auto bytes = static_cast<std::int64_t>(dtype_bytes(type));
-  const auto first_byte = [&](int m) { return GroupMember{m, members()}.columns(n).begin * bytes; };
+  const auto first_byte = [&](int m) { return GroupMember{m, tp()}.columns(n).begin * bytes; };
   gather_bytes(rows, count, first_byte, phase);
 }
 
@@ -45,7 +45,7 @@ void TensorGroup::gather_bytes(const MutableRowsView& rows,
                                FunctionRef<std::int64_t(int member)> first_byte,
                                const GatherPhase& phase) {
   if (!gather_) return;
-  for (int m = 0; m <= members(); ++m) bounds_[static_cast<std::size_t>(m)] = first_byte(m);
+  for (int m = 0; m <= tp(); ++m) bounds_[static_cast<std::size_t>(m)] = first_byte(m);
   gather_->gather(rows, count, bounds_, phase);
 }
 

@@ -26,7 +26,7 @@ struct ColumnRange {
 /// One member of a group.
 struct GroupMember {
   int member = 0;
-  int members = 1;
+  int tp = 1;
 
   /// Its columns where `n` are shared out, whole panels of them.
   ColumnRange columns(std::int64_t n) const;
@@ -45,11 +45,11 @@ class TensorGroup {
   /// Collective over all ranks of the transport.
   TensorGroup(const GroupGather::Options& options, Transport& transport, ThreadPool& pool);
 
-  int members() const { return gather_ ? gather_->members() : 1; }
+  int tp() const { return gather_ ? gather_->tp() : 1; }
 
   int member() const { return gather_ ? gather_->member() : 0; }
 
-  GroupMember self() const { return {member(), members()}; }
+  GroupMember self() const { return {member(), tp()}; }
 
   /// The threads that this rank computes with.
   ThreadPool& pool() const { return pool_; }
@@ -76,7 +76,7 @@ class TensorGroup {
  private:
   ThreadPool& pool_;
   std::optional<GroupGather> gather_;  // none in a group of one
-  std::vector<std::int64_t> bounds_;   // [members + 1]
+  std::vector<std::int64_t> bounds_;   // [tp + 1]
 };
 
 }  // namespace ferry

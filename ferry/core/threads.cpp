@@ -32,7 +32,7 @@ FlushDenormals::~FlushDenormals() {
 #endif
 }
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads, const Kernels* kernels) : kernels_(kernels) {
   FERRY_CHECK(threads >= 1, "a thread pool needs at least one thread, not {}", threads);
   workers_.reserve(static_cast<std::size_t>(threads - 1));
   for (int worker = 1; worker < threads; ++worker)
@@ -49,19 +49,33 @@ ThreadPool::~ThreadPool() {
 void ThreadPool::run(FunctionRef<void(int)> task) {
   if (!workers_.empty()) {
     task_ = &task;
-    running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+    running_.store(static_cast<std::uint32_t>(workers_.size()), std::memory_order_relaxed);
     // seq_cst on both sides: either a worker going to sleep sees the new generation, or we see it
     // among the sleepers and wake it.
     generation_.fetch_add(1, std::memory_order_seq_cst);
     if (sleepers_.load(std::memory_order_seq_cst) > 0) futex_wake_all(generation_, false);
   }
   run_one(task, 0);
-  Backoff backoff;
-  while (running_.load(std::memory_order_acquire) > 0) backoff.pause();
+  wait_for_workers();
   if (failure_) {
     std::exception_ptr failure;
     std::swap(failure, failure_);
     std::rethrow_exception(failure);
+  }
+}
+
+void ThreadPool::wait_for_workers() noexcept {
+  Backoff backoff;
+  while (running_.load(std::memory_order_acquire) > 0) {
+    if (!backoff.idle()) {
+      backoff.pause();
+      continue;
+    }
+    // As in run(): the last worker sees that the caller sleeps, or the caller that nobody runs.
+    caller_sleeps_.store(true, std::memory_order_seq_cst);
+    const std::uint32_t seen = running_.load(std::memory_order_seq_cst);
+    if (seen > 0) futex_wait(running_, seen, kSleepSlice, /*shared=*/false);
+    caller_sleeps_.store(false, std::memory_order_relaxed);
   }
 }
 
@@ -109,7 +123,8 @@ void ThreadPool::worker_loop(int worker) {
     ++seen;
     if (stop_.load(std::memory_order_acquire)) return;
     run_one(*task_, worker);
-    running_.fetch_sub(1, std::memory_order_release);
+    running_.fetch_sub(1, std::memory_order_seq_cst);
+    if (caller_sleeps_.load(std::memory_order_seq_cst)) futex_wake_all(running_, false);
   }
 }
 

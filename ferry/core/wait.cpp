@@ -16,8 +16,17 @@ namespace {
 // more than that, and where ranks share cores the one that is waited for gets this core: with 64
 // spins an exchange of 4 ranks on 2 cores took 39 us instead of 27, one of 2 ranks the same.
 constexpr int kSpins = 8;
-constexpr int kYieldsPerClockRead = 16;
 constexpr std::chrono::milliseconds kYieldFor{1};
+/// A yield that comes back so late has given the core to somebody for a slice of the scheduler's.
+constexpr std::chrono::microseconds kLateYield{500};
+/// For so long after it waits do not yield at all. One late yield in so much time costs 2 %.
+constexpr std::chrono::milliseconds kCrowdedFor{200};
+
+using Clock = std::chrono::steady_clock;
+
+/// Until then others want the core of this thread: who yields it waits for a slice of theirs, while
+/// who sleeps is let in when it is woken.
+thread_local Clock::time_point crowded_until;
 
 void cpu_pause() noexcept {
 #if defined(__x86_64__)
@@ -33,13 +42,17 @@ void Backoff::pause() noexcept {
     cpu_pause();
     return;
   }
-  if (spins_ == kSpins) yielding_since_ = std::chrono::steady_clock::now();
-  sched_yield();
-  // Reading the clock costs more than a yield that finds nobody else to run.
-  if (++spins_ % kYieldsPerClockRead == 0 &&
-      std::chrono::steady_clock::now() - yielding_since_ > kYieldFor) {
-    idle_ = true;
+  if (spins_ == kSpins) {
+    ++spins_;
+    yielding_since_ = Clock::now();
+    idle_ = yielding_since_ < crowded_until;
+    if (idle_) return;
   }
+  const Clock::time_point yielded = Clock::now();  // the caller's look may have taken long, too
+  sched_yield();
+  const Clock::time_point now = Clock::now();
+  if (now - yielded > kLateYield) crowded_until = now + kCrowdedFor;
+  idle_ = now - yielding_since_ > kYieldFor || now < crowded_until;
 }
 
 void futex_wait(const std::atomic<std::uint32_t>& word,

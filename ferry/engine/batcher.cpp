@@ -1,6 +1,7 @@
 #include "ferry/engine/batcher.h"
 
 #include <algorithm>
+#include <set>
 #include <tuple>
 #include <utility>
 
@@ -8,12 +9,24 @@
 
 namespace ferry {
 
+namespace {
+
+/// What one sequence more on a group costs, in prompt tokens: every step of it takes longer.
+constexpr std::int64_t kSequenceWorth = 64;
+
+}  // namespace
+
 Batcher::Batcher(const BatcherOptions& options) : options_(options) {
   FERRY_CHECK(options.groups >= 1 && options.max_sequences >= 1 && options.max_tokens >= 1 &&
                   options.max_running >= 1 && options.state_bytes >= 1,
               "a batcher needs positive sizes");
   options_.max_sequences = std::min(options.max_sequences, options.max_tokens);
-  loads_.resize(static_cast<std::size_t>(options.groups));
+  if (options.keep_prefixes) options_.layout = options.layout.with_windows_together();
+  for (int g = 0; g < options.groups; ++g) loads_.push_back(new_load());
+}
+
+Batcher::GroupLoad Batcher::new_load() const {
+  return {.memory = GroupMemory(options_.layout, options_.state_bytes, options_.keep_prefixes)};
 }
 
 void Batcher::enqueue(Admission admission) { queue_.push(std::move(admission)); }
@@ -21,8 +34,10 @@ void Batcher::enqueue(Admission admission) { queue_.push(std::move(admission)); 
 bool Batcher::cancel(std::uint64_t id) {
   if (queue_.remove(id)) return true;
   for (GroupLoad& load : loads_) {
-    if (std::erase_if(load.sequences, [&](const Sequence& s) { return s.id() == id; }) == 0)
-      continue;
+    const auto found = std::ranges::find(load.sequences, id, &Sequence::id);
+    if (found == load.sequences.end()) continue;
+    load.memory.end(found->memory);
+    load.sequences.erase(found);
     load.dropped.push_back(id);
     return true;
   }
@@ -31,7 +46,7 @@ bool Batcher::cancel(std::uint64_t id) {
 
 bool Batcher::idle() const {
   return queue_.empty() && std::all_of(loads_.begin(), loads_.end(), [](const GroupLoad& load) {
-           return load.sequences.empty() && load.dropped.empty();
+           return load.sequences.empty() && load.dropped.empty() && !load.memory.has_news();
          });
 }
 
@@ -43,8 +58,21 @@ std::size_t Batcher::running() const {
 
 std::size_t Batcher::used_bytes() const {
   std::size_t sum = 0;
-  for (const GroupLoad& load : loads_) sum += load.bytes();
+  for (const GroupLoad& load : loads_) sum += load.memory.used_bytes();
   return sum;
+}
+
+std::size_t Batcher::idle_bytes() const {
+  std::size_t sum = 0;
+  for (const GroupLoad& load : loads_) sum += load.memory.idle_bytes();
+  return sum;
+}
+
+bool Batcher::forget_prefixes() {
+  if (running() > 0 || waiting() > 0) return false;
+  for (GroupLoad& load : loads_)
+    if (!load.gone) load.memory.forget_all();
+  return true;
 }
 
 std::size_t Batcher::most_bytes(std::int64_t positions) const {
@@ -57,75 +85,105 @@ std::int64_t Batcher::GroupLoad::prompt_left() const {
   return tokens;
 }
 
-std::size_t Batcher::GroupLoad::bytes() const {
-  std::size_t sum = 0;
-  for (const Sequence& s : sequences) sum += s.bytes;
-  return sum;
-}
-
 bool Batcher::GroupLoad::all_started() const {
   return std::none_of(
       sequences.begin(), sequences.end(), [](const Sequence& s) { return s.evicted; });
 }
 
-/// Those that were evicted come before anybody new.
-bool Batcher::has_room(const GroupLoad& load, const Admission& admission) const {
+/// But for memory. Those that were evicted come before anybody new.
+bool Batcher::has_place(const GroupLoad& load, const Admission& admission) const {
   return !load.gone && load.sequences.size() < static_cast<std::size_t>(options_.max_sequences) &&
-         load.record_left >= encoded_bytes(admission) && load.all_started() &&
-         load.bytes() + most_bytes(admission.tokens()) <= options_.state_bytes;
+         load.record_left >= encoded_bytes(admission) && load.all_started();
 }
 
-Batcher::GroupLoad* Batcher::group_for(const Admission& admission) {
-  GroupLoad* best = nullptr;
+Batcher::Place Batcher::place_for(const Admission& admission, std::span<const std::int32_t> ids) {
+  const std::size_t bytes = most_bytes(admission.tokens());
+  const std::int64_t most = most_reused(admission.request, admission.generated.size());
   const auto work = [](const GroupLoad& load) {
     return std::tuple(load.sequences.size(), load.prompt_left());
   };
-  for (GroupLoad& load : loads_)
-    if (has_room(load, admission) && (!best || work(load) < work(*best))) best = &load;
+  std::vector<Place> places;
+  std::size_t least = 0;
+  for (GroupLoad& load : loads_) {
+    if (!has_place(load, admission)) continue;
+    const PrefixIndex::Match match = load.memory.find(admission, ids, most);
+    if (!load.memory.fits(bytes, match)) continue;
+    places.push_back({&load, match});
+    if (work(load) < work(*places[least].load)) least = places.size() - 1;
+  }
+  if (places.empty()) return {};
+  // What a request costs where it is: its tokens, those before it, and its place.
+  const auto cost = [&](const Place& place) {
+    return -place.match.pages * kPagePositions + place.load->prompt_left() +
+           kSequenceWorth * std::ssize(place.load->sequences);
+  };
+  Place best = places[least];
+  for (const Place& place : places)
+    if (place.match.pages > places[least].match.pages && cost(place) < cost(best)) best = place;
   return best;
 }
 
+/// The tokens before `positions` need not run.
+void Batcher::take_reuse(Sequence& s, std::int64_t positions) {
+  const std::int64_t found = positions - s.length;
+  s.length += found;
+  s.prompt_left -= found;
+  if (s.restarted || found == 0) return;
+  s.reused += static_cast<std::size_t>(found);
+  prefix_stats_.reused += static_cast<std::uint64_t>(found);
+  planned_reuse_.push_back({.id = s.id(), .tokens = s.reused});
+}
+
 void Batcher::admit(std::vector<StepRecord>& records) {
-  const std::size_t fixed = record_bytes_without_admissions(options_.max_sequences);
+  const std::size_t fixed =
+      record_bytes_without_admissions(options_.max_sequences, options_.max_tokens);
   FERRY_CHECK(fixed < options_.record_bytes, "step records of {} bytes", options_.record_bytes);
   for (GroupLoad& load : loads_) load.record_left = options_.record_bytes - fixed;
   for (std::size_t running = this->running();
        !queue_.empty() && running < static_cast<std::size_t>(options_.max_running);
        ++running) {
     Admission& next = queue_.front();
-    GroupLoad* load = group_for(next);
+    if (std::ranges::none_of(loads_, [&](const GroupLoad& l) { return has_place(l, next); }))
+      return;
+    Sequence s{.admission = next, .ids = next.ids(), .prompt_left = next.tokens()};
+    const auto [load, match] = place_for(next, s.ids);
     if (!load) return;
+    StepRecord& record = records[static_cast<std::size_t>(load - loads_.data())];
+    if (!load->memory.begin(s.memory, next, s.ids, match.pages, most_bytes(next.tokens()), record))
+      return;
     load->record_left -= encoded_bytes(next);
-    const std::int64_t prompt = next.tokens();
-    load->sequences.push_back(
-        {.admission = next, .prompt_left = prompt, .bytes = most_bytes(prompt)});
-    records[static_cast<std::size_t>(load - loads_.data())].admissions.push_back(std::move(next));
+    if (options_.keep_prefixes) prefix_stats_.asked += next.request.prompt.size();
+    take_reuse(s, match.pages * kPagePositions);
+    load->sequences.push_back(std::move(s));
+    record.admissions.push_back(std::move(next));
     queue_.pop();
   }
 }
 
-void Batcher::evict(Sequence& sequence, StepRecord& record) {
+void Batcher::evict(GroupLoad& load, Sequence& sequence, StepRecord& record) {
   record.evicted.push_back(sequence.id());
   // Past its prompt it knows one token that it has not run.
   sequence.prompt_left = sequence.length + std::max<std::int64_t>(sequence.prompt_left, 1);
   sequence.length = 0;
-  sequence.bytes = 0;
+  load.memory.end(sequence.memory);
   sequence.evicted = true;
+  sequence.restarted = true;
 }
 
-/// Memory for one more position; false when the sequence had to give up its own.
+/// Memory for one more position; false when the sequence had to give up its own, or has to wait for
+/// a step.
 bool Batcher::grow(GroupLoad& load, std::size_t sequence, StepRecord& record) {
   const std::int64_t length = load.sequences[sequence].length;
   const std::size_t wanted = options_.layout.bytes_held(length, length + 1);
-  while (load.bytes() - load.sequences[sequence].bytes + wanted > options_.state_bytes) {
+  for (;;) {
+    const auto room = load.memory.resize(load.sequences[sequence].memory, wanted, record);
+    if (room != GroupMemory::Room::none) return room == GroupMemory::Room::there;
     std::size_t youngest = load.sequences.size() - 1;
     while (load.sequences[youngest].evicted) --youngest;
-    evict(load.sequences[youngest], record);
+    evict(load, load.sequences[youngest], record);
     ++evictions_;
     if (youngest == sequence) return false;
   }
-  load.sequences[sequence].bytes = wanted;
-  return true;
 }
 
 void Batcher::plan_decodes(GroupLoad& load, StepRecord& record) {
@@ -140,18 +198,40 @@ void Batcher::plan_decodes(GroupLoad& load, StepRecord& record) {
   }
 }
 
+/// Whether the page behind its path may be another's.
+bool Batcher::may_reuse_next(const Sequence& s) {
+  return (s.memory.path.pages() + 1) * kPagePositions <=
+         most_reused(s.admission.request, s.admission.generated.size());
+}
+
 /// In order, so that a large one is not kept waiting by small ones.
-void Batcher::restart(GroupLoad& load) const {
+void Batcher::restart(GroupLoad& load, StepRecord& record) {
   for (Sequence& s : load.sequences) {
     if (!s.evicted) continue;
     const std::size_t wanted = most_bytes(s.prompt_left);
-    if (load.bytes() + wanted > options_.state_bytes) return;
-    s.bytes = wanted;
+    const std::int64_t most = most_reused(s.admission.request, s.admission.generated.size());
+    const PrefixIndex::Match match = load.memory.find(s.admission, s.ids, most);
+    if (!load.memory.fits(wanted, match) ||
+        !load.memory.begin(s.memory, s.admission, s.ids, match.pages, wanted, record))
+      return;
     s.evicted = false;
+    take_reuse(s, match.pages * kPagePositions);
+  }
+}
+
+/// What others have filled since of the pages that prompts are about to compute.
+void Batcher::catch_up(GroupLoad& load, StepRecord& record) {
+  for (Sequence& s : load.sequences) {
+    if (s.prompt_left == 0 || s.evicted) continue;
+    const std::int64_t most = most_reused(s.admission.request, s.admission.generated.size());
+    const std::int64_t pages =
+        load.memory.catch_up(s.memory, s.admission, s.ids, s.length, most, record);
+    if (pages > 0) take_reuse(s, pages * kPagePositions);
   }
 }
 
 void Batcher::plan_prompts(GroupLoad& load, StepRecord& record, int room) {
+  if (load.memory.keeps()) catch_up(load, record);
   std::vector<Sequence*> prompts;
   for (Sequence& s : load.sequences)
     if (s.prompt_left > 0 && !s.evicted) prompts.push_back(&s);
@@ -173,8 +253,16 @@ void Batcher::plan_prompts(GroupLoad& load, StepRecord& record, int room) {
     s.length += tokens;
     planned_prompt_tokens_ += static_cast<int>(tokens);
   };
+  std::set<PrefixIndex::Key> pages;  // that the step computes
+  /// Whether it computes the next page itself: its first token, where that is another's too, waits.
+  const auto computes = [&](const Sequence& s) {
+    if (!load.memory.keeps()) return true;
+    const auto key = PrefixIndex::next_key(s.memory.path, s.ids);
+    return !key || pages.insert(*key).second || !may_reuse_next(s);
+  };
+  if (for_first > 0) static_cast<void>(computes(*first));
   for (Sequence* s : prompts) {
-    if (s == first) continue;
+    if (s == first || left == 0 || !computes(*s)) continue;
     const std::int64_t chunk = std::min(s->prompt_left, left);
     run(*s, chunk);
     left -= chunk;
@@ -185,6 +273,7 @@ void Batcher::plan_prompts(GroupLoad& load, StepRecord& record, int room) {
 std::vector<StepRecord> Batcher::plan(int prompt_tokens) {
   std::vector<StepRecord> records(loads_.size());
   planned_prompt_tokens_ = planned_decode_tokens_ = most_prompt_tokens_ = 0;
+  planned_reuse_.clear();
   for (std::size_t r = 0; r < loads_.size(); ++r) {
     records[r].step = next_step_;
     records[r].dropped = std::exchange(loads_[r].dropped, {});
@@ -192,8 +281,9 @@ std::vector<StepRecord> Batcher::plan(int prompt_tokens) {
       s.planned = 0;
       s.planned_prompt = false;
     }
+    loads_[r].memory.begin_record(records[r]);
     plan_decodes(loads_[r], records[r]);
-    restart(loads_[r]);
+    restart(loads_[r], records[r]);
   }
   admit(records);
   for (std::size_t r = 0; r < loads_.size(); ++r) {
@@ -222,13 +312,14 @@ std::size_t Batcher::lose_group(int group) {
   GroupLoad& load = loads_[static_cast<std::size_t>(group)];
   const std::size_t lost = load.sequences.size();
   for (Sequence& s : load.sequences) queue_.push(std::move(s.admission));
-  load = GroupLoad{};
+  load = new_load();
   load.gone = true;
   return lost;
 }
 
 std::size_t Batcher::finish_step(int group, const StepResult& result) {
-  auto& sequences = loads_[static_cast<std::size_t>(group)].sequences;
+  GroupLoad& load = loads_[static_cast<std::size_t>(group)];
+  auto& sequences = load.sequences;
   if (result.lost) {
     for (Sequence& s : sequences) {
       s.length -= s.planned;
@@ -236,6 +327,8 @@ std::size_t Batcher::finish_step(int group, const StepResult& result) {
     }
     return 0;
   }
+  for (Sequence& s : sequences)
+    if (s.planned > 0) load.memory.fill(s.memory, s.id(), s.ids, s.length);
   std::size_t finished = 0;
   for (const TokenResult& token : result.tokens) {
     const auto found = std::find_if(
@@ -245,7 +338,9 @@ std::size_t Batcher::finish_step(int group, const StepResult& result) {
                 group,
                 token.id);
     found->admission.generated.push_back(token.token);
+    found->ids.push_back(token.token);
     if (!token.last) continue;
+    load.memory.end(found->memory);
     sequences.erase(found);
     ++finished;
   }

@@ -9,6 +9,7 @@
 
 #include "ferry/core/types.h"
 #include "ferry/engine/fair_queue.h"
+#include "ferry/engine/group_memory.h"
 #include "ferry/engine/step_record.h"
 #include "ferry/state/state_layout.h"
 
@@ -22,6 +23,18 @@ struct BatcherOptions {
   StateLayout layout;                  ///< what a sequence keeps; by default nothing
   std::size_t state_bytes = SIZE_MAX;  ///< that the sequences of one group may keep
   std::size_t record_bytes = 0;        ///< that one group's step record may have
+  bool keep_prefixes = false;          ///< pages stay behind sequences, for others
+};
+
+/// Tokens of a sequence's prompt that need not run, since their pages were kept.
+struct PrefixReuse {
+  std::uint64_t id = 0;
+  std::size_t tokens = 0;  ///< all that were found so far
+};
+
+struct PrefixStats {
+  std::uint64_t asked = 0;   ///< tokens of prompts that began to run
+  std::uint64_t reused = 0;  ///< of these, found
 };
 
 /// Requests wait in one fair queue. The first goes to the group that runs the fewest sequences
@@ -37,6 +50,11 @@ struct BatcherOptions {
 /// page as the layout says: where layers see a window alone, less than its length. Where a group
 /// has none left the youngest sequence gives up its state and later runs again from its first
 /// token, which changes none of its tokens. The oldest always goes on.
+///
+/// Where prefixes are kept, a sequence begins behind the pages of its tokens that its group has. It
+/// goes to another group than the least busy one where it finds more, and that saves more prompt
+/// tokens than the group has to run before. Of several that are about to compute the same page one
+/// does, and the others wait for it.
 ///
 /// The sequences of a group that is gone wait anew, with the tokens they have given, and start over
 /// on another group.
@@ -66,6 +84,9 @@ class Batcher {
   /// Prompt tokens of the group that got most.
   int most_prompt_tokens() const { return most_prompt_tokens_; }
 
+  /// In the last plan, for the first time or anew: of sequences that never started over.
+  const std::vector<PrefixReuse>& planned_reuse() const { return planned_reuse_; }
+
   /// A record that ends the loop of every group. REQUIRES: idle().
   std::vector<StepRecord> plan_stop();
 
@@ -80,8 +101,14 @@ class Batcher {
 
   std::size_t running() const;
 
-  /// Over all groups.
+  /// Over all groups: of sequences, and of kept pages that no sequence uses.
   std::size_t used_bytes() const;
+  std::size_t idle_bytes() const;
+
+  /// No page is kept any more. False, and nothing done, while requests run or wait.
+  bool forget_prefixes();
+
+  PrefixStats prefix_stats() const { return prefix_stats_; }
 
   /// What a sequence of `positions` may need.
   std::size_t most_bytes(std::int64_t positions) const;
@@ -90,35 +117,48 @@ class Batcher {
 
  private:
   struct Sequence {
-    Admission admission;           ///< with what it has given so far, to start it anew
+    Admission admission;                 ///< with what it has given so far, to start it anew
+    std::vector<std::int32_t> ids = {};  ///< its prompt, and what it has given
     std::int64_t prompt_left = 0;  ///< known tokens that no step has run yet, while in the prompt
     std::int64_t length = 0;       ///< positions of its state
-    std::size_t bytes = 0;         ///< that it has
-    bool evicted = false;          ///< it has none and waits
-    std::int64_t planned = 0;      ///< of its tokens, in the step that was planned last
-    bool planned_prompt = false;   ///< and whether they were prompt
+    Holding memory = {};
+    std::size_t reused = 0;       ///< tokens that it found kept
+    bool evicted = false;         ///< it has no memory and waits
+    bool restarted = false;       ///< it was evicted once
+    std::int64_t planned = 0;     ///< of its tokens, in the step that was planned last
+    bool planned_prompt = false;  ///< and whether they were prompt
 
     std::uint64_t id() const { return admission.id; }
   };
 
   struct GroupLoad {
-    std::vector<Sequence> sequences;  ///< in order of admission
-    std::vector<std::uint64_t> dropped;
+    GroupMemory memory;
+    std::vector<Sequence> sequences = {};  ///< in order of admission
+    std::vector<std::uint64_t> dropped = {};
     bool gone = false;
     std::size_t record_left = 0;  ///< bytes for admissions in the record being planned
 
     std::int64_t prompt_left() const;
-    std::size_t bytes() const;
     bool all_started() const;
   };
 
-  bool has_room(const GroupLoad& load, const Admission& admission) const;
-  GroupLoad* group_for(const Admission& admission);
+  /// A group that a request may start on, and what it finds there.
+  struct Place {
+    GroupLoad* load = nullptr;
+    PrefixIndex::Match match = {};
+  };
+
+  GroupLoad new_load() const;
+  bool has_place(const GroupLoad& load, const Admission& admission) const;
+  Place place_for(const Admission& admission, std::span<const std::int32_t> ids);
   void admit(std::vector<StepRecord>& records);
   bool grow(GroupLoad& load, std::size_t sequence, StepRecord& record);
-  static void evict(Sequence& sequence, StepRecord& record);
+  static void evict(GroupLoad& load, Sequence& sequence, StepRecord& record);
   void plan_decodes(GroupLoad& load, StepRecord& record);
-  void restart(GroupLoad& load) const;
+  void restart(GroupLoad& load, StepRecord& record);
+  void catch_up(GroupLoad& load, StepRecord& record);
+  static bool may_reuse_next(const Sequence& sequence);
+  void take_reuse(Sequence& sequence, std::int64_t positions);
   void plan_prompts(GroupLoad& load, StepRecord& record, int room);
 
   BatcherOptions options_;
@@ -129,6 +169,8 @@ class Batcher {
   int planned_decode_tokens_ = 0;
   int most_prompt_tokens_ = 0;
   std::uint64_t evictions_ = 0;
+  std::vector<PrefixReuse> planned_reuse_;
+  PrefixStats prefix_stats_;
 };
 
 }  // namespace ferry

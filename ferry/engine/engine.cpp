@@ -45,6 +45,19 @@ std::size_t state_bytes(const EngineOptions& options, const StateLayout& layout)
   return positions > SIZE_MAX / each ? SIZE_MAX : positions * each;
 }
 
+/// Bits of a row depend on that row alone, or on where experts lie too.
+bool reuse_is_exact(const EngineOptions& options, const Decoder& decoder) {
+  const SparseLayers& layers = decoder.sparse_layers();
+  if (!layers.sums_on_ranks()) return true;
+  return !options.balance.rebalance.enabled && !layers.has_replicas();
+}
+
+bool keeps_prefixes(const EngineOptions& options,
+                    const Decoder& decoder,
+                    const StateLayout& layout) {
+  return options.keep_prefixes && layout.fixed_bytes() == 0 && reuse_is_exact(options, decoder);
+}
+
 std::size_t max_live(const EngineOptions& options, int groups) {
   if (options.max_waiting == 0) return 0;
   const auto places =
@@ -77,16 +90,20 @@ class Engine::Impl {
         survivors_(decoder,
                    transport,
                    decoder.sparse_layers().masks() && decoder.tp() == 1 && !options.hash_logits),
-        sequences_(decoder, max_context_, options.hash_logits && speaks(transport.rank())),
+        sequences_(decoder,
+                   max_context_,
+                   options.hash_logits && speaks(transport.rank()),
+                   options.grammars),
         batcher_({.groups = groups(),
                   .max_sequences = options.max_sequences_per_rank,
                   .max_running = or_any(options.max_running),
                   .max_tokens = options.max_tokens_per_step,
                   .layout = layout_,
                   .state_bytes = state_bytes(options, layout_),
-                  .record_bytes = record_capacity(max_context_, options.max_sequences_per_rank)}),
+                  .record_bytes = record_bytes(),
+                  .keep_prefixes = keeps_prefixes(options, decoder, layout_)}),
         link_(transport,
-              record_capacity(max_context_, options.max_sequences_per_rank),
+              record_bytes(),
               result_capacity(options.max_sequences_per_rank, options.max_tokens_per_step)),
         inbox_(max_live(options, groups())),
         pacer_(options.max_tokens_per_step) {
@@ -100,7 +117,7 @@ class Engine::Impl {
   }
 
   void check(const Request& request) const {
-    check_request(request, vocab_, max_context_);
+    check_request(request, {vocab_, options_.grammars}, max_context_);
     const int wanted = most_positions(request, max_context_);
     if (batcher_.most_bytes(wanted) > state_bytes(options_, layout_)) {
       fail<ConfigError>(
@@ -131,6 +148,10 @@ class Engine::Impl {
     stats.requests_waiting = batcher_.waiting();
     stats.kv_tokens =
         static_cast<std::int64_t>(batcher_.used_bytes() / layout_.bytes_per_position());
+    stats.kv_idle_tokens =
+        static_cast<std::int64_t>(batcher_.idle_bytes() / layout_.bytes_per_position());
+    stats.prefix_asked_tokens = batcher_.prefix_stats().asked;
+    stats.prefix_reused_tokens = batcher_.prefix_stats().reused;
     stats.evictions = batcher_.evictions();
     const ExchangeStats exchanged = decoder_.sparse_layers().exchange_stats();
     stats.exchange_bytes = exchanged.bytes_wire;
@@ -147,12 +168,28 @@ class Engine::Impl {
     return of_group * (groups() - static_cast<int>(stats_.ranks_lost));
   }
 
+  bool forget_prefixes() {
+    FERRY_CHECK(leads(), "only rank 0 knows what is kept");
+    return batcher_.forget_prefixes();
+  }
+
   Balancer* balancer() { return balancer_ ? &*balancer_ : nullptr; }
 
  private:
   using Clock = std::chrono::steady_clock;
 
+  /// Of a request that has given no token yet.
+  struct Begun {
+    Clock::time_point when;
+    std::size_t cached_tokens = 0;
+  };
+
   bool leads() const { return transport_.rank() == 0; }
+
+  std::size_t record_bytes() const {
+    return record_capacity(
+        max_context_, options_.max_sequences_per_rank, options_.max_tokens_per_step);
+  }
 
   int groups() const { return transport_.size() / tp_; }
 
@@ -235,8 +272,11 @@ class Engine::Impl {
     for (StepRecord& record : records) {
       record.gone = survivors_.gone();
       for (const Admission& admission : record.admissions)
-        began_.try_emplace(admission.id, Clock::now());
+        began_.try_emplace(admission.id, Begun{.when = Clock::now()});
     }
+    for (const PrefixReuse& reuse : batcher_.planned_reuse())
+      if (const auto begun = began_.find(reuse.id); begun != began_.end())
+        begun->second.cached_tokens = reuse.tokens;
     for (Rank r = 0; r < transport_.size(); ++r) {
       if (!survivors_.lives(r)) continue;
       survivors_.without_the_gone(
@@ -323,9 +363,11 @@ class Engine::Impl {
                        .logits_sha256 = {},
                        .logprobs = std::move(token.logprobs),
                        .prompt_logprobs = {},
-                       .began = {}};
+                       .began = {},
+                       .cached_tokens = 0};
       if (const auto began = began_.find(token.id); began != began_.end()) {
-        event.began = began->second;
+        event.began = began->second.when;
+        event.cached_tokens = began->second.cached_tokens;
         began_.erase(began);
       }
       if (const auto told = prompts_.find(token.id); told != prompts_.end()) {
@@ -370,7 +412,7 @@ class Engine::Impl {
   EngineStats stats_;
   // On rank 0 only, of requests that have given no token yet:
   std::unordered_map<std::uint64_t, PromptResult> prompts_;
-  std::unordered_map<std::uint64_t, Clock::time_point> began_;
+  std::unordered_map<std::uint64_t, Begun> began_;
   std::uint64_t step_ = 0;
 };
 
@@ -394,6 +436,8 @@ void Engine::open() { impl_->inbox().set_open(true); }
 void Engine::close() { impl_->inbox().set_open(false); }
 
 void Engine::run(const std::function<void(const TokenEvent&)>& on_token) { impl_->run(on_token); }
+
+bool Engine::forget_prefixes() { return impl_->forget_prefixes(); }
 
 EngineStats Engine::stats() const { return impl_->stats(); }
 

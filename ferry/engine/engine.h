@@ -26,9 +26,15 @@ struct EngineOptions {
   /// Positions that the sequences of one rank may fill, or more where layers keep a window of them
   /// alone: what all layers keep of so many is the memory that there is. 0 = any.
   std::int64_t max_kv_tokens = 0;
+  /// Pages stay behind sequences as long as nobody needs the memory, and requests that begin with
+  /// the same tokens begin behind them. Not where that could change a bit: where ranks sum first
+  /// and experts have replicas or move.
+  bool keep_prefixes = true;
   bool hash_logits = false;
   std::chrono::nanoseconds timeout = std::chrono::seconds(30);  ///< of a wait inside a step
   BalanceOptions balance;
+  /// What grammars are checked against; borrowed. Null: there is no tokenizer, and no grammar.
+  Grammars* grammars = nullptr;
   /// On rank 0: takes a line that whoever runs this should read. May be empty.
   std::function<void(const std::string&)> warn = {};
 };
@@ -38,8 +44,11 @@ struct EngineOptions {
 struct EngineStats {
   std::uint64_t requests_running = 0;  ///< now
   std::uint64_t requests_waiting = 0;
-  std::int64_t kv_tokens = 0;        ///< that hold memory now, over all ranks, in whole pages; one
-                                     ///< that only some layers keep counts as their part
+  std::int64_t kv_tokens = 0;       ///< that hold memory now, over all ranks, in whole pages; one
+                                    ///< that only some layers keep counts as their part
+  std::int64_t kv_idle_tokens = 0;  ///< beside those: kept for requests that begin with the same
+  std::uint64_t prefix_asked_tokens = 0;   ///< of prompts that began to run
+  std::uint64_t prefix_reused_tokens = 0;  ///< of these, that need not run
   std::uint64_t evictions = 0;       ///< times that a sequence had to start over for want of pages
   std::uint64_t ranks_lost = 0;      ///< that died, and the others went on
   std::uint64_t restarts = 0;        ///< of sequences that ran on those
@@ -95,6 +104,10 @@ class Engine {
   /// Collective: runs steps until all submitted requests are done (rank 0 decides). Events are
   /// delivered on rank 0 as they happen. Ranks that wait for work sleep, and notice a dead peer.
   void run(const std::function<void(const TokenEvent&)>& on_token);
+
+  /// Rank 0 only, between two steps: no page is kept for requests to come. False, and nothing done,
+  /// while requests run or wait.
+  bool forget_prefixes();
 
   /// On rank 0, between two steps; zeros elsewhere.
   EngineStats stats() const;

@@ -66,9 +66,10 @@ void read_processors(const RequestMembers& members, std::vector<ProcessorOptions
   processors = std::move(all);
 }
 
-void check_processors(const Request& request, int vocab) {
+void check_processors(const Request& request, const ProcessorContext& model) {
   if (request.processors.empty()) return;
   std::size_t numbers = 0;
+  std::size_t text = 0;
   for (auto it = request.processors.begin(); it != request.processors.end(); ++it) {
     const auto named = [&](const auto& other) { return other.name == it->name; };
     const auto kinds = processor_kinds();
@@ -79,6 +80,7 @@ void check_processors(const Request& request, int vocab) {
     if (std::any_of(request.processors.begin(), it, named))
       fail<ConfigError>("logits processor \"{}\" is asked for twice", it->name);
     numbers += it->integers.size() + it->numbers.size();
+    text += it->text.size();
   }
   if (numbers > kMaxProcessorNumbers) {
     fail<ConfigError>(
@@ -87,23 +89,33 @@ void check_processors(const Request& request, int vocab) {
         numbers,
         kMaxProcessorNumbers);
   }
-  const LogitsChain chain(request, {}, vocab);
-  const std::vector<float> zeros(static_cast<std::size_t>(vocab));
+  if (text > kMaxProcessorText) {
+    fail<ConfigError>(
+        "the request's grammar has {} bytes; at most {} are possible", text, kMaxProcessorText);
+  }
+  for (const ProcessorKind* kind : processor_kinds()) {
+    const ProcessorOptions* options = options_of(request, *kind);
+    if (options == nullptr || kind->prepare == nullptr) continue;
+    kind->check(*options, request, model);
+    kind->prepare(*options, model);
+  }
+  const LogitsChain chain(request, {}, model);
+  const std::vector<float> zeros(static_cast<std::size_t>(model.vocab));
   std::vector<float> scratch;
-  const auto chosen_from = chain.apply(zeros, {.prompt = request.prompt, .generated = {}}, scratch);
-  if (!chain.empty() && chosen_from.data() == zeros.data())
+  if (!chain.leaves_any(zeros, {.prompt = request.prompt, .generated = {}}, scratch))
     fail<ConfigError>("the request bans every token; allow one that does not end it at once");
 }
 
 LogitsChain::LogitsChain(const Request& request,
                          std::span<const std::int32_t> generated,
-                         int vocab) {
+                         const ProcessorContext& model) {
   if (request.processors.empty()) return;
   for (const ProcessorKind* kind : processor_kinds()) {
     const ProcessorOptions* options = options_of(request, *kind);
     if (options == nullptr) continue;
-    kind->check(*options, request, vocab);
-    processors_.push_back(kind->make(*options, request));
+    kind->check(*options, request, model);
+    processors_.push_back(kind->make(*options, request, model));
+    if (kind->binds) binding_.push_back(processors_.back().get());
   }
   for (const std::int32_t token : generated) advance(token);
 }
@@ -116,9 +128,18 @@ std::span<const float> LogitsChain::apply(std::span<const float> logits,
               "a chain of logits processors knows {} generated tokens, not {}",
               generated_,
               history.generated.size());
+  if (leaves_any(logits, history, scratch)) return scratch;
+  scratch.assign(logits.begin(), logits.end());
+  for (const LogitsProcessor* processor : binding_) processor->apply(scratch, history);
+  return any_finite(scratch) ? std::span<const float>(scratch) : logits;
+}
+
+bool LogitsChain::leaves_any(std::span<const float> logits,
+                             const TokenHistory& history,
+                             std::vector<float>& scratch) const {
   scratch.assign(logits.begin(), logits.end());
   for (const auto& processor : processors_) processor->apply(scratch, history);
-  return any_finite(scratch) ? std::span<const float>(scratch) : logits;
+  return any_finite(scratch);
 }
 
 void LogitsChain::advance(std::int32_t token) {
@@ -140,7 +161,11 @@ void LogitsChain::roll_back(std::span<const std::int32_t> generated, std::size_t
 
 LogitsChain LogitsChain::fork() const {
   LogitsChain other;
-  for (const auto& processor : processors_) other.processors_.push_back(processor->fork());
+  for (const auto& processor : processors_) {
+    other.processors_.push_back(processor->fork());
+    if (std::find(binding_.begin(), binding_.end(), processor.get()) != binding_.end())
+      other.binding_.push_back(other.processors_.back().get());
+  }
   other.generated_ = generated_;
   return other;
 }

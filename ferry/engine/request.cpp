@@ -12,12 +12,21 @@ std::size_t first_prompt_logprob(const Request& request) {
                                static_cast<std::size_t>(request.prompt_logprobs_from.value_or(0)));
 }
 
+std::int64_t most_reused(const Request& request, std::size_t generated) {
+  // Logits of a token say how probable the next one is.
+  const std::size_t known = request.prompt.size() + generated;
+  const bool tells_prompt = request.prompt_logprobs_from && generated == 0;
+  return static_cast<std::int64_t>(
+      (tells_prompt ? std::min(first_prompt_logprob(request), known) : known) - 1);
+}
+
 int most_positions(const Request& request, int max_context) {
   const auto wanted = static_cast<std::int64_t>(request.prompt.size()) + request.max_new_tokens - 1;
   return static_cast<int>(std::min<std::int64_t>(wanted, max_context));
 }
 
-void check_request(const Request& request, int vocab, int max_context) {
+void check_request(const Request& request, const ProcessorContext& model, int max_context) {
+  const int vocab = model.vocab;
   if (request.prompt.empty()) fail<ConfigError>("the prompt is empty; give at least one token");
   if (request.prompt.size() > static_cast<std::size_t>(max_context)) {
     fail<ConfigError>(
@@ -57,7 +66,7 @@ void check_request(const Request& request, int vocab, int max_context) {
           *request.prompt_logprobs_from);
   }
   check_sampling(request.sampling);
-  check_processors(request, vocab);
+  check_processors(request, model);
 }
 
 }  // namespace ferry

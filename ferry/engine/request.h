@@ -28,6 +28,8 @@ struct Request {
   std::uint64_t client = 0;                       ///< who asks: clients' requests start in turn
   std::vector<ProcessorOptions> processors = {};  ///< that change logits before the sampler sees
                                                   ///< them, each kind at most once
+  /// Requests with different salts find nothing of each other's prompts. Rank 0's affair.
+  std::string cache_salt = {};
 };
 
 inline constexpr std::size_t kMaxStopIds = 256;
@@ -40,18 +42,24 @@ struct TokenEvent {
   std::string logits_sha256;  ///< with the last token, when hashing was asked for
   std::optional<Logprobs> logprobs;
   std::vector<Logprobs> prompt_logprobs;  ///< with the first token, where asked for
-  /// With the first token: when the request began to run.
+  /// With the first token: when the request began to run, and how many tokens of its prompt had not
+  /// to, since their pages were kept.
   std::optional<std::chrono::steady_clock::time_point> began;
+  std::size_t cached_tokens = 0;
 };
 
 /// The first position of a prompt whose token's log probability is wanted.
 std::size_t first_prompt_logprob(const Request& request);
+
+/// The most positions of a sequence's known tokens that need not run: the last one must, and those
+/// whose logits are wanted. `generated`: that it has given.
+std::int64_t most_reused(const Request& request, std::size_t generated);
 
 /// Positions that a request may come to fill. The last token is never run, so it needs none.
 int most_positions(const Request& request, int max_context);
 
 /// Throws ConfigError when the prompt is empty, has ids outside the vocabulary or is longer than
 /// the context, or when an option is out of range.
-void check_request(const Request& request, int vocab, int max_context);
+void check_request(const Request& request, const ProcessorContext& model, int max_context);
 
 }  // namespace ferry

@@ -8,15 +8,30 @@
 
 namespace ferry {
 
-Sequences::Sequences(Decoder& decoder, int max_context, bool hash_logits)
+Sequences::Sequences(Decoder& decoder, int max_context, bool hash_logits, Grammars* grammars)
     : decoder_(decoder),
       max_context_(max_context),
       hash_logits_(hash_logits),
+      grammars_(grammars),
       sampler_(decoder.pool()),
       pages_(decoder.state_layout()) {}
 
 SequenceState Sequences::new_state(const Request& request) {
   return {pages_, most_positions(request, max_context_)};
+}
+
+void Sequences::keep_pages(const StepRecord& record) {
+  for (const KeepOrder& keep : record.keeps) {
+    const auto ended = ended_.find(keep.sequence);
+    SequenceState& state =
+        ended != ended_.end() ? ended->second : sequences_.at(keep.sequence).state;
+    kept_.keep(keep.number, keep.before, keep.page, state);
+  }
+  ended_.clear();
+  for (auto& [id, sequence] : sequences_) sequence.state.let_go();
+  for (const std::uint64_t number : record.forgotten_windows) kept_.forget_windows(number);
+  for (const std::uint64_t number : record.forgotten) kept_.forget(number);
+  if (record.forget_all) kept_.clear();
 }
 
 void Sequences::admit(Admission admission) {
@@ -28,7 +43,8 @@ void Sequences::admit(Admission admission) {
   if (hash_logits_) sequence.hash.emplace();
   // Where it has given tokens on another rank, that one has told the prompt's with the first.
   sequence.tells_prompt = sequence.request.prompt_logprobs_from && admission.generated.empty();
-  sequence.processors = LogitsChain(sequence.request, admission.generated, decoder_.config().vocab);
+  sequence.processors =
+      LogitsChain(sequence.request, admission.generated, {decoder_.config().vocab, grammars_});
   sequences_.emplace(admission.id, std::move(sequence));
 }
 
@@ -86,7 +102,10 @@ TokenResult Sequences::take_token(std::size_t i) {
   sequence.processors.advance(result.token);
   result.last = finished(sequence);
   if (result.last && sequence.hash) result.logits_sha256 = sequence.hash->finish();
-  if (result.last) sequences_.erase(choice.id);
+  if (result.last) {
+    ended_.emplace(choice.id, std::move(sequence.state));
+    sequences_.erase(choice.id);
+  }
   return result;
 }
 
@@ -149,9 +168,12 @@ std::vector<PromptResult> Sequences::read_prompts(const StepRecord& record,
 }
 
 StepResult Sequences::run_step(StepRecord record) {
+  keep_pages(record);
   for (const std::uint64_t id : record.dropped) sequences_.erase(id);
   for (const std::uint64_t id : record.evicted) evict(id);
   for (Admission& admission : record.admissions) admit(std::move(admission));
+  for (const BeginOrder& begin : record.begins)
+    kept_.give(begin.number, begin.pages, sequences_.at(begin.sequence).state);
 
   batch_.clear();
   for (const SequenceRun& run : record.runs) {

@@ -13,19 +13,21 @@
 #include "ferry/engine/request.h"
 #include "ferry/engine/step_record.h"
 #include "ferry/model/decoder.h"
+#include "ferry/state/kept_pages.h"
 #include "ferry/state/sequence_state.h"
 
 namespace ferry {
 
-/// Threads: one at a time. The decoder is borrowed.
+/// Threads: one at a time. Decoder and grammars are borrowed.
 class Sequences {
  public:
-  Sequences(Decoder& decoder, int max_context, bool hash_logits);
+  /// `grammars`: of the tokenizer; null where there is none.
+  Sequences(Decoder& decoder, int max_context, bool hash_logits, Grammars* grammars);
 
-  /// Collective, as Decoder::forward is. Drops and evicts what the record says, takes in its
-  /// admissions, runs its tokens and samples where a sequence has come to its end; finished
-  /// sequences leave. Where the decoder throws LostTokens, all that is done but the tokens have not
-  /// run, and the next record may run them.
+  /// Collective, as Decoder::forward is. Keeps and forgets pages, drops and evicts as the record
+  /// says, takes in its admissions, runs its tokens and samples where a sequence has come to its
+  /// end; finished sequences leave. Where the decoder throws LostTokens, all that is done but the
+  /// tokens have not run, and the next record may run them.
   StepResult run_step(StepRecord record);
 
  private:
@@ -46,6 +48,7 @@ class Sequences {
     }
   };
 
+  void keep_pages(const StepRecord& record);
   void admit(Admission admission);
   SequenceState new_state(const Request& request);
   void evict(std::uint64_t id);
@@ -58,9 +61,13 @@ class Sequences {
   Decoder& decoder_;
   int max_context_;
   bool hash_logits_;
+  Grammars* grammars_;
   Sampler sampler_;
   PagePool pages_;  // before those whose states lie in it
+  KeptPages kept_{pages_};
   std::unordered_map<std::uint64_t, Sequence> sequences_;
+  // Of those that the last step has finished: the next record says what of them is kept.
+  std::unordered_map<std::uint64_t, SequenceState> ended_;
   std::vector<SequenceStep> batch_;
 
   /// A token of a prompt, and what speaks for it.

@@ -1,6 +1,10 @@
 // Layout, native byte order (ranks of a group run the same program):
-//   record    = head, gone, moves, stop u32, dropped u32, evicted u32, admissions u32, runs u32,
-//               dropped id u64*, evicted id u64*, admission*, run*
+//   record    = head, gone, moves, stop u32, forget all u32, keeps u32, forgotten
+//               windows u32, forgotten u32, dropped u32, evicted u32, admissions u32, begins u32,
+//               runs u32, keep*, forgotten windows' number u64*, forgotten number u64*, dropped id
+//               u64*, evicted id u64*, admission*, begin*, run*
+//   keep      = sequence u64, number u64, before u64, page u32
+//   begin     = sequence u64, number u64, pages u32
 //   moves     = plan u64, switches u64, bytes u64
 //   admission = id u64, max_new i32, top_k i32, temperature f64, top_p f64, min_p f64,
 //               seed u64, logprobs i32 (-1 = none), of the prompt from i32 (-1 = none), prompt u32,
@@ -23,6 +27,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/engine/logits_chain.h"
+#include "ferry/state/state_layout.h"
 
 namespace ferry {
 
@@ -34,8 +39,10 @@ constexpr std::size_t kHeadBytes = 4 + 8;
 constexpr std::size_t kGoneBytes = sizeof(RankSet);
 constexpr std::size_t kMovesBytes = 8 + 8 + 8;
 constexpr std::size_t kAdmissionFixedBytes = 8 + 4 + 4 + 8 + 8 + 8 + 8 + 4 + 4 + 4 + 4 + 4 + 4;
-constexpr std::size_t kProcessorFixedBytes = 4 + 4 + 4;
+constexpr std::size_t kProcessorFixedBytes = 4 + 4 + 4 + 4;
 constexpr std::size_t kRunBytes = 8 + 4;
+constexpr std::size_t kKeepBytes = 8 + 8 + 8 + 4;
+constexpr std::size_t kBeginBytes = 8 + 8 + 4;
 constexpr std::size_t kTokenBytes = 8 + 4 + 4 + sizeof(Sha256) + 4;
 constexpr std::size_t kLogprobBytes = 4 + 4;
 constexpr std::size_t kMostLogprobsBytes = 4 + 4 + kMaxTopLogprobs * kLogprobBytes;
@@ -58,6 +65,8 @@ class Writer {
     static_assert(std::is_trivially_copyable_v<T>);
     bytes(all.data(), all.size() * sizeof(T));
   }
+
+  void text(const std::string& text) { bytes(text.data(), text.size()); }
 
   void count(std::size_t n) { value(static_cast<std::uint32_t>(n)); }
 
@@ -103,6 +112,11 @@ class Reader {
     return all;
   }
 
+  std::string text(std::size_t n) {
+    const std::byte* from = take(n);
+    return {reinterpret_cast<const char*>(from), n};
+  }
+
   void expect_magic(std::uint32_t magic) { expect(value<std::uint32_t>() == magic); }
 
   void expect(bool sound) const {
@@ -140,8 +154,10 @@ void write_processor(Writer& w, const ProcessorOptions& options) {
   w.count(static_cast<std::size_t>(row - kinds.begin()));
   w.count(options.integers.size());
   w.count(options.numbers.size());
+  w.count(options.text.size());
   w.values(options.integers);
   w.values(options.numbers);
+  w.text(options.text);
 }
 
 ProcessorOptions read_processor(Reader& in) {
@@ -150,8 +166,10 @@ ProcessorOptions read_processor(Reader& in) {
   ProcessorOptions options{.name = processor_kinds()[row]->name, .integers = {}, .numbers = {}};
   const std::size_t integers = in.count(sizeof(std::int32_t));
   const std::size_t numbers = in.count(sizeof(float));
+  const std::size_t text = in.count(1);
   options.integers = in.values<std::int32_t>(integers);
   options.numbers = in.values<float>(numbers);
+  options.text = in.text(text);
   return options;
 }
 
@@ -199,6 +217,36 @@ Admission read_admission(Reader& in) {
   admission.generated = in.values<std::int32_t>(generated);
   for (std::size_t i = 0; i < processors; ++i) r.processors.push_back(read_processor(in));
   return admission;
+}
+
+void write_keep(Writer& w, const KeepOrder& keep) {
+  w.value(keep.sequence);
+  w.value(keep.number);
+  w.value(keep.before);
+  w.value(keep.page);
+}
+
+KeepOrder read_keep(Reader& in) {
+  KeepOrder keep;
+  keep.sequence = in.value<std::uint64_t>();
+  keep.number = in.value<std::uint64_t>();
+  keep.before = in.value<std::uint64_t>();
+  keep.page = in.value<std::uint32_t>();
+  return keep;
+}
+
+void write_begin(Writer& w, const BeginOrder& begin) {
+  w.value(begin.sequence);
+  w.value(begin.number);
+  w.value(begin.pages);
+}
+
+BeginOrder read_begin(Reader& in) {
+  BeginOrder begin;
+  begin.sequence = in.value<std::uint64_t>();
+  begin.number = in.value<std::uint64_t>();
+  begin.pages = in.value<std::uint32_t>();
+  return begin;
 }
 
 void write_logprobs(Writer& w, const Logprobs& logprobs) {
@@ -254,23 +302,38 @@ TokenResult read_token(Reader& in) {
 std::size_t encoded_bytes(const Admission& admission) {
   std::size_t numbers =
       static_cast<std::size_t>(admission.tokens()) + admission.request.stop_ids.size();
-  for (const ProcessorOptions& options : admission.request.processors)
+  std::size_t text = 0;
+  for (const ProcessorOptions& options : admission.request.processors) {
     numbers += options.integers.size() + options.numbers.size();
+    text += options.text.size();
+  }
   return kAdmissionFixedBytes + admission.request.processors.size() * kProcessorFixedBytes +
-         numbers * sizeof(std::int32_t);
+         numbers * sizeof(std::int32_t) + text;
 }
 
-std::size_t record_bytes_without_admissions(int sequences) {
+std::vector<std::int32_t> Admission::ids() const {
+  std::vector<std::int32_t> all = request.prompt;
+  all.insert(all.end(), generated.begin(), generated.end());
+  return all;
+}
+
+std::size_t record_bytes_without_admissions(int sequences, int tokens) {
   // A sequence that was dropped may have made room for one that runs; none is dropped and evicted.
-  return kHeadBytes + kGoneBytes + kMovesBytes + 5 * sizeof(std::uint32_t) +
-         static_cast<std::size_t>(sequences) * (kRunBytes + sizeof(std::uint64_t));
+  // A step's tokens fill a page for each kPagePositions, and each sequence's first of them one that
+  // had others already.
+  return kHeadBytes + kGoneBytes + kMovesBytes + 10 * sizeof(std::uint32_t) +
+         kMostForgotten * sizeof(std::uint64_t) +
+         static_cast<std::size_t>(tokens / kPagePositions) * kKeepBytes +
+         static_cast<std::size_t>(sequences) *
+             (kKeepBytes + kBeginBytes + kRunBytes + sizeof(std::uint64_t));
 }
 
-std::size_t record_capacity(int max_context, int sequences) {
-  return record_bytes_without_admissions(sequences) + kAdmissionFixedBytes +
+std::size_t record_capacity(int max_context, int sequences, int tokens) {
+  return record_bytes_without_admissions(sequences, tokens) + kAdmissionFixedBytes +
          processor_kinds().size() * kProcessorFixedBytes +
          (static_cast<std::size_t>(max_context) + kMaxStopIds + kMaxProcessorNumbers) *
-             sizeof(std::int32_t);
+             sizeof(std::int32_t) +
+         kMaxProcessorText;
 }
 
 std::size_t result_capacity(int sequences, int tokens) {
@@ -288,13 +351,22 @@ std::size_t encode(const StepRecord& record, std::span<std::byte> out) {
   w.value(record.moves.switches);
   w.value(record.moves.bytes);
   w.value(static_cast<std::uint32_t>(record.stop));
+  w.value(static_cast<std::uint32_t>(record.forget_all));
+  w.count(record.keeps.size());
+  w.count(record.forgotten_windows.size());
+  w.count(record.forgotten.size());
   w.count(record.dropped.size());
   w.count(record.evicted.size());
   w.count(record.admissions.size());
+  w.count(record.begins.size());
   w.count(record.runs.size());
+  for (const KeepOrder& keep : record.keeps) write_keep(w, keep);
+  w.values(record.forgotten_windows);
+  w.values(record.forgotten);
   w.values(record.dropped);
   w.values(record.evicted);
   for (const Admission& admission : record.admissions) write_admission(w, admission);
+  for (const BeginOrder& begin : record.begins) write_begin(w, begin);
   for (const SequenceRun& run : record.runs) {
     w.value(run.id);
     w.value(run.tokens);
@@ -325,13 +397,22 @@ StepRecord decode_step_record(std::span<const std::byte> bytes) {
   record.moves.switches = in.value<std::uint64_t>();
   record.moves.bytes = in.value<std::uint64_t>();
   record.stop = in.value<std::uint32_t>() != 0;
+  record.forget_all = in.value<std::uint32_t>() != 0;
+  const std::size_t keeps = in.count(kKeepBytes);
+  const std::size_t forgotten_windows = in.count(sizeof(std::uint64_t));
+  const std::size_t forgotten = in.count(sizeof(std::uint64_t));
   const std::size_t dropped = in.count(sizeof(std::uint64_t));
   const std::size_t evicted = in.count(sizeof(std::uint64_t));
   const std::size_t admissions = in.count(kAdmissionFixedBytes);
+  const std::size_t begins = in.count(kBeginBytes);
   const std::size_t runs = in.count(kRunBytes);
+  for (std::size_t i = 0; i < keeps; ++i) record.keeps.push_back(read_keep(in));
+  record.forgotten_windows = in.values<std::uint64_t>(forgotten_windows);
+  record.forgotten = in.values<std::uint64_t>(forgotten);
   record.dropped = in.values<std::uint64_t>(dropped);
   record.evicted = in.values<std::uint64_t>(evicted);
   for (std::size_t i = 0; i < admissions; ++i) record.admissions.push_back(read_admission(in));
+  for (std::size_t i = 0; i < begins; ++i) record.begins.push_back(read_begin(in));
   for (std::size_t i = 0; i < runs; ++i) {
     const auto id = in.value<std::uint64_t>();
     record.runs.push_back({.id = id, .tokens = in.value<std::int32_t>()});

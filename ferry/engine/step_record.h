@@ -25,6 +25,9 @@ struct Admission {
   /// Tokens that it has given already, on a rank that is gone.
   std::vector<std::int32_t> generated = {};
 
+  /// Those that it has: its prompt's, and these.
+  std::vector<std::int32_t> ids() const;
+
   std::int64_t tokens() const { return std::ssize(request.prompt) + std::ssize(generated); }
 };
 
@@ -34,15 +37,43 @@ struct SequenceRun {
   std::int32_t tokens = 0;
 };
 
-/// One rank's orders for one step.
+/// Page `page` of a sequence stays under `number`, behind the kept page `before`
+/// (ferry/state/kept_pages.h).
+struct KeepOrder {
+  std::uint64_t sequence = 0;
+  std::uint64_t number = 0;
+  std::uint64_t before = 0;
+  std::uint32_t page = 0;
+
+  bool operator==(const KeepOrder&) const = default;
+};
+
+/// A sequence goes on behind `pages` kept pages, the last of which is `number`.
+struct BeginOrder {
+  std::uint64_t sequence = 0;
+  std::uint64_t number = 0;
+  std::uint32_t pages = 0;
+
+  bool operator==(const BeginOrder&) const = default;
+};
+
+/// Kept pages that one record may tell to forget.
+inline constexpr std::size_t kMostForgotten = 1024;
+
+/// One rank's orders for one step, carried out in the order in which they stand here.
 struct StepRecord {
   std::uint64_t step = 0;
-  bool stop = false;  ///< nothing is left to do: the loop ends, no step is run
-  RankSet gone;       ///< ranks that take no part any more
-  MoveOrders moves;   ///< the placement this step runs on, and what moves while it runs
+  bool stop = false;             ///< nothing is left to do: the loop ends, no step is run
+  RankSet gone;                  ///< ranks that take no part any more
+  MoveOrders moves;              ///< the placement this step runs on, and what moves while it runs
+  std::vector<KeepOrder> keeps;  ///< of what the last step has filled
+  std::vector<std::uint64_t> forgotten_windows;  ///< kept pages, only what is a window's of them
+  std::vector<std::uint64_t> forgotten;          ///< whole ones
+  bool forget_all = false;
   std::vector<std::uint64_t> dropped;  ///< sequences that nobody waits for any more
   std::vector<std::uint64_t> evicted;  ///< give up their caches and run from the start again
   std::vector<Admission> admissions;
+  std::vector<BeginOrder> begins;
   std::vector<SequenceRun> runs;  ///< in this order in the batch
 };
 
@@ -77,14 +108,14 @@ struct StepResult {
 /// Bytes that an admission takes in a record.
 std::size_t encoded_bytes(const Admission& admission);
 
-/// Bytes that suffice for a record of a rank with `sequences` sequences and one admission whose
-/// tokens fill the context; several shorter ones share that space.
-std::size_t record_capacity(int max_context, int sequences);
+/// Bytes that suffice for a record of a rank with `sequences` sequences, `tokens` in a step, and
+/// one admission whose tokens fill the context; several shorter ones share that space.
+std::size_t record_capacity(int max_context, int sequences, int tokens);
 /// The same for a result of a step of so many tokens.
 std::size_t result_capacity(int sequences, int tokens);
 
-/// Bytes of a record of a rank with `sequences` sequences and no admission.
-std::size_t record_bytes_without_admissions(int sequences);
+/// The same of a record without an admission.
+std::size_t record_bytes_without_admissions(int sequences, int tokens);
 
 /// Write to the front of `out` and return the bytes written. REQUIRES: `out` is large enough.
 std::size_t encode(const StepRecord& record, std::span<std::byte> out);

@@ -10,7 +10,7 @@ CombineMessages::CombineMessages(LaneState& lane, PeerLink& link, const Dispatch
       link_(link),
       messages_(messages),
       result_rows_(static_cast<std::size_t>(lane.ranks) *
-                   static_cast<std::size_t>(lane.options.dp_size) *
+                   static_cast<std::size_t>(lane.options.tp) *
                    static_cast<std::size_t>(lane.options.slots_per_rank)),
       results_expected_(static_cast<std::size_t>(lane.ranks)),
       has_results_(static_cast<std::size_t>(lane.ranks)) {}
@@ -36,7 +36,7 @@ std::size_t CombineMessages::write(Rank home, std::uint32_t puts) {
                              .chunks = static_cast<std::uint32_t>(lane_.chunks_of_all)};
   std::memcpy(begin, &header, sizeof header);
   std::byte* out = begin + sizeof header;
-  for (int share = 0; share < lane_.options.dp_size; ++share) {
+  for (int share = 0; share < lane_.options.tp; ++share) {
     const Rank source = lane_.source_of(lane_.base_of(home) + share);
     const std::span<const std::uint32_t> counts = messages_.of(source).counts;
     const std::span<const std::int64_t> first_rows = lane_.receive_plan().first_rows(source);
@@ -115,9 +115,9 @@ bool CombineMessages::arrived(Rank peer) {
 
 std::span<const std::int64_t> CombineMessages::result_rows(Rank peer, std::size_t share) const {
   const auto slots = static_cast<std::size_t>(lane_.options.slots_per_rank);
-  const auto members = static_cast<std::size_t>(lane_.options.dp_size);
+  const auto tp = static_cast<std::size_t>(lane_.options.tp);
   return std::span(result_rows_)
-      .subspan((static_cast<std::size_t>(peer) * members + share) * slots, slots);
+      .subspan((static_cast<std::size_t>(peer) * tp + share) * slots, slots);
 }
 
 }  // namespace ferry

@@ -37,7 +37,7 @@ class CombineMessages {
   LaneState& lane_;
   PeerLink& link_;
   const DispatchMessages& messages_;
-  std::vector<std::int64_t> result_rows_;        // [R][dp_size][L]
+  std::vector<std::int64_t> result_rows_;        // [R][tp][L]
   std::vector<std::uint64_t> results_expected_;  // [R] cumulative pushed rows
   std::vector<std::uint8_t> has_results_;        // [R]
 };

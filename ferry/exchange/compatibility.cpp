@@ -42,8 +42,8 @@ void check_hidden_partition(const DispatcherOptions& o, int ranks) {
   const ExchangeOptions& e = o.exchange;
   if (o.hidden % ranks != 0)
     fail<ConfigError>("hidden_partition: H {} does not divide by {} ranks", o.hidden, ranks);
-  if (o.dp_size != 1)
-    fail<ConfigError>("hidden_partition is for tokens that all ranks hold; dp_size must be 1");
+  if (o.tp != 1)
+    fail<ConfigError>("hidden_partition is for tokens that all ranks hold; tp must be 1");
   if (e.format == DispatchFormat::row_pointers)
     fail<ConfigError>(
         "hidden_partition puts rows together from all ranks; they cannot be read in place "
@@ -83,16 +83,15 @@ void check_experts(const ExchangeOptions& exchange, const ExpertsContract& exper
 
 void check_options(const DispatcherOptions& o, int ranks) {
   FERRY_CHECK(o.slots_per_rank >= 1 && o.hidden >= 1 && o.topk >= 1 && o.max_tokens >= 1 &&
-                  o.row_alignment >= 1 && o.dp_size >= 1,
-              "dispatcher for {} slots per rank, H {}, top-{}, {} tokens, alignment {}, dp_size {}",
+                  o.row_alignment >= 1 && o.tp >= 1,
+              "dispatcher for {} slots per rank, H {}, top-{}, {} tokens, alignment {}, tp {}",
               o.slots_per_rank,
               o.hidden,
               o.topk,
               o.max_tokens,
               o.row_alignment,
-              o.dp_size);
-  if (ranks % o.dp_size != 0)
-    fail<ConfigError>("{} ranks do not make groups of dp_size {}", ranks, o.dp_size);
+              o.tp);
+  if (ranks % o.tp != 0) fail<ConfigError>("{} ranks do not make groups of tp {}", ranks, o.tp);
   check_wires(o);
   if (o.exchange.hidden_partition) check_hidden_partition(o, ranks);
   if (o.exchange.pipeline == Pipeline::tiles && o.exchange.reduce_at != ReduceAt::home)
@@ -101,12 +100,12 @@ void check_options(const DispatcherOptions& o, int ranks) {
 
 void check_placement(const DispatcherOptions& o, const Placement& placement) {
   const bool alike = o.exchange.hidden_partition ? placement.same_on_all_ranks()
-                                                 : placement.same_in_groups_of(o.dp_size);
+                                                 : placement.same_in_groups_of(o.tp);
   if (!alike) {
     fail<ConfigError>(
         "ranks that hold the same tokens must choose the same replicas: in the replica choice no "
-        "source rank with hidden_partition, none or groups of members with dp_size {}",
-        o.dp_size);
+        "source rank with hidden_partition, none or groups of members with tp {}",
+        o.tp);
   }
 }
 

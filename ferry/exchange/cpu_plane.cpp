@@ -40,19 +40,28 @@ std::byte* target_of(const GatherRows& work, std::size_t i) {
 
 // Rows of the records [begin, end), case by case.
 
-void copy_rows(const GatherRows& work, std::size_t begin, std::size_t end) {
+void copy_rows(const Kernels& /*kernels*/,
+               const GatherRows& work,
+               std::size_t begin,
+               std::size_t end) {
   for (std::size_t i = begin; i < end; ++i)
     std::memcpy(target_of(work, i), work.arrived.row(i), work.arrived.row_bytes);
 }
 
 /// What one exchange brings is read once, by the experts; beyond the caches it is not found there.
-void stream_rows(const GatherRows& work, std::size_t begin, std::size_t end) {
+void stream_rows(const Kernels& kernels,
+                 const GatherRows& work,
+                 std::size_t begin,
+                 std::size_t end) {
   for (std::size_t i = begin; i < end; ++i)
-    kernels().stream_copy(target_of(work, i), work.arrived.row(i), work.arrived.row_bytes);
-  kernels().stream_fence();
+    kernels.stream_copy(target_of(work, i), work.arrived.row(i), work.arrived.row_bytes);
+  kernels.stream_fence();
 }
 
-void decode_rows(const GatherRows& work, std::size_t begin, std::size_t end) {
+void decode_rows(const Kernels& kernels,
+                 const GatherRows& work,
+                 std::size_t begin,
+                 std::size_t end) {
   const DType type = element_type(work.expert_type).value();
   const std::size_t bytes = static_cast<std::size_t>(work.columns) * dtype_bytes(type);
   const std::span<const Record> records = work.arrived.records;
@@ -60,7 +69,7 @@ void decode_rows(const GatherRows& work, std::size_t begin, std::size_t end) {
     if (i > begin && records[i].token == records[i - 1].token) {
       std::memcpy(target_of(work, i), target_of(work, i - 1), bytes);
     } else {
-      kernels().decode(work.arrived.row(i), work.wire, target_of(work, i), type, work.columns);
+      kernels.decode(work.arrived.row(i), work.wire, target_of(work, i), type, work.columns);
     }
   }
 }
@@ -106,9 +115,10 @@ void CpuPlane::stage(const StageRows& work) {
     if (work.encoded) {
       std::memcpy(work.to.row(t), work.from.row(t), row_bytes);
     } else if (plain) {
-      kernels().convert(work.from.row(t), work.type, work.to.row(t), *plain, work.columns);
+      kernels_of(pool_).convert(work.from.row(t), work.type, work.to.row(t), *plain, work.columns);
     } else {
-      kernels().encode(work.from.row(t), work.type, work.to.row(t), work.wire, work.columns);
+      kernels_of(pool_).encode(
+          work.from.row(t), work.type, work.to.row(t), work.wire, work.columns);
     }
   };
   pool_.parallel_for(
@@ -121,13 +131,17 @@ void CpuPlane::stage(const StageRows& work) {
 void CpuPlane::gather(const GatherRows& work) {
   place_weights(work.arrived);
   const bool as_delivered = work.expert_type == work.wire;
-  void (*const rows)(const GatherRows&, std::size_t, std::size_t) = !as_delivered  ? decode_rows
-                                                                    : work.streams ? stream_rows
-                                                                                   : copy_rows;
+  void (*const rows)(const Kernels&, const GatherRows&, std::size_t, std::size_t) =
+      !as_delivered  ? decode_rows
+      : work.streams ? stream_rows
+                     : copy_rows;
   pool_.parallel_for(static_cast<std::int64_t>(work.arrived.records.size()),
                      copy_grain(work.arrived.row_bytes),
                      [&](std::int64_t begin, std::int64_t end, int) {
-                       rows(work, static_cast<std::size_t>(begin), static_cast<std::size_t>(end));
+                       rows(kernels_of(pool_),
+                            work,
+                            static_cast<std::size_t>(begin),
+                            static_cast<std::size_t>(end));
                      });
 }
 
@@ -144,11 +158,11 @@ void CpuPlane::encode(const EncodeRows& work) {
           for (std::size_t row = first + static_cast<std::size_t>(begin);
                row < first + static_cast<std::size_t>(end);
                ++row) {
-            kernels().encode(work.from + row * work.from_bytes,
-                             work.type,
-                             work.to + row * work.to_bytes,
-                             work.wire,
-                             work.columns);
+            kernels_of(pool_).encode(work.from + row * work.from_bytes,
+                                     work.type,
+                                     work.to + row * work.to_bytes,
+                                     work.wire,
+                                     work.columns);
           }
         });
   }
@@ -172,16 +186,16 @@ void CpuPlane::add_up(const ReduceRows& work, Scratch& scratch) const {
       std::memcpy(sum.out, *scratch.list.rows_of(sum), work.single_bytes);
       continue;
     }
-    kernels().weighted_sum({.rows = scratch.list.rows_of(sum),
-                            .weights = scratch.list.weights_of(sum),
-                            .k = static_cast<std::int64_t>(sum.terms),
-                            .n = work.columns,
-                            .in_type = work.in_type,
-                            .out = work.encode_as ? encoded_next : sum.out,
-                            .out_type = work.out_type,
-                            .accumulate = work.accumulate});
+    kernels_of(pool_).weighted_sum({.rows = scratch.list.rows_of(sum),
+                                    .weights = scratch.list.weights_of(sum),
+                                    .k = static_cast<std::int64_t>(sum.terms),
+                                    .n = work.columns,
+                                    .in_type = work.in_type,
+                                    .out = work.encode_as ? encoded_next : sum.out,
+                                    .out_type = work.out_type,
+                                    .accumulate = work.accumulate});
     if (work.encode_as)
-      kernels().encode(encoded_next, work.out_type, sum.out, *work.encode_as, work.columns);
+      kernels_of(pool_).encode(encoded_next, work.out_type, sum.out, *work.encode_as, work.columns);
   }
 }
 

@@ -167,12 +167,12 @@ bool DispatchMessages::count_records(Rank home,
                                      std::span<const Record> records) {
   const std::span<std::uint32_t> counts = counts_of(home);
   // Of the tokens that its group holds it sends a share; a slot has room for each of them once.
-  const auto members = static_cast<std::uint32_t>(lane_.options.dp_size);
+  const auto tp = static_cast<std::uint32_t>(lane_.options.tp);
   const auto member = static_cast<std::uint32_t>(home - lane_.base_of(home));
-  const std::uint32_t share = (tokens + members - 1 - member) / members;
+  const std::uint32_t share = (tokens + tp - 1 - member) / tp;
   for (const Record& record : records) {
-    if (record.token >= tokens || record.token % members != member ||
-        record.slot >= counts.size() || ++counts[record.slot] > share)
+    if (record.token >= tokens || record.token % tp != member || record.slot >= counts.size() ||
+        ++counts[record.slot] > share)
       return false;
   }
   return true;

@@ -32,7 +32,7 @@ void SendPlan::build(std::span<const SlotId> slots, int tokens, Share share) {
   FERRY_CHECK(slots.size() == entries, "{} slot ids for {} tokens", slots.size(), tokens);
   tokens_ = tokens;
   for (std::size_t t = 0; t < static_cast<std::size_t>(tokens); ++t) {
-    const bool mine = share.of == 1 || static_cast<int>(t) % share.of == share.member;
+    const bool mine = share.tp == 1 || static_cast<int>(t) % share.tp == share.member;
     const auto at = static_cast<std::ptrdiff_t>(t * topk);
     if (mine) {
       std::copy_n(slots.begin() + at, topk, slots_.begin() + at);

@@ -41,11 +41,11 @@ class SendPlan {
   SendPlan(
       int ranks, int slots_per_rank, int topk, int max_tokens, std::span<const Rank> takers = {});
 
-  /// Of a group of `of` ranks that hold the same tokens, member `member` sends those with
-  /// token % of == member.
+  /// Of a group of `tp` ranks that hold the same tokens, member `member` sends those with
+  /// token % tp == member.
   struct Share {
     int member = 0;
-    int of = 1;
+    int tp = 1;
   };
 
   /// slots: [tokens, topk], -1 = none. Throws BrokenContract for ids outside the slots. Allocates

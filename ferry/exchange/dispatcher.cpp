@@ -155,10 +155,10 @@ void Dispatcher::Impl::send_tokens(const RoutedTokens& tokens) {
   lane_.tokens = tokens.tokens;
   lane_.kept = tokens.cached != nullptr ? &tokens.cached->kept() : nullptr;
   ++lane_.epoch;
-  const int members = lane_.options.dp_size;
-  for (int member = 0; lane_.kept == nullptr && member < members; ++member) {
+  const int tp = lane_.options.tp;
+  for (int member = 0; lane_.kept == nullptr && member < tp; ++member) {
     lane_.built_send_plans[static_cast<std::size_t>(member)].build(
-        tokens.slots, tokens.tokens, {.member = member, .of = members});
+        tokens.slots, tokens.tokens, {.member = member, .tp = tp});
   }
   const SendPlan& plan = lane_.own_plan();
   FERRY_CHECK(plan.tokens() == tokens.tokens,

@@ -21,10 +21,10 @@ ExchangeLayout::ExchangeLayout(const DispatcherOptions& o, int ranks, bool load_
   const auto num_ranks = static_cast<std::size_t>(ranks);
   const auto slots = static_cast<std::size_t>(o.slots_per_rank);
   const auto tokens = static_cast<std::size_t>(o.max_tokens);
-  const auto members = static_cast<std::size_t>(o.dp_size);
+  const auto tp = static_cast<std::size_t>(o.tp);
   const auto per_slot = static_cast<std::size_t>(std::min(o.topk, o.slots_per_rank));
   // A token has at most one record for a slot, and one member of its group sends it.
-  max_records = (tokens + members - 1) / members * per_slot;
+  max_records = (tokens + tp - 1) / tp * per_slot;
   const std::size_t entries = tokens * static_cast<std::size_t>(o.topk);
   const bool sums = o.exchange.reduce_at == ExchangeOptions::ReduceAt::rank_then_home;
 
@@ -39,9 +39,9 @@ ExchangeLayout::ExchangeLayout(const DispatcherOptions& o, int ranks, bool load_
                                        (o.row_weights ? max_records * sizeof(float) : 0),
                                    kLine);
   combine_message_bytes =
-      aligned(sizeof(CombineHeader) + members * (slots + 1) * sizeof(std::int64_t), kLine);
+      aligned(sizeof(CombineHeader) + tp * (slots + 1) * sizeof(std::int64_t), kLine);
   // Ranks that share their tokens, by rows or by columns, have one copy of each between them.
-  const std::size_t holders = o.exchange.hidden_partition ? 1 : num_ranks / members;
+  const std::size_t holders = o.exchange.hidden_partition ? 1 : num_ranks / tp;
   slot_capacity = static_cast<std::int64_t>(holders * tokens);
   const std::size_t sources = o.exchange.hidden_partition ? 1 : num_ranks;
   expert_rows =
@@ -68,7 +68,7 @@ ExchangeLayout::ExchangeLayout(const DispatcherOptions& o, int ranks, bool load_
            kPage);
   if (!load_store) {
     dispatch_slab = take(num_ranks * dispatch_slab_rows * dispatch_row_bytes, kPage);
-    combine_slab = take(num_ranks * members * combine_slab_rows * combine_slice_bytes, kPage);
+    combine_slab = take(num_ranks * tp * combine_slab_rows * combine_slice_bytes, kPage);
     if (sums) {
       has_sum = take(num_ranks * tokens, kPage);
       has_host_sum = take(num_ranks * tokens, kPage);

@@ -78,7 +78,7 @@ struct ExchangeLayout {
   std::size_t stage = 0;            // [max_tokens] rows: this rank's tokens in wire type, by token
   std::size_t results = 0;          // [expert_rows] rows, or [R][max_tokens] sums per home rank
   std::size_t dispatch_slab = 0;    // [R][dispatch_slab_rows] rows, where rows are pushed
-  std::size_t combine_slab = 0;     // [R][dp_size][combine_slab_rows] slices
+  std::size_t combine_slab = 0;     // [R][tp][combine_slab_rows] slices
   // Where ranks sum before home does, for each home rank of another host:
   std::size_t has_sum = 0;       // [R][max_tokens] bytes, 1 where this rank has a sum of the token
   std::size_t has_host_sum = 0;  // [R][max_tokens] bytes, 1 where its host has

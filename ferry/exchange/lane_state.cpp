@@ -28,10 +28,10 @@ LaneState::LaneState(const DispatcherOptions& o, const Transport& transport)
       pull(transport.capabilities().load_store),
       relays(plan_relays(o.exchange, transport)),
       // Members of a group that spans hosts would want other sums.
-      host_sums(sums_per_rank() && sends_once_per_host(o.exchange) && o.dp_size == 1),
+      host_sums(sums_per_rank() && sends_once_per_host(o.exchange) && o.tp == 1),
       layout(options, ranks, pull),
       built_send_plans(
-          static_cast<std::size_t>(o.dp_size),
+          static_cast<std::size_t>(o.tp),
           SendPlan(ranks, o.slots_per_rank, o.topk, o.max_tokens, relays.takers(rank))),
       built_receive_plan({.ranks = o.exchange.hidden_partition ? 1 : ranks,
                           .slots_per_rank = o.slots_per_rank,

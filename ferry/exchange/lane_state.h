@@ -22,14 +22,14 @@ struct LaneState {
   LaneState(const DispatcherOptions& options, const Transport& transport);
 
   // Ranks that hold the same tokens by rows: the first of this one's group.
-  Rank base_of(Rank of) const { return of / options.dp_size * options.dp_size; }
+  Rank base_of(Rank of) const { return of / options.tp * options.tp; }
 
   /// Of its group, counted from its base.
   std::size_t member_of(Rank of) const { return static_cast<std::size_t>(of - base_of(of)); }
 
   /// The member that sends a token.
   std::size_t share_of(std::size_t token) const {
-    return token % static_cast<std::size_t>(options.dp_size);
+    return token % static_cast<std::size_t>(options.tp);
   }
 
   /// The rank whose message says where the rows of `home` stand.
@@ -68,7 +68,7 @@ struct LaneState {
   const ExchangeLayout layout;
 
   // The exchange in progress.
-  std::vector<SendPlan> built_send_plans;  // [dp_size]: of each member's share of the tokens
+  std::vector<SendPlan> built_send_plans;  // [tp]: of each member's share of the tokens
   ReceivePlan built_receive_plan;
   const KeptRouting* kept = nullptr;  // instead of the plans, in this exchange
   std::uint64_t epoch = 0;

@@ -101,15 +101,15 @@ void PartialSums::push_sums(Rank home,
                             std::span<const ReduceEntry> entries,
                             std::span<std::uint32_t> puts) {
   const ExchangeLayout& layout = lane_.layout;
-  const auto members = static_cast<std::size_t>(lane_.options.dp_size);
+  const auto tp = static_cast<std::size_t>(lane_.options.tp);
   const std::size_t row_bytes = layout.combine_row_bytes;
   const Rank base = lane_.base_of(home);
   // All of its group get the sums of its tokens.
-  for (Rank to = base; to < base + lane_.options.dp_size; ++to) {
+  for (Rank to = base; to < base + lane_.options.tp; ++to) {
     if (link_.is_masked(to) || link_.reads(to) || lane_.sums_per_host(home)) continue;
-    const std::size_t slab = layout.combine_slab + (static_cast<std::size_t>(lane_.rank) * members +
-                                                    lane_.member_of(home)) *
-                                                       layout.combine_slab_rows * row_bytes;
+    const std::size_t slab =
+        layout.combine_slab + (static_cast<std::size_t>(lane_.rank) * tp + lane_.member_of(home)) *
+                                  layout.combine_slab_rows * row_bytes;
     RowPushes pushes(link_, to, row_bytes, ExchangeSignal::combine_rows);
     for (std::size_t i = 0; i < entries.size();) {
       const std::size_t first = entries[i].token;

@@ -35,7 +35,7 @@ const std::byte* PeerLink::results_of(Rank peer) const {
   const ExchangeLayout& layout = lane_.layout;
   if (reads(peer)) return part_of(peer) + layout.results;
   return at<std::byte>(layout.combine_slab) +
-         static_cast<std::size_t>(peer) * static_cast<std::size_t>(lane_.options.dp_size) *
+         static_cast<std::size_t>(peer) * static_cast<std::size_t>(lane_.options.tp) *
              layout.combine_slab_rows * layout.combine_slice_bytes;
 }
 

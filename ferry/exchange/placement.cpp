@@ -132,18 +132,18 @@ Placement Placement::choosing(const ReplicaChoice& choice) const {
     fail<ConfigError>("the nearest replica needs a source rank");
   if (choice.nodes < 1 || ranks_ % choice.nodes != 0)
     fail<ConfigError>("{} ranks do not divide by {} nodes", ranks_, choice.nodes);
-  if (choice.members < 1 || ranks_ % choice.members != 0)
-    fail<ConfigError>("{} ranks do not divide by groups of {}", ranks_, choice.members);
+  if (choice.tp < 1 || ranks_ % choice.tp != 0)
+    fail<ConfigError>("{} ranks do not divide by groups of {}", ranks_, choice.tp);
   Placement result = *this;
   ReplicaChoice of_group = choice;
-  if (choice.source >= 0) of_group.source = choice.source / choice.members * choice.members;
+  if (choice.source >= 0) of_group.source = choice.source / choice.tp * choice.tp;
   result.divide(of_group);
   return result;
 }
 
 void Placement::divide(const ReplicaChoice& choice) {
   salt_ = static_cast<std::uint32_t>(choice.source + 1);
-  members_ = choice.members;
+  tp_ = choice.tp;
   until_.assign(slots_of_expert_.size(), 0);
   for (ExpertId e = 0; e < experts_; ++e) {
     const std::span<const SlotId> choices = replicas(e);

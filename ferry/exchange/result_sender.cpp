@@ -71,19 +71,19 @@ void ResultSender::encode(std::size_t first_slot, std::size_t end_slot) {
 void ResultSender::push(Rank home, std::size_t first_slot, std::size_t end_slot) {
   const auto h = static_cast<std::size_t>(home);
   const auto me = static_cast<std::size_t>(lane_.rank);
-  const auto members = static_cast<std::size_t>(lane_.options.dp_size);
+  const auto tp = static_cast<std::size_t>(lane_.options.tp);
   const ExchangeLayout& layout = lane_.layout;
   const std::size_t slice = layout.combine_slice_bytes;
   const bool columns = lane_.options.exchange.hidden_partition;
   RowPushes pushes(link_, home, slice, ExchangeSignal::combine_rows);
-  for (std::size_t share = 0; share < members; ++share) {
+  for (std::size_t share = 0; share < tp; ++share) {
     const Rank source = lane_.source_of(lane_.base_of(home) + static_cast<Rank>(share));
     const std::span<const std::uint32_t> counts = messages_.of(source).counts;
     const std::span<const std::int64_t> first_rows = lane_.receive_plan().first_rows(source);
     std::size_t result = 0;
     for (std::size_t slot = 0; slot < first_slot; ++slot) result += counts[slot];
     const std::size_t slab =
-        layout.combine_slab + (me * members + share) * layout.combine_slab_rows * slice;
+        layout.combine_slab + (me * tp + share) * layout.combine_slab_rows * slice;
     for (std::size_t slot = first_slot; slot < end_slot; ++slot) {
       const std::size_t rows = counts[slot];
       const std::size_t to = slab + result * slice;

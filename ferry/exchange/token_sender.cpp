@@ -32,7 +32,7 @@ void TokenSender::stage_rows(const RoutedTokens& tokens) {
                 .columns = lane_.layout.columns,
                 .tokens = tokens.tokens,
                 .first = static_cast<int>(lane_.member_of(lane_.rank)),
-                .step = options.dp_size});
+                .step = options.tp});
 }
 
 /// push(first row in the slab, first token, rows) for all that is pushed to `peer`.
@@ -42,12 +42,12 @@ void TokenSender::for_pushed_rows(Rank peer, Push push) const {
   const SendPlan& plan = lane_.own_plan();
   switch (lane_.options.exchange.send_per) {
     case ExchangeOptions::SendPer::rank:
-      if (lane_.options.dp_size == 1) {
+      if (lane_.options.tp == 1) {
         push(0, 0, static_cast<std::size_t>(lane_.tokens));
         break;
       }
       for (std::size_t t = lane_.member_of(lane_.rank); t < static_cast<std::size_t>(lane_.tokens);
-           t += static_cast<std::size_t>(lane_.options.dp_size))
+           t += static_cast<std::size_t>(lane_.options.tp))
         push(t, t, 1);
       break;
     case ExchangeOptions::SendPer::token_rank:

@@ -24,6 +24,7 @@
 
 #include "ferry/core/types.h"
 #include "ferry/kernels/packed_matrix.h"
+#include "ferry/threads.h"
 #include "ferry/wire.h"
 
 namespace ferry {
@@ -221,6 +222,11 @@ struct Kernels {
 /// The table for this machine: the best it has, or what FERRY_ISA=scalar|avx2|avx512|amx names.
 /// Chosen at the first call. Throws ConfigError when the machine lacks the one named.
 const Kernels& kernels();
+
+/// What a rank's threads compute with: its pool's table, or the process's.
+inline const Kernels& kernels_of(const ThreadPool& pool) {
+  return pool.kernels() != nullptr ? *pool.kernels() : kernels();
+}
 
 /// A table by name; throws ConfigError when this machine cannot run it. For tests and `doctor`.
 const Kernels& kernels_for(Isa isa);

@@ -184,7 +184,7 @@ std::string_view gemm_method(WeightType type) {
     case Isa::scalar:
       break;
     case Isa::avx2:
-      return integers ? "AVX2 VPMADDWD" : "AVX2 FMA";
+      return integers ? "AVX2 VPMADDUBSW" : "AVX2 FMA";
     case Isa::amx:
       if (type == WeightType::bf16) return "AMX tiles, one or two rows AVX-512 FMA";
       if (type == WeightType::fp8) return "AMX tiles, up to seven rows AVX-512 FMA";

@@ -73,7 +73,7 @@ GroupGather::Options group_options(const ModelConfig& config, const DecoderOptio
                                         std::int64_t{config.vocab},
                                         std::int64_t{config.dense_inter},
                                         std::int64_t{config.moe.shared_inter}});
-  return {.members = options.tp,
+  return {.tp = options.tp,
           .max_row_bytes = static_cast<std::size_t>(widest) * dtype_bytes(DType::f32),
           .timeout = options.timeout};
 }
@@ -81,6 +81,9 @@ GroupGather::Options group_options(const ModelConfig& config, const DecoderOptio
 }  // namespace
 
 class Decoder::Impl {
+  using Phase = StepClock::Phase;
+  using Scope = StepClock::Scope;
+
  public:
   Impl(const ModelConfig& config,
        std::shared_ptr<const DenseWeights> dense,
@@ -100,6 +103,8 @@ class Decoder::Impl {
   const ModelConfig& config() const { return config_; }
 
   ThreadPool& pool() { return pool_; }
+
+  StepClock& clock() { return clock_; }
 
   int tp() const { return options_.tp; }
 
@@ -144,6 +149,7 @@ class Decoder::Impl {
   std::vector<AcceptedTokens> pending_;
 
   // Scratch for max_tokens tokens.
+  StepClock clock_;
   GemmScratch gemm_scratch_;
   RowBuffer residual_;   // [tokens, H]
   RowBuffer normed_;     // [tokens, H]
@@ -169,7 +175,7 @@ Decoder::Impl::Impl(const ModelConfig& config,
       type_(dense_->dtype),
       pool_(pool),
       group_(group_options(config, options), transport, pool),
-      gemm_scratch_(pool.size(), type_, widest_input(config)),
+      gemm_scratch_(pool, type_, widest_input(config)),
       residual_(options.max_tokens, config.hidden, type_),
       normed_(options.max_tokens, config.hidden, type_),
       block_out_(options.max_tokens, config.hidden, DType::f32),
@@ -189,19 +195,18 @@ Decoder::Impl::Impl(const ModelConfig& config,
                   .max_rows = options.max_tokens},
                  group_,
                  pool),
-      sparse_layers_(config_, *dense_, std::move(experts), options_, transport, group_) {
+      sparse_layers_(config_, *dense_, std::move(experts), options_, transport, group_, &clock_) {
   const auto max_tokens = static_cast<std::size_t>(options.max_tokens);
   places_.reserve(max_tokens);
   pending_.reserve(max_tokens);
   wanted_.reserve(max_tokens);
   const GroupMember& member = dense_->member;
-  FERRY_CHECK(member.members == 1 ||
-                  (member.member == group_.member() && member.members == group_.members()),
+  FERRY_CHECK(member.tp == 1 || (member.member == group_.member() && member.tp == group_.tp()),
               "weights of member {} of {} for member {} of {}",
               member.member,
-              member.members,
+              member.tp,
               group_.member(),
-              group_.members());
+              group_.tp());
 }
 
 std::span<const float> Decoder::Impl::forward(std::span<const SequenceStep> batch) {
@@ -213,7 +218,10 @@ std::span<const float> Decoder::Impl::forward(std::span<const SequenceStep> batc
   for (int layer = 0; layer < config_.layers; ++layer) {
     const DenseWeights::Layer& weights = dense_->layers[static_cast<std::size_t>(layer)];
     norm({}, weights.attention_norm, num_tokens());
-    mixers_[static_cast<std::size_t>(layer)]->forward(normed_.rows(), residual_.mutable_rows());
+    {
+      const Scope attention(&clock_, Phase::attention);
+      mixers_[static_cast<std::size_t>(layer)]->forward(normed_.rows(), residual_.mutable_rows());
+    }
     feed_forward(layer, weights.ffn_norm);
   }
   sparse_layers_.check_nothing_lost();
@@ -300,15 +308,16 @@ void Decoder::Impl::norm_to(const MutableRowsView& out,
                             std::span<const std::int64_t> source,
                             const std::vector<float>& weight,
                             std::int64_t n) {
+  const Scope norms(&clock_, Phase::norms);
   pool_.parallel_for(n, kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t row = source.empty() ? i : source[static_cast<std::size_t>(i)];
-      kernels().rms_norm(residual_.rows().row(row),
-                         type_,
-                         weight.data(),
-                         config_.rms_eps,
-                         out.row(i),
-                         config_.hidden);
+      kernels_of(pool_).rms_norm(residual_.rows().row(row),
+                                 type_,
+                                 weight.data(),
+                                 config_.rms_eps,
+                                 out.row(i),
+                                 config_.hidden);
     }
   });
 }
@@ -332,6 +341,7 @@ void Decoder::Impl::feed_forward(int layer, const std::vector<float>& norm_weigh
 void Decoder::Impl::dense_ffn(int layer) {
   const GatedFfnWeights& weights = dense_->layers[static_cast<std::size_t>(layer)].ffn.view;
   const GatherPhase phase{.name = "dense layer", .layer = layer};
+  const Scope dense_layers(&clock_, Phase::dense_layers);
   dense_ffn_.run(normed_.rows(), num_tokens(), weights, block_out_.mutable_rows(), phase);
   add_block_out(group_.own_columns(config_.hidden));
   group_.gather_columns(residual_.mutable_rows(), num_tokens(), config_.hidden, type_, phase);
@@ -346,6 +356,7 @@ std::span<const float> Decoder::Impl::logits() {
   const auto n = static_cast<std::int64_t>(wanted_.size());
   if (n == 0) return {};
   norm(wanted_, dense_->final_norm, n);
+  const Scope head(&clock_, Phase::head);
   group_.multiply(gemm_scratch_,
                   {.in = normed_.rows(),
                    .rows = n,
@@ -382,6 +393,8 @@ SparseLayers& Decoder::sparse_layers() { return impl_->sparse_layers(); }
 const SparseLayers& Decoder::sparse_layers() const { return impl_->sparse_layers(); }
 
 const ModelConfig& Decoder::config() const { return impl_->config(); }
+
+StepClock& Decoder::clock() { return impl_->clock(); }
 
 ThreadPool& Decoder::pool() { return impl_->pool(); }
 

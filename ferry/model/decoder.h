@@ -69,6 +69,8 @@ class Decoder {
   const ModelConfig& config() const;
   /// This rank's threads, for work between its calls.
   ThreadPool& pool();
+  /// Where the time of forward() goes; stands still until it is started.
+  StepClock& clock();
   /// Ranks that hold the same sequences as this one, itself included.
   int tp() const;
   /// Of hidden states, keys and values: the type of the dense weights.

@@ -101,7 +101,7 @@ void Rope::angles(std::int32_t position, float* cos, float* sin) const {
   }
 }
 
-void Rope::turn(float* head, const float* cos, const float* sin) const {
+void Rope::turn(const Kernels& kernels, float* head, const float* cos, const float* sin) const {
   if (options_.interleaved) {
     std::array<float, kMaxDim / 2> odd;  // NOLINT(*-member-init): written before it is read
     const std::size_t half = frequencies_.size();
@@ -111,7 +111,7 @@ void Rope::turn(float* head, const float* cos, const float* sin) const {
     }
     std::copy_n(odd.begin(), half, head + half);
   }
-  kernels().rope(head, cos, sin, options_.dim);
+  kernels.rope(head, cos, sin, options_.dim);
 }
 
 }  // namespace ferry

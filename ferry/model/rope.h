@@ -7,6 +7,7 @@
 namespace ferry {
 
 class ConfigReader;
+struct Kernels;
 
 /// How a model reaches beyond the positions it was first trained on (Hugging Face's rope_type).
 enum class RopeScaling : std::uint8_t {
@@ -51,7 +52,7 @@ class Rope {
 
   /// Turns one head in place. Interleaved pairs come out in halves, (i, i + dim/2): queries and
   /// keys alike, which changes no product of the two.
-  void turn(float* head, const float* cos, const float* sin) const;
+  void turn(const Kernels& kernels, float* head, const float* cos, const float* sin) const;
 
  private:
   RopeOptions options_;

@@ -14,7 +14,8 @@ MoeContext::Options moe_options(const ModelConfig& config,
                                 const DecoderOptions& options,
                                 DType type,
                                 int slots_per_rank,
-                                TensorGroup& group) {
+                                TensorGroup& group,
+                                StepClock* clock) {
   const MoeConfig& moe = config.moe;
   ExchangeOptions exchange = exchange_options(options.backend, options.deepep_mode);
   exchange.format = options.layout.value_or(exchange.format);
@@ -25,7 +26,7 @@ MoeContext::Options moe_options(const ModelConfig& config,
                          .hidden = config.hidden,
                          .topk = moe.topk,
                          .max_tokens = options.max_tokens,
-                         .dp_size = options.tp,
+                         .tp = options.tp,
                          .dispatch_wire = options.dispatch_wire.value_or(wire_type(type)),
                          .expert_type = wire_type(type),
                          .combine_wire = options.combine_wire.value_or(wire_type(type)),
@@ -36,7 +37,8 @@ MoeContext::Options moe_options(const ModelConfig& config,
           .gating = moe.gating,
           .shared_inter = moe.shared_inter,
           .dtype = type,
-          .group = &group};
+          .group = &group,
+          .clock = clock};
 }
 
 }  // namespace
@@ -46,9 +48,12 @@ SparseLayers::SparseLayers(const ModelConfig& config,
                            ExpertWeights experts,
                            const DecoderOptions& options,
                            Transport& transport,
-                           TensorGroup& group)
+                           TensorGroup& group,
+                           StepClock* clock)
     : config_(config),
       rule_(options.replica_rule),
+      sums_on_ranks_(exchange_options(options.backend, options.deepep_mode).reduce_at ==
+                     ExchangeOptions::ReduceAt::rank_then_home),
       tp_(options.tp),
       rank_(transport.rank()),
       hosts_(equal_hosts(transport)),
@@ -65,7 +70,7 @@ SparseLayers::SparseLayers(const ModelConfig& config,
     local.placement = with_choice(local.placement);
     if (!context_) {
       const int slots_per_rank = local.placement.slots_per_rank();
-      context_.emplace(moe_options(config_, options, dense.dtype, slots_per_rank, group),
+      context_.emplace(moe_options(config_, options, dense.dtype, slots_per_rank, group, clock),
                        transport,
                        group.pool());
     }
@@ -117,7 +122,7 @@ Placement SparseLayers::with_choice(const Placement& placement) const {
                              .source = rank_,
                              .nearest = rule_ == ReplicaRule::nearest,
                              .nodes = hosts_,
-                             .members = tp_});
+                             .tp = tp_});
 }
 
 void SparseLayers::count_rows(std::span<std::int32_t> slot_rows) {
@@ -236,6 +241,16 @@ void SparseLayers::check_no_expert_lost(int layer, Rank gone) const {
                     layer,
                     placement.experts()));
   }
+}
+
+bool SparseLayers::has_replicas() const {
+  for (int layer = 0; layer < config_.layers; ++layer) {
+    if (!config_.sparse(layer)) continue;
+    const Placement& p = placement(layer);
+    for (ExpertId e = 0; e < p.experts(); ++e)
+      if (p.replicas(e).size() > 1) return true;
+  }
+  return false;
 }
 
 bool SparseLayers::masks() const { return context_ && context_->masks(); }

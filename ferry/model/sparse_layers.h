@@ -26,7 +26,8 @@ class SparseLayers {
                ExpertWeights experts,
                const DecoderOptions& options,
                Transport& transport,
-               TensorGroup& group);
+               TensorGroup& group,
+               StepClock* clock = nullptr);
 
   /// Collective, also without tokens: `rows` [tokens, H] of activations in, f32 [tokens, H] out.
   void forward(int layer, const RowsView& rows, int tokens, float* out);
@@ -70,6 +71,13 @@ class SparseLayers {
   /// `blocks` [slots_per_rank], which this has or has given out. All ranks alike.
   void place_layer(int layer, const Placement& placement, std::span<std::byte* const> blocks);
 
+  /// Whether each rank sums its experts' results first: then the bits of a row depend on where
+  /// these lie.
+  bool sums_on_ranks() const { return sums_on_ranks_; }
+
+  /// Whether any expert lies in more than one slot.
+  bool has_replicas() const;
+
   /// Whether the backend goes on when a rank dies.
   bool masks() const;
   /// Goes on without `rank`: from the next step on its experts' replicas compute in its place.
@@ -89,6 +97,7 @@ class SparseLayers {
 
   const ModelConfig& config_;
   const ReplicaRule rule_;
+  const bool sums_on_ranks_;
   const int tp_;
   const Rank rank_;
   const int hosts_;

@@ -32,7 +32,7 @@ Experts::Experts(const Options& options, ThreadPool& pool)
                    ? static_cast<std::size_t>(options.max_rows) *
                          static_cast<std::size_t>(options.hidden) * dtype_bytes(options.dtype)
                    : 0),
-      scratch_(pool.size(), options.dtype, std::max(options.hidden, options.inter)) {
+      scratch_(pool, options.dtype, std::max(options.hidden, options.inter)) {
   FERRY_CHECK(options.hidden >= 1 && options.inter >= 1 && options.max_rows >= 1,
               "experts with H {}, inter {}, {} rows",
               options.hidden,
@@ -79,13 +79,14 @@ RowsView Experts::weigh(const ExpertRows& rows) {
     pool_.parallel_for(s.count, kWeighGrain, [&](std::int64_t begin, std::int64_t end, int) {
       for (std::int64_t i = begin; i < end; ++i) {
         const std::byte* row = rows.in.row(s.first_row + i);
-        kernels().weighted_sum({.rows = &row,
-                                .weights = &rows.weights[static_cast<std::size_t>(s.first_row + i)],
-                                .k = 1,
-                                .n = options_.hidden,
-                                .in_type = rows.in_type,
-                                .out = weighed.row(s.between + i),
-                                .out_type = options_.dtype});
+        kernels_of(pool_).weighted_sum(
+            {.rows = &row,
+             .weights = &rows.weights[static_cast<std::size_t>(s.first_row + i)],
+             .k = 1,
+             .n = options_.hidden,
+             .in_type = rows.in_type,
+             .out = weighed.row(s.between + i),
+             .out_type = options_.dtype});
       }
     });
   }
@@ -134,7 +135,7 @@ void Experts::project(ArgsOf args_of) {
           args.first_panel = task % tasks_per_segment * per_task;
           args.last_panel = std::min(panels, args.first_panel + per_task);
           args.scratch = scratch_.of(worker);
-          kernels().gemm(args);
+          kernels_of(pool_).gemm(args);
         }
       });
 }

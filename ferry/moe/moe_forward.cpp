@@ -37,7 +37,7 @@ DispatcherOptions dispatcher_options(const Options& o,
           .hidden = o.hidden,
           .topk = o.router.topk,
           .max_tokens = o.max_tokens,
-          .dp_size = o.dp_size,
+          .tp = o.tp,
           .row_alignment = o.row_alignment,
           .dispatch_wire = o.dispatch_wire,
           .expert_type = o.expert_type,
@@ -135,11 +135,11 @@ void MoeAllToAll::Impl::route_logits(const RouterLogits& logits, const ExchangeL
   pool_.parallel_for(part.count, kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t t = begin; t < end; ++t) {
       float* row = scores + static_cast<std::size_t>(t) * num_experts;
-      kernels().convert(logits.rows.row(part.first + t),
-                        logits.type,
-                        reinterpret_cast<std::byte*>(row),
-                        DType::f32,
-                        options_.router.experts);
+      kernels_of(pool_).convert(logits.rows.row(part.first + t),
+                                logits.type,
+                                reinterpret_cast<std::byte*>(row),
+                                DType::f32,
+                                options_.router.experts);
     }
   });
   route(pool_,

@@ -18,7 +18,9 @@ constexpr std::int64_t kRowGrain = 8;  // rows a thread takes at a time for work
 /// (dispatch) behind place, home (combine) behind the experts.
 void MoeLayer::forward(const RowsView& hidden, int tokens, float* out) {
   MoeContext& c = context_;
+  const StepClock::Scope exchange(c.options_.clock, StepClock::Phase::exchange);
   const auto route_and_place = [&](const ExchangeLanes::Part& part) {
+    const StepClock::Scope router(c.options_.clock, StepClock::Phase::router);
     route(hidden.from(part.first), part);
     placement_.place(part.experts, c.options_.router.topk, part.slots, turn_++);
   };
@@ -59,6 +61,7 @@ void MoeLayer::route(const RowsView& hidden, const ExchangeLanes::Part& part) {
 }
 
 void MoeLayer::run_experts(const ExpertRows& rows) {
+  const StepClock::Scope experts(context_.options_.clock, StepClock::Phase::experts);
   for (std::size_t slot = 0; slot < slot_rows_.size(); ++slot)
     slot_rows_[slot] += rows.counts[slot];
   context_.experts_.run(rows, weights_.local);
@@ -70,6 +73,7 @@ bool MoeLayer::run_shared_expert(const RowsView& hidden, int tokens, const Mutab
   MoeContext& c = context_;
   if (!weights_.shared) return false;
   if (tokens == 0) return true;
+  const StepClock::Scope shared_expert(c.options_.clock, StepClock::Phase::shared_expert);
   const int hidden_size = c.options_.dispatcher.hidden;
   const GatherPhase phase{.name = "shared expert", .layer = index_};
   c.shared_expert_->run(hidden, tokens, *weights_.shared, out, phase);
@@ -82,11 +86,11 @@ bool MoeLayer::run_shared_expert(const RowsView& hidden, int tokens, const Mutab
                  .rows = tokens,
                  .weights = &weights_.shared_gate,
                  .out = {reinterpret_cast<std::byte*>(c.shared_gate_.data()), sizeof(float)}});
-  kernels().sigmoid(c.shared_gate_.data(), c.shared_gate_.data(), tokens);
+  kernels_of(c.pool_).sigmoid(c.shared_gate_.data(), c.shared_gate_.data(), tokens);
   c.pool_.parallel_for(tokens, kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t t = begin; t < end; ++t) {
       auto* row = reinterpret_cast<float*>(out.row(t));
-      kernels().scale(row, c.shared_gate_[static_cast<std::size_t>(t)], row, hidden_size);
+      kernels_of(c.pool_).scale(row, c.shared_gate_[static_cast<std::size_t>(t)], row, hidden_size);
     }
   });
   return true;
@@ -136,16 +140,16 @@ MoeContext::MoeContext(const Options& options, Transport& transport, ThreadPool&
                pool),
       alone_(pool),
       group_(options.group != nullptr ? *options.group : alone_),
-      gemm_scratch_(pool.size(), DType::f32, options.dispatcher.hidden) {
+      gemm_scratch_(pool, DType::f32, options.dispatcher.hidden) {
   const auto tokens = static_cast<std::size_t>(options.dispatcher.max_tokens);
   FERRY_CHECK(options.dispatcher.expert_type == wire_type(options.dtype),
               "experts of {} handed {} rows",
               dtype_name(options.dtype),
               wire_type_name(options.dispatcher.expert_type));
-  FERRY_CHECK(group_.members() == options.dispatcher.dp_size,
+  FERRY_CHECK(group_.tp() == options.dispatcher.tp,
               "a group of {}, dispatcher for {}",
-              group_.members(),
-              options.dispatcher.dp_size);
+              group_.tp(),
+              options.dispatcher.tp);
   if (options.shared_inter > 0) {
     shared_expert_.emplace(GatedFfn::Options{.hidden = options.dispatcher.hidden,
                                              .inter = options.shared_inter,
@@ -190,7 +194,7 @@ RowsView MoeContext::convert_to_f32(const RowsView& rows, int first, int count) 
   const MutableRowsView out = f32_rows(hidden_f32_.as<float>()).from(first);
   pool_.parallel_for(count, kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t t = begin; t < end; ++t) {
-      kernels().convert(
+      kernels_of(pool_).convert(
           rows.row(t), options_.dtype, out.row(t), DType::f32, options_.dispatcher.hidden);
     }
   });

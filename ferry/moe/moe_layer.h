@@ -13,6 +13,7 @@
 #include "ferry/compute/parallel_gemm.h"
 #include "ferry/compute/tensor_group.h"
 #include "ferry/core/error.h"
+#include "ferry/core/step_clock.h"
 #include "ferry/core/threads.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/moe/exchange_lanes.h"
@@ -55,9 +56,10 @@ class MoeContext {
     Gating gating = {};        ///< of the experts, routed and shared
     int shared_inter = 0;      ///< 0 = no shared expert
     DType dtype = DType::f32;  ///< of activations
-    /// The ranks that hold the same tokens, dispatcher.dp_size of them, which share out the shared
+    /// The ranks that hold the same tokens, dispatcher.tp of them, which share out the shared
     /// expert. Outlives the context. Null: each rank has tokens of its own.
     TensorGroup* group = nullptr;
+    StepClock* clock = nullptr;  ///< outlives the context; null: nothing is measured
   };
 
   MoeContext(const Options& options, Transport& transport, ThreadPool& pool);

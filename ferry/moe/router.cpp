@@ -93,12 +93,12 @@ void choose(const RouterOptions& options,
 }
 
 /// Logits become scores, in place.
-void score(RouterOptions::Score formula, std::span<float> logits) {
+void score(const Kernels& kernels, RouterOptions::Score formula, std::span<float> logits) {
   const auto n = static_cast<std::int64_t>(logits.size());
   if (formula == RouterOptions::Score::softmax) {
-    kernels().softmax(logits.data(), n);
+    kernels.softmax(logits.data(), n);
   } else {
-    kernels().sigmoid(logits.data(), logits.data(), n);
+    kernels.sigmoid(logits.data(), logits.data(), n);
   }
 }
 
@@ -143,16 +143,19 @@ std::size_t check(const RouterOptions& options, const Tokens& tokens) {
   return count;
 }
 
-void route_token(const RouterOptions& options, const Tokens& tokens, std::size_t t) {
+void route_token(const Kernels& kernels,
+                 const RouterOptions& options,
+                 const Tokens& tokens,
+                 std::size_t t) {
   const auto num_experts = static_cast<std::size_t>(options.experts);
   const auto topk = static_cast<std::size_t>(options.topk);
   const std::span<float> scores = tokens.logits.subspan(t * num_experts, num_experts);
   const std::span<float> chosen = tokens.weights.subspan(t * topk, topk);
   const std::span<ExpertId> ids = tokens.experts.subspan(t * topk, topk);
-  if (!options.choose_first) score(options.score, scores);
+  if (!options.choose_first) score(kernels, options.score, scores);
   choose(options, {scores, tokens.selection_bias}, ids, chosen);
   for (std::size_t k = 0; k < topk; ++k) chosen[k] = scores[static_cast<std::size_t>(ids[k])];
-  if (options.choose_first) score(options.score, chosen);
+  if (options.choose_first) score(kernels, options.score, chosen);
   if (options.renormalize) {
     float sum = 0;
     for (const float w : chosen) sum += w;
@@ -170,7 +173,7 @@ void route(const RouterOptions& options,
            std::span<const float> selection_bias) {
   const Tokens tokens{logits, experts, weights, selection_bias};
   const std::size_t count = check(options, tokens);
-  for (std::size_t t = 0; t < count; ++t) route_token(options, tokens, t);
+  for (std::size_t t = 0; t < count; ++t) route_token(kernels(), options, tokens, t);
 }
 
 void route(ThreadPool& pool,
@@ -185,7 +188,7 @@ void route(ThreadPool& pool,
   const std::int64_t grain = std::max<std::int64_t>(1, kScoresWorthAThread / options.experts);
   pool.parallel_for(count, grain, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t t = begin; t < end; ++t)
-      route_token(options, tokens, static_cast<std::size_t>(t));
+      route_token(kernels_of(pool), options, tokens, static_cast<std::size_t>(t));
   });
 }
 

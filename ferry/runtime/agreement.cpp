@@ -94,12 +94,15 @@ void add(const EngineOptions& options, Agreement& agreement) {
                max_running,
                max_waiting,
                max_kv_tokens,
+               keep_prefixes,
                hash_logits,
                timeout,
                balance,
+               grammars,
                warn] = options;
   // Rank 0 plans steps and takes requests; the context is settled with the model.
-  of_each_rank(max_tokens_per_step, max_waiting, max_context, timeout, warn);
+  of_each_rank(
+      max_tokens_per_step, max_waiting, max_context, keep_prefixes, timeout, grammars, warn);
   agreement.emplace_back("--max-running-requests", std::to_string(max_running));
   agreement.emplace_back("--max-sequences", std::to_string(max_sequences_per_rank));
   agreement.emplace_back("--max-total-tokens", std::to_string(max_kv_tokens));

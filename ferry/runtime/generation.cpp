@@ -63,6 +63,7 @@ void Generation::add_prompt(const GenerationModel& model,
       static_cast<int>(std::min<std::size_t>(prompt.size(), std::numeric_limits<int>::max()));
   const int to_the_end = std::max(1, model.max_context - prompt_size + 1);
   prompt_tokens_ += prompt.size();
+  choices_of_prompt_ = static_cast<std::size_t>(settings.choices);
   for (int n = 0; n < settings.choices; ++n) {
     Request request{.prompt = prompt,
                     // The engine gives a token with all; it is not shown where none is wanted.
@@ -74,7 +75,8 @@ void Generation::add_prompt(const GenerationModel& model,
                     .top_logprobs = settings.top_logprobs,
                     .prompt_logprobs_from = settings.prompt_logprobs_from,
                     .client = settings.client,
-                    .processors = settings.processors};
+                    .processors = settings.processors,
+                    .cache_salt = settings.cache_salt};
     request.sampling.seed = seed + static_cast<std::uint64_t>(n);
     requests.push_back(std::move(request));
     choices_.push_back({.prompt_tokens = prompt.size()});
@@ -100,6 +102,7 @@ std::optional<Generation::Piece> Generation::next(std::chrono::milliseconds pati
   Choice& choice = choices_[arrival.index];
   if (!choice.finish.empty()) return std::nullopt;  // came behind its stop string
   TokenEvent& event = arrival.event;
+  if (choice.ids.empty()) choice.cached_tokens = event.cached_tokens;
   if (!event.prompt_logprobs.empty()) choice.prompt_logprobs = std::move(event.prompt_logprobs);
   if (prompt_alone_[arrival.index]) {
     choice.finish = "length";
@@ -131,6 +134,17 @@ void Generation::cancel(std::size_t choice) {
   cancelled.finish = "cancelled";
   --left_;
   call_->cancel(choice);
+}
+
+std::size_t Generation::cached_tokens() const {
+  std::size_t sum = 0;
+  std::size_t least = 0;
+  for (std::size_t i = 0; i < choices_.size(); ++i) {
+    const std::size_t own = choices_[i].cached_tokens;
+    least = i % choices_of_prompt_ == 0 ? own : std::min(least, own);
+    if ((i + 1) % choices_of_prompt_ == 0) sum += least;
+  }
+  return sum;
 }
 
 std::size_t Generation::completion_tokens() const {

@@ -67,6 +67,10 @@ class Generation {
   /// Of all prompts, each counted once.
   std::size_t prompt_tokens() const { return prompt_tokens_; }
 
+  /// Of these, that were there already. Where a prompt has several choices, for the one that found
+  /// least: the others may have found what that one computed.
+  std::size_t cached_tokens() const;
+
   std::size_t completion_tokens() const;
 
   double seconds() const { return call_->age().count(); }
@@ -86,6 +90,7 @@ class Generation {
   std::vector<bool> prompt_alone_;                   // likewise
   std::size_t left_ = 0;
   std::size_t prompt_tokens_ = 0;
+  std::size_t choices_of_prompt_ = 1;
   std::unique_ptr<Call> call_;
   std::vector<Call::Arrival> arrivals_;  // taken from it
   std::size_t next_arrival_ = 0;         // of these

@@ -7,6 +7,7 @@
 #include <thread>
 #include <utility>
 
+#include "ferry/checkpoint/hub_cache.h"
 #include "ferry/core/error.h"
 #include "ferry/runtime/core_map.h"
 #include "ferry/runtime/engine_front.h"
@@ -25,7 +26,7 @@ constexpr const char* kClosed = "the generator is closed";
 
 ModelOptions model_options(const GeneratorOptions& o) {
   ModelOptions options;
-  options.model = o.model;
+  options.model = find_model(o.model);
   options.launch.ranks = o.ranks != 0 ? o.ranks : o.tp > 1 ? o.tp : default_ranks();
   check_launch(options.launch);
   options.threads = o.threads != 0 ? o.threads : default_threads(options.launch.ranks);

@@ -11,18 +11,19 @@
 #include "ferry/kernels/kernels.h"
 #include "ferry/runtime/core_map.h"
 #include "ferry/runtime/kv_memory.h"
+#include "ferry/transport/registry.h"
 
 namespace ferry {
 
 namespace {
 
 bool reads_peers(const std::string& transport) {
-  const auto known = list_transports();
+  const auto known = known_transports();
   const auto found = std::find_if(
-      known.begin(), known.end(), [&](const TransportInfo& t) { return t.name == transport; });
+      known.begin(), known.end(), [&](const TransportEntry& t) { return t.name == transport; });
   if (found != known.end()) return found->load_store;
   std::string names;
-  for (const TransportInfo& t : known)
+  for (const TransportEntry& t : known)
     names += fmt::format("{}{}", names.empty() ? "" : ", ", t.name);
   fail<ConfigError>("unknown transport \"{}\"; this build knows {}", transport, names);
 }
@@ -52,7 +53,11 @@ Model Model::open(const ModelOptions& options, ModelListener listener) {
   Model model(options, std::move(listener), Checkpoint::open(options.model));
   for (const std::string& note : model.checkpoint().notes())
     if (model.listener_.warn) model.listener_.warn(note);
-  if (Tokenizer::exists(options.model)) model.tokenizer_ = Tokenizer::load(options.model);
+  if (Tokenizer::exists(options.model)) {
+    model.tokenizer_ = std::make_unique<const Tokenizer>(Tokenizer::load(options.model));
+    model.grammars_ =
+        std::make_unique<Grammars>(*model.tokenizer_, model.config().vocab, model.config().eos_ids);
+  }
   model.agree();
   model.choose_backend();
   return model;
@@ -149,7 +154,7 @@ Decoder Model::decoder_on(Transport& transport,
   }
   const Rank rank = transport.rank();
   const int tp = options_.decoder.tp;
-  if (!dense) dense = load_dense({.member = rank % tp, .members = tp}, pool);
+  if (!dense) dense = load_dense({.member = rank % tp, .tp = tp}, pool);
   ExpertWeights experts =
       load_expert_weights(checkpoint_,
                           weights_,
@@ -167,7 +172,7 @@ Decoder Model::next_decoder_on(Transport& transport,
   const Rank rank = transport.rank();
   const int tp = options_.decoder.tp;
   check_tp(tp, transport.size());
-  if (!dense) dense = load_dense({.member = rank % tp, .members = tp}, pool);
+  if (!dense) dense = load_dense({.member = rank % tp, .tp = tp}, pool);
   ExpertWeights experts = next_expert_weights(std::move(held),
                                               checkpoint_,
                                               weights_,
@@ -184,6 +189,7 @@ Engine Model::engine_on(Decoder& decoder, Transport& transport) const {
         kv_tokens_in_memory(options_.kv_memory_fraction, decoder, options.timeout, transport);
   }
   if (!options.warn) options.warn = listener_.warn;
+  options.grammars = grammars_.get();
   return {options, decoder, transport};
 }
 

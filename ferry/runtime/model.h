@@ -16,6 +16,7 @@
 #include "ferry/model/decoder.h"
 #include "ferry/model/weights.h"
 #include "ferry/runtime/model_options.h"
+#include "ferry/text/grammars.h"
 #include "ferry/text/tokenizer.h"
 
 namespace ferry {
@@ -47,7 +48,7 @@ class Model {
   const Checkpoint& checkpoint() const { return checkpoint_; }
 
   /// Null when the checkpoint has none.
-  const Tokenizer* tokenizer() const { return tokenizer_ ? &*tokenizer_ : nullptr; }
+  const Tokenizer* tokenizer() const { return tokenizer_.get(); }
 
   /// The tokenizer; throws ModelError that says what misses it.
   const Tokenizer& need_tokenizer() const;
@@ -108,7 +109,9 @@ class Model {
   ModelOptions options_;
   ModelListener listener_;
   Checkpoint checkpoint_;
-  std::optional<Tokenizer> tokenizer_;
+  // Both stay where they are when the model is moved.
+  std::unique_ptr<const Tokenizer> tokenizer_;
+  std::unique_ptr<Grammars> grammars_;
   int max_context_;
   WeightChoice weights_;
   ExpertPlacement experts_;

@@ -66,8 +66,8 @@ Json plain_message(const Json& message, bool open) {
 /// One conversation with all that its prompt depends on.
 class Conversation {
  public:
-  Conversation(const JsonFields& fields, const ServedModel& model)
-      : model_(model), messages_(*fields.find("messages")) {
+  Conversation(const JsonFields& fields, const ServedModel& model, const Json* tools)
+      : model_(model), tools_(tools), messages_(*fields.find("messages")) {
     if (const Json* extra = fields.find("chat_template_kwargs")) {
       static_cast<void>(JsonFields(*extra));  // an object
       extra_ = *extra;
@@ -101,7 +101,8 @@ class Conversation {
     const auto with = [&](bool open) {
       Json plain = Json::array();
       for (const Json& message : messages) plain.push_back(plain_message(message, open));
-      return model_.render_chat(plain, {.add_generation_prompt = begins_, .extra = &extra_});
+      return model_.render_chat(
+          plain, {.add_generation_prompt = begins_, .tools = tools_, .extra = &extra_});
     };
     try {
       return with(/*open=*/true);
@@ -138,6 +139,7 @@ class Conversation {
   }
 
   const ServedModel& model_;
+  const Json* tools_;
   Json messages_;
   Json extra_ = Json::object();
   bool continues_ = false;
@@ -146,7 +148,7 @@ class Conversation {
 
 }  // namespace
 
-std::string chat_prompt(const JsonFields& fields, const ServedModel& model) {
+std::string chat_prompt(const JsonFields& fields, const ServedModel& model, const Json* tools) {
   const Json* messages = fields.find("messages");
   if (messages == nullptr || !messages->is_array() || messages->empty())
     fail<ConfigError>("\"messages\" must be a list of at least one message");
@@ -154,7 +156,7 @@ std::string chat_prompt(const JsonFields& fields, const ServedModel& model) {
     fail<ConfigError>(
         "this model has no chat template; use /v1/completions with a prompt as it was trained on");
   }
-  return Conversation(fields, model).prompt();
+  return Conversation(fields, model, tools).prompt();
 }
 
 }  // namespace ferry

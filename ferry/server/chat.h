@@ -11,6 +11,9 @@ namespace ferry {
 /// From `messages` and what goes with them: chat_template_kwargs, reasoning_effort,
 /// add_generation_prompt, continue_final_message. Throws ConfigError, also where the template
 /// passes over a message.
-std::string chat_prompt(const JsonFields& fields, const ServedModel& model);
+/// `tools`: what the template shows; null: none.
+std::string chat_prompt(const JsonFields& fields,
+                        const ServedModel& model,
+                        const nlohmann::ordered_json* tools = nullptr);
 
 }  // namespace ferry

@@ -6,6 +6,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/engine/logits_chain.h"
+#include "ferry/server/structured_output.h"
 
 namespace ferry {
 
@@ -57,6 +58,8 @@ class ModelMembers final : public RequestMembers {
     return all;
   }
 
+  std::optional<GrammarText> grammar() const override { return read_grammar(fields_); }
+
  private:
   const JsonFields& fields_;
   const ServedModel& model_;
@@ -95,6 +98,12 @@ void read_common_settings(const JsonFields& fields,
   for (const char* name : {"include_stop_str_in_output", "no_stop_trim"})
     settings.keep_stop = fields.boolean(name).value_or(settings.keep_stop);
   read_processors(ModelMembers(fields, model), settings.processors);
+}
+
+std::string cache_salt(const JsonFields& fields) {
+  const std::string salt = fields.text("cache_salt").value_or("");
+  const std::string key = fields.text("extra_key").value_or("");
+  return key.empty() ? salt : fmt::format("{}:{}{}", salt.size(), salt, key);
 }
 
 std::optional<int> max_new_tokens(const JsonFields& fields,

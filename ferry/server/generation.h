@@ -22,6 +22,9 @@ void read_common_settings(const JsonFields& fields,
                           const ServedModel& model,
                           GenerationSettings& settings);
 
+/// Of `cache_salt` and `extra_key`: requests find each other's prompts where both are the same.
+std::string cache_salt(const JsonFields& fields);
+
 /// The last of these members that is there.
 std::optional<int> max_new_tokens(const JsonFields& fields,
                                   std::initializer_list<const char*> names,

@@ -89,6 +89,11 @@ class Metrics::Impl {
   prom::Counter& prompt = counter("ferry_prompt_tokens_total", "Tokens of prompts");
   prom::Counter& generated = counter("ferry_generation_tokens_total", "Tokens generated");
   prom::Counter& steps = counter("ferry_steps_total", "Steps that all ranks ran");
+  prom::Counter& prefix_asked = counter("ferry_prefix_cache_queries_total",
+                                        "Tokens of prompts that were looked for among kept pages");
+  prom::Counter& prefix_reused =
+      counter("ferry_prefix_cache_hits_total",
+              "Of ferry_prefix_cache_queries_total, found: they did not run again");
   prom::Counter& evictions =
       counter("ferry_evictions_total", "Sequences that started over for want of KV pages");
   prom::Counter& exchange_bytes =
@@ -118,6 +123,8 @@ class Metrics::Impl {
   prom::Gauge& running = gauge("ferry_requests_running", "Requests that run now");
   prom::Gauge& waiting = gauge("ferry_requests_waiting", "Requests that wait for a place");
   prom::Gauge& kv_used = gauge("ferry_kv_tokens", "Positions of keys and values that are held");
+  prom::Gauge& kv_idle =
+      gauge("ferry_kv_idle_tokens", "Beside ferry_kv_tokens, kept for prompts to come");
   prom::Gauge& kv_capacity = gauge("ferry_kv_capacity_tokens", "Positions that may be held");
   prom::Gauge& prefill_rate = gauge("ferry_prefill_tokens_per_second", "Over all prefill steps");
   prom::Gauge& decode_rate = gauge("ferry_decode_tokens_per_second", "Over all decode steps");
@@ -181,6 +188,7 @@ std::string Metrics::text(const EngineState& state) {
   impl_->running.Set(static_cast<double>(stats.requests_running));
   impl_->waiting.Set(static_cast<double>(stats.requests_waiting));
   impl_->kv_used.Set(static_cast<double>(stats.kv_tokens));
+  impl_->kv_idle.Set(static_cast<double>(stats.kv_idle_tokens));
   impl_->kv_capacity.Set(static_cast<double>(state.kv_capacity));
   impl_->prefill_rate.Set(rate(stats.prefill_tokens, stats.prefill_time));
   impl_->decode_rate.Set(rate(stats.decode_tokens, stats.decode_time));
@@ -194,6 +202,8 @@ std::string Metrics::text(const EngineState& state) {
     if (layer == impl_->balance_of_layer.size()) impl_->balance_of_layer.push_back(&gauge);
   }
   Impl::raise_to(impl_->steps, static_cast<double>(stats.steps));
+  Impl::raise_to(impl_->prefix_asked, static_cast<double>(stats.prefix_asked_tokens));
+  Impl::raise_to(impl_->prefix_reused, static_cast<double>(stats.prefix_reused_tokens));
   Impl::raise_to(impl_->evictions, static_cast<double>(stats.evictions));
   Impl::raise_to(impl_->exchange_bytes, static_cast<double>(stats.exchange_bytes));
   Impl::raise_to(impl_->exchange_network_bytes, static_cast<double>(stats.exchange_network_bytes));

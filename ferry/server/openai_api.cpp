@@ -25,7 +25,8 @@ Json usage_json(const Generation& generation) {
   const std::size_t completion = generation.completion_tokens();
   return {{"prompt_tokens", prompt},
           {"completion_tokens", completion},
-          {"total_tokens", prompt + completion}};
+          {"total_tokens", prompt + completion},
+          {"prompt_tokens_details", {{"cached_tokens", generation.cached_tokens()}}}};
 }
 
 /// The choices to show, of each prompt in its order; the best where more were made.
@@ -50,9 +51,11 @@ std::vector<std::size_t> shown_choices(const OpenAiCall& call, const Generation&
   return shown;
 }
 
-Json finish_reason(const Choice& choice) {
+/// `answer`: null where the route is none of chats.
+Json finish_reason(const Choice& choice, const ChatAnswer* answer) {
   if (choice.finish.empty()) return nullptr;
-  return choice.finish == "cancelled" ? "abort" : choice.finish;
+  if (choice.finish == "cancelled") return "abort";
+  return answer == nullptr ? choice.finish : answer->finish_reason(choice.finish);
 }
 
 class OpenAiForm {
@@ -64,12 +67,15 @@ class OpenAiForm {
     for (const std::size_t i : shown_choices(call_, generation)) {
       const Choice& choice = generation.choices()[i];
       Json one{{"index", json["choices"].size()}};
-      if (call_.chat)
-        one["message"] = {{"role", "assistant"}, {"content", choice.text}};
-      else
+      ChatAnswer answer(call_.answer);
+      if (call_.chat) {
+        answer.put(choice.text, /*last=*/true);
+        one["message"] = answer.message();
+      } else {
         one["text"] = echo(i) + choice.text;
+      }
       one["logprobs"] = logprobs(choice, i, 0);
-      one["finish_reason"] = finish_reason(choice);
+      one["finish_reason"] = finish_reason(choice, call_.chat ? &answer : nullptr);
       if (call_.prompt_logprobs)
         one["prompt_logprobs"] = prompt_logprobs(model_.tokenizer, prompt(i), choice);
       json["choices"].push_back(std::move(one));
@@ -97,16 +103,17 @@ class OpenAiForm {
     const bool begins = call_.echo && choice.ids.size() <= 1 && !echoed(piece.choice);
     const bool asked = call_.logprobs && (begins || piece.token >= 0);
     const std::string text = begins ? echo(piece.choice) + piece.text : piece.text;
-    if (text.empty() && choice.finish.empty() && !asked) return {};
     Json json = chunk();
     Json one{{"index", piece.choice}};
     if (call_.chat)
-      one["delta"] = text.empty() ? Json::object() : Json{{"content", text}};
+      one["delta"] = answer(piece.choice).put(text, !choice.finish.empty());
     else
       one["text"] = text;
+    const bool nothing = call_.chat ? one["delta"].empty() : text.empty();
+    if (nothing && choice.finish.empty() && !asked) return {};
     const std::size_t last = shown_prompt(piece.choice).size() + choice.logprobs.size() - 1;
     one["logprobs"] = asked ? logprobs(choice, piece.choice, begins ? 0 : last) : Json(nullptr);
-    one["finish_reason"] = finish_reason(choice);
+    one["finish_reason"] = finish_reason(choice, call_.chat ? &answer(piece.choice) : nullptr);
     json["choices"].push_back(std::move(one));
     return to_text(json);
   }
@@ -145,6 +152,12 @@ class OpenAiForm {
     return call_.echo ? prompt(choice) : std::vector<std::int32_t>{};
   }
 
+  /// Of a stream, as far as it has come.
+  ChatAnswer& answer(std::size_t choice) {
+    while (answers_.size() <= choice) answers_.emplace_back(call_.answer);
+    return answers_[choice];
+  }
+
   /// Whether the choice's prompt has been shown; from now on it has.
   bool echoed(std::size_t choice) { return !echoed_.insert(choice).second; }
 
@@ -161,6 +174,7 @@ class OpenAiForm {
   }
 
   std::vector<CompletionLogprobs> places_;  // of each choice
+  std::vector<ChatAnswer> answers_;         // likewise
   std::set<std::size_t> echoed_;
   const ServedModel& model_;
   OpenAiCall call_;

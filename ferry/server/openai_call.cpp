@@ -45,6 +45,7 @@ void read_shared(const JsonFields& fields,
   if (const Json* options = fields.find("stream_options"))
     call.stream_usage = JsonFields(*options).boolean("include_usage").value_or(false);
   call.tokens_by_id = fields.boolean("return_tokens_as_token_ids").value_or(false);
+  call.settings.cache_salt = cache_salt(fields);
   call.rid = fields.text("rid").value_or("");
   call.best_of = call.settings.choices;
 }
@@ -147,8 +148,15 @@ OpenAiCall read_chat(const HttpRequest& request, const ServedModel& model) {
   call.logprobs = fields.boolean("logprobs").value_or(false);
   if (call.logprobs) call.settings.top_logprobs = top;
   read_prompt_logprobs(fields, call);
-  call.prompts.push_back(encode(
-      model, chat_prompt(fields, model), fields.boolean("add_special_tokens").value_or(false)));
+  call.answer = AnswerPlan(fields, model);
+  const std::string prompt = chat_prompt(fields, model, call.answer.tools());
+  if (call.answer.automatic() && prompt == chat_prompt(fields, model))
+    fail<ConfigError>(
+        "the model's chat template passes over \"tools\"; leave them out, or make \"tool_choice\" "
+        "required or a function");
+  call.answer.settle(prompt, model, call.settings);
+  call.prompts.push_back(
+      encode(model, prompt, fields.boolean("add_special_tokens").value_or(false)));
   truncate_prompts(fields, model, call);
   check_lengths(model, call.prompts);
   return call;

@@ -9,6 +9,7 @@
 #include "ferry/generation_settings.h"
 #include "ferry/server/http_server.h"
 #include "ferry/server/served_model.h"
+#include "ferry/server/tools.h"
 
 namespace ferry {
 
@@ -25,6 +26,7 @@ struct OpenAiCall {
   bool prompt_logprobs = false;     ///< those of the prompt are, as vLLM shows them
   bool echo = false;                ///< the prompt stands before each choice's text
   std::vector<std::string> echoes;  ///< its text, for each prompt
+  AnswerPlan answer;                ///< of a chat: tools, thinking
   std::string rid;
   std::string id;
   std::time_t created = std::time(nullptr);

@@ -102,6 +102,22 @@ Balancer& need_recording(Engine& engine) {
   return *engine.balancer();
 }
 
+/// SGLang's and vLLM's. Like theirs it does nothing while requests are there.
+void add_flush_routes(RouteTable& routes, EngineFront& front) {
+  const auto flush = [&](const HttpRequest&) -> HttpReply {
+    bool done = false;
+    front.between_steps([&](Engine& engine) { done = engine.forget_prefixes(); });
+    if (!done)
+      fail<ConfigError>(
+          "requests run or wait, so prompts are still remembered; flush when there are none");
+    return {.body = to_text({{"message", "no prompt is remembered any more"}})};
+  };
+  for (const char* path : {"/flush_cache", "/reset_prefix_cache"}) {
+    routes.post(path, flush);
+    routes.get(path, flush);
+  }
+}
+
 void add_recording_routes(RouteTable& routes, EngineFront& front, const ServedModel& model) {
   const auto both = [&](const char* path, const HttpHandler& handler) {
     routes.post(path, handler);
@@ -144,6 +160,7 @@ void add_operation_routes(RouteTable& routes,
             .content_type = "text/plain; version=0.0.4"};
   });
   add_recording_routes(routes, front, model);
+  add_flush_routes(routes, front);
   routes.get(
       "/",
       [](const HttpRequest&) -> HttpReply {

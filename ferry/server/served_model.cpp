@@ -24,6 +24,11 @@ decltype(ServedModel::render_chat) chat_renderer(const std::filesystem::path& di
   };
 }
 
+std::string chat_template_text(const std::filesystem::path& directory) {
+  const std::optional<ChatTemplate> chat = ChatTemplate::load(directory);
+  return chat ? chat->text() : "";
+}
+
 SamplingOptions recommended_sampling(const std::filesystem::path& directory) {
   SamplingOptions sampling{.temperature = 1};
   const std::filesystem::path path = directory / "generation_config.json";

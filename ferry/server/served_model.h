@@ -14,7 +14,9 @@
 
 namespace ferry {
 
+struct CallStyle;
 struct ChatRenderOptions;
+struct ThinkingStyle;
 
 /// Immutable while it is served. Pointers are borrowed and may be null.
 struct ServedModel {
@@ -27,6 +29,8 @@ struct ServedModel {
   std::function<std::string(const nlohmann::ordered_json& messages,
                             const ChatRenderOptions& options)>
       render_chat;
+  const CallStyle* calls = nullptr;            ///< how it writes calls of tools; null: not known
+  const ThinkingStyle* thinking = nullptr;     ///< how it thinks; null: it does not, or in the open
   SamplingOptions sampling{.temperature = 1};  ///< where a client says nothing
   int max_context = 0;
   std::time_t started = 0;
@@ -39,6 +43,9 @@ struct ServedModel {
 /// By the checkpoint's chat template. Empty where it has none. What goes wrong is told without
 /// where the checkpoint lies, which is no client's affair.
 decltype(ServedModel::render_chat) chat_renderer(const std::filesystem::path& directory);
+
+/// All its templates' source; empty where it has none.
+std::string chat_template_text(const std::filesystem::path& directory);
 
 /// What generation_config.json recommends: temperature, top_k, top_p, min_p; greedy where do_sample
 /// is false. Without the file temperature 1. Throws ModelError for a damaged one.

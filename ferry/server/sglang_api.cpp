@@ -91,6 +91,7 @@ GenerateCall read_call(const HttpRequest& request, const ServedModel& model) {
                               .max_new_tokens = kDefaultNewTokens,
                               .client = client_of(request)};
   read_settings(fields, model, settings);
+  settings.cache_salt = cache_salt(fields);
   const int top = top_logprobs(fields, "top_logprobs_num");
   const std::int64_t from = fields.integer("logprob_start_len").value_or(-1);
   if (from < -1 || from > model.max_context)
@@ -143,7 +144,7 @@ class GenerateForm {
               {"finish_reason", reason_of_end(choice)},
               {"prompt_tokens", choice.prompt_tokens},
               {"completion_tokens", choice.ids.size()},
-              {"cached_tokens", 0},
+              {"cached_tokens", choice.cached_tokens},
               {"e2e_latency", generation.seconds()}};
     if (logprobs_) {
       add_prompt_logprobs(choice, index, meta);

@@ -1,5 +1,8 @@
 #include "ferry/state/sequence_state.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "ferry/core/error.h"
 
 namespace ferry {
@@ -25,6 +28,7 @@ void SequenceState::reserve(int tokens) {
               tokens,
               length_,
               capacity_);
+  let_go();
   const auto end = static_cast<std::size_t>(pages_of(length_ + tokens));
   for (std::size_t c = 0; c < tables_.size(); ++c) {
     Table& table = tables_[c];
@@ -47,20 +51,49 @@ void SequenceState::commit(int tokens) {
   length_ += tokens;
   reserved_ = 0;
   const auto end = static_cast<std::size_t>(pages_of(length_));
+  for (Table& table : tables_) {
+    while (table.pages.size() > end) {
+      table.pages.pop_back();
+      table.rows[table.pages.size()] = nullptr;
+    }
+  }
+}
+
+void SequenceState::let_go() {
   const auto classes = pool_->layout().classes();
   for (std::size_t c = 0; c < tables_.size(); ++c) {
     Table& table = tables_[c];
-    const auto give_back = [&](std::size_t i) {
-      table.pages[i] = Page();
-      table.rows[i] = nullptr;
-    };
-    while (table.pages.size() > end) {
-      give_back(table.pages.size() - 1);
-      table.pages.pop_back();
-    }
     const auto needed = static_cast<std::size_t>(first_page(classes[c].span, length_));
-    for (std::size_t i = std::min(needed, end); i > 0 && table.pages[i - 1]; --i) give_back(i - 1);
+    for (std::size_t i = std::min(needed, table.pages.size()); i > 0 && table.pages[i - 1]; --i) {
+      table.pages[i - 1] = Page();
+      table.rows[i - 1] = nullptr;
+    }
   }
+}
+
+void SequenceState::start_behind(std::int64_t pages) {
+  const std::int64_t positions = pages * kPagePositions;
+  FERRY_CHECK(reserved_ == 0 && positions < capacity_,
+              "a state of {} positions begins behind {}",
+              capacity_,
+              positions);
+  length_ = static_cast<int>(positions);
+  for (Table& table : tables_) {
+    table.pages.clear();
+    table.pages.resize(static_cast<std::size_t>(pages));
+    std::ranges::fill(table.rows, nullptr);
+  }
+}
+
+void SequenceState::replace(int page_class, std::int64_t index, Page page) {
+  Table& table = tables_[static_cast<std::size_t>(page_class)];
+  const auto i = static_cast<std::size_t>(index);
+  FERRY_CHECK((index + 1) * kPagePositions <= length_ && page,
+              "page {} of a state of {} positions is not full",
+              index,
+              length_);
+  table.rows[i] = page.data();
+  table.pages[i] = std::move(page);
 }
 
 std::size_t SequenceState::held_bytes() const {

@@ -44,8 +44,24 @@ class SequenceState {
   void reserve(int tokens);
 
   /// After the step: the first `tokens` of what was reserved stay. Pages without a committed
-  /// position go back, and those that no later query sees. REQUIRES: at most what was reserved.
+  /// position go back. REQUIRES: at most what was reserved.
   void commit(int tokens);
+
+  /// Pages that no later query sees go back. reserve() does it as well; until then others may share
+  /// what the step has filled.
+  void let_go();
+
+  /// The page with this number in a class; none where it was given back.
+  const Page& page(int page_class, std::int64_t index) const {
+    return tables_[static_cast<std::size_t>(page_class)].pages[static_cast<std::size_t>(index)];
+  }
+
+  /// Behind `pages` pages that others have filled, which replace() brings: its own go back.
+  /// REQUIRES: no step has reserved anything, and room for one more position.
+  void start_behind(std::int64_t pages);
+
+  /// Puts a full page that has the rows of these positions in the place of its own, or of none.
+  void replace(int page_class, std::int64_t index, Page page);
 
   /// One of the streams of a layer's StateSpec.
   StateRows rows(int layer, int stream) const {

@@ -45,15 +45,52 @@ std::size_t StateLayout::bytes_per_position() const {
   return bytes;
 }
 
+std::size_t StateLayout::full_page_bytes() const {
+  std::size_t bytes = 0;
+  for (const PageClass& c : classes_)
+    if (c.span.kind == AttentionSpan::Kind::full) bytes += c.page_bytes();
+  return bytes;
+}
+
+std::size_t StateLayout::window_page_bytes() const {
+  std::size_t bytes = 0;
+  for (const PageClass& c : classes_)
+    if (c.span.kind != AttentionSpan::Kind::full) bytes += c.page_bytes();
+  return bytes;
+}
+
+std::int64_t StateLayout::first_window_page(std::int64_t committed) const {
+  std::int64_t first = pages_of(committed);
+  for (const PageClass& c : classes_)
+    if (c.span.kind != AttentionSpan::Kind::full)
+      first = std::min(first, first_page(c.span, committed));
+  return first;
+}
+
+StateLayout StateLayout::with_windows_together() const {
+  StateLayout layout = *this;
+  layout.windows_together_ = true;
+  return layout;
+}
+
+std::int64_t StateLayout::first_page_held(const PageClass& c, std::int64_t committed) const {
+  return windows_together_ && c.span.kind != AttentionSpan::Kind::full
+             ? first_window_page(committed)
+             : first_page(c.span, committed);
+}
+
 std::size_t StateLayout::bytes_most(std::int64_t length, std::int64_t step) const {
   if (length == 0) return 0;
+  int widest = 0;
+  for (const PageClass& c : classes_) widest = std::max(widest, c.span.width);
   std::size_t bytes = fixed_bytes_;
   for (const PageClass& c : classes_) {
+    const int width = windows_together_ ? widest : c.span.width;
     std::int64_t pages = pages_of(length);
     // What the step's first token sees before itself, and the step's tokens, from anywhere in a
     // page on.
     if (c.span.kind != AttentionSpan::Kind::full)
-      pages = std::min(pages, pages_of(c.span.width - 1 + step - 1) + 1);
+      pages = std::min(pages, pages_of(width - 1 + step - 1) + 1);
     bytes += static_cast<std::size_t>(pages) * c.page_bytes();
   }
   return bytes;
@@ -64,7 +101,7 @@ std::size_t StateLayout::bytes_held(std::int64_t committed, std::int64_t end) co
   std::size_t bytes = fixed_bytes_;
   for (const PageClass& c : classes_) {
     const std::int64_t pages =
-        pages_of(end) - std::min(first_page(c.span, committed), pages_of(end));
+        pages_of(end) - std::min(first_page_held(c, committed), pages_of(end));
     bytes += static_cast<std::size_t>(pages) * c.page_bytes();
   }
   return bytes;

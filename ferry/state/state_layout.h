@@ -53,6 +53,14 @@ class StateLayout {
   /// Bytes of a position that every layer still keeps.
   std::size_t bytes_per_position() const;
 
+  /// Bytes of one page of every class: those that show all positions, those that show fewer.
+  std::size_t full_page_bytes() const;
+  std::size_t window_page_bytes() const;
+
+  /// The first page that any class still needs of a sequence of `committed` positions, but for
+  /// those that show all of them: the one behind the last where there is none.
+  std::int64_t first_window_page(std::int64_t committed) const;
+
   /// Bytes, in whole pages, of a sequence that has `committed` positions and is to hold those
   /// before `end` too: after a step, and during one. REQUIRES: 0 <= committed <= end.
   std::size_t bytes_held(std::int64_t committed, std::int64_t end) const;
@@ -63,13 +71,20 @@ class StateLayout {
   /// tokens, during them included.
   std::size_t bytes_most(std::int64_t length, std::int64_t step) const;
 
+  /// The same layout, but counted as if a page of one class with a window stayed as long as those
+  /// of all of them: as kept pages do (prefix_index.h).
+  StateLayout with_windows_together() const;
+
   bool operator==(const StateLayout& other) const { return specs_ == other.specs_; }
 
  private:
+  std::int64_t first_page_held(const PageClass& c, std::int64_t committed) const;
+
   std::vector<StateSpec> specs_;
   std::vector<PageClass> classes_;
   std::vector<Layer> layers_;
   std::size_t fixed_bytes_ = 0;
+  bool windows_together_ = false;
 };
 
 /// The first page, of a class with this span, that a sequence of `committed` positions still needs.

@@ -23,6 +23,7 @@ struct ChatTemplate::Parts {
   };
 
   std::map<std::string, Named> templates;
+  std::string text;  // of all
   Tokens tokens;
 };
 
@@ -143,6 +144,7 @@ std::vector<JinjaDict::Entry> variables(const ordered_json& messages,
 ChatTemplate ChatTemplate::parse(std::string_view source, const std::string& file, Tokens tokens) {
   auto parts = std::make_shared<Parts>();
   parts->templates["default"] = {file, parse_jinja(source, file)};
+  parts->text = source;
   parts->tokens = std::move(tokens);
   return ChatTemplate(std::move(parts));
 }
@@ -165,9 +167,12 @@ std::optional<ChatTemplate> ChatTemplate::load(const std::filesystem::path& dire
   for (const auto& [name, source] : sources) {
     const auto& [file, text] = source;
     parts->templates[name] = {file, parse_jinja(text, file)};
+    parts->text += text;
   }
   return ChatTemplate(std::move(parts));
 }
+
+const std::string& ChatTemplate::text() const { return parts_->text; }
 
 std::string ChatTemplate::render(const ordered_json& messages,
                                  const ChatRenderOptions& options) const {

@@ -40,6 +40,9 @@ class ChatTemplate {
   /// One template from its text; `file` is what errors call it.
   static ChatTemplate parse(std::string_view source, const std::string& file, Tokens tokens = {});
 
+  /// The sources of all templates that are there, one behind the other.
+  const std::string& text() const;
+
   /// The prompt, in UTF-8. It holds the special tokens as text, also the first one, so encode it
   /// with add_special = false. With tools the template named "tool_use" is taken where there is
   /// one, else "default". Throws ConfigError with file and line when messages are no list of

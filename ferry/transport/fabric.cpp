@@ -15,6 +15,7 @@
 #include "ferry/buffer.h"
 #include "ferry/core/error.h"
 #include "ferry/transport/bootstrap.h"
+#include "ferry/transport/fabric_calls.h"
 #include "ferry/transport/fabric_rail.h"
 #include "ferry/transport/host_memory.h"
 #include "ferry/transport/network.h"
@@ -468,8 +469,8 @@ int run_fabric(const LaunchOptions& options, const RankBody& body) {
 TransportEntry fabric_transport() {
   return {.name = "fabric",
           .about = "ranks on one host or many, over libfabric",
-          // Every libfabric has tcp, and asking it takes 0.1 s.
-          .why_not = []() -> std::string_view { return ""; },
+          // Every libfabric has tcp, and asking it takes another 0.1 s.
+          .why_not = why_not_libfabric,
           .joiner = [](const JoinOptions& options) -> std::unique_ptr<Joiner> {
             return std::make_unique<FabricJoiner>(options);
           },

@@ -1,13 +1,11 @@
 #include "ferry/transport/fabric_rail.h"
 
-#include <dlfcn.h>
 #include <rdma/fabric.h>
 #include <rdma/fi_cm.h>
 #include <rdma/fi_domain.h>
 #include <rdma/fi_endpoint.h>
 #include <rdma/fi_errno.h>
 #include <rdma/fi_rma.h>
-#include <signal.h>
 #include <sys/mman.h>
 
 #include <array>
@@ -108,30 +106,6 @@ Info find_interface(const FabricRail::Options& options) {
   return Info(
       fi_dupinfo(interfaces[static_cast<std::size_t>(options.interface) % interfaces.size()]));
 }
-
-/// libfabric brings the psm libraries along, which take SIGINT, SIGTERM, SIGSEGV and others
-/// while the program is being loaded, and then end it with status 1 and a backtrace. Those signals
-/// get their default back before main() begins.
-const bool signals_are_ours_again = [] {
-  constexpr int kFirstRealTimeSignal = 32;
-  for (int s = 1; s < kFirstRealTimeSignal; ++s) {
-    struct sigaction action {};
-
-    Dl_info owner{};
-    if (sigaction(s, nullptr, &action) != 0 || action.sa_handler == SIG_DFL ||
-        action.sa_handler == SIG_IGN)
-      continue;
-    if (dladdr(reinterpret_cast<void*>(action.sa_handler), &owner) == 0) continue;
-    const std::string_view library = owner.dli_fname;
-    if (library.find("libinfinipath") == std::string_view::npos &&
-        library.find("libpsm") == std::string_view::npos)
-      continue;
-    action = {};
-    action.sa_handler = SIG_DFL;
-    sigaction(s, &action, nullptr);
-  }
-  return true;
-}();
 
 }  // namespace
 

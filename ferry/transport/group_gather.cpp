@@ -38,30 +38,29 @@ GroupGather::GroupGather(const Options& options, Transport& transport, ThreadPoo
     : options_(options),
       transport_(transport),
       pool_(pool),
-      member_(transport.rank() % std::max(1, options.members)),
+      member_(transport.rank() % std::max(1, options.tp)),
       pull_(transport.capabilities().load_store),
       slab_bytes_(whole_lines(std::max(options.max_row_bytes, kSlabBytes))) {
-  FERRY_CHECK(options.members >= 1, "a group of {} ranks", options.members);
-  if (transport.size() % options.members != 0) {
-    fail<ConfigError>("{} ranks do not make groups of {} (--tp must divide --ep)",
-                      transport.size(),
-                      options.members);
+  FERRY_CHECK(options.tp >= 1, "a group of {} ranks", options.tp);
+  if (transport.size() % options.tp != 0) {
+    fail<ConfigError>(
+        "{} ranks do not make groups of {} (--tp must divide --ep)", transport.size(), options.tp);
   }
-  if (options.members == 1) return;
-  const auto members = static_cast<std::size_t>(options.members);
-  region_ = transport.allocate_region(2 * slab_bytes_ * (pull_ ? 1 : members), 2 * options.members);
-  expected_.resize(2 * members);
+  if (options.tp == 1) return;
+  const auto tp = static_cast<std::size_t>(options.tp);
+  region_ = transport.allocate_region(2 * slab_bytes_ * (pull_ ? 1 : tp), 2 * options.tp);
+  expected_.resize(2 * tp);
 }
 
 void GroupGather::gather(const MutableRowsView& rows,
                          std::int64_t count,
                          std::span<const std::int64_t> bounds,
                          const GatherPhase& phase) {
-  FERRY_CHECK(std::ssize(bounds) == options_.members + 1 && std::ranges::is_sorted(bounds),
+  FERRY_CHECK(std::ssize(bounds) == options_.tp + 1 && std::ranges::is_sorted(bounds),
               "{} bounds for {} members",
               bounds.size(),
-              options_.members);
-  if (options_.members == 1) return;
+              options_.tp);
+  if (options_.tp == 1) return;
   std::int64_t widest = 1;
   for (std::size_t m = 0; m + 1 < bounds.size(); ++m)
     widest = std::max(widest, bounds[m + 1] - bounds[m]);
@@ -87,8 +86,8 @@ void GroupGather::gather_round(const MutableRowsView& rows,
                count,
                own);
   send(static_cast<std::size_t>(count * own), phase);
-  for (int step = 1; step < options_.members; ++step) {
-    const int from = (member_ + step) % options_.members;
+  for (int step = 1; step < options_.tp; ++step) {
+    const int from = (member_ + step) % options_.tp;
     const std::int64_t width = width_of(from);
     await(from, static_cast<std::size_t>(count * width), phase);
     const std::span<const std::byte> memory =
@@ -102,8 +101,8 @@ void GroupGather::gather_round(const MutableRowsView& rows,
 void GroupGather::send(std::size_t bytes, const GatherPhase& phase) {
   const std::size_t at = slab_offset(member_);
   const std::size_t most = transport_.capabilities().max_put_bytes;
-  for (int step = 1; step < options_.members; ++step) {
-    const int to = (member_ + step) % options_.members;
+  for (int step = 1; step < options_.tp; ++step) {
+    const int to = (member_ + step) % options_.tp;
     std::size_t done = 0;
     do {
       const std::size_t piece = pull_ ? 0 : std::min(most, bytes - done);
@@ -153,7 +152,7 @@ void GroupGather::copy_columns(const MutableRowsView& to,
 }
 
 std::size_t GroupGather::slab_offset(int member) const {
-  const auto slab = pull_ ? buffer() : buffer() * options_.members + member;
+  const auto slab = pull_ ? buffer() : buffer() * options_.tp + member;
   return static_cast<std::size_t>(slab) * slab_bytes_;
 }
 

@@ -36,7 +36,7 @@ class GroupGather {
  public:
   /// All ranks must have the same.
   struct Options {
-    int members = 1;  ///< N: ranks [g * N, (g + 1) * N) are group g
+    int tp = 1;  ///< N: ranks [g * N, (g + 1) * N) are group g
     /// Of one member's columns of one row; several rows travel together where they fit kSlabBytes.
     std::size_t max_row_bytes = 0;
     std::chrono::nanoseconds timeout = std::chrono::seconds(30);  ///< of a round
@@ -48,14 +48,14 @@ class GroupGather {
   GroupGather(const GroupGather&) = delete;
   GroupGather& operator=(const GroupGather&) = delete;
 
-  int members() const { return options_.members; }
+  int tp() const { return options_.tp; }
 
-  /// This rank's place in its group, 0..members() - 1.
+  /// This rank's place in its group, 0..tp() - 1.
   int member() const { return member_; }
 
   /// Of `count` rows, member m has filled in the bytes [bounds[m], bounds[m + 1]); returns when
   /// this rank has all of them. Members pass the same count, bounds and phase, in the same order.
-  /// `bounds` [members + 1] rises; a member may have nothing. No rows: nothing is sent.
+  /// `bounds` [tp + 1] rises; a member may have nothing. No rows: nothing is sent.
   void gather(const MutableRowsView& rows,
               std::int64_t count,
               std::span<const std::int64_t> bounds,
@@ -77,7 +77,7 @@ class GroupGather {
 
   int buffer() const { return static_cast<int>(rounds_ % 2); }
 
-  int signal_of(int member) const { return buffer() * options_.members + member; }
+  int signal_of(int member) const { return buffer() * options_.tp + member; }
 
   /// Where a member's slab of this round begins in the part that holds it.
   std::size_t slab_offset(int member) const;
@@ -89,8 +89,8 @@ class GroupGather {
   const int member_;
   const bool pull_;  // receivers read peers' memory; otherwise senders push
   const std::size_t slab_bytes_;
-  std::unique_ptr<Region> region_;       // pull: [2] slabs, this rank's; else [2][members] slabs
-  std::vector<std::uint64_t> expected_;  // [2][members] puts so far, by signal
+  std::unique_ptr<Region> region_;       // pull: [2] slabs, this rank's; else [2][tp] slabs
+  std::vector<std::uint64_t> expected_;  // [2][tp] puts so far, by signal
   std::uint64_t rounds_ = 0;
 };
 

@@ -24,6 +24,7 @@
 #include "ferry/core/error.h"
 #include "ferry/launch.h"
 #include "ferry/transport/host_memory.h"
+#include "ferry/transport/mpi_calls.h"
 #include "ferry/transport/mpi_group.h"
 #include "ferry/transport/network.h"
 #include "ferry/transport/registry.h"
@@ -414,7 +415,7 @@ std::string_view why_not_mpi() {
   if (MpiLibrary::runs()) return "";
   try {
     const auto world = find_world();
-    if (world && world->launcher != World::Launcher::variables) return "";
+    if (world && world->launcher != World::Launcher::variables) return why_not_mpi_library();
   } catch (const ConfigError&) {
     return "the launcher's variables contradict each other";
   }

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "ferry/core/error.h"
+#include "ferry/transport/mpi_calls.h"
 
 namespace ferry {
 
@@ -87,6 +88,7 @@ MpiLibrary& MpiLibrary::instance() {
 }
 
 bool MpiLibrary::runs() {
+  if (!mpi_library_is_here()) return false;
   int initialized = 0;
   int finalized = 0;
   MPI_Initialized(&initialized);

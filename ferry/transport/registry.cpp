@@ -33,19 +33,20 @@ const std::vector<TransportEntry>& table() {
 
 }  // namespace
 
+std::span<const TransportEntry> known_transports() { return table(); }
+
 const TransportEntry& find_transport(std::string_view name) {
-  std::string known;
   for (const TransportEntry& entry : table()) {
-    if (entry.name != name) {
-      if (entry.why_not().empty())
-        known += known.empty() ? entry.name : fmt::format(", {}", entry.name);
-      continue;
-    }
+    if (entry.name != name) continue;
     if (const std::string_view reason = entry.why_not(); !reason.empty()) {
       fail<ConfigError>("transport {} is not available: {}", name, reason);
     }
     return entry;
   }
+  std::string known;
+  for (const TransportEntry& entry : table())
+    if (entry.why_not().empty())
+      known += known.empty() ? entry.name : fmt::format(", {}", entry.name);
   fail<ConfigError>("unknown transport \"{}\"; this build has {}", name, known);
 }
 

@@ -44,6 +44,10 @@ struct TransportEntry {
       false;  // run() can use ranks that somebody else started (LaunchOptions::world)
 };
 
+/// All that this build knows, best first, whether or not this machine can use them. Asking
+/// why_not() may load a library: only of what is wanted.
+std::span<const TransportEntry> known_transports();
+
 /// Throws ConfigError for an unknown or unavailable transport.
 const TransportEntry& find_transport(std::string_view name);
 

@@ -34,9 +34,9 @@ struct DispatcherOptions {
   int hidden = 0;          ///< H
   int topk = 0;            ///< K
   int max_tokens = 0;      ///< per rank and exchange; callers chunk what is more
-  /// Ranks that hold the same tokens (tensor-parallel attention): ranks [g * dp_size, (g + 1) *
-  /// dp_size) for each g. Each sends its share, all get every result.
-  int dp_size = 1;
+  /// Ranks that hold the same tokens (tensor-parallel attention): ranks [g * tp, (g + 1) *
+  /// tp) for each g. Each sends its share, all get every result.
+  int tp = 1;
   std::int64_t row_alignment = 16;         ///< ragged: slots start at a multiple of so many rows
   WireType dispatch_wire = WireType::f32;  ///< what travels out
   /// What experts receive: the dispatch wire's type (rows as delivered, scales behind the values:

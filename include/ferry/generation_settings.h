@@ -28,11 +28,14 @@ struct GenerationSettings {
   std::optional<int> prompt_logprobs_from;
   int choices = 1;           ///< of each prompt
   std::uint64_t client = 0;  ///< who asks: clients' requests start in turn
+  std::string
+      cache_salt;  ///< what others have computed of a prompt is used where theirs is the same
 };
 
 /// One continuation of one prompt, as far as it has come.
 struct Choice {
   std::size_t prompt_tokens = 0;
+  std::size_t cached_tokens = 0;  ///< of these, that were there already; known with the first token
   std::vector<std::int32_t> ids;
   std::vector<Logprobs> logprobs;  ///< where asked for, one a token
   /// Where asked for, of the last so many tokens of the prompt; there with the first token.

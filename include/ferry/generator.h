@@ -19,14 +19,14 @@ namespace ferry {
 
 /// How a Generator holds and runs its model; names are those of the program's flags.
 struct GeneratorOptions {
-  std::string model;             ///< checkpoint directory
-  int ranks = 0;                 ///< that experts are spread over, as threads; 0: as tp, or one for
-                                 ///< each NUMA node
-  int tp = 1;                    ///< ranks that share out attention and dense layers; divides ranks
-  int threads = 0;               ///< of each rank; 0: cores / ranks
-  std::string weights;           ///< "f32", "bf16", "int8", "fp8", "int4"; empty: as stored
-  std::string backend = "pplx";  ///< how tokens travel to experts
-  int max_context = 0;           ///< positions of a sequence; 0: the model's
+  std::string model;    ///< checkpoint directory, or "org/name" in the local Hugging Face cache
+  int ranks = 0;        ///< that experts are spread over, as threads; 0: as tp, or one for
+                        ///< each NUMA node
+  int tp = 1;           ///< ranks that share out attention and dense layers; divides ranks
+  int threads = 0;      ///< of each rank; 0: cores / ranks
+  std::string weights;  ///< "f32", "bf16", "int8", "fp8", "int4"; empty: as stored
+  std::string backend = "pplx";     ///< how tokens travel to experts
+  int max_context = 0;              ///< positions of a sequence; 0: the model's
   int max_tokens_per_step = 512;    ///< of a group of tp ranks; longer prompts are cut
   int max_sequences_per_rank = 16;  ///< that run at once on such a group
   int max_waiting = 0;              ///< requests beside those; 0: any number

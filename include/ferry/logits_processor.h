@@ -13,9 +13,11 @@
 #include <vector>
 
 #include "ferry/export.h"
+#include "ferry/grammar_text.h"
 
 namespace ferry {
 
+class Grammars;
 struct Request;
 
 /// A banned token's logit: no sampler chooses it.
@@ -60,8 +62,9 @@ struct ProcessorOptions {
   std::string name;
   std::vector<std::int32_t> integers;
   std::vector<float> numbers;
+  std::string text = {};
 
-  bool has_effect() const { return !integers.empty() || !numbers.empty(); }
+  bool has_effect() const { return !integers.empty() || !numbers.empty() || !text.empty(); }
 
   bool operator==(const ProcessorOptions&) const = default;
 };
@@ -80,10 +83,23 @@ class RequestMembers {
   /// Sequences of tokens, each that of a text.
   virtual std::optional<std::vector<std::vector<std::int32_t>>> words(const char* name) const = 0;
 
+  /// What the text must match, by whatever members the API has for that. None has any by default.
+  virtual std::optional<GrammarText> grammar() const { return std::nullopt; }
+
  protected:
   RequestMembers() = default;
   RequestMembers(const RequestMembers&) = default;
   RequestMembers& operator=(const RequestMembers&) = delete;
+};
+
+/// What processors know of the model.
+struct ProcessorContext {
+  // Most processors, and callers without grammars, need the vocabulary's size alone.
+  ProcessorContext(int vocab_size, Grammars* of_vocabulary = nullptr)  // NOLINT: implicit
+      : vocab(vocab_size), grammars(of_vocabulary) {}
+
+  int vocab;
+  Grammars* grammars;  ///< borrowed; null: there are none, since there is no tokenizer
 };
 
 /// A row of the table of processors.
@@ -95,10 +111,23 @@ struct ProcessorKind {
   void (*read)(const RequestMembers& members, ProcessorOptions& options);
 
   /// Throws ConfigError for options that make() cannot take. REQUIRES: they have numbers.
-  void (*check)(const ProcessorOptions& options, const Request& request, int vocab);
+  void (*check)(const ProcessorOptions& options,
+                const Request& request,
+                const ProcessorContext& model);
 
-  /// The processor before the first generated token. REQUIRES: check() has passed.
-  std::unique_ptr<LogitsProcessor> (*make)(const ProcessorOptions& options, const Request& request);
+  /// The processor before the first generated token. REQUIRES: check() has passed, here or on
+  /// another rank.
+  std::unique_ptr<LogitsProcessor> (*make)(const ProcessorOptions& options,
+                                           const Request& request,
+                                           const ProcessorContext& model);
+
+  /// Does ahead what takes time, where the request comes in. Throws ConfigError where it comes to
+  /// nothing. Null: there is nothing. REQUIRES: check() has passed.
+  void (*prepare)(const ProcessorOptions& options, const ProcessorContext& model) = nullptr;
+
+  /// Where all processors together ban every token, those that bind still count, and the others do
+  /// not.
+  bool binds = false;
 };
 
 /// For check(): throws ConfigError, naming `member`, unless all ids are inside the vocabulary, in

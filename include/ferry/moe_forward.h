@@ -96,7 +96,7 @@ class FERRY_API MoeAllToAll {
     int hidden = 0;                ///< H
     int max_tokens = 0;            ///< per rank and exchange; more tokens run as several
     /// As in DispatcherOptions, these four.
-    int dp_size = 1;
+    int tp = 1;
     WireType dispatch_wire = WireType::f32;
     WireType expert_type = WireType::f32;
     WireType combine_wire = WireType::f32;

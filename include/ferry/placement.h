@@ -37,9 +37,9 @@ struct ReplicaChoice {
   /// each replica still ends with its part when all ranks have equally many. Needs a source.
   bool nearest = false;
   int nodes = 1;  ///< equal runs of consecutive ranks
-  /// Ranks [g * members, (g + 1) * members) hold the same tokens, so they choose alike: `source`
+  /// Ranks [g * tp, (g + 1) * tp) hold the same tokens, so they choose alike: `source`
   /// stands for the first of its group.
-  int members = 1;
+  int tp = 1;
 };
 
 /// slots_per_rank = ceil((E + redundant) / R), P = R * slots_per_rank, rank = slot /
@@ -90,8 +90,8 @@ class FERRY_API Placement {
   /// Whether every rank's place() gives the same slots for the same experts.
   bool same_on_all_ranks() const { return salt_ == 0; }
 
-  /// Whether those of ranks that hold the same tokens, `members` to a group, do.
-  bool same_in_groups_of(int members) const { return salt_ == 0 || members_ % members == 0; }
+  /// Whether those of ranks that hold the same tokens, `tp` to a group, do.
+  bool same_in_groups_of(int tp) const { return salt_ == 0 || tp_ % tp == 0; }
 
   /// The slots that tokens go to, as the ReplicaChoice says. -1 stays -1. Allocates nothing.
   ///   experts, slots: [tokens, K]
@@ -112,7 +112,7 @@ class FERRY_API Placement {
   std::vector<std::size_t> first_replica_;  // [E + 1] into slots_of_expert_
   std::vector<std::uint32_t> until_;        // of each replica: the first hash beyond its interval
   std::uint32_t salt_ = 0;                  // source + 1
-  int members_ = 1;                         // ranks that have this salt
+  int tp_ = 1;                              // ranks that have this salt
 };
 
 }  // namespace ferry

@@ -13,17 +13,23 @@
 
 namespace ferry {
 
+struct Kernels;
+
 /// A fixed set of workers; the calling thread is worker 0, so a pool of one starts no thread.
 /// Threads: run() may be called by one thread at a time. Workers run with denormals flushed.
 class FERRY_API ThreadPool {
  public:
   /// REQUIRES: threads >= 1.
-  explicit ThreadPool(int threads);
+  /// kernels: what is computed on these threads computes with; null: with the process's
+  /// (ferry/kernels/kernels.h). Ranks of one process may differ in it, which changes no bit.
+  explicit ThreadPool(int threads, const Kernels* kernels = nullptr);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
+
+  const Kernels* kernels() const { return kernels_; }
 
   /// Calls task(worker) once on every worker, 0..size()-1, and returns when all are done. The first
   /// exception a worker threw is thrown again here.
@@ -38,13 +44,16 @@ class FERRY_API ThreadPool {
 
  private:
   void worker_loop(int worker);
+  void wait_for_workers() noexcept;
   void run_one(FunctionRef<void(int)> task, int worker) noexcept;
 
+  const Kernels* kernels_;
   std::vector<std::thread> workers_;
   const FunctionRef<void(int)>* task_ = nullptr;  // set before generation_ grows
   std::atomic<std::uint32_t> generation_{0};
   std::atomic<int> sleepers_{0};
-  std::atomic<int> running_{0};
+  std::atomic<std::uint32_t> running_{0};
+  std::atomic<bool> caller_sleeps_{false};
   std::atomic<bool> stop_{false};
   std::mutex failure_mutex_;
   std::exception_ptr failure_;

@@ -275,6 +275,20 @@ TEST(BenchModel, RebalancesWhileItMeasures) {
   }
 }
 
+TEST(BenchModel, SaysWhereTheTimeWent) {
+  const json rows = run_json(Arguments{"bench", "model", "--json", "--quiet", "--model", kModel} +
+                             Arguments{"-p", "8", "-n", "5", "-r", "1", "--ep", "2", "--profile"});
+  ASSERT_EQ(rows.size(), 2U);
+  for (const json& row : rows) {
+    const json& phases = row["phases_us_per_token"];
+    double all = 0;
+    for (const json& us : phases) all += us.get<double>();
+    EXPECT_LE(all, 1.01e6 / row["tokens_per_s"].get<double>()) << "more than there was";
+    for (const char* name : {"norms", "attention", "router", "exchange", "experts", "head"})
+      EXPECT_GT(phases.at(name), 0) << name;
+  }
+}
+
 TEST(BenchModel, RefusesMoreTokensThanTheContextHolds) {
   const auto outcome =
       test::run_program({"bench", "model", "--model", kModel, "-p", "9", "--context-length", "8"});

@@ -270,7 +270,7 @@ void test_comm_ways(void) {
   by_launcher();
 }
 
-static void split(ferry_comm* comm, void* context) {
+void split_on(ferry_comm* comm, void* context) {
   const int rank = rank_of(comm), ranks = ranks_of(comm);
   ferry_comm* part = NULL;
   (void)context;
@@ -288,8 +288,8 @@ static void split(ferry_comm* comm, void* context) {
 
 void test_comm_split(void) {
   int statuses[4];
-  on_threads(5, split, NULL);
-  on_processes(4, split, NULL, statuses);
+  on_threads(5, split_on, NULL);
+  on_processes(4, split_on, NULL, statuses);
 }
 
 static void* abort_later(void* comm) {
@@ -345,7 +345,7 @@ void test_comm_abort(void) {
   on_processes(2, fail_and_leave, NULL, statuses);
 }
 
-static void die(ferry_comm* comm, void* context) {
+void die_on(ferry_comm* comm, void* context) {
   (void)context;
   uint8_t masked[3];
   if (rank_of(comm) == 1) kill(getpid(), SIGKILL);
@@ -360,7 +360,7 @@ static void die(ferry_comm* comm, void* context) {
 
 void test_comm_dead_rank(void) {
   int statuses[3];
-  on_processes(3, die, NULL, statuses);
+  on_processes(3, die_on, NULL, statuses);
   CHECK(statuses[0] == 0 && statuses[1] == SIGKILL && statuses[2] == 0);
 }
 

@@ -107,7 +107,7 @@ static void exchange_once(ferry_all_to_all* a2a,
   check_sums(t, 1);
 }
 
-static void exchange(ferry_comm* comm, void* context) {
+void exchange_on(ferry_comm* comm, void* context) {
   const char* const* backend = context;
   int rank = rank_of(comm);
   for (; *backend != NULL; ++backend) {
@@ -149,8 +149,8 @@ void test_all_to_all(void) {
   const char* backends[] = {
       "pplx", "deepep", "alltoallv", "none", "mooncake", "ascend_fuseep", "auto", NULL};
   int statuses[3];
-  for (int ranks = 1; ranks <= 4; ranks += 3) on_threads(ranks, exchange, backends);
-  on_processes(3, exchange, backends, statuses);
+  for (int ranks = 1; ranks <= 4; ranks += 3) on_threads(ranks, exchange_on, backends);
+  on_processes(3, exchange_on, backends, statuses);
 }
 
 static void wrong_options(ferry_comm* comm) {
@@ -175,8 +175,8 @@ static void wrong_options(ferry_comm* comm) {
   WRONG(topk, -1, "topk is -1");
   WRONG(hidden, 0, "hidden is 0");
   WRONG(max_tokens, 0, "max_tokens is 0");
-  WRONG(dp_size, 0, "dp_size is 0");
-  WRONG(dp_size, 2, "do not make groups of dp_size 2");
+  WRONG(tp, 0, "tp is 0");
+  WRONG(tp, 2, "do not make groups of tp 2");
   WRONG(row_alignment, 0, "row_alignment is 0");
   WRONG(dispatch_wire, 6, "dispatch_wire is 6");
   WRONG(expert_type, -1, "expert_type is -1");
@@ -366,7 +366,7 @@ static ferry_moe_tokens moe_tokens(struct tokens* t) {
   return m;
 }
 
-static void forward(ferry_comm* comm, void* context) {
+void moe_forward_on(ferry_comm* comm, void* context) {
   struct seen s = {rank_of(comm), 0, -1, make_moe(comm, *(const char**)context), comm, FERRY_OK};
   struct tokens t = tokens_of(comm, 1);
   ferry_moe_tokens m = moe_tokens(&t);
@@ -412,8 +412,8 @@ void test_moe_forward(void) {
   const char* backends[] = {"pplx", "ascend_fuseep", "alltoallv"};
   int statuses[3];
   for (int b = 0; b < 3; ++b) {
-    on_threads(4, forward, &backends[b]);
-    on_processes(3, forward, &backends[b], statuses);
+    on_threads(4, moe_forward_on, &backends[b]);
+    on_processes(3, moe_forward_on, &backends[b], statuses);
   }
 }
 
@@ -473,6 +473,15 @@ static void wrong_moe(ferry_comm* comm, void* context) {
         "id_type is 3",
         ferry_moe_forward_from_topk(s.moe, &m, &topk, look_and_multiply, &s));
   topk.id_type = FERRY_I32;
+  topk.place.memory = FERRY_DEVICE;
+  FAILS(FERRY_INVALID,
+        "ferry_topk",
+        ferry_moe_forward_from_topk(s.moe, &m, &topk, look_and_multiply, &s));
+  topk.place.memory = FERRY_HOST;
+  l.place.memory = FERRY_DEVICE;
+  FAILS(FERRY_INVALID,
+        "ferry_router_logits",
+        ferry_moe_forward(s.moe, &m, &l, look_and_multiply, &s));
   t.slots[0][0] = 0;
   ferry_placement_options p = FERRY_PLACEMENT_OPTIONS_INIT;
   ferry_placement* placement = NULL;

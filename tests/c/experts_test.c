@@ -172,6 +172,9 @@ void test_experts_errors(void) {
   w.down_bias = NULL;
   FAILS(FERRY_INVALID, "give all three or none", ferry_experts_set(experts, 0, &w));
   FAILS(FERRY_INVALID, "ferry_expert_weights is NULL", ferry_experts_set(experts, 0, NULL));
+  w = weights_of(&e, 1);
+  w.place.memory = FERRY_DEVICE;
+  FAILS(FERRY_INVALID, "ferry_expert_weights: device", ferry_experts_set(experts, 0, &w));
   FAILS(FERRY_INVALID, "2 rows for slot 0, which has no weights", ferry_experts_run(experts, &r));
   w = weights_of(&e, 0);
   OK(ferry_experts_set(experts, 0, &w));

@@ -26,6 +26,8 @@ static const struct {
     {"experts_in_a_layer", test_experts_in_a_layer},
     {"eplb", test_eplb},
     {"engine", test_engine},
+    {"fabric", test_fabric},
+    {"mpi", test_mpi},
 };
 
 int main(int argc, char** argv) {

@@ -185,6 +185,15 @@ void on_threads(int ranks, void (*body)(ferry_comm*, void*), void* context) {
 }
 
 void on_processes(int ranks, void (*body)(ferry_comm*, void*), void* context, int* statuses) {
+  const ferry_comm_options options = FERRY_COMM_OPTIONS_INIT;
+  on_processes_with(&options, ranks, body, context, statuses);
+}
+
+void on_processes_with(const ferry_comm_options* with,
+                       int ranks,
+                       void (*body)(ferry_comm*, void*),
+                       void* context,
+                       int* statuses) {
   pid_t pids[16];
   const int port = free_port();
   CHECK(ranks <= 16);
@@ -192,7 +201,7 @@ void on_processes(int ranks, void (*body)(ferry_comm*, void*), void* context, in
   for (int r = 0; r < ranks; ++r) {
     pids[r] = fork();
     if (pids[r] != 0) continue;
-    ferry_comm_options options = FERRY_COMM_OPTIONS_INIT;
+    ferry_comm_options options = *with;
     options.rank = r;
     options.num_ranks = ranks;
     ferry_comm* comm = NULL;

@@ -36,6 +36,13 @@ void on_processes(int ranks,
                   void* context,
                   int* statuses);
 
+/* The same with these options; rank and num_ranks are set here. */
+void on_processes_with(const ferry_comm_options* options,
+                       int ranks,
+                       void (*body)(ferry_comm* comm, void* context),
+                       void* context,
+                       int* statuses);
+
 int rank_of(ferry_comm* comm);
 int ranks_of(ferry_comm* comm);
 

@@ -20,5 +20,15 @@ void test_experts_errors(void);
 void test_experts_in_a_layer(void);
 void test_eplb(void);
 void test_engine(void);
+void test_fabric(void);
+void test_mpi(void);
+
+/* Bodies of these for any transport: ranks that call them together. */
+#include "ferry/ferry.h"
+
+void split_on(ferry_comm* comm, void* context);
+void die_on(ferry_comm* comm, void* context);         /* three ranks, of which one kills itself */
+void exchange_on(ferry_comm* comm, void* backends);   /* const char*[], NULL behind the last */
+void moe_forward_on(ferry_comm* comm, void* backend); /* const char** */
 
 #endif

@@ -60,8 +60,8 @@ std::ptrdiff_t stride_of(std::int64_t width) {
 TEST(TensorGroup, DealsOutColumnsByPanels) {
   on_ranks({.ranks = 3}, [](Transport& transport) {
     ThreadPool pool(1);
-    const TensorGroup group({.members = 3, .max_row_bytes = 64}, transport, pool);
-    ASSERT_EQ(group.members(), 3);
+    const TensorGroup group({.tp = 3, .max_row_bytes = 64}, transport, pool);
+    ASSERT_EQ(group.tp(), 3);
     for (const std::int64_t n : {1, 16, 31, 40, 48, 100, 4096}) {
       const ColumnRange own = group.own_columns(n);
       EXPECT_TRUE(own.begin % kPanelColumns == 0 || own.begin == n) << n;
@@ -84,13 +84,13 @@ TEST(TensorGroup, DealsOutColumnsByPanels) {
 /// are those of one rank alone, bit for bit.
 TEST(TensorGroup, FeedForwardBlockGivesTheBytesOfOneRankAlone) {
   for (const std::string transport_name : {"inproc", "shm"}) {
-    for (const int members : {1, 2, 3, 4}) {
-      const RankKind kind{.transport = transport_name, .faulty = members == 3};
-      on_ranks({.kind = kind, .ranks = 4 - 4 % members}, [&](Transport& transport) {
-        ThreadPool pool(1 + members % 2);
+    for (const int tp : {1, 2, 3, 4}) {
+      const RankKind kind{.transport = transport_name, .faulty = tp == 3};
+      on_ranks({.kind = kind, .ranks = 4 - 4 % tp}, [&](Transport& transport) {
+        ThreadPool pool(1 + tp % 2);
         TensorGroup alone(pool);
-        TensorGroup group({.members = members, .max_row_bytes = 1024}, transport, pool);
-        std::mt19937 gen(5U + static_cast<unsigned>(transport.rank() / members));
+        TensorGroup group({.tp = tp, .max_row_bytes = 1024}, transport, pool);
+        std::mt19937 gen(5U + static_cast<unsigned>(transport.rank() / tp));
         for (const auto& [hidden, inter] : {std::pair{40, 24}, {72, 100}, {17, 5}, {64, 64}}) {
           const Packed gate_up = random_matrix(gen, hidden, 2 * inter, /*gated=*/true);
           const Packed down = random_matrix(gen, inter, hidden);

@@ -1,6 +1,7 @@
 #include "ferry/core/wait.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <thread>
@@ -11,15 +12,37 @@ namespace {
 using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 
-TEST(Backoff, IsIdleAfterAboutAMillisecond) {
+/// How often a waiting thread looks until it is to sleep.
+int looks_until_idle() {
   Backoff backoff;
-  EXPECT_FALSE(backoff.idle());
-  const Clock::time_point begin = Clock::now();
-  while (!backoff.idle()) {
-    backoff.pause();
-    ASSERT_LT(Clock::now() - begin, std::chrono::seconds(20));
-  }
-  EXPECT_GE(Clock::now() - begin, milliseconds(1));
+  int looks = 0;
+  for (; !backoff.idle(); ++looks) backoff.pause();
+  return looks;
+}
+
+TEST(Backoff, SpinsBeforeItIsIdle) {
+  for (int i = 0; i < 100; ++i) EXPECT_GE(looks_until_idle(), 9);
+}
+
+/// Of a thread that has to share its core with another which never waits.
+TEST(Backoff, SleepsAtOnceWhereItsYieldsComeBackLate) {
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(static_cast<std::size_t>(sched_getcpu()), &one);
+  std::atomic<bool> stop{false};
+  int least = 1000;
+  std::thread waiting([&] {
+    ASSERT_EQ(sched_setaffinity(0, sizeof one, &one), 0);
+    std::thread busy([&] {  // on the same core, as it is started from here
+      while (!stop.load()) {
+      }
+    });
+    for (int i = 0; i < 100; ++i) least = std::min(least, looks_until_idle());
+    stop.store(true);
+    busy.join();
+  });
+  waiting.join();
+  EXPECT_LE(least, 16);
 }
 
 TEST(Futex, DoesNotSleepOnAWordThatHasChanged) {

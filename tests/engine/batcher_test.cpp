@@ -27,7 +27,7 @@ BatcherOptions options(int ranks, int max_sequences, int max_tokens) {
   return {.groups = ranks,
           .max_sequences = max_sequences,
           .max_tokens = max_tokens,
-          .record_bytes = record_capacity(1000, max_sequences)};
+          .record_bytes = record_capacity(1000, max_sequences, max_tokens)};
 }
 
 TEST(Batcher, IdleUntilAskedAndAgainAtTheEnd) {
@@ -149,8 +149,8 @@ TEST(Batcher, SequencesOfAGroupThatIsGoneStartOverElsewhereWithTheirTokens) {
 
 TEST(Batcher, AdmissionsThatDoNotFitTheRecordWait) {
   BatcherOptions small = options(1, 8, 1000);
-  small.record_bytes =
-      record_bytes_without_admissions(8) + encoded_bytes({.id = 0, .request = prompt_of(1000)});
+  small.record_bytes = record_bytes_without_admissions(8, 1000) +
+                       encoded_bytes({.id = 0, .request = prompt_of(1000)});
   Batcher batcher(small);
   // Two of these do not fit one record, and the short one may not overtake.
   batcher.enqueue({.id = 0, .request = prompt_of(900)});

@@ -11,13 +11,26 @@
 
 #include "ferry/core/error.h"
 #include "ferry/engine/request.h"
+#include "ferry/text/grammars.h"
+#include "ferry/text/tokenizer.h"
+#include "support/paths.h"
 
 namespace ferry {
 namespace {
 
 constexpr int kVocab = 97;
+constexpr std::int32_t kEndOfText = 60;
 
 using Ids = std::vector<std::int32_t>;
+
+/// Of the demo model's first tokens, which are the characters from ! on.
+Grammars* grammars() {
+  static const Tokenizer tokenizer = Tokenizer::load(test::source_dir() / "assets" / "demo-moe");
+  static Grammars all(tokenizer, kVocab, std::vector<std::int32_t>{kEndOfText});
+  return &all;
+}
+
+ProcessorContext context() { return {kVocab, grammars()}; }
 
 /// Members as a client would send them.
 class Members : public RequestMembers {
@@ -27,6 +40,7 @@ class Members : public RequestMembers {
   std::map<std::string, Ids> lists;
   std::map<std::string, std::vector<std::pair<std::int32_t, double>>> by_id;
   std::map<std::string, std::vector<Ids>> sequences;
+  std::optional<GrammarText> text;
 
   std::optional<double> number(const char* name) const override { return in(numbers, name); }
 
@@ -45,6 +59,8 @@ class Members : public RequestMembers {
     return in(sequences, name);
   }
 
+  std::optional<GrammarText> grammar() const override { return text; }
+
  private:
   template <class T>
   static std::optional<T> in(const std::map<std::string, T>& all, const char* name) {
@@ -57,7 +73,7 @@ class Members : public RequestMembers {
 Request request_of(const Members& members) {
   Request request{.prompt = {5, 9, 5, 40, 96}, .sampling = {}, .stop_ids = {9, 60, 4000, -1}};
   read_processors(members, request.processors);
-  check_request(request, kVocab, 64);
+  check_request(request, context(), 64);
   return request;
 }
 
@@ -87,7 +103,7 @@ std::vector<std::uint32_t> applied(const LogitsChain& chain,
 std::vector<std::uint32_t> fresh(const Request& request,
                                  const Ids& generated,
                                  const std::vector<float>& logits) {
-  return applied(LogitsChain(request, generated, kVocab), request, generated, logits);
+  return applied(LogitsChain(request, generated, context()), request, generated, logits);
 }
 
 /// The definitions of docs/logits_processors.md, a token at a time over the whole history.
@@ -98,6 +114,9 @@ std::vector<float> reference(const Members& m,
   const auto number = [&](const char* name, double otherwise) {
     return static_cast<float>(m.number(name).value_or(otherwise));
   };
+  // [*?@ABC]*x? behind tokens that match; everything behind one that does not.
+  const auto matches = [](std::int32_t id) { return id == '*' - '!' || (id >= 30 && id <= 34); };
+  const bool fits = std::ranges::all_of(generated, matches);
   for (std::int32_t id = 0; id < kVocab; ++id) {
     float& x = logits[static_cast<std::size_t>(id)];
     const auto among = [&](const Ids& ids) { return std::ranges::count(ids, id); };
@@ -111,7 +130,8 @@ std::vector<float> reference(const Members& m,
       completes = completes || (with.size() >= word.size() &&
                                 std::equal(word.rbegin(), word.rend(), with.rbegin()));
     }
-    if ((allowed && among(*allowed) == 0) || among(banned) > 0 || completes ||
+    const bool breaks = m.text && fits && !matches(id) && id != 'x' - '!' && id != kEndOfText;
+    if (breaks || (allowed && among(*allowed) == 0) || among(banned) > 0 || completes ||
         (too_early && among(request.stop_ids) > 0)) {
       x = -std::numeric_limits<float>::infinity();
       continue;
@@ -138,7 +158,8 @@ struct Case {
 };
 
 std::vector<Case> cases() {
-  std::vector<Case> all(9);
+  constexpr std::size_t kGrammar = 8;
+  std::vector<Case> all(kGrammar + (Grammars::built_in() ? 2 : 1));
   all[0].name = "Presence";
   all[0].members.numbers = {{"presence_penalty", 1.25}};
   all[1].name = "Frequency";
@@ -155,9 +176,14 @@ std::vector<Case> cases() {
   all[6].members.lists = {{"suppress_tokens", {0, 50, 96, 50}}};
   all[7].name = "BadWords";
   all[7].members.sequences = {{"bad_words", {{12}, {9, 31}, {32, 33, 9}, {96, 9, 32}}}};
-  Members& together = all[8].members;
-  all[8].name = "AllTogether";
-  for (std::size_t i = 0; i < 8; ++i) {
+  Members& together = all.back().members;
+  all.back().name = "AllTogether";
+  if (Grammars::built_in()) {
+    all[kGrammar].name = "Grammar";
+    all[kGrammar].members.text = {.kind = GrammarText::Kind::regex, .text = "[*?@ABC]*x?"};
+    together.text = all[kGrammar].members.text;
+  }
+  for (std::size_t i = 0; i < kGrammar; ++i) {
     const Members& one = all[i].members;
     together.numbers.insert(one.numbers.begin(), one.numbers.end());
     together.integers.insert(one.integers.begin(), one.integers.end());
@@ -197,7 +223,7 @@ TEST_P(EveryProcessor, ForksAdvancesAndRollsBackToTheSameBytes) {
   };
 
   std::vector<Branch> branches;
-  branches.push_back({.generated = {}, .chain = LogitsChain(request, {}, kVocab)});
+  branches.push_back({.generated = {}, .chain = LogitsChain(request, {}, context())});
   std::mt19937 random(7);
   for (int i = 0; i < 2000; ++i) {
     const std::size_t at = random() % branches.size();
@@ -229,6 +255,7 @@ INSTANTIATE_TEST_SUITE_P(Kinds, EveryProcessor, testing::ValuesIn(cases()), [](c
 });
 
 TEST(LogitsChain, EveryRowOfTheTableIsAmongTheCases) {
+  if (!Grammars::built_in()) GTEST_SKIP() << "without grammars";
   std::set<std::string> tested, known;
   for (const Case& c : cases())
     for (const ProcessorOptions& options : request_of(c.members).processors)
@@ -256,6 +283,24 @@ TEST(LogitsChain, BansOfEveryTokenCountForNothing) {
   const std::vector<float> logits = logits_of(1);
   EXPECT_EQ(applied(chain, request, {}, logits), bits_of(logits));
   EXPECT_THROW(check_processors(request, kVocab), ConfigError) << "known from the beginning";
+}
+
+TEST(LogitsChain, AGrammarBindsWhereBansLeaveNothing) {
+  if (!Grammars::built_in()) GTEST_SKIP() << "without grammars";
+  Request request{.prompt = {1}, .sampling = {}, .stop_ids = {}};
+  request.processors = {{.name = "allowed_tokens", .integers = {3}, .numbers = {}},
+                        {.name = "grammar",
+                         .integers = {static_cast<std::int32_t>(GrammarText::Kind::regex)},
+                         .numbers = {},
+                         .text = "A"}};
+  const LogitsChain chain(request, {}, context());
+  for (const LogitsChain& one : {chain.fork(), chain.fork().fork()}) {
+    std::vector<float> scratch;
+    const auto found = one.apply(logits_of(1), {.prompt = {}, .generated = {}}, scratch);
+    for (std::size_t id = 0; id < kVocab; ++id)
+      EXPECT_EQ(std::isfinite(found[id]), id == 'A' - '!') << id;
+  }
+  EXPECT_THROW(check_processors(request, context()), ConfigError) << "known from the beginning";
 }
 
 TEST(LogitsChain, PenaltiesStayFiniteAndLeaveBannedTokensBanned) {
@@ -359,11 +404,17 @@ TEST(CheckProcessors, WhatTheTableCannotMakeIsRefused) {
       {{.name = "bad_words", .integers = {2, 1}, .numbers = {}}},
       {{.name = "bad_words", .integers = {0}, .numbers = {}}},
       {{.name = "bad_words", .integers = {1, 1}, .numbers = {1}}},
+      {{.name = "grammar", .integers = {9}, .numbers = {}, .text = "a"}},
+      {{.name = "grammar", .integers = {2}, .numbers = {}, .text = "(a"}},
+      {{.name = "grammar",
+        .integers = {2},
+        .numbers = {},
+        .text = std::string(kMaxProcessorText + 1, 'a')}},
       {{.name = "suppressed_tokens", .integers = Ids(kMaxProcessorNumbers + 1), .numbers = {}}}};
   for (std::size_t i = 0; i < bad.size(); ++i) {
     Request request{
         .prompt = {1}, .max_new_tokens = 5, .sampling = {}, .stop_ids = {9}, .processors = bad[i]};
-    EXPECT_THROW(check_request(request, kVocab, 64), ConfigError) << i;
+    EXPECT_THROW(check_request(request, context(), 64), ConfigError) << i;
   }
 }
 

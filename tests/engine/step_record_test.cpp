@@ -4,6 +4,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/engine/logits_chain.h"
+#include "ferry/state/state_layout.h"
 #include "support/allocation_count.h"
 
 namespace ferry {
@@ -15,6 +16,11 @@ StepRecord sample_record() {
   record.gone.set(2).set(1023);
   record.dropped = {5};
   record.evicted = {6, 1ULL << 50};
+  record.keeps = {{.sequence = 3, .number = 1ULL << 40, .before = 12, .page = 1U << 30}};
+  record.forgotten_windows = {13, 14};
+  record.forgotten = {15};
+  record.begins = {{.sequence = 7, .number = 16, .pages = 2},
+                   {.sequence = 8, .number = 17, .pages = 3}};
   record.admissions.push_back(
       {.id = 7,
        .request = {
@@ -23,8 +29,9 @@ StepRecord sample_record() {
            .sampling = {.temperature = 0.7, .top_k = 3, .top_p = 0.5, .min_p = 0.1, .seed = ~0ULL},
            .stop_ids = {9, 10},
            .top_logprobs = 4,
-           .processors = {{.name = "logit_bias", .integers = {31, 32}, .numbers = {-1.5F, 99}},
-                          {.name = "min_tokens", .integers = {33}, .numbers = {}}}}});
+           .processors = {
+               {.name = "logit_bias", .integers = {31, 32}, .numbers = {-1.5F, 99}, .text = "odd"},
+               {.name = "min_tokens", .integers = {33}, .numbers = {}}}}});
   record.admissions.push_back(
       {.id = 8, .request = {.prompt = {5}, .max_new_tokens = 1, .sampling = {}, .stop_ids = {}}});
   record.admissions.back().generated = {21, 22};
@@ -33,7 +40,7 @@ StepRecord sample_record() {
 }
 
 std::vector<std::byte> bytes_of(const StepRecord& record) {
-  std::vector<std::byte> bytes(1 << 16);
+  std::vector<std::byte> bytes(1 << 17);
   bytes.resize(encode(record, bytes));
   return bytes;
 }
@@ -63,22 +70,33 @@ TEST(StepRecord, ComesBackAsItWentOut) {
   EXPECT_EQ(in.admissions[1].request.top_logprobs, std::nullopt);
   EXPECT_EQ(in.dropped, out.dropped);
   EXPECT_EQ(in.evicted, out.evicted);
+  EXPECT_EQ(in.keeps, out.keeps);
+  EXPECT_EQ(in.forgotten_windows, out.forgotten_windows);
+  EXPECT_EQ(in.forgotten, out.forgotten);
+  EXPECT_EQ(in.begins, out.begins);
+  EXPECT_FALSE(in.forget_all);
   ASSERT_EQ(in.runs.size(), 2U);
   EXPECT_EQ(in.runs[1].id, 7U);
   EXPECT_EQ(in.runs[1].tokens, 4);
 }
 
-TEST(StepRecord, StopSurvives) {
+TEST(StepRecord, FlagsSurvive) {
+  EXPECT_TRUE(
+      decode_step_record(bytes_of({.step = 1, .forget_all = true, .admissions = {}, .runs = {}}))
+          .forget_all);
   EXPECT_TRUE(
       decode_step_record(bytes_of({.step = 1, .stop = true, .admissions = {}, .runs = {}})).stop);
 }
 
 TEST(StepRecord, SizesAreAsAnnounced) {
   StepRecord record = sample_record();
-  std::size_t expected = record_bytes_without_admissions(static_cast<int>(record.runs.size()));
+  const int runs = static_cast<int>(record.runs.size());
+  std::size_t expected = record_bytes_without_admissions(runs, 40);
   for (const Admission& admission : record.admissions) expected += encoded_bytes(admission);
   record.dropped = {1, 2};
   record.evicted = {};
+  record.keeps.resize(4);  // of two pages, and one of each sequence
+  record.forgotten.resize(kMostForgotten - record.forgotten_windows.size());
   EXPECT_EQ(bytes_of(record).size(), expected);
 
   // The greatest request that check_request lets through.
@@ -88,12 +106,15 @@ TEST(StepRecord, SizesAreAsAnnounced) {
     largest.processors.push_back({.name = kind->name, .integers = {}, .numbers = {}});
   largest.processors.back().integers.resize(kMaxProcessorNumbers / 2);
   largest.processors.front().numbers.resize(kMaxProcessorNumbers / 2);
+  largest.processors.back().text.resize(kMaxProcessorText);
   record.admissions.clear();
   record.admissions.push_back({.id = 1, .request = largest});
   record.runs.assign(16, {.id = 1, .tokens = 1});
   record.dropped.assign(7, 1);
   record.evicted.assign(9, 1);
-  EXPECT_EQ(bytes_of(record).size(), record_capacity(100, 16));
+  record.begins.assign(16, {});
+  record.keeps.assign(16 + 512 / kPagePositions, {});
+  EXPECT_EQ(bytes_of(record).size(), record_capacity(100, 16, 512));
 }
 
 TEST(StepRecord, UnknownProcessorsAreNotWritten) {

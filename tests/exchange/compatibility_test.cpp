@@ -76,9 +76,9 @@ TEST(Compatibility, RefusesPartitionsThatDoNotComeOut) {
   columns.exchange.on_dead_rank = ExchangeOptions::OnDeadRank::mask;
   expect_refusal(columns, 4, "no rank can be masked");
   DispatcherOptions groups = options(MoeA2ABackend::pplx);
-  groups.dp_size = 2;
+  groups.tp = 2;
   EXPECT_NO_THROW(check_options(groups, 4));
-  expect_refusal(groups, 3, "do not make groups of dp_size 2");
+  expect_refusal(groups, 3, "do not make groups of tp 2");
 }
 
 TEST(Compatibility, RanksThatHoldTheSameTokensChooseTheSameReplicas) {
@@ -86,13 +86,13 @@ TEST(Compatibility, RanksThatHoldTheSameTokensChooseTheSameReplicas) {
   const Placement own = alike.choosing({.source = 1});
   DispatcherOptions o = options(MoeA2ABackend::alltoallv);
   EXPECT_NO_THROW(check_placement(o, own));
-  o.dp_size = 2;
+  o.tp = 2;
   EXPECT_NO_THROW(check_placement(o, alike));
   EXPECT_THROW(check_placement(o, own), ConfigError);
-  EXPECT_NO_THROW(check_placement(o, alike.choosing({.source = 1, .members = 2})));
-  o.dp_size = 4;
-  EXPECT_THROW(check_placement(o, alike.choosing({.source = 1, .members = 2})), ConfigError);
-  o.dp_size = 1;
+  EXPECT_NO_THROW(check_placement(o, alike.choosing({.source = 1, .tp = 2})));
+  o.tp = 4;
+  EXPECT_THROW(check_placement(o, alike.choosing({.source = 1, .tp = 2})), ConfigError);
+  o.tp = 1;
   o.exchange.hidden_partition = true;
   EXPECT_THROW(check_placement(o, own), ConfigError);
 }

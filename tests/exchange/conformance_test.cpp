@@ -103,7 +103,7 @@ DispatcherOptions options_of(const Combination& c) {
                       .hidden = 168,  // more than a block of scales; divides by 1, 2, 3, 4 and 7
                       .topk = 4,
                       .max_tokens = 9,
-                      .dp_size = c[axis_group] + 1,
+                      .tp = c[axis_group] + 1,
                       .row_alignment = c[axis_routing] % 2 == 0 ? 16 : 1,
                       .dispatch_wire = wire_types()[at(axis_dispatch_wire)],
                       .combine_wire = wire_types()[at(axis_combine_wire)]};
@@ -137,7 +137,7 @@ std::string name_of(const Combination& c) {
                      wire_type_name(o.combine_wire),
                      format_name(o.exchange.format),
                      kRoutingNames[c[axis_routing]],
-                     o.dp_size,
+                     o.tp,
                      o.row_weights ? "_row_weights" : "",
                      kPlaneNames[c[axis_plane]]);
 }

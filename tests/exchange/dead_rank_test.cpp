@@ -32,7 +32,7 @@ struct Setting {
   std::optional<DispatchFormat> format = {};        ///< instead of the backend's
   WireType wire = WireType::f32;
   bool network = false;
-  int dp_size = 1;
+  int tp = 1;
   int ranks = 4;
 };
 
@@ -42,7 +42,7 @@ DispatcherOptions options_of(const Setting& setting) {
                       .hidden = 24,
                       .topk = 3,
                       .max_tokens = 9,
-                      .dp_size = setting.dp_size,
+                      .tp = setting.tp,
                       .dispatch_wire = setting.wire,
                       .expert_type = setting.wire,
                       .combine_wire = setting.wire,
@@ -94,8 +94,8 @@ void exchange_once(Dispatcher& dispatcher,
   for (std::size_t t = 0; t < lost.size(); ++t) {
     // Tokens that the victim itself should have sent for its group are lost altogether.
     const bool of_victim =
-        exchange.options.dp_size > 1 && exchange.holder(rank) == exchange.holder(kVictim) &&
-        static_cast<int>(t) % exchange.options.dp_size == kVictim % exchange.options.dp_size;
+        exchange.options.tp > 1 && exchange.holder(rank) == exchange.holder(kVictim) &&
+        static_cast<int>(t) % exchange.options.tp == kVictim % exchange.options.tp;
     const bool needs =
         of_victim || testing::needs_rank(exchange, rank, static_cast<int>(t), kVictim);
     ASSERT_TRUE(needs || !lost[t]) << "token " << t << " lacks nothing";
@@ -149,7 +149,7 @@ const Setting kSettings[] = {
     {.name = "networkTiles", .backend = MoeA2ABackend::ascend_fuseep, .network = true},
     {.name = "networkPerExpert", .backend = MoeA2ABackend::alltoallv, .network = true},
     {.name = "networkGathered", .backend = MoeA2ABackend::none, .network = true},
-    {.name = "groups", .dp_size = 2},
+    {.name = "groups", .tp = 2},
     {.name = "twoRanks", .ranks = 2},
 };
 

@@ -59,7 +59,7 @@ std::vector<float> result_row(const ExchangeCase& exchange, SlotId slot, const f
 }  // namespace
 
 Rank ExchangeCase::holder(Rank rank) const {
-  return options.exchange.hidden_partition ? 0 : rank / options.dp_size * options.dp_size;
+  return options.exchange.hidden_partition ? 0 : rank / options.tp * options.tp;
 }
 
 int ExchangeCase::tokens(Rank rank) const {
@@ -145,7 +145,7 @@ FakeExperts::FakeExperts(const ExchangeCase& exchange, Rank rank)
     const std::vector<SlotId> slots = exchange.slots(home);
     const std::vector<float> weights = exchange.row_weights(home);
     for (int t = 0; t < exchange.tokens(home); ++t) {
-      if (!columns && t % o.dp_size != home % o.dp_size) continue;
+      if (!columns && t % o.tp != home % o.tp) continue;
       for (std::size_t slot = 0; slot < num_slots; ++slot) {
         const auto global = static_cast<SlotId>(rank * o.slots_per_rank + static_cast<int>(slot));
         const auto first = slots.begin() + static_cast<std::ptrdiff_t>(t) * o.topk;
@@ -225,7 +225,7 @@ void FakeExperts::finish() const {
 }
 
 bool ExchangeCase::sums_per_host(Rank rank, Rank peer) const {
-  if (hosts.empty() || options.dp_size > 1 ||
+  if (hosts.empty() || options.tp > 1 ||
       options.exchange.on_dead_rank == ExchangeOptions::OnDeadRank::mask ||
       options.exchange.send_per == ExchangeOptions::SendPer::token_expert)
     return false;

@@ -24,7 +24,7 @@ struct Setting {
   DeepepMode mode = DeepepMode::low_latency;
   DispatchFormat format = DispatchFormat::padded;
   bool hidden_partition = false;
-  int dp_size = 1;
+  int tp = 1;
   bool network = false;
   bool row_weights = false;
 };
@@ -35,7 +35,7 @@ DispatcherOptions options_of(const Setting& setting) {
                       .hidden = 16,
                       .topk = 4,
                       .max_tokens = 5,
-                      .dp_size = setting.dp_size,
+                      .tp = setting.tp,
                       .row_alignment = 1,
                       .row_weights = setting.row_weights,
                       .timeout = std::chrono::milliseconds(30)};
@@ -114,8 +114,8 @@ INSTANTIATE_TEST_SUITE_P(
         Setting{.name = "columns", .backend = MoeA2ABackend::alltoallv, .hidden_partition = true},
         Setting{.name = "rowWeights", .row_weights = true},
         Setting{.name = "sumsAndRowWeights", .backend = MoeA2ABackend::none, .row_weights = true},
-        Setting{.name = "groups", .dp_size = 2},
-        Setting{.name = "groupsOverNetwork", .dp_size = 2, .network = true}),
+        Setting{.name = "groups", .tp = 2},
+        Setting{.name = "groupsOverNetwork", .tp = 2, .network = true}),
     [](const auto& setting) { return setting.param.name; });
 
 }  // namespace

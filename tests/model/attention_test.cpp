@@ -194,7 +194,7 @@ std::vector<float> run(const RandomAttention& model,
   }
   ThreadPool pool(threads);
   const GemmScratch scratch(
-      threads, DType::f32, std::max(config.hidden, config.heads * config.head_dim));
+      pool, DType::f32, std::max(config.hidden, config.heads * config.head_dim));
   TensorGroup group(pool);
   MixerContext context{.config = config,
                        .type = DType::f32,
@@ -286,7 +286,7 @@ TEST(Attention, WithoutTokensDoesNothing) {
 TEST(Attention, RefusesMoreTokensThanItHasRoomFor) {
   const RandomAttention model({"plain", 32, 2, 2, 16, false, false});
   ThreadPool pool(1);
-  const GemmScratch scratch(1, DType::f32, 32);
+  const GemmScratch scratch(pool, DType::f32, 32);
   TensorGroup group(pool);
   MixerContext context{.config = model.config(),
                        .type = DType::f32,

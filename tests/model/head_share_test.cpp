@@ -12,13 +12,13 @@ namespace {
 TEST(HeadShare, DealsOutEveryHeadOnceWithWhatItReads) {
   for (int kv_heads = 1; kv_heads <= 9; ++kv_heads) {
     for (int readers = 1; readers <= 5; ++readers) {
-      for (int members = 1; members <= 12; ++members) {
+      for (int tp = 1; tp <= 12; ++tp) {
         const int heads = kv_heads * readers;
         int next = 0;
         int most = 0;
         int least = heads;
-        for (int m = 0; m < members; ++m) {
-          const HeadShare share = head_share(heads, kv_heads, {m, members});
+        for (int m = 0; m < tp; ++m) {
+          const HeadShare share = head_share(heads, kv_heads, {m, tp});
           ASSERT_EQ(share.query.begin, next);
           next = share.query.end;
           for (int head = share.query.begin; head < share.query.end; ++head) {
@@ -35,7 +35,7 @@ TEST(HeadShare, DealsOutEveryHeadOnceWithWhatItReads) {
           least = std::min(least, share.query.size());
         }
         ASSERT_EQ(next, heads);
-        ASSERT_LE(most - least, kv_heads >= members ? readers : 1) << "uneven";
+        ASSERT_LE(most - least, kv_heads >= tp ? readers : 1) << "uneven";
       }
     }
   }
@@ -52,9 +52,9 @@ TEST(HeadShare, KeyValueHeadsAreKeptOnceWhereTheySuffice) {
 TEST(HeadShare, PanelsHoldEveryColumnOfTheShareAndNoneTwice) {
   for (const int head_dim : {6, 16, 20, 48}) {
     for (const auto& [heads, kv_heads] : {std::pair{6, 2}, {5, 1}, {4, 4}, {12, 3}}) {
-      for (int members = 1; members <= 5; ++members) {
-        for (int m = 0; m < members; ++m) {
-          const HeadShare share = head_share(heads, kv_heads, {m, members});
+      for (int tp = 1; tp <= 5; ++tp) {
+        for (int m = 0; m < tp; ++m) {
+          const HeadShare share = head_share(heads, kv_heads, {m, tp});
           std::vector<int> times(static_cast<std::size_t>(heads + 2 * kv_heads) * 3 + 1);
           for (const PanelRange& range : head_panels(share, heads, kv_heads, head_dim))
             for (auto p = range.begin; p < range.end; ++p) ++times.at(static_cast<std::size_t>(p));

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "ferry/core/error.h"
+#include "ferry/kernels/kernels.h"
 
 namespace ferry {
 namespace {
@@ -17,7 +18,7 @@ std::vector<float> turned(const RopeOptions& options, int position, std::vector<
   std::vector<float> cos(static_cast<std::size_t>(rope.pairs()));
   std::vector<float> sin(cos.size());
   rope.angles(position, cos.data(), sin.data());
-  rope.turn(head.data(), cos.data(), sin.data());
+  rope.turn(kernels(), head.data(), cos.data(), sin.data());
   return head;
 }
 

@@ -96,7 +96,7 @@ void compare_with_layer(const Way& way, Transport& transport) {
       hidden.data(), way.dtype, reinterpret_cast<std::byte*>(read.data()), DType::f32, elements);
   std::vector<float> logits(product(tokens, moe.experts));
   parallel_gemm(pool,
-                GemmScratch(pool.size(), DType::f32, moe.hidden),
+                GemmScratch(pool, DType::f32, moe.hidden),
                 {.in = rows_of(read, moe.hidden),
                  .rows = tokens,
                  .weights = &weights.weights.router,

@@ -420,7 +420,7 @@ TEST(MoeForward, RefusesAPlacementOfAnotherShape) {
 
 TEST(MoeForward, RefusesAReplicaChoiceThatDiffersBetweenRanksThatHoldTheSameTokens) {
   MoeAllToAll::Options options = scaling_options();
-  options.dp_size = 2;
+  options.tp = 2;
   on_thread_ranks(2, options, [](MoeAllToAll& a2a, const Placement& p, Rank rank) {
     const Placement own = p.choosing({.source = rank});
     const Tokens tokens(1);

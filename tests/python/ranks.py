@@ -34,19 +34,19 @@ def in_threads(size, body, threads=1):
     return results
 
 
-def _process_main(rank, size, port, secret, transport, body, args, results):
+def _process_main(rank, size, port, secret, options, body, args, results):
     try:
         store = tokenferry.TcpStore("127.0.0.1", port, False, secret, TIMEOUT)
-        with tokenferry.join(store, rank, size, transport=transport) as comm:
+        with tokenferry.join(store, rank, size, **options) as comm:
             results.put((rank, True, body(comm, *args)))
     except BaseException:
         results.put((rank, False, traceback.format_exc()))
 
 
 class Processes:
-    """Ranks that are processes; a context, so that none is left behind."""
+    """Ranks that are processes; a context, so that none is left behind. Options as join()."""
 
-    def __init__(self, size, body, *args, transport="shm"):
+    def __init__(self, size, body, *args, transport="shm", **options):
         spawn = multiprocessing.get_context("spawn")
         secret = "a secret of this test"
         self.store = tokenferry.TcpStore("127.0.0.1", 0, True, secret)
@@ -54,7 +54,7 @@ class Processes:
         self.all = [
             spawn.Process(
                 target=_process_main,
-                args=(rank, size, self.store.port, secret, transport, body, args, self.results),
+                args=(rank, size, self.store.port, secret, options | dict(transport=transport), body, args, self.results),
             )
             for rank in range(size)
         ]
@@ -80,8 +80,8 @@ class Processes:
         return found
 
 
-def in_processes(size, body, *args, transport="shm"):
-    with Processes(size, body, *args, transport=transport) as processes:
+def in_processes(size, body, *args, **options):
+    with Processes(size, body, *args, **options) as processes:
         found = processes.collect(size)
     for good, result in found.values():
         assert good, result

@@ -327,7 +327,8 @@ def test_nothing_is_left_behind():
     rounds(300)
     after = state()
     assert after[:2] == before[:2]
-    assert after[2] - before[2] < 500  # pages of 4 KiB
+    if "libasan" not in os.environ.get("LD_PRELOAD", ""):  # which keeps what was freed
+        assert after[2] - before[2] < 500  # pages of 4 KiB
 
 
 def test_the_callers_floating_point_mode_is_its_own():

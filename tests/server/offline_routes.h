@@ -22,7 +22,8 @@ namespace ferry::test {
 /// An engine on a thread of its own answers from construction to destruction.
 class OfflineRoutes : public RouteTable {
  public:
-  explicit OfflineRoutes(int max_context) : options_{.max_context = max_context, .max_waiting = 8} {
+  explicit OfflineRoutes(int max_context, const ThinkingStyle* thinking = nullptr)
+      : options_{.max_context = max_context, .max_waiting = 8}, thinking_(thinking) {
     thread_ = std::thread([this] { run(); });
     started_.get_future().get();
   }
@@ -61,6 +62,7 @@ class OfflineRoutes : public RouteTable {
         // Templates have an entry point of their own.
         .render_chat = [](const auto& messages,
                           const auto& /*options*/) { return to_text(messages).substr(0, 8); },
+        .thinking = thinking_,
         .sampling = recommended_sampling(directory),
         .max_context = options_.max_context};
     opened.run_engine([&](Engine& engine) {
@@ -78,6 +80,7 @@ class OfflineRoutes : public RouteTable {
   }
 
   const EngineOptions options_;
+  const ThinkingStyle* thinking_;
   std::map<std::string, HttpHandler> handlers_;
   Engine* engine_ = nullptr;
   std::promise<void> started_;

@@ -93,6 +93,7 @@ TEST(SequenceState, EveryRowThatIsSeenStaysWhateverIsCommitted) {
     rows.write(state, begin + accepted, begin + tokens, salt + 1);  // what is not accepted
     state.commit(accepted);
     ASSERT_EQ(state.length(), begin + accepted);
+    state.let_go();
     ASSERT_EQ(state.held_bytes(), pool.layout().bytes_held(begin + accepted));
     ASSERT_TRUE(rows.are_there(state, begin + accepted, salt)) << "step " << step;
   }
@@ -117,6 +118,7 @@ TEST(SequenceState, AStepMayRunAgainBeforeItIsCommitted) {
   state.commit(20);
   EXPECT_EQ(state.length(), 70);
   EXPECT_TRUE(rows.are_there(state, 70, 1));
+  state.let_go();
   EXPECT_EQ(state.held_bytes(), pool.layout().bytes_held(70));
 }
 
@@ -126,6 +128,7 @@ TEST(SequenceState, AWindowGivesItsPagesBack) {
   SequenceState state(pool, 40000);
   for (int n = 0; n < 40000; n += 400) {
     fill(state, 400);
+    state.let_go();
     ASSERT_LE(pool.held_bytes(), 9 * pool.layout().classes()[0].page_bytes());
   }
   EXPECT_LT(pool.reserved_bytes(), 130 * pool.layout().classes()[0].page_bytes())
@@ -149,6 +152,8 @@ TEST(SequenceState, ARejectedTokenCostsNoPageThatIsStillNeeded) {
   rows.write(state, 160, 176, 1);
   state.commit(16);
   EXPECT_TRUE(rows.are_there(state, 176, 1));
+  EXPECT_NE(state.rows(0, 0).pages[2], nullptr) << "for others, until the next step";
+  state.let_go();
   EXPECT_EQ(state.rows(0, 0).pages[2], nullptr);
   EXPECT_NE(state.rows(0, 0).pages[3], nullptr);
 }

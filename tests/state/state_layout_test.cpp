@@ -103,5 +103,21 @@ TEST(StateLayout, NoWayToALengthHoldsMoreThanTheMost) {
   }
 }
 
+TEST(StateLayout, WindowsThatStayTogetherCountAsTheWidest) {
+  const StateSpec full{.streams = 1, .row_bytes = 4};
+  const StateSpec narrow{.streams = 1, .row_bytes = 4, .span = {AttentionSpan::Kind::window, 17}};
+  const StateSpec wide{.streams = 1, .row_bytes = 4, .span = {AttentionSpan::Kind::window, 33}};
+  const StateLayout apart(std::vector{full, narrow, wide});
+  const StateLayout together = apart.with_windows_together();
+  const std::size_t page = 4 * kPagePositions;
+  EXPECT_EQ(apart.bytes_held(64), (4 + 1 + 2) * page);
+  EXPECT_EQ(together.bytes_held(64), (4 + 2 + 2) * page);
+  EXPECT_EQ(apart.bytes_most(640, 1), (40 + 2 + 3) * page);
+  EXPECT_EQ(together.bytes_most(640, 1), (40 + 3 + 3) * page);
+  EXPECT_EQ(together.bytes_held(0), 0U);
+  const StateLayout one(std::vector{full, wide});
+  EXPECT_EQ(one.with_windows_together().bytes_held(100, 120), one.bytes_held(100, 120));
+}
+
 }  // namespace
 }  // namespace ferry

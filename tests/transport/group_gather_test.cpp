@@ -66,14 +66,14 @@ std::int64_t wrong_bytes(const Case& c, const std::vector<std::byte>& rows) {
 }
 
 /// Uneven slices, some of them empty; now and then no rows.
-Case random_case(std::mt19937_64& random, int group, int number, int members) {
+Case random_case(std::mt19937_64& random, int group, int number, int tp) {
   const auto up_to = [&](std::int64_t n) {
     return std::uniform_int_distribution<std::int64_t>(0, n)(random);
   };
   Case c{.group = group, .number = number, .bounds = {}};
   c.rows = up_to(9) == 0 ? 0 : up_to(12);
   const std::int64_t width = up_to(2) == 0 ? 3000 : 90;
-  for (int m = 0; m <= members; ++m) c.bounds.push_back(up_to(width));
+  for (int m = 0; m <= tp; ++m) c.bounds.push_back(up_to(width));
   std::ranges::sort(c.bounds);
   c.stride = c.bounds.back() + up_to(40);
   return c;
@@ -92,7 +92,7 @@ void gather_case(GroupGather& gather, const Case& c, bool allocates_nothing = fa
 
 struct Groups {
   int ranks;
-  int members;
+  int tp;
 };
 
 class Gather : public ::testing::TestWithParam<std::tuple<RankKind, Groups>> {
@@ -111,22 +111,22 @@ INSTANTIATE_TEST_SUITE_P(
     [](const auto& p) {
       const Groups g = std::get<1>(p.param);
       return std::get<0>(p.param).label() + "_" + std::to_string(g.ranks) + "_in_" +
-             std::to_string(g.members);
+             std::to_string(g.tp);
     });
 
 TEST_P(Gather, GivesEveryMemberAllColumns) {
   const int ranks = groups().ranks;
-  const int members = groups().members;
+  const int tp = groups().tp;
   const bool mapped = !kind().faulty && (kind().transport == "inproc" || kind().transport == "shm");
   const int gathers = mapped ? 3000 : 300;
   on_ranks({.kind = kind(), .ranks = ranks}, [&](Transport& transport) {
     ThreadPool pool(1 + transport.rank() % 2);
-    GroupGather gather({.members = members, .max_row_bytes = 3000}, transport, pool);
-    ASSERT_EQ(gather.member(), transport.rank() % members);
-    const int group = transport.rank() / members;
+    GroupGather gather({.tp = tp, .max_row_bytes = 3000}, transport, pool);
+    ASSERT_EQ(gather.member(), transport.rank() % tp);
+    const int group = transport.rank() / tp;
     std::mt19937_64 random(static_cast<std::uint64_t>(group) + 1);  // groups are not in step
     for (int n = 0; n < gathers; ++n) {
-      gather_case(gather, random_case(random, group, n, members), mapped);
+      gather_case(gather, random_case(random, group, n, tp), mapped);
       if (::testing::Test::HasFatalFailure()) return;
     }
   });
@@ -136,18 +136,18 @@ TEST_P(Gather, GivesEveryMemberAllColumns) {
 /// is as wide as allowed.
 TEST_P(Gather, CutsWhatIsMoreThanASlab) {
   const int ranks = groups().ranks;
-  const int members = groups().members;
+  const int tp = groups().tp;
   const auto most = static_cast<std::int64_t>(GroupGather::kSlabBytes) + 1000;
   on_ranks({.kind = kind(), .ranks = ranks}, [&](Transport& transport) {
     ThreadPool pool(1);
     GroupGather gather(
-        {.members = members, .max_row_bytes = static_cast<std::size_t>(most)}, transport, pool);
-    Case c{.group = transport.rank() / members, .number = 1, .rows = 23, .bounds = {0}};
-    for (int m = 0; m < members; ++m) c.bounds.push_back(c.bounds.back() + 200'000 + 8 * m);
+        {.tp = tp, .max_row_bytes = static_cast<std::size_t>(most)}, transport, pool);
+    Case c{.group = transport.rank() / tp, .number = 1, .rows = 23, .bounds = {0}};
+    for (int m = 0; m < tp; ++m) c.bounds.push_back(c.bounds.back() + 200'000 + 8 * m);
     c.stride = c.bounds.back();
     gather_case(gather, c);
     c = {.group = c.group, .number = 2, .rows = 3, .bounds = {0}};
-    for (int m = 0; m < members; ++m) c.bounds.push_back(c.bounds.back() + (m == 0 ? most : 5));
+    for (int m = 0; m < tp; ++m) c.bounds.push_back(c.bounds.back() + (m == 0 ? most : 5));
     c.stride = c.bounds.back();
     gather_case(gather, c);
   });
@@ -181,7 +181,7 @@ TEST_P(GatherFailure, LateMemberIsNamedWithThePhase) {
   on_ranks({.kind = GetParam(), .ranks = 4}, [](Transport& transport) {
     ThreadPool pool(1);
     GroupGather gather(
-        {.members = 4, .max_row_bytes = 1, .timeout = milliseconds(500)}, transport, pool);
+        {.tp = 4, .max_row_bytes = 1, .timeout = milliseconds(500)}, transport, pool);
     if (transport.rank() != 2) {
       expect_error(Kind::timeout, 2, "for rank 2: expected 1 messages, saw 0", gather);
     }
@@ -197,7 +197,7 @@ TEST_P(GatherFailure, DeadMemberIsAnErrorNotAHang) {
   on_ranks(on, [&](Transport& transport) {
     ThreadPool pool(1);
     const auto ready = transport.allocate_region(0, 1);
-    GroupGather gather({.members = 4, .max_row_bytes = 1}, transport, pool);
+    GroupGather gather({.tp = 4, .max_row_bytes = 1}, transport, pool);
     others_are_ready(transport, *ready, 1, 0);
     if (transport.rank() != 1)
       return expect_error(processes ? Kind::peer_died : Kind::aborted, 1, "rank 1", gather);
@@ -209,7 +209,7 @@ TEST_P(GatherFailure, DeadMemberIsAnErrorNotAHang) {
 TEST(GroupGather, GroupsMustDivideTheRanks) {
   on_ranks({.ranks = 3}, [](Transport& transport) {
     ThreadPool pool(1);
-    EXPECT_THROW(GroupGather({.members = 2}, transport, pool), ConfigError);
+    EXPECT_THROW(GroupGather({.tp = 2}, transport, pool), ConfigError);
   });
 }
 

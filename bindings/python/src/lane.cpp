@@ -75,7 +75,7 @@ MoeAllToAll::Options lane_options(Settings& settings, Transport& transport) {
   o.redundant = settings.get("redundant", 0);
   o.hidden = settings.get("hidden", 0);
   o.max_tokens = settings.get("max_tokens", 0);
-  o.dp_size = settings.get("dp_size", 1);
+  o.tp = settings.get("tp", 1);
   o.row_weights = settings.get("row_weights", false);
   o.row_alignment = settings.get<std::int64_t>("row_alignment", 16);
   o.timeout = settings.seconds("timeout").value_or(o.timeout);
@@ -293,7 +293,7 @@ std::unique_ptr<HeldRows> Lane::held(const ExpertRows& rows) {
   std::int64_t rows_per_slot = 0;
   if (rows.format == DispatchFormat::padded) {
     const int ranks = comm_->transport().size();
-    const int holders = options_.exchange.hidden_partition ? 1 : ranks / options_.dp_size;
+    const int holders = options_.exchange.hidden_partition ? 1 : ranks / options_.tp;
     rows_per_slot = std::int64_t{options_.max_tokens} * holders;
   }
   return std::make_unique<HeldRows>(shared_from_this(), rows, rows_per_slot);

@@ -8,12 +8,7 @@ Engine           a whole model in this process: prompts in, tokens out
 compat           the names that code for other systems already has
 """
 
-from . import _signals
-
-with _signals.kept():
-    from . import _core
-
-from . import eplb
+from . import _core, eplb
 from ._core import BoundExchange, Comm, ExpertRows, LocalStore, Placement, Routing, Store, TcpStore, __version__
 from .all_to_all import AllToAll, Experts, moe_forward, moe_forward_from_topk
 from .comm import from_env, from_mpi, from_process_group, join, local

@@ -37,7 +37,7 @@ class AllToAll(_core.Lane):
     dispatch_dtype, combine_dtype: what travels out and back: 'f32', 'bf16', 'fp8' (e4m3 with a
         float32 scale per 128), 'fp8_pow2', 'int8', 'int8_block', or a torch or numpy dtype.
     expert_dtype: what experts read; default: dispatch_dtype as it travelled.
-    dp_size: ranks that call with the same tokens (tensor-parallel attention).
+    tp: ranks that call with the same tokens (tensor-parallel attention).
     row_weights: weights go to the experts with the rows (ExpertRows.row_weights), and results are
         added up as they are.
     row_alignment: ragged: rows that a slot's first one is aligned to; 1 leaves no gaps.
@@ -51,7 +51,7 @@ class AllToAll(_core.Lane):
     def __init__(
         self, comm, *, num_experts, topk, hidden, max_tokens, backend="pplx",
         deepep_mode="low_latency", layout=None, redundant=0, dispatch_dtype="bf16",
-        expert_dtype=None, combine_dtype="bf16", dp_size=1, row_weights=False, row_alignment=16,
+        expert_dtype=None, combine_dtype="bf16", tp=1, row_weights=False, row_alignment=16,
         on_dead_rank=None, hidden_partition=None, timeout=30.0, **routing,
     ):
         super().__init__(
@@ -61,7 +61,7 @@ class AllToAll(_core.Lane):
                 backend=backend, deepep_mode=deepep_mode, layout=layout, redundant=redundant,
                 dispatch_dtype=dtype_name(dispatch_dtype),
                 expert_dtype=None if expert_dtype is None else dtype_name(expert_dtype),
-                combine_dtype=dtype_name(combine_dtype), dp_size=dp_size, row_weights=row_weights,
+                combine_dtype=dtype_name(combine_dtype), tp=tp, row_weights=row_weights,
                 row_alignment=row_alignment, on_dead_rank=on_dead_rank,
                 hidden_partition=hidden_partition, timeout=timeout, **routing,
             ),

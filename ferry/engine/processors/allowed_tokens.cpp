@@ -44,14 +44,17 @@ void read_allowed(const RequestMembers& members, ProcessorOptions& options) {
   options.integers = std::move(*ids);
 }
 
-void check_allowed(const ProcessorOptions& options, const Request& /*request*/, int vocab) {
+void check_allowed(const ProcessorOptions& options,
+                   const Request& /*request*/,
+                   const ProcessorContext& model) {
   if (options.integers.empty() || !options.numbers.empty())
     fail<ConfigError>("{} takes a list of token ids and nothing else", kAllowed);
-  check_ids(options.integers, kAllowed, vocab);
+  check_ids(options.integers, kAllowed, model.vocab);
 }
 
 std::unique_ptr<LogitsProcessor> make_allowed(const ProcessorOptions& options,
-                                              const Request& /*request*/) {
+                                              const Request& /*request*/,
+                                              const ProcessorContext& /*model*/) {
   return std::make_unique<AllowedTokens>(options.integers);
 }
 

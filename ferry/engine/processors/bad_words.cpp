@@ -60,19 +60,22 @@ void read_bad_words(const RequestMembers& members, ProcessorOptions& options) {
   }
 }
 
-void check_bad_words(const ProcessorOptions& options, const Request& /*request*/, int vocab) {
+void check_bad_words(const ProcessorOptions& options,
+                     const Request& /*request*/,
+                     const ProcessorContext& model) {
   if (!options.numbers.empty())
     fail<ConfigError>("{} takes sequences of token ids and nothing else", kBadWords);
   for (const std::vector<std::int32_t>& word : words_of(options)) {
     for (const std::int32_t id : word)
-      if (id < 0 || id >= vocab)
+      if (id < 0 || id >= model.vocab)
         fail<ConfigError>(
-            "{}: token id {} is outside the vocabulary 0..{}", kBadWords, id, vocab - 1);
+            "{}: token id {} is outside the vocabulary 0..{}", kBadWords, id, model.vocab - 1);
   }
 }
 
 std::unique_ptr<LogitsProcessor> make_bad_words(const ProcessorOptions& options,
-                                                const Request& /*request*/) {
+                                                const Request& /*request*/,
+                                                const ProcessorContext& /*model*/) {
   return std::make_unique<BadWords>(words_of(options));
 }
 

@@ -52,10 +52,12 @@ void read_bias(const RequestMembers& members, ProcessorOptions& options) {
   }
 }
 
-void check_bias(const ProcessorOptions& options, const Request& /*request*/, int vocab) {
+void check_bias(const ProcessorOptions& options,
+                const Request& /*request*/,
+                const ProcessorContext& model) {
   if (options.integers.size() != options.numbers.size())
     fail<ConfigError>("{} takes one bias for each token id", kLogitBias);
-  check_ids(options.integers, kLogitBias, vocab);
+  check_ids(options.integers, kLogitBias, model.vocab);
   for (const float bias : options.numbers)
     if (!(std::abs(bias) <= kMostBias))
       fail<ConfigError>(
@@ -63,7 +65,8 @@ void check_bias(const ProcessorOptions& options, const Request& /*request*/, int
 }
 
 std::unique_ptr<LogitsProcessor> make_bias(const ProcessorOptions& options,
-                                           const Request& /*request*/) {
+                                           const Request& /*request*/,
+                                           const ProcessorContext& /*model*/) {
   return std::make_unique<LogitBias>(options.integers, options.numbers);
 }
 

@@ -44,7 +44,9 @@ void read_min_tokens(const RequestMembers& members, ProcessorOptions& options) {
   }
 }
 
-void check_min_tokens(const ProcessorOptions& options, const Request& request, int /*vocab*/) {
+void check_min_tokens(const ProcessorOptions& options,
+                      const Request& request,
+                      const ProcessorContext& /*model*/) {
   if (options.integers.size() != 1 || !options.numbers.empty() || options.integers[0] < 0)
     fail<ConfigError>("min_tokens takes one number, 0 or more");
   if (options.integers[0] > request.max_new_tokens) {
@@ -55,7 +57,8 @@ void check_min_tokens(const ProcessorOptions& options, const Request& request, i
 }
 
 std::unique_ptr<LogitsProcessor> make_min_tokens(const ProcessorOptions& options,
-                                                 const Request& request) {
+                                                 const Request& request,
+                                                 const ProcessorContext& /*model*/) {
   return std::make_unique<MinTokens>(static_cast<std::size_t>(options.integers[0]),
                                      request.stop_ids);
 }

@@ -121,7 +121,9 @@ void read_penalties(const RequestMembers& members, ProcessorOptions& options) {
   if (effect) options.numbers.assign(values.begin(), values.end());
 }
 
-void check_penalties(const ProcessorOptions& options, const Request& /*request*/, int /*vocab*/) {
+void check_penalties(const ProcessorOptions& options,
+                     const Request& /*request*/,
+                     const ProcessorContext& /*model*/) {
   if (!options.integers.empty() || options.numbers.size() != kPenalties.size())
     fail<ConfigError>("penalties take three numbers: presence, frequency, repetition");
   for (std::size_t i = 0; i < kPenalties.size(); ++i) {
@@ -137,7 +139,8 @@ void check_penalties(const ProcessorOptions& options, const Request& /*request*/
 }
 
 std::unique_ptr<LogitsProcessor> make_penalties(const ProcessorOptions& options,
-                                                const Request& request) {
+                                                const Request& request,
+                                                const ProcessorContext& /*model*/) {
   return std::make_unique<Penalties>(options.numbers, request.prompt);
 }
 

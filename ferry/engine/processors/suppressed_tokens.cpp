@@ -35,14 +35,17 @@ void read_suppressed(const RequestMembers& members, ProcessorOptions& options) {
   options.integers = std::move(*ids);
 }
 
-void check_suppressed(const ProcessorOptions& options, const Request& /*request*/, int vocab) {
+void check_suppressed(const ProcessorOptions& options,
+                      const Request& /*request*/,
+                      const ProcessorContext& model) {
   if (!options.numbers.empty())
     fail<ConfigError>("{} takes a list of token ids and nothing else", kSuppressed);
-  check_ids(options.integers, kSuppressed, vocab);
+  check_ids(options.integers, kSuppressed, model.vocab);
 }
 
 std::unique_ptr<LogitsProcessor> make_suppressed(const ProcessorOptions& options,
-                                                 const Request& /*request*/) {
+                                                 const Request& /*request*/,
+                                                 const ProcessorContext& /*model*/) {
   return std::make_unique<SuppressedTokens>(options.integers);
 }
 

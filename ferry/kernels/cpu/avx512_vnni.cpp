@@ -20,6 +20,7 @@ struct Tiling {
   static constexpr int kFewPanels = 4;
   static constexpr int kRows = 4;
   static constexpr int kPanels = 2;
+  static constexpr int kBlockRows = 0;
   static constexpr int kIntRows = 4;
   static constexpr int kIntPanels = 4;
 };

@@ -12,8 +12,12 @@ inline void gemm(const GemmArgs& args) {
     case WeightType::f32:
       return gemm_f32(args);
     case WeightType::bf16:
+      if constexpr (Tiling::kBlockRows > 0)
+        if (args.rows >= kFewestBlockRows<Bf16Pairs>) return gemm_in_blocks<Bf16Pairs>(args);
       return gemm_bf16(args);
     case WeightType::fp8:
+      if constexpr (Tiling::kBlockRows > 0)
+        if (args.rows >= kFewestBlockRows<Fp8Pairs>) return gemm_in_blocks<Fp8Pairs>(args);
       return gemm_fp8(args);
     case WeightType::int8:
     case WeightType::int4:

@@ -4,6 +4,7 @@
 //   kOnePanels: panels at once for one row alone, kPassPanels: for the few that one pass takes;
 //     kAhead: bytes by which these prefetch, 0: they do not
 //   kFewPanels: panels at once for the last few of many rows
+//   kBlockRows: rows at once of gemm_blocks.inl; 0: many rows are done as few are
 //   kRows, kPanels: the block of sums held in registers for several rows; kIntRows, kIntPanels:
 //     that of gemm_int.inl
 // No number of panels is above kGroupPanels.

@@ -19,6 +19,7 @@ struct Tiling {
   static constexpr int kFewPanels = 1;
   static constexpr int kRows = 1;
   static constexpr int kPanels = 1;
+  static constexpr int kBlockRows = 0;
   static constexpr int kIntRows = 1;
   static constexpr int kIntPanels = 1;
   static constexpr int kQueries = 1;
@@ -38,6 +39,7 @@ struct Tiling {
 #include "ferry/kernels/cpu/gemm_fma.inl"
 #include "ferry/kernels/cpu/fp8_panels.inl"
 #include "ferry/kernels/cpu/gemm_fp8.inl"
+#include "ferry/kernels/cpu/gemm_blocks.inl"
 #include "ferry/kernels/cpu/int_rows.inl"
 #include "ferry/kernels/cpu/gemm_int.inl"
 #include "ferry/kernels/cpu/gemm.inl"

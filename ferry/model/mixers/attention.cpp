@@ -30,7 +30,7 @@ AttentionScratch::AttentionScratch(const MixerContext& context)
       pool(context.pool),
       gemm_scratch(context.gemm_scratch),
       ones(static_cast<std::size_t>(config.head_dim), 1.0F),
-      angles(config.rope, max_tokens),
+      angles(config.rope, max_tokens, pool),
       blocks(max_tokens, heads),
       output(max_tokens, config.hidden, type, group, pool, gemm_scratch),
       qkv(rows_buffer(max_tokens, qkv_width, DType::f32)),
@@ -43,7 +43,7 @@ void AttentionScratch::begin_step(const MixerStep& step) {
   if (step.number == step_) return;
   check_room(step, max_tokens);
   tokens = step.tokens;
-  angles.begin_step(tokens, pool);
+  angles.begin_step(tokens);
   blocks.build(tokens, own.query, heads / kv_heads, pool.size());
   step_ = step.number;
 }
@@ -116,7 +116,8 @@ void Attention::norm(float* x, std::int64_t width, const std::vector<float>& wei
   const auto piece = static_cast<std::int64_t>(weight.size());
   for (std::int64_t i = 0; i < width; i += piece) {
     std::byte* row = bytes_of(x + i);
-    kernels().rms_norm(row, DType::f32, weight.data(), scratch_->config.rms_eps, row, piece);
+    kernels_of(scratch_->pool)
+        .rms_norm(row, DType::f32, weight.data(), scratch_->config.rms_eps, row, piece);
   }
 }
 
@@ -155,11 +156,13 @@ void Attention::rotate_and_store(std::int64_t token) {
   if (how_.rope) turn_heads(query, key, token);
   if (how_.growth.step > 0) {
     float* own = query + s.own.query.begin * s.head_dim;
-    kernels().scale(own, how_.growth.factor(place.position), own, s.own.query.size() * s.head_dim);
+    kernels_of(s.pool).scale(
+        own, how_.growth.factor(place.position), own, s.own.query.size() * s.head_dim);
   }
   const auto store = [&](const float* head, int stream) {
     const StateRows rows = place.state->rows(layer_, stream);
-    kernels().convert(bytes_of(head), DType::f32, rows.row(place.position), s.type, s.head_dim);
+    kernels_of(s.pool).convert(
+        bytes_of(head), DType::f32, rows.row(place.position), s.type, s.head_dim);
   };
   for (int head = s.own.kv.begin; head < s.own.kv.end; ++head) {
     const int stream = head - s.own.kv.begin;
@@ -185,7 +188,7 @@ void Attention::attend(const QueryBlock& block, int worker) {
   }
   const SequenceState& state = *s.tokens[static_cast<std::size_t>(block.first_token)].state;
   const int stream = block.first_head / (s.heads / s.kv_heads) - s.own.kv.begin;
-  kernels().attend(scratch.with_scores(
+  kernels_of(s.pool).attend(scratch.with_scores(
       {.queries = queries.data(),
        .num_queries = block.queries(),
        .keys = paged(state.rows(layer_, stream)),
@@ -199,7 +202,7 @@ void Attention::attend(const QueryBlock& block, int worker) {
     const std::int64_t column = block.head(q) * s.head_dim;
     std::byte* out =
         s.heads_out.data() + row_bytes(block.token(q) * s.heads_width + column, s.type);
-    kernels().convert(bytes_of(scratch.out(q)), DType::f32, out, s.type, s.head_dim);
+    kernels_of(s.pool).convert(bytes_of(scratch.out(q)), DType::f32, out, s.type, s.head_dim);
   }
 }
 

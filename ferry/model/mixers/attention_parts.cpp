@@ -17,13 +17,14 @@ Buffer rows_buffer(std::int64_t rows, std::int64_t width, DType type) {
   return Buffer(static_cast<std::size_t>(rows * width) * dtype_bytes(type));
 }
 
-StepAngles::StepAngles(const RopeOptions& options, int max_tokens)
-    : rope_(options),
+StepAngles::StepAngles(const RopeOptions& options, int max_tokens, ThreadPool& pool)
+    : pool_(pool),
+      rope_(options),
       cos_(rows_buffer(max_tokens, rope_.pairs(), DType::f32)),
       sin_(rows_buffer(max_tokens, rope_.pairs(), DType::f32)) {}
 
-void StepAngles::begin_step(std::span<const TokenPlace> tokens, ThreadPool& pool) {
-  pool.parallel_for(
+void StepAngles::begin_step(std::span<const TokenPlace> tokens) {
+  pool_.parallel_for(
       std::ssize(tokens), kAttentionRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
         for (std::int64_t t = begin; t < end; ++t) {
           rope_.angles(tokens[static_cast<std::size_t>(t)].position,
@@ -34,8 +35,10 @@ void StepAngles::begin_step(std::span<const TokenPlace> tokens, ThreadPool& pool
 }
 
 void StepAngles::turn(float* head, std::int64_t token) const {
-  rope_.turn(
-      head, cos_.as<float>() + token * rope_.pairs(), sin_.as<float>() + token * rope_.pairs());
+  rope_.turn(kernels_of(pool_),
+             head,
+             cos_.as<float>() + token * rope_.pairs(),
+             sin_.as<float>() + token * rope_.pairs());
 }
 
 QueryBlocks::QueryBlocks(int max_tokens, int max_heads) {
@@ -113,10 +116,9 @@ void OutputProjection::add(int layer,
                            const std::vector<float>& bias,
                            const MutableRowsView& residual) const {
   const auto first_byte = [&](int member) {
-    const GroupMember who{member, group_.members()};
-    const int first = member == who.members
-                          ? heads.heads
-                          : head_share(heads.heads, heads.kv_heads, who).query.begin;
+    const GroupMember who{member, group_.tp()};
+    const int first =
+        member == who.tp ? heads.heads : head_share(heads.heads, heads.kv_heads, who).query.begin;
     return row_bytes(first * heads.head_dim, type_);
   };
   group_.gather_bytes(heads.rows, tokens, first_byte, {.name = "heads", .layer = layer});

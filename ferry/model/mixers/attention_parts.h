@@ -36,14 +36,15 @@ inline const std::byte* bytes_of(const float* x) { return reinterpret_cast<const
 /// The rotary angles of a step's tokens. Threads: turn() from several, begin_step() from one.
 class StepAngles {
  public:
-  StepAngles(const RopeOptions& options, int max_tokens);
+  StepAngles(const RopeOptions& options, int max_tokens, ThreadPool& pool);
 
-  void begin_step(std::span<const TokenPlace> tokens, ThreadPool& pool);
+  void begin_step(std::span<const TokenPlace> tokens);
 
   /// Turns one head of the step's token number `token` in place.
   void turn(float* head, std::int64_t token) const;
 
  private:
+  ThreadPool& pool_;
   const Rope rope_;
   Buffer cos_, sin_;  // f32 [tokens, rope_.pairs()]
 };

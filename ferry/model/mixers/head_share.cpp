@@ -7,9 +7,9 @@ namespace ferry {
 HeadShare head_share(int heads, int kv_heads, const GroupMember& who) {
   const int readers = heads / kv_heads;  // of one key-value head
   const auto part = [&](int n) {
-    return HeadRange{n * who.member / who.members, n * (who.member + 1) / who.members};
+    return HeadRange{n * who.member / who.tp, n * (who.member + 1) / who.tp};
   };
-  if (kv_heads >= who.members) {
+  if (kv_heads >= who.tp) {
     const HeadRange kv = part(kv_heads);
     return {{kv.begin * readers, kv.end * readers}, kv};
   }

@@ -77,7 +77,7 @@ LatentAttentionScratch::LatentAttentionScratch(const MixerContext& context)
       scale(score_scale(config)),
       pool(context.pool),
       gemm_scratch(context.gemm_scratch),
-      angles(config.rope, max_tokens),
+      angles(config.rope, max_tokens, pool),
       blocks(kTokensAtOnce, config.heads),
       output(max_tokens, config.hidden, type, group, pool, gemm_scratch),
       down(rows_buffer(max_tokens, from_down + row, DType::f32)),
@@ -96,7 +96,7 @@ void LatentAttentionScratch::begin_step(const MixerStep& step) {
   if (step.number == step_) return;
   check_room(step, max_tokens);
   tokens = step.tokens;
-  angles.begin_step(tokens, pool);
+  angles.begin_step(tokens);
   step_ = step.number;
 }
 
@@ -153,7 +153,7 @@ void LatentAttention::project_down(const RowsView& normed) {
 
 void LatentAttention::store_latents() {
   const LatentAttentionScratch& s = *scratch_;
-  const Kernels& k = kernels();
+  const Kernels& k = kernels_of(s.pool);
   s.pool.parallel_for(
       num_tokens(), kAttentionRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
         for (std::int64_t t = begin; t < end; ++t) {
@@ -177,7 +177,7 @@ void LatentAttention::project_queries() {
   const LatentAttentionScratch& s = *scratch_;
   const std::int64_t width = s.latent.query_rank;
   if (width == 0) return;
-  const Kernels& k = kernels();
+  const Kernels& k = kernels_of(s.pool);
   s.pool.parallel_for(
       num_tokens(), kAttentionRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
         for (std::int64_t t = begin; t < end; ++t) {
@@ -217,11 +217,11 @@ void LatentAttention::make_queries(std::int64_t first, std::int64_t count) {
                                       : s.down.as<float>() + (first + t) * (s.from_down + s.row);
       for (std::int64_t h = s.own.begin; h < s.own.end; ++h) {
         const std::int64_t head = t * s.heads + h;
-        kernels().convert(bytes_of(heads + h * s.head_dim),
-                          DType::f32,
-                          s.plain.data() + row_bytes(head * plain, s.type),
-                          s.type,
-                          plain);
+        kernels_of(s.pool).convert(bytes_of(heads + h * s.head_dim),
+                                   DType::f32,
+                                   s.plain.data() + row_bytes(head * plain, s.type),
+                                   s.type,
+                                   plain);
         float* turned = s.queries.as<float>() + head * s.row + s.rank;
         std::copy_n(heads + h * s.head_dim + plain, s.rope, turned);
         s.angles.turn(turned, first + t);
@@ -268,18 +268,18 @@ void LatentAttention::attend(std::int64_t first, const QueryBlock& block, int wo
                                             .out = scratch.out(q)};
   }
   const PagedRows latents = paged(place_of(0).state->rows(layer_, 0));
-  kernels().attend(scratch.with_scores({.queries = queries.data(),
-                                        .num_queries = block.queries(),
-                                        .keys = latents,
-                                        .values = latents,
-                                        .page_shift = kPageShift,
-                                        .kv_type = s.type,
-                                        .head_dim = s.row,
-                                        .value_dim = s.rank,
-                                        .scale = s.scale}));
+  kernels_of(s.pool).attend(scratch.with_scores({.queries = queries.data(),
+                                                 .num_queries = block.queries(),
+                                                 .keys = latents,
+                                                 .values = latents,
+                                                 .page_shift = kPageShift,
+                                                 .kv_type = s.type,
+                                                 .head_dim = s.row,
+                                                 .value_dim = s.rank,
+                                                 .scale = s.scale}));
   for (std::int64_t q = 0; q < block.queries(); ++q) {
     std::byte* out = s.attended.data() + row_bytes(row_of(q) * s.rank, s.type);
-    kernels().convert(bytes_of(scratch.out(q)), DType::f32, out, s.type, s.rank);
+    kernels_of(s.pool).convert(bytes_of(scratch.out(q)), DType::f32, out, s.type, s.rank);
   }
 }
 
@@ -304,13 +304,13 @@ void LatentAttention::each_head(std::span<const PackedMatrix> matrices,
   s.pool.parallel_for(s.own.size(), 1, [&](std::int64_t begin, std::int64_t end, int worker) {
     for (std::int64_t h = s.own.begin + begin; h < s.own.begin + end; ++h) {
       const PackedMatrix& matrix = matrices[static_cast<std::size_t>(h)];
-      kernels().gemm({.in = {in.base + h * row_bytes(matrix.k, s.type), in.stride},
-                      .rows = rows,
-                      .weights = &matrix,
-                      .last_panel = matrix.panels(),
-                      .out = {out.base + h * out_step, out.stride},
-                      .out_type = out_type,
-                      .scratch = s.gemm_scratch.of(worker)});
+      kernels_of(s.pool).gemm({.in = {in.base + h * row_bytes(matrix.k, s.type), in.stride},
+                               .rows = rows,
+                               .weights = &matrix,
+                               .last_panel = matrix.panels(),
+                               .out = {out.base + h * out_step, out.stride},
+                               .out_type = out_type,
+                               .scratch = s.gemm_scratch.of(worker)});
     }
   });
 }

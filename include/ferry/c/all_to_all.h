@@ -49,7 +49,7 @@ typedef struct ferry_all_to_all_options {
   int32_t topk;              ///< K; 0 for moe_forward, whose router says it
   int32_t hidden;            ///< H
   int32_t max_tokens;        ///< of a rank in one exchange
-  int32_t dp_size;           ///< ranks [g * dp_size, (g + 1) * dp_size) hold the same tokens
+  int32_t tp;                ///< ranks [g * tp, (g + 1) * tp) hold the same tokens
   int32_t row_alignment;     ///< ragged: slots begin at a multiple of so many rows
   int32_t dispatch_wire;     ///< ferry_wire: what travels out
   int32_t expert_type;       ///< ferry_wire: what experts receive: dispatch_wire, or f32 or bf16
@@ -88,7 +88,7 @@ FERRY_API ferry_status ferry_all_to_all_destroy(ferry_all_to_all* a2a);
 typedef struct ferry_dispatch_input {
   uint32_t size;
   uint32_t magic;
-  ferry_place place;             ///< of `rows`
+  ferry_place place;             ///< of all that follows
   const void* rows;              ///< [tokens, H] of `type` (hidden_partition: [tokens, H / R])
   int64_t stride;                ///< bytes from one row to the next
   int32_t type;                  ///< ferry_dtype; f16 where the wire is not quantised
@@ -174,7 +174,7 @@ FERRY_API ferry_status ferry_all_to_all_combine_send(ferry_all_to_all* a2a);
 typedef struct ferry_combine_output {
   uint32_t size;
   uint32_t magic;
-  ferry_place place;     ///< of `rows`
+  ferry_place place;     ///< of all that follows
   void* rows;            ///< [tokens, H] of `type` (hidden_partition: [tokens, H / R])
   int64_t stride;        ///< bytes
   const float* weights;  ///< [tokens, K]

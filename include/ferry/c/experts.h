@@ -62,6 +62,7 @@ FERRY_API ferry_status ferry_experts_destroy(ferry_experts* experts);
 typedef struct ferry_expert_weights {
   uint32_t size;
   uint32_t magic;
+  ferry_place place;       ///< of all that follows
   const void* gate;        ///< [inter, H] of `type`
   const void* up;          ///< [inter, H]
   const void* down;        ///< [H, inter]
@@ -74,8 +75,8 @@ typedef struct ferry_expert_weights {
 
 #define FERRY_EXPERT_WEIGHTS_INIT                                                                 \
   {                                                                                               \
-    sizeof(ferry_expert_weights), FERRY_EXPERT_WEIGHTS_MAGIC, NULL, NULL, NULL, NULL, NULL, NULL, \
-        FERRY_F32, 0                                                                              \
+    sizeof(ferry_expert_weights), FERRY_EXPERT_WEIGHTS_MAGIC, FERRY_PLACE_HOST, NULL, NULL, NULL, \
+        NULL, NULL, NULL, FERRY_F32, 0                                                            \
   }
 
 /// Packs an expert into a slot, over what was there; quantised as the options say. Copies.

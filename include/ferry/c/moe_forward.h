@@ -94,6 +94,7 @@ typedef struct ferry_moe_tokens {
 typedef struct ferry_router_logits {
   uint32_t size;
   uint32_t magic;
+  ferry_place place;            ///< of all that follows
   const void* rows;             ///< [tokens, E] of `type`
   int64_t stride;               ///< bytes
   const float* selection_bias;  ///< [E]: moves the choice, not the weights; NULL: none
@@ -101,8 +102,11 @@ typedef struct ferry_router_logits {
   int32_t reserved;
 } ferry_router_logits;
 
-#define FERRY_ROUTER_LOGITS_INIT \
-  { sizeof(ferry_router_logits), FERRY_ROUTER_LOGITS_MAGIC, NULL, 0, NULL, FERRY_F32, 0 }
+#define FERRY_ROUTER_LOGITS_INIT                                                             \
+  {                                                                                          \
+    sizeof(ferry_router_logits), FERRY_ROUTER_LOGITS_MAGIC, FERRY_PLACE_HOST, NULL, 0, NULL, \
+        FERRY_F32, 0                                                                         \
+  }
 
 typedef enum ferry_index { FERRY_I32 = 0, FERRY_U32 = 1, FERRY_I64 = 2 } ferry_index;
 
@@ -112,6 +116,7 @@ typedef enum ferry_index { FERRY_I32 = 0, FERRY_U32 = 1, FERRY_I64 = 2 } ferry_i
 typedef struct ferry_topk {
   uint32_t size;
   uint32_t magic;
+  ferry_place place;       ///< of all that follows
   const void* ids;         ///< [tokens, K] of `id_type`; negative (u32: above 2^31 - 1) = none
   int64_t ids_stride;      ///< bytes from one token's to the next's
   const float* weights;    ///< [tokens, K]; beside an id of none it is not read
@@ -121,7 +126,7 @@ typedef struct ferry_topk {
 } ferry_topk;
 
 #define FERRY_TOPK_INIT \
-  { sizeof(ferry_topk), FERRY_TOPK_MAGIC, NULL, 0, NULL, 0, FERRY_I32, 0 }
+  { sizeof(ferry_topk), FERRY_TOPK_MAGIC, FERRY_PLACE_HOST, NULL, 0, NULL, 0, FERRY_I32, 0 }
 
 /// Collective: out = the weighted sum over each token's experts. Ranks without tokens call it as
 /// well, and their experts work for the others.

@@ -26,7 +26,7 @@ typedef struct ferry_placement_options {
   int32_t source;       ///< rank whose tokens are placed; -1: all ranks choose alike
   int32_t nearest;      ///< not 0: its own replica first, then its node's
   int32_t nodes;        ///< equal runs of consecutive ranks
-  int32_t members;      ///< ranks that hold the same tokens
+  int32_t tp;           ///< ranks that hold the same tokens
 } ferry_placement_options;
 
 #define FERRY_PLACEMENT_OPTIONS_INIT                                                               \

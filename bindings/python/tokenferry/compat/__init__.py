@@ -18,8 +18,8 @@ from ..errors import ConfigError
 #: What `enable` makes importable, and where it lies.
 MODULES = {
     "deep_ep": {"deep_ep": "deep_ep", "deep_ep.utils": "deep_ep.utils",
-                "deep_ep.utils.envs": "deep_ep.utils.envs", "deep_ep.utils.math": "deep_ep.utils.math",
-                "deep_ep.utils.testing": "deep_ep.utils.testing"},
+                "deep_ep.utils.envs": "deep_ep.utils.envs", "deep_ep.utils.event": "deep_ep.utils.event",
+                "deep_ep.utils.math": "deep_ep.utils.math", "deep_ep.utils.testing": "deep_ep.utils.testing"},
     "pplx_kernels": {"pplx_kernels": "pplx_kernels", "pplx_kernels.all_to_all": "pplx_kernels"},
     "eplb": {"eplb": "eplb"},
     "mooncake": {"mooncake": "mooncake", "mooncake.mooncake_ep_buffer": "mooncake.mooncake_ep_buffer"},

@@ -67,6 +67,15 @@ def from_f32(array, name):
     return numpy.where(numpy.isnan(array), numpy.uint16(0x7FC0), rounded)
 
 
+def column_major(scales):
+    """The same [rows, groups] with each group's factors behind one another, beginning at a multiple of four: the
+    layout in which matrix products of fp8 read them."""
+    rows, groups = scales.shape
+    wide = numpy.zeros((groups, -(-rows // 4) * 4), scales.dtype)
+    wide[:, :rows] = scales.T
+    return wide.T[:rows]
+
+
 def copy_into(target, values):
     """Writes a numpy array (codes where to_numpy gives them) into the caller's array."""
     view = to_numpy(target)

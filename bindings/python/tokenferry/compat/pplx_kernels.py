@@ -47,7 +47,7 @@ class AllToAll:
         if self._lane is None:
             self._wires = wires
             self._lane = Exchange(self._comm, num_experts=self.num_experts, topk=self.experts_per_token,
-                                  hidden=self.hidden_dim, max_tokens=self.max_num_tokens, dp_size=self.dp_size,
+                                  hidden=self.hidden_dim, max_tokens=self.max_num_tokens, tp=self.dp_size,
                                   layout="padded", dispatch_dtype=wires[0], combine_dtype=wires[1])
         if wires != self._wires:
             raise ConfigError(f"rows are {name} now and were {self._wires[0]} in the first dispatch")

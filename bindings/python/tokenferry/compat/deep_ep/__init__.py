@@ -1,7 +1,10 @@
-"""DeepEP's V1 Buffer (deep_ep 2.1's legacy API): normal and low-latency mode, on CPU tensors."""
+"""DeepEP's buffers on CPU tensors: V1 Buffer (deep_ep 2.1's legacy API), normal and low-latency mode, and V2
+ElasticBuffer."""
 
 from . import utils
 from .buffer import Buffer, Config
+from .elastic import ElasticBuffer, EPHandle
+from .utils.envs import get_logical_domain_size, get_physical_domain_size
 from .utils.event import EventHandle, EventOverlap
 
 __version__ = "2.1.0"
@@ -15,4 +18,7 @@ def __getattr__(name):
     raise AttributeError(name)
 
 
-__all__ = ["Buffer", "Config", "EventHandle", "EventOverlap", "topk_idx_t", "utils"]
+__all__ = [
+    "Buffer", "Config", "EPHandle", "ElasticBuffer", "EventHandle", "EventOverlap", "get_logical_domain_size",
+    "get_physical_domain_size", "topk_idx_t", "utils",
+]

@@ -8,6 +8,7 @@ import numpy
 from .. import _frames as frames
 from ... import _core
 from ...errors import ConfigError
+from .domains import physical_domain
 from .low_latency import LowLatency
 from .utils.event import EventHandle, EventOverlap
 
@@ -15,6 +16,15 @@ from .utils.event import EventHandle, EventOverlap
 Handle = namedtuple(
     "Handle",
     "rank_prefix_matrix channel_prefix_matrix recv_channel_prefix_matrix recv_src_idx is_token_in_rank send_head",
+)
+
+
+#: The same where ranks are on several hosts.
+InternodeHandle = namedtuple(
+    "InternodeHandle",
+    "is_token_in_rank rdma_channel_prefix_matrix gbl_channel_prefix_matrix recv_rdma_channel_prefix_matrix "
+    "recv_rdma_rank_prefix_sum recv_gbl_channel_prefix_matrix recv_gbl_rank_prefix_sum recv_src_meta send_rdma_head "
+    "send_nvl_head",
 )
 
 
@@ -51,6 +61,7 @@ class Buffer(LowLatency):
         self.low_latency_mode = low_latency_mode
         self.num_nvl_bytes, self.num_rdma_bytes = num_nvl_bytes, num_rdma_bytes
         self.explicitly_destroy = explicitly_destroy
+        self.num_rdma_ranks, self.num_nvl_ranks = physical_domain(self.comm)
         self._exchange = _core.ByteExchange(self.comm, dict(mask=enable_shrink))
         self._pending = None  # receives what has been sent last
         self._zero_copy = {}  # rows for the next combine, by the handle's first tensor
@@ -100,15 +111,21 @@ class Buffer(LowLatency):
 
     def get_dispatch_layout(self, topk_idx, num_experts, previous_event=None, async_finish=False,
                             allocate_on_comm_stream=False):
-        """(tokens for each rank int32 [R], None, for each expert int32 [E], which token to which rank bool
-        [T, R], event). All ranks are neighbours here, whatever host they are on."""
+        """(tokens for each rank int32 [R], for each host int32 [hosts] or None where there is one, for each expert
+        int32 [E], which token to which rank bool [T, R], event)."""
         self._check_experts(num_experts)
         torch_too = frames.is_torch(topk_idx)
         ids = frames.to_numpy(topk_idx)
         in_rank = self._ranks_of(ids, num_experts)
         per_expert = numpy.bincount(ids[ids >= 0].ravel(), minlength=num_experts).astype(numpy.int32)
         give = lambda array: frames.from_numpy(array, array.dtype.name, torch_too)  # noqa: E731
-        return give(in_rank.sum(axis=0, dtype=numpy.int32)), None, give(per_expert), give(in_rank), _event()
+        per_host = None
+        if self.num_rdma_ranks > 1:
+            per_host = give(self._hosts_of(in_rank).sum(axis=0, dtype=numpy.int32))
+        return give(in_rank.sum(axis=0, dtype=numpy.int32)), per_host, give(per_expert), give(in_rank), _event()
+
+    def _hosts_of(self, in_rank):
+        return in_rank.reshape(-1, self.num_rdma_ranks, self.num_nvl_ranks).any(axis=2)
 
     def _check_experts(self, num_experts):
         if num_experts % self.group_size:
@@ -131,7 +148,7 @@ class Buffer(LowLatency):
         if handle is not None:
             if topk_idx is not None or topk_weights is not None:
                 raise ConfigError("a dispatch with a handle takes no topk_idx and no topk_weights")
-            is_token_in_rank = handle[4]
+            is_token_in_rank = handle[0] if len(handle) > 6 else handle[4]
         elif is_token_in_rank is None or num_tokens_per_expert is None:
             raise ConfigError("dispatch needs a handle, or what get_dispatch_layout returns")
         in_rank = frames.to_numpy(is_token_in_rank)
@@ -224,12 +241,27 @@ class Buffer(LowLatency):
         )
 
     def _handle(self, found, in_rank, torch_too):
-        head = numpy.where(in_rank, numpy.cumsum(in_rank, axis=0) - 1, -1).astype(numpy.int32)
+        give = lambda array: frames.from_numpy(  # noqa: E731
+            numpy.ascontiguousarray(array), array.dtype.name, torch_too)
+        prefix = found["prefix"]
         counts = in_rank.sum(axis=0, dtype=numpy.int32).reshape(-1, 1)
-        received = numpy.diff(found["prefix"][:, self.rank], prepend=0).astype(numpy.int32).reshape(-1, 1)
-        give = lambda array: frames.from_numpy(array, array.dtype.name, torch_too)  # noqa: E731
-        return Handle(give(found["prefix"]), give(counts), give(received), give(found["src"]), give(in_rank),
-                      give(head))
+        received = numpy.diff(prefix[:, self.rank], prepend=0).astype(numpy.int32).reshape(-1, 1)
+        if self.num_rdma_ranks == 1:
+            return Handle(give(prefix), give(counts), give(received), give(found["src"]), give(in_rank),
+                          give(self._head(in_rank)))
+        hosts = self._hosts_of(in_rank)
+        of_host = prefix[self.num_nvl_ranks - 1 :: self.num_nvl_ranks, self.rank]
+        return InternodeHandle(
+            is_token_in_rank=give(in_rank), rdma_channel_prefix_matrix=give(hosts.sum(axis=0, dtype=numpy.int32)[:, None]),
+            gbl_channel_prefix_matrix=give(counts),
+            recv_rdma_channel_prefix_matrix=give(numpy.diff(of_host, prepend=0).astype(numpy.int32)[:, None]),
+            recv_rdma_rank_prefix_sum=give(of_host), recv_gbl_channel_prefix_matrix=give(received),
+            recv_gbl_rank_prefix_sum=give(prefix[:, self.rank]), recv_src_meta=give(found["src"]),
+            send_rdma_head=give(self._head(hosts)), send_nvl_head=give(self._head(in_rank)))
+
+    @staticmethod
+    def _head(chosen):
+        return numpy.where(chosen, numpy.cumsum(chosen, axis=0) - 1, -1).astype(numpy.int32)
 
     def combine(self, x, handle, topk_weights=None, bias=None, config=None, previous_event=None,
                 async_finish=False, allocate_on_comm_stream=False):
@@ -238,8 +270,11 @@ class Buffer(LowLatency):
         torch_too, name = frames.is_torch(x), frames.dtype_name(x)
         rows = frames.to_numpy(x)
         weights = None if topk_weights is None else frames.to_numpy(topk_weights)
-        prefix, source_of = frames.to_numpy(handle[0])[:, self.rank], frames.to_numpy(handle[3])
-        in_rank = frames.to_numpy(handle[4])
+        if len(handle) > 6:
+            in_rank, *_, prefix, source_of, _, _ = (frames.to_numpy(member) for member in handle)
+        else:
+            prefix, source_of = frames.to_numpy(handle[0])[:, self.rank], frames.to_numpy(handle[3])
+            in_rank = frames.to_numpy(handle[4])
         bounds = numpy.concatenate([[0], prefix])
         messages = []
         for rank in range(self.group_size):
@@ -272,3 +307,16 @@ class Buffer(LowLatency):
         if weight_sums is not None:
             weight_sums = frames.from_numpy(weight_sums, "float32", torch_too)
         return out, weight_sums, _event()
+
+    # --- DeepEP's own steps of the two, which some callers take by name ---------------------------
+
+    def internode_dispatch(self, x, handle=None, num_tokens_per_rank=None, num_tokens_per_rdma_rank=None,
+                           is_token_in_rank=None, num_tokens_per_expert=None, topk_idx=None, topk_weights=None,
+                           expert_alignment=1, config=None, previous_event=None, async_finish=False,
+                           allocate_on_comm_stream=False):
+        return self.dispatch(x, handle, num_tokens_per_rank, num_tokens_per_rdma_rank, is_token_in_rank,
+                             num_tokens_per_expert, topk_idx, topk_weights, expert_alignment)
+
+    def internode_combine(self, x, handle, topk_weights=None, bias=None, config=None, previous_event=None,
+                          async_finish=False, allocate_on_comm_stream=False):
+        return self.combine(x, handle, topk_weights, bias)

@@ -60,3 +60,28 @@ def hash_tensor(t):
     import torch
 
     return t.contiguous().view(torch.int32).sum().item()
+
+
+def hash_tensors(*tensors):
+    value = 0
+    for t in tensors:
+        if isinstance(t, (tuple, list)):
+            value ^= hash_tensors(*t)
+        elif t is not None:
+            value ^= hash_tensor(t)
+    return value
+
+
+def count_bytes(*tensors):
+    total = 0
+    for t in tensors:
+        if isinstance(t, (tuple, list)):
+            total += count_bytes(*t)
+        elif t is not None:
+            total += t.numel() * t.element_size()
+    return total
+
+
+def safe_div(a, b):
+    """0 / 0 is 0."""
+    return 0 if a == 0 and b == 0 else a / b

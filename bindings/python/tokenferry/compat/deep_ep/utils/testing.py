@@ -18,7 +18,7 @@ def bench(fn, num_warmups=5, num_tests=10, post_fn=None, flush_l2=True):
 
 
 def bench_kineto(fn, kernel_names, num_tests=10, suppress_kineto_output=False, trace_path=None, flush_l2=True,
-                 barrier_comm_profiling=False, num_kernels_per_period=1):
+                 barrier_comm_profiling=False, num_kernels_per_period=1, barrier=None):
     """Seconds of a call, for each of kernel_names (and each of their periods) alike: on a CPU a call is
     one piece."""
     mean = bench(fn, num_warmups=1, num_tests=num_tests)[0]
