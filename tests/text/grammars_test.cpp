@@ -56,8 +56,8 @@ class GrammarsTest : public testing::Test {
       // which begin with the byte ED, count as characters here, and the decoder replaces them.
       std::int32_t id = ids[random() % ids.size()];
       for (int again = 0; again < 20 && id != kEos; ++again) {
-        if (tokenizer_.token_bytes(id).find_first_not_of(" \t\r\n") != std::string_view::npos)
-          break;
+        const std::string_view bytes = tokenizer_.token_bytes(id);
+        if (bytes != "\xED" && bytes.find_first_not_of(" \t\r\n") != std::string_view::npos) break;
         id = ids[random() % ids.size()];
       }
       state->advance(id);
