@@ -158,6 +158,13 @@ std::shared_ptr<Kept> compiled(const xgrammar::TokenizerInfo& info, const Gramma
   return kept;
 }
 
+struct ByteRange {
+  unsigned char least;
+  unsigned char most;
+
+  bool has(unsigned char byte) const { return byte >= least && byte <= most; }
+};
+
 /// Of one tokenizer. Threads: any.
 class Cache {
  public:
@@ -170,6 +177,23 @@ class Cache {
   int vocab() const { return vocab_; }
 
   AheadWorker& worker() { return worker_; }
+
+  /// Empty for special tokens and for those that the tokenizer does not have.
+  std::string_view bytes_of(std::int32_t id) const {
+    if (id < 0 || id >= tokenizer_.size() || !tokenizer_.has_token(id) || tokenizer_.is_special(id))
+      return {};
+    return tokenizer_.token_bytes(id);
+  }
+
+  /// Takes out of the mask what begins with another byte.
+  void forbid_outside(ByteRange range, std::span<std::int32_t> mask) const {
+    constexpr std::int32_t kBits = 32;
+    for (std::int32_t id = 0; id < vocab_; ++id) {
+      const std::string_view bytes = bytes_of(id);
+      if (!bytes.empty() && range.has(static_cast<unsigned char>(bytes.front()))) continue;
+      mask[static_cast<std::size_t>(id / kBits)] &= ~static_cast<std::int32_t>(1U << (id % kBits));
+    }
+  }
 
   /// Null: it is not kept.
   std::shared_ptr<Kept> find(const GrammarText& grammar) {
@@ -339,9 +363,35 @@ class Place final : public GrammarState {
                     .strides = nullptr,
                     .byte_offset = 0};
       restricts_ = matcher_->FillNextTokenBitmask(&view);
+      if (const auto second = second_byte()) {
+        if (!restricts_) std::ranges::fill(mask_, -1);
+        restricts_ = true;
+        cache_.forbid_outside(*second, mask_);
+      }
       cache_.look_at(kept_);
     } catch (...) {
       failure_ = std::current_exception();
+    }
+  }
+
+  /// What may follow a first byte of UTF-8 that has been generated alone: xgrammar takes any byte
+  /// of a character's rest, also those that make it longer than it need be, half of a surrogate
+  /// pair, or greater than the last one. Empty: it need not be told.
+  std::optional<ByteRange> second_byte() const {
+    if (history_.empty()) return std::nullopt;
+    const std::string_view last = cache_.bytes_of(history_.back());
+    if (last.empty()) return std::nullopt;
+    switch (static_cast<unsigned char>(last.back())) {
+      case 0xe0:
+        return ByteRange{0xa0, 0xbf};
+      case 0xed:
+        return ByteRange{0x80, 0x9f};
+      case 0xf0:
+        return ByteRange{0x90, 0xbf};
+      case 0xf4:
+        return ByteRange{0x80, 0x8f};
+      default:
+        return std::nullopt;
     }
   }
 

@@ -108,6 +108,7 @@ void MpiLibrary::tidy() {
 }
 
 MpiLibrary::MpiLibrary() {
+  static_cast<void>(farewells());  // made first, so they outlive MPI, which writes to them as it ends
   int running = 0;
   int provided = 0;
   check_mpi(MPI_Initialized(&running), "MPI_Initialized");

@@ -69,8 +69,10 @@ TEST_F(Prefix, EachPromptCountsOnceWhateverItsChoices) {
 TEST_F(Prefix, SaltsKeepTenantsApart) {
   const Json a{{"cache_salt", "a"}}, b{{"cache_salt", "b"}};
   const Json c{{"cache_salt", "a"}, {"extra_key", "b"}}, d{{"extra_key", "ab"}};
-  for (const Json& salt : {a, b, c, d}) EXPECT_EQ(cached(generate(200, salt)), 0) << salt;
-  for (const Json& salt : {a, b, c, d}) EXPECT_EQ(cached(generate(200, salt)), 32) << salt;
+  for (const Json& salt : {a, b, c, d}) {
+    EXPECT_EQ(cached(generate(200, salt)), 0) << salt;
+    EXPECT_EQ(cached(generate(200, salt)), 32) << salt;
+  }
   EXPECT_EQ(cached(generate(200, {{"cache_salt", nullptr}})), 0);
   EXPECT_EQ(post("/generate", R"({"input_ids": [1], "cache_salt": 5})")->status, 400);
 }
