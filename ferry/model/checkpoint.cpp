@@ -37,17 +37,15 @@ void Checkpoint::untie() {
                   head->name));
 }
 
-/// A tensor that the family knows and the config says is not there: one of the two is wrong, and
-/// without it the model would give other tokens.
+/// A tensor that the family knows, of a layer that there is, and the config says is not there: one
+/// of the two is wrong, and without it the model would give other tokens. Layers behind the last
+/// one are left out on purpose, or predict further tokens.
 void Checkpoint::refuse_unmeant() const {
   const std::string head = tensor_name(names(), names().lm_head);
   for (const std::string& name : unused()) {
     const std::optional<int> layer = known_layer(names(), name);
-    if (!layer) continue;
+    if (!layer || *layer >= config_.layers) continue;
     if (name == head && config_.tied_embeddings) continue;
-    const bool further =
-        *layer >= config_.layers && *layer < config_.layers + config_.further_layers;
-    if (further) continue;
     fail<ModelError>("{}: tensor {}: expected none, as {} says that the model has no such tensor",
                      source_->files()[source_->find(name)->file].path,
                      name,

@@ -191,11 +191,6 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   } else {
     read_attention(in, config);
   }
-  const auto further = in.integers(
-      in.states("num_nextn_predict_layers") ? "num_nextn_predict_layers" : "num_mtp_layers",
-      0,
-      kMaxLayers);
-  if (!further.empty()) config.further_layers = further.front();
   config.tied_embeddings = in.flag_or("tie_word_embeddings", false);
   config.dtype = read_dtype(in);
   if (!config.dtype) config.dtype = read_dtype(all);

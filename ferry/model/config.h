@@ -102,9 +102,6 @@ struct ModelConfig {
   int head_dim = 0;  ///< even; heads * head_dim need not be hidden
   int vocab = 0;
   int max_positions = 0;
-  /// Layers behind the last that the file may have, for predicting further tokens. They are not
-  /// used.
-  int further_layers = 0;
   int dense_inter = 0;  ///< width of the feed-forward block of dense layers
   float rms_eps = 1e-6F;
   RopeOptions rope;

@@ -1,5 +1,5 @@
-// What published config classes mean by fields that config.json leaves out. tools/config_defaults.py
-// writes the .cpp from transformers' classes.
+// What published config classes mean by fields that config.json leaves out.
+// tools/config_defaults.py writes the .cpp from transformers' classes.
 #pragma once
 
 #include <string_view>

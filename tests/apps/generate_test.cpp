@@ -110,6 +110,16 @@ INSTANTIATE_TEST_SUITE_P(Models,
                          testing::Values("qwen2_tied_sharded", "qwen3_bf16"),
                          [](const auto& model) { return std::string(model.param); });
 
+/// DeepSeek's published code gives the norms of latents their own epsilon, whatever config.json
+/// says of rms_norm_eps; here the two are far apart, and latents are small.
+TEST(Generate, LatentsAreNormalisedAsByTransformers) {
+  const std::string model = model_dir("deepseek_v3_small_latents");
+  const json report = run_json(
+      {"generate", "--model", model, "--input-ids", model + "/ids.txt", "--max-new-tokens", "12"});
+  const json expected = json::parse(test::read_file(model + "/expected.json"));
+  EXPECT_EQ(report["results"][0]["output_ids"], expected["greedy_of_transformers_5.24"]);
+}
+
 TEST(Generate, JsonHasTheFieldsThatOthersReadAndGreedyIsThatOfTransformers) {
   const test::TempDir directory;
   const std::string model = "qwen3_untied";
