@@ -108,7 +108,8 @@ void MpiLibrary::tidy() {
 }
 
 MpiLibrary::MpiLibrary() {
-  static_cast<void>(farewells());  // made first, so they outlive MPI, which writes to them as it ends
+  // Made first, so that they outlive MPI, which may still write to them as it ends.
+  static_cast<void>(farewells());
   int running = 0;
   int provided = 0;
   check_mpi(MPI_Initialized(&running), "MPI_Initialized");
