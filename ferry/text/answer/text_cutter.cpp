@@ -87,18 +87,8 @@ void SteppingParser::add_arguments(std::string_view json) {
 }
 
 bool JsonValue::put(char c) {
-  if (in_string_) {
-    if (escaped_) {
-      escaped_ = false;
-    } else if (c == '\\') {
-      escaped_ = true;
-    } else if (c == '"') {
-      in_string_ = false;
-      return depth_ == 0;
-    }
-    return false;
-  }
-  if (c == '"') in_string_ = true;
+  if (string_.open()) return string_.ends_with(c) && depth_ == 0;
+  if (c == '"') string_.begin();
   if (c == '{' || c == '[') ++depth_;
   if (c == '}' || c == ']') return --depth_ == 0;
   return false;
@@ -107,13 +97,7 @@ bool JsonValue::put(char c) {
 CallObject::State CallObject::put(char c, std::string& name, std::string& arguments) {
   if (place_ == Place::in_key) {
     key_ += c;
-    if (escaped_) {
-      escaped_ = false;
-    } else if (c == '\\') {
-      escaped_ = true;
-    } else if (c == '"') {
-      place_ = Place::colon;
-    }
+    if (string_.ends_with(c)) place_ = Place::colon;
     return State::going;
   }
   if (place_ == Place::in_value) return in_value(c, name, arguments);
@@ -125,6 +109,7 @@ CallObject::State CallObject::put(char c, std::string& name, std::string& argume
     case Place::key:
       if (c == '"') {
         key_ = c;
+        string_.begin();
         place_ = Place::in_key;
         return State::going;
       }
@@ -135,7 +120,6 @@ CallObject::State CallObject::put(char c, std::string& name, std::string& argume
     case Place::value:
       place_ = Place::in_value;
       depth_ = 0;
-      in_string_ = false;
       value_.clear();
       streams_ = named_ && c != '"' && (key_ == "\"arguments\"" || key_ == "\"parameters\"");
       return in_value(c, name, arguments);
@@ -152,25 +136,19 @@ CallObject::State CallObject::put(char c, std::string& name, std::string& argume
 }
 
 CallObject::State CallObject::in_value(char c, std::string& name, std::string& arguments) {
-  const bool ends_before = !in_string_ && depth_ == 0 && (c == ',' || c == '}') && !value_.empty();
+  const bool ends_before =
+      !string_.open() && depth_ == 0 && (c == ',' || c == '}') && !value_.empty();
   if (ends_before) {  // a number, true, false or null
     const State state = end_value(name, arguments);
     return state == State::going ? put(c, name, arguments) : state;
   }
   if (streams_) arguments += c;
   value_ += c;
-  if (in_string_) {
-    if (escaped_) {
-      escaped_ = false;
-    } else if (c == '\\') {
-      escaped_ = true;
-    } else if (c == '"') {
-      in_string_ = false;
-      if (depth_ == 0) return end_value(name, arguments);
-    }
-    return State::going;
+  if (string_.open()) {
+    const bool whole = string_.ends_with(c) && depth_ == 0;
+    return whole ? end_value(name, arguments) : State::going;
   }
-  if (c == '"') in_string_ = true;
+  if (c == '"') string_.begin();
   if (c == '{' || c == '[') ++depth_;
   if (c == '}' || c == ']') {
     if (--depth_ == 0) return end_value(name, arguments);

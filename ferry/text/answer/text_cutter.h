@@ -54,6 +54,26 @@ class SteppingParser : public AnswerParser {
   bool over_ = false;
 };
 
+/// A string of JSON, a character at a time.
+class JsonString {
+ public:
+  /// Its first quote has come.
+  void begin() { open_ = true; }
+
+  bool open() const { return open_; }
+
+  /// Takes the next character; whether it is the last quote. REQUIRES: open().
+  bool ends_with(char c) {
+    if (!escaped_ && c == '"') open_ = false;
+    escaped_ = !escaped_ && c == '\\';
+    return !open_;
+  }
+
+ private:
+  bool open_ = false;
+  bool escaped_ = false;
+};
+
 /// {"name": ..., "arguments" or "parameters": ...}, a character at a time.
 class CallObject {
  public:
@@ -77,8 +97,7 @@ class CallObject {
   std::string key_;    // as JSON
   std::string value_;  // the same, as far as it is not handed on
   int depth_ = 0;
-  bool in_string_ = false;
-  bool escaped_ = false;
+  JsonString string_;
   bool named_ = false;
   bool streams_ = false;  // this value's characters are handed on as they come
   std::string waiting_;   // arguments that came before the name
@@ -92,8 +111,7 @@ class JsonValue {
 
  private:
   int depth_ = 0;
-  bool in_string_ = false;
-  bool escaped_ = false;
+  JsonString string_;
 };
 
 }  // namespace ferry
