@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Decode on a busy machine: tokens per second of the demo model over two ranks, beside loops that never wait.
 
-    tools/busy_decode.py PROGRAM [PROGRAM ...] [--loops 0,2,3,4] [--transports inproc,shm] [--rounds 5]
+    tools/busy_decode.py PROGRAM [PROGRAM ...] [--loops 0,2,3,4] [--transports inproc,shm] [--rounds 5] [--tokens 256]
 
 Each PROGRAM is a `ferry`; they take turns. Printed is the median of the rounds, and what would be fair: the rate without
 loops, times the share of the cores that two of so many threads get. Every rank has one thread.
@@ -20,8 +20,8 @@ def spin():
         pass
 
 
-def tokens_per_second(program, transport):
-    command = [program, "bench", "model", "-p", "0", "-n", "64", "-r", "1", "--ep", "2", "--threads", "1"]
+def tokens_per_second(program, transport, tokens):
+    command = [program, "bench", "model", "-p", "0", "-n", str(tokens), "-r", "1", "--ep", "2", "--threads", "1"]
     done = subprocess.run([*command, "--transport", transport, "--json", "--quiet"], capture_output=True, text=True,
                           check=True)
     return json.loads(done.stdout)[0]["tokens_per_s"]
@@ -35,7 +35,7 @@ def measure(options, loops):
     for _ in range(options.rounds):
         for transport in options.transports.split(","):
             for program in options.program:
-                rates.setdefault((program, transport), []).append(tokens_per_second(program, transport))
+                rates.setdefault((program, transport), []).append(tokens_per_second(program, transport, options.tokens))
     for process in spinning:
         process.kill()
     return {case: statistics.median(values) for case, values in rates.items()}
@@ -47,6 +47,7 @@ def main():
     parser.add_argument("--loops", default="0,2,3,4")
     parser.add_argument("--transports", default="inproc,shm")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=256)
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     alone = {}

@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <climits>
 #include <ctime>
 
@@ -19,14 +20,25 @@ constexpr int kSpins = 8;
 constexpr std::chrono::milliseconds kYieldFor{1};
 /// A yield that comes back so late has given the core to somebody for a slice of the scheduler's.
 constexpr std::chrono::microseconds kLateYield{500};
-/// For so long after it waits do not yield at all. One late yield in so much time costs 2 %.
-constexpr std::chrono::milliseconds kCrowdedFor{200};
+/// For so long after one waits do not yield at all: twice as long each time that the next yield
+/// behind it is late again, so that one that was late by chance costs little, and a machine that
+/// stays busy 2 %.
+constexpr std::chrono::milliseconds kCrowdedAtFirst{10};
+constexpr std::chrono::milliseconds kCrowdedAtMost{200};
+constexpr std::chrono::milliseconds kAgain{20};  // so soon after it
 
 using Clock = std::chrono::steady_clock;
 
 /// Until then others want the core of this thread: who yields it waits for a slice of theirs, while
 /// who sleeps is let in when it is woken.
 thread_local Clock::time_point crowded_until;
+thread_local std::chrono::milliseconds crowded_for;
+
+void come_back_late(Clock::time_point now) noexcept {
+  const bool again = now - crowded_until < kAgain;
+  crowded_for = again ? std::min(2 * crowded_for, kCrowdedAtMost) : kCrowdedAtFirst;
+  crowded_until = now + crowded_for;
+}
 
 void cpu_pause() noexcept {
 #if defined(__x86_64__)
@@ -51,7 +63,7 @@ void Backoff::pause() noexcept {
   const Clock::time_point yielded = Clock::now();  // the caller's look may have taken long, too
   sched_yield();
   const Clock::time_point now = Clock::now();
-  if (now - yielded > kLateYield) crowded_until = now + kCrowdedFor;
+  if (now - yielded > kLateYield) come_back_late(now);
   idle_ = now - yielding_since_ > kYieldFor || now < crowded_until;
 }
 
