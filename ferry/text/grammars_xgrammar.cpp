@@ -29,7 +29,8 @@ constexpr int kWarning = 2;
 
 }  // namespace
 
-// It is built to call these two (XGRAMMAR_LOG_CUSTOMIZE).
+// It is built to call these two, whose names are its own (XGRAMMAR_LOG_CUSTOMIZE).
+// NOLINTBEGIN(readability-identifier-naming)
 
 [[noreturn]] void LogFatalImpl(const std::string& /*file*/,
                                int /*line*/,
@@ -44,6 +45,8 @@ void LogMessageImpl(const std::string& /*file*/,
                     const std::string& message) {
   if (warning != nullptr && warning->empty() && level >= kWarning) *warning = message;
 }
+
+// NOLINTEND(readability-identifier-naming)
 
 }  // namespace xgrammar
 
