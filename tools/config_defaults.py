@@ -20,7 +20,8 @@ import transformers
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 FILE = Path(__file__).resolve().parent.parent / "ferry/model/config_defaults.cpp"
-CLASSES = ["deepseek_v2", "deepseek_v3", "glm4_moe", "gpt_oss", "llama4_text", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"]
+CLASSES = ["deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa",
+           "gpt_oss", "hunyuan_v1_moe", "llama4_text", "minimax_m2", "mistral4", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"]
 # Without meaning for what a model computes, or for whoever embeds it.
 LEFT_OUT = {"attention_dropout", "chunk_size_feed_forward", "initializer_range", "output_router_logits", "pretraining_tp",
             "router_aux_loss_coef", "router_jitter_noise", "use_cache", "bos_token_id", "pad_token_id", "sep_token_id",
@@ -64,7 +65,9 @@ def defaults_of(model_type: str) -> dict:
     rope = cls().to_dict()["rope_parameters"]
     fields["rope_theta"] = rope.pop("rope_theta")
     if rope["rope_type"] != "default":
-        fields["rope_parameters"] = {k: v for k, v in rope.items() if k != "type"}
+        # How much turns is another field's affair where the class makes it of the sizes of heads.
+        made = {"type"} | ({"partial_rotary_factor"} if "qk_rope_head_dim" in own else set())
+        fields["rope_parameters"] = {k: v for k, v in rope.items() if k not in made}
     elif "partial_rotary_factor" in rope:
         fields["partial_rotary_factor"] = rope["partial_rotary_factor"]
     return fields

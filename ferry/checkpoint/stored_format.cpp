@@ -4,6 +4,7 @@
 
 #include <array>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "ferry/checkpoint/config_reader.h"
 
@@ -68,7 +69,8 @@ StoredMatrix find_matrix(const TensorSource& source,
   }
   if (!place.stack)
     return plain_matrix(source.elements(place.name, std::array{place.rows, place.columns}));
-  const std::array shape{place.stack->experts, place.columns, place.stack->all_rows};
+  std::array shape{place.stack->experts, place.columns, place.stack->all_rows};
+  if (place.stack->by_rows) std::swap(shape[1], shape[2]);
   return stacked_matrix(source.elements(place.name, shape), place.rows, *place.stack);
 }
 

@@ -69,7 +69,7 @@ class StoredFormat {
   virtual std::int64_t column_unit() const { return 1; }
 
   /// The type of weights that holds its codes as they are; absent: they become elements.
-  std::optional<WeightType> held() const { return weight_type_of(spec()); }
+  virtual std::optional<WeightType> held() const { return weight_type_of(spec()); }
 };
 
 /// A row of the table.

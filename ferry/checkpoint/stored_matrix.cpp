@@ -242,18 +242,21 @@ StoredMatrix plain_matrix(const TensorView& tensor) {
 }
 
 StoredMatrix stacked_matrix(const TensorView& stack, std::int64_t rows, const StackPlace& place) {
-  const std::int64_t columns = stack.shape[1];
-  const std::int64_t all_rows = stack.shape[2];
+  const std::int64_t columns = stack.shape[place.by_rows ? 2 : 1];
+  const std::int64_t all_rows = stack.shape[place.by_rows ? 1 : 2];
+  const std::int64_t row_step = place.by_rows ? place.step * columns : place.step;
+  const std::int64_t column_step = place.by_rows ? 1 : all_rows;
+  const std::int64_t first = place.first * (place.by_rows ? columns : 1);
   const std::int64_t begin =
-      (place.expert * columns * all_rows + place.first) * element_bytes(stack.dtype);
-  const std::int64_t last = (columns - 1) * all_rows + (rows - 1) * place.step;
+      (place.expert * columns * all_rows + first) * element_bytes(stack.dtype);
+  const std::int64_t last = (columns - 1) * column_step + (rows - 1) * row_step;
   return {
       .dtype = stack.dtype,
       .rows = rows,
       .columns = columns,
       .data = {stack.data + begin, stack.data + begin + (last + 1) * element_bytes(stack.dtype)},
-      .row_step = place.step,
-      .column_step = all_rows,
+      .row_step = row_step == columns && column_step == 1 ? 0 : row_step,
+      .column_step = column_step,
       .scales = {}};
 }
 

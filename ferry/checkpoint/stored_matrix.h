@@ -74,10 +74,11 @@ struct StackPlace {
   std::int64_t all_rows = 0;  ///< of one expert
   std::int64_t first = 0;
   std::int64_t step = 1;
+  bool by_rows =
+      false;  ///< the tensor is [experts, all_rows, columns], not [experts, columns, all_rows]
 };
 
-/// Of `rows` rows, in a tensor [experts, columns, all_rows], where matrices lie the other way
-/// round.
+/// Of `rows` rows, in a tensor of the shape that `place` says.
 StoredMatrix stacked_matrix(const TensorView& stack, std::int64_t rows, const StackPlace& place);
 
 }  // namespace ferry

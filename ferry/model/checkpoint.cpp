@@ -14,11 +14,26 @@ Checkpoint Checkpoint::open(const std::filesystem::path& path) {
   std::unique_ptr<const TensorSource> source = open_source(path);
   ModelConfig config = load_config(*source);
   Checkpoint checkpoint(std::move(source), std::move(config));
+  checkpoint.notes_ = checkpoint.config_.notes;
+  checkpoint.find_experts();
   checkpoint.untie();
   for_each_tensor(unstacked(checkpoint.config_),
                   [&](const TensorSpec& spec) { checkpoint.stored_bytes(spec); });
   checkpoint.refuse_unmeant();
   return checkpoint;
+}
+
+/// Any family's experts may also lie together by rows, as transformers writes them for itself: the
+/// files say.
+void Checkpoint::find_experts() {
+  MoeConfig& moe = config_.moe;
+  const auto sparse = std::ranges::find(config_.layer_kinds, LayerKind::sparse);
+  const bool either = moe.storage == ExpertStorage::apart || moe.storage == ExpertStorage::rows;
+  if (!either || sparse == config_.layer_kinds.end()) return;
+  const auto layer = static_cast<int>(sparse - config_.layer_kinds.begin());
+  const bool together =
+      source_->find(tensor_name(names(), names().stacked_gate_up, layer)) != nullptr;
+  moe.storage = together ? ExpertStorage::rows : ExpertStorage::apart;
 }
 
 /// A head of its own beside an embedding that the config calls the head too: as in transformers,
@@ -73,6 +88,7 @@ MatrixPlace Checkpoint::place_of(const TensorSpec& spec) const {
     return tensor_name(n, vector ? biases : matrices, spec.layer);
   };
   place.stack = {.experts = config_.moe.experts, .expert = spec.expert, .all_rows = rows};
+  place.stack->by_rows = config_.moe.storage == ExpertStorage::rows;
   if (is(n.expert_down) || is(n.expert_down_bias)) {
     place.name = stack(n.stacked_down, n.stacked_down_bias);
     return place;
@@ -95,7 +111,11 @@ StoredMatrix Checkpoint::matrix(const TensorSpec& spec) const {
     vectors.shape = {experts, 1, all_rows};
     return stacked_matrix(vectors, place.rows, *place.stack);
   }
-  vectors = tensor(spec);
+  // Some lie as one row of a matrix.
+  const std::vector<std::int64_t> row = {1, place.rows};
+  const SourceTensor* stored = source_->find(place.name);
+  const bool is_row = stored != nullptr && stored->shape == row;
+  vectors = is_row ? source_->elements(place.name, row) : tensor(spec);
   vectors.shape = {place.rows, 1};
   return plain_matrix(vectors);
 }

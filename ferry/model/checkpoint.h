@@ -63,6 +63,7 @@ class Checkpoint {
       : source_(std::move(source)), config_(std::move(config)) {}
 
   MatrixPlace place_of(const TensorSpec& spec) const;
+  void find_experts();
   void untie();
   void refuse_unmeant() const;
 

@@ -41,7 +41,8 @@ const ModelFamily& choose_family(const ConfigReader& in) {
   // Families may share an architecture; the model type, which publishers also make up, then
   // decides.
   const ModelFamily* by_type = find_family(in.text_or("model_type", ""));
-  if (by_type != nullptr && by_type->architecture == name) family = by_type;
+  if (by_type != nullptr && (by_type->architecture == name || by_type->architecture_saved == name))
+    family = by_type;
   if (family != nullptr) return *family;
   std::string known;
   for (const ModelFamily& f : model_families()) {
@@ -146,7 +147,7 @@ void read_generation(const std::optional<SourceText>& text, ModelConfig& config)
 float QueryGrowth::factor(std::int32_t position) const {
   if (step == 0) return 1.0F;
   // Rounded to f32 before and after, as transformers does.
-  const std::int32_t steps = (position + 1) / step;
+  const std::int32_t steps = (position + (counts_itself ? 1 : 0)) / step;
   return static_cast<float>(std::log1p(static_cast<double>(steps))) * static_cast<float>(strength) +
          1.0F;
 }

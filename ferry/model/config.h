@@ -22,11 +22,12 @@ class StoredFormat;
 class TensorSource;
 
 /// How the routed experts lie in a checkpoint. Together: two tensors of all experts, in each the
-/// matrices the other way round, and where there are biases, two of those.
+/// matrices the other way round (but `rows`), and where there are biases, two of those.
 enum class ExpertStorage : std::uint8_t {
   apart,        ///< three matrices of each, as a Linear has them
   halves,       ///< together; gate's columns before up's
   alternating,  ///< together; gate's columns and up's alternate
+  rows,         ///< together, each matrix as a Linear has it; gate's rows before up's
 };
 
 /// The mixture-of-experts block that all sparse layers of a model share.
@@ -54,6 +55,7 @@ enum class LayerKind : std::uint8_t { dense, sparse };
 struct QueryGrowth {
   int step = 0;  ///< positions between one size and the next; 0 = no growth
   double strength = 0;
+  bool counts_itself = true;  ///< the first step ends with position step - 1, not with step
 
   /// By how much the query at `position` is multiplied: 1 + strength * ln(1 + steps so far).
   float factor(std::int32_t position) const;
@@ -74,9 +76,10 @@ struct LayerAttention {
 /// Where queries and keys are normalised (RMS norm).
 enum class QkNorm : std::uint8_t {
   none,
-  head,    ///< each head, weights [head_dim], before the rotation
-  whole,   ///< all heads of a token together, weights of that width, before the rotation
-  turned,  ///< each head, without weights, after the rotation; in layers that turn
+  head,         ///< each head, weights [head_dim], before the rotation
+  whole,        ///< all heads of a token together, weights of that width, before the rotation
+  turned,       ///< each head, without weights, after the rotation; in layers that turn
+  turned_head,  ///< each head, weights [head_dim], after the rotation
 };
 
 /// Latent attention (mixers/latent_attention.h): a query head has plain_dim elements that do not
@@ -125,13 +128,15 @@ struct ModelConfig {
   std::shared_ptr<const StoredFormat> stored_format;
   /// Generation ends on any of these, all within the vocabulary; may be empty.
   std::vector<std::int32_t> eos_ids;
+  /// What whoever runs it should know, a line each; may be empty.
+  std::vector<std::string> notes;
 
   bool sparse(int layer) const {
     return layer_kinds[static_cast<std::size_t>(layer)] == LayerKind::sparse;
   }
 
   /// Whether the norms of queries and keys have weights.
-  bool qk_norm_weights() const { return qk_norm == QkNorm::head || qk_norm == QkNorm::whole; }
+  bool qk_norm_weights() const { return qk_norm != QkNorm::none && qk_norm != QkNorm::turned; }
 
   int sparse_layers() const;
 };

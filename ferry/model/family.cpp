@@ -32,6 +32,8 @@ const TensorNames kQwenTensorNames = {
     .expert_gate = "model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight",
     .expert_up = "model.layers.{layer}.mlp.experts.{expert}.up_proj.weight",
     .expert_down = "model.layers.{layer}.mlp.experts.{expert}.down_proj.weight",
+    .stacked_gate_up = "model.layers.{layer}.mlp.experts.gate_up_proj",
+    .stacked_down = "model.layers.{layer}.mlp.experts.down_proj",
     .shared_gate = "model.layers.{layer}.mlp.shared_expert.gate_proj.weight",
     .shared_up = "model.layers.{layer}.mlp.shared_expert.up_proj.weight",
     .shared_down = "model.layers.{layer}.mlp.shared_expert.down_proj.weight",
@@ -91,17 +93,12 @@ static_assert(sizeof(TensorNames) == (kPatterns.size() + 1) * sizeof(std::string
 }  // namespace
 
 std::span<const ModelFamily> model_families() {
-  static const std::array families = {deepseek_v2_family(),
-                                      deepseek_v3_family(),
-                                      glm4_moe_family(),
-                                      gpt_oss_family(),
-                                      kimi_k2_family(),
-                                      llama4_family(),
-                                      llama4_text_family(),
-                                      mixtral_family(),
-                                      olmoe_family(),
-                                      qwen2_moe_family(),
-                                      qwen3_moe_family()};
+  static const std::array families = {
+      deepseek_v2_family(),  deepseek_v3_family(),    deepseek_v32_family(),  dots1_family(),
+      ernie4_5_moe_family(), glm4_moe_family(),       glm4_moe_lite_family(), glm_moe_dsa_family(),
+      gpt_oss_family(),      hunyuan_v1_moe_family(), kimi_k2_family(),       kimi_k25_family(),
+      llama4_family(),       llama4_text_family(),    minimax_m2_family(),    mistral4_family(),
+      mixtral_family(),      olmoe_family(),          qwen2_moe_family(),     qwen3_moe_family()};
   return families;
 }
 

@@ -47,7 +47,8 @@ struct TensorNames {
   std::string_view expert_gate_bias, expert_up_bias;  ///< [inter]
   std::string_view expert_down_bias;                  ///< [H]
   // Those of all experts together (ExpertStorage).
-  std::string_view stacked_gate_up, stacked_down;            ///< [E, H, 2 inter], [E, inter, H]
+  std::string_view stacked_gate_up, stacked_down;  ///< [E, H, 2 inter], [E, inter, H]; as
+                                                   ///< rows [E, 2 inter, H], [E, H, inter]
   std::string_view stacked_gate_up_bias, stacked_down_bias;  ///< [E, 2 inter], [E, H]
   std::string_view shared_gate, shared_up;                   ///< [shared_inter, H]
   std::string_view shared_down;                              ///< [H, shared_inter]
@@ -60,6 +61,8 @@ extern const TensorNames kQwenTensorNames;
 struct ModelFamily {
   std::string_view architecture;  ///< as in config.json's "architectures"
   std::string_view model_type;    ///< as in config.json's "model_type"
+  /// What transformers writes instead where it has another name for the published architecture.
+  std::string_view architecture_saved = {};
   /// Whose defaults hold for fields that the file leaves out (config_defaults.h); empty:
   /// model_type's.
   std::string_view config_class = {};

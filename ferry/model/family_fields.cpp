@@ -1,6 +1,7 @@
 #include "ferry/model/family_fields.h"
 
 #include <algorithm>
+#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "ferry/core/error.h"
@@ -16,6 +17,15 @@ constexpr int kMaxExperts = 1 << 16;
 
 }  // namespace
 
+int size_of_all_layers(const ConfigReader& in, const char* key, int max) {
+  if (!in.has(key) || !in.value(key).is_array()) return in.size(key, max);
+  const std::vector<std::int32_t> all = in.integers(key, 1, max);
+  const bool same =
+      !all.empty() && std::ranges::adjacent_find(all, std::not_equal_to{}) == all.end();
+  if (!same) in.refuse(key, "the same number for every layer (others are not supported)");
+  return all.front();
+}
+
 void read_experts(const ConfigReader& in, const ExpertFields& names, ModelConfig& config) {
   // transformers takes any of these names, and may write another than the family was published
   // with.
@@ -23,18 +33,18 @@ void read_experts(const ConfigReader& in, const ExpertFields& names, ModelConfig
   for (const char* other : {"num_local_experts", "n_routed_experts", "num_experts"})
     if (!in.states(names.experts) && in.states(other)) key = other;
   MoeConfig& moe = config.moe;
-  moe.experts = in.size(key, kMaxExperts);
-  moe.topk = in.size("num_experts_per_tok", kMaxExperts);
-  if (moe.topk > moe.experts)
-    in.refuse("num_experts_per_tok", fmt::format("at most {} = {}", key, moe.experts));
-  moe.inter = in.size(names.inter, kMaxWidth);
+  moe.experts = size_of_all_layers(in, key, kMaxExperts);
+  const char* topk = in.states("num_experts_per_tok") ? "num_experts_per_tok" : names.topk;
+  moe.topk = size_of_all_layers(in, topk, kMaxExperts);
+  if (moe.topk > moe.experts) in.refuse(topk, fmt::format("at most {} = {}", key, moe.experts));
+  moe.inter = size_of_all_layers(in, names.inter, kMaxWidth);
   moe.router.experts = moe.experts;
   moe.router.topk = moe.topk;
 }
 
 void write_experts(const ModelConfig& config, const ExpertFields& names, json& fields) {
   fields[names.experts] = config.moe.experts;
-  fields["num_experts_per_tok"] = config.moe.topk;
+  fields[names.topk] = config.moe.topk;
   fields[names.inter] = config.moe.inter;
 }
 
@@ -68,6 +78,20 @@ void write_dense_first(const ModelConfig& config, json& fields) {
   fields["intermediate_size"] = config.dense_inter;
 }
 
+void read_mlp_layer_types(const ConfigReader& in, ModelConfig& config) {
+  constexpr const char* kKey = "mlp_layer_types";
+  if (!in.states(kKey)) return;
+  const json& types = in.value(kKey);
+  const bool whole = types.is_array() && types.size() == config.layer_kinds.size();
+  for (std::size_t i = 0; i < config.layer_kinds.size(); ++i) {
+    if (!whole || (types[i] != "sparse" && types[i] != "dense"))
+      in.refuse(kKey, fmt::format("\"dense\" or \"sparse\" for each of {} layers", config.layers));
+    config.layer_kinds[i] = types[i] == "sparse" ? LayerKind::sparse : LayerKind::dense;
+  }
+  if (config.sparse_layers() < config.layers)
+    config.dense_inter = in.size("intermediate_size", kMaxWidth);
+}
+
 bool read_layer_types(const ConfigReader& in,
                       const std::string& limited,
                       const AttentionSpan& span,
@@ -84,6 +108,16 @@ bool read_layer_types(const ConfigReader& in,
     if (types[i] == limited) config.layer_attention[i].span = span;
   }
   return true;
+}
+
+void write_text_part(const char* model_type, json& fields) {
+  json text = std::move(fields);
+  fields = {{"architectures", text["architectures"]},
+            {"model_type", text["model_type"]},
+            {"torch_dtype", text["torch_dtype"]}};
+  text.erase("architectures");
+  text["model_type"] = model_type;
+  fields["text_config"] = std::move(text);
 }
 
 void require_full_attention(const ConfigReader& in) {

@@ -110,8 +110,12 @@ void list_stacked_experts(const ModelConfig& config, Lister& list) {
   const TensorNames& names = family_of(config).names;
   const MoeConfig& moe = config.moe;
   const std::int64_t hidden = config.hidden;
-  list.add(names.stacked_gate_up, {moe.experts, hidden, 2 * moe.inter}, TensorRole::expert);
-  list.add(names.stacked_down, {moe.experts, moe.inter, hidden}, TensorRole::expert);
+  const auto add = [&](std::string_view pattern, std::int64_t rows, std::int64_t columns) {
+    if (moe.storage != ExpertStorage::rows) std::swap(rows, columns);
+    list.add(pattern, {moe.experts, rows, columns}, TensorRole::expert);
+  };
+  add(names.stacked_gate_up, 2 * moe.inter, hidden);
+  add(names.stacked_down, hidden, moe.inter);
   if (!moe.expert_bias) return;
   list.add(names.stacked_gate_up_bias, {moe.experts, 2 * moe.inter}, TensorRole::bias);
   list.add(names.stacked_down_bias, {moe.experts, hidden}, TensorRole::bias);

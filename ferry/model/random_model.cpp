@@ -145,7 +145,8 @@ Distribution distribution_of(const TensorSpec& spec, const ModelConfig& config) 
       break;
   }
   // Of [experts, in, out] as of [out, in]: by the inputs of a product.
-  const std::int64_t inputs = spec.shape.size() == 3 ? spec.shape[1] : spec.shape.back();
+  const bool in_first = spec.shape.size() == 3 && config.moe.storage != ExpertStorage::rows;
+  const std::int64_t inputs = in_first ? spec.shape[1] : spec.shape.back();
   return {0.0F, 1.0F / std::sqrt(static_cast<float>(inputs))};
 }
 

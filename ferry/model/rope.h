@@ -66,8 +66,10 @@ std::vector<float> rope_frequencies(const RopeOptions& options);
 double yarn_mscale(double factor, double mscale);
 
 /// What config.json says of it: rope_theta, and rope_parameters or rope_scaling, for heads of
-/// `head_dim` elements. Throws ModelError naming the field; scalings other than those above are
-/// refused.
-RopeOptions read_rope(const ConfigReader& in, int head_dim, int max_positions);
+/// `head_dim` elements. `turned`: how many of those turn where the family has a field for it, which
+/// partial_rotary_factor may only repeat; 0: that factor alone says. A `dynamic` scaling with a
+/// fixed `alpha` is a greater theta (HunYuan). Throws ModelError naming the field; scalings other
+/// than those above are refused.
+RopeOptions read_rope(const ConfigReader& in, int head_dim, int max_positions, int turned = 0);
 
 }  // namespace ferry

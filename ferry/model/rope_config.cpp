@@ -1,6 +1,7 @@
 // The rotary embedding as config.json describes it, in the forms of transformers 4 and 5.
 #include <fmt/core.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "ferry/checkpoint/config_reader.h"
@@ -17,7 +18,8 @@ RopeScaling read_scaling(const ConfigReader& in) {
   if (name == "linear") return RopeScaling::linear;
   if (name == "llama3") return RopeScaling::llama3;
   if (name == "yarn") return RopeScaling::yarn;
-  in.refuse(key, "\"default\", \"linear\", \"llama3\" or \"yarn\"");
+  if (name == "dynamic" && in.has("alpha")) return RopeScaling::none;
+  in.refuse(key, "\"default\", \"linear\", \"llama3\", \"yarn\", or \"dynamic\" with an alpha");
 }
 
 void read_yarn(const ConfigReader& in, RopeOptions& rope) {
@@ -63,15 +65,18 @@ void read_scaled(const ConfigReader& in, int max_positions, RopeOptions& rope) {
 
 }  // namespace
 
-RopeOptions read_rope(const ConfigReader& in, int head_dim, int max_positions) {
+RopeOptions read_rope(const ConfigReader& in, int head_dim, int max_positions, int turned) {
   RopeOptions rope;
-  double part = 1.0;
+  double part = turned == 0 ? 1.0 : static_cast<double>(turned) / head_dim;
+  double alpha = 1.0;
   rope.theta = in.positive_or("rope_theta", rope.theta);
   part = in.positive_or("partial_rotary_factor", part);
   const auto take = [&](const ConfigReader& parameters) {
     refuse_parts(parameters);
     read_scaled(parameters, max_positions, rope);
     part = parameters.positive_or("partial_rotary_factor", part);
+    if (parameters.text_or("rope_type", parameters.text_or("type", "")) == "dynamic")
+      alpha = parameters.positive("alpha");
   };
   bool stated = false;
   for (const char* key : {"rope_scaling", "rope_parameters"}) {
@@ -82,10 +87,17 @@ RopeOptions read_rope(const ConfigReader& in, int head_dim, int max_positions) {
   // A class with a scaling of its own means that one where the file has none, also by null.
   const auto fallback = in.default_object("rope_parameters");
   if (!stated && fallback) take(*fallback);
-  rope.dim = static_cast<int>(head_dim * part);
+  rope.dim = turned == 0 ? static_cast<int>(head_dim * part)
+                         : static_cast<int>(std::lround(head_dim * part));
   if (part > 1 || rope.dim < 2 || rope.dim % 2 != 0) {
     in.refuse("partial_rotary_factor",
               fmt::format("a part of {} elements that is even and not 0", head_dim));
+  }
+  if (turned != 0 && rope.dim != turned)
+    in.refuse("partial_rotary_factor", fmt::format("{} of {} elements", turned, head_dim));
+  if (alpha != 1) {
+    if (rope.dim == 2) in.refuse("alpha", "1 where 2 elements turn");
+    rope.theta *= std::pow(alpha, static_cast<double>(rope.dim) / (rope.dim - 2));
   }
   if (rope.scaling == RopeScaling::yarn && rope.theta <= 1)
     in.refuse("rope_theta", "more than 1 for yarn");

@@ -106,17 +106,11 @@ TEST(Inspect, TellsWhetherThereIsAChatTemplate) {
 
 TEST(MakeModel, WritesWhatGenerateRuns) {
   const test::TempDir directory;
-  for (const char* arch : {"deepseek_v2",
-                           "deepseek_v3",
-                           "glm4_moe",
-                           "gpt_oss",
-                           "kimi_k2",
-                           "llama4",
-                           "llama4_text",
-                           "mixtral",
-                           "olmoe",
-                           "qwen2_moe",
-                           "qwen3_moe"}) {
+  for (const char* arch :
+       {"deepseek_v2", "deepseek_v3",   "deepseek_v32", "dots1",       "ernie4_5_moe",
+        "glm4_moe",    "glm4_moe_lite", "glm_moe_dsa",  "gpt_oss",     "hunyuan_v1_moe",
+        "kimi_k2",     "kimi_k25",      "llama4",       "llama4_text", "minimax_m2",
+        "mistral4",    "mixtral",       "olmoe",        "qwen2_moe",   "qwen3_moe"}) {
     const std::string model = (directory.path() / arch).string();
     const auto made = test::run_program(
         {"make-model", "--arch", arch, "--out", model, "--experts", "5", "--layers", "1"});

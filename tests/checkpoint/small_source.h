@@ -23,6 +23,7 @@ struct SmallTensor {
 };
 
 inline std::size_t type_bytes(std::string_view type) {
+  if (type == "I64") return 8;
   if (type == "F32" || type == "I32") return 4;
   return type == "BF16" || type == "F16" ? 2 : 1;
 }

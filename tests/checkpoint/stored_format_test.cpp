@@ -154,6 +154,29 @@ struct Case {
 
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 
+json compressed(const char* form, json weights) {
+  const json group = {{"weights", std::move(weights)}, {"targets", {"Linear"}}};
+  return {{"quant_method", "compressed-tensors"},
+          {"format", form},
+          {"config_groups", {{"group_0", group}}}};
+}
+
+json packed(int bits, const char* strategy, bool symmetric) {
+  return compressed("pack-quantized",
+                    {{"num_bits", bits},
+                     {"type", "int"},
+                     {"strategy", strategy},
+                     {"group_size", 32},
+                     {"symmetric", symmetric}});
+}
+
+json bytes(const char* type, const char* strategy) {
+  const bool floats = std::string_view(type) == "float";
+  return compressed(
+      floats ? "float-quantized" : "int-quantized",
+      {{"num_bits", 8}, {"type", type}, {"strategy", strategy}, {"block_structure", {128, 128}}});
+}
+
 std::vector<Case> cases() {
   const StackPlace alternating{.experts = 3, .expert = 2, .all_rows = 14, .first = 1, .step = 2};
   const StackPlace whole{.experts = 3, .expert = 1, .all_rows = 7};
@@ -163,6 +186,14 @@ std::vector<Case> cases() {
       {"int4", {{"quant_method", "ferry_int4"}}, 9, 71},
       {"mxfp4_alternating", {{"quant_method", "mxfp4"}}, 7, 96, alternating},
       {"mxfp4_whole", {{"quant_method", "mxfp4"}}, 7, 32, whole},
+      {"packed_int4", packed(4, "group", true), 9, 100},
+      {"packed_int4_zeros", packed(4, "group", false), 11, 100},
+      {"packed_int4_rows", packed(4, "channel", true), 5, 71},
+      {"packed_int8_zeros", packed(8, "channel", false), 6, 70},
+      {"fp8_rows", bytes("float", "channel"), 9, 70},
+      {"fp8_tensor", bytes("float", "tensor"), 9, 70},
+      {"fp8_blocks", bytes("float", "block"), 150, 200},
+      {"int8_rows", bytes("int", "channel"), 9, 70},
       {"grouped32", {{"quant_method", "grouped"}, {"group_size", 32}}, 5, 100},
       {"grouped128", {{"quant_method", "grouped"}, {"group_size", 128}}, 5, 100},
       {"blocks", {{"quant_method", "blocks"}}, 6, 64},
@@ -300,6 +331,66 @@ INSTANTIATE_TEST_SUITE_P(Forms, Form, testing::ValuesIn(cases()), [](const auto&
   return std::string(param.param.name);
 });
 
+TEST(CompressedTensors, HoldsWhatRowsAreRoundedForAlone) {
+  const auto held = [](const json& config) {
+    return read_stored_format(ConfigReader(config, "config.json"))->held();
+  };
+  EXPECT_FALSE(held(packed(4, "group", true)));  // promises rows of 16 bits
+  json wide = packed(4, "group", true);
+  wide["config_groups"]["group_0"]["weights"]["group_size"] = kInt4Group;
+  EXPECT_FALSE(held(wide));
+  EXPECT_EQ(held(bytes("int", "channel")), WeightType::int8);
+  EXPECT_EQ(held(bytes("float", "block")), WeightType::fp8);
+  EXPECT_FALSE(held(bytes("float", "channel")));
+}
+
+TEST(CompressedTensors, RefusesWhatItDoesNotRead) {
+  const auto error = [](const json& config) {
+    return test::message_of<ModelError>(
+        [&] { read_stored_format(ConfigReader(config, "config.json")); });
+  };
+  const auto with = [](const char* field, const json& value) {
+    json config = packed(4, "group", true);
+    config["config_groups"]["group_0"]["weights"][field] = value;
+    return config;
+  };
+  EXPECT_THAT(error(with("num_bits", 3)), HasSubstr("num_bits"));
+  EXPECT_THAT(error(with("type", "float")), HasSubstr("num_bits"));
+  EXPECT_THAT(error(with("strategy", "token")), HasSubstr("strategy"));
+  EXPECT_THAT(error(with("strategy", "tensor")), HasSubstr("num_bits"));
+  EXPECT_THAT(error(with("actorder", "group")), HasSubstr("actorder"));
+  EXPECT_THAT(error(with("group_size", 0)), HasSubstr("group_size"));
+  json blocks = bytes("float", "block");
+  blocks["config_groups"]["group_0"]["weights"]["block_structure"] = {64, 64};
+  EXPECT_THAT(error(blocks), HasSubstr("block_structure"));
+  json nvfp4 = packed(4, "group", true);
+  nvfp4["format"] = "nvfp4-pack-quantized";
+  EXPECT_THAT(error(nvfp4), HasSubstr("num_bits"));
+  json two = packed(4, "group", true);
+  two["config_groups"]["group_1"] = packed(8, "group", true)["config_groups"]["group_0"];
+  EXPECT_THAT(error(two), HasSubstr("group_1"));
+  two["config_groups"] = json::object();
+  EXPECT_THAT(error(two), HasSubstr("config_groups"));
+  json sparse = packed(4, "group", true);
+  sparse["sparsity_config"] = {{"format", "sparse-24-bitmask"}};
+  EXPECT_THAT(error(sparse), HasSubstr("sparsity_config"));
+}
+
+TEST(CompressedTensors, AShapeThatIsAnotherIsRefused) {
+  const test::SmallDirectory dir;
+  std::vector<SmallTensor> tensors = {test::small_tensor("x.weight_packed", "I32", {3, 8}),
+                                      test::small_tensor("x.weight_scale", "F32", {3, 2}),
+                                      test::small_tensor("x.weight_shape", "I64", {2})};
+  const std::array<std::int64_t, 2> shape = {3, 63};
+  std::memcpy(tensors[2].data.data(), shape.data(), sizeof shape);
+  const auto source = dir.open(tensors);
+  const auto format = read_stored_format(ConfigReader(packed(4, "group", true), "config.json"));
+  EXPECT_THAT(test::message_of<ModelError>([&] {
+                find_matrix(*source, format.get(), {"x.weight", 3, 64});
+              }),
+              HasSubstr("expected 3 x 64, found 3 x 63"));
+}
+
 TEST(Grouped, ElementIsCodeMinusZeroPointTimesScale) {
   constexpr std::int64_t kRows = 3;
   constexpr std::int64_t kColumns = 70;
@@ -358,7 +449,7 @@ TEST(StoredFormats, ErrorsListTheTable) {
   };
   EXPECT_THAT(error({{"quant_method", "bitsandbytes"}}, stored_formats()),
               HasSubstr("config.json: field quant_method: expected \"fp8\", \"mxfp4\", "
-                        "\"ferry_int8\" or \"ferry_int4\" (no other"));
+                        "\"compressed-tensors\", \"ferry_int8\" or \"ferry_int4\" (no other"));
   EXPECT_THAT(error(json::object(), more_formats()), HasSubstr("\"grouped\" or \"blocks\" (no"));
   EXPECT_THAT(error({{"quant_method", "grouped"}}, more_formats()), HasSubstr("group_size"));
   EXPECT_THAT(error({{"quant_method", "fp8"}}, stored_formats()), HasSubstr("weight_block_size"));

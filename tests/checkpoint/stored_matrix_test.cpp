@@ -110,6 +110,19 @@ TEST(StoredMatrix, OneOfAStackIsReadAsRows) {
   EXPECT_EQ(found, (std::vector<float>{14, 18, 22, 15, 19, 23}));
 }
 
+TEST(StoredMatrix, OneOfAStackByRowsLiesRowAfterRow) {
+  std::vector<float> elements(24);
+  for (std::size_t i = 0; i < elements.size(); ++i) elements[i] = static_cast<float>(i);
+  const TensorView stack{
+      DType::f32, {2, 4, 3}, bytes_of(elements).data(), bytes_of(elements).size()};
+  const StoredMatrix matrix = stacked_matrix(stack, 2, {.expert = 1, .first = 2, .by_rows = true});
+  EXPECT_TRUE(matrix.row_after_row());
+  EXPECT_EQ(matrix.bytes(), 24U);
+  std::vector<float> found(6);
+  matrix.read_rows(0, 2, DType::f32, reinterpret_cast<std::byte*>(found.data()));
+  EXPECT_EQ(found, (std::vector<float>{18, 19, 20, 21, 22, 23}));
+}
+
 TEST(StoredMatrix, OneOfAStackOfHalvesMayLieAnywhere) {
   const std::vector<std::uint16_t> halves = {0x3f80, 0x4000, 0x4040, 0x4080};  // 1, 2, 3, 4
   std::vector<std::byte> bytes(9);

@@ -1,7 +1,9 @@
 // What fields mean that config.json leaves out: what the published config class means.
 #include "ferry/model/config_defaults.h"
 
+#include <algorithm>
 #include <cmath>
+#include <initializer_list>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -31,7 +33,7 @@ std::string description(const ModelConfig& c) {
       << c.latent.value_dim << ' ' << c.latent.rms_eps << '\n';
   for (const LayerAttention& a : c.layer_attention)
     out << a.mixer << static_cast<int>(a.span.kind) << ' ' << a.span.width << a.rope << ' '
-        << a.growth.step << ' ' << a.growth.strength << '\n';
+        << a.growth.step << ' ' << a.growth.strength << a.growth.counts_itself << '\n';
   for (const LayerKind kind : c.layer_kinds) out << static_cast<int>(kind);
   const MoeConfig& m = c.moe;
   out << '\n'
@@ -55,7 +57,12 @@ json silent(const ModelFamily& family) {
   json& text = family.text_fields == nullptr ? fields : fields[family.text_fields];
   if (family.text_fields != nullptr) text = json::object();
   const json defaults = defaults_of(family);
-  if (!defaults.contains("num_experts_per_tok")) text["num_experts_per_tok"] = 2;
+  const auto none_of = [&](std::initializer_list<const char*> keys) {
+    return std::ranges::none_of(keys, [&](const char* key) { return defaults.contains(key); });
+  };
+  if (none_of({"num_experts_per_tok", "moe_k", "moe_topk"})) text["num_experts_per_tok"] = 2;
+  if (none_of({"num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"}))
+    text["n_routed_experts"] = 4;
   const bool divides =
       defaults.at("hidden_size").get<int>() % defaults.at("num_attention_heads").get<int>() == 0;
   if (!divides && !defaults.contains("head_dim")) text["head_dim"] = 128;

@@ -92,10 +92,6 @@ TEST(Mixer, WhatAKindDoesNotImplementIsRefusedByName) {
             "positions (layer_types, sliding_window)");
   EXPECT_THAT(latent([](ModelConfig& c) { c.layer_attention[0].rope = false; }),
               HasSubstr("no_rope_layers"));
-  EXPECT_THAT(latent([](ModelConfig& c) {
-                c.layer_attention[1].growth = {8, 0.1};
-              }),
-              HasSubstr("attn_temperature_tuning"));
   EXPECT_THAT(latent([](ModelConfig& c) { c.sinks = true; }), HasSubstr("sinks"));
   EXPECT_THAT(latent([](ModelConfig& c) { c.attention_bias = true; }), HasSubstr("biases"));
   EXPECT_THAT(latent([](ModelConfig& c) { c.output_bias = true; }), HasSubstr("biases"));

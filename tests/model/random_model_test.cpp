@@ -104,7 +104,9 @@ TEST_P(RandomModel, WeightsHaveSaneMomentsAndAreAligned) {
     }
     const auto n = static_cast<double>(spec.elements());
     const bool unit = spec.name.ends_with("model.embed_tokens.weight") && !GetParam().tied;
-    const std::int64_t inputs = spec.shape.size() == 3 ? spec.shape[1] : spec.shape.back();
+    const bool in_first =
+        spec.shape.size() == 3 && checkpoint.config().moe.storage != ExpertStorage::rows;
+    const std::int64_t inputs = in_first ? spec.shape[1] : spec.shape.back();
     const double expected = unit ? 1.0 : 1.0 / std::sqrt(static_cast<double>(inputs));
     EXPECT_NEAR(std::sqrt(squares / n), expected, 0.1 * expected) << spec.name;
     EXPECT_NEAR(sum / n, 0, 6 * expected / std::sqrt(n)) << spec.name;
@@ -143,15 +145,24 @@ INSTANTIATE_TEST_SUITE_P(All,
                          RandomModel,
                          testing::Values(Case{"deepseek_v2", DType::f32, false},
                                          Case{"deepseek_v3", DType::bf16, false},
+                                         Case{"deepseek_v32", DType::bf16, false},
+                                         Case{"dots1", DType::bf16, false},
+                                         Case{"ernie4_5_moe", DType::bf16, true},
                                          Case{"glm4_moe", DType::bf16, false},
+                                         Case{"glm4_moe_lite", DType::bf16, false},
+                                         Case{"glm_moe_dsa", DType::f32, false},
                                          Case{"gpt_oss", DType::bf16, false},
+                                         Case{"hunyuan_v1_moe", DType::bf16, true},
                                          Case{"kimi_k2", DType::bf16, true},
+                                         Case{"kimi_k25", DType::bf16, false},
                                          Case{"llama4", DType::bf16, false},
                                          Case{"llama4_text", DType::f32, false},
                                          Case{"qwen2_moe", DType::f32, false},
                                          Case{"qwen2_moe", DType::bf16, true},
                                          Case{"qwen3_moe", DType::bf16, false},
                                          Case{"qwen3_moe", DType::f16, true},
+                                         Case{"minimax_m2", DType::bf16, false},
+                                         Case{"mistral4", DType::f32, false},
                                          Case{"mixtral", DType::bf16, false},
                                          Case{"olmoe", DType::bf16, true}),
                          name_of);

@@ -170,9 +170,9 @@ TEST_P(Weights, AttentionStandsSideBySide) {
       }
       EXPECT_EQ(std::ssize(l.output_bias), config_.output_bias ? h : 0);
       EXPECT_EQ(std::ssize(l.query_norm),
-                !config_.qk_norm_weights()        ? 0
-                : config_.qk_norm == QkNorm::head ? config_.head_dim
-                                                  : q);
+                !config_.qk_norm_weights()         ? 0
+                : config_.qk_norm == QkNorm::whole ? q
+                                                   : config_.head_dim);
     }
   }
 }

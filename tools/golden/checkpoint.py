@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from .files import write_json
 
-ROUTERS = ("mlp.gate.weight", "mlp.router.weight", "feed_forward.router.weight")
+ROUTERS = ("mlp.gate.weight", "mlp.gate.wg.weight", "mlp.router.weight", "feed_forward.router.weight")
 
 
 def nothing_more(_config: dict, _new: dict) -> None:
@@ -25,7 +25,7 @@ class Family:
     # What else published checkpoints have in config.json, given what all have in common and the file as
     # this transformers writes it.
     to_hub: Callable[[dict, dict], None] = nothing_more
-    fused_experts: bool = False  # published with all experts of a layer in one tensor
+    fused_experts: bool = False  # published with all experts of a layer in one tensor, or never split by transformers
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Case:
     packed: str | None = None  # a name in packing.STORES
     model_type: str | None = None  # unknown to transformers, which has the same graph under another name
     choice_bias: float = 0.0
+    stacked: bool = False  # all experts of a layer in one tensor, where the family is published otherwise
 
 
 def case(family: Family, *, seed: int, prompts: tuple[int, ...], **more) -> Case:
@@ -58,11 +59,11 @@ def to_hub_config(new: dict, family: Family) -> dict:
     """config.json as published checkpoints have it; transformers 5 renamed several of its fields."""
     config = dict(new)
     rope = config.pop("rope_parameters")
-    assert rope["rope_type"] in ("default", "yarn", "llama3")
+    assert rope["rope_type"] in ("default", "yarn", "llama3", "dynamic")
     config["rope_theta"] = rope.pop("rope_theta")
     if rope["rope_type"] == "llama3":
         config["rope_scaling"] = rope
-    if rope["rope_type"] == "yarn":
+    if rope["rope_type"] in ("yarn", "dynamic"):
         config["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
     config["torch_dtype"] = config.pop("dtype")
     for key in ("layer_types", "moe_layers", "pad_token_id", "qkv_bias"):
@@ -71,15 +72,16 @@ def to_hub_config(new: dict, family: Family) -> dict:
     return dict(sorted(config.items()))
 
 
-def save_checkpoint(model, path: Path, family: Family, shard: str = "1GB", hub_config: bool = True) -> None:
+def save_checkpoint(model, path: Path, family: Family, shard: str = "1GB", hub_config: bool = True,
+                    stacked: bool = False) -> None:
     """save_pretrained, with what published checkpoints look like made certain."""
-    model.save_pretrained(path, max_shard_size=shard)
+    model.save_pretrained(path, max_shard_size=shard, save_original_format=not stacked)
     names = set()
     for file in path.glob("model*.safetensors"):
         names |= set(load_file(file))
         file.chmod(0o644)  # safetensors writes them for the owner alone
     fused = [n for n in names if "gate_up_proj" in n or n.endswith("experts.down_proj")]
-    if fused and not family.fused_experts:  # this transformers splits them; do not let another version pass unnoticed
+    if fused and not (family.fused_experts or stacked):  # this transformers splits them; do not let another version pass unnoticed
         raise SystemExit(f"{path}: transformers {transformers.__version__} saved fused experts: {fused[0]}")
     if hub_config:
         config = json.loads((path / "config.json").read_text())

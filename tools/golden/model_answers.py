@@ -21,8 +21,11 @@ GREEDY = 32
 def choice_gap(gate, logits: torch.Tensor, k: int) -> torch.Tensor:
     """By how much what the router's choice is made of would have to move for another choice."""
     keys = logits
-    if getattr(gate, "e_score_correction_bias", None) is not None:
-        keys = logits.sigmoid() + gate.e_score_correction_bias
+    bias = getattr(gate, "e_score_correction_bias", None)
+    if hasattr(gate, "moe_statics"):
+        keys = logits.softmax(-1) + gate.moe_statics.e_score_correction_bias.squeeze()
+    elif bias is not None:
+        keys = logits.sigmoid() + bias
     gap = torch.full(keys.shape[:-1], float("inf"))
     groups, chosen = getattr(gate, "num_group", None) or 1, getattr(gate, "topk_group", None) or 1
     if groups > chosen:
@@ -40,13 +43,14 @@ def choice_gap(gate, logits: torch.Tensor, k: int) -> torch.Tensor:
 def router_gap(model, ids: torch.Tensor) -> torch.Tensor:
     """Per prompt: the smallest distance from a choice to another one."""
     k, gaps, hooks = model.config.num_experts_per_tok, [], []
+    k = k[0] if isinstance(k, list) else k  # one for each layer, all the same
 
     def hook(gate, _inputs, output):
         logits = output[1] if type(gate).__name__ == "Llama4Router" else output[0]
         gaps.append(choice_gap(gate, logits.float().reshape(*ids.shape, -1), k).amin(dim=-1))
 
     for name, module in model.named_modules():
-        if name.endswith(tuple(r.removesuffix(".weight") for r in ROUTERS)):
+        if name.endswith(tuple(r.removesuffix(".weight").removesuffix(".wg") for r in ROUTERS)):
             hooks.append(module.register_forward_hook(hook))
     model(ids)
     for h in hooks:
@@ -98,7 +102,7 @@ def golden_model(name: str, case: Case, out: Path) -> None:
     path = out / name
     shutil.rmtree(path, ignore_errors=True)
     tok = byte_level_bpe(QWEN_SPLIT, True, 290)
-    save_checkpoint(build(case), path, case.family, case.shard, hub_config=not case.new)
+    save_checkpoint(build(case), path, case.family, case.shard, hub_config=not case.new, stacked=case.stacked)
     save_tokenizer(tok, path, string_merges=not case.new)
 
     answers = path  # what transformers is to answer for
@@ -107,12 +111,10 @@ def golden_model(name: str, case: Case, out: Path) -> None:
         answers = Path(temporary.name) / name
         STORES[case.packed](path, answers)
     load = dict(attn_implementation="eager", experts_implementation="eager")
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        answers, dtype=torch.float32, output_loading_info=True, **load)
-    unexpected = {k for k in info["unexpected_keys"] if not k.startswith(("vision_model.", "multi_modal_projector."))}
-    assert not info["missing_keys"] and not unexpected, info
+    model, info = case.family.model.from_pretrained(answers, dtype=torch.float32, output_loading_info=True, **load)
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
     model.eval()
-    half = transformers.AutoModelForCausalLM.from_pretrained(answers, dtype=torch.bfloat16, **load).eval()
+    half = case.family.model.from_pretrained(answers, dtype=torch.bfloat16, **load).eval()
     gen = torch.Generator().manual_seed(case.seed + 1000)
     banned = {tok.token_to_id(s) for s in SPECIAL}
 

@@ -1,7 +1,8 @@
-"""Checkpoints whose weights are packed as their families publish them."""
+"""Checkpoints packed as their families publish them."""
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -91,4 +92,73 @@ def store_as_mxfp4(path: Path, plain: Path) -> None:
     write_json(path / "config.json", dict(sorted(config.items())))
 
 
-STORES = {"fp8": store_as_fp8, "mxfp4": store_as_mxfp4}
+def pack_wna16(weight: torch.Tensor, group: int, symmetric: bool):
+    """compressed-tensors' pack-quantized form of 4 bits, and the numbers that it stands for."""
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+    groups = weight.float().unflatten(-1, (-1, group))
+    if symmetric:
+        scale = groups.abs().amax(-1, keepdim=True) / 7.5
+        zero = torch.zeros_like(scale)
+    else:
+        low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
+        scale = (high - low) / 15
+        zero = (-8 - low / scale).round().clamp(-8, 7)
+    scale = scale.bfloat16().float()
+    codes = (groups / scale + zero).round().clamp(-8, 7)
+    meant = ((codes - zero) * scale).flatten(-2)
+    parts = {"_packed": pack_to_int32(codes.flatten(-2).to(torch.int8), 4), "_scale": scale[..., 0].bfloat16(),
+             "_shape": torch.tensor(weight.shape)}
+    if not symmetric:
+        parts["_zero_point"] = pack_to_int32(zero[..., 0].to(torch.int8), 4, packed_dim=0)
+    return parts, meant
+
+
+def store_as_wna16(path: Path, plain: Path, symmetric: bool = False) -> None:
+    """Packs the experts of the checkpoint at `path` as llm-compressor does; `plain`: a copy with what they stand for."""
+    file = path / "model.safetensors"
+    packed, meant = {}, {}
+    for name, tensor in load_file(file).items():
+        meant[name] = tensor.float()
+        if ".experts." not in name:
+            packed[name] = tensor
+            continue
+        parts, meant[name] = pack_wna16(tensor, 32, symmetric)
+        packed.update({name + suffix: part.contiguous() for suffix, part in parts.items()})
+    shutil.copytree(path, plain)
+    save_file(meant, plain / "model.safetensors", metadata={"format": "pt"})
+    save_file(packed, file, metadata={"format": "pt"})
+    file.chmod(0o644)
+    config = json.loads((path / "config.json").read_text())
+    weights = {"num_bits": 4, "type": "int", "symmetric": symmetric, "strategy": "group", "group_size": 32, "actorder": None}
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head", "re:.*self_attn.*"],
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}}}
+    write_json(path / "config.json", dict(sorted(config.items())))
+
+
+def store_as_wna16_inside_pictures(path: Path, plain: Path) -> None:
+    """As Kimi-K2.5 is published: both."""
+    store_as_wna16(path, plain, symmetric=True)
+    with tempfile.TemporaryDirectory() as unused:
+        store_inside_pictures(path, Path(unused) / "plain")
+
+
+def store_inside_pictures(path: Path, plain: Path) -> None:
+    """Makes the checkpoint at `path` the text model inside one that sees pictures, as Kimi-K2.5 is published, without what
+    sees; `plain`: the text model by itself. (transformers 5.24 gives the layers another name when it saves one.)"""
+    shutil.copytree(path, plain)
+    file = path / "model.safetensors"
+    save_file({"language_model." + name: tensor for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    file.chmod(0o644)
+    text = json.loads((path / "config.json").read_text())
+    text["model_type"] = "kimi_k2"
+    config = {"architectures": ["KimiK25ForConditionalGeneration"], "model_type": "kimi_k25", "text_config": text,
+              "tie_word_embeddings": False, "torch_dtype": text.get("torch_dtype")}
+    if "quantization_config" in text:
+        config["quantization_config"] = text.pop("quantization_config")
+    write_json(path / "config.json", config)
+
+
+STORES = {"fp8": store_as_fp8, "mxfp4": store_as_mxfp4, "wna16": store_as_wna16,
+          "wna16_pictures": store_as_wna16_inside_pictures}

@@ -14,23 +14,6 @@ namespace {
 constexpr ExpertFields kExperts{.experts = "n_routed_experts"};
 constexpr int kMaxDim = Rope::kMaxDim;
 
-void read_latent_attention(const ConfigReader& in, ModelConfig& config) {
-  for (const char* key : {"attention_bias", "mlp_bias"})
-    if (in.flag_or(key, false)) in.refuse(key, "false (biases are not supported here)");
-  LatentConfig& latent = config.latent;
-  latent.rank = in.size("kv_lora_rank", kMaxWidth);
-  latent.query_rank = in.size_or("q_lora_rank", kMaxWidth, 0);
-  latent.plain_dim = in.size("qk_nope_head_dim", kMaxDim);
-  latent.value_dim = in.size("v_head_dim", kMaxDim);
-  const int rope_dim = in.size("qk_rope_head_dim", kMaxDim);
-  if (rope_dim % 2 != 0) in.refuse("qk_rope_head_dim", "an even number");
-  config.rope = read_rope(in, rope_dim, config.max_positions);
-  if (config.rope.dim != rope_dim) in.refuse("partial_rotary_factor", "1");
-  config.rope.interleaved = in.flag_or("rope_interleave", true);
-  config.head_dim = latent.plain_dim + rope_dim;
-  for (LayerAttention& layer : config.layer_attention) layer.mixer = kLatentAttention;
-}
-
 /// Of the layers behind the dense first ones, those that moe_layer_freq does not divide are dense
 /// too.
 void read_layers(const ConfigReader& in, ModelConfig& config) {
@@ -76,6 +59,23 @@ TensorNames deepseek_names() {
   return names;
 }
 
+void read_latent_attention(const ConfigReader& in, ModelConfig& config, bool head_share) {
+  for (const char* key : {"attention_bias", "mlp_bias"})
+    if (in.flag_or(key, false)) in.refuse(key, "false (biases are not supported here)");
+  LatentConfig& latent = config.latent;
+  latent.rank = in.size("kv_lora_rank", kMaxWidth);
+  latent.query_rank = in.size_or("q_lora_rank", kMaxWidth, 0);
+  latent.plain_dim = in.size("qk_nope_head_dim", kMaxDim);
+  latent.value_dim = in.size("v_head_dim", kMaxDim);
+  const int rope_dim = in.size("qk_rope_head_dim", kMaxDim);
+  if (rope_dim % 2 != 0) in.refuse("qk_rope_head_dim", "an even number");
+  config.head_dim = latent.plain_dim + rope_dim;
+  config.rope =
+      read_rope(in, head_share ? config.head_dim : rope_dim, config.max_positions, rope_dim);
+  config.rope.interleaved = in.flag_or("rope_interleave", true);
+  for (LayerAttention& layer : config.layer_attention) layer.mixer = kLatentAttention;
+}
+
 void read_deepseek_experts(const ConfigReader& in, ModelConfig& config) {
   read_layers(in, config);
   read_experts(in, kExperts, config);
@@ -98,8 +98,12 @@ void read_deepseek_v3_experts(const ConfigReader& in, ModelConfig& config) {
   if (in.text_or("scoring_func", "sigmoid") != "sigmoid") in.refuse("scoring_func", "\"sigmoid\"");
   RouterOptions& router = config.moe.router;
   router.score = RouterOptions::Score::sigmoid;
-  router.group_score = RouterOptions::GroupScore::sum_of_two;
   config.moe.selection_bias = true;
+  score_groups_by_two(in, router);
+}
+
+void score_groups_by_two(const ConfigReader& in, RouterOptions& router) {
+  router.group_score = RouterOptions::GroupScore::sum_of_two;
   if (router.groups > 1 && router.experts / router.groups < 2)
     in.refuse("n_group", "groups of two experts or more");
 }

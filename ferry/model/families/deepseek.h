@@ -19,6 +19,16 @@ TensorNames deepseek_expert_names();
 /// what both generations call alike: groups, renormalize and scaling.
 void read_deepseek(const ConfigReader& in, ModelConfig& config);
 
+/// Of that, what latent attention is made of. Where `head_share`, partial_rotary_factor is said of
+/// a whole head instead of its part that turns.
+void read_latent_attention(const ConfigReader& in, ModelConfig& config, bool head_share = false);
+
+/// Of that, all but attention.
+void read_deepseek_experts(const ConfigReader& in, ModelConfig& config);
+
+/// The score of a group is that of its two best experts, so it must have two.
+void score_groups_by_two(const ConfigReader& in, RouterOptions& router);
+
 /// The same for a random model: `config` has its sizes. Compressed queries where `query_rank`.
 void write_deepseek(const ModelConfig& config, bool query_rank, nlohmann::json& fields);
 

@@ -112,13 +112,7 @@ void write_text(const ModelConfig& config, json& fields) {
 
 void write_with_pictures(const ModelConfig& config, json& fields) {
   write_text(config, fields);
-  json text = std::move(fields);
-  fields = {{"architectures", text["architectures"]},
-            {"model_type", text["model_type"]},
-            {"torch_dtype", text["torch_dtype"]}};
-  text.erase("architectures");
-  text["model_type"] = "llama4_text";
-  fields["text_config"] = std::move(text);
+  write_text_part("llama4_text", fields);
 }
 
 TensorNames names() {

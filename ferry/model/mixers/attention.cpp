@@ -129,9 +129,17 @@ void Attention::norm_heads(float* query, float* key) const {
     norm(key, s.kv_width, weights_.key_norm);
     return;
   }
-  norm(
-      query + s.own.query.begin * s.head_dim, s.own.query.size() * s.head_dim, weights_.query_norm);
-  norm(key + s.own.kv.begin * s.head_dim, s.own.kv.size() * s.head_dim, weights_.key_norm);
+  norm_own(query, key, weights_.query_norm, weights_.key_norm);
+}
+
+/// Of one token, each of this rank's heads.
+void Attention::norm_own(float* query,
+                         float* key,
+                         const std::vector<float>& query_norm,
+                         const std::vector<float>& key_norm) const {
+  const AttentionScratch& s = *scratch_;
+  norm(query + s.own.query.begin * s.head_dim, s.own.query.size() * s.head_dim, query_norm);
+  norm(key + s.own.kv.begin * s.head_dim, s.own.kv.size() * s.head_dim, key_norm);
 }
 
 /// Of one token, this rank's heads.
@@ -141,9 +149,7 @@ void Attention::turn_heads(float* query, float* key, std::int64_t token) const {
     s.angles.turn(query + head * s.head_dim, token);
   for (int head = s.own.kv.begin; head < s.own.kv.end; ++head)
     s.angles.turn(key + head * s.head_dim, token);
-  if (s.config.qk_norm != QkNorm::turned) return;
-  norm(query + s.own.query.begin * s.head_dim, s.own.query.size() * s.head_dim, s.ones);
-  norm(key + s.own.kv.begin * s.head_dim, s.own.kv.size() * s.head_dim, s.ones);
+  if (s.config.qk_norm == QkNorm::turned) norm_own(query, key, s.ones, s.ones);
 }
 
 void Attention::rotate_and_store(std::int64_t token) {
@@ -152,8 +158,10 @@ void Attention::rotate_and_store(std::int64_t token) {
   float* query = s.qkv_row(token);
   float* key = query + s.heads_width;
   const float* value = key + s.kv_width;
-  norm_heads(query, key);
+  const bool norm_last = s.config.qk_norm == QkNorm::turned_head;
+  if (!norm_last) norm_heads(query, key);
   if (how_.rope) turn_heads(query, key, token);
+  if (norm_last) norm_heads(query, key);
   if (how_.growth.step > 0) {
     float* own = query + s.own.query.begin * s.head_dim;
     kernels_of(s.pool).scale(

@@ -77,6 +77,10 @@ class Attention final : public Mixer {
  private:
   void project_qkv(const RowsView& normed);
   void norm_heads(float* query, float* key) const;
+  void norm_own(float* query,
+                float* key,
+                const std::vector<float>& query_norm,
+                const std::vector<float>& key_norm) const;
   void norm(float* x, std::int64_t width, const std::vector<float>& weight) const;
   void turn_heads(float* query, float* key, std::int64_t token) const;
   void rotate_and_store(std::int64_t token);

@@ -211,10 +211,16 @@ void LatentAttention::make_queries(std::int64_t first, std::int64_t count) {
   const LatentAttentionScratch& s = *scratch_;
   const bool compressed = s.latent.query_rank > 0;
   const std::int64_t plain = s.latent.plain_dim;
+  const QueryGrowth& growth = s.config.layer_attention[static_cast<std::size_t>(layer_)].growth;
   s.pool.parallel_for(count, 1, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t t = begin; t < end; ++t) {
-      const float* heads = compressed ? s.projected.as<float>() + (first + t) * s.heads * s.head_dim
-                                      : s.down.as<float>() + (first + t) * (s.from_down + s.row);
+      float* heads = compressed ? s.projected.as<float>() + (first + t) * s.heads * s.head_dim
+                                : s.down.as<float>() + (first + t) * (s.from_down + s.row);
+      if (growth.step > 0) {
+        float* own = heads + s.own.begin * s.head_dim;
+        const std::int32_t position = s.tokens[static_cast<std::size_t>(first + t)].position;
+        kernels_of(s.pool).scale(own, growth.factor(position), own, s.own.size() * s.head_dim);
+      }
       for (std::int64_t h = s.own.begin; h < s.own.end; ++h) {
         const std::int64_t head = t * s.heads + h;
         kernels_of(s.pool).convert(bytes_of(heads + h * s.head_dim),
@@ -327,8 +333,6 @@ class LatentAttentionKind final : public MixerKind {
     if (how.span.kind != AttentionSpan::Kind::full)
       return "windows and blocks of positions (layer_types, sliding_window)";
     if (!how.rope) return "layers whose keys do not turn (no_rope_layers)";
-    if (how.growth.step > 0)
-      return "queries that grow with their position (attn_temperature_tuning)";
     if (config.sinks) return "sinks";
     if (config.attention_bias || config.output_bias) return "biases (attention_bias)";
     if (config.qk_norm != QkNorm::none) return "norms of queries and keys (use_qk_norm)";

@@ -1,4 +1,4 @@
-"""DeepSeek-V2 and -V3, and Kimi-K2, which is a V3 by another name."""
+"""DeepSeek-V2, -V3 and -V3.2, and Kimi-K2, which is a V3 by another name, alone and inside a model that sees pictures."""
 
 import transformers
 
@@ -24,6 +24,8 @@ def v3_to_hub(config: dict, _new: dict) -> None:
 
 DEEPSEEK_V2 = Family(transformers.DeepseekV2Config, transformers.DeepseekV2ForCausalLM, v2_to_hub)
 DEEPSEEK_V3 = Family(transformers.DeepseekV3Config, transformers.DeepseekV3ForCausalLM, v3_to_hub)
+DEEPSEEK_V32 = Family(transformers.DeepseekV32Config, transformers.DeepseekV32ForCausalLM, v3_to_hub)
+
 
 CASES = {
     "deepseek_v2_lite": case(
@@ -60,4 +62,18 @@ CASES = {
         norm_topk_prob=True, num_mtp_layers=0, vocab_size=320, rms_norm_eps=1e-5, bos_token_id=None, eos_token_id=2,
         rope_parameters=yarn(50000.0, 8.0, beta_fast=1.0, mscale=1.0, mscale_all_dim=1.0), shard="120KB",
         prompts=(5, 24)),
+    "deepseek_v32": case(  # as many positions as its indexer keeps
+        DEEPSEEK_V32, seed=130, hidden_size=72, num_attention_heads=3, num_key_value_heads=3, num_hidden_layers=2,
+        q_lora_rank=28, kv_lora_rank=24, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=16, n_routed_experts=10,
+        num_experts_per_tok=3, moe_intermediate_size=20, n_shared_experts=1, first_k_dense_replace=1, n_group=2,
+        topk_group=1, routed_scaling_factor=2.5, norm_topk_prob=True, index_topk=496, index_head_dim=16, index_n_heads=2,
+        vocab_size=320, bos_token_id=None, eos_token_id=2, rope_parameters=yarn(10000.0, 8.0, mscale=1.0, mscale_all_dim=1.0),
+        prompts=(1, 17, 40)),
+    "kimi_k25_pictures_int4": case(
+        DEEPSEEK_V3, seed=131, hidden_size=64, num_attention_heads=4, num_key_value_heads=4, num_hidden_layers=2,
+        q_lora_rank=28, kv_lora_rank=20, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=12, n_routed_experts=9,
+        num_experts_per_tok=3, moe_intermediate_size=32, n_shared_experts=1, first_k_dense_replace=1, n_group=1,
+        topk_group=1, routed_scaling_factor=2.827, norm_topk_prob=True, num_mtp_layers=0, vocab_size=300,
+        bos_token_id=None, eos_token_id=2, rope_parameters=yarn(50000.0, 8.0, beta_fast=1.0, mscale=1.0, mscale_all_dim=1.0),
+        dtype="bfloat16", packed="wna16_pictures", prompts=(5, 24)),
 }

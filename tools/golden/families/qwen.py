@@ -51,6 +51,14 @@ CASES = {
         num_hidden_layers=4, num_experts=9, num_experts_per_tok=2, moe_intermediate_size=28,
         norm_topk_prob=True, rope_theta=75000.0, vocab_size=307, attention_bias=True,
         decoder_sparse_step=2, mlp_only_layers=[3], new=True, prompts=(17, 40)),
+    "qwen3_stacked": case(
+        QWEN3, seed=9, hidden_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        num_hidden_layers=2, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=20, norm_topk_prob=True,
+        rope_theta=10000.0, vocab_size=300, stacked=True, new=True, prompts=(5, 24)),
+    "qwen3_int4_zeros": case(
+        QWEN3, seed=10, hidden_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        num_hidden_layers=2, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=64, norm_topk_prob=True,
+        rope_theta=10000.0, vocab_size=300, dtype="bfloat16", packed="wna16", prompts=(5, 24)),
     "qwen3_bf16": case(
         QWEN3, seed=8, hidden_size=136, num_attention_heads=4, num_key_value_heads=2, head_dim=48,
         num_hidden_layers=2, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24,

@@ -1,0 +1,168 @@
+// What config.json says in the families of 2026, and what it may not.
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "config_description.h"
+#include "ferry/model/checkpoint.h"
+
+namespace ferry {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+TEST(Config, ReadsMiniMax) {
+  const ModelConfig c = load_config(test::data_dir("minimax_m2"));
+  EXPECT_EQ(c.head_dim, 20);
+  EXPECT_EQ(c.rope.dim, 10);  // rotary_dim
+  EXPECT_EQ(c.rope.theta, 5e6);
+  EXPECT_EQ(c.qk_norm, QkNorm::whole);
+  EXPECT_EQ(c.moe.inter, 24);
+  EXPECT_EQ(c.moe.router.score, RouterOptions::Score::sigmoid);
+  EXPECT_EQ(c.moe.router.groups, 1);
+  EXPECT_TRUE(c.moe.router.renormalize);
+  EXPECT_TRUE(c.moe.selection_bias);
+  EXPECT_EQ(with("minimax_m2", "rotary_dim", nullptr).rope.dim, 20);
+  EXPECT_EQ(with("minimax_m2", "partial_rotary_factor", 0.2).rope.dim, 4);
+  error_with("minimax_m2", "rotary_dim", 7);
+  error_with("minimax_m2", "rotary_dim", 22);
+  error_with("minimax_m2", "scoring_func", "softmax");
+  error_with("minimax_m2", "use_qk_norm", false);
+  error_with("minimax_m2", "use_routing_bias", false);
+  error_with("minimax_m2", "qk_norm_type", "per_head");
+  error_with("minimax_m2", "shared_intermediate_size", 16);
+  error_with("minimax_m2", "attn_type_list", std::vector<int>{1, 0});
+}
+
+TEST(Config, ReadsDots) {
+  const ModelConfig c = load_config(test::data_dir("dots1"));
+  EXPECT_EQ(c.qk_norm, QkNorm::head);
+  EXPECT_EQ(c.moe.router.groups, 2);
+  EXPECT_EQ(c.moe.shared_inter, 40);
+  const auto kind = [&](int layer) {
+    return c.layer_attention[static_cast<std::size_t>(layer)].span.kind;
+  };
+  EXPECT_EQ(kind(1), AttentionSpan::Kind::full);
+  EXPECT_EQ(kind(2), AttentionSpan::Kind::window);
+  EXPECT_EQ(c.layer_attention[2].span.width, 9);
+  const ModelConfig named =
+      with("dots1", "layer_types", {"sliding_attention", "full_attention", "full_attention"});
+  EXPECT_EQ(named.layer_attention[0].span.kind, AttentionSpan::Kind::window);
+  EXPECT_EQ(named.layer_attention[2].span.kind, AttentionSpan::Kind::full);
+  EXPECT_EQ(with("dots1", "sliding_window", nullptr).layer_attention[2].span.kind,
+            AttentionSpan::Kind::full);
+  error_with("dots1", "max_window_layers", -1);
+  error_with("dots1", "layer_types", {"full_attention"});
+}
+
+TEST(Config, ReadsErnie) {
+  const ModelConfig c = load_config(test::data_dir("ernie4_5_moe"));
+  EXPECT_EQ(c.moe.experts, 10);
+  EXPECT_EQ(c.moe.topk, 3);
+  EXPECT_EQ(c.moe.shared_inter, 40);
+  EXPECT_TRUE(c.moe.selection_bias);
+  EXPECT_TRUE(c.tied_embeddings);  // where nothing is said
+  EXPECT_TRUE(c.rope.interleaved);
+  EXPECT_EQ(c.rope.theta, 500000.0);
+  EXPECT_EQ(c.moe.router.score, RouterOptions::Score::softmax);
+  EXPECT_THAT(c.layer_kinds, ElementsAre(LayerKind::dense, LayerKind::sparse, LayerKind::sparse));
+  EXPECT_THAT(with("ernie4_5_moe", "moe_layer_end_index", 1).layer_kinds,
+              ElementsAre(LayerKind::dense, LayerKind::sparse, LayerKind::dense));
+  EXPECT_THAT(with("ernie4_5_moe", "moe_layer_interval", 2).layer_kinds,
+              ElementsAre(LayerKind::dense, LayerKind::sparse, LayerKind::dense));
+  error_with("ernie4_5_moe", "use_bias", true);
+  error_with("ernie4_5_moe", "moe_norm_min", 0.5);
+  error_with("ernie4_5_moe", "moe_layer_start_index", std::vector<int>{1, 2});
+  error_with("ernie4_5_moe", "moe_k", 11);
+}
+
+TEST(Config, ReadsHunyuan) {
+  const ModelConfig c = load_config(test::data_dir("hunyuan_v1_moe"));
+  EXPECT_EQ(c.qk_norm, QkNorm::turned_head);
+  EXPECT_TRUE(c.qk_norm_weights());
+  EXPECT_EQ(c.moe.topk, 3);  // a list, the same for each layer
+  EXPECT_EQ(c.moe.shared_inter, c.moe.inter);
+  EXPECT_TRUE(c.moe.router.renormalize);
+  EXPECT_DOUBLE_EQ(c.rope.theta, 10000.0 * std::pow(50.0, 20.0 / 18.0));
+  EXPECT_EQ(c.rope.scaling, RopeScaling::none);
+  EXPECT_EQ(with("hunyuan_v1_moe", "moe_topk", 2).moe.topk, 2);
+  error_with("hunyuan_v1_moe", "moe_topk", std::vector<int>{2, 3});
+  error_with("hunyuan_v1_moe", "moe_topk", std::vector<int>{});
+  error_with("hunyuan_v1_moe", "moe_intermediate_size", std::vector<int>{28, 20});
+  error_with("hunyuan_v1_moe", "moe_intermediate_size", 20);
+  error_with("hunyuan_v1_moe", "num_shared_expert", std::vector<int>{2, 2});
+  error_with("hunyuan_v1_moe", "use_cla", true);
+  error_with("hunyuan_v1_moe", "use_qk_norm", false);
+  error_with("hunyuan_v1_moe", "rope_scaling", {{"type", "dynamic"}, {"factor", 2.0}});
+  error_with("hunyuan_v1_moe", "rope_scaling", {{"type", "dynamic"}, {"alpha", 0}});
+}
+
+TEST(Config, ReadsMistral4) {
+  const ModelConfig c = load_config(test::data_dir("mistral4"));
+  EXPECT_EQ(c.head_dim, 28);
+  EXPECT_EQ(c.rope.dim, 8);
+  EXPECT_EQ(c.moe.router.score, RouterOptions::Score::softmax);
+  EXPECT_EQ(c.moe.router.group_score, RouterOptions::GroupScore::sum_of_two);
+  EXPECT_FALSE(c.moe.selection_bias);
+  const QueryGrowth& growth = c.layer_attention[1].growth;
+  EXPECT_EQ(growth.step, 13);
+  EXPECT_EQ(growth.factor(12), 1.0F);
+  EXPECT_FLOAT_EQ(growth.factor(13), 1.0F + 0.3F * std::log(2.0F));
+  // A class with a scaling of its own: growth is part of it.
+  const ModelConfig silent = with("mistral4", "rope_parameters", nullptr);
+  EXPECT_EQ(silent.layer_attention[0].growth.step, 8192);
+  EXPECT_EQ(silent.rope.dim, 8);
+  error_with("mistral4", "rope_parameters", {{"rope_type", "default"}, {"rope_theta", 1e4}});
+  error_with("mistral4", "scoring_func", "sigmoid");
+  error_with("mistral4", "n_group", 5);
+}
+
+TEST(Config, GlmFlashNamesItsDenseLayers) {
+  const ModelConfig c = load_config(test::data_dir("glm4_moe_lite"));
+  EXPECT_THAT(c.layer_kinds, ElementsAre(LayerKind::sparse, LayerKind::dense, LayerKind::sparse));
+  EXPECT_EQ(c.moe.router.scaling, 1.8F);
+  const std::vector<LayerKind> first = {LayerKind::dense, LayerKind::sparse, LayerKind::sparse};
+  EXPECT_EQ(with("glm4_moe_lite", "mlp_layer_types", nullptr).layer_kinds, first);
+  error_with("glm4_moe_lite", "mlp_layer_types", {"sparse", "dense"});
+  error_with("glm4_moe_lite", "mlp_layer_types", {"sparse", "dense", "hash_moe"});
+  error_with("glm4_moe_lite", "intermediate_size", 0);
+}
+
+TEST(Config, PositionsEndWithWhatTheIndexerKeeps) {
+  for (const char* model : {"deepseek_v32", "glm_moe_dsa"}) {
+    const ModelConfig c = load_config(test::data_dir(model));
+    EXPECT_EQ(c.max_positions, 496) << model;
+    EXPECT_THAT(c.notes, ElementsAre(HasSubstr("limited to 496 of 512"))) << model;
+    const ModelConfig all = with(model, "index_topk", 512);
+    EXPECT_EQ(all.max_positions, 512);
+    EXPECT_THAT(all.notes, IsEmpty());
+    EXPECT_EQ(with(model, "index_topk", 4096).max_positions, 512);
+    error_with(model, "index_topk", 0);
+    EXPECT_EQ(Checkpoint::open(test::data_dir(model)).notes().size(), 1U);
+  }
+  // The scaling is that of the model, not of the positions left.
+  EXPECT_EQ(load_config(test::data_dir("deepseek_v32")).rope.factor, 8.0);
+}
+
+TEST(Config, KimiWithPicturesIsAKimiInside) {
+  const ModelConfig c = load_config(test::data_dir("kimi_k25_pictures_int4"));
+  EXPECT_EQ(c.model_type, "kimi_k25");
+  EXPECT_EQ(c.moe.experts, 9);
+  json fields = golden("kimi_k25_pictures_int4");
+  fields["architectures"] = {"Kimi_K25ForConditionalGeneration"};  // as transformers writes it
+  EXPECT_EQ(parse_config(fields.dump(), "config.json").model_type, "kimi_k25");
+  fields.erase("text_config");
+  EXPECT_THROW(parse_config(fields.dump(), "config.json"), ModelError);
+}
+
+TEST(Checkpoint, ExpertsLieTogetherWhereTheFilesSay) {
+  EXPECT_EQ(Checkpoint::open(test::data_dir("qwen3_stacked")).config().moe.storage,
+            ExpertStorage::rows);
+  EXPECT_EQ(Checkpoint::open(test::data_dir("qwen3_bf16")).config().moe.storage,
+            ExpertStorage::apart);
+}
+
+}  // namespace
+}  // namespace ferry
