@@ -60,8 +60,8 @@ Json message_of(const std::vector<Json>& events) {
   return message;
 }
 
-/// What two messages of the same request share.
-Json without_ids(Json message) {
+/// What two messages of the same request share, in any order of members.
+test::Json without_ids(Json message) {
   message.erase("id");
   for (Json& block : message["content"]) block.erase("id");
   message["usage"].erase("cache_read_input_tokens");

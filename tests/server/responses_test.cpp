@@ -60,7 +60,8 @@ Json output_of(const std::vector<Json>& events) {
   return items;
 }
 
-Json without_ids(Json items) {
+/// In any order of members.
+test::Json without_ids(Json items) {
   for (Json& item : items)
     for (const char* name : {"id", "call_id"}) item.erase(name);
   return items;
