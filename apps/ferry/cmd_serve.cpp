@@ -14,13 +14,12 @@
 #include "apps/ferry/command.h"
 #include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
+#include "apps/ferry/served_session.h"
 #include "apps/ferry/session.h"
-#include "ferry/checkpoint/hub_cache.h"
 #include "ferry/core/error.h"
 #include "ferry/core/types.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/server/server.h"
-#include "ferry/text/answer/answer_parser.h"
 
 namespace ferry {
 
@@ -36,8 +35,7 @@ struct ServeOptions {
   CommonOptions common;
   HttpOptions http;
   std::string name;
-  std::string call_parser = "auto";
-  std::string thinking_parser = "auto";
+  ParserFlags parsers;
   int max_running = 0;
   std::int64_t max_total_tokens = 0;
   double mem_fraction = 0.8;
@@ -75,21 +73,7 @@ void add_options(Command& command, ServeOptions& o) {
                   "What clients call the model [as on the Hub, or its directory's name]")
       ->type_name("NAME")
       ->group(kGroup);
-  command
-      .add_option("--tool-call-parser",
-                  o.call_parser,
-                  "How the model writes calls: hermes, qwen3_coder, deepseek_v3, kimi_k2, glm45, "
-                  "llama4_pythonic, openai, mistral; auto: as its chat template says; none")
-      ->type_name("NAME")
-      ->capture_default_str()
-      ->group(kGroup);
-  command
-      .add_option("--reasoning-parser",
-                  o.thinking_parser,
-                  "How it thinks: deepseek_r1, qwen3, openai_gptoss, kimi, mistral; auto; none")
-      ->type_name("NAME")
-      ->capture_default_str()
-      ->group(kGroup);
+  add_parser_options(command, o.parsers, kGroup);
   command
       .add_option("--max-running-requests",
                   o.max_running,
@@ -177,26 +161,6 @@ RunOptions resolve(const ServeOptions& o) {
   return run;
 }
 
-ServedModel served_model(const ServeOptions& o, const Session& session) {
-  const RunOptions& run = session.options;
-  const std::filesystem::path path = std::filesystem::weakly_canonical(run.model);
-  const std::string chat = chat_template_text(run.model);
-  return {.name = o.name.empty() ? model_name(path) : o.name,
-          .path = run.model.string(),
-          .config = &session.config(),
-          .tokenizer = session.model.tokenizer(),
-          .render_chat = chat_renderer(run.model),
-          .calls = find_call_style(o.call_parser, chat),
-          .thinking = find_thinking_style(o.thinking_parser, chat),
-          .sampling = recommended_sampling(run.model),
-          .max_context = session.model.max_context(),
-          .started = std::time(nullptr),
-          .weights = std::string(weight_type_name(session.model.weights().type)),
-          .backend = std::string(backend_name(run.decoder.backend)),
-          .transport = run.launch.transport,
-          .ranks = run.launch.ranks};
-}
-
 void print_config(const ServeOptions& o,
                   const Session& session,
                   const ServedModel& model,
@@ -233,7 +197,7 @@ int run_server(const ServeOptions& o) {
   const bool leads = !run.launch.world || run.launch.world->rank == 0;
   if (leads) check_port(options.http);
   const Session session = open_session(run);
-  const ServedModel model = served_model(o, session);
+  const ServedModel model = served_model(session, o.name, o.parsers);
   catch_stop_signals();
   return session.model.run_engine([&](Engine& engine) {
     serve(
@@ -257,7 +221,7 @@ int run_server(const ServeOptions& o) {
 
 void add_serve(Command& app, int& status) {
   Command* command =
-      app.add_subcommand("serve", "Answer HTTP requests: OpenAI's and SGLang's APIs");
+      app.add_subcommand("serve", "Answer HTTP requests: OpenAI's, Anthropic's and SGLang's APIs");
   auto options = std::make_shared<ServeOptions>(*command);
   add_options(*command, *options);
   command->callback([options, &status] { status = run_server(*options); });

@@ -9,6 +9,7 @@ class Command;
 /// stores its exit status. Errors leave as exceptions; main() turns them into one line.
 void add_generate(Command& app, int& status);
 void add_serve(Command& app, int& status);
+void add_chat(Command& app, int& status);
 void add_eval(Command& app, int& status);
 void add_inspect(Command& app, int& status);
 void add_make_model(Command& app, int& status);

@@ -58,6 +58,7 @@ int run(int argc, char** argv) {
   int status = 0;
   add_generate(app, status);
   add_serve(app, status);
+  add_chat(app, status);
   add_eval(app, status);
   add_inspect(app, status);
   add_make_model(app, status);

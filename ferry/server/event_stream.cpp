@@ -1,12 +1,13 @@
 #include "ferry/server/event_stream.h"
 
+#include <nlohmann/json.hpp>
 #include <utility>
 
 namespace ferry {
 
 namespace {
 
-std::string event(const std::string& data) {
+std::string unnamed_event(const std::string& data) {
   return data.empty() ? std::string() : "data: " + data + "\n\n";
 }
 
@@ -19,29 +20,22 @@ class Events {
     if (over_) return std::nullopt;
     std::string out;
     try {
-      if (!std::exchange(begun_, true)) out += event(form_.head(*generation_));
+      if (!std::exchange(begun_, true)) out += form_.head(*generation_);
       if (*aborted_) {
         for (const Generation::Piece& last : abort(*generation_))
-          out += event(form_.piece(*generation_, last));
+          out += form_.piece(*generation_, last);
       }
       while (!generation_->done()) {  // whatever is there already goes out in one write
-        if (const auto piece = generation_->next()) out += event(form_.piece(*generation_, *piece));
+        if (const auto piece = generation_->next()) out += form_.piece(*generation_, *piece);
         if (!generation_->ready()) break;
       }
       if (generation_->done()) {
         over_ = true;
-        out += event(form_.tail(*generation_)) + event("[DONE]");
+        out += form_.tail(*generation_);
       }
-    } catch (const HttpError& e) {
+    } catch (const std::exception&) {
       over_ = true;
-      out += event(error_body(e.status(), e.what(), e.code()));
-    } catch (const Refused& e) {
-      over_ = true;
-      const HttpError error = http_error(e);
-      out += event(error_body(error.status(), error.what()));
-    } catch (const std::exception& e) {
-      over_ = true;
-      out += event(error_body(500, e.what()));
+      out += form_.failure(current_http_error());
     }
     return out;
   }
@@ -55,6 +49,20 @@ class Events {
 };
 
 }  // namespace
+
+EventForm unnamed_events(EventForm bodies) {
+  return {.head = [head = std::move(bodies.head)](Generation& g) { return unnamed_event(head(g)); },
+          .piece = [piece = std::move(bodies.piece)](
+                       Generation& g,
+                       const Generation::Piece& p) { return unnamed_event(piece(g, p)); },
+          .tail = [tail = std::move(bodies.tail)](
+                      Generation& g) { return unnamed_event(tail(g)) + unnamed_event("[DONE]"); },
+          .failure = [](const HttpError& error) { return unnamed_event(error_body(error)); }};
+}
+
+std::string named_event(const nlohmann::ordered_json& event) {
+  return "event: " + event.at("type").get<std::string>() + "\n" + unnamed_event(to_text(event));
+}
 
 HttpReply stream_events(std::shared_ptr<Generation> generation,
                         EventForm form,

@@ -11,8 +11,8 @@
 #include <condition_variable>
 #include <deque>
 #include <limits>
+#include <map>
 #include <mutex>
-#include <nlohmann/json.hpp>
 #include <regex>
 #include <set>
 #include <string_view>
@@ -110,19 +110,6 @@ class Threads : public httplib::TaskQueue {
   bool stopping_ = false;
 };
 
-std::string error_type(int status) {
-  switch (status) {
-    case 401:
-      return "authentication_error";
-    case 404:
-      return "not_found_error";
-    case 429:
-      return "rate_limit_error";
-    default:
-      return status < 500 ? "invalid_request_error" : "server_error";
-  }
-}
-
 std::string default_message(int status, const std::string& path, std::size_t max_body) {
   switch (status) {
     case 400:
@@ -143,30 +130,6 @@ std::string default_message(int status, const std::string& path, std::size_t max
 }
 
 }  // namespace
-
-std::string error_body(int status, const std::string& message, const std::string& code) {
-  const nlohmann::ordered_json body{
-      {"error",
-       {{"message", message},
-        {"type", error_type(status)},
-        {"param", nullptr},
-        {"code", code.empty() ? nlohmann::ordered_json(status) : nlohmann::ordered_json(code)}}}};
-  return body.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
-}
-
-HttpError http_error(const Refused& refused) {
-  switch (refused.reason()) {
-    case Refused::Reason::full:
-      return {429, "the server has as many requests as it may hold; try again", /*retry=*/true};
-    case Refused::Reason::busy:
-      return {503, "the engine is busy", /*retry=*/true};
-    case Refused::Reason::closing:
-      return {503, "the server is shutting down", /*retry=*/true};
-    case Refused::Reason::ended:
-      break;
-  }
-  return {503, refused.what()};
-}
 
 class HttpServer::Impl : private httplib::Server {
  public:
@@ -194,23 +157,22 @@ class HttpServer::Impl : private httplib::Server {
 
   ~Impl() override { end(); }
 
-  void route(bool is_post, const std::string& path, HttpHandler handler, bool open) {
+  void route(const std::string& path, HttpHandler handler, bool open) {
     paths_.insert(path);
     if (open) open_paths_.insert(path);
-    // httplib reads paths as patterns.
-    static const std::regex special(R"([.^$|()\[\]{}*+?\\])");
-    const std::string pattern = std::regex_replace(path, special, R"(\$&)");
-    if (!is_post) {
-      Get(pattern,
-          [handler = std::move(handler)](const httplib::Request& request,
-                                         httplib::Response& response) {
-            handle(handler, request, "", response);
-          });
-      return;
-    }
+    Get(pattern_of(path),
+        [this, handler = std::move(handler)](const httplib::Request& request,
+                                             httplib::Response& response) {
+          handle(handler, request, "", response);
+        });
+  }
+
+  void route(const std::string& path, HttpHandler handler, ErrorForm errors) {
+    paths_.insert(path);
+    error_forms_[path] = std::move(errors);
     // Bodies are ours to read: httplib wants forms, as which curl announces all it sends, to be
     // short, and reads a body without a length until the client hangs up.
-    Post(pattern,
+    Post(pattern_of(path),
          [this, handler = std::move(handler)](const httplib::Request& request,
                                               httplib::Response& response,
                                               const httplib::ContentReader& reader) {
@@ -240,6 +202,12 @@ class HttpServer::Impl : private httplib::Server {
   int busy() const { return busy_; }
 
  private:
+  /// httplib reads paths as patterns.
+  static std::string pattern_of(const std::string& path) {
+    static const std::regex special(R"([.^$|()\[\]{}*+?\\])");
+    return std::regex_replace(path, special, R"(\$&)");
+  }
+
   void take_port() {
     // Without SO_REUSEPORT, which is httplib's default: two servers on one port would share its
     // clients.
@@ -275,7 +243,7 @@ class HttpServer::Impl : private httplib::Server {
   }
 
   static void refuse(Connection& connection) {
-    const std::string body = error_body(503, "too many connections; try again");
+    const std::string body = error_body(HttpError(503, "too many connections; try again"));
     const std::string answer = fmt::format(
         "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: {}\r\n"
         "Connection: close\r\nContent-Length: {}\r\n\r\n{}",
@@ -350,41 +318,47 @@ class HttpServer::Impl : private httplib::Server {
       response.status = 401;
       response.set_header("WWW-Authenticate", "Bearer");
       response.set_header("Connection", "close");
-      set_error(response, 401, "a valid API key is needed: \"Authorization: Bearer KEY\"");
+      set_error(
+          request,
+          response,
+          {401, "a valid API key is needed: \"Authorization: Bearer KEY\" or \"x-api-key: KEY\""});
       return HandlerResponse::Handled;
     }
     if (request.has_header("Content-Encoding")) {  // a few bytes could unpack to any size
-      set_error(response, 415, "bodies must come without Content-Encoding");
+      set_error(request, response, {415, "bodies must come without Content-Encoding"});
       response.set_header("Connection", "close");
       return HandlerResponse::Handled;
     }
     return HandlerResponse::Unhandled;
   }
 
+  bool is_key(std::string_view given) const {
+    const std::string& wanted = options_.api_key;
+    return given.size() == wanted.size() &&
+           CRYPTO_memcmp(given.data(), wanted.data(), wanted.size()) == 0;
+  }
+
+  /// As OpenAI's clients or Anthropic's give it.
   bool has_key(const httplib::Request& request) const {
-    if (options_.api_key.empty()) return true;
+    if (options_.api_key.empty() || is_key(request.get_header_value("x-api-key"))) return true;
     constexpr std::string_view kScheme = "bearer ";  // in any case
     const std::string given = request.get_header_value("Authorization");
-    const std::string& wanted = options_.api_key;
     const bool scheme =
         given.size() > kScheme.size() &&
         std::equal(kScheme.begin(), kScheme.end(), given.begin(), [](char a, char b) {
           return a == std::tolower(static_cast<unsigned char>(b));
         });
-    return scheme && given.size() - kScheme.size() == wanted.size() &&
-           CRYPTO_memcmp(given.data() + kScheme.size(), wanted.data(), wanted.size()) == 0;
+    return scheme && is_key(std::string_view(given).substr(kScheme.size()));
   }
 
-  static void set_error(httplib::Response& response, const HttpError& error) {
+  void set_error(const httplib::Request& request,
+                 httplib::Response& response,
+                 const HttpError& error) const {
+    const auto form = error_forms_.find(request.path);
     response.status = error.status();
-    response.set_content(error_body(error.status(), error.what(), error.code()),
+    response.set_content(form == error_forms_.end() ? error_body(error) : form->second(error),
                          "application/json");
     if (error.retry()) response.set_header("Retry-After", kRetryAfterSeconds);
-  }
-
-  static void set_error(httplib::Response& response, int status, const std::string& message) {
-    response.status = status;
-    response.set_content(error_body(status, message), "application/json");
   }
 
   /// Gives errors that httplib found a body.
@@ -398,15 +372,16 @@ class HttpServer::Impl : private httplib::Server {
     // What is left of the body would be taken for the next request.
     if (response.status != 404 && response.status != 405)
       response.set_header("Connection", "close");
-    set_error(response,
-              response.status,
-              default_message(response.status, request.path, options_.max_body_bytes));
+    set_error(
+        request,
+        response,
+        {response.status, default_message(response.status, request.path, options_.max_body_bytes)});
   }
 
-  static void handle(const HttpHandler& handler,
-                     const httplib::Request& request,
-                     std::string body,
-                     httplib::Response& response) {
+  void handle(const HttpHandler& handler,
+              const httplib::Request& request,
+              std::string body,
+              httplib::Response& response) const {
     const Connection* connection = current;
     try {
       HttpReply reply = handler({.body = std::move(body), .peer = request.remote_addr, .gone = [=] {
@@ -414,14 +389,8 @@ class HttpServer::Impl : private httplib::Server {
                                  }});
       if (!reply.next) return response.set_content(reply.body, reply.content_type);
       stream(std::move(reply), *connection, response);
-    } catch (const HttpError& e) {
-      set_error(response, e);
-    } catch (const Refused& e) {
-      set_error(response, http_error(e));
-    } catch (const ConfigError& e) {  // what the client asked for cannot be
-      set_error(response, 400, e.what());
-    } catch (const std::exception& e) {
-      set_error(response, 500, e.what());
+    } catch (const std::exception&) {
+      set_error(request, response, current_http_error());
     }
   }
 
@@ -455,6 +424,7 @@ class HttpServer::Impl : private httplib::Server {
   HttpOptions options_;
   int port_ = -1;
   std::set<std::string> paths_, open_paths_;
+  std::map<std::string, ErrorForm> error_forms_;  // of paths
   std::atomic<int> connections_{0};
   std::atomic<int> busy_{0};
   std::atomic<bool> stopping_{false};
@@ -466,11 +436,11 @@ HttpServer::HttpServer(const HttpOptions& options) : impl_(std::make_unique<Impl
 HttpServer::~HttpServer() = default;
 
 void HttpServer::get(const std::string& path, HttpHandler handler, bool open) {
-  impl_->route(false, path, std::move(handler), open);
+  impl_->route(path, std::move(handler), open);
 }
 
-void HttpServer::post(const std::string& path, HttpHandler handler) {
-  impl_->route(true, path, std::move(handler), false);
+void HttpServer::post(const std::string& path, HttpHandler handler, ErrorForm errors) {
+  impl_->route(path, std::move(handler), std::move(errors));
 }
 
 void HttpServer::start() { impl_->begin(); }

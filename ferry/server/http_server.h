@@ -10,37 +10,9 @@
 #include <utility>
 #include <vector>
 
-#include "ferry/core/error.h"
-#include "ferry/refused.h"
+#include "ferry/server/http_error.h"
 
 namespace ferry {
-
-/// An answer other than success; the handler's thread throws it, the client gets it as JSON.
-class HttpError : public Error {
- public:
-  HttpError(int status, const std::string& message, bool retry = false)
-      : Error(message), status_(status), retry_(retry) {}
-
-  /// With what OpenAI's clients look for in "code".
-  HttpError(int status, const std::string& message, const char* code)
-      : Error(message), status_(status), code_(code) {}
-
-  int status() const { return status_; }
-
-  /// Empty: the status.
-  const std::string& code() const { return code_; }
-
-  /// Whether it says when to try again.
-  bool retry() const { return retry_; }
-
- private:
-  int status_;
-  std::string code_;
-  bool retry_ = false;
-};
-
-/// What HTTP says for it.
-HttpError http_error(const Refused& refused);
 
 struct HttpRequest {
   std::string body;
@@ -67,10 +39,15 @@ class RouteTable {
 
   /// `open`: also for those who have no key.
   virtual void get(const std::string& path, HttpHandler handler, bool open) = 0;
-  virtual void post(const std::string& path, HttpHandler handler) = 0;
+  /// `errors`: how errors of this path look, whoever finds them.
+  virtual void post(const std::string& path, HttpHandler handler, ErrorForm errors) = 0;
 
   void get(const std::string& path, HttpHandler handler) {
     get(path, std::move(handler), /*open=*/false);
+  }
+
+  void post(const std::string& path, HttpHandler handler) {
+    post(path, std::move(handler), error_body);
   }
 };
 
@@ -103,9 +80,10 @@ class HttpServer : public RouteTable {
   HttpServer& operator=(const HttpServer&) = delete;
 
   using RouteTable::get;
+  using RouteTable::post;
   /// Only before start(), as post().
   void get(const std::string& path, HttpHandler handler, bool open) override;
-  void post(const std::string& path, HttpHandler handler) override;
+  void post(const std::string& path, HttpHandler handler, ErrorForm errors) override;
 
   /// Answers on threads of its own from now on.
   void start();
@@ -122,8 +100,5 @@ class HttpServer : public RouteTable {
   class Impl;
   std::unique_ptr<Impl> impl_;
 };
-
-/// {"error": {...}} as OpenAI shapes it.
-std::string error_body(int status, const std::string& message, const std::string& code = {});
 
 }  // namespace ferry

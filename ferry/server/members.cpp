@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "ferry/core/error.h"
@@ -182,6 +184,86 @@ constexpr auto kChat = std::to_array<Member>({
     {"best_of", kRefused, "1"},
 });
 
+/// Anthropic's. What they call as others do, and others' sampling, stands in the shared tables.
+constexpr auto kMessages = std::to_array<Member>({
+    {"model", kDone},
+    {"messages", kDone},
+    {"system", kDone},
+    {"stop_sequences", kDone},
+    {"metadata", kDone},
+    {"tools", kDone},
+    {"tool_choice", kDone},
+    {"thinking", kDone},
+    {"output_config", kDone},
+    {"chat_template_kwargs", kDone},
+    {"cache_control", kHarmless},  // prompts are remembered anyway
+    {"service_tier", kHarmless},
+    {"speed", kHarmless},
+    {"inference_geo", kHarmless},
+    {"user_profile_id", kHarmless},
+    {"workspace_id", kHarmless},
+    {"diagnostics", kHarmless},
+    {"container", kRefused},
+    {"mcp_servers", kRefused},
+    {"context_management", kRefused},
+    {"output_format", kRefused},
+    {"response_format", kRefused},
+    {"stop", kRefused},
+    {"n", kRefused, "1"},
+});
+
+/// OpenAI's responses, likewise.
+constexpr auto kResponses = std::to_array<Member>({
+    {"model", kDone},
+    {"input", kDone},
+    {"instructions", kDone},
+    {"max_output_tokens", kDone},
+    {"tools", kDone},
+    {"tool_choice", kDone},
+    {"parallel_tool_calls", kDone},
+    {"text", kDone},
+    {"reasoning", kDone},
+    {"include", kDone},
+    {"top_logprobs", kDone},
+    {"user", kDone},
+    {"chat_template_kwargs", kDone},
+    {"store", kHarmless},           // nothing is
+    {"metadata", kHarmless},        // comes back as it is
+    {"max_tool_calls", kHarmless},  // of tools that OpenAI runs
+    {"stream_options", kHarmless},  // padding against who listens to lengths
+    {"service_tier", kHarmless},
+    {"safety_identifier", kHarmless},
+    {"prompt_cache_key", kHarmless},
+    {"prompt_cache_retention", kHarmless},
+    {"prompt_cache_options", kHarmless},
+    {"access_programs", kHarmless},
+    {"background_options", kHarmless},
+    {"image", kHarmless},  // of images, which are refused
+    {"previous_response_id", kRefused},
+    {"conversation", kRefused},
+    {"background", kRefused, "false"},
+    {"prompt", kRefused},
+    {"truncation", kRefused, R"("disabled")"},
+    {"context_management", kRefused},
+    {"moderation", kRefused},
+    {"messages", kRefused},
+    {"response_format", kRefused},
+    {"reasoning_effort", kRefused},
+    {"max_tokens", kRefused},
+    {"n", kRefused, "1"},
+});
+
+/// An API's own members, and those of the others that it does not name itself.
+std::vector<Member> with_others(std::span<const Member> own, const std::vector<Member>& others) {
+  std::vector<Member> all(own.begin(), own.end());
+  std::copy_if(others.begin(), others.end(), std::back_inserter(all), [&](const Member& member) {
+    return std::none_of(own.begin(), own.end(), [&](const Member& one) {
+      return std::string_view(one.name) == member.name;
+    });
+  });
+  return all;
+}
+
 template <class... Tables>
 std::vector<Member> joined(const Tables&... tables) {
   std::vector<Member> all;
@@ -209,6 +291,9 @@ std::span<const Member> members_of(RequestKind kind) {
   static const std::vector<Member> params = joined(kSamplingParams, kSampling);
   static const std::vector<Member> completion = joined(kCompletion, kOpenAi, kSampling, kServing);
   static const std::vector<Member> chat = joined(kChat, kOpenAi, kSampling, kServing);
+  static const std::vector<Member> others = joined(kSampling, kServing);
+  static const std::vector<Member> messages = with_others(kMessages, others);
+  static const std::vector<Member> responses = with_others(kResponses, others);
   switch (kind) {
     case RequestKind::generate:
       return generate;
@@ -218,6 +303,10 @@ std::span<const Member> members_of(RequestKind kind) {
       return completion;
     case RequestKind::chat:
       return chat;
+    case RequestKind::messages:
+      return messages;
+    case RequestKind::responses:
+      return responses;
   }
   return {};
 }
@@ -232,6 +321,19 @@ void check_members(RequestKind kind, const Json& object) {
     fail<ConfigError>(
         "\"{}\" of {} is not supported; leave it out", member.name, shown_value(*found));
   }
+}
+
+Json shared_with_chats(RequestKind kind, const Json& object) {
+  const auto is_done = [](RequestKind where, std::string_view name) {
+    const auto members = members_of(where);
+    return std::any_of(members.begin(), members.end(), [&](const Member& member) {
+      return member.fate == Member::Fate::done && member.name == name;
+    });
+  };
+  Json shared = Json::object();
+  for (const auto& [name, value] : object.items())
+    if (is_done(kind, name) && is_done(RequestKind::chat, name)) shared[name] = value;
+  return shared;
 }
 
 }  // namespace ferry

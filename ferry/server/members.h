@@ -1,5 +1,6 @@
-// Every member of a request that OpenAI, SGLang and vLLM know, and what becomes of it here: one
-// table for each kind of object. Nothing that would change a result is passed over in silence.
+// Every member of a request that OpenAI, Anthropic, SGLang and vLLM know, and what becomes of it
+// here: one table for each kind of object. Nothing that would change a result is passed over in
+// silence.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +15,8 @@ enum class RequestKind : std::uint8_t {
   sampling_params,  ///< what stands under that name
   completion,
   chat,
+  messages,   ///< Anthropic's, of both of its routes
+  responses,  ///< OpenAI's
 };
 
 struct Member {
@@ -34,5 +37,8 @@ std::span<const Member> members_of(RequestKind kind);
 
 /// Throws ConfigError, which names the member, for one that is refused. Unknown members pass.
 void check_members(RequestKind kind, const nlohmann::ordered_json& object);
+
+/// The members of `object` that are done there and, by the same name, in chats.
+nlohmann::ordered_json shared_with_chats(RequestKind kind, const nlohmann::ordered_json& object);
 
 }  // namespace ferry

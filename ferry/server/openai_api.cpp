@@ -9,9 +9,7 @@
 #include <utility>
 
 #include "ferry/core/error.h"
-#include "ferry/server/event_stream.h"
-#include "ferry/server/generation.h"
-#include "ferry/server/openai_call.h"
+#include "ferry/server/call_answer.h"
 #include "ferry/server/openai_logprobs.h"
 
 namespace ferry {
@@ -125,6 +123,10 @@ class OpenAiForm {
     return to_text(json);
   }
 
+  static std::string failure(const HttpError& error) { return error_body(error); }
+
+  const OpenAiCall& call() const { return call_; }
+
  private:
   Json frame(const char* object) const {
     return {{"id", call_.id},
@@ -185,23 +187,10 @@ HttpReply answer(EngineFront& front,
                  CallRegistry& calls,
                  OpenAiCall call,
                  const HttpRequest& request) {
-  const bool stream = call.stream;
-  const CallRegistry::Aborted aborted = calls.add(call.rid);
-  GenerationSettings settings = call.settings;
-  settings.choices = call.best_of;
-  const auto generation =
-      std::make_shared<Generation>(front, for_generation(model), call.prompts, settings);
-  const auto form = std::make_shared<OpenAiForm>(model, std::move(call));
-  if (stream) {  // the three functions own the form together
-    return stream_events(
-        generation,
-        {.head = [form](Generation& g) { return form->head(g); },
-         .piece = [form](Generation& g, const Generation::Piece& p) { return form->piece(g, p); },
-         .tail = [form](Generation& g) { return form->tail(g); }},
-        aborted);
-  }
-  finish(*generation, request, *aborted);
-  return {.body = form->whole(*generation)};
+  const auto shared = std::make_shared<OpenAiForm>(model, std::move(call));
+  CallForm form = form_of(shared);
+  form.events = unnamed_events(std::move(form.events));
+  return answer_call(front, model, calls, shared->call(), std::move(form), request);
 }
 
 Json model_json(const ServedModel& model) {

@@ -20,11 +20,6 @@ namespace {
 
 constexpr int kDefaultCompletionTokens = 16;
 
-std::string new_id(const char* prefix) {
-  std::random_device device;
-  return fmt::format("{}-{:08x}{:08x}{:08x}", prefix, device(), device(), device());
-}
-
 /// What both routes have.
 void read_shared(const JsonFields& fields,
                  const ServedModel& model,
@@ -110,11 +105,16 @@ void read_echo(const JsonFields& fields, const ServedModel& model, OpenAiCall& c
 
 }  // namespace
 
+std::string new_id(std::string_view prefix) {
+  std::random_device device;
+  return fmt::format("{}{:08x}{:08x}{:08x}", prefix, device(), device(), device());
+}
+
 OpenAiCall read_completion(const HttpRequest& request, const ServedModel& model) {
   const Json body = parse_object(request.body);
   check_members(RequestKind::completion, body);
   const JsonFields fields(body);
-  OpenAiCall call{.id = new_id("cmpl")};
+  OpenAiCall call{.id = new_id("cmpl-")};
   call.settings.max_new_tokens = kDefaultCompletionTokens;
   read_shared(fields, model, request, call);
   read_completion_logprobs(fields, call);
@@ -132,7 +132,6 @@ OpenAiCall read_completion(const HttpRequest& request, const ServedModel& model)
       call.prompts.push_back(encode(model, one, add_special));
   }
   truncate_prompts(fields, model, call);
-  check_lengths(model, call.prompts);
   read_echo(fields, model, call);
   read_prompt_logprobs(fields, call);
   return call;
@@ -141,8 +140,12 @@ OpenAiCall read_completion(const HttpRequest& request, const ServedModel& model)
 OpenAiCall read_chat(const HttpRequest& request, const ServedModel& model) {
   const Json body = parse_object(request.body);
   check_members(RequestKind::chat, body);
+  return read_chat(body, request, model);
+}
+
+OpenAiCall read_chat(const Json& body, const HttpRequest& request, const ServedModel& model) {
   const JsonFields fields(body);
-  OpenAiCall call{.chat = true, .id = new_id("chatcmpl")};
+  OpenAiCall call{.chat = true, .id = new_id("chatcmpl-")};
   read_shared(fields, model, request, call);
   const int top = top_logprobs(fields, "top_logprobs");
   call.logprobs = fields.boolean("logprobs").value_or(false);
@@ -158,7 +161,6 @@ OpenAiCall read_chat(const HttpRequest& request, const ServedModel& model) {
   call.prompts.push_back(
       encode(model, prompt, fields.boolean("add_special_tokens").value_or(false)));
   truncate_prompts(fields, model, call);
-  check_lengths(model, call.prompts);
   return call;
 }
 

@@ -3,7 +3,9 @@
 
 #include <cstdint>
 #include <ctime>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "ferry/generation_settings.h"
@@ -32,8 +34,17 @@ struct OpenAiCall {
   std::time_t created = std::time(nullptr);
 };
 
-/// Throw ConfigError and HttpError.
+/// That no other thing has; begins with `prefix`.
+std::string new_id(std::string_view prefix);
+
+/// Throw ConfigError and HttpError. Whether prompts fit is for answer_call() to say.
 OpenAiCall read_completion(const HttpRequest& request, const ServedModel& model);
 OpenAiCall read_chat(const HttpRequest& request, const ServedModel& model);
+
+/// The same for a body that another API's request was translated into, whose members have been
+/// checked there.
+OpenAiCall read_chat(const nlohmann::ordered_json& body,
+                     const HttpRequest& request,
+                     const ServedModel& model);
 
 }  // namespace ferry

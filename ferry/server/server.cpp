@@ -4,9 +4,11 @@
 #include <thread>
 
 #include "ferry/runtime/engine_front.h"
+#include "ferry/server/messages_api.h"
 #include "ferry/server/metrics.h"
 #include "ferry/server/openai_api.h"
 #include "ferry/server/operations.h"
+#include "ferry/server/responses_api.h"
 #include "ferry/server/sglang_api.h"
 
 namespace ferry {
@@ -80,6 +82,8 @@ void serve(const ServerOptions& options,
   HttpServer http(http_options);
   add_sglang_routes(http, front, model, calls);
   add_openai_routes(http, front, model, calls);
+  add_messages_routes(http, front, model, calls);
+  add_responses_route(http, front, model, calls);
   add_operation_routes(http, front, metrics, model);
   engine.open();
   http.start();

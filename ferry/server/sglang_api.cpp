@@ -209,12 +209,13 @@ HttpReply generate(EngineFront& front,
   const GenerateForm form(model, call);
   if (call.stream) {
     return stream_events(generation,
-                         {.head = [](Generation&) { return std::string(); },
-                          .piece =
-                              [form](Generation& g, const Generation::Piece& piece) {
-                                return to_text(form.choice(g, piece.choice));
-                              },
-                          .tail = [](Generation&) { return std::string(); }},
+                         unnamed_events({.head = [](Generation&) { return std::string(); },
+                                         .piece =
+                                             [form](Generation& g, const Generation::Piece& piece) {
+                                               return to_text(form.choice(g, piece.choice));
+                                             },
+                                         .tail = [](Generation&) { return std::string(); },
+                                         .failure = {}}),
                          aborted);
   }
   finish(*generation, request, *aborted);

@@ -1,5 +1,5 @@
-// ferry serve and the clients that people have: OpenAI's own for Python, and a browser.
-// scripts/setup.sh clients installs them; without, these tests are skipped.
+// ferry serve and the clients that people have: OpenAI's and Anthropic's own for Python, and a
+// browser. scripts/setup.sh clients installs them; without, these tests are skipped.
 #include <gtest/gtest.h>
 #include <signal.h>
 
@@ -29,22 +29,27 @@ std::string usable(const std::vector<std::string>& programs, const std::string& 
   return "";
 }
 
-TEST(Clients, OpenAisOwnForPythonFindsWhatItExpects) {
+/// Runs tests/clients/<package>_client.py, which needs that package.
+void expect_content(const std::string& package) {
   const std::string python =
       usable({(test::source_dir() / "build/clients/bin/python").string(), "python3"},
-             "-c 'import openai'");
-  if (python.empty()) GTEST_SKIP() << "no Python with openai (scripts/setup.sh clients)";
+             "-c 'import " + package + "'");
+  if (python.empty()) GTEST_SKIP() << "no Python with " << package << " (scripts/setup.sh clients)";
   Server server({"--model",
                  (test::source_dir() / "assets/demo-moe").string(),
                  "--ep",
                  "2",
                  "--api-key",
                  "k"});
-  const auto outcome =
-      output_of(python + " " + (test::source_dir() / "tests/clients/openai_client.py").string() +
-                " " + server.url("") + " k");
+  const std::filesystem::path script = "tests/clients/" + package + "_client.py";
+  const auto outcome = output_of(python + " " + (test::source_dir() / script).string() + " " +
+                                 server.url("") + " k");
   EXPECT_EQ(outcome.status, 0) << outcome.out;
 }
+
+TEST(Clients, OpenAisOwnForPythonFindsWhatItExpects) { expect_content("openai"); }
+
+TEST(Clients, AnthropicsOwnForPythonFindsWhatItExpects) { expect_content("anthropic"); }
 
 /// The dashboard's page as a browser has it after five of its seconds.
 TEST_F(LongServe, ABrowserShowsWhatTheServerDoes) {

@@ -36,6 +36,10 @@ class Echo {
     server.post("/echo", [](const HttpRequest& r) -> HttpReply { return {.body = r.body}; });
     server.post("/bad",
                 [](const HttpRequest&) -> HttpReply { fail<ConfigError>("no such thing"); });
+    server.post(
+        "/other",
+        [](const HttpRequest&) -> HttpReply { fail<ConfigError>("no such thing"); },
+        [](const HttpError& error) { return fmt::format("[{}]", error.status()); });
     server.post("/busy", [](const HttpRequest&) -> HttpReply {
       throw HttpError(429, "too much", /*retry=*/true);
     });
@@ -209,7 +213,26 @@ TEST(HttpServer, KeyIsNeededButForOpenRoutes) {
             200);
   for (const char* wrong : {"Bearer", "Bearer ", "secret", "Basic secret", "Bearer secretX"})
     EXPECT_EQ(client.Post("/echo", {{"Authorization", wrong}}, "x", "text/plain")->status, 401);
+  // As Anthropic's clients send it.
+  EXPECT_EQ(client.Post("/echo", {{"x-api-key", "secret"}}, "x", "text/plain")->status, 200);
+  for (const char* wrong : {"", "secre", "secretX", "Bearer secret"})
+    EXPECT_EQ(client.Post("/echo", {{"x-api-key", wrong}}, "x", "text/plain")->status, 401);
   EXPECT_EQ(client.Get("/open")->status, 200);
+}
+
+TEST(HttpServer, ErrorsLookAsTheirPathWants) {
+  HttpOptions options = quick();
+  options.api_key = "secret";
+  Echo echo(options);
+  const auto answer = [&](const httplib::Headers& headers, const std::string& body) {
+    return echo.client().Post("/other", headers, body, "text/plain")->body;
+  };
+  const std::pair<std::string, std::string> key{"x-api-key", "secret"};
+  EXPECT_EQ(answer({}, "x"), "[401]");
+  EXPECT_EQ(answer({key}, "x"), "[400]");
+  EXPECT_EQ(answer({key, {"Content-Encoding", "gzip"}}, "x"), "[415]");
+  EXPECT_EQ(answer({key}, std::string(options.max_body_bytes + 1, 'x')), "[413]");
+  EXPECT_EQ(echo.client().Get("/other", {key})->body, "[405]");
 }
 
 /// What curl -d sends where nobody says what it is.

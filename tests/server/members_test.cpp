@@ -26,7 +26,11 @@ std::vector<Route> routes() {
       {RequestKind::completion, "/v1/completions", {{"prompt", "Once"}, {"max_tokens", 3}}},
       {RequestKind::chat,
        "/v1/chat/completions",
-       {{"messages", Json::array({{{"role", "user"}, {"content", "Once"}}})}, {"max_tokens", 3}}}};
+       {{"messages", Json::array({{{"role", "user"}, {"content", "Once"}}})}, {"max_tokens", 3}}},
+      {RequestKind::messages,
+       "/v1/messages",
+       {{"messages", Json::array({{{"role", "user"}, {"content", "Once"}}})}, {"max_tokens", 3}}},
+      {RequestKind::responses, "/v1/responses", {{"input", "Once"}, {"max_output_tokens", 3}}}};
 }
 
 Json with(const Route& route, const std::string& name, const Json& value) {
@@ -42,8 +46,11 @@ class EveryMember : public testing::Test {
   Json answer(const Route& route, const Json& body) const {
     const HttpReply reply = (*routes_.find(route.path))(
         {.body = body.dump(), .peer = "127.0.0.1", .gone = [] { return false; }});
-    const Json json = Json::parse(reply.body);
-    return json.contains("choices") ? json["choices"] : json["output_ids"];
+    Json json = Json::parse(reply.body);
+    for (const char* name : {"choices", "output_ids", "content"})
+      if (json.contains(name)) return json[name];
+    for (Json& item : json["output"]) item.erase("id");
+    return json["output"];
   }
 
   std::string refusal(const Route& route, const Json& body) const {

@@ -12,8 +12,10 @@
 #include "ferry/runtime/engine_front.h"
 #include "ferry/runtime/model.h"
 #include "ferry/server/json_fields.h"
+#include "ferry/server/messages_api.h"
 #include "ferry/server/metrics.h"
 #include "ferry/server/openai_api.h"
+#include "ferry/server/responses_api.h"
 #include "ferry/server/sglang_api.h"
 #include "support/paths.h"
 
@@ -34,10 +36,11 @@ class OfflineRoutes : public RouteTable {
   }
 
   using RouteTable::get;
+  using RouteTable::post;
 
   void get(const std::string& /*path*/, HttpHandler /*handler*/, bool /*open*/) override {}
 
-  void post(const std::string& path, HttpHandler handler) override {
+  void post(const std::string& path, HttpHandler handler, ErrorForm /*errors*/) override {
     handlers_[path] = std::move(handler);
   }
 
@@ -71,6 +74,8 @@ class OfflineRoutes : public RouteTable {
       CallRegistry calls;
       add_sglang_routes(*this, front, model, calls);
       add_openai_routes(*this, front, model, calls);
+      add_messages_routes(*this, front, model, calls);
+      add_responses_route(*this, front, model, calls);
       engine_ = &engine;
       engine.open();
       started_.set_value();

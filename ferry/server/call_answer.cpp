@@ -1,0 +1,24 @@
+#include "ferry/server/call_answer.h"
+
+#include <utility>
+
+namespace ferry {
+
+HttpReply answer_call(EngineFront& front,
+                      const ServedModel& model,
+                      CallRegistry& calls,
+                      const OpenAiCall& call,
+                      CallForm form,
+                      const HttpRequest& request) {
+  check_lengths(model, call.prompts);
+  const CallRegistry::Aborted aborted = calls.add(call.rid);
+  GenerationSettings settings = call.settings;
+  settings.choices = call.best_of;
+  const auto generation =
+      std::make_shared<Generation>(front, for_generation(model), call.prompts, settings);
+  if (call.stream) return stream_events(generation, std::move(form.events), aborted);
+  finish(*generation, request, *aborted);
+  return {.body = form.whole(*generation)};
+}
+
+}  // namespace ferry

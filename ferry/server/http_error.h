@@ -1,0 +1,48 @@
+// Errors as clients get them: a status, and a body in the shape of the API that they called.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "ferry/core/error.h"
+#include "ferry/refused.h"
+
+namespace ferry {
+
+/// An answer other than success; the handler's thread throws it, the client gets it as JSON.
+class HttpError : public Error {
+ public:
+  HttpError(int status, const std::string& message, bool retry = false)
+      : Error(message), status_(status), retry_(retry) {}
+
+  /// With what OpenAI's clients look for in "code".
+  HttpError(int status, const std::string& message, const char* code)
+      : Error(message), status_(status), code_(code) {}
+
+  int status() const { return status_; }
+
+  /// Empty: the status.
+  const std::string& code() const { return code_; }
+
+  /// Whether it says when to try again.
+  bool retry() const { return retry_; }
+
+ private:
+  int status_;
+  std::string code_;
+  bool retry_ = false;
+};
+
+/// What HTTP says for it.
+HttpError http_error(const Refused& refused);
+
+/// The same for the exception that is being handled. REQUIRES: one is.
+HttpError current_http_error();
+
+/// The body of an error.
+using ErrorForm = std::function<std::string(const HttpError&)>;
+
+/// {"error": {...}} as OpenAI shapes it.
+std::string error_body(const HttpError& error);
+
+}  // namespace ferry

@@ -1,0 +1,17 @@
+// OpenAI's /v1/responses, as a translation of a chat and of its answer. Nothing is stored.
+#pragma once
+
+#include "ferry/runtime/engine_front.h"
+#include "ferry/server/call_registry.h"
+#include "ferry/server/http_server.h"
+#include "ferry/server/served_model.h"
+
+namespace ferry {
+
+/// All borrowed, for as long as the route is.
+void add_responses_route(RouteTable& routes,
+                         EngineFront& front,
+                         const ServedModel& model,
+                         CallRegistry& calls);
+
+}  // namespace ferry

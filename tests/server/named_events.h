@@ -1,0 +1,44 @@
+// Server-sent events that have names, as Anthropic's API and OpenAI's responses send them.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "ferry/server/http_server.h"
+
+namespace ferry::test {
+
+/// Each event's data; fails where its "type" is not its name.
+inline std::vector<nlohmann::ordered_json> named_events(const std::string& text) {
+  std::vector<nlohmann::ordered_json> events;
+  std::istringstream in(text);
+  for (std::string name, data, blank; std::getline(in, name);) {
+    std::getline(in, data);
+    std::getline(in, blank);
+    EXPECT_TRUE(name.starts_with("event: ") && data.starts_with("data: ") && blank.empty())
+        << name << "\n"
+        << data << "\n"
+        << blank;
+    events.push_back(nlohmann::ordered_json::parse(data.substr(6)));
+    EXPECT_EQ(events.back()["type"], name.substr(7));
+  }
+  return events;
+}
+
+/// All that a reply streams.
+inline std::string text_of(const HttpReply& reply) {
+  std::string text = reply.body;
+  while (reply.next) {
+    const std::optional<std::string> piece = reply.next();
+    if (!piece) break;
+    text += *piece;
+  }
+  return text;
+}
+
+}  // namespace ferry::test
