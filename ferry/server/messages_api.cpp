@@ -14,7 +14,7 @@ using Json = nlohmann::ordered_json;
 
 namespace {
 
-const char* error_type(int status) {
+const char* error_name(int status) {
   switch (status) {
     case 401:
       return "authentication_error";
@@ -33,7 +33,7 @@ const char* error_type(int status) {
 
 Json error_json(const HttpError& error) {
   return {{"type", "error"},
-          {"error", {{"type", error_type(error.status())}, {"message", error.what()}}}};
+          {"error", {{"type", error_name(error.status())}, {"message", error.what()}}}};
 }
 
 std::string messages_error(const HttpError& error) { return to_text(error_json(error)); }
