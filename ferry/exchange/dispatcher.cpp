@@ -58,6 +58,10 @@ class Dispatcher::Impl {
 
   const ExchangeStats& stats() const { return synchronised("stats()").lane_.stats; }
 
+  std::span<const SourceStats> source_stats() const {
+    return synchronised("source_stats()").lane_.sources;
+  }
+
   MutableRowsView registered_input() const { return sender_.stage(); }
 
   const DispatcherOptions& options() const { return lane_.options; }
@@ -332,5 +336,7 @@ MutableRowsView Dispatcher::registered_input() const { return impl_->registered_
 const DispatcherOptions& Dispatcher::options() const { return impl_->options(); }
 
 const ExchangeStats& Dispatcher::stats() const { return impl_->stats(); }
+
+std::span<const SourceStats> Dispatcher::source_stats() const { return impl_->source_stats(); }
 
 }  // namespace ferry

@@ -40,7 +40,8 @@ LaneState::LaneState(const DispatcherOptions& o, const Transport& transport)
                           .alignment = o.row_alignment,
                           .max_records = layout.max_records,
                           .first_home = source_of(rank)}),
-      timeout(o.timeout) {}
+      timeout(o.timeout),
+      sources(static_cast<std::size_t>(ranks)) {}
 
 std::string LaneState::where() const {
   return fmt::format("{} of rank {} (layer {}, exchange {})", phase, rank, layer, epoch);

@@ -79,6 +79,7 @@ struct LaneState {
   std::chrono::nanoseconds timeout;
   int chunks_of_all = 1;
   ExchangeStats stats;
+  std::vector<SourceStats> sources;  // [R]
 };
 
 }  // namespace ferry

@@ -83,12 +83,32 @@ std::size_t PeerLink::rows_per_put(std::size_t row_bytes) const {
   return std::max<std::size_t>(1, transport_.capabilities().max_put_bytes / row_bytes);
 }
 
-bool PeerLink::await(Rank peer, ExchangeSignal signal, std::uint64_t count) {
+/// Waits until the signal has come, the deadline has passed or the peer is masked, and notes for
+/// how long. What is there already costs no look at the clock.
+WaitResult PeerLink::timed_wait(Rank peer, ExchangeSignal signal, std::uint64_t count) {
   const int index = signal_index(peer, signal);
-  const WaitResult result = in_context([&] {
-    return is_masked(peer) ? WaitResult::timed_out
-                           : plane_.wait(transport_, *region_, index, count, lane_.deadline);
-  });
+  const auto wait = [&] {
+    return in_context([&] {
+      return is_masked(peer) ? WaitResult::timed_out
+                             : plane_.wait(transport_, *region_, index, count, lane_.deadline);
+    });
+  };
+  if (peer == lane_.rank || is_masked(peer) ||
+      plane_.signal_value(transport_, *region_, index) >= count)
+    return wait();
+  const auto began = std::chrono::steady_clock::now();
+  const WaitResult result = wait();
+  const std::chrono::nanoseconds waited = std::chrono::steady_clock::now() - began;
+  SourceStats& source = lane_.sources[static_cast<std::size_t>(peer)];
+  const bool dispatching =
+      signal == ExchangeSignal::dispatch_message || signal == ExchangeSignal::dispatch_rows;
+  (dispatching ? source.dispatch_wait_ns : source.combine_wait_ns) +=
+      static_cast<std::uint64_t>(waited.count());
+  return result;
+}
+
+bool PeerLink::await(Rank peer, ExchangeSignal signal, std::uint64_t count) {
+  const WaitResult result = timed_wait(peer, signal, count);
   if (result == WaitResult::reached) return true;
   if (is_masked(peer)) return false;
   if (lane_.masks() && peer != lane_.rank) {
@@ -104,7 +124,7 @@ bool PeerLink::await(Rank peer, ExchangeSignal signal, std::uint64_t count) {
                   std::chrono::duration<double>(lane_.timeout).count(),
                   peer,
                   count,
-                  plane_.signal_value(transport_, *region_, index)));
+                  plane_.signal_value(transport_, *region_, signal_index(peer, signal))));
 }
 
 bool PeerLink::arrived(Rank peer, ExchangeSignal signal, std::uint64_t count) {

@@ -59,6 +59,7 @@ class PeerLink {
 
   template <class Call>
   auto in_context(Call call);
+  WaitResult timed_wait(Rank peer, ExchangeSignal signal, std::uint64_t count);
   void put_all(std::span<const Put> puts);
   bool mask_after(const TransportError& error);
   void mask_late(Rank peer);

@@ -99,6 +99,7 @@ void RowReceiver::bring(Rank home) {
     if (points()) point_at_nothing(home);
     return;
   }
+  lane_.sources[static_cast<std::size_t>(home)].rows_received += message.records.size();
   pass_on(home);
   copy(home, rows_from(home));
 }

@@ -115,8 +115,9 @@ class FERRY_API Dispatcher {
   /// On the host: every call has done its work when it returns.
   Dispatcher(const DispatcherOptions& options, Transport& transport, ThreadPool& pool);
   /// On a plane that outlives it. On one with a queue calls return at once, and what an exchange
-  /// computes (counts, chunks_of_all(), lost_tokens(), stats(), the rows of CombineTarget) may be
-  /// read after synchronise(); earlier is a BrokenContract, or a fault where it is memory.
+  /// computes (counts, chunks_of_all(), lost_tokens(), stats(), source_stats(), the rows of
+  /// CombineTarget) may be read after synchronise(); earlier is a BrokenContract, or a fault where
+  /// it is memory.
   Dispatcher(const DispatcherOptions& options, Transport& transport, DataPlane& plane);
   ~Dispatcher();
   Dispatcher(const Dispatcher&) = delete;
@@ -178,6 +179,11 @@ class FERRY_API Dispatcher {
   const DispatcherOptions& options() const;
 
   const ExchangeStats& stats() const;
+
+  /// [R], by source rank: whom this rank has waited for, and rows that came from whom. Waits are 0
+  /// for this rank itself. Read between calls, by the thread that makes them; see stats() for a
+  /// plane with a queue.
+  std::span<const SourceStats> source_stats() const;
 
  private:
   class Impl;
