@@ -119,6 +119,8 @@ void print_json(const Session& session,
   report["isa"] = isa_name(kernels().isa);
   report["prefill_tokens_per_s"] = rate(stats.prefill_tokens, stats.prefill_time);
   report["decode_tokens_per_s"] = rate(stats.decode_tokens, stats.decode_time);
+  report["drafted_tokens"] = stats.drafted_tokens;
+  report["accepted_tokens"] = stats.accepted_tokens;
   if (engine.balancer()) report["eplb"] = load_json(engine);
   report["results"] = nlohmann::ordered_json::array();
   for (std::size_t i = 0; i < results.size(); ++i) {

@@ -158,6 +158,7 @@ CommonOptions::CommonOptions(Command& app) {
       ->type_name("S")
       ->capture_default_str()
       ->group(kGroup);
+  speculation_.add_to(app);
   balance_.add_to(app);
   app.add_flag("--json", json_, "Results as JSON, alone on stdout");
   app.add_flag("--quiet", quiet_, "No progress and no summary");
@@ -208,6 +209,7 @@ RunOptions CommonOptions::resolve() const {
               .max_tokens_per_step = max_tokens_,
               .max_context = in_range("--context-length", context_length_, 0, INT_MAX),
               .keep_prefixes = !disable_prefix_cache_,
+              .drafts = speculation_.resolve(),
               .hash_logits = false,
               .timeout = timeout(),
               .balance = balance_.resolve()};

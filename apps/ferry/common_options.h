@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "apps/ferry/balance_options.h"
+#include "apps/ferry/speculation_flags.h"
 #include "ferry/core/types.h"
 #include "ferry/runtime/model_options.h"
 #include "ferry/world.h"
@@ -60,6 +61,7 @@ class CommonOptions {
   int max_tokens_ = 512;
   int max_sequences_ = 16;
   bool disable_prefix_cache_ = false;
+  SpeculationFlags speculation_;
   BalanceFlags balance_;
   bool json_ = false;
   bool quiet_ = false;

@@ -20,6 +20,7 @@ Batcher::Batcher(const BatcherOptions& options) : options_(options) {
   FERRY_CHECK(options.groups >= 1 && options.max_sequences >= 1 && options.max_tokens >= 1 &&
                   options.max_running >= 1 && options.state_bytes >= 1,
               "a batcher needs positive sizes");
+  check_drafts(options.drafts);
   options_.max_sequences = std::min(options.max_sequences, options.max_tokens);
   if (options.keep_prefixes) options_.layout = options.layout.with_windows_together();
   for (int g = 0; g < options.groups; ++g) loads_.push_back(new_load());
@@ -145,7 +146,10 @@ void Batcher::admit(std::vector<StepRecord>& records) {
     Admission& next = queue_.front();
     if (std::ranges::none_of(loads_, [&](const GroupLoad& l) { return has_place(l, next); }))
       return;
-    Sequence s{.admission = next, .ids = next.ids(), .prompt_left = next.tokens()};
+    Sequence s{.admission = next,
+               .ids = next.ids(),
+               .prompt_left = next.tokens(),
+               .drafter = NgramDrafter(options_.drafts)};
     const auto [load, match] = place_for(next, s.ids);
     if (!load) return;
     StepRecord& record = records[static_cast<std::size_t>(load - loads_.data())];
@@ -196,6 +200,34 @@ void Batcher::plan_decodes(GroupLoad& load, StepRecord& record) {
     ++s.length;
     ++planned_decode_tokens_;
   }
+}
+
+/// Behind everybody's own token and all who begin, so that no draft takes what they need. Returns
+/// how many tokens.
+int Batcher::plan_drafts(GroupLoad& load, StepRecord& record) {
+  if (!options_.drafts.on()) return 0;
+  int room = options_.max_tokens - static_cast<int>(record.runs.size());
+  if (load.prompt_left() > 0) room /= 2;
+  int planned = 0;
+  auto run = record.runs.begin();
+  for (Sequence& s : load.sequences) {
+    if (s.planned == 0) continue;
+    SequenceRun& own = *run++;
+    const std::int64_t positions = most_positions(s.admission.request, options_.max_context);
+    const auto most =
+        static_cast<int>(std::min<std::int64_t>(room - planned, positions - s.length));
+    own.draft = s.drafter.draft(s.ids, most);
+    const std::int64_t tokens = std::ssize(own.draft);
+    const std::size_t wanted = options_.layout.bytes_held(s.length - 1, s.length + tokens);
+    if (tokens > 0 && load.memory.resize(s.memory, wanted, record) != GroupMemory::Room::there)
+      own.draft.clear();
+    s.drafted = static_cast<int>(own.draft.size());
+    own.tokens += s.drafted;
+    s.planned += s.drafted;
+    s.length += s.drafted;
+    planned += s.drafted;
+  }
+  return planned;
 }
 
 /// Whether the page behind its path may be another's.
@@ -280,6 +312,7 @@ std::vector<StepRecord> Batcher::plan(int prompt_tokens) {
     for (Sequence& s : loads_[r].sequences) {
       s.planned = 0;
       s.planned_prompt = false;
+      s.drafted = s.given = 0;
     }
     loads_[r].memory.begin_record(records[r]);
     plan_decodes(loads_[r], records[r]);
@@ -287,7 +320,8 @@ std::vector<StepRecord> Batcher::plan(int prompt_tokens) {
   }
   admit(records);
   for (std::size_t r = 0; r < loads_.size(); ++r) {
-    int room = options_.max_tokens - static_cast<int>(records[r].runs.size());
+    const int decodes = static_cast<int>(records[r].runs.size());
+    int room = options_.max_tokens - decodes - plan_drafts(loads_[r], records[r]);
     if (planned_decode_tokens_ > 0) room = std::min(room, prompt_tokens);
     const int before = planned_prompt_tokens_;
     plan_prompts(loads_[r], records[r], room);
@@ -317,34 +351,50 @@ std::size_t Batcher::lose_group(int group) {
   return lost;
 }
 
-std::size_t Batcher::finish_step(int group, const StepResult& result) {
-  GroupLoad& load = loads_[static_cast<std::size_t>(group)];
-  auto& sequences = load.sequences;
-  if (result.lost) {
-    for (Sequence& s : sequences) {
-      s.length -= s.planned;
-      if (s.planned_prompt) s.prompt_left += s.planned;
-    }
-    return 0;
-  }
-  for (Sequence& s : sequences)
-    if (s.planned > 0) load.memory.fill(s.memory, s.id(), s.ids, s.length);
-  std::size_t finished = 0;
+/// The last `tokens` positions that were planned never were.
+void Batcher::take_back(GroupLoad& load, Sequence& s, std::int64_t tokens) const {
+  const std::int64_t before = s.length - s.planned;
+  s.length -= tokens;
+  if (s.planned_prompt) s.prompt_left += tokens;
+  if (s.drafted > 0) load.memory.shrink(s.memory, options_.layout.bytes_held(before, s.length));
+}
+
+void Batcher::take_tokens(GroupLoad& load, int group, const StepResult& result) {
   for (const TokenResult& token : result.tokens) {
-    const auto found = std::find_if(
-        sequences.begin(), sequences.end(), [&](const Sequence& s) { return s.id() == token.id; });
-    FERRY_CHECK(found != sequences.end() && found->prompt_left == 0,
+    const auto found = std::ranges::find(load.sequences, token.id, &Sequence::id);
+    FERRY_CHECK(found != load.sequences.end() && found->prompt_left == 0 && !found->ended &&
+                    found->given <= found->drafted,
                 "group {} gave a token for request {}, which it was not asked for",
                 group,
                 token.id);
     found->admission.generated.push_back(token.token);
     found->ids.push_back(token.token);
-    if (!token.last) continue;
-    load.memory.end(found->memory);
-    sequences.erase(found);
-    ++finished;
+    ++found->given;
+    found->ended = token.last;
   }
-  return finished;
+}
+
+std::size_t Batcher::finish_step(int group, const StepResult& result) {
+  GroupLoad& load = loads_[static_cast<std::size_t>(group)];
+  auto& sequences = load.sequences;
+  if (result.lost) {
+    for (Sequence& s : sequences) take_back(load, s, s.planned);
+    return 0;
+  }
+  take_tokens(load, group, result);
+  for (Sequence& s : sequences) {
+    if (s.drafted > 0) {
+      FERRY_CHECK(s.given > 0, "group {} gave no token for request {}", group, s.id());
+      const int right = s.given - 1;
+      take_back(load, s, s.drafted - right);
+      s.drafter.learn(s.drafted, right);
+      draft_stats_.drafted += static_cast<std::uint64_t>(s.drafted);
+      draft_stats_.accepted += static_cast<std::uint64_t>(right);
+    }
+    if (s.planned > 0) load.memory.fill(s.memory, s.id(), s.ids, s.length);
+    if (s.ended) load.memory.end(s.memory);
+  }
+  return std::erase_if(sequences, [](const Sequence& s) { return s.ended; });
 }
 
 }  // namespace ferry

@@ -10,6 +10,7 @@
 #include "ferry/core/types.h"
 #include "ferry/engine/fair_queue.h"
 #include "ferry/engine/group_memory.h"
+#include "ferry/engine/ngram_drafter.h"
 #include "ferry/engine/step_record.h"
 #include "ferry/state/state_layout.h"
 
@@ -24,6 +25,8 @@ struct BatcherOptions {
   std::size_t state_bytes = SIZE_MAX;  ///< that the sequences of one group may keep
   std::size_t record_bytes = 0;        ///< that one group's step record may have
   bool keep_prefixes = false;          ///< pages stay behind sequences, for others
+  int max_context = INT_MAX;           ///< positions of a sequence
+  DraftOptions drafts;
 };
 
 /// Tokens of a sequence's prompt that need not run, since their pages were kept.
@@ -35,6 +38,11 @@ struct PrefixReuse {
 struct PrefixStats {
   std::uint64_t asked = 0;   ///< tokens of prompts that began to run
   std::uint64_t reused = 0;  ///< of these, found
+};
+
+struct DraftStats {
+  std::uint64_t drafted = 0;   ///< tokens that ran since they might come next
+  std::uint64_t accepted = 0;  ///< of these, that stayed
 };
 
 /// Requests wait in one fair queue. The first goes to the group that runs the fewest sequences
@@ -55,6 +63,10 @@ struct PrefixStats {
 /// goes to another group than the least busy one where it finds more, and that saves more prompt
 /// tokens than the group has to run before. Of several that are about to compute the same page one
 /// does, and the others wait for it.
+///
+/// With drafts, sequences that are past their prompt run those beside their one token: as long as
+/// no request ends within, where the step has room (half of it is left to prompts), and no sequence
+/// gives up its state for one.
 ///
 /// The sequences of a group that is gone wait anew, with the tokens they have given, and start over
 /// on another group.
@@ -110,6 +122,8 @@ class Batcher {
 
   PrefixStats prefix_stats() const { return prefix_stats_; }
 
+  DraftStats draft_stats() const { return draft_stats_; }
+
   /// What a sequence of `positions` may need.
   std::size_t most_bytes(std::int64_t positions) const;
 
@@ -127,6 +141,10 @@ class Batcher {
     bool restarted = false;       ///< it was evicted once
     std::int64_t planned = 0;     ///< of its tokens, in the step that was planned last
     bool planned_prompt = false;  ///< and whether they were prompt
+    int drafted = 0;              ///< of those, its draft's
+    int given = 0;                ///< tokens, in the step that ended last
+    bool ended = false;           ///< with the last of them
+    NgramDrafter drafter;
 
     std::uint64_t id() const { return admission.id; }
   };
@@ -155,6 +173,9 @@ class Batcher {
   bool grow(GroupLoad& load, std::size_t sequence, StepRecord& record);
   static void evict(GroupLoad& load, Sequence& sequence, StepRecord& record);
   void plan_decodes(GroupLoad& load, StepRecord& record);
+  int plan_drafts(GroupLoad& load, StepRecord& record);
+  void take_tokens(GroupLoad& load, int group, const StepResult& result);
+  void take_back(GroupLoad& load, Sequence& sequence, std::int64_t tokens) const;
   void restart(GroupLoad& load, StepRecord& record);
   void catch_up(GroupLoad& load, StepRecord& record);
   static bool may_reuse_next(const Sequence& sequence);
@@ -171,6 +192,7 @@ class Batcher {
   std::uint64_t evictions_ = 0;
   std::vector<PrefixReuse> planned_reuse_;
   PrefixStats prefix_stats_;
+  DraftStats draft_stats_;
 };
 
 }  // namespace ferry

@@ -58,6 +58,16 @@ bool keeps_prefixes(const EngineOptions& options,
   return options.keep_prefixes && layout.fixed_bytes() == 0 && reuse_is_exact(options, decoder);
 }
 
+/// Where other bits were possible, a draft would show in what is chosen.
+DraftOptions drafts_of(const EngineOptions& options, const Decoder& decoder) {
+  check_drafts(options.drafts);
+  if (options.drafts.on() && !reuse_is_exact(options, decoder))
+    fail<ConfigError>(
+        "--speculate changes bits where ranks sum first and experts have replicas or move; take a "
+        "backend that combines per expert (--moe-a2a-backend pplx), or leave one of them out");
+  return options.drafts;
+}
+
 std::size_t max_live(const EngineOptions& options, int groups) {
   if (options.max_waiting == 0) return 0;
   const auto places =
@@ -101,7 +111,9 @@ class Engine::Impl {
                   .layout = layout_,
                   .state_bytes = state_bytes(options, layout_),
                   .record_bytes = record_bytes(),
-                  .keep_prefixes = keeps_prefixes(options, decoder, layout_)}),
+                  .keep_prefixes = keeps_prefixes(options, decoder, layout_),
+                  .max_context = max_context_,
+                  .drafts = drafts_of(options, decoder)}),
         link_(transport,
               record_bytes(),
               result_capacity(options.max_sequences_per_rank, options.max_tokens_per_step)),
@@ -152,6 +164,7 @@ class Engine::Impl {
         static_cast<std::int64_t>(batcher_.idle_bytes() / layout_.bytes_per_position());
     stats.prefix_asked_tokens = batcher_.prefix_stats().asked;
     stats.prefix_reused_tokens = batcher_.prefix_stats().reused;
+    stats.drafted_tokens = batcher_.draft_stats().drafted;
     stats.evictions = batcher_.evictions();
     const ExchangeStats exchanged = decoder_.sparse_layers().exchange_stats();
     stats.exchange_bytes = exchanged.bytes_wire;
@@ -344,12 +357,15 @@ class Engine::Impl {
 
   void count_step(std::chrono::nanoseconds time) {
     ++stats_.steps;
+    const std::uint64_t accepted = batcher_.draft_stats().accepted - stats_.accepted_tokens;
+    stats_.accepted_tokens += accepted;
     pacer_.observe(batcher_.most_prompt_tokens(), batcher_.planned_decode_tokens(), time);
     if (batcher_.planned_prompt_tokens() > 0) {
       stats_.prefill_tokens += static_cast<std::uint64_t>(batcher_.planned_prompt_tokens());
       stats_.prefill_time += time;
     } else {
-      stats_.decode_tokens += static_cast<std::uint64_t>(batcher_.planned_decode_tokens());
+      stats_.decode_tokens +=
+          static_cast<std::uint64_t>(batcher_.planned_decode_tokens()) + accepted;
       stats_.decode_time += time;
     }
   }

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "ferry/engine/balancer.h"
+#include "ferry/engine/ngram_drafter.h"
 #include "ferry/engine/request.h"
 #include "ferry/model/decoder.h"
 #include "ferry/transport.h"
@@ -30,6 +31,9 @@ struct EngineOptions {
   /// the same tokens begin behind them. Not where that could change a bit: where ranks sum first
   /// and experts have replicas or move.
   bool keep_prefixes = true;
+  /// Tokens that may come next, out of a sequence's own text, run beside its one token, and those
+  /// that do come need no step of their own. Changes no token, logit or log probability.
+  DraftOptions drafts = {};
   bool hash_logits = false;
   std::chrono::nanoseconds timeout = std::chrono::seconds(30);  ///< of a wait inside a step
   BalanceOptions balance;
@@ -49,6 +53,8 @@ struct EngineStats {
   std::int64_t kv_idle_tokens = 0;  ///< beside those: kept for requests that begin with the same
   std::uint64_t prefix_asked_tokens = 0;   ///< of prompts that began to run
   std::uint64_t prefix_reused_tokens = 0;  ///< of these, that need not run
+  std::uint64_t drafted_tokens = 0;        ///< that ran since they might come next
+  std::uint64_t accepted_tokens = 0;       ///< of these, that stayed
   std::uint64_t evictions = 0;       ///< times that a sequence had to start over for want of pages
   std::uint64_t ranks_lost = 0;      ///< that died, and the others went on
   std::uint64_t restarts = 0;        ///< of sequences that ran on those

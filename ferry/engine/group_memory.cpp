@@ -89,16 +89,28 @@ std::int64_t GroupMemory::catch_up(Holding& holding,
   return pages;
 }
 
+void GroupMemory::set(Holding& holding, std::size_t bytes) {
+  held_ += bytes - holding.bytes;
+  holding.bytes = bytes;
+}
+
+/// Of what a sequence is to have, what the kept pages that it stands on do not.
+std::size_t GroupMemory::beside_path(const Holding& holding, std::size_t bytes) const {
+  return bytes - static_cast<std::size_t>(holding.path.pages()) * layout_.full_page_bytes();
+}
+
+void GroupMemory::shrink(Holding& holding, std::size_t bytes) {
+  const std::size_t left = beside_path(holding, bytes);
+  FERRY_CHECK(left <= holding.bytes, "{} bytes shrink to {}", holding.bytes, left);
+  set(holding, left);
+}
+
 GroupMemory::Room GroupMemory::resize(Holding& holding, std::size_t bytes, StepRecord& record) {
   const std::size_t before = holding.bytes;
-  const auto set = [&](std::size_t now) {
-    held_ += now - holding.bytes;
-    holding.bytes = now;
-  };
-  set(bytes - static_cast<std::size_t>(holding.path.pages()) * layout_.full_page_bytes());
+  set(holding, beside_path(holding, bytes));
   const bool all_told = make_room(record);
   if (all_told && used_bytes() <= limit_) return Room::there;
-  set(before);
+  set(holding, before);
   return all_told ? Room::none : Room::record_is_full;
 }
 

@@ -61,6 +61,9 @@ class GroupMemory {
   /// The sequence is to have `bytes`, the kept pages that it stands on included.
   Room resize(Holding& holding, std::size_t bytes, StepRecord& record);
 
+  /// The sequence needs no more than `bytes`, counted as resize() counts. REQUIRES: it has them.
+  void shrink(Holding& holding, std::size_t bytes);
+
   /// The sequence has come to `length` positions: what it has filled is kept.
   void fill(Holding& holding,
             std::uint64_t sequence,
@@ -86,6 +89,8 @@ class GroupMemory {
 
  private:
   bool make_room(StepRecord& record);
+  void set(Holding& holding, std::size_t bytes);
+  std::size_t beside_path(const Holding& holding, std::size_t bytes) const;
   bool over() const;
 
   StateLayout layout_;

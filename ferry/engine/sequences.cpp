@@ -92,6 +92,16 @@ void Sequences::choose_tokens() {
   });
 }
 
+/// In rounds, each of which draws a token of every sequence that has given its draft so far: the
+/// state of its processors is that of a step of its own, and nothing is ever rolled back.
+void Sequences::draw_tokens(StepResult& result) {
+  while (!choices_.empty()) {
+    choose_tokens();
+    for (std::size_t i = 0; i < choices_.size(); ++i) result.tokens.push_back(take_token(i));
+    std::erase_if(choices_, [](const Choice& choice) { return choice.done; });
+  }
+}
+
 TokenResult Sequences::take_token(std::size_t i) {
   Choice& choice = choices_[i];
   Sequence& sequence = *choice.sequence;
@@ -102,11 +112,20 @@ TokenResult Sequences::take_token(std::size_t i) {
   sequence.processors.advance(result.token);
   result.last = finished(sequence);
   if (result.last && sequence.hash) result.logits_sha256 = sequence.hash->finish();
-  if (result.last) {
-    ended_.emplace(choice.id, std::move(sequence.state));
-    sequences_.erase(choice.id);
-  }
+  choice.done = result.last || choice.draft.empty() || choice.draft.front() != result.token;
+  if (choice.done) return result;
+  ++accepted_[choice.place];
+  choice.draft = choice.draft.subspan(1);
+  const std::size_t vocab = choice.logits.size();
+  choice.logits = choice.behind.first(vocab);
+  choice.behind = choice.behind.subspan(vocab);
   return result;
+}
+
+void Sequences::end(std::uint64_t id) {
+  const auto found = sequences_.find(id);
+  ended_.emplace(id, std::move(found->second.state));
+  sequences_.erase(found);
 }
 
 SequenceStep::Logits Sequences::wanted_logits(const Sequence& sequence, std::size_t tokens) const {
@@ -135,13 +154,18 @@ std::vector<PromptResult> Sequences::read_prompts(const StepRecord& record,
     const std::span<const float> own = logits.first(rows * vocab);
     logits = logits.subspan(rows * vocab);
     Sequence& sequence = sequences_.at(record.runs[i].id);
-    const auto end = static_cast<std::size_t>(sequence.state.length());
-    if (end == sequence.ids.size())
-      choices_.push_back({.id = record.runs[i].id,
+    const std::span<const std::int32_t> draft = record.runs[i].draft;
+    const auto end = static_cast<std::size_t>(sequence.state.length()) + batch_[i].tokens.size();
+    if (end == sequence.ids.size() + draft.size()) {
+      const std::span<const float> behind = own.last(draft.size() * vocab);
+      choices_.push_back({.place = i,
+                          .id = record.runs[i].id,
                           .sequence = &sequence,
-                          .logits = own.last(vocab),
-                          .logprobs = {}});
-    if (!all) continue;
+                          .logits = own.first(own.size() - behind.size()).last(vocab),
+                          .behind = behind,
+                          .draft = draft});
+    }
+    if (!all || !draft.empty()) continue;
     const Request& request = sequence.request;
     const std::size_t begin = end - rows;
     const std::size_t from = std::max(begin + 1, first_prompt_logprob(request));
@@ -167,6 +191,42 @@ std::vector<PromptResult> Sequences::read_prompts(const StepRecord& record,
   return results;
 }
 
+void Sequences::plan_batch(const StepRecord& record) {
+  batch_.clear();
+  accepted_.clear();
+  drafted_runs_.clear();
+  std::size_t drafted = 0;
+  for (const SequenceRun& run : record.runs)
+    if (!run.draft.empty()) drafted += run.draft.size() + 1;
+  drafted_runs_.reserve(drafted);  // spans of it are kept
+  for (const SequenceRun& run : record.runs) {
+    Sequence& sequence = sequences_.at(run.id);
+    const auto first = static_cast<std::size_t>(sequence.state.length());
+    const auto tokens = static_cast<std::size_t>(run.tokens);
+    const std::size_t known = tokens - std::min(run.draft.size(), tokens);
+    FERRY_CHECK(run.draft.empty() ? first + tokens <= sequence.ids.size()
+                                  : known == 1 && first + known == sequence.ids.size(),
+                "request {} was to run {} tokens behind {}, {} of a draft, but has {}",
+                run.id,
+                tokens,
+                first,
+                run.draft.size(),
+                sequence.ids.size());
+    SequenceStep step{.state = &sequence.state,
+                      .tokens = std::span<const std::int32_t>(sequence.ids).subspan(first, known),
+                      .logits = wanted_logits(sequence, known)};
+    if (!run.draft.empty()) {
+      const std::size_t begin = drafted_runs_.size();
+      drafted_runs_.push_back(sequence.ids.back());
+      drafted_runs_.insert(drafted_runs_.end(), run.draft.begin(), run.draft.end());
+      step.tokens = std::span<const std::int32_t>(drafted_runs_).subspan(begin);
+      step.logits = SequenceStep::Logits::all;
+    }
+    batch_.push_back(step);
+    accepted_.push_back(static_cast<int>(known));
+  }
+}
+
 StepResult Sequences::run_step(StepRecord record) {
   keep_pages(record);
   for (const std::uint64_t id : record.dropped) sequences_.erase(id);
@@ -175,28 +235,14 @@ StepResult Sequences::run_step(StepRecord record) {
   for (const BeginOrder& begin : record.begins)
     kept_.give(begin.number, begin.pages, sequences_.at(begin.sequence).state);
 
-  batch_.clear();
-  for (const SequenceRun& run : record.runs) {
-    Sequence& sequence = sequences_.at(run.id);
-    const auto first = static_cast<std::size_t>(sequence.state.length());
-    const auto tokens = static_cast<std::size_t>(run.tokens);
-    FERRY_CHECK(first + tokens <= sequence.ids.size(),
-                "request {} was to run {} tokens behind {}, but has {}",
-                run.id,
-                tokens,
-                first,
-                sequence.ids.size());
-    batch_.push_back({.state = &sequence.state,
-                      .tokens = std::span<const std::int32_t>(sequence.ids).subspan(first, tokens),
-                      .logits = wanted_logits(sequence, tokens)});
-  }
+  plan_batch(record);
   const std::span<const float> logits = decoder_.forward(batch_);
-  decoder_.commit();
-
   StepResult result{.step = record.step, .tokens = {}, .prompts = {}};
   result.prompts = read_prompts(record, logits);
-  choose_tokens();
-  for (std::size_t i = 0; i < choices_.size(); ++i) result.tokens.push_back(take_token(i));
+  draw_tokens(result);
+  decoder_.commit(accepted_);
+  for (const TokenResult& token : result.tokens)
+    if (token.last) end(token.id);
   return result;
 }
 

@@ -24,10 +24,13 @@ class Sequences {
   /// `grammars`: of the tokenizer; null where there is none.
   Sequences(Decoder& decoder, int max_context, bool hash_logits, Grammars* grammars);
 
-  /// Collective, as Decoder::forward is. Keeps and forgets pages, drops and evicts as the record
-  /// says, takes in its admissions, runs its tokens and samples where a sequence has come to its
-  /// end; finished sequences leave. Where the decoder throws LostTokens, all that is done but the
-  /// tokens have not run, and the next record may run them.
+  /// Collective, as Decoder::forward is. A draft's tokens run behind the one that its sequence
+  /// knows; as long as each that is drawn is the draft's next, the row of that one gives another,
+  /// drawn as it would be in a step of its own. What is not drawn never was. Keeps and forgets
+  /// pages, drops and evicts as the record says, takes in its admissions, runs its tokens and
+  /// samples where a sequence has come to its end; finished sequences leave. Where the decoder
+  /// throws LostTokens, all that is done but the tokens have not run, and the next record may run
+  /// them.
   StepResult run_step(StepRecord record);
 
  private:
@@ -52,10 +55,13 @@ class Sequences {
   void admit(Admission admission);
   SequenceState new_state(const Request& request);
   void evict(std::uint64_t id);
+  void plan_batch(const StepRecord& record);
   SequenceStep::Logits wanted_logits(const Sequence& sequence, std::size_t tokens) const;
   std::vector<PromptResult> read_prompts(const StepRecord& record, std::span<const float> logits);
+  void draw_tokens(StepResult& result);
   void choose_tokens();
   TokenResult take_token(std::size_t i);
+  void end(std::uint64_t id);
   bool finished(const Sequence& sequence) const;
 
   Decoder& decoder_;
@@ -69,6 +75,8 @@ class Sequences {
   // Of those that the last step has finished: the next record says what of them is kept.
   std::unordered_map<std::uint64_t, SequenceState> ended_;
   std::vector<SequenceStep> batch_;
+  std::vector<int> accepted_;               // of each of the batch's sequences
+  std::vector<std::int32_t> drafted_runs_;  // tokens of those that have a draft
 
   /// A token of a prompt, and what speaks for it.
   struct PromptToken {
@@ -80,10 +88,14 @@ class Sequences {
 
   /// A sequence that has come to the end of its tokens, and the next one.
   struct Choice {
+    std::size_t place = 0;  ///< in the batch
     std::uint64_t id = 0;
     Sequence* sequence = nullptr;
-    std::span<const float> logits;  ///< the model's
-    std::optional<Logprobs> logprobs;
+    std::span<const float> logits;        ///< the model's
+    std::span<const float> behind;        ///< those of the draft's tokens
+    std::span<const std::int32_t> draft;  ///< what it and those after it may be
+    std::optional<Logprobs> logprobs = {};
+    bool done = false;
   };
 
   std::vector<PromptToken> prompt_tokens_;

@@ -11,7 +11,7 @@
 //               stop ids u32, generated u32, processors u32, prompt i32*, stop id i32*, generated
 //               i32*, processor*
 //   processor = row of the table u32, integers u32, numbers u32, integer i32*, number f32*
-//   run       = id u64, tokens i32
+//   run       = id u64, tokens i32, draft u32, draft id i32*
 //   result    = head, lost u32, gone, tokens u32, token*, prompts u32, part of a prompt*
 //   part of a prompt = id u64, position u32, tokens u32, (chosen f32, top u32, (id i32, logprob
 //   f32)*)* token     = id u64, token i32, last u32, sha256 32 bytes, logprobs u32, [chosen f32,
@@ -40,7 +40,7 @@ constexpr std::size_t kGoneBytes = sizeof(RankSet);
 constexpr std::size_t kMovesBytes = 8 + 8 + 8;
 constexpr std::size_t kAdmissionFixedBytes = 8 + 4 + 4 + 8 + 8 + 8 + 8 + 4 + 4 + 4 + 4 + 4 + 4;
 constexpr std::size_t kProcessorFixedBytes = 4 + 4 + 4 + 4;
-constexpr std::size_t kRunBytes = 8 + 4;
+constexpr std::size_t kRunBytes = 8 + 4 + 4;
 constexpr std::size_t kKeepBytes = 8 + 8 + 8 + 4;
 constexpr std::size_t kBeginBytes = 8 + 8 + 4;
 constexpr std::size_t kTokenBytes = 8 + 4 + 4 + sizeof(Sha256) + 4;
@@ -319,11 +319,12 @@ std::vector<std::int32_t> Admission::ids() const {
 
 std::size_t record_bytes_without_admissions(int sequences, int tokens) {
   // A sequence that was dropped may have made room for one that runs; none is dropped and evicted.
-  // A step's tokens fill a page for each kPagePositions, and each sequence's first of them one that
-  // had others already.
+  // Drafts are a step's tokens. A step's tokens fill a page for each kPagePositions, and each
+  // sequence's first of them one that had others already.
   return kHeadBytes + kGoneBytes + kMovesBytes + 10 * sizeof(std::uint32_t) +
          kMostForgotten * sizeof(std::uint64_t) +
          static_cast<std::size_t>(tokens / kPagePositions) * kKeepBytes +
+         static_cast<std::size_t>(tokens) * sizeof(std::int32_t) +
          static_cast<std::size_t>(sequences) *
              (kKeepBytes + kBeginBytes + kRunBytes + sizeof(std::uint64_t));
 }
@@ -338,8 +339,8 @@ std::size_t record_capacity(int max_context, int sequences, int tokens) {
 
 std::size_t result_capacity(int sequences, int tokens) {
   return kHeadBytes + kGoneBytes + 3 * sizeof(std::uint32_t) +
-         static_cast<std::size_t>(sequences) * (kMostTokenBytes + kPromptBytes) +
-         static_cast<std::size_t>(tokens) * kMostLogprobsBytes;
+         static_cast<std::size_t>(sequences) * kPromptBytes +
+         static_cast<std::size_t>(tokens) * kMostTokenBytes;
 }
 
 std::size_t encode(const StepRecord& record, std::span<std::byte> out) {
@@ -370,6 +371,8 @@ std::size_t encode(const StepRecord& record, std::span<std::byte> out) {
   for (const SequenceRun& run : record.runs) {
     w.value(run.id);
     w.value(run.tokens);
+    w.count(run.draft.size());
+    w.values(run.draft);
   }
   return w.written();
 }
@@ -414,8 +417,10 @@ StepRecord decode_step_record(std::span<const std::byte> bytes) {
   for (std::size_t i = 0; i < admissions; ++i) record.admissions.push_back(read_admission(in));
   for (std::size_t i = 0; i < begins; ++i) record.begins.push_back(read_begin(in));
   for (std::size_t i = 0; i < runs; ++i) {
-    const auto id = in.value<std::uint64_t>();
-    record.runs.push_back({.id = id, .tokens = in.value<std::int32_t>()});
+    SequenceRun& run = record.runs.emplace_back();
+    run.id = in.value<std::uint64_t>();
+    run.tokens = in.value<std::int32_t>();
+    run.draft = in.values<std::int32_t>(in.count(sizeof(std::int32_t)));
   }
   return record;
 }

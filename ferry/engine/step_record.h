@@ -31,10 +31,12 @@ struct Admission {
   std::int64_t tokens() const { return std::ssize(request.prompt) + std::ssize(generated); }
 };
 
-/// The next `tokens` tokens of a sequence run in this step.
+/// The next `tokens` tokens of a sequence run in this step. Where it has a draft these are the one
+/// that it knows and the draft's, which are its own only as far as it gives them.
 struct SequenceRun {
   std::uint64_t id = 0;
   std::int32_t tokens = 0;
+  std::vector<std::int32_t> draft = {};
 };
 
 /// Page `page` of a sequence stays under `number`, behind the kept page `before`
@@ -94,8 +96,9 @@ struct PromptResult {
   std::vector<Logprobs> logprobs;
 };
 
-/// The tokens that one rank's sequences gave in one step; a sequence in the middle of its prompt
-/// gives none.
+/// The tokens that one rank's sequences gave in one step, those of one sequence in their order:
+/// none in the middle of its prompt, and else one, and one more for each token of its draft that it
+/// gave.
 struct StepResult {
   std::uint64_t step = 0;
   /// The rank's tokens needed a rank that has gone: none of its sequences got any further.

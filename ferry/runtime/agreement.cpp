@@ -95,14 +95,16 @@ void add(const EngineOptions& options, Agreement& agreement) {
                max_waiting,
                max_kv_tokens,
                keep_prefixes,
+               drafts,
                hash_logits,
                timeout,
                balance,
                grammars,
                warn] = options;
   // Rank 0 plans steps and takes requests; the context is settled with the model.
-  of_each_rank(
-      max_tokens_per_step, max_waiting, max_context, keep_prefixes, timeout, grammars, warn);
+  // Drafts travel with its records.
+  of_each_rank(max_tokens_per_step, max_waiting, max_context, keep_prefixes, drafts);
+  of_each_rank(timeout, grammars, warn);
   agreement.emplace_back("--max-running-requests", std::to_string(max_running));
   agreement.emplace_back("--max-sequences", std::to_string(max_sequences_per_rank));
   agreement.emplace_back("--max-total-tokens", std::to_string(max_kv_tokens));

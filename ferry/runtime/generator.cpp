@@ -50,6 +50,10 @@ ModelOptions model_options(const GeneratorOptions& o) {
   options.engine.max_tokens_per_step = o.max_tokens_per_step;
   options.engine.max_context = o.max_context;
   options.engine.max_waiting = o.max_waiting;
+  options.engine.drafts = {.tokens = o.draft_tokens,
+                           .shortest_run = o.draft_ngram_min,
+                           .longest_run = o.draft_ngram_max};
+  check_drafts(options.engine.drafts);
   options.kv_memory_fraction = o.kv_memory_fraction;
   return options;
 }

@@ -94,6 +94,10 @@ class Metrics::Impl {
   prom::Counter& prefix_reused =
       counter("ferry_prefix_cache_hits_total",
               "Of ferry_prefix_cache_queries_total, found: they did not run again");
+  prom::Counter& drafted = counter("ferry_drafted_tokens_total",
+                                   "Tokens that ran since they might come next (--speculate)");
+  prom::Counter& accepted =
+      counter("ferry_accepted_tokens_total", "Of ferry_drafted_tokens_total, those that stayed");
   prom::Counter& evictions =
       counter("ferry_evictions_total", "Sequences that started over for want of KV pages");
   prom::Counter& exchange_bytes =
@@ -204,6 +208,8 @@ std::string Metrics::text(const EngineState& state) {
   Impl::raise_to(impl_->steps, static_cast<double>(stats.steps));
   Impl::raise_to(impl_->prefix_asked, static_cast<double>(stats.prefix_asked_tokens));
   Impl::raise_to(impl_->prefix_reused, static_cast<double>(stats.prefix_reused_tokens));
+  Impl::raise_to(impl_->drafted, static_cast<double>(stats.drafted_tokens));
+  Impl::raise_to(impl_->accepted, static_cast<double>(stats.accepted_tokens));
   Impl::raise_to(impl_->evictions, static_cast<double>(stats.evictions));
   Impl::raise_to(impl_->exchange_bytes, static_cast<double>(stats.exchange_bytes));
   Impl::raise_to(impl_->exchange_network_bytes, static_cast<double>(stats.exchange_network_bytes));

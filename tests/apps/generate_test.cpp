@@ -295,5 +295,39 @@ TEST(Generate, WeightsAndWiresCanBeChosen) {
   EXPECT_EQ(hash(quantised + Arguments{"--ep", "3", "--moe-a2a-backend", "alltoallv"}), small);
 }
 
+/// Under every name that the options have.
+TEST(Generate, SpeculationGivesTheSameBytesAndSaysWhatItDid) {
+  const Arguments common = {"generate",
+                            "--prompt",
+                            "la la la la la la la la",
+                            "--ignore-eos",
+                            "--max-new-tokens",
+                            "40",
+                            "--ep",
+                            "2"};
+  const json plain = run_json(common);
+  EXPECT_EQ(plain["drafted_tokens"], 0);
+  std::vector<json> counts;
+  for (const Arguments& names :
+       {Arguments{"--speculate", "ngram", "--draft-tokens", "3", "--draft-ngram-min", "1"},
+        Arguments{"--speculative-algorithm",
+                  "NGRAM",
+                  "--speculative-num-draft-tokens",
+                  "4",
+                  "--speculative-ngram-min-match-window-size",
+                  "1",
+                  "--speculative-ngram-max-match-window-size",
+                  "8"},
+        Arguments{"--speculative-config",
+                  R"({"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1})"}}) {
+    const json report = run_json(common + names);
+    EXPECT_EQ(report["results"], plain["results"]);
+    EXPECT_GT(report["drafted_tokens"], 0);
+    EXPECT_LE(report["accepted_tokens"], report["drafted_tokens"]);
+    counts.push_back({report["drafted_tokens"], report["accepted_tokens"]});
+  }
+  EXPECT_EQ(counts, std::vector<json>(3, counts[0]));
+}
+
 }  // namespace
 }  // namespace ferry

@@ -35,7 +35,7 @@ StepRecord sample_record() {
   record.admissions.push_back(
       {.id = 8, .request = {.prompt = {5}, .max_new_tokens = 1, .sampling = {}, .stop_ids = {}}});
   record.admissions.back().generated = {21, 22};
-  record.runs = {{.id = 3, .tokens = 1}, {.id = 7, .tokens = 4}};
+  record.runs = {{.id = 3, .tokens = 1}, {.id = 7, .tokens = 4, .draft = {9, 0, 9}}};
   return record;
 }
 
@@ -78,6 +78,8 @@ TEST(StepRecord, ComesBackAsItWentOut) {
   ASSERT_EQ(in.runs.size(), 2U);
   EXPECT_EQ(in.runs[1].id, 7U);
   EXPECT_EQ(in.runs[1].tokens, 4);
+  EXPECT_TRUE(in.runs[0].draft.empty());
+  EXPECT_EQ(in.runs[1].draft, (std::vector<std::int32_t>{9, 0, 9}));
 }
 
 TEST(StepRecord, FlagsSurvive) {
@@ -95,6 +97,7 @@ TEST(StepRecord, SizesAreAsAnnounced) {
   for (const Admission& admission : record.admissions) expected += encoded_bytes(admission);
   record.dropped = {1, 2};
   record.evicted = {};
+  record.runs[1].draft.resize(40);
   record.keeps.resize(4);  // of two pages, and one of each sequence
   record.forgotten.resize(kMostForgotten - record.forgotten_windows.size());
   EXPECT_EQ(bytes_of(record).size(), expected);
@@ -110,6 +113,7 @@ TEST(StepRecord, SizesAreAsAnnounced) {
   record.admissions.clear();
   record.admissions.push_back({.id = 1, .request = largest});
   record.runs.assign(16, {.id = 1, .tokens = 1});
+  record.runs.back().draft.resize(512);
   record.dropped.assign(7, 1);
   record.evicted.assign(9, 1);
   record.begins.assign(16, {});
@@ -184,7 +188,7 @@ TEST(StepResult, ComesBackAsItWentOut) {
   out.prompts.push_back({.id = 2, .position = 1, .logprobs = {}});
   for (int i = 0; i < 40; ++i) out.prompts[i % 2].logprobs.push_back(*out.tokens[0].logprobs);
   std::vector<std::byte> bytes(result_capacity(2, 40));
-  ASSERT_EQ(encode(out, bytes), bytes.size());
+  bytes.resize(encode(out, bytes));
   const StepResult in = decode_step_result(bytes);
   EXPECT_EQ(in.step, 12U);
   EXPECT_TRUE(in.lost);
@@ -202,6 +206,18 @@ TEST(StepResult, ComesBackAsItWentOut) {
   EXPECT_EQ(in.prompts[1].logprobs, out.prompts[1].logprobs);
   for (std::size_t n = 0; n < bytes.size(); ++n)
     EXPECT_THROW(decode_step_result(std::span(bytes).first(n)), TransportError);
+}
+
+TEST(StepResult, SizeIsAsAnnouncedWhereEachRowGivesAToken) {
+  TokenResult largest{.id = 1, .token = 77};
+  largest.logprobs = {.chosen = -0.5F,
+                      .top = std::vector<TokenLogprob>(kMaxTopLogprobs, {.id = 3, .logprob = -9})};
+  const StepResult out{.step = 12,
+                       .tokens = std::vector<TokenResult>(40, largest),
+                       .prompts = {{.id = 1, .position = 5, .logprobs = {}},
+                                   {.id = 2, .position = 1, .logprobs = {}}}};
+  std::vector<std::byte> bytes(result_capacity(2, 40));
+  EXPECT_EQ(encode(out, bytes), bytes.size());
 }
 
 TEST(StepResult, IsNotTakenForARecord) {

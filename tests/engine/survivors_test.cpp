@@ -37,6 +37,9 @@ std::vector<Request> requests() {
     if (i % 2 == 0) {
       all.back().processors = {
           {.name = "penalties", .integers = {}, .numbers = {1.5F, 0.5F, 1.2F}}};
+    } else {
+      // So few that drafts find much.
+      all.back().processors = {{.name = "allowed_tokens", .integers = {2, 5, 9}, .numbers = {}}};
     }
   }
   return all;
@@ -47,6 +50,7 @@ struct Group {
   int redundant = 0;
   bool overlap = false;
   RebalanceOptions rebalance = {};
+  DraftOptions drafts = {};
 };
 
 /// What every rank has before it knows of the others. Made before processes are forked.
@@ -61,6 +65,7 @@ struct Opened {
                          .two_batch_overlap = group.overlap},
              .engine = {.max_sequences_per_rank = 2,
                         .max_tokens_per_step = kMaxTokens,
+                        .drafts = group.drafts,
                         .balance = {.record = true, .window = 3, .rebalance = group.rebalance}},
              .expert_location = {.redundant = group.redundant}})) {}
 
@@ -178,6 +183,24 @@ INSTANTIATE_TEST_SUITE_P(All,
                          SurvivorsOfAnyDeath,
                          testing::ValuesIn(cases()),
                          [](const auto& test) { return testing::PrintToString(test.param); });
+
+/// A step that is lost runs again with the same drafts.
+TEST(Survivors, GiveTheSameTokensWithDrafts) {
+  const Tokens expected = run_alone();
+  const Opened opened({.redundant = kExperts, .drafts = {.tokens = 4, .shortest_run = 1}}, kRanks);
+  for (int put = 20; put < 20 + 23 * 6; put += 23) {
+    const RanksOptions on{.ranks = kRanks,
+                          .faults = Faults{.ends_at_put = put, .ends_by_signal = false},
+                          .faulty_rank = kVictim};
+    lose_a_rank(on, opened, [&](Rank rank, const Outcome& outcome) {
+      if (rank != 0) return;
+      EXPECT_EQ(outcome.tokens, expected);
+      EXPECT_EQ(outcome.stats.ranks_lost, 1U);
+      EXPECT_GT(outcome.stats.accepted_tokens, 0U);
+    });
+    ASSERT_FALSE(HasFailure()) << "put " << put;
+  }
+}
 
 /// A plan may have left an expert without a second replica, so that they may have to end. What
 /// callers have heard until then is right.

@@ -16,6 +16,16 @@ def engine():
         yield opened
 
 
+def test_drafts_change_no_token(engine):
+    prompts = [[5, 6, 7] * 4, [9] * 8]
+    params = tokenferry.SamplingParams(temperature=0.8, seed=3, max_tokens=24, ignore_eos=True)
+    expected = [r.outputs[0].token_ids for r in engine.generate(prompts, params)]
+    with tokenferry.Engine(MODEL, ranks=1, threads=1, draft_tokens=3, draft_ngram_min=1) as drafting:
+        assert [r.outputs[0].token_ids for r in drafting.generate(prompts, params)] == expected
+    with pytest.raises(tokenferry.ConfigError):
+        tokenferry.Engine(MODEL, ranks=1, threads=1, draft_tokens=-1)
+
+
 def test_texts_and_ids_give_the_same_greedy_tokens(engine):
     text = "12 + 34 ="
     ids = engine.encode(text)

@@ -69,6 +69,25 @@ TEST(Generator, GroupsOfRanksGiveTheSameTokens) {
   EXPECT_EQ(Generator(options).generate({p.prompt}, greedy(32)).at(0).ids, p.greedy);
 }
 
+TEST(Generator, DraftsChangeNoChoice) {
+  GeneratorOptions options = demo();
+  const Generator::Prompts prompts = {{5, 6, 7, 5, 6, 7, 5, 6}, {9, 9, 9, 9}};
+  GenerationSettings settings{
+      .seeded = true, .max_new_tokens = 30, .ignore_eos = true, .choices = 3};
+  const auto ids = [&] {
+    std::vector<std::vector<std::int32_t>> all;
+    Generator generator(options);
+    for (const Choice& choice : generator.generate(prompts, settings)) all.push_back(choice.ids);
+    return all;
+  };
+  const auto expected = ids();
+  options.draft_tokens = 5;
+  options.draft_ngram_min = 1;
+  EXPECT_EQ(ids(), expected);
+  options.draft_ngram_max = 0;
+  EXPECT_THROW(Generator{options}, ConfigError);
+}
+
 TEST(Generator, CallsOfManyThreadsShareTheStepsAndGetTheirOwnTokens) {
   const std::vector<test::GoldenPrompt> golden_prompts = test::golden_prompts(kModel);
   Generator generator(golden(2));

@@ -1,0 +1,53 @@
+// Drafts of the tokens that a sequence will give next, taken from its own text: its newest tokens
+// are looked for earlier in it, and what followed them there is the draft (prompt lookup).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace ferry {
+
+struct DraftOptions {
+  int tokens = 0;        ///< of a draft, at most; 0: there are none
+  int shortest_run = 2;  ///< that many of the newest tokens must stand earlier in the text
+  int longest_run = 8;   ///< more of them are not compared
+
+  bool on() const { return tokens > 0; }
+};
+
+inline constexpr int kMostDraftTokens = 64;
+inline constexpr int kLongestDraftRun = 64;
+
+/// Throws ConfigError that names the flag, its range and what was found.
+void check_drafts(const DraftOptions& options);
+
+/// Of one sequence. What it says changes no token that the sequence gives, only how many steps that
+/// takes. Pure logic; threads: one at a time.
+class NgramDrafter {
+ public:
+  explicit NgramDrafter(const DraftOptions& options);
+
+  /// Up to `most` tokens that may follow `ids`: those behind the place where most of the newest
+  /// tokens stand, the latest of such places. Empty where there is none. REQUIRES: `ids` begins
+  /// with those of the last call.
+  std::vector<std::int32_t> draft(std::span<const std::int32_t> ids, int most);
+
+  /// The sequence gave `right` of the `tokens` tokens of its draft: the next one is as long as it
+  /// pays.
+  void learn(int tokens, int right);
+
+ private:
+  void add_places(std::span<const std::int32_t> ids);
+  std::size_t bucket(const std::int32_t* run) const;
+  std::int64_t find(std::span<const std::int32_t> ids) const;
+
+  DraftOptions options_;
+  int length_;  // of the next draft
+  // A chain for each bucket of runs of the shortest length: ends of runs, the latest first; 0: no
+  // more.
+  std::vector<std::int32_t> latest_;  // [a power of two]
+  std::vector<std::int32_t> before_;  // [end]: the one before in its chain
+};
+
+}  // namespace ferry
