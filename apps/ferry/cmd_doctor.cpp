@@ -60,13 +60,13 @@ std::string chosen_word(const std::string& text) {
   return text.substr(open + 1, close - open - 1);
 }
 
-struct Topology {
+struct CpuTopology {
   int cores = 0;
   int threads = 0;
   int numa_nodes = 0;
 };
 
-Topology read_topology() {
+CpuTopology read_cpu_topology() {
   struct Free {
     void operator()(hwloc_topology_t t) const { hwloc_topology_destroy(t); }
   };
@@ -112,7 +112,7 @@ Json list_choices() {
 }
 
 Json diagnose() {
-  const Topology topology = read_topology();
+  const CpuTopology topology = read_cpu_topology();
   const fs::path pages = "/sys/kernel/mm/transparent_hugepage";
   Json report;
   report["version"] = version();
