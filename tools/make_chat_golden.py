@@ -153,6 +153,9 @@ range(3) | list | range(1, 4) | list | range(5, 0, -2) | list | range(0) | list 
 strftime_now('%Y-%m-%d %H:%M') | strftime_now('%d %b %Y') | strftime_now('') | raise_exception('no') | {'a': 1, 'a': 2} | {'x': [1, {'y': 'z'}]} | [[1, [2, [3]]]] | 'a' ~ missing ~ none
 (1 if true else 2) + 3 | -2 | abs | v.l | length > 2 | 'a,b' .split(',')[1] | v . i | v['d']['a'][1] | [1, 2, 3,] | {'a': 1,} | 1, 2 | v.l[v.i - 6] | not missing | 5 is number is defined
 v.s.encode is defined | 'x' is string and 'y' is string | 'A' < 'a' | 3 in (1, 2, 3) | 'k' in {'k': 1} | true + true | true == 'true' | 0 == false | '' == none | none == missing | missing == missing2
+2 ** 3 | 2 ** -1 | 2 ** 0.5 | (-1) ** 1000001 | -2 ** 2 | 2 ** 3 ** 2 | 0 ** -1 | 'a' ** 2 | 0 ** 0 | 2 * 3 ** 2
+none | select | list | none | selectattr('a', 'equalto', 'x') | list | length | none | reject | list | none | rejectattr('a') | list | none | map('upper') | list | none | map(attribute='a') | list | false | map('upper') | list | 0 | select('odd') | list | missing | selectattr('a') | list | missing | map('nope') | list
+none | list | none | join | none | first | none | last | none | length | none | sort | none | unique | list | none | min | none | sum | none | reverse | list | none | items | list | none | dictsort | none | trim | none | upper | none | tojson | none | string | none | default('x') | none | int | none | float | none | replace('N', 'x') | none | abs | 5 | map('upper') | list
 """
 
 

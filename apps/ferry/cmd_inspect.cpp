@@ -43,8 +43,8 @@ std::string human(std::uint64_t bytes) { return human(static_cast<double>(bytes)
 
 std::string count(std::int64_t number) { return human(static_cast<double>(number), ""); }
 
-/// Whether chats can be made prompts of. A template that is refused does not keep anybody from
-/// generating text, so it is reported, not thrown.
+/// Whether all chats can be made prompts of. A template that is refused, or parts of it, does not
+/// keep anybody from generating text, so it is reported, not thrown.
 struct ChatSupport {
   bool present = false;
   std::string refusal;  // empty: it is supported
@@ -52,7 +52,10 @@ struct ChatSupport {
 
 ChatSupport chat_support(const std::string& directory) {
   try {
-    return {.present = ChatTemplate::load(directory).has_value()};
+    const auto chat = ChatTemplate::load(directory);
+    if (!chat) return {};
+    const auto& warnings = chat->warnings();
+    return {.present = true, .refusal = warnings.empty() ? "" : warnings[0]};
   } catch (const ModelError& e) {
     return {.present = true, .refusal = e.what()};
   }

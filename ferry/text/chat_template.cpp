@@ -20,9 +20,16 @@ struct ChatTemplate::Parts {
   struct Named {
     std::string file;
     JinjaBody body;
+    std::string damage;  // not empty: why there is no body
   };
 
+  void add(const std::string& name, const std::string& file, JinjaProgram program) {
+    templates[name] = {.file = file, .body = std::move(program.body)};
+    warnings.insert(warnings.end(), program.unsupported.begin(), program.unsupported.end());
+  }
+
   std::map<std::string, Named> templates;
+  std::vector<std::string> warnings;
   std::string text;  // of all
   Tokens tokens;
 };
@@ -143,7 +150,7 @@ std::vector<JinjaDict::Entry> variables(const ordered_json& messages,
 
 ChatTemplate ChatTemplate::parse(std::string_view source, const std::string& file, Tokens tokens) {
   auto parts = std::make_shared<Parts>();
-  parts->templates["default"] = {file, parse_jinja(source, file)};
+  parts->add("default", file, parse_jinja(source, file));
   parts->text = source;
   parts->tokens = std::move(tokens);
   return ChatTemplate(std::move(parts));
@@ -166,11 +173,18 @@ std::optional<ChatTemplate> ChatTemplate::load(const std::filesystem::path& dire
   if (sources.empty()) return std::nullopt;
   for (const auto& [name, source] : sources) {
     const auto& [file, text] = source;
-    parts->templates[name] = {file, parse_jinja(text, file)};
+    try {
+      parts->add(name, file, parse_jinja(text, file));
+    } catch (const ModelError& e) {
+      parts->templates[name] = {.file = file, .damage = e.what()};
+      parts->warnings.emplace_back(e.what());
+    }
     parts->text += text;
   }
   return ChatTemplate(std::move(parts));
 }
+
+const std::vector<std::string>& ChatTemplate::warnings() const { return parts_->warnings; }
 
 const std::string& ChatTemplate::text() const { return parts_->text; }
 
@@ -184,6 +198,7 @@ std::string ChatTemplate::render(const ordered_json& messages,
                       templates.begin()->second.file,
                       templates.begin()->first);
   }
+  if (!chosen->second.damage.empty()) throw ConfigError(chosen->second.damage);
   std::vector<JinjaDict::Entry> known;
   try {
     known = variables(messages, parts_->tokens, options);

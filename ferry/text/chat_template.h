@@ -34,11 +34,18 @@ class ChatTemplate {
 
   /// From <directory>/chat_template.jinja (and chat_templates/*.jinja) or else "chat_template" in
   /// tokenizer_config.json, a string or a list of named templates. Nothing when there is none.
-  /// Throws ModelError with file and line for a template that asks for what is not supported.
+  /// A template that is damaged or asks for what is not supported loads all the same, so that the
+  /// model can be run without it; warnings() tells. Throws ModelError for a damaged
+  /// tokenizer_config.json.
   static std::optional<ChatTemplate> load(const std::filesystem::path& directory);
 
-  /// One template from its text; `file` is what errors call it.
+  /// One template from its text; `file` is what errors call it. Throws ModelError with file and
+  /// line for what is no template.
   static ChatTemplate parse(std::string_view source, const std::string& file, Tokens tokens = {});
+
+  /// Why some or all chats are refused, a line each with file and line: what a template asks for
+  /// and is not supported, and templates that are none. Empty: all is well.
+  const std::vector<std::string>& warnings() const;
 
   /// The sources of all templates that are there, one behind the other.
   const std::string& text() const;
@@ -46,8 +53,8 @@ class ChatTemplate {
   /// The prompt, in UTF-8. It holds the special tokens as text, also the first one, so encode it
   /// with add_special = false. With tools the template named "tool_use" is taken where there is
   /// one, else "default". Throws ConfigError with file and line when messages are no list of
-  /// objects, when the template refuses them (raise_exception) or fails on them, or when the work
-  /// is over the limit.
+  /// objects, when the template refuses them (raise_exception), fails on them or reaches what is
+  /// not supported, when it is damaged, or when the work is over the limit.
   std::string render(const nlohmann::ordered_json& messages,
                      const ChatRenderOptions& options = {}) const;
 

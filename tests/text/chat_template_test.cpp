@@ -47,6 +47,12 @@ std::string error_of(std::string_view source) {
   return test::message_of<ModelError>([&] { make(source); });
 }
 
+/// What a template is said to ask for that is not there.
+std::string warning_of(std::string_view source) {
+  const std::vector<std::string> warnings = make(source).warnings();
+  return warnings.size() == 1 ? warnings[0] : std::to_string(warnings.size()) + " warnings";
+}
+
 std::string failure_of(std::string_view source) {
   return test::message_of<ConfigError>([&] { print(source); });
 }
@@ -109,23 +115,51 @@ TEST(Jinja, ExpressionsPrintWhatJinjaPrints) {
   }
 }
 
-TEST(Jinja, RefusesByNameWithTheLine) {
-  EXPECT_EQ(error_of("\n\n{{ x | frobnicate }}"),
+TEST(Jinja, WhatIsNotSupportedIsToldByNameWithTheLine) {
+  EXPECT_EQ(warning_of("\n\n{{ x | frobnicate }}"),
             "some.jinja: chat template, line 3: filter frobnicate is not supported");
-  EXPECT_THAT(error_of("{{ x is frobnicated }}"), HasSubstr("test frobnicated"));
-  EXPECT_THAT(error_of("{{ x.frobnicate() }}"), HasSubstr("method .frobnicate()"));
-  EXPECT_THAT(error_of("{{ frobnicate(1) }}"), HasSubstr("function frobnicate()"));
-  EXPECT_THAT(error_of("\n{% include 'x' %}"), HasSubstr("line 2: tag include"));
-  EXPECT_THAT(error_of("{% for x in y recursive %}{% endfor %}"), HasSubstr("recursive"));
-  EXPECT_THAT(error_of("{{ x | map('nope') }}"), HasSubstr("filter nope"));
-  EXPECT_THAT(error_of("{{ x | selectattr('a', 'nope') }}"), HasSubstr("test nope"));
-  EXPECT_THAT(error_of("{{ f(*x) }}"), HasSubstr("behind *"));
-  EXPECT_THAT(error_of("{{ x ** 2 }}"), HasSubstr("**"));
-  EXPECT_THAT(error_of("{{ '%s' % x }}"), HasSubstr("formatting with %"));
-  EXPECT_THAT(error_of("{{ {1: 2} }}"), HasSubstr("keys of mappings"));
-  EXPECT_THAT(error_of("{% for a in b %}{% macro m() %}{% endmacro %}{% endfor %}"),
+  EXPECT_THAT(warning_of("{{ x is frobnicated }}"), HasSubstr("test frobnicated"));
+  EXPECT_THAT(warning_of("{{ x.frobnicate() }}"), HasSubstr("method .frobnicate()"));
+  EXPECT_THAT(warning_of("{{ frobnicate(1) }}"), HasSubstr("function frobnicate()"));
+  EXPECT_THAT(warning_of("\n{% include 'x' %}"), HasSubstr("line 2: tag include"));
+  EXPECT_THAT(warning_of("{% call(x) f %}{% if x %}{% endif %}{% endcall %}"),
+              HasSubstr("tag call"));
+  EXPECT_THAT(warning_of("{% for x in y recursive %}{% endfor %}"), HasSubstr("recursive loop"));
+  EXPECT_THAT(warning_of("{{ x | map('nope') }}"), HasSubstr("filter nope"));
+  EXPECT_THAT(warning_of("{{ x | selectattr('a', 'nope') }}"), HasSubstr("test nope"));
+  EXPECT_THAT(warning_of("{{ range(*x) }}"), HasSubstr("behind *"));
+  EXPECT_THAT(warning_of("{{ range(**x) }}"), HasSubstr("behind **"));
+  EXPECT_THAT(warning_of("{{ (x)['f'](1) }}"), HasSubstr("a call of anything but"));
+  EXPECT_THAT(warning_of("{% for a in b %}{% macro m() %}{% endmacro %}{% endfor %}"),
               HasSubstr("macro m inside of a loop"));
-  EXPECT_THAT(error_of("{{ '\\N{DASH}' }}"), HasSubstr("\\N"));
+  EXPECT_EQ(warning_of("{{ x | nope }}{{ x | nope }}\n{{ x | nope }}"), "2 warnings");
+  EXPECT_EQ(warning_of("{{ x | upper }}"), "0 warnings");
+}
+
+TEST(Jinja, WhatIsNotSupportedRefusesWhereItIsReached) {
+  for (const char* source : {"{{ 'x' | frobnicate }}",
+                             "{{ 'x' is frobnicated }}",
+                             "{{ 'x'.frobnicate() }}",
+                             "{{ frobnicate(1) }}",
+                             "{% include 'x' %}",
+                             "{% import 'x' as y %}",
+                             "{% call frobnicate() %}a{% endcall %}",
+                             "{% block x %}{% endblock x %}",
+                             "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
+                             "{{ ['x'] | map('nope') | list }}",
+                             "{{ ['x'] | select('nope') | list }}",
+                             "{{ range(*[1]) | list }}",
+                             "{{ ['f'][0](1) }}",
+                             "{% for a in [1] %}{% macro m() %}{% endmacro %}{% endfor %}",
+                             "{% set x %}a{% endset %}{% set y | nope %}a{% endset %}",
+                             "{% filter nope %}a{% endfilter %}"}) {
+    SCOPED_TRACE(source);
+    EXPECT_THAT(
+        failure_of("{% if true %}\n" + std::string(source) + "{% endif %}"),
+        testing::AllOf(HasSubstr("line 2: "),
+                       testing::AnyOf(HasSubstr("not supported"), HasSubstr("cannot be called"))));
+    EXPECT_EQ(print("{% if false %}\n" + std::string(source) + "{% endif %}a"), "a");
+  }
 }
 
 TEST(Jinja, RefusesWhatIsNoTemplate) {
@@ -161,6 +195,13 @@ TEST(Jinja, RefusesWhatIsNoTemplate) {
                              "{% set loop = 1 %}",
                              "{{ a if }}",
                              "{% if a %}{% else %}{% elif b %}{% endif %}",
+                             "{{ x[1, 2] }}",
+                             "{% nope %}",
+                             "{% if false %}{% nope %}{% endif %}",
+                             "{% with a %}{% endwith %}",
+                             "{% call x %}",
+                             "{% filter %}a{% endfilter %}",
+                             "{{ '\\N{DASH}' }}",
                              "\xff"}) {
     SCOPED_TRACE(source);
     EXPECT_THAT(error_of(source), HasSubstr("some.jinja"));
@@ -328,15 +369,33 @@ TEST_F(ChatTemplateFiles, DamagedOnesAreNamed) {
   EXPECT_THAT(error(), HasSubstr("tokenizer_config.json: chat_template: expected a string"));
   config({{"chat_template", {{{"name", "default"}}}}});
   EXPECT_THAT(error(), HasSubstr("expected a string or a list"));
-  config({{"chat_template", "{% nope %}"}});
-  EXPECT_THAT(error(),
-              HasSubstr("tokenizer_config.json: chat_template: chat template, line 1: tag"));
   test::write_file(dir_.path() / "tokenizer_config.json", "[]");
   EXPECT_THAT(error(), HasSubstr("expected a JSON object"));
-  test::write_file(dir_.path() / "chat_template.jinja", "\n{{ x | nope }}");
-  EXPECT_THAT(error(), HasSubstr("expected a JSON object"));
-  config(ordered_json::object());
-  EXPECT_THAT(error(), HasSubstr("chat_template.jinja: chat template, line 2: filter nope"));
+}
+
+TEST_F(ChatTemplateFiles, DamagedTemplatesLoadAndRefuseChats) {
+  const ordered_json tools = ordered_json::array();
+  const auto check = [&](const ordered_json* with, const std::string& why) {
+    const ChatTemplate chat = ChatTemplate::load(dir_.path()).value();
+    ASSERT_EQ(chat.warnings().size(), 1U);
+    EXPECT_THAT(chat.warnings()[0], HasSubstr(why));
+    EXPECT_THAT(
+        test::message_of<ConfigError>([&] { chat.render(ordered_json::array(), {.tools = with}); }),
+        HasSubstr(why));
+  };
+  config({{"chat_template", "{% nope %}"}});
+  check(nullptr, "tokenizer_config.json: chat_template: chat template, line 1: tag nope");
+  test::write_file(dir_.path() / "chat_template.jinja", "\n{{ x | }}");
+  check(nullptr, "chat_template.jinja: chat template, line 2: expected the name of a filter");
+  test::write_file(dir_.path() / "chat_template.jinja", "plain");
+  std::filesystem::create_directory(dir_.path() / "chat_templates");
+  test::write_file(dir_.path() / "chat_templates" / "tool_use.jinja", "{{");
+  check(&tools, "tool_use.jinja: chat template, line 1");
+  EXPECT_EQ(rendered(), "plain");
+  config({{"chat_template", nullptr}});
+  test::write_file(dir_.path() / "chat_template.jinja", "{{ x | nope }}");
+  std::filesystem::remove_all(dir_.path() / "chat_templates");
+  check(nullptr, "chat_template.jinja: chat template, line 1: filter nope");
 }
 
 }  // namespace

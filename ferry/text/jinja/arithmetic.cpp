@@ -14,12 +14,39 @@ namespace {
   left.require_defined();
   right.require_defined();
   throw JinjaFailure(fmt::format("{} does not work on {} and {}",
-                                 op == 'd' ? "//" : std::string(1, op),
+                                 op == 'd'   ? "//"
+                                 : op == 'p' ? "**"
+                                             : std::string(1, op),
                                  left.type_name(),
                                  right.type_name()));
 }
 
+/// a ** b for b >= 0.
+JinjaValue whole_power(std::int64_t a, std::int64_t b) {
+  std::int64_t result = 1;
+  // All greater powers of these three are their squares or cubes.
+  if (a >= -1 && a <= 1 && b > 3) b = 2 + b % 2;
+  for (std::int64_t i = 0; i < b; ++i) {
+    if (__builtin_mul_overflow(result, a, &result)) {
+      throw JinjaFailure("integers of 64 bits only: the result is greater");
+    }
+  }
+  return JinjaValue(result);
+}
+
+JinjaValue real_power(double a, double b) {
+  const double result = std::pow(a, b);
+  if ((a == 0 && b < 0) || (std::isnan(result) && !std::isnan(a) && !std::isnan(b)) ||
+      (std::isinf(result) && std::isfinite(a) && std::isfinite(b))) {
+    throw JinjaFailure("**: the result is no number");
+  }
+  return JinjaValue(result);
+}
+
 JinjaValue whole_numbers(char op, std::int64_t a, std::int64_t b) {
+  if (op == 'p') {
+    return b >= 0 ? whole_power(a, b) : real_power(static_cast<double>(a), static_cast<double>(b));
+  }
   std::int64_t result = 0;
   bool over = false;
   if (op == '+') {
@@ -47,6 +74,7 @@ JinjaValue real_numbers(char op, double a, double b) {
   if (op == '+') return JinjaValue(a + b);
   if (op == '-') return JinjaValue(a - b);
   if (op == '*') return JinjaValue(a * b);
+  if (op == 'p') return real_power(a, b);
   if (b == 0) throw JinjaFailure("division by zero");
   if (op == '/') return JinjaValue(a / b);
   double rest = std::fmod(a, b);

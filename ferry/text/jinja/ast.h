@@ -64,14 +64,14 @@ struct JinjaMethodCall {
 struct JinjaFilterExpr {
   JinjaExprPtr of;  // null: the text of a set block
   std::string name;
-  JinjaFilter filter;
+  JinjaFilter filter;  // null: there is none of this name, which it refuses when it is reached
   JinjaArguments arguments;
 };
 
 struct JinjaTestExpr {
   JinjaExprPtr of;
   std::string name;
-  JinjaTest test;
+  JinjaTest test;  // null: as of a filter
   JinjaArguments arguments;
 };
 
@@ -82,7 +82,7 @@ struct JinjaUnary {
 };
 
 struct JinjaArithmetic {
-  char op;  // + - * / % and d for //
+  char op;  // + - * / %, d for // and p for **
   JinjaExprPtr left, right;
 };
 
@@ -105,6 +105,12 @@ struct JinjaConditional {
   JinjaExprPtr condition, yes, no;  // no may be null
 };
 
+/// What the parser does not know: an expression or a statement that refuses when it is reached, so
+/// that a template may hold it where a plain chat never comes.
+struct JinjaUnsupported {
+  std::string what;  // "filter x", "tag y"
+};
+
 struct JinjaExpr {
   using Node = std::variant<JinjaLiteral,
                             JinjaName,
@@ -122,7 +128,8 @@ struct JinjaExpr {
                             JinjaComparison,
                             JinjaLogic,
                             JinjaConcat,
-                            JinjaConditional>;
+                            JinjaConditional,
+                            JinjaUnsupported>;
   int line;
   int depth;  // of the tree below, 1 for a leaf; bounded by the parser
   Node node;
@@ -188,6 +195,23 @@ struct JinjaGeneration {
   JinjaBody body;
 };
 
+/// {% do value %}: for what the value changes; prints nothing.
+struct JinjaDo {
+  JinjaExprPtr value;
+};
+
+/// {% with name = value, ... %}: variables of its body alone.
+struct JinjaWith {
+  std::vector<std::pair<std::string, JinjaExprPtr>> variables;
+  JinjaBody body;
+};
+
+/// {% filter a | b %}: prints what the filters make of its body.
+struct JinjaFilterBlock {
+  std::vector<JinjaExprPtr> filters;  // JinjaFilterExpr without `of`
+  JinjaBody body;
+};
+
 struct JinjaBreak {};
 
 struct JinjaContinue {};
@@ -201,8 +225,12 @@ struct JinjaStatement {
                             JinjaSetBlock,
                             JinjaMacro,
                             JinjaGeneration,
+                            JinjaDo,
+                            JinjaWith,
+                            JinjaFilterBlock,
                             JinjaBreak,
-                            JinjaContinue>;
+                            JinjaContinue,
+                            JinjaUnsupported>;
   int line;
   Node node;
 };

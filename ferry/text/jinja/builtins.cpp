@@ -116,6 +116,10 @@ void JinjaArgs::done() const {
   }
 }
 
+std::string not_supported(std::string_view what) {
+  return fmt::format("{} is not supported", what);
+}
+
 JinjaValue jinja_attribute(const JinjaValue& value, const std::string& name) {
   value.require_defined();
   if (const JinjaObject* object = value.object()) return object->attribute(name);

@@ -1,5 +1,5 @@
 // What templates can call: filters, tests and methods, in tables by name. What is not in a table
-// does not exist; the parser refuses it when the template is loaded.
+// does not exist: the parser tells it, and the evaluator refuses it when it is reached.
 #pragma once
 
 #include <cstddef>
@@ -54,6 +54,9 @@ class JinjaArgs {
 
 using JinjaFilter = JinjaValue (*)(JinjaBudget& budget, const JinjaValue& value, JinjaArgs& args);
 using JinjaTest = bool (*)(JinjaBudget& budget, const JinjaValue& value, JinjaArgs& args);
+
+/// How everything that asks for `what` is refused.
+std::string not_supported(std::string_view what);
 
 // Null for names that are not supported.
 JinjaFilter find_jinja_filter(std::string_view name);

@@ -50,6 +50,11 @@ class JinjaEvaluator {
   JinjaFlow run_statement(const JinjaMacro& macro, JinjaScope& scope);
   JinjaFlow run_statement(const JinjaGeneration& block, JinjaScope& scope);
 
+  JinjaFlow run_statement(const JinjaDo& statement, JinjaScope& scope);
+  JinjaFlow run_statement(const JinjaWith& block, JinjaScope& scope);
+  JinjaFlow run_statement(const JinjaFilterBlock& block, JinjaScope& scope);
+  static JinjaFlow run_statement(const JinjaUnsupported& statement, JinjaScope& scope);
+
   static JinjaFlow run_statement(const JinjaBreak&, JinjaScope&) { return JinjaFlow::leave_loop; }
 
   static JinjaFlow run_statement(const JinjaContinue&, JinjaScope&) { return JinjaFlow::next_item; }
@@ -76,6 +81,8 @@ class JinjaEvaluator {
   JinjaValue evaluate(const JinjaConcat& concat, JinjaScope& scope);
   JinjaValue evaluate(const JinjaConditional& conditional, JinjaScope& scope);
 
+  static JinjaValue evaluate(const JinjaUnsupported& unsupported, JinjaScope& scope);
+
   bool compare(JinjaComparison::Op op, const JinjaValue& left, const JinjaValue& right);
   JinjaArgs arguments(const std::string& callee, const JinjaArguments& args, JinjaScope& scope);
   JinjaValue call_macro(const JinjaMacro& macro, JinjaArgs args);
@@ -84,6 +91,11 @@ class JinjaEvaluator {
   void assign(const JinjaTarget& target, const JinjaValue& value, JinjaScope& scope);
   static void assign(const std::string& name, JinjaValue value, JinjaScope& scope);
   void print(std::string_view text);
+
+  /// What the filters make of what the body prints.
+  JinjaValue filtered(const JinjaBody& body,
+                      const std::vector<JinjaExprPtr>& filters,
+                      JinjaScope& scope);
 
   /// What fn prints, as a text instead.
   template <class Fn>

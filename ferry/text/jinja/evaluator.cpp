@@ -90,14 +90,7 @@ JinjaFlow JinjaEvaluator::run_statement(const JinjaSet& set, JinjaScope& scope) 
 }
 
 JinjaFlow JinjaEvaluator::run_statement(const JinjaSetBlock& set, JinjaScope& scope) {
-  JinjaValue text = printed([&] {
-    JinjaScope inner{.around = &scope};
-    run_body(set.body, inner);
-  });
-  for (const JinjaExprPtr& filter : set.filters) {
-    text = apply(std::get<JinjaFilterExpr>(filter->node), text, scope);
-  }
-  assign(set.target, text, scope);
+  assign(set.target, filtered(set.body, set.filters, scope), scope);
   return JinjaFlow::normal;
 }
 
@@ -110,6 +103,45 @@ JinjaFlow JinjaEvaluator::run_statement(const JinjaMacro& macro, JinjaScope& sco
 JinjaFlow JinjaEvaluator::run_statement(const JinjaGeneration& block, JinjaScope& scope) {
   JinjaScope inner{.around = &scope};
   return run_body(block.body, inner);
+}
+
+JinjaFlow JinjaEvaluator::run_statement(const JinjaDo& statement, JinjaScope& scope) {
+  value(*statement.value, scope);
+  return JinjaFlow::normal;
+}
+
+JinjaFlow JinjaEvaluator::run_statement(const JinjaWith& block, JinjaScope& scope) {
+  JinjaScope inner{.around = &scope};
+  std::vector<JinjaValue> values;  // none of which sees the others' names
+  for (const auto& [name, expr] : block.variables) values.push_back(value(*expr, scope));
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    assign(block.variables[i].first, std::move(values[i]), inner);
+  }
+  return run_body(block.body, inner);
+}
+
+JinjaFlow JinjaEvaluator::run_statement(const JinjaFilterBlock& block, JinjaScope& scope) {
+  const JinjaValue shown = filtered(block.body, block.filters, scope);
+  print(jinja_text(budget_, shown));
+  return JinjaFlow::normal;
+}
+
+JinjaFlow JinjaEvaluator::run_statement(const JinjaUnsupported& statement, JinjaScope&) {
+  throw JinjaFailure(not_supported(statement.what));
+}
+
+JinjaValue JinjaEvaluator::filtered(const JinjaBody& body,
+                                    const std::vector<JinjaExprPtr>& filters,
+                                    JinjaScope& scope) {
+  JinjaValue text = printed([&] {
+    JinjaScope inner{.around = &scope};
+    run_body(body, inner);
+  });
+  for (const JinjaExprPtr& filter : filters) {
+    line_ = filter->line;
+    text = apply(std::get<JinjaFilterExpr>(filter->node), text, scope);
+  }
+  return text;
 }
 
 void JinjaEvaluator::assign(const std::string& name, JinjaValue value, JinjaScope& scope) {

@@ -94,6 +94,23 @@ void JinjaExpressionParser::refuse_at(int line, const std::string& why) const {
   refuse_template(file_, line, why);
 }
 
+void JinjaExpressionParser::note_unsupported(int line, const std::string& what) {
+  unsupported_.emplace(line, what);
+}
+
+std::vector<std::string> JinjaExpressionParser::unsupported() const {
+  std::vector<std::string> lines;
+  for (const auto& [line, what] : unsupported_) {
+    lines.push_back(template_error(file_, line, not_supported(what)));
+  }
+  return lines;
+}
+
+JinjaExprPtr JinjaExpressionParser::refusing(int line, std::string what) {
+  note_unsupported(line, what);
+  return make(line, JinjaUnsupported{std::move(what)}, 0);
+}
+
 int JinjaExpressionParser::depth_of(const JinjaExprPtr& expr) {
   return expr == nullptr ? 0 : expr->depth;
 }
@@ -232,20 +249,26 @@ JinjaExprPtr JinjaExpressionParser::concatenation() {
 }
 
 JinjaExprPtr JinjaExpressionParser::product() {
-  JinjaExprPtr left = unary(true);
+  JinjaExprPtr left = power();
   for (;;) {
-    if (is_op("**")) refuse("operator ** is not supported");
     if (!is_op("*") && !is_op("/") && !is_op("//") && !is_op("%")) return left;
     const JinjaToken op = next();
-    const auto* literal = std::get_if<JinjaLiteral>(&left->node);
-    if (op.value == "%" && literal != nullptr && literal->value.text() != nullptr) {
-      refuse_at(op.line, "formatting with % is not supported");
-    }
-    JinjaExprPtr right = unary(true);
+    JinjaExprPtr right = power();
     const int depth = std::max(depth_of(left), depth_of(right));
     const char code = op.value == "//" ? 'd' : op.value[0];
     left = make(op.line, JinjaArithmetic{code, std::move(left), std::move(right)}, depth);
   }
+}
+
+JinjaExprPtr JinjaExpressionParser::power() {
+  JinjaExprPtr left = unary(true);
+  while (is_op("**")) {
+    const int at = next().line;
+    JinjaExprPtr right = unary(true);
+    const int depth = std::max(depth_of(left), depth_of(right));
+    left = make(at, JinjaArithmetic{'p', std::move(left), std::move(right)}, depth);
+  }
+  return left;
 }
 
 JinjaExprPtr JinjaExpressionParser::unary(bool with_filters) {
@@ -325,10 +348,6 @@ JinjaExprPtr JinjaExpressionParser::dict() {
   int depth = 0;
   while (!is_op("}")) {
     JinjaExprPtr key = expression();
-    const auto* literal = std::get_if<JinjaLiteral>(&key->node);
-    if (literal != nullptr && literal->value.text() == nullptr) {
-      refuse_at(key->line, "keys of mappings other than strings are not supported");
-    }
     expect_op(":");
     JinjaExprPtr value = expression();
     depth = std::max({depth, depth_of(key), depth_of(value)});

@@ -1,6 +1,7 @@
 // The part of the template parser that reads expressions. For the parser's .cpp files only.
 #pragma once
 
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -32,8 +33,9 @@ class JinjaExpressionParser {
   JinjaExprPtr expression(bool with_conditions = true);
   /// One expression, or a tuple of several with commas between.
   JinjaExprPtr tuple(bool with_conditions = true);
-  /// `| name(args) | ...` behind nothing: the filters of a set block.
-  std::vector<JinjaExprPtr> filters();
+  /// `| name(args) | ...` behind nothing: the filters of a set block, or of a filter block, whose
+  /// first has no | before it.
+  std::vector<JinjaExprPtr> filters(bool first_is_bare = false);
 
   /// Calls of functions by name, in order: the statements know which macros there are.
   struct Called {
@@ -42,6 +44,11 @@ class JinjaExpressionParser {
   };
 
   const std::vector<Called>& called() const { return called_; }
+
+  /// Notes that the template asks for something that is not there; its node refuses when reached.
+  void note_unsupported(int line, const std::string& what);
+  /// What was noted, in the order of the lines.
+  std::vector<std::string> unsupported() const;
 
   [[noreturn]] void refuse(const std::string& why) const;
   [[noreturn]] void refuse_at(int line, const std::string& why) const;
@@ -58,6 +65,7 @@ class JinjaExpressionParser {
   JinjaExprPtr sum();
   JinjaExprPtr concatenation();
   JinjaExprPtr product();
+  JinjaExprPtr power();
   JinjaExprPtr unary(bool with_filters);
   JinjaExprPtr primary();
   JinjaExprPtr parenthesised();
@@ -68,11 +76,13 @@ class JinjaExpressionParser {
   JinjaExprPtr attribute(JinjaExprPtr of);
   JinjaExprPtr subscript(JinjaExprPtr of);
   JinjaExprPtr call(JinjaExprPtr of);
+  /// At the name.
   JinjaExprPtr filter(JinjaExprPtr of);
   JinjaExprPtr test(JinjaExprPtr of);
   JinjaArguments arguments();
   bool begins_test_argument() const;
-  void check_inner_name(const std::string& filter, const JinjaArguments& args, int line) const;
+  void check_inner_name(const std::string& filter, const JinjaArguments& args, int line);
+  JinjaExprPtr refusing(int line, std::string what);
   static int depth_of(const JinjaExprPtr& expr);
   static int depth_of(const JinjaArguments& args);
   JinjaExprPtr make(int line, JinjaExpr::Node node, int depth_below);
@@ -82,6 +92,7 @@ class JinjaExpressionParser {
   std::size_t at_ = 0;
   int level_ = 0;
   std::vector<Called> called_;
+  std::set<std::pair<int, std::string>> unsupported_;  // line, what
 };
 
 class JinjaExpressionParser::Level {

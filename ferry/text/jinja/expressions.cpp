@@ -68,6 +68,10 @@ JinjaValue JinjaEvaluator::evaluate(const JinjaSlice& slice, JinjaScope& scope) 
   return jinja_slice(budget_, of, begin, end, value_or_none(slice.step, scope));
 }
 
+JinjaValue JinjaEvaluator::evaluate(const JinjaUnsupported& unsupported, JinjaScope&) {
+  throw JinjaFailure(not_supported(unsupported.what));
+}
+
 JinjaArgs JinjaEvaluator::arguments(const std::string& callee,
                                     const JinjaArguments& args,
                                     JinjaScope& scope) {
@@ -81,7 +85,9 @@ JinjaArgs JinjaEvaluator::arguments(const std::string& callee,
 
 JinjaValue JinjaEvaluator::evaluate(const JinjaFunctionCall& call, JinjaScope& scope) {
   const JinjaValue callee = evaluate(JinjaName{call.name}, scope);
-  callee.require_defined();
+  if (callee.is_undefined()) {
+    throw JinjaFailure(not_supported(fmt::format("function {}()", call.name)));
+  }
   JinjaArgs args = arguments(call.name, call.arguments, scope);
   if (const auto* macro = dynamic_cast<const JinjaMacroObject*>(callee.object())) {
     return call_macro(macro->macro, std::move(args));
@@ -113,6 +119,10 @@ JinjaValue JinjaEvaluator::call_macro(const JinjaMacro& macro, JinjaArgs args) {
 
 JinjaValue JinjaEvaluator::evaluate(const JinjaMethodCall& call, JinjaScope& scope) {
   const JinjaValue of = value(*call.of, scope);
+  of.require_defined();
+  if (!is_jinja_method(call.name)) {
+    throw JinjaFailure(not_supported(fmt::format("method .{}()", call.name)));
+  }
   JinjaArgs args = arguments(call.name, call.arguments, scope);
   if (auto* loop = dynamic_cast<JinjaLoop*>(of.object())) return loop->call(call.name, args);
   return call_jinja_method(budget_, of, call.name, args);
@@ -121,6 +131,7 @@ JinjaValue JinjaEvaluator::evaluate(const JinjaMethodCall& call, JinjaScope& sco
 JinjaValue JinjaEvaluator::apply(const JinjaFilterExpr& filter,
                                  const JinjaValue& to,
                                  JinjaScope& scope) {
+  if (filter.filter == nullptr) throw JinjaFailure(not_supported("filter " + filter.name));
   JinjaArgs args = arguments(filter.name, filter.arguments, scope);
   return filter.filter(budget_, to, args);
 }
@@ -130,6 +141,7 @@ JinjaValue JinjaEvaluator::evaluate(const JinjaFilterExpr& filter, JinjaScope& s
 }
 
 JinjaValue JinjaEvaluator::evaluate(const JinjaTestExpr& test, JinjaScope& scope) {
+  if (test.test == nullptr) throw JinjaFailure(not_supported("test " + test.name));
   const JinjaValue of = value(*test.of, scope);
   JinjaArgs args = arguments(test.name, test.arguments, scope);
   return JinjaValue(test.test(budget_, of, args));

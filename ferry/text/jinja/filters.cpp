@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cmath>
 #include <limits>
+#include <nlohmann/json.hpp>
 
 #include "ferry/text/jinja/filter_tables.h"
 #include "ferry/text/jinja/python_text.h"
@@ -115,6 +116,24 @@ JinjaValue to_json(JinjaBudget& budget, const JinjaValue& value, JinjaArgs& args
   std::string text = python_json(value, style);
   budget.spend_text(text.size());
   return JinjaValue::text(std::move(text));
+}
+
+/// Not among Jinja's: engines that run templates of DeepSeek have it. A text of JSON -> its value.
+JinjaValue from_json(JinjaBudget& budget, const JinjaValue& value, JinjaArgs& args) {
+  args.done();
+  value.require_defined();
+  if (value.text() == nullptr) {
+    throw JinjaFailure(fmt::format("from_json: expected a string, found {}", value.type_name()));
+  }
+  budget.spend_items(value.text()->size());
+  constexpr int kMaxDepth = 100;  // of values; the library recurses
+  const auto bounded = [](int depth, nlohmann::ordered_json::parse_event_t, const auto&) {
+    if (depth > kMaxDepth) throw JinjaFailure("from_json: nests deeper than 100 levels");
+    return true;
+  };
+  const auto json = nlohmann::ordered_json::parse(*value.text(), bounded, false);
+  if (json.is_discarded()) throw JinjaFailure("from_json: the string is no JSON");
+  return to_jinja(json);
 }
 
 JinjaValue fallback(JinjaBudget&, const JinjaValue& value, JinjaArgs& args) {
@@ -249,6 +268,7 @@ const JinjaFilterTable& jinja_value_filters() {
                                            {"default", fallback},
                                            {"float", to_real},
                                            {"format", format_text},
+                                           {"from_json", from_json},
                                            {"indent", indent},
                                            {"int", to_integer},
                                            {"lower", converted<python_lower>},

@@ -417,10 +417,14 @@ std::vector<JinjaToken> lex_jinja(std::string_view source, const std::string& fi
   return Lexer(source, file).run();
 }
 
-void refuse_template(const std::string& file, int line, const std::string& why) {
+std::string template_error(const std::string& file, int line, const std::string& why) {
   std::string one_line = why;
   std::replace(one_line.begin(), one_line.end(), '\n', ' ');
-  fail<ModelError>("{}: chat template, line {}: {}", file, line, one_line);
+  return fmt::format("{}: chat template, line {}: {}", file, line, one_line);
+}
+
+void refuse_template(const std::string& file, int line, const std::string& why) {
+  throw ModelError(template_error(file, line, why));
 }
 
 }  // namespace ferry

@@ -35,6 +35,9 @@ struct JinjaToken {
 /// with `file` and line.
 std::vector<JinjaToken> lex_jinja(std::string_view source, const std::string& file);
 
+/// How errors in a template are told, on one line.
+std::string template_error(const std::string& file, int line, const std::string& why);
+
 /// Throws the ModelError of something in a template that cannot be.
 [[noreturn]] void refuse_template(const std::string& file, int line, const std::string& why);
 

@@ -231,6 +231,8 @@ JinjaValue map(JinjaBudget& budget, const JinjaValue& value, JinjaArgs& args) {
   Items given = args.rest();
   JinjaArgs::Named named = args.rest_named();
   Items out;
+  // As in Jinja: nothing for anything that is false, none among it, whatever the arguments are.
+  if (!value.truthy()) return JinjaList::make({}, JinjaList::Kind::stream);
   const JinjaValue::List all = jinja_iterate(budget, value);
   budget.spend_items(all->items.size());
   if (given.empty()) {
@@ -262,6 +264,7 @@ JinjaValue map(JinjaBudget& budget, const JinjaValue& value, JinjaArgs& args) {
 /// select and reject, by the items themselves or by an attribute of theirs.
 template <bool by_attribute, bool keep>
 JinjaValue select(JinjaBudget& budget, const JinjaValue& value, JinjaArgs& args) {
+  if (!value.truthy()) return JinjaList::make({}, JinjaList::Kind::stream);
   const Getter get(by_attribute ? std::optional(args.required("attribute")) : std::nullopt);
   const auto name = args.optional_text("test");
   const JinjaTest test = name ? find_jinja_test(*name) : nullptr;

@@ -20,7 +20,7 @@ class Parser {
  public:
   Parser(std::string_view source, const std::string& file) : in_(lex_jinja(source, file), file) {}
 
-  JinjaBody run();
+  JinjaProgram run();
 
  private:
   JinjaBody body(const Ends& ends);
@@ -28,12 +28,16 @@ class Parser {
   JinjaIf if_block();
   JinjaFor for_block(int line);
   void set(JinjaBody& body, int line);
-  JinjaMacro macro(int line);
+  JinjaMacro macro();
   JinjaMacro::Parameter parameter();
   JinjaTarget target(bool may_be_attribute);
   void loop_control(std::string_view word, int line) const;
   void end_tag();
-  void check_calls() const;
+  void check_calls();
+  bool other_tag(JinjaBody& body, const std::string& tag, int line);
+  JinjaWith with_block();
+  JinjaFilterBlock filter_block();
+  JinjaBody inner_body(const Ends& ends);
 
   JinjaExpressionParser in_;
   std::set<std::string> macros_;
@@ -41,10 +45,10 @@ class Parser {
   int scopes_ = 0;  // blocks with variables of their own that the statement is in
 };
 
-JinjaBody Parser::run() {
+JinjaProgram Parser::run() {
   JinjaBody all = body({});
   check_calls();
-  return all;
+  return {.body = std::move(all), .unsupported = in_.unsupported()};
 }
 
 /// Statements up to a tag that is one of `ends`; that tag's name comes next.
@@ -91,25 +95,87 @@ void Parser::statement(JinjaBody& body) {
   } else if (tag == "set") {
     set(body, line);
   } else if (tag == "macro") {
-    body.push_back({line, macro(line)});
+    JinjaMacro read = macro();
+    // Around a macro is only what is global when it runs.
+    if (scopes_ == 0) {
+      body.push_back({line, std::move(read)});
+    } else {
+      const std::string what = fmt::format("macro {} inside of a loop, block or macro", read.name);
+      in_.note_unsupported(line, what);
+      body.push_back({line, JinjaUnsupported{what}});
+    }
   } else if (tag == "generation") {
-    end_tag();
-    const int loops = std::exchange(loops_, 0);
-    ++scopes_;
-    body.push_back({line, JinjaGeneration{this->body({"endgeneration"})}});
-    --scopes_;
-    loops_ = loops;
-    in_.next();
+    body.push_back({line, JinjaGeneration{inner_body({"endgeneration"})}});
   } else if (tag == "break" || tag == "continue") {
     loop_control(tag, line);
     if (tag == "break")
       body.push_back({line, JinjaBreak{}});
     else
       body.push_back({line, JinjaContinue{}});
-  } else {
+  } else if (!other_tag(body, tag, line)) {
     in_.refuse_at(line, fmt::format("tag {} is not supported", tag));
   }
   end_tag();
+}
+
+/// The tags that few templates have, up to what ends them.
+bool Parser::other_tag(JinjaBody& body, const std::string& tag, int line) {
+  if (tag == "do") {
+    body.push_back({line, JinjaDo{in_.tuple()}});
+  } else if (tag == "with") {
+    body.push_back({line, with_block()});
+  } else if (tag == "filter") {
+    body.push_back({line, filter_block()});
+  } else if (tag == "include" || tag == "import" || tag == "from" || tag == "extends" ||
+             tag == "call" || tag == "block" || tag == "autoescape") {
+    while (in_.peek().kind != Kind::block_end && in_.peek().kind != Kind::end) in_.next();
+    if (tag == "call" || tag == "block" || tag == "autoescape") {
+      const std::string end = "end" + tag;
+      inner_body({end});
+      if (in_.peek().kind == Kind::name) in_.next();  // {% endblock name %}
+    }
+    const std::string what = "tag " + tag;
+    in_.note_unsupported(line, what);
+    body.push_back({line, JinjaUnsupported{what}});
+  } else {
+    return false;
+  }
+  return true;
+}
+
+/// From the end of the tag that opens a block with variables of its own, which loops outside of it
+/// do not reach into, to the name of the tag that ends it.
+JinjaBody Parser::inner_body(const Ends& ends) {
+  end_tag();
+  const int loops = std::exchange(loops_, 0);
+  ++scopes_;
+  JinjaBody inner = body(ends);
+  --scopes_;
+  loops_ = loops;
+  in_.next();
+  return inner;
+}
+
+JinjaWith Parser::with_block() {
+  JinjaWith block;
+  while (in_.peek().kind != Kind::block_end) {
+    if (!block.variables.empty()) in_.expect_op(",");
+    std::string name = in_.expect_name("the name of a variable");
+    in_.expect_op("=");
+    block.variables.emplace_back(std::move(name), in_.expression());
+  }
+  end_tag();
+  ++scopes_;
+  block.body = body({"endwith"});
+  --scopes_;
+  in_.next();
+  return block;
+}
+
+JinjaFilterBlock Parser::filter_block() {
+  JinjaFilterBlock block{.filters = in_.filters(/*first_is_bare=*/true)};
+  block.body = inner_body({"endfilter"});
+  return block;
 }
 
 void Parser::loop_control(std::string_view word, int line) const {
@@ -136,7 +202,8 @@ JinjaFor Parser::for_block(int line) {
   if (!in_.skip_name("in")) in_.refuse("expected in, behind the variables of the loop");
   loop.items = in_.tuple(false);
   if (in_.skip_name("if")) loop.condition = in_.expression();
-  if (in_.is_name("recursive")) in_.refuse_at(line, "recursive loops are not supported");
+  // Its calls of loop() refuse; a loop that makes none is as any other.
+  if (in_.skip_name("recursive")) in_.note_unsupported(line, "a recursive loop");
   end_tag();
   ++loops_;
   ++scopes_;
@@ -179,13 +246,7 @@ void Parser::set(JinjaBody& body, int line) {
     return;
   }
   JinjaSetBlock block{.target = std::move(to), .filters = in_.filters()};
-  end_tag();
-  const int loops = std::exchange(loops_, 0);
-  ++scopes_;
-  block.body = this->body({"endset"});
-  --scopes_;
-  loops_ = loops;
-  in_.next();
+  block.body = inner_body({"endset"});
   body.push_back({line, std::move(block)});
 }
 
@@ -195,14 +256,9 @@ JinjaMacro::Parameter Parser::parameter() {
   return parameter;
 }
 
-JinjaMacro Parser::macro(int line) {
+JinjaMacro Parser::macro() {
   JinjaMacro macro;
   macro.name = in_.expect_name("the name of the macro");
-  if (scopes_ > 0) {
-    in_.refuse_at(
-        line,
-        fmt::format("macro {} inside of a loop, block or macro is not supported", macro.name));
-  }
   macros_.insert(macro.name);
   in_.expect_op("(");
   while (!in_.is_op(")")) {
@@ -210,26 +266,22 @@ JinjaMacro Parser::macro(int line) {
     if (!in_.is_op(")")) in_.expect_op(",");
   }
   in_.next();
-  end_tag();
-  ++scopes_;
-  macro.body = body({"endmacro"});
-  --scopes_;
-  in_.next();
+  macro.body = inner_body({"endmacro"});
   if (in_.peek().kind == Kind::name) in_.next();  // {% endmacro name %}
   return macro;
 }
 
-void Parser::check_calls() const {
+void Parser::check_calls() {
   for (const auto& [name, line] : in_.called()) {
     if (!macros_.contains(name) && !is_jinja_function(name)) {
-      in_.refuse_at(line, fmt::format("function {}() is not supported", name));
+      in_.note_unsupported(line, fmt::format("function {}()", name));
     }
   }
 }
 
 }  // namespace
 
-JinjaBody parse_jinja(std::string_view source, const std::string& file) {
+JinjaProgram parse_jinja(std::string_view source, const std::string& file) {
   return Parser(source, file).run();
 }
 

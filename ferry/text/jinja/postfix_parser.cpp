@@ -1,5 +1,5 @@
 // The rest of JinjaExpressionParser: what may stand behind a value. Here names of methods, filters
-// and tests are looked up, and refused.
+// and tests are looked up; one that is not there is noted.
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -70,16 +70,16 @@ JinjaExprPtr JinjaExpressionParser::call(JinjaExprPtr of) {
   }
   if (auto* method = std::get_if<JinjaAttribute>(&of->node)) {
     if (!is_jinja_method(method->name)) {
-      refuse_at(at, fmt::format("method .{}() is not supported", method->name));
+      note_unsupported(at, fmt::format("method .{}()", method->name));
     }
     return make(at, JinjaMethodCall{std::move(method->of), method->name, std::move(args)}, depth);
   }
-  refuse_at(at, "calls of anything but a name or a method are not supported");
+  return refusing(at, "a call of anything but a name or a method");
 }
 
 JinjaExprPtr JinjaExpressionParser::filters_and_tests(JinjaExprPtr of) {
   for (;;) {
-    if (is_op("|")) {
+    if (skip_op("|")) {
       of = filter(std::move(of));
     } else if (is_name("is")) {
       of = test(std::move(of));
@@ -89,18 +89,18 @@ JinjaExprPtr JinjaExpressionParser::filters_and_tests(JinjaExprPtr of) {
   }
 }
 
-std::vector<JinjaExprPtr> JinjaExpressionParser::filters() {
+std::vector<JinjaExprPtr> JinjaExpressionParser::filters(bool first_is_bare) {
   std::vector<JinjaExprPtr> chain;
-  while (is_op("|")) chain.push_back(filter(nullptr));
+  if (first_is_bare) chain.push_back(filter(nullptr));
+  while (skip_op("|")) chain.push_back(filter(nullptr));
   return chain;
 }
 
 JinjaExprPtr JinjaExpressionParser::filter(JinjaExprPtr of) {
-  next();
   const int at = line();
   std::string name = expect_name("the name of a filter");
   const JinjaFilter found = find_jinja_filter(name);
-  if (found == nullptr) refuse_at(at, fmt::format("filter {} is not supported", name));
+  if (found == nullptr) note_unsupported(at, fmt::format("filter {}", name));
   JinjaArguments args;
   if (is_op("(")) args = arguments();
   check_inner_name(name, args, at);
@@ -111,7 +111,7 @@ JinjaExprPtr JinjaExpressionParser::filter(JinjaExprPtr of) {
 /// map, select and their like name another filter or test as an argument.
 void JinjaExpressionParser::check_inner_name(const std::string& filter,
                                              const JinjaArguments& args,
-                                             int line) const {
+                                             int line) {
   const bool by_attribute = filter == "selectattr" || filter == "rejectattr";
   const bool by_test = by_attribute || filter == "select" || filter == "reject";
   const std::size_t place = by_attribute ? 1 : 0;
@@ -121,9 +121,7 @@ void JinjaExpressionParser::check_inner_name(const std::string& filter,
   const std::string& name = *literal->value.text();
   const bool known =
       by_test ? find_jinja_test(name) != nullptr : find_jinja_filter(name) != nullptr;
-  if (!known) {
-    refuse_at(line, fmt::format("{} {} is not supported", by_test ? "test" : "filter", name));
-  }
+  if (!known) note_unsupported(line, fmt::format("{} {}", by_test ? "test" : "filter", name));
 }
 
 /// An argument without brackets: `is divisibleby 3`.
@@ -147,12 +145,12 @@ JinjaExprPtr JinjaExpressionParser::test(JinjaExprPtr of) {
   const int at = line();
   std::string name = expect_name("the name of a test");
   const JinjaTest found = find_jinja_test(name);
-  if (found == nullptr) refuse_at(at, fmt::format("test {} is not supported", name));
+  if (found == nullptr) note_unsupported(at, fmt::format("test {}", name));
   JinjaArguments args;
   if (is_op("(")) {
     args = arguments();
   } else if (is_name("is")) {
-    refuse("tests in a row are not supported");
+    refuse("tests cannot stand in a row");
   } else if (begins_test_argument()) {
     const Level level(*this);
     args.positional.push_back(postfix(primary()));
@@ -170,9 +168,11 @@ JinjaArguments JinjaExpressionParser::arguments() {
   JinjaArguments args;
   while (!is_op(")")) {
     if (is_op("*") || is_op("**")) {
-      refuse(fmt::format("arguments behind {} are not supported", peek().value));
-    }
-    if (peek().kind == Kind::name && is_op("=", 1)) {
+      const JinjaToken star = next();
+      expression();
+      args.positional.push_back(
+          refusing(star.line, fmt::format("an argument behind {}", star.value)));
+    } else if (peek().kind == Kind::name && is_op("=", 1)) {
       std::string name = next().value;
       next();
       args.named.emplace_back(std::move(name), expression());
