@@ -126,9 +126,9 @@ JinjaValue from_json(JinjaBudget& budget, const JinjaValue& value, JinjaArgs& ar
     throw JinjaFailure(fmt::format("from_json: expected a string, found {}", value.type_name()));
   }
   budget.spend_items(value.text()->size());
-  constexpr int kMaxDepth = 100;  // of values; the library recurses
+  constexpr int kMaxJsonDepth = 100;  // of values; the library recurses
   const auto bounded = [](int depth, nlohmann::ordered_json::parse_event_t, const auto&) {
-    if (depth > kMaxDepth) throw JinjaFailure("from_json: nests deeper than 100 levels");
+    if (depth > kMaxJsonDepth) throw JinjaFailure("from_json: nests deeper than 100 levels");
     return true;
   };
   const auto json = nlohmann::ordered_json::parse(*value.text(), bounded, false);
