@@ -177,6 +177,12 @@ json bytes(const char* type, const char* strategy) {
       {{"num_bits", 8}, {"type", type}, {"strategy", strategy}, {"block_structure", {128, 128}}});
 }
 
+json gptq(json more) {
+  more["quant_method"] = "gptq";
+  if (!more.contains("bits")) more["bits"] = 4;
+  return more;
+}
+
 std::vector<Case> cases() {
   const StackPlace alternating{.experts = 3, .expert = 2, .all_rows = 14, .first = 1, .step = 2};
   const StackPlace whole{.experts = 3, .expert = 1, .all_rows = 7};
@@ -194,6 +200,10 @@ std::vector<Case> cases() {
       {"fp8_tensor", bytes("float", "tensor"), 9, 70},
       {"fp8_blocks", bytes("float", "block"), 150, 200},
       {"int8_rows", bytes("int", "channel"), 9, 70},
+      {"gptq", gptq({{"group_size", 32}}), 16, 96},
+      {"gptq_order", gptq({{"group_size", 32}, {"desc_act", true}}), 9, 90},
+      {"gptq_int8_rows", gptq({{"group_size", -1}, {"bits", 8}}), 9, 30},
+      {"awq", {{"quant_method", "awq"}, {"bits", 4}, {"group_size", 32}}, 24, 70},
       {"grouped32", {{"quant_method", "grouped"}, {"group_size", 32}}, 5, 100},
       {"grouped128", {{"quant_method", "grouped"}, {"group_size", 128}}, 5, 100},
       {"blocks", {{"quant_method", "blocks"}}, 6, 64},
@@ -218,7 +228,9 @@ class Form : public testing::TestWithParam<Case> {
       std::string type(part.type.empty() ? "F32" : part.type);
       tensors.push_back(test::small_tensor(part.name, type, part.shape));
       std::string& data = tensors.back().data;
-      if (type == "I32") {
+      if (part.name.ends_with("g_idx")) {
+        std::ranges::fill(data, '\0');
+      } else if (type == "I32") {
         for (std::int32_t i = 0; i < part.shape[0]; ++i) {
           const auto to = static_cast<std::int32_t>(part.shape[0]) - 1 - i;
           std::memcpy(data.data() + std::size_t{4} * static_cast<std::size_t>(i), &to, 4);
@@ -234,7 +246,7 @@ class Form : public testing::TestWithParam<Case> {
 
   std::string error(const std::vector<SmallTensor>& tensors) const {
     std::string message = test::message_of<ModelError>([&] { find(*dir_.open(tensors)); });
-    EXPECT_THAT(message, HasSubstr("tensor layer.3.weight"));
+    EXPECT_THAT(message, HasSubstr("tensor layer.3."));
     return message;
   }
 
@@ -391,6 +403,48 @@ TEST(CompressedTensors, AShapeThatIsAnotherIsRefused) {
               HasSubstr("expected 3 x 64, found 3 x 63"));
 }
 
+TEST(ColumnWords, RefusesWhatItDoesNotRead) {
+  const auto error = [](const json& config) {
+    return test::message_of<ModelError>(
+        [&] { read_stored_format(ConfigReader(config, "config.json")); });
+  };
+  EXPECT_THAT(error(gptq({{"group_size", 32}, {"bits", 3}})), HasSubstr("bits"));
+  EXPECT_THAT(error(gptq({{"group_size", 0}})), HasSubstr("group_size"));
+  EXPECT_THAT(error(gptq(json::object())), HasSubstr("group_size"));
+  EXPECT_THAT(error(gptq({{"group_size", 32}, {"checkpoint_format", "marlin"}})),
+              HasSubstr("checkpoint_format"));
+  EXPECT_THAT(error(gptq({{"group_size", 32}, {"dynamic", {{"+:x", {{"bits", 8}}}}}})),
+              HasSubstr("dynamic"));
+  const auto awq = [&](const char* field, const json& value) {
+    json config = {{"quant_method", "awq"}, {"bits", 4}, {"group_size", 32}};
+    config[field] = value;
+    return error(config);
+  };
+  EXPECT_THAT(awq("bits", 8), HasSubstr("bits"));
+  EXPECT_THAT(awq("version", "gemv"), HasSubstr("version"));
+  EXPECT_THAT(awq("zero_point", false), HasSubstr("zero_point"));
+  EXPECT_THAT(awq("group_size", -1), HasSubstr("group_size"));
+}
+
+TEST(ColumnWords, GroupsThatThereAreNotAreRefused) {
+  const test::SmallDirectory dir;
+  std::vector<SmallTensor> tensors = {test::small_tensor("x.qweight", "I32", {4, 8}),
+                                      test::small_tensor("x.qzeros", "I32", {2, 1}),
+                                      test::small_tensor("x.scales", "F16", {2, 8}),
+                                      test::small_tensor("x.g_idx", "I32", {32})};
+  const auto format = read_stored_format(
+      ConfigReader(gptq({{"group_size", 16}, {"desc_act", true}}), "config.json"));
+  for (const std::int32_t group : {-1, 2, 1 << 30}) {
+    std::ranges::fill(tensors[3].data, '\0');
+    std::memcpy(tensors[3].data.data() + 20, &group, sizeof group);
+    const auto source = dir.open(tensors);
+    EXPECT_THAT(test::message_of<ModelError>([&] {
+                  find_matrix(*source, format.get(), {"x.weight", 8, 32});
+                }),
+                HasSubstr("x.g_idx: expected groups below 2"));
+  }
+}
+
 TEST(Grouped, ElementIsCodeMinusZeroPointTimesScale) {
   constexpr std::int64_t kRows = 3;
   constexpr std::int64_t kColumns = 70;
@@ -447,9 +501,11 @@ TEST(StoredFormats, ErrorsListTheTable) {
     return test::message_of<ModelError>(
         [&] { read_stored_format(ConfigReader(config, "config.json"), table); });
   };
-  EXPECT_THAT(error({{"quant_method", "bitsandbytes"}}, stored_formats()),
-              HasSubstr("config.json: field quant_method: expected \"fp8\", \"mxfp4\", "
-                        "\"compressed-tensors\", \"ferry_int8\" or \"ferry_int4\" (no other"));
+  EXPECT_THAT(
+      error({{"quant_method", "bitsandbytes"}}, stored_formats()),
+      HasSubstr(
+          "config.json: field quant_method: expected \"fp8\", \"mxfp4\", "
+          "\"compressed-tensors\", \"gptq\", \"awq\", \"ferry_int8\" or \"ferry_int4\" (no other"));
   EXPECT_THAT(error(json::object(), more_formats()), HasSubstr("\"grouped\" or \"blocks\" (no"));
   EXPECT_THAT(error({{"quant_method", "grouped"}}, more_formats()), HasSubstr("group_size"));
   EXPECT_THAT(error({{"quant_method", "fp8"}}, stored_formats()), HasSubstr("weight_block_size"));

@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -144,6 +145,74 @@ def store_as_wna16_inside_pictures(path: Path, plain: Path) -> None:
         store_inside_pictures(path, Path(unused) / "plain")
 
 
+def pack_words(codes: torch.Tensor, order=range(8)) -> torch.Tensor:
+    """Eight codes of 4 bits to a word, along the last dimension; `order`: whose code comes first."""
+    eights = codes.to(torch.int64).unflatten(-1, (-1, 8))[..., list(order)]
+    word = (eights << torch.arange(0, 32, 4)).sum(-1)
+    return torch.where(word >= 2 ** 31, word - 2 ** 32, word).to(torch.int32).contiguous()
+
+
+def quantise_columns(weight: torch.Tensor, group_of: torch.Tensor):
+    """[n, k] as codes [k, n], zero points and scales [groups, n], and the numbers that they stand for."""
+    turned = weight.float().T.contiguous()
+    codes, zeros, scales, meant = torch.zeros_like(turned), [], [], torch.zeros_like(turned)
+    for g in range(int(group_of.max()) + 1):
+        part = turned[group_of == g]
+        low, high = part.amin(0).clamp(max=0), part.amax(0).clamp(min=0)
+        scale = ((high - low) / 15).half().float()
+        zero = (-low / scale).round().clamp(1, 15)
+        code = (part / scale + zero).round().clamp(0, 15)
+        codes[group_of == g], meant[group_of == g] = code, (code - zero) * scale
+        zeros.append(zero)
+        scales.append(scale.half())
+    return codes, torch.stack(zeros), torch.stack(scales), meant.T.contiguous()
+
+
+def store_in_words(path: Path, plain: Path, pack: Callable, quantization: dict) -> None:
+    """Packs all linear layers but router and head; `plain`: a copy with what they stand for."""
+    file = path / "model.safetensors"
+    packed, meant = {}, {}
+    for name, tensor in load_file(file).items():
+        if tensor.dim() == 2 and "_proj" in name:
+            parts, meant[name] = pack(tensor)
+            packed.update({name.removesuffix("weight") + part: t for part, t in parts.items()})
+        else:
+            packed[name], meant[name] = tensor, tensor.float()
+    shutil.copytree(path, plain)
+    save_file(meant, plain / "model.safetensors", metadata={"format": "pt"})
+    save_file(packed, file, metadata={"format": "pt"})
+    file.chmod(0o644)
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"] = quantization
+    write_json(path / "config.json", dict(sorted(config.items())))
+
+
+WORDS_GROUP = 16
+
+
+def store_as_gptq(path: Path, plain: Path) -> None:
+    """With act-order: groups are of columns anywhere, here every so-manieth."""
+    def pack(weight):
+        columns = torch.arange(weight.shape[1])
+        group_of = columns % (weight.shape[1] // WORDS_GROUP)
+        codes, zeros, scales, meant = quantise_columns(weight, group_of)
+        return {"qweight": pack_words(codes.T).T.contiguous(), "qzeros": pack_words(zeros - 1), "scales": scales,
+                "g_idx": group_of.to(torch.int32)}, meant
+
+    store_in_words(path, plain, pack, {"quant_method": "gptq", "bits": 4, "group_size": WORDS_GROUP, "desc_act": True,
+                                       "sym": False, "checkpoint_format": "gptq"})
+
+
+def store_as_awq(path: Path, plain: Path) -> None:
+    def pack(weight):
+        codes, zeros, scales, meant = quantise_columns(weight, torch.arange(weight.shape[1]) // WORDS_GROUP)
+        order = [0, 2, 4, 6, 1, 3, 5, 7]
+        return {"qweight": pack_words(codes, order), "qzeros": pack_words(zeros, order), "scales": scales}, meant
+
+    store_in_words(path, plain, pack, {"quant_method": "awq", "bits": 4, "group_size": WORDS_GROUP, "zero_point": True,
+                                       "version": "gemm", "modules_to_not_convert": None})
+
+
 def store_inside_pictures(path: Path, plain: Path) -> None:
     """Makes the checkpoint at `path` the text model inside one that sees pictures, as Kimi-K2.5 is published, without what
     sees; `plain`: the text model by itself. (transformers 5.24 gives the layers another name when it saves one.)"""
@@ -160,5 +229,5 @@ def store_inside_pictures(path: Path, plain: Path) -> None:
     write_json(path / "config.json", config)
 
 
-STORES = {"fp8": store_as_fp8, "mxfp4": store_as_mxfp4, "wna16": store_as_wna16,
+STORES = {"fp8": store_as_fp8, "mxfp4": store_as_mxfp4, "wna16": store_as_wna16, "gptq": store_as_gptq, "awq": store_as_awq,
           "wna16_pictures": store_as_wna16_inside_pictures}

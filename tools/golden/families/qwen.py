@@ -59,6 +59,14 @@ CASES = {
         QWEN3, seed=10, hidden_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
         num_hidden_layers=2, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=64, norm_topk_prob=True,
         rope_theta=10000.0, vocab_size=300, dtype="bfloat16", packed="wna16", prompts=(5, 24)),
+    "qwen3_gptq_order": case(
+        QWEN3, seed=11, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        num_hidden_layers=2, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=48, norm_topk_prob=True,
+        rope_theta=10000.0, vocab_size=300, dtype="float16", packed="gptq", prompts=(5, 24)),
+    "qwen2_awq": case(
+        QWEN2, seed=12, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2, num_experts=5,
+        num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=48, norm_topk_prob=True,
+        rope_theta=10000.0, vocab_size=300, dtype="float16", packed="awq", prompts=(5, 24)),
     "qwen3_bf16": case(
         QWEN3, seed=8, hidden_size=136, num_attention_heads=4, num_key_value_heads=2, head_dim=48,
         num_hidden_layers=2, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24,
