@@ -394,6 +394,16 @@ TEST_F(ChatTemplateFiles, StringInTheConfigWithTokensOfBothForms) {
   EXPECT_EQ(rendered(), "<s>|</s>|");
 }
 
+TEST_F(ChatTemplateFiles, ExtraSpecialTokensWithNamesAreVariables) {
+  config({{"chat_template", "{{ image_token }}|{{ video_token }}|{{ bad }}|{{ bos_token }}"},
+          {"bos_token", "<s>"},
+          {"extra_special_tokens",
+           {{"image_token", "<image>"}, {"video_token", {{"content", "<video>"}}}, {"bad", 3}}}});
+  EXPECT_EQ(rendered(), "<image>|<video>||<s>");
+  config({{"chat_template", "{{ image_token }}|"}, {"extra_special_tokens", {"<image>"}}});
+  EXPECT_EQ(rendered(), "|");
+}
+
 TEST_F(ChatTemplateFiles, NamedTemplatesGoByTools) {
   const ordered_json tools = ordered_json::array();
   config({{"chat_template",
