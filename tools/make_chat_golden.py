@@ -124,8 +124,8 @@ v.none | v.yes | v.no | v.f | v.l | v.d | v.rows | v.q | [v.q] | [v.s, v.none, v
 v.missing | v.missing.x | v.missing is defined | v.missing ~ 'x' | missing | missing.x | missing + 1 | missing | length
 v['s'] | v['missing'] | v.l[0] | v.l[-1] | v.l[5] | v.l.0 | v.s[1] | v.s[-1] | v.s[99] | v['l'][1:] | v.s[1:4] | v.s[::-1]
 v.s[-3:] | v.s[:-3] | v.l[::-1] | v.l[::2] | v.l[5:] | v.l[-9:9] | v.l[2:0:-1] | v.l[::0] | v.d[1:] | v.s[::-2] | v.none[1:]
-v.d.items is defined | v.d['items'] | v.d.items() | list | v.d.keys() | list | v.d.values() | list | v.d.get('a') | v.d.get('zz') | v.d.get('zz', 5) | v.d.pop('a') | v.d.update
-v.rows[0]['items'] is defined | v.rows[0].items is defined | v.rows[0]['values'] is defined | v.l.append(1) | v.l.index(2) | v.l.count(1) | v.l.index(9)
+v.d.items is defined | v.d['items'] | v.d.items() | list | v.d.keys() | list | v.d.values() | list | v.d.get('a') | v.d.get('zz') | v.d.get('zz', 5) | v.d.update
+v.rows[0]['items'] is defined | v.rows[0].items is defined | v.rows[0]['values'] is defined | v.l.index(2) | v.l.count(1) | v.l.index(9)
 v.i == 7 | v.i == 7.0 | v.yes == 1 | v.none == none | v.l == [3, 1, 2] | (1,) == [1] | v.d == v.d | 'a' < 'b' | 1 < 'a' | 1 < 2 < 3 | 1 < 3 < 2
 1 != 2 | [1, 2] < [1, 3] | none < 1 | 'a' in v.words | 'z' not in v.words | 'äll' in v.s | 1 in v.s | 'b' in v.d | 'x' in none | 1 in missing | '' in 'a'
 not v.yes | not v.e | v.e or 'x' | v.i and v.s | none or false | 1 and 0 or 5 | not not 1 | not 1 == 2 | (not 1) == 2

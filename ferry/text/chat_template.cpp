@@ -79,7 +79,15 @@ Sources config_templates(const json& config, const std::string& file) {
   return sources;
 }
 
-/// Those that transformers hands to templates.
+/// What a field says of a token: its text, or an object that holds it.
+std::optional<std::string> token_text(const json& field) {
+  const bool wrapped = field.is_object() && field.contains("content");
+  const json& token = wrapped ? field["content"] : field;
+  return token.is_string() ? std::optional(token.get<std::string>()) : std::nullopt;
+}
+
+/// Those that transformers hands to templates: the usual ones, and those with names of their own
+/// in extra_special_tokens, such as image_token.
 ChatTemplate::Tokens special_tokens(const json& config) {
   ChatTemplate::Tokens tokens;
   for (const char* name : {"bos_token",
@@ -91,9 +99,12 @@ ChatTemplate::Tokens special_tokens(const json& config) {
                            "mask_token"}) {
     const auto it = config.find(name);
     if (it == config.end()) continue;
-    const bool wrapped = it->is_object() && it->contains("content");
-    const json& token = wrapped ? (*it)["content"] : *it;
-    if (token.is_string()) tokens.emplace_back(name, token.get<std::string>());
+    if (const auto text = token_text(*it)) tokens.emplace_back(name, *text);
+  }
+  const auto extra = config.find("extra_special_tokens");
+  if (extra == config.end() || !extra->is_object()) return tokens;  // a list has no names
+  for (const auto& [name, field] : extra->items()) {
+    if (const auto text = token_text(field)) tokens.emplace_back(name, *text);
   }
   return tokens;
 }

@@ -162,6 +162,61 @@ TEST(Jinja, WhatIsNotSupportedRefusesWhereItIsReached) {
   }
 }
 
+TEST(Jinja, ListsAndMappingsOfVariablesCanBeChanged) {
+  // Python's answers; the sandbox of transformers refuses these calls, other engines do not.
+  const std::vector<std::pair<const char*, const char*>> rows = {
+      {"{% set x = [1] %}{% set _ = x.append('a') %}{{ x }}{{ _ }}", "[1, 'a']None"},
+      {"{% set x = [1] %}{% do x.append(2) %}{% do x.extend((3, 4)) %}{{ x }}", "[1, 2, 3, 4]"},
+      {"{% set x = [1] %}{% do x.insert(0, 2) %}{% do x.insert(-1, 3) %}{{ x }}", "[2, 3, 1]"},
+      {"{% set x = [1] %}{% do x.insert(9, 2) %}{% do x.insert(-9, 3) %}{{ x }}", "[3, 1, 2]"},
+      {"{% set x = [1, 2, 3] %}{{ x.pop() }}{{ x.pop(0) }}{{ x }}", "31[2]"},
+      {"{% set x = [1, 2] %}{{ x.pop(-2) }}{{ x }}", "1[2]"},
+      {"{% set x = [] %}{% for i in [1, 2] %}{% do x.append(i) %}{% endfor %}{{ x }}", "[1, 2]"},
+      {"{% set n = namespace(l=[]) %}{% do n.l.append(1) %}{{ n.l.pop(0) }}{{ n.l }}", "1[]"},
+      {"{% set x = {'a': [1]} %}{% do x.a.append(2) %}{% do x['a'].append(3) %}{{ x }}",
+       "{'a': [1, 2, 3]}"},
+      {"{% set x = [[1], [2]] %}{% do x[-1].append(3) %}{% do x[0].append(4) %}{{ x }}",
+       "[[1, 4], [2, 3]]"},
+      {"{% set x = {'a': 1} %}{% do x.update({'b': 2, 'a': 3}, c=4) %}{{ x }}",
+       "{'a': 3, 'b': 2, 'c': 4}"},
+      {"{% set x = {'a': 1} %}{{ x.setdefault('a', 2) }}{{ x.setdefault('b') }}{{ x }}",
+       "1None{'a': 1, 'b': None}"},
+      {"{% set x = {'a': 1} %}{{ x.pop('a') }}{{ x.pop('a', 'no') }}{{ x }}", "1no{}"},
+      {"{{ [1].append(2) }}{{ {'a': [1]}.a.append(2) }}", "NoneNone"},
+  };
+  for (const auto& [source, printed] : rows) EXPECT_EQ(print(source), printed) << source;
+  for (const char* source :
+       {"{% set x = [] %}{{ x.pop() }}",
+        "{% set x = [1] %}{{ x.pop(1) }}",
+        "{% set x = [1] %}{{ x.pop('a') }}",
+        "{% set x = {} %}{{ x.pop('a') }}",
+        "{% set x = {} %}{{ x.pop() }}",
+        "{% set x = {} %}{{ x.update([1]) }}",
+        "{% set x = [1] %}{{ x.append() }}",
+        "{% set x = [1] %}{{ x.append(1, 2) }}",
+        "{% set x = [1] %}{{ x.extend(1) }}",
+        "{% set x = [[1]] %}{{ x[1 - 1].append(1) }}",
+        "{% set x = (1,) %}{{ x.append(1) }}",
+        "{% for i in range(9999) %}{% do messages.append(messages) %}{% endfor %}",
+        "{{ missing.append(1) }}"}) {
+    EXPECT_THAT(failure_of(source), HasSubstr("line 1")) << source;
+  }
+}
+
+TEST(Jinja, FromJsonReadsText) {
+  EXPECT_EQ(print(R"({{ '{"a": [1, 2.5, null]}' | from_json }})"), "{'a': [1, 2.5, None]}");
+  for (const char* source :
+       {"{{ '{' | from_json }}",
+        "{{ '' | from_json }}",
+        "{{ 1 | from_json }}",
+        "{{ missing | from_json }}",
+        "{{ '99999999999999999999' | from_json | int }}x{{ raise_exception('') }}",
+        "{{ '[' * 100000 | from_json }}",
+        "{{ ('[' * 100000 ~ ']' * 100000) | from_json }}"}) {
+    EXPECT_THAT(failure_of(source), HasSubstr("line 1")) << source;
+  }
+}
+
 TEST(Jinja, RefusesWhatIsNoTemplate) {
   for (const char* source : {"{{",
                              "{{ }}",
@@ -337,6 +392,16 @@ TEST_F(ChatTemplateFiles, StringInTheConfigWithTokensOfBothForms) {
           {"eos_token", {{"content", "</s>"}, {"lstrip", false}}},
           {"pad_token", nullptr}});
   EXPECT_EQ(rendered(), "<s>|</s>|");
+}
+
+TEST_F(ChatTemplateFiles, ExtraSpecialTokensWithNamesAreVariables) {
+  config({{"chat_template", "{{ image_token }}|{{ video_token }}|{{ bad }}|{{ bos_token }}"},
+          {"bos_token", "<s>"},
+          {"extra_special_tokens",
+           {{"image_token", "<image>"}, {"video_token", {{"content", "<video>"}}}, {"bad", 3}}}});
+  EXPECT_EQ(rendered(), "<image>|<video>||<s>");
+  config({{"chat_template", "{{ image_token }}|"}, {"extra_special_tokens", {"<image>"}}});
+  EXPECT_EQ(rendered(), "|");
 }
 
 TEST_F(ChatTemplateFiles, NamedTemplatesGoByTools) {

@@ -18,8 +18,9 @@ bool among(Names names, std::string_view name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
 
-// What Python's types have that does not change them. Methods that would are out of reach in the
-// sandbox that transformers renders in: undefined, even where an entry has that name.
+// What Python's types have that does not change them. Methods that would are, if they are not
+// called, undefined as in the sandbox that transformers renders in, even where an entry has that
+// name.
 constexpr std::string_view kDictMethods[] = {"copy", "fromkeys", "get", "items", "keys", "values"};
 constexpr std::string_view kDictChanges[] = {"clear", "pop", "popitem", "setdefault", "update"};
 constexpr std::string_view kListMethods[] = {"copy", "count", "index"};

@@ -1,5 +1,5 @@
-// A run of a chat template: its statements (evaluator.cpp) and its expressions (expressions.cpp).
-// For those two alone; callers have evaluator.h.
+// A run of a chat template: its statements (evaluator.cpp), its expressions (expressions.cpp) and
+// methods that change values (changes.cpp). For those alone; callers have evaluator.h.
 #pragma once
 
 #include <ctime>
@@ -25,6 +25,9 @@ struct JinjaScope {
   JinjaScope* around = nullptr;
   std::vector<JinjaDict::Entry> variables;
 };
+
+/// Whether value.name() is a method that changes it (changes.cpp).
+bool is_jinja_change(const JinjaValue& value, std::string_view name);
 
 /// Threads: one.
 class JinjaEvaluator {
@@ -85,6 +88,11 @@ class JinjaEvaluator {
 
   bool compare(JinjaComparison::Op op, const JinjaValue& left, const JinjaValue& right);
   JinjaArgs arguments(const std::string& callee, const JinjaArguments& args, JinjaScope& scope);
+  JinjaValue change(const JinjaMethodCall& call,
+                    const JinjaValue& of,
+                    JinjaArgs& args,
+                    JinjaScope& scope);
+  void store(const JinjaExpr& expr, JinjaValue changed, JinjaScope& scope);
   JinjaValue call_macro(const JinjaMacro& macro, JinjaArgs args);
   JinjaValue apply(const JinjaFilterExpr& filter, const JinjaValue& to, JinjaScope& scope);
   const JinjaValue* find(std::string_view name, const JinjaScope& scope);

@@ -125,6 +125,7 @@ JinjaValue JinjaEvaluator::evaluate(const JinjaMethodCall& call, JinjaScope& sco
   }
   JinjaArgs args = arguments(call.name, call.arguments, scope);
   if (auto* loop = dynamic_cast<JinjaLoop*>(of.object())) return loop->call(call.name, args);
+  if (is_jinja_change(of, call.name)) return change(call, of, args, scope);
   return call_jinja_method(budget_, of, call.name, args);
 }
 

@@ -227,9 +227,12 @@ const Methods& list_methods() {
 }  // namespace
 
 bool is_jinja_method(std::string_view name) {
-  // The last two are those of a loop.
+  // Those of a loop, and those that change a value (changes.cpp).
+  static constexpr std::string_view kOthers[] = {
+      "append", "changed", "cycle", "extend", "insert", "pop", "setdefault", "update"};
+  if (std::find(std::begin(kOthers), std::end(kOthers), name) != std::end(kOthers)) return true;
   return text_methods().contains(name) || dict_methods().contains(name) ||
-         list_methods().contains(name) || name == "cycle" || name == "changed";
+         list_methods().contains(name);
 }
 
 JinjaValue call_jinja_method(JinjaBudget& budget,
