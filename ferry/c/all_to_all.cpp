@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <utility>
 
 #include "ferry/c/comm_state.h"
@@ -351,5 +352,23 @@ ferry_status ferry_all_to_all_stats(ferry_all_to_all* a2a, ferry_exchange_stats*
   return look(a2a, [&](AllToAll& x) {
     check_head(stats);
     fill_struct(stats, exchange_stats(x.dispatcher().stats()));
+  });
+}
+
+ferry_status ferry_all_to_all_source_stats(ferry_all_to_all* a2a,
+                                           int32_t ranks,
+                                           uint64_t* dispatch_wait_ns,
+                                           uint64_t* combine_wait_ns,
+                                           uint64_t* rows_received) {
+  return look(a2a, [&](AllToAll& x) {
+    const std::span<const ferry::SourceStats> sources = x.dispatcher().source_stats();
+    if (static_cast<std::size_t>(ranks) != sources.size())
+      ferry::fail<ferry::ConfigError>(
+          "arrays of {} ranks, but the group has {}", ranks, sources.size());
+    for (std::size_t source = 0; source < sources.size(); ++source) {
+      if (dispatch_wait_ns) dispatch_wait_ns[source] = sources[source].dispatch_wait_ns;
+      if (combine_wait_ns) combine_wait_ns[source] = sources[source].combine_wait_ns;
+      if (rows_received) rows_received[source] = sources[source].rows_received;
+    }
   });
 }

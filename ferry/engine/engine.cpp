@@ -9,6 +9,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/engine/batcher.h"
+#include "ferry/engine/exchange_waits.h"
 #include "ferry/engine/inbox.h"
 #include "ferry/engine/logits_hash.h"
 #include "ferry/engine/prompt_pacer.h"
@@ -23,6 +24,7 @@ namespace {
 
 /// How often a rank 0 without work looks whether its peers live.
 constexpr std::chrono::milliseconds kIdleLook{50};
+constexpr std::chrono::seconds kSourcesEvery{1};
 
 int or_any(int limit) { return limit == 0 ? INT_MAX : limit; }
 
@@ -116,9 +118,11 @@ class Engine::Impl {
                   .drafts = drafts_of(options, decoder)}),
         link_(transport,
               record_bytes(),
-              result_capacity(options.max_sequences_per_rank, options.max_tokens_per_step)),
+              result_capacity(
+                  options.max_sequences_per_rank, options.max_tokens_per_step, transport.size())),
         inbox_(max_live(options, groups())),
-        pacer_(options.max_tokens_per_step) {
+        pacer_(options.max_tokens_per_step),
+        waits_(transport.size()) {
     if (options.balance.on() && decoder.config().sparse_layers() > 0)
       balancer_.emplace(options.balance, decoder, transport, options.timeout);
   }
@@ -170,6 +174,8 @@ class Engine::Impl {
     stats.exchange_bytes = exchanged.bytes_wire;
     stats.exchange_network_bytes = exchanged.bytes_network;
     stats.exchange_time = decoder_.sparse_layers().exchange_time();
+    stats.sources = waits_.counted();
+    stats.straggler = waits_.straggler();
     return stats;
   }
 
@@ -218,12 +224,16 @@ class Engine::Impl {
     if (leads()) send_records();
     StepRecord record = receive_record();
     const bool stop = record.stop;
-    const StepResult own =
-        stop ? StepResult{.step = step_, .tokens = {}} : run_record(std::move(record));
+    StepResult own = stop ? StepResult{.step = step_, .tokens = {}} : run_record(std::move(record));
+    if (stop || Clock::now() - told_sources_ >= kSourcesEvery) {
+      told_sources_ = Clock::now();
+      own.sources = decoder_.sparse_layers().source_stats();
+    }
     survivors_.without_the_gone([&] { link_.send_result(own); });
     if (leads()) {
       std::vector<StepResult> results = receive_results();
       lose_groups();
+      look_for_straggler();
       if (!stop && balancer_) take_loads();
       if (!stop) count_step(Clock::now() - begin);
       for (StepResult& result : results) deliver(result, on_token);
@@ -307,6 +317,7 @@ class Engine::Impl {
       });
       if (!result) continue;
       gone |= result->gone;
+      waits_.take(r, result->sources);
       if (!speaks(r)) {
         check_same_tokens(r, *result, results.back());
         continue;
@@ -316,6 +327,11 @@ class Engine::Impl {
     }
     survivors_.lose(gone);
     return results;
+  }
+
+  void look_for_straggler() {
+    const std::optional<std::string> line = waits_.look(Clock::now(), survivors_.gone());
+    if (line && options_.warn) options_.warn(*line);
   }
 
   void take_loads() {
@@ -422,8 +438,10 @@ class Engine::Impl {
   Sequences sequences_;
   Batcher batcher_;  // used on rank 0 only
   StepLink link_;
-  Inbox inbox_;        // used on rank 0 only
-  PromptPacer pacer_;  // on rank 0 only
+  Inbox inbox_;                     // used on rank 0 only
+  PromptPacer pacer_;               // on rank 0 only
+  ExchangeWaits waits_;             // on rank 0 only
+  Clock::time_point told_sources_;  // to rank 0; at first long ago
   std::optional<Balancer> balancer_;
   EngineStats stats_;
   // On rank 0 only, of requests that have given no token yet:

@@ -12,6 +12,7 @@
 #include "ferry/engine/balancer.h"
 #include "ferry/engine/ngram_drafter.h"
 #include "ferry/engine/request.h"
+#include "ferry/exchange_stats.h"
 #include "ferry/model/decoder.h"
 #include "ferry/transport.h"
 
@@ -66,6 +67,11 @@ struct EngineStats {
   std::uint64_t decode_tokens = 0;
   std::chrono::nanoseconds prefill_time{};
   std::chrono::nanoseconds decode_time{};
+  /// [R][R], rank and then source: what the ranks' exchanges have counted, a second old at most
+  /// while steps run.
+  std::vector<SourceStats> sources = {};
+  /// The rank that all others waited for in the last window (ExchangeWaits); -1: none.
+  Rank straggler = -1;
 };
 
 /// The context that `wanted` (0 = the model's) gives. Throws ConfigError where the model has less.

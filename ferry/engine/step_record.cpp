@@ -12,7 +12,9 @@
 //               i32*, processor*
 //   processor = row of the table u32, integers u32, numbers u32, integer i32*, number f32*
 //   run       = id u64, tokens i32, draft u32, draft id i32*
-//   result    = head, lost u32, gone, tokens u32, token*, prompts u32, part of a prompt*
+//   result    = head, lost u32, gone, tokens u32, token*, prompts u32, part of a prompt*,
+//               sources u32, source*
+//   source    = wait for its tokens u64, for its results u64, rows u64
 //   part of a prompt = id u64, position u32, tokens u32, (chosen f32, top u32, (id i32, logprob
 //   f32)*)* token     = id u64, token i32, last u32, sha256 32 bytes, logprobs u32, [chosen f32,
 //   top u32,
@@ -337,8 +339,9 @@ std::size_t record_capacity(int max_context, int sequences, int tokens) {
          kMaxProcessorText;
 }
 
-std::size_t result_capacity(int sequences, int tokens) {
-  return kHeadBytes + kGoneBytes + 3 * sizeof(std::uint32_t) +
+std::size_t result_capacity(int sequences, int tokens, int ranks) {
+  return kHeadBytes + kGoneBytes + 4 * sizeof(std::uint32_t) +
+         static_cast<std::size_t>(ranks) * sizeof(SourceStats) +
          static_cast<std::size_t>(sequences) * kPromptBytes +
          static_cast<std::size_t>(tokens) * kMostTokenBytes;
 }
@@ -387,6 +390,8 @@ std::size_t encode(const StepResult& result, std::span<std::byte> out) {
   for (const TokenResult& token : result.tokens) write_token(w, token);
   w.count(result.prompts.size());
   for (const PromptResult& prompt : result.prompts) write_prompt(w, prompt);
+  w.count(result.sources.size());
+  w.values(result.sources);
   return w.written();
 }
 
@@ -436,6 +441,7 @@ StepResult decode_step_result(std::span<const std::byte> bytes) {
   for (std::size_t i = 0; i < tokens; ++i) result.tokens.push_back(read_token(in));
   const std::size_t prompts = in.count(kPromptBytes);
   for (std::size_t i = 0; i < prompts; ++i) result.prompts.push_back(read_prompt(in));
+  result.sources = in.values<SourceStats>(in.count(sizeof(SourceStats)));
   return result;
 }
 

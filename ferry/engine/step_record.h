@@ -12,6 +12,7 @@
 
 #include "ferry/balance/expert_mover.h"
 #include "ferry/engine/request.h"
+#include "ferry/exchange_stats.h"
 
 namespace ferry {
 
@@ -106,6 +107,8 @@ struct StepResult {
   RankSet gone;  ///< ranks that it knows to be gone
   std::vector<TokenResult> tokens;
   std::vector<PromptResult> prompts = {};  ///< of prompts that ran, where asked for
+  /// What its exchanges have counted so far, [R] by source rank. Once a second; else empty.
+  std::vector<SourceStats> sources = {};
 };
 
 /// Bytes that an admission takes in a record.
@@ -114,8 +117,8 @@ std::size_t encoded_bytes(const Admission& admission);
 /// Bytes that suffice for a record of a rank with `sequences` sequences, `tokens` in a step, and
 /// one admission whose tokens fill the context; several shorter ones share that space.
 std::size_t record_capacity(int max_context, int sequences, int tokens);
-/// The same for a result of a step of so many tokens.
-std::size_t result_capacity(int sequences, int tokens);
+/// The same for a result of a step of so many tokens on one of so many ranks.
+std::size_t result_capacity(int sequences, int tokens, int ranks);
 
 /// The same of a record without an admission.
 std::size_t record_bytes_without_admissions(int sequences, int tokens);

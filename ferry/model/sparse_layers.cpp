@@ -97,6 +97,10 @@ ExchangeStats SparseLayers::exchange_stats() const {
   return context_ ? context_->exchange_stats() : ExchangeStats{};
 }
 
+std::vector<SourceStats> SparseLayers::source_stats() const {
+  return context_ ? context_->source_stats() : std::vector<SourceStats>{};
+}
+
 std::chrono::nanoseconds SparseLayers::exchange_time() const {
   return context_ ? context_->exchange_time() : std::chrono::nanoseconds{};
 }

@@ -87,6 +87,8 @@ class SparseLayers {
   bool is_masked(Rank rank) const;
 
   ExchangeStats exchange_stats() const;
+  /// [R], by source rank; empty where nothing is exchanged.
+  std::vector<SourceStats> source_stats() const;
   /// MoeContext::exchange_time().
   std::chrono::nanoseconds exchange_time() const;
 

@@ -128,6 +128,15 @@ ExchangeStats ExchangeLanes::stats() const {
   return all;
 }
 
+std::vector<SourceStats> ExchangeLanes::source_stats() const {
+  std::vector<SourceStats> all(static_cast<std::size_t>(lanes_.front()->dispatcher.ranks()));
+  for (const auto& lane : lanes_) {
+    const std::span<const SourceStats> sources = lane->dispatcher.source_stats();
+    for (std::size_t source = 0; source < all.size(); ++source) all[source] += sources[source];
+  }
+  return all;
+}
+
 // --- Ranks that are gone ------------------------------------------------------------------------
 
 bool ExchangeLanes::masks() const {

@@ -79,6 +79,8 @@ class ExchangeLanes {
 
   /// Over all lanes.
   ExchangeStats stats() const;
+  /// [R], by source rank.
+  std::vector<SourceStats> source_stats() const;
 
   /// That this rank has spent in dispatch and combine, waits included, experts' work not.
   std::chrono::nanoseconds time() const { return time_; }

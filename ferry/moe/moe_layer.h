@@ -67,6 +67,8 @@ class MoeContext {
   /// Over all lanes.
   ExchangeStats exchange_stats() const { return lanes_.stats(); }
 
+  std::vector<SourceStats> source_stats() const { return lanes_.source_stats(); }
+
   /// That this rank has spent in dispatch and combine, waits included, experts' work not.
   std::chrono::nanoseconds exchange_time() const { return lanes_.time(); }
 

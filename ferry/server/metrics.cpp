@@ -138,7 +138,38 @@ class Metrics::Impl {
           .Help("Mean over max of the ranks' rows in the window, by sparse layer")
           .Register(registry);
   std::vector<prom::Gauge*> balance_of_layer;  // what the family has now
+  prom::Family<prom::Counter>& waits =
+      prom::BuildCounter()
+          .Name("ferry_exchange_wait_seconds_total")
+          .Help("Time that a rank's exchanges waited in which this source was the one waited for")
+          .Register(registry);
+  prom::Family<prom::Counter>& rows =
+      prom::BuildCounter()
+          .Name("ferry_exchange_rows_received_total")
+          .Help("Rows that a rank's experts got from this source: one for each (token, slot)")
+          .Register(registry);
+  prom::Gauge& straggler =
+      gauge("ferry_exchange_straggler_rank",
+            "The rank that all others waited for in the last 30 s; -1 where there is none");
+  std::vector<prom::Counter*> waits_of_pair;  // [R][R], rank and then source
+  std::vector<prom::Counter*> rows_of_pair;
+
+  void set_sources(const std::vector<SourceStats>& sources);
 };
+
+void Metrics::Impl::set_sources(const std::vector<SourceStats>& sources) {
+  const auto ranks = static_cast<std::size_t>(std::lround(std::sqrt(sources.size())));
+  for (std::size_t pair = waits_of_pair.size(); pair < sources.size(); ++pair) {
+    const prom::Labels labels{{"rank", std::to_string(pair / ranks)},
+                              {"source", std::to_string(pair % ranks)}};
+    waits_of_pair.push_back(&waits.Add(labels));
+    rows_of_pair.push_back(&rows.Add(labels));
+  }
+  for (std::size_t pair = 0; pair < sources.size(); ++pair) {
+    raise_to(*waits_of_pair[pair], static_cast<double>(sources[pair].wait_ns()) * 1e-9);
+    raise_to(*rows_of_pair[pair], static_cast<double>(sources[pair].rows_received));
+  }
+}
 
 Metrics::Metrics(const std::string& model) : impl_(std::make_unique<Impl>()) {
   prom::BuildGauge()
@@ -217,6 +248,8 @@ std::string Metrics::text(const EngineState& state) {
                  std::chrono::duration<double>(stats.exchange_time).count());
   Impl::raise_to(impl_->ranks_lost, static_cast<double>(stats.ranks_lost));
   Impl::raise_to(impl_->restarts, static_cast<double>(stats.restarts));
+  impl_->set_sources(stats.sources);
+  impl_->straggler.Set(stats.straggler);
   std::ostringstream out;
   prom::TextSerializer().Serialize(out, impl_->registry.Collect());
   return out.str();

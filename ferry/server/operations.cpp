@@ -54,6 +54,17 @@ double rate(std::uint64_t tokens, std::chrono::nanoseconds time) {
   return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0;
 }
 
+/// Seconds since the start, [rank][source].
+Json waits_of(const EngineStats& stats, int ranks) {
+  Json rows = Json::array();
+  const auto columns = static_cast<std::size_t>(ranks);
+  for (std::size_t pair = 0; pair < stats.sources.size(); ++pair) {
+    if (pair % columns == 0) rows.push_back(Json::array());
+    rows.back().push_back(static_cast<double>(stats.sources[pair].wait_ns()) * 1e-9);
+  }
+  return rows;
+}
+
 /// What the dashboard draws.
 HttpReply dashboard_state(EngineFront& front, const Metrics& metrics, const ServedModel& model) {
   WindowLoad rows;
@@ -89,6 +100,8 @@ HttpReply dashboard_state(EngineFront& front, const Metrics& metrics, const Serv
                {"next_token_s",
                 quantiles(metrics.next_token_quantile(0.5), metrics.next_token_quantile(0.99))},
                {"live", std::move(live)},
+               {"waits", waits_of(stats, model.ranks)},
+               {"straggler", stats.straggler},
                {"load",
                 {{"steps", rows.steps},
                  {"experts", rows.experts},

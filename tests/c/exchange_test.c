@@ -141,6 +141,16 @@ void exchange_on(ferry_comm* comm, void* context) {
     ferry_exchange_stats stats = FERRY_EXCHANGE_STATS_INIT;
     OK(ferry_all_to_all_stats(a2a, &stats));
     CHECK(stats.exchanges == 3);
+    ferry_comm_info info = FERRY_COMM_INFO_INIT;
+    OK(ferry_comm_info_get(comm, &info));
+    uint64_t waits[64];
+    uint64_t arrived[64];
+    CHECK(info.num_ranks <= 64);
+    OK(ferry_all_to_all_source_stats(a2a, info.num_ranks, waits, NULL, arrived));
+    CHECK(waits[rank] == 0);
+    FAILS(FERRY_INVALID,
+          "arrays of 65 ranks",
+          ferry_all_to_all_source_stats(a2a, 65, NULL, NULL, NULL));
     OK(ferry_all_to_all_destroy(a2a));
   }
 }

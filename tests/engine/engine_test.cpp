@@ -305,6 +305,16 @@ TEST(Engine, RunsAgainAfterItRanDry) {
     if (transport.rank() == 0) {
       EXPECT_EQ(engine.stats().decode_tokens, 7 * prompts.size());
       EXPECT_EQ(engine.stats().prefill_tokens, 1U + 17U + 40U);
+      // What both ranks counted of both: a row for each expert of each token that ran.
+      const std::vector<SourceStats> sources = engine.stats().sources;
+      EXPECT_EQ(sources.size(), 4U);
+      std::uint64_t rows = 0;
+      for (const SourceStats& source : sources) rows += source.rows_received;
+      EXPECT_EQ(rows,
+                (1 + 17 + 40 + 7 * prompts.size()) *
+                    static_cast<std::uint64_t>(decoder.config().moe.topk) *
+                    static_cast<std::uint64_t>(decoder.config().sparse_layers()));
+      EXPECT_GT(sources.at(1).wait_ns(), 0U);
     }
     return 0;
   });

@@ -169,7 +169,8 @@ TEST(StepResult, DamagedCountsNeitherCrashNorReserve) {
   StepResult result{.step = 1, .tokens = {{.id = 1, .token = 7}, {.id = 2, .token = 8}}};
   result.tokens[0].logprobs = {.chosen = -1, .top = {{.id = 3, .logprob = -2}}};
   result.prompts = {{.id = 1, .position = 2, .logprobs = {*result.tokens[0].logprobs}}};
-  std::vector<std::byte> bytes(result_capacity(2, 40));
+  result.sources.resize(2);
+  std::vector<std::byte> bytes(result_capacity(2, 40, 2));
   bytes.resize(encode(result, bytes));
   expect_small_from_damaged(bytes, decode_step_result);
 }
@@ -187,12 +188,15 @@ TEST(StepResult, ComesBackAsItWentOut) {
   out.prompts.push_back({.id = 1, .position = 5, .logprobs = {}});
   out.prompts.push_back({.id = 2, .position = 1, .logprobs = {}});
   for (int i = 0; i < 40; ++i) out.prompts[i % 2].logprobs.push_back(*out.tokens[0].logprobs);
-  std::vector<std::byte> bytes(result_capacity(2, 40));
+  out.sources = {{.dispatch_wait_ns = 1, .combine_wait_ns = 2, .rows_received = 3},
+                 {.dispatch_wait_ns = 4, .combine_wait_ns = 5, .rows_received = 6}};
+  std::vector<std::byte> bytes(result_capacity(2, 40, 2));
   bytes.resize(encode(out, bytes));
   const StepResult in = decode_step_result(bytes);
   EXPECT_EQ(in.step, 12U);
   EXPECT_TRUE(in.lost);
   EXPECT_EQ(in.gone, out.gone);
+  EXPECT_EQ(in.sources, out.sources);
   ASSERT_EQ(in.tokens.size(), 2U);
   EXPECT_EQ(in.tokens[0].token, 77);
   EXPECT_FALSE(in.tokens[0].last);
@@ -212,16 +216,17 @@ TEST(StepResult, SizeIsAsAnnouncedWhereEachRowGivesAToken) {
   TokenResult largest{.id = 1, .token = 77};
   largest.logprobs = {.chosen = -0.5F,
                       .top = std::vector<TokenLogprob>(kMaxTopLogprobs, {.id = 3, .logprob = -9})};
-  const StepResult out{.step = 12,
-                       .tokens = std::vector<TokenResult>(40, largest),
-                       .prompts = {{.id = 1, .position = 5, .logprobs = {}},
-                                   {.id = 2, .position = 1, .logprobs = {}}}};
-  std::vector<std::byte> bytes(result_capacity(2, 40));
+  StepResult out{.step = 12,
+                 .tokens = std::vector<TokenResult>(40, largest),
+                 .prompts = {{.id = 1, .position = 5, .logprobs = {}},
+                             {.id = 2, .position = 1, .logprobs = {}}}};
+  out.sources.resize(3);
+  std::vector<std::byte> bytes(result_capacity(2, 40, 3));
   EXPECT_EQ(encode(out, bytes), bytes.size());
 }
 
 TEST(StepResult, IsNotTakenForARecord) {
-  std::vector<std::byte> bytes(result_capacity(1, 40));
+  std::vector<std::byte> bytes(result_capacity(1, 40, 1));
   static_cast<void>(encode(StepResult{.step = 1, .tokens = {}}, bytes));
   EXPECT_THROW(decode_step_record(bytes), TransportError);
 }

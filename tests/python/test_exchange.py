@@ -163,6 +163,13 @@ def test_hooks_poll_and_kept_routing():
         run_experts(rows, first)
         np.testing.assert_array_equal(a2a.combine(), 2 * want)
         assert a2a.stats["exchanges"] == 2
+        waits = a2a.wait_stats()
+        assert [len(waits[name]) for name in ("dispatch_wait_ns", "combine_wait_ns", "rows_received")] == [2, 2, 2]
+        assert waits["dispatch_wait_ns"][comm.rank] == waits["combine_wait_ns"][comm.rank] == 0
+        mine = range(first, first + a2a.slots_per_rank)
+        for source in range(2):
+            ids_of = tokens_of(source, 4)[1]
+            assert waits["rows_received"][source] == 2 * int(np.isin(ids_of, mine).sum())
 
     ranks.in_threads(2, body)
 

@@ -256,6 +256,9 @@ TEST_F(Routes, MetricsCount) {
                            "ferry_generation_tokens_total ",
                            "ferry_time_to_first_token_seconds_bucket{",
                            "ferry_expert_balancedness{layer=\"0\"}",
+                           R"(ferry_exchange_wait_seconds_total{rank="0",source="1"})",
+                           R"(ferry_exchange_rows_received_total{rank="1",source="0"})",
+                           "ferry_exchange_straggler_rank -1",
                            "ferry_kv_tokens 0",
                            "ferry_requests_running 0"})
     EXPECT_NE(result->body.find(name), std::string::npos) << name << "\n" << result->body;

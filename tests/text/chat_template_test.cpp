@@ -8,6 +8,7 @@
 
 #include "ferry/core/error.h"
 #include "support/files.h"
+#include "support/long_tests.h"
 
 namespace ferry {
 namespace {
@@ -310,6 +311,7 @@ TEST(Jinja, WorkIsBounded) {
                            "{% set ns.l = [ns.l, ns.l] %}{{ ns.l | string | length }}",
                            "{% set ns.x = ns.x | indent(99999999) | indent(9, true) %}"}) {
     SCOPED_TRACE(grow);
+    if (slow_run() && std::string_view(grow).find("ns.x") == std::string_view::npos) continue;
     failure_of(ns + grow + "{% endfor %}");
   }
 #ifndef FERRY_SANITIZE

@@ -231,6 +231,22 @@ nb::dict stats(const AllToAll& self) {
   return out;
 }
 
+nb::dict wait_stats(const AllToAll& self) {
+  nb::list dispatch;
+  nb::list combine;
+  nb::list rows;
+  for (const SourceStats& source : self.dispatcher().source_stats()) {
+    dispatch.append(source.dispatch_wait_ns);
+    combine.append(source.combine_wait_ns);
+    rows.append(source.rows_received);
+  }
+  nb::dict out;
+  out["dispatch_wait_ns"] = dispatch;
+  out["combine_wait_ns"] = combine;
+  out["rows_received"] = rows;
+  return out;
+}
+
 void bind_phases(nb::class_<AllToAll>& c) {
   c.def("dispatch_send",
         &dispatch_send,
@@ -419,6 +435,11 @@ void bind_all_to_all(nb::module_& module) {
            "there "
            "between exchanges and passed as x are not copied again.")
       .def_prop_ro("stats", &stats, "Counters since the lane was made, as a dict.")
+      .def("wait_stats",
+           &wait_stats,
+           "Since the lane was made, lists by source rank: dispatch_wait_ns and combine_wait_ns, "
+           "in\n"
+           "which this source was the one waited for, and rows_received, its (token, slot) pairs.")
       .def("close", &AllToAll::close, "Frees it, once no array over its memory is left.");
 }
 

@@ -233,6 +233,17 @@ typedef struct ferry_exchange_stats {
 
 FERRY_API ferry_status ferry_all_to_all_stats(ferry_all_to_all* a2a, ferry_exchange_stats* stats);
 
+/// What this rank has had from each source rank, three arrays [R] that the caller owns; one that is
+/// NULL is not written. `ranks`: R. Counted since the lane was made; nothing sets them back.
+/// Waits are nanoseconds in which this source was the one waited for, for its tokens and for its
+/// results: a rank waits for its sources one after the other, so a time counts for one of them.
+/// Rows: (token, slot) pairs that arrived.
+FERRY_API ferry_status ferry_all_to_all_source_stats(ferry_all_to_all* a2a,
+                                                     int32_t ranks,
+                                                     uint64_t* dispatch_wait_ns,
+                                                     uint64_t* combine_wait_ns,
+                                                     uint64_t* rows_received);
+
 #ifdef __cplusplus
 }
 #endif
