@@ -41,6 +41,7 @@ std::string messages_error(const HttpError& error) { return to_text(error_json(e
 /// Arguments are an object there. What is none, as it was cut off or the model cannot do better,
 /// is shown under the name that Anthropic recommends for it.
 Json input_of(const AnswerPart& call) {
+  if (call.text.empty()) return Json::object();
   Json input = Json::parse(call.text, nullptr, /*allow_exceptions=*/false);
   return input.is_object() ? input : Json{{"INVALID_JSON", call.text}};
 }
@@ -91,7 +92,9 @@ class MessageForm {
 
   std::string whole(const Generation& generation) {
     const Choice& choice = generation.choices().front();
-    parts_.put(choice.text, /*last=*/true);
+    // Bit by bit, as in a stream, so that parts have the same order.
+    for (const char c : choice.text) parts_.put(std::string(1, c), /*last=*/false);
+    parts_.put("", /*last=*/true);
     Json json = message(generation);
     for (const AnswerPart& part : parts_.parts()) json["content"].push_back(block_of(part));
     json.update(ending(choice));

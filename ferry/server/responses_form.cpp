@@ -76,7 +76,9 @@ std::string ResponseForm::whole(const Generation& generation) {
   const Choice& choice = generation.choices().front();
   if (call_.logprobs)
     *logprobs_ = chat_logprobs(model_.tokenizer, choice, 0, call_.tokens_by_id)["content"];
-  put(choice.text, /*last=*/true, nullptr);
+  // Bit by bit, as in a stream, so that items have the same order.
+  for (const char c : choice.text) put(std::string(1, c), /*last=*/false, nullptr);
+  put("", /*last=*/true, nullptr);
   return to_text(response(generation, /*whole=*/true));
 }
 

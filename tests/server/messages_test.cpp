@@ -25,6 +25,11 @@ std::string refusal_of(const std::string& body) {
   return "";
 }
 
+Json whole_or_cut(const std::string& input) {
+  const Json whole = Json::parse(input, nullptr, /*allow_exceptions=*/false);
+  return whole.is_discarded() ? Json{{"INVALID_JSON", input}} : whole;
+}
+
 /// The message that a stream makes up, as Anthropic's clients put it together.
 Json message_of(const std::vector<Json>& events) {
   Json message;
@@ -56,7 +61,7 @@ Json message_of(const std::vector<Json>& events) {
   EXPECT_EQ(order.front(), "message_start");
   EXPECT_EQ(order.back(), "message_stop");
   for (std::size_t i = 0; i < inputs.size(); ++i)
-    if (!inputs[i].empty()) message["content"][i]["input"] = Json::parse(inputs[i]);
+    if (!inputs[i].empty()) message["content"][i]["input"] = whole_or_cut(inputs[i]);
   return message;
 }
 
@@ -222,7 +227,7 @@ class MessagesOffline : public testing::Test {
  protected:
   static std::string post(const test::OfflineRoutes& routes, Json body) {
     body["messages"] = {{{"role", "user"}, {"content", "x"}}};
-    body["max_tokens"] = 60;
+    body["max_tokens"] = 120;
     return test::text_of((*routes.find("/v1/messages"))(
         {.body = body.dump(), .peer = "127.0.0.1", .gone = [] { return false; }}));
   }
@@ -235,7 +240,7 @@ TEST_F(MessagesOffline, CallsAreBlocksOfTheirOwn) {
     {"name": "weather", "input_schema": {"type": "object", "properties":
       {"place": {"enum": ["Bern", "Rome"]}}, "required": ["place"], "additionalProperties": false}}])")}};
   int whole = 0;
-  for (int seed = 0; seed < 8; ++seed) {
+  for (int seed = 0; seed < 32 && whole < 2; ++seed) {  // not all come to an end
     body["seed"] = seed;
     body["stream"] = false;
     const Json message = Json::parse(post(routes, body));
