@@ -39,6 +39,18 @@ void begin(Batcher& batcher, std::uint64_t id, std::size_t tokens, int fresh) {
   batcher.finish_step(0, ones(step[0], id, 1));
 }
 
+/// Two whose prompts have run, in one step.
+void begin_two(Batcher& batcher,
+               std::pair<std::size_t, int> first,
+               std::pair<std::size_t, int> second) {
+  batcher.enqueue({.id = 0, .request = repeating(first.first, first.second)});
+  batcher.enqueue({.id = 1, .request = repeating(second.first, second.second)});
+  const auto step = batcher.plan();
+  StepResult result = ones(step[0], 0, 1);
+  result.tokens.push_back({.id = 1, .token = 1});
+  batcher.finish_step(0, result);
+}
+
 TEST(BatcherDrafts, RunBesideTheOneTokenAndStayAsFarAsTheyCame) {
   Batcher batcher(options(4, 64));
   begin(batcher, 0, 5, 100);
@@ -78,7 +90,7 @@ TEST(BatcherDrafts, NoneGoesBeyondWhatTheRequestMayGive) {
 TEST(BatcherDrafts, TakeNoTokenOfOthersAndHalfOfWhatPromptsCouldHave) {
   BatcherOptions o = options(3, 6, 8);
   Batcher batcher(o);
-  for (std::uint64_t id = 0; id < 2; ++id) begin(batcher, id, 4, 100);
+  begin_two(batcher, {2, 100}, {2, 100});
   auto step = batcher.plan();
   ASSERT_EQ(step[0].runs.size(), 2U);
   EXPECT_EQ(step[0].runs[0].tokens + step[0].runs[1].tokens, 6);
@@ -130,8 +142,7 @@ TEST(BatcherDrafts, NobodyStartsOverForOne) {
   o.layout = StateLayout(std::vector{kFullLayer});
   o.state_bytes = 3 * o.layout.bytes_held(kPagePositions);
   Batcher batcher(o);
-  begin(batcher, 0, kPagePositions - 2, 100);
-  begin(batcher, 1, kPagePositions - 1, 3);
+  begin_two(batcher, {kPagePositions - 2, 100}, {kPagePositions - 1, 3});
   auto step = batcher.plan();
   ASSERT_EQ(step[0].runs.size(), 2U);
   EXPECT_EQ(step[0].runs[0].tokens, 5) << "into the third page";
