@@ -16,9 +16,9 @@ namespace {
 /// What clients expect to find again of what they asked for.
 Json frame_of(const ServedModel& model, const Json& body, const OpenAiCall& call) {
   const JsonFields fields(body);
-  const auto given = [&](const char* name, Json otherwise) {
+  const auto given = [&](const char* name, const Json& otherwise) {
     const Json* value = fields.find(name);
-    return value == nullptr ? std::move(otherwise) : *value;
+    return value == nullptr ? otherwise : *value;
   };
   const Json effort = given("reasoning", Json::object()).value("effort", Json(nullptr));
   return {{"id", call.id},
@@ -112,11 +112,13 @@ std::string ResponseForm::failure(const HttpError& error) {
   failed["status"] = "failed";
   failed["error"] = {{"code", error.status() == 429 ? "rate_limit_exceeded" : "server_error"},
                      {"message", error.what()}};
-  return event({{"type", "error"},
-                {"code", failed["error"]["code"]},
-                {"message", error.what()},
-                {"param", nullptr}}) +
-         event({{"type", "response.failed"}, {"response", std::move(failed)}});
+  // One after the other, since events are numbered.
+  std::string events = event({{"type", "error"},
+                              {"code", failed["error"]["code"]},
+                              {"message", error.what()},
+                              {"param", nullptr}});
+  events += event({{"type", "response.failed"}, {"response", std::move(failed)}});
+  return events;
 }
 
 /// `events`: null where nobody wants any.
