@@ -17,9 +17,10 @@ Outcome say(const std::string& lines, const std::string& rest) {
   const test::TempDir directory;
   const std::string file = (directory.path() / "lines").string();
   test::write_file(file, lines);
-  return test::output_of(test::program_path() + " chat --model " +
+  // In braces, so that `rest` has the last word about where output goes.
+  return test::output_of("{ " + test::program_path() + " chat --model " +
                          (test::source_dir() / "assets/demo-moe").string() + " " + rest + " <" +
-                         file);
+                         file + "; }");
 }
 
 std::vector<json> answers_to(const std::string& lines, const std::string& rest = "") {
