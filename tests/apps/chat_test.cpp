@@ -1,4 +1,5 @@
 // ferry chat from the outside: lines in, answers out.
+#include <fmt/core.h>
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
@@ -33,10 +34,9 @@ std::vector<json> answers_to(const std::string& lines, const std::string& rest =
 }
 
 TEST(Chat, KeepsAConversationUntilItIsCleared) {
-  const std::string question = "What is 12 + 7?\n";
+  const std::string lines = fmt::format("{0}{0}{0}/clear\n{0}/exit\n{0}", "What is 12 + 7?\n");
   for (const char* how : {"--ep 1", "--ep 2 --transport shm"}) {
-    const std::vector<json> answers = answers_to(
-        question + question + question + "/clear\n" + question + "/exit\n" + question, how);
+    const std::vector<json> answers = answers_to(lines, how);
     ASSERT_EQ(answers.size(), 4U) << how;
     EXPECT_EQ(answers[0]["message"]["content"], " 19");
     EXPECT_EQ(answers[0]["finish_reason"], "stop");
