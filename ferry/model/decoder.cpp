@@ -195,7 +195,7 @@ Decoder::Impl::Impl(const ModelConfig& config,
                   .max_rows = options.max_tokens},
                  group_,
                  pool),
-      sparse_layers_(config_, *dense_, std::move(experts), options_, transport, group_, &clock_) {
+      sparse_layers_(config_, *dense_, std::move(experts), options_, {transport, group_}, &clock_) {
   const auto max_tokens = static_cast<std::size_t>(options.max_tokens);
   places_.reserve(max_tokens);
   pending_.reserve(max_tokens);

@@ -47,32 +47,32 @@ SparseLayers::SparseLayers(const ModelConfig& config,
                            const DenseWeights& dense,
                            ExpertWeights experts,
                            const DecoderOptions& options,
-                           Transport& transport,
-                           TensorGroup& group,
+                           const Links& links,
                            StepClock* clock)
     : config_(config),
       rule_(options.replica_rule),
       sums_on_ranks_(exchange_options(options.backend, options.deepep_mode).reduce_at ==
                      ExchangeOptions::ReduceAt::rank_then_home),
       tp_(options.tp),
-      rank_(transport.rank()),
-      hosts_(equal_hosts(transport)),
+      rank_(links.transport.rank()),
+      hosts_(equal_hosts(links.transport)),
       experts_(std::move(experts)) {
   layers_.resize(static_cast<std::size_t>(config_.layers));
   for (int i = 0; i < config_.layers; ++i) {
     if (!config_.sparse(i)) continue;
     const DenseWeights::Layer& layer = dense.layers[static_cast<std::size_t>(i)];
     ExpertWeights::Layer& local = experts_.layers[static_cast<std::size_t>(i)];
-    FERRY_CHECK(local.placement.ranks() == transport.size(),
+    FERRY_CHECK(local.placement.ranks() == links.transport.size(),
                 "experts placed on {} ranks, {} take part",
                 local.placement.ranks(),
-                transport.size());
+                links.transport.size());
     local.placement = with_choice(local.placement);
     if (!context_) {
       const int slots_per_rank = local.placement.slots_per_rank();
-      context_.emplace(moe_options(config_, options, dense.dtype, slots_per_rank, group, clock),
-                       transport,
-                       group.pool());
+      context_.emplace(
+          moe_options(config_, options, dense.dtype, slots_per_rank, links.group, clock),
+          links.transport,
+          links.group.pool());
     }
     MoeWeights weights{.router = layer.router.view,
                        .router_bias = layer.router_bias,

@@ -21,12 +21,17 @@ namespace ferry {
 /// Threads: one at a time. Layers are numbered as the model's.
 class SparseLayers {
  public:
+  /// What it reaches other ranks by.
+  struct Links {
+    Transport& transport;
+    TensorGroup& group;
+  };
+
   SparseLayers(const ModelConfig& config,
                const DenseWeights& dense,
                ExpertWeights experts,
                const DecoderOptions& options,
-               Transport& transport,
-               TensorGroup& group,
+               const Links& links,
                StepClock* clock = nullptr);
 
   /// Collective, also without tokens: `rows` [tokens, H] of activations in, f32 [tokens, H] out.
