@@ -67,8 +67,7 @@ std::optional<std::string> ExchangeWaits::look(Clock::time_point now, const Rank
   if (straggler_ < 0) return fmt::format("the others no longer wait for rank {}", before);
   return fmt::format(
       "rank {} makes the others wait: each waited for it {:.1f} of the last {:.0f} s on average, "
-      "and "
-      "at most {:.1f} s for any other; look at its cores, its host and its links",
+      "and at most {:.1f} s for any other; look at its cores, its host and its links",
       straggler_,
       most.seconds,
       window,

@@ -432,9 +432,10 @@ TEST(ColumnWords, GroupsThatThereAreNotAreRefused) {
                                       test::small_tensor("x.qzeros", "I32", {2, 1}),
                                       test::small_tensor("x.scales", "F16", {2, 8}),
                                       test::small_tensor("x.g_idx", "I32", {32})};
-  const auto format = read_stored_format(
-      ConfigReader(gptq({{"group_size", 16}, {"desc_act", true}}), "config.json"));
   for (const std::int32_t group : {-1, 2, 1 << 30}) {
+    // An order that is stored counts, also where the config denies it.
+    const auto format = read_stored_format(
+        ConfigReader(gptq({{"group_size", 16}, {"desc_act", group == 2}}), "config.json"));
     std::ranges::fill(tensors[3].data, '\0');
     std::memcpy(tensors[3].data.data() + 20, &group, sizeof group);
     const auto source = dir.open(tensors);

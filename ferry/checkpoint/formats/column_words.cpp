@@ -90,7 +90,7 @@ std::vector<std::int32_t> groups_of(const ColumnWords::Options& options,
                                     const MatrixPlace& place,
                                     std::span<const TensorView> parts) {
   std::vector<std::int32_t> group_of(static_cast<std::size_t>(place.columns));
-  if (!options.order) {
+  if (parts.size() < 4) {
     for (std::size_t k = 0; k < group_of.size(); ++k)
       group_of[k] = options.group == 0
                         ? 0
@@ -125,7 +125,7 @@ std::vector<StoredPart> ColumnWords::parts(const TensorSource& source,
       {base + "qweight", codes, "I32"},
       {base + "qzeros", {num_groups, ceil_div(place.rows, in_word)}, "I32"},
       {base + "scales", {num_groups, place.rows}}};
-  // Without an order the tensor says what is so anyway, where there is one.
+  // An order counts where it is stored, whatever the config says of it.
   if (options_.order || source.find(base + "g_idx") != nullptr)
     parts.push_back({base + "g_idx", {place.columns}, "I32"});
   return parts;

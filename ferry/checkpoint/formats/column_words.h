@@ -18,7 +18,7 @@ class ColumnWords final : public StoredFormat {
     int bits = 4;                ///< of a code and of a zero point
     std::int64_t group = 0;      ///< of k that share a scale; 0: all
     bool words_along_k = false;  ///< a word has codes of one column, not of one row
-    bool order = false;          ///< x.g_idx [k] says which group each of k is in
+    bool order = false;          ///< there must be x.g_idx [k], the group that each of k is in
     int zero_offset = 0;         ///< what is added to a stored zero point
     /// Where the code of the i-th of n is in its word, in codes from the lowest bits on.
     std::array<std::uint8_t, 8> place = {0, 1, 2, 3, 4, 5, 6, 7};
