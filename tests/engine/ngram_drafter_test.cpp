@@ -72,8 +72,8 @@ TEST(NgramDrafter, IsWhatItsDefinitionSaysOfAnyText) {
       const Ids found = drafter.draft(ids, 4);
       ASSERT_EQ(found.empty(), best == 0) << "round " << round << ", " << ids.size() << " tokens";
       // Of many places some are not looked at, but what is found has the shortest run before it.
-      const auto run = ids.end() - shortest;
       if (found.empty()) continue;
+      const auto run = ids.end() - shortest;
       ASSERT_EQ(found.size(), 4U);
       Ids text(run, ids.end());
       text.push_back(found[0]);
