@@ -34,7 +34,6 @@ std::unique_ptr<Call> EngineFront::start(std::vector<Request> requests) {
   check_open_locked();
   for (Request& request : requests) {
     const std::size_t prompt_tokens = request.prompt.size();
-    std::vector<std::int32_t> stop_ids = request.stop_ids;
     const std::optional<std::uint64_t> id = engine_->submit(std::move(request));
     if (!id) {
       if (listener_) listener_->refused();
@@ -42,10 +41,7 @@ std::unique_ptr<Call> EngineFront::start(std::vector<Request> requests) {
       throw Refused(Refused::Reason::full, "there are as many requests as may be held; try again");
     }
     places_[*id] = {.call = call.get(), .index = call->asked_.size()};
-    call->asked_.push_back({.id = *id,
-                            .prompt_tokens = prompt_tokens,
-                            .last_token = call->began_,
-                            .stop_ids = std::move(stop_ids)});
+    call->asked_.push_back({.id = *id, .prompt_tokens = prompt_tokens, .last_token = call->began_});
     if (listener_) listener_->prompt_tokens(prompt_tokens);
   }
   return call;
@@ -102,8 +98,6 @@ void EngineFront::on_token(const TokenEvent& event) {
       listener_->queued(std::chrono::duration<double>(*event.began - call.began_).count());
     if (listener_) listener_->token(first, since.count());
     if (event.last) {
-      const bool stopped = std::ranges::count(asked.stop_ids, event.token) > 0;
-      tell_end(call, index, stopped ? EndedRequest::Ending::stop : EndedRequest::Ending::length);
       asked.done = true;
       places_.erase(found);
     }
@@ -183,37 +177,31 @@ void EngineFront::check_open() const {
   check_open_locked();
 }
 
-void EngineFront::tell_end(const Call& call, std::size_t index, EndedRequest::Ending ending) const {
-  const Call::Asked& asked = call.asked_[index];
-  if (listener_)
-    listener_->ended({.ending = ending,
-                      .seconds = call.age().count(),
-                      .prompt_tokens = asked.prompt_tokens,
-                      .tokens = asked.tokens});
-}
-
-void EngineFront::forget(Call& call, std::size_t index, EndedRequest::Ending ending) {
+void EngineFront::end(Call& call, std::size_t index, EndedRequest::Ending ending, int tokens) {
   Call::Asked& asked = call.asked_[index];
-  if (std::exchange(asked.done, true)) return;
-  places_.erase(asked.id);
-  if (engine_ != nullptr) engine_->cancel(asked.id);
-  tell_end(call, index, ending);
+  if (!std::exchange(asked.done, true)) {
+    places_.erase(asked.id);
+    if (engine_ != nullptr) engine_->cancel(asked.id);
+  }
+  if (std::exchange(asked.told, true) || !listener_) return;
+  listener_->ended({.ending = ending,
+                    .seconds = call.age().count(),
+                    .prompt_tokens = asked.prompt_tokens,
+                    .tokens = tokens});
 }
 
 Call::~Call() {
-  const std::lock_guard lock(front_.mutex_);
-  for (std::size_t i = 0; i < asked_.size(); ++i)
-    front_.forget(*this, i, EndedRequest::Ending::cancelled);
+  for (std::size_t i = 0; i < asked_.size(); ++i) cancel(i);
 }
 
 void Call::cancel(std::size_t index) {
   const std::lock_guard lock(front_.mutex_);
-  front_.forget(*this, index, EndedRequest::Ending::cancelled);
+  front_.end(*this, index, EndedRequest::Ending::cancelled, asked_[index].tokens);
 }
 
-void Call::stop(std::size_t index) {
+void Call::end(std::size_t index, EndedRequest::Ending ending, int tokens) {
   const std::lock_guard lock(front_.mutex_);
-  front_.forget(*this, index, EndedRequest::Ending::stop);
+  front_.end(*this, index, ending, tokens);
 }
 
 std::vector<Call::Arrival> Call::take(std::chrono::milliseconds timeout) {

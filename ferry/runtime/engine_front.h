@@ -20,6 +20,15 @@ namespace ferry {
 
 class EngineFront;
 
+struct EndedRequest {
+  enum class Ending : std::uint8_t { stop, length, cancelled };
+
+  Ending ending = Ending::stop;
+  double seconds = 0;  ///< since it came
+  std::size_t prompt_tokens = 0;
+  int tokens = 0;  ///< that its client has
+};
+
 /// The requests of one call, and their tokens as they come. Those that are not done when it is
 /// destroyed are cancelled. Threads: one at a time. Must not outlive the front.
 class Call {
@@ -41,8 +50,9 @@ class Call {
   /// Nobody waits for this one any more.
   void cancel(std::size_t index);
 
-  /// This one has all that it wanted, before the engine knows: a stop string came.
-  void stop(std::size_t index);
+  /// Its reader has all of this one: how it ended, with how many tokens. Where the engine does not
+  /// know yet (a stop string came), it ends there too.
+  void end(std::size_t index, EndedRequest::Ending ending, int tokens);
 
   std::chrono::duration<double> age() const { return Clock::now() - began_; }
 
@@ -53,10 +63,10 @@ class Call {
   struct Asked {
     std::uint64_t id = 0;
     std::size_t prompt_tokens = 0;
-    bool done = false;
+    bool done = false;             ///< the engine is not at it any more
+    bool told = false;             ///< the listener knows how it ended
     Clock::time_point last_token;  // of the start, before the first
     int tokens = 0;
-    std::vector<std::int32_t> stop_ids;
   };
 
   /// Of this call alone, so that a client's thread that wakes holds up no other client and not the
@@ -75,15 +85,6 @@ class Call {
   std::vector<Asked> asked_;  // guarded by front_'s mutex
   // Also owned by the engine's loop while it delivers: the call may end before it is woken.
   std::shared_ptr<Mailbox> mail_ = std::make_shared<Mailbox>();
-};
-
-struct EndedRequest {
-  enum class Ending : std::uint8_t { stop, length, cancelled };
-
-  Ending ending = Ending::stop;
-  double seconds = 0;  ///< since it came
-  std::size_t prompt_tokens = 0;
-  int tokens = 0;
 };
 
 /// Hears how requests fare. Called from any thread, under the front's lock: to count, not to work.
@@ -152,8 +153,7 @@ class EngineFront {
   void check_lives_locked() const;
   void fail_locked(const std::string& message);
   void end_all_locked(const std::string& message);
-  void forget(Call& call, std::size_t index, EndedRequest::Ending ending);
-  void tell_end(const Call& call, std::size_t index, EndedRequest::Ending ending) const;
+  void end(Call& call, std::size_t index, EndedRequest::Ending ending, int tokens);
 
   RequestListener* listener_;
   mutable std::mutex mutex_;  // guards what follows, and the calls
