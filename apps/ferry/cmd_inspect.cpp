@@ -3,7 +3,9 @@
 
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "apps/ferry/command.h"
@@ -68,9 +70,22 @@ Json to_json(const ChatSupport& chat) {
   return report;
 }
 
-std::uint64_t kv_bytes_per_token(const Checkpoint& checkpoint) {
+StateLayout state_layout(const Checkpoint& checkpoint) {
   const DType type = activation_type(choose_weights(checkpoint, {}).type);
-  return StateLayout(state_specs(checkpoint.config(), type)).bytes_per_position();
+  return StateLayout(state_specs(checkpoint.config(), type));
+}
+
+/// What the layers' kinds of mixers say, those of one kind once.
+std::string describe_mixers(const ModelConfig& config) {
+  std::string text;
+  std::set<std::string_view> seen;
+  for (int layer = 0; layer < config.layers; ++layer) {
+    const MixerKind& kind = mixer_of(config, layer);
+    if (!seen.insert(kind.name()).second) continue;
+    if (!text.empty()) text += ", ";
+    text += kind.describe(config);
+  }
+  return text;
 }
 
 Json to_json(const Checkpoint& checkpoint,
@@ -87,7 +102,8 @@ Json to_json(const Checkpoint& checkpoint,
               {"kv_heads", c.kv_heads},
               {"head_dim", c.head_dim},
               {"latent_rank", c.latent.rank},
-              {"kv_bytes_per_token", kv_bytes_per_token(checkpoint)},
+              {"kv_bytes_per_token", state_layout(checkpoint).bytes_per_position()},
+              {"bytes_per_sequence", state_layout(checkpoint).fixed_bytes()},
               {"vocab", c.vocab},
               {"max_positions", c.max_positions},
               {"experts", c.moe.experts},
@@ -128,9 +144,14 @@ void print_tables(const Checkpoint& checkpoint,
   fmt::print("  attention      {} heads of {}, {}; {} positions\n",
              c.heads,
              c.head_dim,
-             mixer_of(c, 0).describe(c),
+             describe_mixers(c),
              c.max_positions);
-  fmt::print("  cache          {} for each token\n", human(kv_bytes_per_token(checkpoint)));
+  const StateLayout state = state_layout(checkpoint);
+  fmt::print("  cache          {} for each token{}\n",
+             human(state.bytes_per_position()),
+             state.fixed_bytes() > 0
+                 ? fmt::format(", {} for each sequence", human(state.fixed_bytes()))
+                 : std::string());
   fmt::print("  experts        {} of width {}, {} for each token{}\n",
              c.moe.experts,
              c.moe.inter,

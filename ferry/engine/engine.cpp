@@ -123,6 +123,8 @@ class Engine::Impl {
         inbox_(max_live(options, groups())),
         pacer_(options.max_tokens_per_step),
         waits_(transport.size()) {
+    if (options.keep_prefixes && layout_.fixed_bytes() > 0 && leads() && options_.warn)
+      options_.warn("prefix cache: off, as the model has recurrent layers");
     if (options.balance.on() && decoder.config().sparse_layers() > 0)
       balancer_.emplace(options.balance, decoder, transport, options.timeout);
   }

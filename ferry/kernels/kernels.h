@@ -129,6 +129,24 @@ struct WeightedSumArgs {
   bool accumulate = false;
 };
 
+/// One token of one head of a gated delta net, whose state is a matrix S [key_dim, value_dim] of
+/// f32:
+///   S = decay * S, d = (value - S^T key) * beta, S = S + key d^T, out = S^T query.
+/// Each product by S^T is a chain of fused multiply-adds over the elements of the key from 0; S +
+/// key d^T is one of them for each element. `to` may be `from`.
+struct DeltaArgs {
+  const float* from = nullptr;   ///< S before the token
+  float* to = nullptr;           ///< and behind it
+  const float* key = nullptr;    ///< [key_dim]
+  const float* query = nullptr;  ///< [key_dim]
+  const float* value = nullptr;  ///< [value_dim]
+  float decay = 1.0F;
+  float beta = 0.0F;
+  float* out = nullptr;  ///< [value_dim]; apart from all others
+  std::int64_t key_dim = 0;
+  std::int64_t value_dim = 0;
+};
+
 /// A weight of a token is 2^kWeightBits for the most probable one.
 inline constexpr int kWeightBits = 30;
 
@@ -158,6 +176,7 @@ struct Kernels {
 
   void (*attend)(const AttendArgs& args);
   void (*weighted_sum)(const WeightedSumArgs& args);
+  void (*delta_rule)(const DeltaArgs& args);
 
   /// out = x / sqrt(mean(x^2) + eps) * weight, all in f32, rounded to `type` once at the end.
   /// x and out: [n] of `type`; may be the same row.

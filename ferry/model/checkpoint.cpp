@@ -105,6 +105,11 @@ StoredMatrix Checkpoint::matrix(const TensorSpec& spec) const {
   const MatrixPlace place = place_of(spec);
   if (spec.shape.size() == 2) return find_matrix(*source_, config_.stored_format.get(), place);
   TensorView vectors;
+  if (spec.shape.size() == 3) {  // [rows, 1, columns]
+    vectors = tensor(spec);
+    vectors.shape = {spec.shape[0], spec.shape[2]};
+    return plain_matrix(vectors);
+  }
   if (place.stack) {
     const auto [experts, all_rows] = std::pair(place.stack->experts, place.stack->all_rows);
     vectors = source_->elements(place.name, std::array{experts, all_rows});

@@ -64,6 +64,7 @@ struct QueryGrowth {
 /// Names of mixers (mixers/mixer.h), as far as families speak of them.
 inline constexpr std::string_view kAttention = "attention";
 inline constexpr std::string_view kLatentAttention = "latent attention";
+inline constexpr std::string_view kGatedDeltaNet = "gated delta net";
 
 /// What differs between the attention of a model's layers.
 struct LayerAttention {
@@ -92,6 +93,25 @@ struct LatentConfig {
   float rms_eps = 1e-6F;  ///< of the norms of latents and compressed queries
 };
 
+/// Gated delta net (mixers/gated_delta_net.h): each key head, which has a query too, serves
+/// value_heads / key_heads heads of values.
+struct DeltaConfig {
+  int key_heads = 0;  ///< 0 = no layer has any
+  int value_heads = 0;
+  int key_dim = 0;    ///< of a key head
+  int value_dim = 0;  ///< of a value head
+  int taps = 0;       ///< of the convolution: a token and those before it
+  /// How the projections lie: one key head's rows of all kinds together, or those of each kind.
+  bool by_key_head = false;
+
+  std::int64_t key_width() const { return std::int64_t{key_heads} * key_dim; }
+
+  std::int64_t value_width() const { return std::int64_t{value_heads} * value_dim; }
+
+  /// Of what is convolved: queries, keys and values.
+  std::int64_t channels() const { return 2 * key_width() + value_width(); }
+};
+
 /// Invariants (checked by load_config): all sizes positive, heads % kv_heads == 0, head_dim even,
 /// layer_kinds and layer_attention [layers], 1 <= topk <= experts where any layer is sparse.
 struct ModelConfig {
@@ -111,10 +131,14 @@ struct ModelConfig {
   bool attention_bias = false;  ///< q, k and v projections have a bias
   bool output_bias = false;     ///< so has the output projection
   bool sinks = false;           ///< each head's softmax has a score more, which has no value
+  bool attention_gate = false;  ///< q's projection has behind each head as many rows again, whose
+                                ///< sigmoid multiplies what the head gives
+  bool norms_from_one = false;  ///< norms multiply by 1 + weight (not that of a gated delta net)
   QkNorm qk_norm = QkNorm::none;
   bool tied_embeddings = false;  ///< logits use the embedding matrix; there is no lm_head
 
   LatentConfig latent;
+  DeltaConfig delta;
   std::vector<LayerAttention> layer_attention;  ///< [layers]
 
   std::vector<LayerKind> layer_kinds;  ///< [layers]

@@ -9,7 +9,7 @@ namespace ferry {
 namespace {
 
 // clang-format off
-constexpr std::array<std::pair<std::string_view, std::string_view>, 17> kDefaults = {{
+constexpr std::array<std::pair<std::string_view, std::string_view>, 19> kDefaults = {{
     {"deepseek_v2",
      R"({"attention_bias": false, "eos_token_id": 2, "first_k_dense_replace": 0, "hidden_act":
        "silu", "hidden_size": 4096, "intermediate_size": 11008, "kv_lora_rank": 512,
@@ -149,6 +149,15 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 17> kDefault
        "num_key_value_heads": 16, "qkv_bias": true, "rms_norm_eps": 1e-06, "rope_theta":
        10000.0, "shared_expert_intermediate_size": 5632, "sliding_window": 4096,
        "tie_word_embeddings": false, "use_sliding_window": false, "vocab_size": 151936})"},
+    {"qwen3_5_moe_text",
+     R"({"attention_bias": false, "head_dim": 256, "hidden_act": "silu", "hidden_size": 2048,
+       "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_num_key_heads": 16,
+       "linear_num_value_heads": 32, "linear_value_head_dim": 128,
+       "max_position_embeddings": 32768, "moe_intermediate_size": 512,
+       "num_attention_heads": 16, "num_experts": 256, "num_experts_per_tok": 8,
+       "num_hidden_layers": 40, "num_key_value_heads": 2, "partial_rotary_factor": 0.25,
+       "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "shared_expert_intermediate_size": 512,
+       "tie_word_embeddings": false, "vocab_size": 248320})"},
     {"qwen3_moe",
      R"({"attention_bias": false, "decoder_sparse_step": 1, "hidden_act": "silu", "hidden_size":
        2048, "intermediate_size": 6144, "max_position_embeddings": 32768,
@@ -157,6 +166,16 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 17> kDefault
        "num_key_value_heads": 4, "rms_norm_eps": 1e-06, "rope_theta": 10000.0,
        "sliding_window": 4096, "tie_word_embeddings": false, "use_sliding_window": false,
        "vocab_size": 151936})"},
+    {"qwen3_next",
+     R"({"attention_bias": false, "decoder_sparse_step": 1, "head_dim": 256, "hidden_act": "silu",
+       "hidden_size": 2048, "intermediate_size": 5632, "linear_conv_kernel_dim": 4,
+       "linear_key_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
+       "linear_value_head_dim": 128, "max_position_embeddings": 32768,
+       "moe_intermediate_size": 512, "norm_topk_prob": true, "num_attention_heads": 16,
+       "num_experts": 512, "num_experts_per_tok": 10, "num_hidden_layers": 48,
+       "num_key_value_heads": 2, "partial_rotary_factor": 0.25, "rms_norm_eps": 1e-06,
+       "rope_theta": 10000.0, "shared_expert_intermediate_size": 512, "tie_word_embeddings":
+       false, "vocab_size": 151936})"},
 }};
 // clang-format on
 

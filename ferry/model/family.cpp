@@ -44,7 +44,10 @@ namespace {
 
 using N = TensorNames;
 
-/// All but the prefix.
+/// What `inside` stands behind.
+constexpr std::string_view kBody = "model.";
+
+/// All but `prefix` and `inside`.
 constexpr std::array kPatterns = {&N::embedding,
                                   &N::final_norm,
                                   &N::lm_head,
@@ -67,6 +70,16 @@ constexpr std::array kPatterns = {&N::embedding,
                                   &N::latent_down,
                                   &N::latent_norm,
                                   &N::latent_up,
+                                  &N::delta_in,
+                                  &N::delta_gate,
+                                  &N::delta_rates,
+                                  &N::delta_beta,
+                                  &N::delta_decay,
+                                  &N::delta_taps,
+                                  &N::delta_log_rate,
+                                  &N::delta_rate_bias,
+                                  &N::delta_norm,
+                                  &N::delta_out,
                                   &N::dense_gate,
                                   &N::dense_up,
                                   &N::dense_down,
@@ -87,18 +100,21 @@ constexpr std::array kPatterns = {&N::embedding,
                                   &N::shared_up,
                                   &N::shared_down,
                                   &N::shared_scale};
-static_assert(sizeof(TensorNames) == (kPatterns.size() + 1) * sizeof(std::string_view),
+static_assert(sizeof(TensorNames) == (kPatterns.size() + 2) * sizeof(std::string_view),
               "a pattern that kPatterns does not list");
 
 }  // namespace
 
 std::span<const ModelFamily> model_families() {
   static const std::array families = {
-      deepseek_v2_family(),  deepseek_v3_family(),    deepseek_v32_family(),  dots1_family(),
-      ernie4_5_moe_family(), glm4_moe_family(),       glm4_moe_lite_family(), glm_moe_dsa_family(),
-      gpt_oss_family(),      hunyuan_v1_moe_family(), kimi_k2_family(),       kimi_k25_family(),
-      llama4_family(),       llama4_text_family(),    minimax_m2_family(),    mistral4_family(),
-      mixtral_family(),      olmoe_family(),          qwen2_moe_family(),     qwen3_moe_family()};
+      deepseek_v2_family(),    deepseek_v3_family(),  deepseek_v32_family(),
+      dots1_family(),          ernie4_5_moe_family(), glm4_moe_family(),
+      glm4_moe_lite_family(),  glm_moe_dsa_family(),  gpt_oss_family(),
+      hunyuan_v1_moe_family(), kimi_k2_family(),      kimi_k25_family(),
+      llama4_family(),         llama4_text_family(),  minimax_m2_family(),
+      mistral4_family(),       mixtral_family(),      olmoe_family(),
+      qwen2_moe_family(),      qwen3_5_moe_family(),  qwen3_5_moe_text_family(),
+      qwen3_moe_family(),      qwen3_next_family()};
   return families;
 }
 
@@ -118,6 +134,7 @@ const ModelFamily& family_of(const ModelConfig& config) {
 std::string tensor_name(const TensorNames& names, std::string_view pattern, int layer, int expert) {
   std::string name(names.prefix);
   name += pattern;
+  if (pattern.starts_with(kBody)) name.insert(names.prefix.size() + kBody.size(), names.inside);
   const auto fill = [&](std::string_view key, int number) {
     const auto at = name.find(key);
     if (at != std::string::npos) name.replace(at, key.size(), std::to_string(number));
@@ -133,6 +150,12 @@ std::optional<int> known_layer(const TensorNames& names, std::string_view name) 
   // The name as a pattern: a layer's number comes first, an expert's second.
   constexpr std::array<std::string_view, 2> kKeys = {"{layer}", "{expert}"};
   std::string pattern;
+  if (!names.inside.empty() && name.starts_with(kBody)) {
+    name.remove_prefix(kBody.size());
+    if (!name.starts_with(names.inside)) return std::nullopt;
+    name.remove_prefix(names.inside.size());
+    pattern = kBody;
+  }
   std::size_t numbers = 0;
   int layer = -1;
   while (!name.empty()) {

@@ -22,6 +22,7 @@ class ConfigReader;
 /// as [out, in], as PyTorch's Linear keeps them.
 struct TensorNames {
   std::string_view prefix = {};  ///< of all names: where a checkpoint of more has its text model
+  std::string_view inside = {};  ///< of all that begin with "model.": what stands behind that
 
   std::string_view embedding;   ///< [vocab, H]
   std::string_view final_norm;  ///< [H]
@@ -35,10 +36,17 @@ struct TensorNames {
   std::string_view q_norm, k_norm;                ///< [head_dim], or all heads' width
   std::string_view sinks;                         ///< [heads]
   // Latent attention; what comes of the hidden state is "down", the rest "up".
-  std::string_view query_down, query_down_norm;       ///< [query_rank, H], [query_rank]
-  std::string_view query_up;                          ///< [heads * head_dim, query_rank]
-  std::string_view latent_down, latent_norm;          ///< [rank + rope.dim, H], [rank]
-  std::string_view latent_up;                         ///< [heads * (plain_dim + value_dim), rank]
+  std::string_view query_down, query_down_norm;  ///< [query_rank, H], [query_rank]
+  std::string_view query_up;                     ///< [heads * head_dim, query_rank]
+  std::string_view latent_down, latent_norm;     ///< [rank + rope.dim, H], [rank]
+  std::string_view latent_up;                    ///< [heads * (plain_dim + value_dim), rank]
+  // Gated delta net: what is convolved and, but for `delta_gate`, the gates; their rates; the rest.
+  std::string_view delta_in, delta_gate;              ///< [channels (+ value_width), H], or apart
+  std::string_view delta_rates;                       ///< [2 value_heads, H]: of beta and decay
+  std::string_view delta_beta, delta_decay;           ///< [value_heads, H], where those lie apart
+  std::string_view delta_taps;                        ///< [channels, 1, taps]
+  std::string_view delta_log_rate, delta_rate_bias;   ///< [value_heads]
+  std::string_view delta_norm, delta_out;             ///< [value_dim], [H, value_width]
   std::string_view dense_gate, dense_up, dense_down;  ///< [dense_inter, H] x2, [H, dense_inter]
   std::string_view router, router_bias;               ///< [E, H], [E]
   std::string_view selection_bias;                    ///< [E]

@@ -67,6 +67,10 @@ class Lister final : public TensorTable {
     for (const auto& [pattern, n] : tensors) add(pattern, {n}, role);
   }
 
+  void taps(std::vector<float>&, const TensorRows& tensor, std::int64_t taps) override {
+    add(tensor.pattern, {tensor.rows, 1, taps}, TensorRole::matrix);
+  }
+
   void rows(Buffer&, const TensorRows& tensor, std::int64_t width, TensorRole role) override {
     add(tensor.pattern, {tensor.rows, width}, role);
   }
@@ -137,6 +141,15 @@ void list_experts(const ModelConfig& config,
 
 }  // namespace
 
+void read_norm(const ModelConfig& config,
+               TensorTable& table,
+               std::vector<float>& to,
+               const TensorRows& tensor) {
+  table.vector(to, {tensor}, TensorRole::norm);
+  if (!config.norms_from_one) return;
+  for (float& weight : to) weight += 1.0F;
+}
+
 void read_embedding(const ModelConfig& config, TensorTable& table, DenseWeights& to) {
   const TensorNames& names = family_of(config).names;
   table.rows(to.embedding, {names.embedding, config.vocab}, config.hidden, TensorRole::embedding);
@@ -145,7 +158,7 @@ void read_embedding(const ModelConfig& config, TensorTable& table, DenseWeights&
 void read_head(const ModelConfig& config, TensorTable& table, DenseWeights& to) {
   const TensorNames& names = family_of(config).names;
   const bool tied = config.tied_embeddings;
-  table.vector(to.final_norm, {{names.final_norm, config.hidden}}, TensorRole::norm);
+  read_norm(config, table, to.final_norm, {names.final_norm, config.hidden});
   table.matrix(to.head,
                {{tied ? names.embedding : names.lm_head, config.vocab}},
                config.hidden,
@@ -155,9 +168,9 @@ void read_head(const ModelConfig& config, TensorTable& table, DenseWeights& to) 
 DenseWeights::Layer read_layer(const ModelConfig& config, int layer, TensorTable& table) {
   const TensorNames& names = family_of(config).names;
   DenseWeights::Layer to;
-  table.vector(to.attention_norm, {{names.attention_norm, config.hidden}}, TensorRole::norm);
+  read_norm(config, table, to.attention_norm, {names.attention_norm, config.hidden});
   to.mixer = mixer_of(config, layer).read(config, names, table);
-  table.vector(to.ffn_norm, {{names.ffn_norm, config.hidden}}, TensorRole::norm);
+  read_norm(config, table, to.ffn_norm, {names.ffn_norm, config.hidden});
   if (config.sparse(layer)) {
     read_router(config, table, to);
     read_shared(config, table, to);

@@ -61,6 +61,17 @@ std::vector<float> Packer::vector(const TensorList& tensors, const TensorPlace& 
   return out;
 }
 
+std::vector<float> Packer::taps(const TensorRows& tensor,
+                                std::int64_t taps,
+                                const TensorPlace& at) {
+  const StoredMatrix source =
+      find(tensor.pattern, std::vector<std::int64_t>{tensor.rows, 1, taps}, at);
+  std::vector<float> out(static_cast<std::size_t>(tensor.rows * taps));
+  source.read_rows(0, tensor.rows, DType::f32, as_bytes(out.data()));
+  done_with(source);
+  return out;
+}
+
 OwnedMatrix Packer::matrix(const TensorList& tensors,
                            std::int64_t k,
                            const MatrixPacking& how,
@@ -71,7 +82,7 @@ OwnedMatrix Packer::matrix(const TensorList& tensors,
     sources.push_back(find(pattern, rows, k, at));
     columns += rows;
   }
-  const WeightType type = how.type.value_or(type_for(sources));
+  const WeightType type = how.elements ? type_of_elements() : how.type.value_or(type_for(sources));
   const PanelRange own = member_.panels(columns);
   OwnedMatrix matrix;
   matrix.memory = Buffer(packed_bytes(type, k, panels_of(columns)));
@@ -150,6 +161,12 @@ StoredMatrix Packer::find(std::string_view pattern,
                           const TensorPlace& at) const {
   std::vector<std::int64_t> shape{rows};
   if (columns) shape.push_back(*columns);
+  return find(pattern, std::move(shape), at);
+}
+
+StoredMatrix Packer::find(std::string_view pattern,
+                          std::vector<std::int64_t> shape,
+                          const TensorPlace& at) const {
   StoredMatrix matrix =
       checkpoint_.matrix({.name = tensor_name(checkpoint_.names(), pattern, at.layer, at.expert),
                           .shape = std::move(shape),
@@ -166,12 +183,11 @@ void Packer::done_with(const StoredMatrix& matrix) {
 
 WeightType Packer::type_for(std::span<const StoredMatrix> sources) const {
   const bool plain = std::ranges::all_of(sources, &StoredMatrix::is_plain);
-  return plain && weights_.plain_stays ? weight_type(activation_type(weights_.type))
-                                       : weights_.type;
+  return plain && weights_.plain_stays ? type_of_elements() : weights_.type;
 }
 
 HeadMatrices Packer::head_matrices(std::int64_t num_heads, std::int64_t k, std::int64_t n) const {
-  const WeightType type = weight_type(activation_type(weights_.type));
+  const WeightType type = type_of_elements();
   const std::size_t bytes = packed_bytes(type, k, panels_of(n));
   HeadMatrices heads{Buffer(bytes * static_cast<std::size_t>(num_heads)), {}};
   for (std::size_t h = 0; h < static_cast<std::size_t>(num_heads); ++h) {

@@ -46,6 +46,9 @@ class Packer {
   /// Vectors as f32, one behind the other.
   std::vector<float> vector(const TensorList& tensors, const TensorPlace& at);
 
+  /// A tensor [rows, 1, taps] as f32.
+  std::vector<float> taps(const TensorRows& tensor, std::int64_t taps, const TensorPlace& at);
+
   /// Matrices [rows, k] packed as one of [k, sum of rows].
   OwnedMatrix matrix(const TensorList& tensors,
                      std::int64_t k,
@@ -90,11 +93,16 @@ class Packer {
                     std::int64_t rows,
                     std::optional<std::int64_t> columns,
                     const TensorPlace& at) const;
+  StoredMatrix find(std::string_view pattern,
+                    std::vector<std::int64_t> shape,
+                    const TensorPlace& at) const;
 
   void done_with(const StoredMatrix& matrix);
 
   /// How a matrix made of these is held.
   WeightType type_for(std::span<const StoredMatrix> sources) const;
+
+  WeightType type_of_elements() const { return weight_type(activation_type(weights_.type)); }
 
   void pack(std::span<const StoredMatrix> sources, const PackTarget& target);
 
@@ -123,6 +131,10 @@ class LayerPacker final : public TensorTable {
 
   void vector(std::vector<float>& to, const TensorList& tensors, TensorRole) override {
     to = packer_.vector(tensors, at_);
+  }
+
+  void taps(std::vector<float>& to, const TensorRows& tensor, std::int64_t taps) override {
+    to = packer_.taps(tensor, taps, at_);
   }
 
   void rows(Buffer& to, const TensorRows& tensor, std::int64_t width, TensorRole) override {

@@ -51,6 +51,7 @@ json config_json(const RandomModelOptions& options, const ModelFamily& family) {
                  {"eos_token_id", kByteTokens}};
   ModelConfig sizes;
   sizes.layers = options.layers;
+  sizes.heads = options.heads;
   sizes.head_dim = options.head_dim;
   sizes.dense_inter = options.inter;
   sizes.moe.experts = options.experts;
@@ -145,7 +146,8 @@ Distribution distribution_of(const TensorSpec& spec, const ModelConfig& config) 
       break;
   }
   // Of [experts, in, out] as of [out, in]: by the inputs of a product.
-  const bool in_first = spec.shape.size() == 3 && config.moe.storage != ExpertStorage::rows;
+  const bool in_first = spec.role == TensorRole::expert && spec.shape.size() == 3 &&
+                        config.moe.storage != ExpertStorage::rows;
   const std::int64_t inputs = in_first ? spec.shape[1] : spec.shape.back();
   return {0.0F, 1.0F / std::sqrt(static_cast<float>(inputs))};
 }

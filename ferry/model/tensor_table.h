@@ -34,6 +34,7 @@ struct MatrixPacking {
   std::span<const PanelRange> panels = {};  ///< those that are wanted; empty: all
   bool shared_out = false;                  ///< the member's columns alone, instead of `panels`
   bool listed_before = false;               ///< the table names this tensor in another place
+  bool elements = false;                    ///< of the activations' type, whatever the user chose
 };
 
 /// Names of the three matrices of a gated feed-forward block, and of their biases.
@@ -64,6 +65,8 @@ class TensorTable {
                       const MatrixPacking& how) = 0;
   /// Vectors as f32, one behind the other.
   virtual void vector(std::vector<float>& to, const TensorList& tensors, TensorRole role) = 0;
+  /// What each channel is convolved with, [rows, 1, taps], as f32.
+  virtual void taps(std::vector<float>& to, const TensorRows& tensor, std::int64_t taps) = 0;
   /// A matrix [rows, width] as rows of the activations' type.
   virtual void rows(Buffer& to, const TensorRows& tensor, std::int64_t width, TensorRole role) = 0;
   virtual void ffn(OwnedFfn& to, const FfnPart& part) = 0;
@@ -75,5 +78,11 @@ class TensorTable {
   /// Whose share is packed.
   virtual const GroupMember& member() const = 0;
 };
+
+/// A norm's weights, as rows are multiplied by them.
+void read_norm(const ModelConfig& config,
+               TensorTable& table,
+               std::vector<float>& to,
+               const TensorRows& tensor);
 
 }  // namespace ferry

@@ -110,10 +110,19 @@ TEST(MakeModel, WritesWhatGenerateRuns) {
        {"deepseek_v2", "deepseek_v3",   "deepseek_v32", "dots1",       "ernie4_5_moe",
         "glm4_moe",    "glm4_moe_lite", "glm_moe_dsa",  "gpt_oss",     "hunyuan_v1_moe",
         "kimi_k2",     "kimi_k25",      "llama4",       "llama4_text", "minimax_m2",
-        "mistral4",    "mixtral",       "olmoe",        "qwen2_moe",   "qwen3_moe"}) {
+        "mistral4",    "mixtral",       "olmoe",        "qwen2_moe",   "qwen3_5_moe",
+        "qwen3_moe",   "qwen3_next"}) {
     const std::string model = (directory.path() / arch).string();
-    const auto made = test::run_program(
-        {"make-model", "--arch", arch, "--out", model, "--experts", "5", "--layers", "1"});
+    const bool recurrent = std::string_view(arch) == "qwen3_next";  // but for every fourth layer
+    const auto made = test::run_program({"make-model",
+                                         "--arch",
+                                         arch,
+                                         "--out",
+                                         model,
+                                         "--experts",
+                                         "5",
+                                         "--layers",
+                                         recurrent ? "4" : "1"});
     ASSERT_EQ(made.status, 0) << made.err;
     EXPECT_EQ(run_json({"inspect", model})["experts"], 5);
     const auto hash = [&](const char* ep) {

@@ -173,7 +173,8 @@ INSTANTIATE_TEST_SUITE_P(Models,
                                          "gpt_oss_mxfp4",
                                          "llama4_text",
                                          "mixtral_window_bf16",
-                                         "qwen3_bf16"),
+                                         "qwen3_bf16",
+                                         "qwen3_next"),
                          [](const auto& model) { return std::string(model.param); });
 
 constexpr const char* kModel = "qwen3_bf16";

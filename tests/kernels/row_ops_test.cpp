@@ -105,6 +105,76 @@ TEST_P(RowOpsOfIsa, RopeEqualsScalar) {
   }
 }
 
+TEST_P(RowOpsOfIsa, DeltaRuleEqualsScalar) {
+  RandomValues random(8);
+  for (const std::int64_t keys : {1, 3, 20, 128}) {
+    for (const std::int64_t n : kLengths) {
+      for (const Values values : kValues) {
+        const auto state = random.row(keys * n, values);
+        const auto key = random.row(keys, values);
+        const auto query = random.row(keys);
+        const auto value = random.row(n, values);
+        DeltaArgs args{.from = state.data(),
+                       .key = key.data(),
+                       .query = query.data(),
+                       .value = value.data(),
+                       .decay = 0.75F,
+                       .beta = 0.3F,
+                       .key_dim = keys,
+                       .value_dim = n};
+        const auto run = [&](const Kernels& kernels, std::vector<float>& to) {
+          std::vector<float> out(static_cast<std::size_t>(n));
+          args.to = to.data();
+          args.out = out.data();
+          kernels.delta_rule(args);
+          return out;
+        };
+        auto got = state;  // in place
+        args.from = got.data();
+        const auto got_out = run(fast(), got);
+        std::vector<float> want(state.size());
+        args.from = state.data();
+        const auto want_out = run(scalar(), want);
+        ASSERT_TRUE(same_floats(got, want)) << keys << " x " << n;
+        ASSERT_TRUE(same_floats(got_out, want_out)) << keys << " x " << n;
+      }
+    }
+  }
+}
+
+TEST(RowOps, DeltaRuleIsTheRecurrence) {
+  RandomValues random(9);
+  const auto state = random.row(static_cast<std::int64_t>(5) * 3);
+  const auto key = random.row(5);
+  const auto query = random.row(5);
+  const auto value = random.row(3);
+  std::vector<float> to(15);
+  std::vector<float> out(3);
+  kernels_for(Isa::scalar)
+      .delta_rule({.from = state.data(),
+                   .to = to.data(),
+                   .key = key.data(),
+                   .query = query.data(),
+                   .value = value.data(),
+                   .decay = 0.9F,
+                   .beta = 0.4F,
+                   .out = out.data(),
+                   .key_dim = 5,
+                   .value_dim = 3});
+  for (std::size_t j = 0; j < 3; ++j) {
+    double held = 0;
+    for (std::size_t i = 0; i < 5; ++i) held += 0.9 * state[3 * i + j] * key[i];
+    const double change = (value[j] - held) * 0.4;
+    double expected = 0;
+    for (std::size_t i = 0; i < 5; ++i) {
+      const double next = 0.9 * state[3 * i + j] + key[i] * change;
+      EXPECT_NEAR(to[3 * i + j], next, 1e-5);
+      expected += next * query[i];
+    }
+    EXPECT_NEAR(out[j], expected, 1e-5);
+  }
+}
+
 TEST_P(RowOpsOfIsa, FloatRowsEqualScalar) {
   RandomValues random(5);
   for (const std::int64_t n : kLengths) {

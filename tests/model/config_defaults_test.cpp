@@ -24,13 +24,17 @@ std::string description(const ModelConfig& c) {
   out << c.model_type << ' ' << c.hidden << ' ' << c.layers << ' ' << c.heads << ' ' << c.kv_heads
       << ' ' << c.head_dim << ' ' << c.vocab << ' ' << c.max_positions << ' ' << c.dense_inter
       << ' ' << c.rms_eps << ' ' << c.attention_bias << c.output_bias << c.sinks
-      << static_cast<int>(c.qk_norm) << c.tied_embeddings << '\n';
+      << static_cast<int>(c.qk_norm) << c.tied_embeddings << c.attention_gate << c.norms_from_one
+      << '\n';
   const RopeOptions& r = c.rope;
   out << r.theta << ' ' << r.dim << ' ' << r.interleaved << static_cast<int>(r.scaling) << ' '
       << r.factor << ' ' << r.original_positions << ' ' << r.low_turns << ' ' << r.high_turns << ' '
       << r.whole_pairs << ' ' << r.magnitude << ' ' << r.mscale_all_dim << '\n';
   out << c.latent.rank << ' ' << c.latent.query_rank << ' ' << c.latent.plain_dim << ' '
       << c.latent.value_dim << ' ' << c.latent.rms_eps << '\n';
+  const DeltaConfig& d = c.delta;
+  out << d.key_heads << ' ' << d.value_heads << ' ' << d.key_dim << ' ' << d.value_dim << ' '
+      << d.taps << d.by_key_head << '\n';
   for (const LayerAttention& a : c.layer_attention)
     out << a.mixer << static_cast<int>(a.span.kind) << ' ' << a.span.width << a.rope << ' '
         << a.growth.step << ' ' << a.growth.strength << a.growth.counts_itself << '\n';

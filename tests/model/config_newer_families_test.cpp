@@ -5,6 +5,7 @@
 
 #include "config_description.h"
 #include "ferry/model/checkpoint.h"
+#include "ferry/model/family.h"
 
 namespace ferry {
 namespace {
@@ -155,6 +156,48 @@ TEST(Config, KimiWithPicturesIsAKimiInside) {
   EXPECT_EQ(parse_config(fields.dump(), "config.json").model_type, "kimi_k25");
   fields.erase("text_config");
   EXPECT_THROW(parse_config(fields.dump(), "config.json"), ModelError);
+}
+
+TEST(Config, ReadsQwenNext) {
+  const ModelConfig c = load_config(test::data_dir("qwen3_next"));
+  EXPECT_EQ(c.delta.key_heads, 2);
+  EXPECT_EQ(c.delta.value_heads, 6);
+  EXPECT_EQ(c.delta.key_dim, 20);
+  EXPECT_EQ(c.delta.value_dim, 12);
+  EXPECT_EQ(c.delta.taps, 4);
+  EXPECT_TRUE(c.delta.by_key_head);
+  EXPECT_TRUE(c.attention_gate);
+  EXPECT_TRUE(c.norms_from_one);
+  EXPECT_EQ(c.rope.dim, 6);  // a quarter of 24
+  EXPECT_EQ(c.layer_kinds[1], LayerKind::dense);
+  for (std::size_t i = 0; i < 4; ++i)
+    EXPECT_EQ(c.layer_attention[i].mixer, i == 3 ? kAttention : kGatedDeltaNet) << i;
+  EXPECT_EQ(with("qwen3_next", "full_attention_interval", 2).layer_attention[1].mixer, kAttention);
+  EXPECT_FALSE(with("qwen3_next", "norm_topk_prob", false).moe.router.renormalize);
+  error_with("qwen3_next", "linear_num_value_heads", 5);
+  error_with("qwen3_next", "linear_num_key_heads", 0);
+  error_with("qwen3_next", "linear_conv_kernel_dim", 1000);
+  error_with("qwen3_next", "attn_output_gate", false);
+  error_with("qwen3_next", "hidden_act", "gelu");
+  error_with("qwen3_next", "layer_types", std::vector<std::string>(4, "linear_attention"));
+  error_with("qwen3_next", "layer_types", std::vector<std::string>(4, "sliding_attention"));
+  error_with("qwen3_next", "layer_types", std::vector<std::string>(3, "full_attention"));
+}
+
+TEST(Config, QwenWithPicturesIsAQwenInside) {
+  const ModelConfig c = load_config(test::data_dir("qwen3_5_moe_pictures_bf16"));
+  EXPECT_EQ(c.model_type, "qwen3_5_moe");
+  EXPECT_FALSE(c.delta.by_key_head);
+  EXPECT_EQ(c.rope.dim, 8);
+  EXPECT_TRUE(c.moe.router.renormalize);
+  const auto names = family_of(c).names;
+  EXPECT_EQ(tensor_name(names, names.delta_out, 2),
+            "model.language_model.layers.2.linear_attn.out_proj.weight");
+  EXPECT_EQ(tensor_name(names, names.lm_head), "lm_head.weight");
+  EXPECT_EQ(known_layer(names, "model.language_model.layers.2.linear_attn.out_proj.weight"), 2);
+  EXPECT_EQ(known_layer(names, "model.layers.2.linear_attn.out_proj.weight"), std::nullopt);
+  EXPECT_EQ(known_layer(names, "mtp.layers.0.mlp.gate.weight"), std::nullopt);
+  EXPECT_EQ(known_layer(names, "lm_head.weight"), -1);
 }
 
 TEST(Checkpoint, ExpertsLieTogetherWhereTheFilesSay) {

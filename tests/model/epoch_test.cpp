@@ -146,7 +146,7 @@ void PrintTo(const Case& c, std::ostream* out) { *out << c.model << " over " << 
 
 std::vector<Case> cases() {
   std::vector<Case> all;
-  for (const char* model : {"deepseek_v3", "gpt_oss_mxfp4", "qwen2_bf16_sparse_step"})
+  for (const char* model : {"deepseek_v3", "gpt_oss_mxfp4", "qwen2_bf16_sparse_step", "qwen3_next"})
     for (const char* transport : {"inproc", "shm"}) all.push_back({model, transport});
   return all;
 }

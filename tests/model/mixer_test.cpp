@@ -67,6 +67,23 @@ TEST(Mixer, LayersOfOneModelMayBeOfDifferentKinds) {
   EXPECT_THROW(mixer_of(config, 1), BrokenContract);
 }
 
+TEST(Mixer, AGatedDeltaNetKeepsTheSameOfEverySequenceAndMembersAShare) {
+  ModelConfig config = small_config();
+  config.delta = {.key_heads = 2, .value_heads = 6, .key_dim = 4, .value_dim = 3, .taps = 4};
+  config.layer_attention[1].mixer = kGatedDeltaNet;
+  const auto bytes = [&](const GroupMember& member) {
+    const StateSpec spec = state_specs(config, DType::bf16, member)[1];
+    EXPECT_EQ(spec.streams, 0);
+    return spec.fixed_bytes;
+  };
+  // Inputs of the convolution and matrices, twice, and which copy counts.
+  EXPECT_EQ(bytes({}), 64U + 2 * 4 * (3 * (2 * 2 * 4 + 6 * 3) + 6 * 4 * 3));
+  EXPECT_EQ(bytes({0, 2}), 64U + 2 * 4 * (3 * (2 * 4 + 3 * 3) + 3 * 4 * 3));
+  // Two members of four share a key head, and each has the inputs of its own value heads.
+  EXPECT_EQ(bytes({0, 4}), 64U + 2 * 4 * (3 * (2 * 4 + 3) + 4 * 3));
+  EXPECT_EQ(bytes({0, 8}), 0U) << "a member without heads";
+}
+
 /// What a config is refused for.
 std::string refusal(ModelConfig config, const std::function<void(ModelConfig&)>& change) {
   change(config);
@@ -97,6 +114,16 @@ TEST(Mixer, WhatAKindDoesNotImplementIsRefusedByName) {
   EXPECT_THAT(latent([](ModelConfig& c) { c.output_bias = true; }), HasSubstr("biases"));
   EXPECT_THAT(latent([](ModelConfig& c) { c.qk_norm = QkNorm::head; }), HasSubstr("norms"));
   EXPECT_THAT(latent([](ModelConfig& c) { c.latent = {}; }), HasSubstr("kv_lora_rank"));
+  EXPECT_THAT(
+      refusal(small_config(), [](ModelConfig& c) { c.layer_attention[0].mixer = kGatedDeltaNet; }),
+      HasSubstr("linear_num_key_heads"));
+  const auto gate = [](ModelConfig& c) {
+    c.attention_gate = true;
+    c.qk_norm = QkNorm::whole;
+  };
+  EXPECT_THAT(refusal(small_config(), gate), HasSubstr("output gate"));
+  EXPECT_THAT(refusal(latent_config(), [](ModelConfig& c) { c.attention_gate = true; }),
+              HasSubstr("output gate"));
   EXPECT_THAT(refusal(small_config(), [](ModelConfig& c) { c.latent.rank = 8; }),
               HasSubstr("attention does not support keys and values made of a latent"));
 }

@@ -48,11 +48,15 @@ inline constexpr std::array kGoldenModels = {"deepseek_v2_groups_bf16",
                                              "qwen2_new_config",
                                              "qwen2_tied_sharded",
                                              "qwen2_untied",
+                                             "qwen3_5_moe_pictures_bf16",
+                                             "qwen3_5_moe_text",
                                              "qwen3_bf16",
                                              "qwen3_f16_tied_sharded",
                                              "qwen3_gptq_order",
                                              "qwen3_int4_zeros",
                                              "qwen3_new_config_mixed",
+                                             "qwen3_next",
+                                             "qwen3_next_bf16",
                                              "qwen3_stacked",
                                              "qwen3_untied"};
 
@@ -64,7 +68,8 @@ inline bool runs_all_ways(std::string_view model) {
                                       "gpt_oss_mxfp4",
                                       "llama4_text",
                                       "mixtral_window_bf16",
-                                      "qwen2_bf16_sparse_step"};
+                                      "qwen2_bf16_sparse_step",
+                                      "qwen3_next"};
   return !slow_run() ||
          std::find(kOfEachKind.begin(), kOfEachKind.end(), model) != kOfEachKind.end();
 }

@@ -93,9 +93,11 @@ def randomise(model, gen: torch.Generator, choice_bias: float = 0.0) -> None:
     for name, p in model.named_parameters():
         noise = torch.randn(p.shape, generator=gen)
         if name.endswith("norm.weight"):
-            value = 1 + 0.2 * noise
+            value = p.data.mean() + 0.2 * noise  # some multiply by 1 + weight, and start at 0
         elif name.endswith("bias"):
             value = 0.4 * noise
+        elif name.endswith("A_log"):
+            value = noise - 2  # some heads forget within a few tokens, some hardly at all
         elif "embed_tokens" in name:
             value = 0.5 * noise
         elif name.endswith(ROUTERS):

@@ -42,7 +42,7 @@ def choice_gap(gate, logits: torch.Tensor, k: int) -> torch.Tensor:
 
 def router_gap(model, ids: torch.Tensor) -> torch.Tensor:
     """Per prompt: the smallest distance from a choice to another one."""
-    k, gaps, hooks = model.config.num_experts_per_tok, [], []
+    k, gaps, hooks = model.config.get_text_config().num_experts_per_tok, [], []
     k = k[0] if isinstance(k, list) else k  # one for each layer, all the same
 
     def hook(gate, _inputs, output):
@@ -71,7 +71,7 @@ def greedy(model, ids: torch.Tensor):
 
 def pick_prompt(model, half, length: int, gen: torch.Generator, banned: set[int]) -> dict:
     """The prompt whose answer least depends on rounding: clear routing, no near ties, varied tokens."""
-    ids = torch.randint(0, model.config.vocab_size, (400, length), generator=gen)
+    ids = torch.randint(0, model.config.get_text_config().vocab_size, (400, length), generator=gen)
     gap = router_gap(model, ids)
     best = None
     for i in gap.argsort(descending=True)[:24].tolist():

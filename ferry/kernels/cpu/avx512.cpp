@@ -35,6 +35,7 @@ struct Tiling {
 #include "ferry/kernels/cpu/int_avx512.inl"
 #include "ferry/kernels/cpu/math.inl"
 #include "ferry/kernels/cpu/row_ops.inl"
+#include "ferry/kernels/cpu/delta.inl"
 #include "ferry/kernels/cpu/wire.inl"
 #include "ferry/kernels/cpu/gemm_common.inl"
 #include "ferry/kernels/cpu/attend.inl"
@@ -58,6 +59,7 @@ constinit const Kernels kAvx512{.isa = Isa::avx512,
                                 .gemm = gemm,
                                 .attend = attend,
                                 .weighted_sum = weighted_sum,
+                                .delta_rule = delta_rule,
                                 .rms_norm = rms_norm,
                                 .rope = rope,
                                 .softmax = softmax,

@@ -33,6 +33,7 @@ struct Tiling {
 #include "ferry/kernels/cpu/int_scalar.inl"
 #include "ferry/kernels/cpu/math.inl"
 #include "ferry/kernels/cpu/row_ops.inl"
+#include "ferry/kernels/cpu/delta.inl"
 #include "ferry/kernels/cpu/wire.inl"
 #include "ferry/kernels/cpu/gemm_common.inl"
 #include "ferry/kernels/cpu/attend.inl"
@@ -56,6 +57,7 @@ constinit const Kernels kScalar{.isa = Isa::scalar,
                                 .gemm = gemm,
                                 .attend = attend,
                                 .weighted_sum = weighted_sum,
+                                .delta_rule = delta_rule,
                                 .rms_norm = rms_norm,
                                 .rope = rope,
                                 .softmax = softmax,

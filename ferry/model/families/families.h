@@ -24,6 +24,9 @@ ModelFamily mistral4_family();
 ModelFamily mixtral_family();
 ModelFamily olmoe_family();
 ModelFamily qwen2_moe_family();
+ModelFamily qwen3_5_moe_family();
+ModelFamily qwen3_5_moe_text_family();
 ModelFamily qwen3_moe_family();
+ModelFamily qwen3_next_family();
 
 }  // namespace ferry

@@ -13,6 +13,18 @@ namespace {
 
 const float* or_null(const std::vector<float>& x) { return x.empty() ? nullptr : x.data(); }
 
+/// Elements from one head's query to the next one's.
+std::int64_t query_stride_of(const ModelConfig& config) {
+  return std::int64_t{config.head_dim} * (config.attention_gate ? 2 : 1);
+}
+
+/// The panels of a member's columns of the projections.
+std::array<PanelRange, 3> qkv_panels(const ModelConfig& config, HeadShare own) {
+  const int each = config.attention_gate ? 2 : 1;
+  own.query = {own.query.begin * each, own.query.end * each};
+  return head_panels(own, config.heads * each, config.kv_heads, config.head_dim);
+}
+
 }  // namespace
 
 AttentionScratch::AttentionScratch(const MixerContext& context)
@@ -23,8 +35,10 @@ AttentionScratch::AttentionScratch(const MixerContext& context)
       kv_heads(config.kv_heads),
       head_dim(config.head_dim),
       heads_width(heads * head_dim),
+      query_stride(query_stride_of(config)),
+      queries_width(heads * query_stride),
       kv_width(kv_heads * head_dim),
-      qkv_width(heads_width + 2 * kv_width),
+      qkv_width(queries_width + 2 * kv_width),
       group(context.group),
       own(head_share(heads, kv_heads, group.self())),
       pool(context.pool),
@@ -102,7 +116,7 @@ void Attention::project_qkv(const RowsView& normed) {
                          .out = qkv,
                          .out_type = DType::f32};
   if (s.config.qk_norm != QkNorm::whole) {
-    const auto panels = head_panels(s.own, s.heads, s.kv_heads, s.head_dim);
+    const auto panels = qkv_panels(s.config, s.own);
     return parallel_gemm(s.pool, s.gemm_scratch, product, panels);
   }
   s.group.multiply(s.gemm_scratch, product);  // the norm of each head needs all heads
@@ -138,7 +152,8 @@ void Attention::norm_own(float* query,
                          const std::vector<float>& query_norm,
                          const std::vector<float>& key_norm) const {
   const AttentionScratch& s = *scratch_;
-  norm(query + s.own.query.begin * s.head_dim, s.own.query.size() * s.head_dim, query_norm);
+  for (int head = s.own.query.begin; head < s.own.query.end; ++head)
+    norm(query + head * s.query_stride, s.head_dim, query_norm);
   norm(key + s.own.kv.begin * s.head_dim, s.own.kv.size() * s.head_dim, key_norm);
 }
 
@@ -146,7 +161,7 @@ void Attention::norm_own(float* query,
 void Attention::turn_heads(float* query, float* key, std::int64_t token) const {
   const AttentionScratch& s = *scratch_;
   for (int head = s.own.query.begin; head < s.own.query.end; ++head)
-    s.angles.turn(query + head * s.head_dim, token);
+    s.angles.turn(query + head * s.query_stride, token);
   for (int head = s.own.kv.begin; head < s.own.kv.end; ++head)
     s.angles.turn(key + head * s.head_dim, token);
   if (s.config.qk_norm == QkNorm::turned) norm_own(query, key, s.ones, s.ones);
@@ -156,16 +171,18 @@ void Attention::rotate_and_store(std::int64_t token) {
   const AttentionScratch& s = *scratch_;
   const TokenPlace& place = s.tokens[static_cast<std::size_t>(token)];
   float* query = s.qkv_row(token);
-  float* key = query + s.heads_width;
+  float* key = query + s.queries_width;
   const float* value = key + s.kv_width;
   const bool norm_last = s.config.qk_norm == QkNorm::turned_head;
   if (!norm_last) norm_heads(query, key);
   if (how_.rope) turn_heads(query, key, token);
   if (norm_last) norm_heads(query, key);
   if (how_.growth.step > 0) {
-    float* own = query + s.own.query.begin * s.head_dim;
-    kernels_of(s.pool).scale(
-        own, how_.growth.factor(place.position), own, s.own.query.size() * s.head_dim);
+    const float factor = how_.growth.factor(place.position);
+    for (int head = s.own.query.begin; head < s.own.query.end; ++head) {
+      float* own = query + head * s.query_stride;
+      kernels_of(s.pool).scale(own, factor, own, s.head_dim);
+    }
   }
   const auto store = [&](const float* head, int stream) {
     const StateRows rows = place.state->rows(layer_, stream);
@@ -188,7 +205,7 @@ void Attention::attend(const QueryBlock& block, int worker) {
     const int head = block.head(q);
     const std::int32_t position = s.tokens[static_cast<std::size_t>(block.token(q))].position;
     queries[static_cast<std::size_t>(q)] = {
-        .query = s.qkv_row(block.token(q)) + head * s.head_dim,
+        .query = s.query(block.token(q), head),
         .begin = how_.span.first(position),
         .end = std::int64_t{position} + 1,
         .sink = sinks.empty() ? kNoSink : sinks[static_cast<std::size_t>(head)],
@@ -208,10 +225,19 @@ void Attention::attend(const QueryBlock& block, int worker) {
        .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(s.head_dim)))}));
   for (std::int64_t q = 0; q < block.queries(); ++q) {
     const std::int64_t column = block.head(q) * s.head_dim;
+    if (s.config.attention_gate) gate(scratch.out(q), block.token(q), block.head(q));
     std::byte* out =
         s.heads_out.data() + row_bytes(block.token(q) * s.heads_width + column, s.type);
     kernels_of(s.pool).convert(bytes_of(scratch.out(q)), DType::f32, out, s.type, s.head_dim);
   }
+}
+
+/// Multiplies what a head gives by the sigmoid of its gate, which is used up.
+void Attention::gate(float* out, std::int64_t token, int head) const {
+  const AttentionScratch& s = *scratch_;
+  float* gate = s.query(token, head) + s.head_dim;
+  kernels_of(s.pool).sigmoid(gate, gate, s.head_dim);
+  for (std::int64_t i = 0; i < s.head_dim; ++i) out[i] *= gate[i];
 }
 
 namespace {
@@ -221,26 +247,27 @@ class AttentionKind final : public MixerKind {
   std::string_view name() const override { return kAttention; }
 
   std::string_view unsupported(const ModelConfig& config, int) const override {
-    return config.latent.rank > 0 ? "keys and values made of a latent (kv_lora_rank)" : "";
+    if (config.latent.rank > 0) return "keys and values made of a latent (kv_lora_rank)";
+    if (config.attention_gate && config.qk_norm == QkNorm::whole)
+      return "an output gate beside norms of all heads together";
+    return "";
   }
 
   std::unique_ptr<MixerWeights> read(const ModelConfig& config,
                                      const TensorNames& names,
                                      TensorTable& table) const override {
     const std::int64_t hidden = config.hidden;
+    const std::int64_t results = std::int64_t{config.heads} * config.head_dim;
     const std::int64_t q = queries_width(config);
     const std::int64_t kv = kv_width(config);
     const bool whole = config.qk_norm == QkNorm::whole;  // the norm needs all heads
-    const auto own = head_panels(head_share(config.heads, config.kv_heads, table.member()),
-                                 config.heads,
-                                 config.kv_heads,
-                                 config.head_dim);
+    const auto own = qkv_panels(config, head_share(config.heads, config.kv_heads, table.member()));
     auto w = std::make_unique<AttentionWeights>();
     table.matrix(w->qkv,
                  {{names.q_weight, q}, {names.k_weight, kv}, {names.v_weight, kv}},
                  hidden,
                  whole ? MatrixPacking{.shared_out = true} : MatrixPacking{.panels = own});
-    table.matrix(w->output, {{names.o_weight, hidden}}, q, {.shared_out = true});
+    table.matrix(w->output, {{names.o_weight, hidden}}, results, {.shared_out = true});
     if (config.attention_bias) {
       table.vector(w->qkv_bias,
                    {{names.q_bias, q}, {names.k_bias, kv}, {names.v_bias, kv}},
@@ -250,8 +277,8 @@ class AttentionKind final : public MixerKind {
       table.vector(w->output_bias, {{names.o_bias, hidden}}, TensorRole::bias);
     if (config.sinks) table.vector(w->sinks, {{names.sinks, config.heads}}, TensorRole::bias);
     if (config.qk_norm_weights()) {
-      table.vector(w->query_norm, {{names.q_norm, whole ? q : config.head_dim}}, TensorRole::norm);
-      table.vector(w->key_norm, {{names.k_norm, whole ? kv : config.head_dim}}, TensorRole::norm);
+      read_norm(config, table, w->query_norm, {names.q_norm, whole ? q : config.head_dim});
+      read_norm(config, table, w->key_norm, {names.k_norm, whole ? kv : config.head_dim});
     }
     return w;
   }
@@ -278,8 +305,9 @@ class AttentionKind final : public MixerKind {
   MixerWork work(const ModelConfig& config) const override {
     const double hidden = config.hidden;
     const auto queries = static_cast<double>(queries_width(config));
+    const auto results = static_cast<double>(config.heads) * config.head_dim;
     const auto kept = static_cast<double>(2 * kv_width(config));
-    return {hidden * (queries + kept) + queries * hidden, kept, 2 * queries};
+    return {hidden * (queries + kept) + results * hidden, kept, 2 * results};
   }
 
   std::string describe(const ModelConfig& config) const override {
@@ -295,7 +323,7 @@ class AttentionKind final : public MixerKind {
 
  private:
   static std::int64_t queries_width(const ModelConfig& config) {
-    return std::int64_t{config.heads} * config.head_dim;
+    return config.heads * query_stride_of(config);
   }
 
   static std::int64_t kv_width(const ModelConfig& config) {

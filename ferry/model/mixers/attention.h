@@ -16,7 +16,7 @@
 namespace ferry {
 
 struct AttentionWeights final : MixerWeights {
-  OwnedMatrix qkv;                 // [H, (heads + 2 kv_heads) * head_dim]
+  OwnedMatrix qkv;                 // [H, qkv_width]: queries, with a gate behind each head's; k; v
   std::vector<float> qkv_bias;     // empty = none
   OwnedMatrix output;              // [heads * head_dim, H]
   std::vector<float> output_bias;  // empty = none
@@ -38,9 +38,11 @@ class AttentionScratch {
   const int max_tokens;
   const int heads, kv_heads;
   const std::int64_t head_dim;
-  const std::int64_t heads_width;  // heads * head_dim
-  const std::int64_t kv_width;     // kv_heads * head_dim
-  const std::int64_t qkv_width;    // heads_width + 2 kv_width
+  const std::int64_t heads_width;    // heads * head_dim
+  const std::int64_t query_stride;   // between heads' queries: one has a gate behind it, or not
+  const std::int64_t queries_width;  // heads * query_stride
+  const std::int64_t kv_width;       // kv_heads * head_dim
+  const std::int64_t qkv_width;      // queries_width + 2 kv_width
   TensorGroup& group;
   const HeadShare own;
   ThreadPool& pool;
@@ -56,6 +58,8 @@ class AttentionScratch {
   std::vector<AttendScratch> attend;  // one a thread
 
   float* qkv_row(std::int64_t token) const { return qkv.as<float>() + token * qkv_width; }
+
+  float* query(std::int64_t token, int head) const { return qkv_row(token) + head * query_stride; }
 
  private:
   std::uint64_t step_ = kNoStep;
@@ -86,6 +90,7 @@ class Attention final : public Mixer {
   void rotate_and_store(std::int64_t token);
   std::int64_t most_positions() const;
   void attend(const QueryBlock& block, int worker);
+  void gate(float* out, std::int64_t token, int head) const;
 
   std::int64_t num_tokens() const { return std::ssize(scratch_->tokens); }
 

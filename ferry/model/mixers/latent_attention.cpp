@@ -334,6 +334,7 @@ class LatentAttentionKind final : public MixerKind {
       return "windows and blocks of positions (layer_types, sliding_window)";
     if (!how.rope) return "layers whose keys do not turn (no_rope_layers)";
     if (config.sinks) return "sinks";
+    if (config.attention_gate) return "an output gate";
     if (config.attention_bias || config.output_bias) return "biases (attention_bias)";
     if (config.qk_norm != QkNorm::none) return "norms of queries and keys (use_qk_norm)";
     return "";

@@ -4,6 +4,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/model/mixers/attention.h"
+#include "ferry/model/mixers/gated_delta_net.h"
 #include "ferry/model/mixers/latent_attention.h"
 
 namespace ferry {
@@ -11,7 +12,7 @@ namespace ferry {
 namespace {
 
 /// All kinds there are.
-const std::array kKinds = {&attention_kind, &latent_attention_kind};
+const std::array kKinds = {&attention_kind, &latent_attention_kind, &gated_delta_net_kind};
 
 }  // namespace
 
