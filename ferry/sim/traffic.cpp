@@ -175,8 +175,8 @@ class ExchangeCounter {
     RankTraffic& receiver = result_[index(peer)];
     if (read_from != peer) receiver.stats.bytes_wire += bytes;
     if (d_.exchange.format != DispatchFormat::row_pointers) {
-      receiver.dispatch.read[levels_.between(read_from, peer)] += bytes;
-      receiver.dispatch.written += records.size() * layout_.expert_row_bytes;
+      receiver.dispatch.read_after[levels_.between(read_from, peer)] += bytes;
+      receiver.dispatch.written_after += records.size() * layout_.expert_row_bytes;
     }
     result_[index(home)].stats.bytes_logical +=
         records.size() * (layout_.dispatch_row_bytes + layout_.combine_slice_bytes);
@@ -212,9 +212,8 @@ class ExchangeCounter {
     note_connection(kPhase, peer, home, 1 + rows.puts);
     if (sums_) count_rank_sums(entries(peer), peer);
     if (is_quantized(d_.combine_wire) && !sums_) {
-      PhaseTraffic& encodes = result_[index(peer)].combine;
-      encodes.read[kOwnLevel] += plan_.records(peer).size() * layout_.output_row_bytes;
-      encodes.written += plan_.records(peer).size() * layout_.combine_row_bytes;
+      result_[index(peer)].combine.moved_before +=
+          plan_.records(peer).size() * (layout_.output_row_bytes + layout_.combine_row_bytes);
     }
   }
 
@@ -248,20 +247,16 @@ class ExchangeCounter {
   }
 
   void count_rank_sums(std::span<const std::uint32_t> tokens, Rank rank) {
-    PhaseTraffic& combine = result_[index(rank)].combine;
-    combine.read[kOwnLevel] += tokens.size() * layout_.output_row_bytes;
-    combine.written += distinct(tokens) * layout_.combine_row_bytes;
+    result_[index(rank)].combine.moved_before +=
+        tokens.size() * layout_.output_row_bytes + distinct(tokens) * layout_.combine_row_bytes;
   }
 
   /// The relay reads its neighbours' sums and its own, and writes one for each token.
   void count_host_sums(Rank relay) {
-    PhaseTraffic& combine = result_[index(relay)].combine;
-    const Rank first = levels_.host_of(relay) * levels_.ranks_per_host();
-    for (Rank r = first; r < first + levels_.ranks_per_host(); ++r)
-      combine.read[levels_.between(relay, r)] += distinct(entries(r)) * layout_.combine_row_bytes;
-    std::uint64_t tokens = 0;
-    for (const TokenRun& run : plan_.runs(relay)) tokens += run.count;
-    combine.written += tokens * layout_.combine_row_bytes;
+    std::uint64_t rows = distinct(entries(relay));
+    for_neighbours(relay, [&](Rank r) { rows += distinct(entries(r)); });
+    for (const TokenRun& run : plan_.runs(relay)) rows += run.count;
+    result_[index(relay)].combine.moved_before += rows * layout_.combine_row_bytes;
   }
 
   /// What home reads for its tokens' sums, and writes.
@@ -277,9 +272,10 @@ class ExchangeCounter {
           for (const TokenRun& run : plan_.runs(peer)) rows += run.count;
       }
       const std::size_t level = near ? levels_.between(home, peer) : kOwnLevel;
-      combine.read[level] += rows * layout_.combine_slice_bytes;
+      combine.read_after[level] += rows * layout_.combine_slice_bytes;
     }
-    combine.written += slots.size() / index(d_.topk) * index(d_.hidden) * sizeof(std::uint16_t);
+    combine.written_after +=
+        slots.size() / index(d_.topk) * index(d_.hidden) * dtype_bytes(DType::bf16);
   }
 
   void count_sum_signals() {
@@ -312,10 +308,9 @@ class ExchangeCounter {
     traffic.slot_rows.assign(plan.counts().begin(), plan.counts().end());
     for (const std::int32_t rows : traffic.slot_rows)
       traffic.rows += static_cast<std::uint64_t>(rows);
-    const std::size_t stage = index(traffic.tokens) * layout_.dispatch_row_bytes;
-    traffic.dispatch.read[kOwnLevel] +=
-        index(traffic.tokens) * index(d_.hidden) * sizeof(std::uint16_t);
-    traffic.dispatch.written += stage;
+    traffic.dispatch.moved_before +=
+        index(traffic.tokens) *
+        (layout_.dispatch_row_bytes + index(d_.hidden) * dtype_bytes(DType::bf16));
   }
 
   const TrafficOptions& options_;
@@ -340,12 +335,12 @@ class ExchangeCounter {
 LinkLevels::LinkLevels(int ranks, std::span<const int> spans) : ranks_(ranks) {
   FERRY_CHECK(ranks >= 1 && !spans.empty(), "{} ranks, {} levels of links", ranks, spans.size());
   for (const int span : spans) {
+    if (!spans_.empty() && spans_.back() >= ranks) break;  // nobody is further away
     if (!spans_.empty() && span % spans_.back() != 0)
       fail<ConfigError>(
           "links that join {} ranks do not join whole runs of {}", span, spans_.back());
     if (spans_.empty() && ranks % std::min(span, ranks) != 0)
       fail<ConfigError>("{} ranks are not a multiple of {} ranks a host", ranks, span);
-    if (!spans_.empty() && spans_.back() >= ranks) break;  // nobody is further away
     spans_.push_back(std::min(span, ranks));
   }
   if (spans_.size() + 1 > kMaxLinkLevels)

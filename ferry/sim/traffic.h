@@ -58,11 +58,14 @@ using PerLevel = std::array<T, kMaxLinkLevels>;
 
 /// What one rank does in dispatch, or in combine.
 struct PhaseTraffic {
-  PerLevel<LinkCount> out = {};       ///< its puts: messages, rows, signals without bytes
-  PerLevel<LinkCount> in = {};        ///< those that it gets
-  PerLevel<std::uint64_t> read = {};  ///< bytes of rows that it reads where they lie, own included
+  PerLevel<LinkCount> out = {};         ///< its puts: messages, rows, signals without bytes
+  PerLevel<LinkCount> in = {};          ///< those that it gets
   PerLevel<std::uint32_t> to_one = {};  ///< most puts to one peer
-  std::uint64_t written = 0;            ///< bytes of rows that it writes into its own memory
+  /// Bytes of rows that it reads and writes before rows leave: staged, encoded, summed for homes.
+  std::uint64_t moved_before = 0;
+  /// Bytes of rows that it reads where they lie, and writes, once all is there.
+  PerLevel<std::uint64_t> read_after = {};
+  std::uint64_t written_after = 0;
 };
 
 struct RankTraffic {

@@ -214,7 +214,7 @@ TEST(TrafficOfSums, LeaveInTheBlocksOfRealRanks) {
   constexpr Shape kShape{2, 1};
   Exchange e =
       exchange_of({MoeA2ABackend::deepep, DeepepMode::normal}, kShape, Load::uneven, WireType::f32);
-  e.options.dispatcher.hidden = 8192;  // 32 KiB: 8 tokens a block
+  e.options.dispatcher.hidden = 2048;  // 8 KiB: 16 tokens a block
   e.options.dispatcher.topk = 1;
   e.options.dispatcher.max_tokens = 100;
   e.options.tokens = {100, 37};
