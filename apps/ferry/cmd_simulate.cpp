@@ -41,6 +41,7 @@ struct SimulateFlags {
   std::vector<int> tokens{128};
   std::vector<std::string> backends{"pplx"};
   std::string mode = "low_latency";
+  std::string layout = "default";
   bool allow_prereduce = false;
   std::string routing = "uniform";
   double exponent = 1;
@@ -134,6 +135,7 @@ std::string choose_exchange(const SimulateFlags& o,
                       .load_store = forecast.ranks <= cluster.ranks_per_host,
                       .allow_prereduce = o.allow_prereduce});
   forecast.exchange = exchange_options(choice.backend, choice.mode);
+  if (o.layout != "default") forecast.exchange.format = parse_format(o.layout);
   std::string label(backend_name(choice.backend));
   if (choice.backend == MoeA2ABackend::deepep)
     label += fmt::format("/{}", deepep_mode_name(choice.mode));
@@ -263,6 +265,11 @@ void add_simulate(Command& app, int& status) {
       ->add_option("--deepep-mode",
                    o->mode,
                    "Of backend deepep: " + listed(all_deepep_modes(), deepep_mode_name))
+      ->capture_default_str();
+  command
+      ->add_option("--layout",
+                   o->layout,
+                   "Rows as experts get them: padded, ragged, row_pointers; default: the backend's")
       ->capture_default_str();
   command->add_flag("--allow-prereduce", o->allow_prereduce, "auto may sum on each rank first");
   const std::string wires = listed(wire_types(), wire_type_name);

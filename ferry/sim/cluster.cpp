@@ -219,6 +219,8 @@ Cluster parse_cluster(std::string_view text,
   if (m.has("kernels") || !m.has("doctor")) {
     Members kernels(m.need("kernels"), file.string(), "kernels");
     cluster.tflops = kernels.number("tflops", 0);
+    if (kernels.has("sum_gbytes_per_s"))
+      cluster.sum_gbytes_per_s = kernels.number("sum_gbytes_per_s", 0);
     cluster.kernel_origin = kernels.origin();
     kernels.finish();
   }

@@ -35,7 +35,8 @@ struct Cluster {
   std::vector<ClusterLink> links;  ///< from the host's on
   double memory_gbytes_per_s = 0;  ///< that a rank reads and writes, all ranks of a host at work
   Origin memory_origin = Origin::described;
-  double tflops = 0;  ///< that a rank's experts reach
+  double tflops = 0;            ///< that a rank's experts reach
+  double sum_gbytes_per_s = 0;  ///< of results that a rank adds up; 0: as memory
   Origin kernel_origin = Origin::described;
   /// Rows are copied and added up while others still arrive, by hardware or threads of their own.
   bool copies_overlap = false;

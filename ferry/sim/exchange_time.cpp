@@ -40,6 +40,17 @@ class Clock {
     return bytes / (cluster_.memory_gbytes_per_s * kBytesPerUs);
   }
 
+  /// Of results that are added up.
+  double sum_us(double bytes) const {
+    const double rate = cluster_.sum_gbytes_per_s;
+    return rate > 0 ? bytes / (std::min(rate, cluster_.memory_gbytes_per_s) * kBytesPerUs)
+                    : memory_us(bytes);
+  }
+
+  double before_us(const Phase& phase) const {
+    return memory_us(phase.moved_before) + sum_us(phase.summed_before);
+  }
+
   double weights_us(const RankLoad& load) const { return memory_us(load.expert_bytes); }
 
   double arithmetic_us(const RankLoad& load) const {
@@ -50,18 +61,24 @@ class Clock {
     return std::max(weights_us(load), arithmetic_us(load));
   }
 
-  /// What a rank moves in memory when all is there; rows of neighbours come over the host's link.
-  double after_us(const Phase& phase) const {
-    double bytes = phase.written_after + phase.read_after[kOwnLevel];
-    const ClusterLink& host = cluster_.links.front();
-    const double near = phase.read_after[kHostLevel];
-    return memory_us(bytes) +
-           near / (std::min(host.gbytes_per_s, cluster_.memory_gbytes_per_s) * kBytesPerUs);
+  /// When all is there: rows to where experts want them; neighbours' come over the host's link.
+  double copy_us(const Phase& phase) const {
+    return memory_us(phase.written_after + phase.read_after[kOwnLevel]) + near_us(phase);
+  }
+
+  /// The results' sums at home: adding up and bringing them over are one loop.
+  double add_us(const Phase& phase) const {
+    return memory_us(phase.written_after) + sum_us(phase.read_after[kOwnLevel]) +
+           std::max(near_us(phase), sum_us(phase.read_after[kHostLevel]));
+  }
+
+  double near_us(const Phase& phase) const {
+    const double rate = std::min(cluster_.links.front().gbytes_per_s, cluster_.memory_gbytes_per_s);
+    return phase.read_after[kHostLevel] / (rate * kBytesPerUs);
   }
 
   /// When a phase is over on a rank that was `ready` to send and had everything at `arrival`.
-  double end_us(double arrival, double ready, const Phase& phase) const {
-    const double after = after_us(phase);
+  double end_us(double arrival, double ready, double after) const {
     return cluster_.copies_overlap ? std::max(arrival, ready + after) : arrival + after;
   }
 
@@ -150,22 +167,21 @@ Run run_layer(std::span<const RankLoad> loads,
   run.ranks.resize(loads.size());
   std::vector<double> ready(loads.size()), arrival, head_start(loads.size(), 0.0);
   for (std::size_t r = 0; r < loads.size(); ++r)
-    ready[r] = cluster.start_us + clock.memory_us(loads[r].dispatch.moved_before);
+    ready[r] = cluster.start_us + clock.before_us(loads[r].dispatch);
   clock.arrival_us(&RankLoad::dispatch, ready, head_start, arrival, run.dispatch);
   for (std::size_t r = 0; r < loads.size(); ++r) {
     RankTime& time = run.ranks[r];
-    time.dispatch = clock.end_us(arrival[r], ready[r], loads[r].dispatch);
+    time.dispatch = clock.end_us(arrival[r], ready[r], clock.copy_us(loads[r].dispatch));
     time.experts = clock.experts_us(loads[r]);
-    ready[r] = time.dispatch + time.experts + cluster.start_us +
-               clock.memory_us(loads[r].combine.moved_before);
+    ready[r] = time.dispatch + time.experts + cluster.start_us + clock.before_us(loads[r].combine);
     const double num_tiles = std::max(1.0, loads[r].rows / kTileRows);
     if (tiles) head_start[r] = time.experts * (1 - 1 / num_tiles);
   }
   clock.arrival_us(&RankLoad::combine, ready, head_start, arrival, run.combine);
   for (std::size_t r = 0; r < loads.size(); ++r) {
     RankTime& time = run.ranks[r];
-    time.combine =
-        clock.end_us(arrival[r], ready[r], loads[r].combine) - time.dispatch - time.experts;
+    time.combine = clock.end_us(arrival[r], ready[r], clock.add_us(loads[r].combine)) -
+                   time.dispatch - time.experts;
     run.layer_us = std::max(run.layer_us, time.layer());
   }
   return run;
@@ -185,6 +201,7 @@ RankLoad load_of(const RankTraffic& traffic, const ExpertWork& experts) {
       to.read_after[l] = static_cast<double>(from.read_after[l]);
     }
     to.moved_before = static_cast<double>(from.moved_before);
+    to.summed_before = static_cast<double>(from.summed_before);
     to.written_after = static_cast<double>(from.written_after);
   };
   take(traffic.dispatch, load.dispatch);
@@ -212,6 +229,7 @@ RankLoad mean_load(std::span<const RankLoad> loads) {
       to.read_after[l] += from.read_after[l] / n;
     }
     to.moved_before += from.moved_before / n;
+    to.summed_before += from.summed_before / n;
     to.written_after += from.written_after / n;
   };
   for (const RankLoad& load : loads) {
@@ -244,8 +262,8 @@ LayerTime time_layer(std::span<const RankLoad> loads,
         parts->link.us();
   of(clock.arithmetic_us(mean) > clock.weights_us(mean) ? Bound::arithmetic : Bound::memory) +=
       clock.experts_us(mean);
-  of(Bound::memory) += clock.memory_us(mean.dispatch.moved_before + mean.combine.moved_before) +
-                       clock.after_us(mean.dispatch) + clock.after_us(mean.combine);
+  of(Bound::memory) += clock.before_us(mean.dispatch) + clock.before_us(mean.combine) +
+                       clock.copy_us(mean.dispatch) + clock.add_us(mean.combine);
   // Tiles, and copies that overlap, hide a part of the time of links and memory; what the parts
   // have too much was hidden.
   const double parts = std::accumulate(time.bound_us.begin(), time.bound_us.end(), 0.0);

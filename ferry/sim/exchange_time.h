@@ -19,7 +19,7 @@ struct RankLoad {
     PerLevel<double> out_puts = {}, out_bytes = {}, in_puts = {}, in_bytes = {};
     PerLevel<double> to_one = {};
     PerLevel<double> read_after = {};
-    double moved_before = 0;
+    double moved_before = 0, summed_before = 0;
     double written_after = 0;
   };
 

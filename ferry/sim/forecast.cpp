@@ -184,6 +184,8 @@ std::vector<Sensitivity> sensitivities_of(const ForecastOptions& o,
   }
   add("memory gbytes_per_s", worse.memory_gbytes_per_s, worse.memory_origin, false);
   add("kernels tflops", worse.tflops, worse.kernel_origin, false);
+  if (worse.sum_gbytes_per_s > 0)
+    add("kernels sum_gbytes_per_s", worse.sum_gbytes_per_s, worse.kernel_origin, false);
   add("start_us", worse.start_us, worse.start_origin, true);
   return all;
 }

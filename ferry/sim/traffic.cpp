@@ -247,16 +247,20 @@ class ExchangeCounter {
   }
 
   void count_rank_sums(std::span<const std::uint32_t> tokens, Rank rank) {
-    result_[index(rank)].combine.moved_before +=
-        tokens.size() * layout_.output_row_bytes + distinct(tokens) * layout_.combine_row_bytes;
+    PhaseTraffic& combine = result_[index(rank)].combine;
+    combine.summed_before += tokens.size() * layout_.output_row_bytes;
+    combine.moved_before += distinct(tokens) * layout_.combine_row_bytes;
   }
 
   /// The relay reads its neighbours' sums and its own, and writes one for each token.
   void count_host_sums(Rank relay) {
     std::uint64_t rows = distinct(entries(relay));
     for_neighbours(relay, [&](Rank r) { rows += distinct(entries(r)); });
-    for (const TokenRun& run : plan_.runs(relay)) rows += run.count;
-    result_[index(relay)].combine.moved_before += rows * layout_.combine_row_bytes;
+    std::uint64_t written = 0;
+    for (const TokenRun& run : plan_.runs(relay)) written += run.count;
+    PhaseTraffic& combine = result_[index(relay)].combine;
+    combine.summed_before += rows * layout_.combine_row_bytes;
+    combine.moved_before += written * layout_.combine_row_bytes;
   }
 
   /// What home reads for its tokens' sums, and writes.
@@ -308,9 +312,12 @@ class ExchangeCounter {
     traffic.slot_rows.assign(plan.counts().begin(), plan.counts().end());
     for (const std::int32_t rows : traffic.slot_rows)
       traffic.rows += static_cast<std::uint64_t>(rows);
-    traffic.dispatch.moved_before +=
-        index(traffic.tokens) *
-        (layout_.dispatch_row_bytes + index(d_.hidden) * dtype_bytes(DType::bf16));
+    // Rows of the wire's own type have been written where they leave from.
+    if (d_.dispatch_wire != WireType::bf16) {
+      traffic.dispatch.moved_before +=
+          index(traffic.tokens) *
+          (layout_.dispatch_row_bytes + index(d_.hidden) * dtype_bytes(DType::bf16));
+    }
   }
 
   const TrafficOptions& options_;

@@ -61,8 +61,10 @@ struct PhaseTraffic {
   PerLevel<LinkCount> out = {};         ///< its puts: messages, rows, signals without bytes
   PerLevel<LinkCount> in = {};          ///< those that it gets
   PerLevel<std::uint32_t> to_one = {};  ///< most puts to one peer
-  /// Bytes of rows that it reads and writes before rows leave: staged, encoded, summed for homes.
+  /// Bytes of rows that it reads and writes before rows leave: staged, encoded, sums written.
   std::uint64_t moved_before = 0;
+  /// And those of results that it adds up for homes.
+  std::uint64_t summed_before = 0;
   /// Bytes of rows that it reads where they lie, and writes, once all is there.
   PerLevel<std::uint64_t> read_after = {};
   std::uint64_t written_after = 0;

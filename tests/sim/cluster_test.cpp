@@ -22,7 +22,7 @@ constexpr const char* kGood = R"({
     {"name": "spine", "latency_us": 6, "gbytes_per_s": 25, "messages_per_s": 5e6,
      "peer_messages_per_s": 1e5}],
   "memory": {"gbytes_per_s": 20, "origin": "guessed"},
-  "kernels": {"tflops": 2}, "start_us": 4})";
+  "kernels": {"tflops": 2, "sum_gbytes_per_s": 9}, "start_us": 4})";
 
 Cluster parse(const std::string& text) { return parse_cluster(text, "c.json", false); }
 
@@ -55,6 +55,7 @@ TEST(Cluster, IsWhatItsDescriptionSays) {
   EXPECT_EQ(c.memory_gbytes_per_s, 20);
   EXPECT_EQ(c.memory_origin, Origin::guessed);
   EXPECT_EQ(c.tflops, 2);
+  EXPECT_EQ(c.sum_gbytes_per_s, 9);
   EXPECT_EQ(c.start_us, 4);
 }
 
@@ -78,6 +79,8 @@ TEST(Cluster, NamesTheMemberThatIsWrong) {
        "c.json: links[1].duplex is \"simplex\": must be full or half"},
       {with("\"measured\"", "\"known\""),
        "c.json: links[1].origin is \"known\": must be measured, described or guessed"},
+      {with("\"sum_gbytes_per_s\": 9", "\"sum_gbytes_per_s\": -9"),
+       "c.json: kernels.sum_gbytes_per_s is -9: must be a number above 0"},
       {with("\"tflops\": 2", "\"tflops\": 2, \"gflops\": 3"),
        "c.json: unknown member kernels.gflops"},
       {with("\"start_us\": 4", "\"copies_overlap\": 1"),

@@ -76,6 +76,13 @@ TEST(TimeLayer, IsTheSumOfWhatTheSlowestRankWaitsFor) {
   overlaps.copies_overlap = true;
   EXPECT_DOUBLE_EQ(time_layer(loads, overlaps, levels, false).ranks[0].dispatch, 1 + 3 + 5);
   EXPECT_DOUBLE_EQ(time_layer(loads, overlaps, levels, false).bound_us[3], 1);
+  Cluster adds = c;
+  adds.sum_gbytes_per_s = 4;
+  RankLoad sums = load;
+  sums.combine.summed_before = 8'000;          // 2 us
+  sums.combine.read_after[kOwnLevel] = 4'000;  // 1 us
+  const RankLoad both[] = {sums, sums};
+  EXPECT_DOUBLE_EQ(time_layer(both, adds, levels, false).ranks[0].combine, 2 + 6 + 5 + 1 + 1);
   Cluster strict = c;
   strict.links[1].peer_messages_per_s = 1e5;
   RankLoad one = load;
