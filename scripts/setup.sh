@@ -11,9 +11,9 @@
 set -euo pipefail
 
 program=(g++ cmake ninja-build pkg-config libfmt-dev libspdlog-dev libcli11-dev nlohmann-json3-dev
-         libpcre2-dev libutf8proc-dev libssl-dev libhwloc-dev libcpp-httplib-dev
+         libpcre2-dev libutf8proc-dev libssl-dev libhwloc-dev libboost-dev
          prometheus-cpp-dev)
-tests=(libgtest-dev libgmock-dev libbenchmark-dev libfabric-dev libopenmpi-dev openmpi-bin
+tests=(libcpp-httplib-dev libgtest-dev libgmock-dev libbenchmark-dev libfabric-dev libopenmpi-dev openmpi-bin
        iproute2 curl python3-dev python3-venv abigail-tools)
 pypi=(nanobind numpy ml_dtypes pytest)  # of tests, into build/venv
 xgrammar=0.2.9  # of the program too, its source into build/xgrammar-VERSION

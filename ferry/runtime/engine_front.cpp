@@ -27,10 +27,13 @@ void EngineFront::check_open_locked() const {
 
 std::unique_ptr<Call> EngineFront::start(std::vector<Request> requests) {
   std::unique_ptr<Call> call(new Call(*this));
-  // Held over submit(), so that no token can arrive for a request that has no place yet.
+  const std::shared_lock stays(leaving_);
   std::unique_lock lock(mutex_);
   check_lives_locked();
-  for (const Request& request : requests) engine_->check(request);
+  Engine& engine = *engine_;
+  lock.unlock();  // a check may compile a grammar, and the tokens of all calls need the lock
+  for (const Request& request : requests) engine.check(request);
+  lock.lock();  // over submit(), so that no token can arrive for a request that has no place yet
   check_open_locked();
   for (Request& request : requests) {
     const std::size_t prompt_tokens = request.prompt.size();
@@ -107,6 +110,7 @@ void EngineFront::on_token(const TokenEvent& event) {
     const std::lock_guard lock(mail->mutex);
     sleeps = mail->arrivals.empty();  // else it has been woken for those
     mail->arrivals.push_back({.index = index, .event = event});
+    if (sleeps && mail->wake) mail->wake();
   }
   if (sleeps) mail->changed.notify_one();
 }
@@ -123,6 +127,7 @@ void EngineFront::fail_locked(const std::string& message) {
     const std::lock_guard lock_mail(mail.mutex);
     mail.failure = failure_;
     mail.changed.notify_one();
+    if (mail.wake) mail.wake();
   }
 }
 
@@ -149,6 +154,7 @@ void EngineFront::stop(const std::string& message) {
 }
 
 void EngineFront::detach(const std::string& message) {
+  const std::unique_lock leaves(leaving_);
   const std::lock_guard lock(mutex_);
   fail_locked(message);
   engine_ = nullptr;
@@ -202,6 +208,12 @@ void Call::cancel(std::size_t index) {
 void Call::end(std::size_t index, EndedRequest::Ending ending, int tokens) {
   const std::lock_guard lock(front_.mutex_);
   front_.end(*this, index, ending, tokens);
+}
+
+void Call::listen(std::function<void()> wake) {
+  const std::lock_guard lock(mail_->mutex);
+  mail_->wake = std::move(wake);
+  if (!mail_->arrivals.empty() || mail_->failure) mail_->wake();
 }
 
 std::vector<Call::Arrival> Call::take(std::chrono::milliseconds timeout) {

@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <shared_mutex>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -47,6 +48,10 @@ class Call {
   /// the engine has ended and all that came is taken.
   std::vector<Arrival> take(std::chrono::milliseconds timeout);
 
+  /// From now on `wake` is called when take() has something again, once until it is taken; at once
+  /// where it has. On any thread, under locks of the front: it only leaves a note for somebody.
+  void listen(std::function<void()> wake);
+
   /// Nobody waits for this one any more.
   void cancel(std::size_t index);
 
@@ -74,6 +79,7 @@ class Call {
   struct Mailbox {
     std::mutex mutex;  // guards what follows
     std::condition_variable changed;
+    std::function<void()> wake;
     std::vector<Arrival> arrivals;
     std::optional<std::string> failure;
   };
@@ -156,8 +162,9 @@ class EngineFront {
   void end(Call& call, std::size_t index, EndedRequest::Ending ending, int tokens);
 
   RequestListener* listener_;
-  mutable std::mutex mutex_;  // guards what follows, and the calls
-  Engine* engine_;            // null once it is gone
+  std::shared_mutex leaving_;  // shared by those who use the engine outside mutex_
+  mutable std::mutex mutex_;   // guards what follows, and the calls
+  Engine* engine_;             // null once it is gone
   std::unordered_map<std::uint64_t, Place> places_;
   bool refusing_ = false;
   std::optional<std::string> failure_;
