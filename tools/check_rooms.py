@@ -21,6 +21,7 @@ BELOW = {
     "ferry/exchange": ["ferry/kernels", "ferry/transport"],
     "ferry/moe": ["ferry/compute", "ferry/exchange"],
     "ferry/balance": ["ferry/moe"],
+    "ferry/sim": ["ferry/balance"],
     "ferry/checkpoint": ["ferry/compute"],
     "ferry/text": ["ferry/checkpoint"],
     "ferry/state": ["ferry/kernels"],

@@ -2,9 +2,12 @@
 """Loads a server with streaming clients and reports errors, latency and throughput.
 
     tools/serve_load.py --port 30000 [--clients 64] [--seconds 60] [--max-tokens 64] [--requests N] [--prompt-tokens N]
+                        [--idle N] [--pid P]
 
 Each client asks for one stream after another, each prompt with a seed of its own; every stream is compared
 with what the same body gave when it ran alone. --requests ends after so many instead of a time.
+--idle holds so many more connections open, on each of which a small request is made every few seconds, before
+the server would close it. --pid counts the threads of that process meanwhile.
 
 One thread reads all sockets and looks into a stream's JSON only when it has ended, so that on a machine that
 client and server share most of the time is the server's. Tokens that arrive together count as a gap of 0.
@@ -12,6 +15,7 @@ client and server share most of the time is the server's. Tokens that arrive tog
 
 import argparse
 import json
+import os
 import random
 import selectors
 import socket
@@ -69,6 +73,32 @@ class Stream:
         return last["output_ids"]
 
 
+class Idle:
+    """A connection that is mostly held open."""
+
+    EVERY = 3  # seconds; the server closes those that are silent for five
+
+    def __init__(self, args, number):
+        self.answered = True
+        self.due = time.perf_counter() + self.EVERY * number / args.idle
+        self.socket = socket.create_connection(("127.0.0.1", args.port), timeout=120)
+
+    def ask(self):
+        if not self.answered:
+            raise RuntimeError("no answer on a connection that was held open")
+        self.answered = False
+        self.due += self.EVERY
+        self.socket.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+
+    def read(self):
+        """As for a stream."""
+        answer = self.socket.recv(1 << 16)
+        if answer and (self.answered or not answer.startswith(b"HTTP/1.1 200")):
+            raise RuntimeError(answer[:300].decode(errors="replace"))
+        self.answered = True
+        return bool(answer)
+
+
 def alone(args, seed):
     stream = Stream(args, seed)
     while stream.read():
@@ -89,6 +119,8 @@ def main():
     parser.add_argument("--requests", type=int, default=0)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--prompt-tokens", type=int, default=0, help="random ids instead of a text")
+    parser.add_argument("--idle", type=int, default=0, help="connections that are held open beside the streams")
+    parser.add_argument("--pid", type=int, help="of the server, whose threads are counted")
     args = parser.parse_args()
 
     expected = {seed: alone(args, seed) for seed in range(args.clients)}
@@ -106,11 +138,26 @@ def main():
         stream = Stream(args, seed)
         selector.register(stream.socket, selectors.EVENT_READ, stream)
 
+    idle = [Idle(args, number) for number in range(args.idle)]
+    for one in idle:
+        selector.register(one.socket, selectors.EVENT_READ, one)
     for seed in range(args.clients):
         start(seed)
-    while selector.get_map():
-        for key, _ in selector.select():
+    answers = threads = 0
+    while len(selector.get_map()) > len(idle):
+        now = time.perf_counter()
+        for one in idle:
+            if one.due <= now:
+                one.ask()
+        if args.pid:
+            threads = max(threads, len(os.listdir(f"/proc/{args.pid}/task")))
+        for key, _ in selector.select(timeout=0.1):
             stream = key.data
+            if isinstance(stream, Idle):
+                if not stream.read():
+                    raise RuntimeError("a connection that was held open has ended")
+                answers += 1
+                continue
             try:
                 if stream.read():
                     continue
@@ -126,6 +173,7 @@ def main():
     seconds = time.perf_counter() - begin
     print(json.dumps({
         "clients": args.clients, "seconds": round(seconds, 1), "tokens": tokens, "streams": streams,
+        "idle": len(idle), "idle_answers": answers, "threads": threads,
         "different": different, "errors": len(errors), "first_error": errors[0] if errors else None,
         "tokens_per_s": round(tokens / seconds, 1),
         "first_token_ms": {"p50": 1e3 * quantile(firsts, 0.5), "p99": 1e3 * quantile(firsts, 0.99)},

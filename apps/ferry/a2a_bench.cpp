@@ -26,12 +26,14 @@ constexpr int kMostIterations = 2000;
 struct Shared {
   explicit Shared(const A2aCase& a2a)
       : samples(static_cast<std::size_t>(a2a.ranks) * kMostIterations),
+        waits(static_cast<std::size_t>(a2a.ranks) * static_cast<std::size_t>(a2a.ranks)),
         bytes(static_cast<std::size_t>(a2a.ranks)),
         iterations(1),
         hosts(1),
         floor(a2a) {}
 
   SharedArray<A2aIteration> samples;  // [ranks][kMostIterations]
+  SharedArray<A2aWait> waits;         // [ranks][ranks]
   SharedArray<A2aBytes> bytes;        // [ranks]
   SharedArray<int> iterations;
   SharedArray<int> hosts;
@@ -107,6 +109,8 @@ class RankBench {
     }
     spread_from_first(transport_, shared_.iterations.bytes());
     bytes_ = {};
+    const std::vector<SourceStats> before(dispatcher_.source_stats().begin(),
+                                          dispatcher_.source_stats().end());
     const int iterations = shared_.iterations[0];
     const std::size_t first = static_cast<std::size_t>(transport_.rank()) * kMostIterations;
     for (int i = 0; i < iterations; ++i)
@@ -124,12 +128,26 @@ class RankBench {
     shared_.bytes[static_cast<std::size_t>(transport_.rank())] = bytes_;
     gather_at_first(transport_, shared_.samples.bytes());
     gather_at_first(transport_, shared_.bytes.bytes());
+    note_waits(before, iterations);
   }
 
  private:
   void meet() {
     if (transport_.barrier(deadline_in(std::chrono::seconds(60))) == WaitResult::timed_out)
       fail<Error>("bench: a rank did not reach the barrier in 60 s");
+  }
+
+  void note_waits(const std::vector<SourceStats>& before, int iterations) {
+    const auto ranks = static_cast<std::size_t>(transport_.size());
+    for (std::size_t source = 0; source < ranks; ++source) {
+      const SourceStats waited = dispatcher_.source_stats()[source] - before[source];
+      const auto mean = [&](std::uint64_t sum) { return static_cast<double>(sum) / iterations; };
+      shared_.waits[static_cast<std::size_t>(transport_.rank()) * ranks + source] = {
+          .dispatch_us = mean(waited.dispatch_wait_ns) / 1e3,
+          .combine_us = mean(waited.combine_wait_ns) / 1e3,
+          .rows = mean(waited.rows_received)};
+    }
+    gather_at_first(transport_, shared_.waits.bytes());
   }
 
   /// In the memory that peers read, where rows travel as they are.
@@ -403,6 +421,8 @@ A2aResult measure_a2a(const A2aCase& a2a) {
   A2aResult result{.hosts = shared.hosts[0],
                    .baseline = baseline_over_mpi(a2a) ? "mpi" : "classic"};
   if (!speaks_for_all()) return result;
+  for (std::size_t i = 0; i < static_cast<std::size_t>(a2a.ranks * a2a.ranks); ++i)
+    result.waits.push_back(shared.waits[i]);
   result.slowest.resize(static_cast<std::size_t>(shared.iterations[0]));
   for (std::size_t rank = 0; rank < static_cast<std::size_t>(a2a.ranks); ++rank) {
     for (std::size_t i = 0; i < result.slowest.size(); ++i) {

@@ -54,9 +54,16 @@ struct A2aBytes {
   double network_dispatch = 0, network_combine = 0;  ///< of that, between hosts
 };
 
+/// Of one exchange on average: how long a rank waited for a source, and what came from it.
+struct A2aWait {
+  double dispatch_us = 0, combine_us = 0;
+  double rows = 0;  ///< (token, slot) pairs
+};
+
 struct A2aResult {
   std::vector<A2aIteration> slowest;    ///< an iteration's time is that of its slowest rank
   std::vector<A2aIteration> all_ranks;  ///< [ranks][iterations]
+  std::vector<A2aWait> waits;           ///< [ranks][sources]
   A2aBytes bytes;
   int hosts = 1;                     ///< as far as ranks share no memory
   std::string baseline = "classic";  ///< "mpi" where MPI did it

@@ -63,6 +63,24 @@ Summary summary_of(const std::vector<A2aIteration>& iterations, double (*value_o
   return summarize(std::move(values));
 }
 
+double wait_in(std::string_view operation, const A2aWait& wait) {
+  if (operation == "dispatch") return wait.dispatch_us;
+  if (operation == "combine") return wait.combine_us;
+  return wait.dispatch_us + wait.combine_us;
+}
+
+/// [ranks][sources]
+template <class Value>
+Json matrix_of(const A2aMeasured& measured, Value value) {
+  Json matrix = Json::array();
+  const auto ranks = static_cast<std::size_t>(measured.a2a.ranks);
+  for (std::size_t i = 0; i < measured.result.waits.size(); ++i) {
+    if (i % ranks == 0) matrix.push_back(Json::array());
+    matrix.back().push_back(value(measured.result.waits[i]));
+  }
+  return matrix;
+}
+
 double consumer(I i) { return i.consumer; }
 
 double counts(I i) { return i.counts; }
@@ -118,42 +136,46 @@ void add_json(Json& rows, const A2aMeasured& measured) {
   for (const Operation& op : operations_of(measured)) {
     const Summary time = summary_of(result.slowest, op.time);
     const Summary each = summary_of(result.all_ranks, op.time);
-    rows.push_back({{"backend", a2a.backend},
-                    {"mode", a2a.mode},
-                    {"chosen", a2a.chosen},
-                    {"layout", format_name(a2a.exchange.format)},
-                    {"transport", a2a.transport},
-                    {"ranks", a2a.ranks},
-                    {"hosts", result.hosts},
-                    {"threads", a2a.threads},
-                    {"tokens", a2a.tokens},
-                    {"hidden", a2a.hidden},
-                    {"experts", a2a.experts},
-                    {"topk", a2a.topk},
-                    {"dispatch_wire", wire_type_name(a2a.dispatch_wire)},
-                    {"expert_type", wire_type_name(a2a.expert_type)},
-                    {"combine_wire", wire_type_name(a2a.combine_wire)},
-                    {"routing", routing_name(a2a.routing)},
-                    {"op", op.name},
-                    {"mean_us", time.mean},
-                    {"stddev_us", time.stddev},
-                    {"p50_us", time.p50},
-                    {"p95_us", time.p95},
-                    {"p99_us", time.p99},
-                    {"min_us", time.min},
-                    {"all_ranks_p50_us", each.p50},
-                    {"all_ranks_p95_us", each.p95},
-                    {"all_ranks_p99_us", each.p99},
-                    {"bytes", op.bytes},
-                    {"wire_bytes", op.wire_bytes},
-                    {"host_bytes", op.wire_bytes - op.network_bytes},
-                    {"network_bytes", op.network_bytes},
-                    {"consumer_us", summary_of(result.slowest, consumer).mean},
-                    {"floor_us", summary_of(result.slowest, op.floor).p50},
-                    {"baseline", result.baseline},
-                    {"baseline_p50_us", summary_of(result.slowest, op.classic).p50},
-                    {"counts_us", summary_of(result.slowest, counts).p50},
-                    {"iterations", result.slowest.size()}});
+    rows.push_back(
+        {{"backend", a2a.backend},
+         {"mode", a2a.mode},
+         {"chosen", a2a.chosen},
+         {"layout", format_name(a2a.exchange.format)},
+         {"transport", a2a.transport},
+         {"ranks", a2a.ranks},
+         {"hosts", result.hosts},
+         {"threads", a2a.threads},
+         {"tokens", a2a.tokens},
+         {"hidden", a2a.hidden},
+         {"experts", a2a.experts},
+         {"topk", a2a.topk},
+         {"dispatch_wire", wire_type_name(a2a.dispatch_wire)},
+         {"expert_type", wire_type_name(a2a.expert_type)},
+         {"combine_wire", wire_type_name(a2a.combine_wire)},
+         {"routing", routing_name(a2a.routing)},
+         {"op", op.name},
+         {"mean_us", time.mean},
+         {"stddev_us", time.stddev},
+         {"p50_us", time.p50},
+         {"p95_us", time.p95},
+         {"p99_us", time.p99},
+         {"min_us", time.min},
+         {"all_ranks_p50_us", each.p50},
+         {"all_ranks_p95_us", each.p95},
+         {"all_ranks_p99_us", each.p99},
+         {"bytes", op.bytes},
+         {"wire_bytes", op.wire_bytes},
+         {"host_bytes", op.wire_bytes - op.network_bytes},
+         {"network_bytes", op.network_bytes},
+         {"consumer_us", summary_of(result.slowest, consumer).mean},
+         {"floor_us", summary_of(result.slowest, op.floor).p50},
+         {"baseline", result.baseline},
+         {"baseline_p50_us", summary_of(result.slowest, op.classic).p50},
+         {"counts_us", summary_of(result.slowest, counts).p50},
+         {"iterations", result.slowest.size()},
+         {"waits_us",
+          matrix_of(measured, [&](const A2aWait& wait) { return wait_in(op.name, wait); })},
+         {"rows_from", matrix_of(measured, [](const A2aWait& wait) { return wait.rows; })}});
   }
 }
 
@@ -237,6 +259,25 @@ std::string a2a_lines(const A2aMeasured& measured) {
                    op.bytes / 1000,
                    (op.wire_bytes - op.network_bytes) / 1000,
                    op.network_bytes / 1000);
+  }
+  return lines;
+}
+
+std::string a2a_wait_lines(const A2aMeasured& measured) {
+  const auto& [a2a, result] = measured;
+  const auto ranks = static_cast<std::size_t>(a2a.ranks);
+  std::string lines = fmt::format(
+      "  {}: microseconds that a rank (down) waited for a source (across), dispatch + combine of "
+      "one exchange; (rows that came from it)\n",
+      backend_label(a2a));
+  for (std::size_t rank = 0; rank < ranks; ++rank) {
+    lines += fmt::format("  {:>5}", rank);
+    for (std::size_t source = 0; source < ranks; ++source) {
+      const A2aWait& wait = result.waits[rank * ranks + source];
+      lines +=
+          fmt::format(" {:>18}", fmt::format("{:.1f} ({:.1f})", wait_in("total", wait), wait.rows));
+    }
+    lines += "\n";
   }
   return lines;
 }

@@ -26,6 +26,9 @@ std::string a2a_json(const std::vector<A2aMeasured>& all);
 std::string a2a_heading(const A2aCase& first);
 std::string a2a_lines(const A2aMeasured& measured);
 
+/// Who waited for whom in an exchange: a line for each rank, a column for each source.
+std::string a2a_wait_lines(const A2aMeasured& measured);
+
 /// Operations down, EP sizes across, mean +- standard deviation in microseconds, as Markdown: one
 /// table for each combination of everything else.
 std::string a2a_ep_tables(const std::vector<A2aMeasured>& all);

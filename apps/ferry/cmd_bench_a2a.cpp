@@ -41,6 +41,7 @@ struct BenchOptions {
   bool allow_prereduce = false;
   int threads = 1;
   double seconds = 1;
+  bool waits = false;
   bool json = false;
   std::string plot;
 };
@@ -186,6 +187,7 @@ int run(const BenchOptions& options) {
     all.push_back({a2a, measure_a2a(a2a)});
     if (options.json || !speaks) continue;
     fmt::print("{}", a2a_lines(all.back()));
+    if (options.waits) fmt::print("{}", a2a_wait_lines(all.back()));
     std::fflush(stdout);
   }
   if (!speaks) return 0;
@@ -253,6 +255,7 @@ void add_bench_a2a(Command& bench, int& status) {
   a2a->add_option("--plot", o->plot, "Write the median total over tokens per rank to this SVG file")
       ->type_name("FILE")
       ->check(svg_name_error);
+  a2a->add_flag("--waits", o->waits, "Show who waited for whom (JSON always has it)");
   a2a->add_flag("--json", o->json, "One JSON array on stdout");
   a2a->callback([o, &status] {
     o->over.resolve();

@@ -2,8 +2,10 @@
 #include <fmt/core.h>
 #include <signal.h>
 #include <spdlog/spdlog.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <ctime>
 #include <memory>
@@ -26,8 +28,10 @@ namespace ferry {
 namespace {
 
 constexpr int kInterrupted = 130;
-/// Connections beside those that a full server's requests hold: for /health, /metrics and refusals.
-constexpr int kSpareConnections = 64;
+/// Connections beside those that a full server's requests hold: clients keep them open.
+constexpr int kSpareConnections = 4096;
+/// Descriptors beside those of connections: the port, transports, files.
+constexpr int kSpareDescriptors = 256;
 
 struct ServeOptions {
   explicit ServeOptions(Command& app) : common(app) {}
@@ -66,6 +70,25 @@ void add_options(Command& command, ServeOptions& o) {
                   "Whose pages may call from browsers: https://a.example, or * for everybody's")
       ->type_name("URL,...")
       ->delimiter(',')
+      ->group(kGroup);
+  command
+      .add_option("--ssl-certfile",
+                  o.http.ssl_certfile,
+                  "Certificates in PEM, the server's own first: HTTPS instead of HTTP")
+      ->type_name("FILE")
+      ->group(kGroup);
+  command
+      .add_option("--ssl-keyfile",
+                  o.http.ssl_keyfile,
+                  "The certificate's private key in PEM [in --ssl-certfile]")
+      ->type_name("FILE")
+      ->group(kGroup);
+  command
+      .add_option("--ssl-keyfile-password",
+                  o.http.ssl_keyfile_password,
+                  "Of that file; also from FERRY_SSL_KEYFILE_PASSWORD")
+      ->type_name("WORD")
+      ->envname("FERRY_SSL_KEYFILE_PASSWORD")
       ->group(kGroup);
   command
       .add_option("--served-model-name",
@@ -183,7 +206,21 @@ void print_config(const ServeOptions& o,
       run.engine.max_waiting,
       kv_capacity,
       o.http.api_key.empty() ? "no API key" : "with an API key");
-  spdlog::info("ready at http://{}:{}", o.http.host, port);
+  const char* scheme = o.http.ssl_certfile.empty() ? "http" : "https";
+  spdlog::info("ready at {}://{}:{}", scheme, o.http.host, port);
+}
+
+/// Of so many connections, how many this process may have. Shells mostly let it raise their limit.
+int allowed_connections(int wanted) {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return wanted;
+  const rlim_t descriptors = static_cast<rlim_t>(wanted) + kSpareDescriptors;
+  if (limit.rlim_cur < descriptors) {
+    limit.rlim_cur = std::min(descriptors, limit.rlim_max);
+    setrlimit(RLIMIT_NOFILE, &limit);
+  }
+  if (limit.rlim_cur >= descriptors) return wanted;
+  return std::max(static_cast<int>(limit.rlim_cur) - kSpareDescriptors, 1);
 }
 
 int run_server(const ServeOptions& o) {
@@ -192,7 +229,7 @@ int run_server(const ServeOptions& o) {
                         .shutdown_timeout = std::chrono::milliseconds(
                             static_cast<std::int64_t>(o.shutdown_timeout_s * 1000))};
   options.http.max_connections =
-      run.engine.max_running + run.engine.max_waiting + kSpareConnections;
+      allowed_connections(run.engine.max_running + run.engine.max_waiting + kSpareConnections);
   options.http.access_log = !o.no_access_log && !run.quiet;
   const bool leads = !run.launch.world || run.launch.world->rank == 0;
   if (leads) check_port(options.http);

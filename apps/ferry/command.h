@@ -17,6 +17,7 @@ void add_quantize(Command& app, int& status);
 void add_doctor(Command& app, int& status);
 void add_bench(Command& app, int& status);
 void add_eplb(Command& app, int& status);
+void add_simulate(Command& app, int& status);
 
 /// The same for what stands under `bench`.
 void add_bench_a2a(Command& bench, int& status);

@@ -66,6 +66,7 @@ int run(int argc, char** argv) {
   add_doctor(app, status);
   add_bench(app, status);
   add_eplb(app, status);
+  add_simulate(app, status);
 
   if (const auto ended = app.parse(argc, argv)) return *ended;
   return status;

@@ -13,8 +13,8 @@ SendPlan::SendPlan(
   const std::size_t num_slots = num_ranks * static_cast<std::size_t>(slots_per_rank);
   const std::size_t tokens = static_cast<std::size_t>(max_tokens);
   const std::size_t entries = tokens * static_cast<std::size_t>(topk);
-  for (std::size_t r = 0; r < num_ranks; ++r)
-    takers_.push_back(takers.empty() ? r : static_cast<std::size_t>(takers[r]));
+  takers_.resize(num_ranks);
+  set_takers(takers);
   slots_.resize(entries);
   in_slot_.resize(entries);
   counts_.resize(num_slots);
@@ -23,6 +23,11 @@ SendPlan::SendPlan(
   next_record_.resize(num_ranks);
   runs_.resize(num_ranks * tokens);
   num_runs_.resize(num_ranks);
+}
+
+void SendPlan::set_takers(std::span<const Rank> takers) {
+  for (std::size_t r = 0; r < takers_.size(); ++r)
+    takers_[r] = takers.empty() ? r : static_cast<std::size_t>(takers[r]);
 }
 
 void SendPlan::build(std::span<const SlotId> slots, int tokens, Share share) {

@@ -41,6 +41,9 @@ class SendPlan {
   SendPlan(
       int ranks, int slots_per_rank, int topk, int max_tokens, std::span<const Rank> takers = {});
 
+  /// The takers of the next build(): who plans for one home after the other keeps the memory.
+  void set_takers(std::span<const Rank> takers);
+
   /// Of a group of `tp` ranks that hold the same tokens, member `member` sends those with
   /// token % tp == member.
   struct Share {

@@ -27,14 +27,16 @@ void EngineFront::check_open_locked() const {
 
 std::unique_ptr<Call> EngineFront::start(std::vector<Request> requests) {
   std::unique_ptr<Call> call(new Call(*this));
-  // Held over submit(), so that no token can arrive for a request that has no place yet.
+  const std::shared_lock stays(leaving_);
   std::unique_lock lock(mutex_);
   check_lives_locked();
-  for (const Request& request : requests) engine_->check(request);
+  Engine& engine = *engine_;
+  lock.unlock();  // a check may compile a grammar, and the tokens of all calls need the lock
+  for (const Request& request : requests) engine.check(request);
+  lock.lock();  // over submit(), so that no token can arrive for a request that has no place yet
   check_open_locked();
   for (Request& request : requests) {
     const std::size_t prompt_tokens = request.prompt.size();
-    std::vector<std::int32_t> stop_ids = request.stop_ids;
     const std::optional<std::uint64_t> id = engine_->submit(std::move(request));
     if (!id) {
       if (listener_) listener_->refused();
@@ -42,10 +44,7 @@ std::unique_ptr<Call> EngineFront::start(std::vector<Request> requests) {
       throw Refused(Refused::Reason::full, "there are as many requests as may be held; try again");
     }
     places_[*id] = {.call = call.get(), .index = call->asked_.size()};
-    call->asked_.push_back({.id = *id,
-                            .prompt_tokens = prompt_tokens,
-                            .last_token = call->began_,
-                            .stop_ids = std::move(stop_ids)});
+    call->asked_.push_back({.id = *id, .prompt_tokens = prompt_tokens, .last_token = call->began_});
     if (listener_) listener_->prompt_tokens(prompt_tokens);
   }
   return call;
@@ -102,8 +101,6 @@ void EngineFront::on_token(const TokenEvent& event) {
       listener_->queued(std::chrono::duration<double>(*event.began - call.began_).count());
     if (listener_) listener_->token(first, since.count());
     if (event.last) {
-      const bool stopped = std::ranges::count(asked.stop_ids, event.token) > 0;
-      tell_end(call, index, stopped ? EndedRequest::Ending::stop : EndedRequest::Ending::length);
       asked.done = true;
       places_.erase(found);
     }
@@ -113,6 +110,7 @@ void EngineFront::on_token(const TokenEvent& event) {
     const std::lock_guard lock(mail->mutex);
     sleeps = mail->arrivals.empty();  // else it has been woken for those
     mail->arrivals.push_back({.index = index, .event = event});
+    if (sleeps && mail->wake) mail->wake();
   }
   if (sleeps) mail->changed.notify_one();
 }
@@ -129,6 +127,7 @@ void EngineFront::fail_locked(const std::string& message) {
     const std::lock_guard lock_mail(mail.mutex);
     mail.failure = failure_;
     mail.changed.notify_one();
+    if (mail.wake) mail.wake();
   }
 }
 
@@ -155,6 +154,7 @@ void EngineFront::stop(const std::string& message) {
 }
 
 void EngineFront::detach(const std::string& message) {
+  const std::unique_lock leaves(leaving_);
   const std::lock_guard lock(mutex_);
   fail_locked(message);
   engine_ = nullptr;
@@ -183,37 +183,37 @@ void EngineFront::check_open() const {
   check_open_locked();
 }
 
-void EngineFront::tell_end(const Call& call, std::size_t index, EndedRequest::Ending ending) const {
-  const Call::Asked& asked = call.asked_[index];
-  if (listener_)
-    listener_->ended({.ending = ending,
-                      .seconds = call.age().count(),
-                      .prompt_tokens = asked.prompt_tokens,
-                      .tokens = asked.tokens});
-}
-
-void EngineFront::forget(Call& call, std::size_t index, EndedRequest::Ending ending) {
+void EngineFront::end(Call& call, std::size_t index, EndedRequest::Ending ending, int tokens) {
   Call::Asked& asked = call.asked_[index];
-  if (std::exchange(asked.done, true)) return;
-  places_.erase(asked.id);
-  if (engine_ != nullptr) engine_->cancel(asked.id);
-  tell_end(call, index, ending);
+  if (!std::exchange(asked.done, true)) {
+    places_.erase(asked.id);
+    if (engine_ != nullptr) engine_->cancel(asked.id);
+  }
+  if (std::exchange(asked.told, true) || !listener_) return;
+  listener_->ended({.ending = ending,
+                    .seconds = call.age().count(),
+                    .prompt_tokens = asked.prompt_tokens,
+                    .tokens = tokens});
 }
 
 Call::~Call() {
-  const std::lock_guard lock(front_.mutex_);
-  for (std::size_t i = 0; i < asked_.size(); ++i)
-    front_.forget(*this, i, EndedRequest::Ending::cancelled);
+  for (std::size_t i = 0; i < asked_.size(); ++i) cancel(i);
 }
 
 void Call::cancel(std::size_t index) {
   const std::lock_guard lock(front_.mutex_);
-  front_.forget(*this, index, EndedRequest::Ending::cancelled);
+  front_.end(*this, index, EndedRequest::Ending::cancelled, asked_[index].tokens);
 }
 
-void Call::stop(std::size_t index) {
+void Call::end(std::size_t index, EndedRequest::Ending ending, int tokens) {
   const std::lock_guard lock(front_.mutex_);
-  front_.forget(*this, index, EndedRequest::Ending::stop);
+  front_.end(*this, index, ending, tokens);
+}
+
+void Call::listen(std::function<void()> wake) {
+  const std::lock_guard lock(mail_->mutex);
+  mail_->wake = std::move(wake);
+  if (!mail_->arrivals.empty() || mail_->failure) mail_->wake();
 }
 
 std::vector<Call::Arrival> Call::take(std::chrono::milliseconds timeout) {

@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <shared_mutex>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -19,6 +20,15 @@
 namespace ferry {
 
 class EngineFront;
+
+struct EndedRequest {
+  enum class Ending : std::uint8_t { stop, length, cancelled };
+
+  Ending ending = Ending::stop;
+  double seconds = 0;  ///< since it came
+  std::size_t prompt_tokens = 0;
+  int tokens = 0;  ///< that its client has
+};
 
 /// The requests of one call, and their tokens as they come. Those that are not done when it is
 /// destroyed are cancelled. Threads: one at a time. Must not outlive the front.
@@ -38,11 +48,16 @@ class Call {
   /// the engine has ended and all that came is taken.
   std::vector<Arrival> take(std::chrono::milliseconds timeout);
 
+  /// From now on `wake` is called when take() has something again, once until it is taken; at once
+  /// where it has. On any thread, under locks of the front: it only leaves a note for somebody.
+  void listen(std::function<void()> wake);
+
   /// Nobody waits for this one any more.
   void cancel(std::size_t index);
 
-  /// This one has all that it wanted, before the engine knows: a stop string came.
-  void stop(std::size_t index);
+  /// Its reader has all of this one: how it ended, with how many tokens. Where the engine does not
+  /// know yet (a stop string came), it ends there too.
+  void end(std::size_t index, EndedRequest::Ending ending, int tokens);
 
   std::chrono::duration<double> age() const { return Clock::now() - began_; }
 
@@ -53,10 +68,10 @@ class Call {
   struct Asked {
     std::uint64_t id = 0;
     std::size_t prompt_tokens = 0;
-    bool done = false;
+    bool done = false;             ///< the engine is not at it any more
+    bool told = false;             ///< the listener knows how it ended
     Clock::time_point last_token;  // of the start, before the first
     int tokens = 0;
-    std::vector<std::int32_t> stop_ids;
   };
 
   /// Of this call alone, so that a client's thread that wakes holds up no other client and not the
@@ -64,6 +79,7 @@ class Call {
   struct Mailbox {
     std::mutex mutex;  // guards what follows
     std::condition_variable changed;
+    std::function<void()> wake;
     std::vector<Arrival> arrivals;
     std::optional<std::string> failure;
   };
@@ -75,15 +91,6 @@ class Call {
   std::vector<Asked> asked_;  // guarded by front_'s mutex
   // Also owned by the engine's loop while it delivers: the call may end before it is woken.
   std::shared_ptr<Mailbox> mail_ = std::make_shared<Mailbox>();
-};
-
-struct EndedRequest {
-  enum class Ending : std::uint8_t { stop, length, cancelled };
-
-  Ending ending = Ending::stop;
-  double seconds = 0;  ///< since it came
-  std::size_t prompt_tokens = 0;
-  int tokens = 0;
 };
 
 /// Hears how requests fare. Called from any thread, under the front's lock: to count, not to work.
@@ -152,12 +159,12 @@ class EngineFront {
   void check_lives_locked() const;
   void fail_locked(const std::string& message);
   void end_all_locked(const std::string& message);
-  void forget(Call& call, std::size_t index, EndedRequest::Ending ending);
-  void tell_end(const Call& call, std::size_t index, EndedRequest::Ending ending) const;
+  void end(Call& call, std::size_t index, EndedRequest::Ending ending, int tokens);
 
   RequestListener* listener_;
-  mutable std::mutex mutex_;  // guards what follows, and the calls
-  Engine* engine_;            // null once it is gone
+  std::shared_mutex leaving_;  // shared by those who use the engine outside mutex_
+  mutable std::mutex mutex_;   // guards what follows, and the calls
+  Engine* engine_;             // null once it is gone
   std::unordered_map<std::uint64_t, Place> places_;
   bool refusing_ = false;
   std::optional<std::string> failure_;

@@ -106,6 +106,7 @@ std::optional<Generation::Piece> Generation::next(std::chrono::milliseconds pati
   if (!event.prompt_logprobs.empty()) choice.prompt_logprobs = std::move(event.prompt_logprobs);
   if (prompt_alone_[arrival.index]) {
     choice.finish = "length";
+    call_->end(arrival.index, EndedRequest::Ending::length, 0);
     --left_;
     return Piece{.choice = arrival.index, .text = "", .token = kNoToken};
   }
@@ -118,13 +119,16 @@ std::optional<Generation::Piece> Generation::next(std::chrono::milliseconds pati
   if (text.stop().found()) {
     choice.finish = "stop";
     choice.matched = text.stop().match();
-    call_->stop(arrival.index);
   } else if (event.last) {
     const std::vector<std::int32_t>& ends = stop_ids_[arrival.index];
     const bool stopped = std::find(ends.begin(), ends.end(), event.token) != ends.end();
     choice.finish = stopped ? "stop" : "length";
   }
-  if (!choice.finish.empty()) --left_;
+  if (choice.finish.empty()) return piece;
+  --left_;
+  call_->end(arrival.index,
+             choice.finish == "stop" ? EndedRequest::Ending::stop : EndedRequest::Ending::length,
+             static_cast<int>(choice.ids.size()));
   return piece;
 }
 

@@ -3,10 +3,12 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "ferry/generation_settings.h"
@@ -53,6 +55,10 @@ class Generation {
 
   /// The same, waiting for so long.
   std::optional<Piece> next(std::chrono::milliseconds patience);
+
+  /// For those who do not wait: `wake` is called when next() has something to look at again, as
+  /// Call::listen() does it.
+  void listen(std::function<void()> wake) { call_->listen(std::move(wake)); }
 
   /// Whether next() comes back at once, since it has something to look at.
   bool ready() const { return !done() && next_arrival_ < arrivals_.size(); }

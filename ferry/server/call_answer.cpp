@@ -8,8 +8,7 @@ HttpReply answer_call(EngineFront& front,
                       const ServedModel& model,
                       CallRegistry& calls,
                       const OpenAiCall& call,
-                      CallForm form,
-                      const HttpRequest& request) {
+                      CallForm form) {
   check_lengths(model, call.prompts);
   const CallRegistry::Aborted aborted = calls.add(call.rid);
   GenerationSettings settings = call.settings;
@@ -17,8 +16,7 @@ HttpReply answer_call(EngineFront& front,
   const auto generation =
       std::make_shared<Generation>(front, for_generation(model), call.prompts, settings);
   if (call.stream) return stream_events(generation, std::move(form.events), aborted);
-  finish(*generation, request, *aborted);
-  return {.body = form.whole(*generation)};
+  return answer_when_done(generation, std::move(form.whole), aborted);
 }
 
 }  // namespace ferry

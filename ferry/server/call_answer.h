@@ -24,8 +24,7 @@ HttpReply answer_call(EngineFront& front,
                       const ServedModel& model,
                       CallRegistry& calls,
                       const OpenAiCall& call,
-                      CallForm form,
-                      const HttpRequest& request);
+                      CallForm form);
 
 /// The functions own the form together. REQUIRES: it has whole(), head(), piece(), tail() and
 /// failure().

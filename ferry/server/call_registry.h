@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -9,11 +10,26 @@
 
 namespace ferry {
 
+/// Whether somebody wants a call to end. Threads: any.
+class AbortFlag {
+ public:
+  bool set() const { return set_; }
+
+  /// `wake` is called once it is, also where it is already. It only leaves a note for somebody.
+  void listen(std::function<void()> wake);
+
+  void abort();
+
+ private:
+  std::atomic<bool> set_{false};
+  std::mutex mutex_;  // guards what follows
+  std::function<void()> wake_;
+};
+
 /// Threads: any.
 class CallRegistry {
  public:
-  /// Set once somebody wants the call to end.
-  using Aborted = std::shared_ptr<std::atomic<bool>>;  // of the registry and the call
+  using Aborted = std::shared_ptr<AbortFlag>;  // of the registry and the call
 
   /// A call under this name, which need not be another than that of a running one; "": without.
   Aborted add(const std::string& name);
@@ -24,7 +40,7 @@ class CallRegistry {
 
  private:
   std::mutex mutex_;
-  std::unordered_multimap<std::string, std::weak_ptr<std::atomic<bool>>> calls_;
+  std::unordered_multimap<std::string, std::weak_ptr<AbortFlag>> calls_;
   std::size_t clean_at_ = 64;  // how many there may be before those that have ended are forgotten
 };
 

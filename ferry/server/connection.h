@@ -1,66 +1,64 @@
-// One accepted socket, with deadlines for everything that waits for the client.
+// A client's connection as bytes that come and go, plain or through TLS. Nothing here waits: what
+// is asked for is told later, to the one who uses the connection.
 #pragma once
 
 #include <chrono>
-#include <cstddef>
-#include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
-#include <vector>
-
-#include "ferry/server/http_server.h"
-#include "ferry/transport/unique_fd.h"
+#include <string_view>
 
 namespace ferry {
 
-/// Owned and used by the connection's thread.
+/// What happens to a connection; one call at a time, on any of the listener's threads.
+class ConnectionUser {
+ public:
+  virtual ~ConnectionUser() = default;
+
+  /// It can be read and written.
+  virtual void on_open() = 0;
+  /// What a read() has brought; valid during the call.
+  virtual void on_bytes(std::string_view bytes) = 0;
+  /// The client sends no more, maybe since it has gone.
+  virtual void on_no_more() = 0;
+  /// All of a write() has left.
+  virtual void on_written() = 0;
+  /// It cannot be used any more.
+  virtual void on_broken() = 0;
+  virtual void on_deadline() = 0;
+};
+
+/// Called by its user inside the calls that it gets, but post(), which any thread may call.
 class Connection {
  public:
   using Clock = std::chrono::steady_clock;
-  enum class Trouble : std::uint8_t { none, too_slow, too_large };
+  static constexpr Clock::time_point kNever = Clock::time_point::max();
 
-  /// `options`: borrowed.
-  Connection(int fd, const HttpOptions& options);
+  virtual ~Connection() = default;
 
-  /// True when a request begins to arrive within the idle timeout; looks often at `stopping`.
-  bool wait_for_request(const std::function<bool()>& stopping);
+  /// To be called first. The user is owned until close().
+  virtual void open(std::shared_ptr<ConnectionUser> user) = 0;
 
-  /// As recv() and send(), but all of a request must come before its deadline and within the
-  /// greatest size, and every write within the write timeout.
-  ssize_t read(char* to, std::size_t size);
-  ssize_t write(const char* from, std::size_t size);
+  /// One at a time. Ends in on_bytes(), on_no_more() or on_broken().
+  virtual void read() = 0;
 
-  /// Whether the client has hung up, also its sending half.
-  bool gone() const;
+  /// One at a time. Ends in on_written() or on_broken(); the bytes are borrowed until then.
+  virtual void write(std::string_view bytes) = 0;
 
-  /// The same for who asks before every write: looks only now and then.
-  bool seems_gone();
+  /// When on_deadline() is to be called, instead of what was said before.
+  virtual void set_deadline(Clock::time_point when) = 0;
 
-  /// Why reading failed.
-  Trouble trouble() const { return trouble_; }
+  /// The client hears that there is no more, and may still send.
+  virtual void finish_sending() = 0;
 
-  std::chrono::duration<double> request_time() const { return Clock::now() - began_; }
+  /// The user hears nothing any more.
+  virtual void close() = 0;
 
-  const std::string& peer() const { return peer_; }
+  /// Calls `task` as it calls its user, but never before post() has returned.
+  virtual void post(std::function<void()> task) = 0;
 
-  int peer_port() const { return peer_port_; }
-
-  int fd() const { return fd_.get(); }
-
- private:
-  bool fill();
-  bool wait(short events, Clock::time_point deadline) const;
-
-  UniqueFd fd_;
-  const HttpOptions& options_;
-  std::string peer_;
-  int peer_port_ = 0;
-  std::vector<char> buffer_;
-  std::size_t begin_ = 0, end_ = 0;  // of what is in it
-  std::size_t received_ = 0;         // bytes of this request
-  Clock::time_point began_ = Clock::now();
-  Trouble trouble_ = Trouble::none;
-  Clock::time_point next_look_;
+  /// Address of the client.
+  virtual const std::string& peer() const = 0;
 };
 
 }  // namespace ferry

@@ -11,6 +11,10 @@ std::string unnamed_event(const std::string& data) {
   return data.empty() ? std::string() : "data: " + data + "\n\n";
 }
 
+/// Of events that leave together: a client that has fallen behind is not sent all it missed at
+/// once.
+constexpr std::size_t kMostBytes = 65536;
+
 class Events {
  public:
   Events(std::shared_ptr<Generation> generation, EventForm form, CallRegistry::Aborted aborted)
@@ -21,13 +25,14 @@ class Events {
     std::string out;
     try {
       if (!std::exchange(begun_, true)) out += form_.head(*generation_);
-      if (*aborted_) {
+      if (aborted_->set()) {
         for (const Generation::Piece& last : abort(*generation_))
           out += form_.piece(*generation_, last);
       }
       while (!generation_->done()) {  // whatever is there already goes out in one write
-        if (const auto piece = generation_->next()) out += form_.piece(*generation_, *piece);
-        if (!generation_->ready()) break;
+        const auto piece = generation_->next(std::chrono::milliseconds(0));
+        if (piece) out += form_.piece(*generation_, *piece);
+        if (!generation_->ready() || out.size() >= kMostBytes) break;
       }
       if (generation_->done()) {
         over_ = true;
@@ -67,10 +72,11 @@ std::string named_event(const nlohmann::ordered_json& event) {
 HttpReply stream_events(std::shared_ptr<Generation> generation,
                         EventForm form,
                         CallRegistry::Aborted aborted) {
-  const auto events =
-      std::make_shared<Events>(std::move(generation), std::move(form), std::move(aborted));
-  return {
-      .body = {}, .content_type = "text/event-stream", .next = [events] { return events->next(); }};
+  const auto events = std::make_shared<Events>(generation, std::move(form), aborted);
+  return {.body = {},
+          .content_type = "text/event-stream",
+          .next = [events] { return events->next(); },
+          .listen = listener_of(std::move(generation), std::move(aborted))};
 }
 
 }  // namespace ferry

@@ -155,12 +155,33 @@ std::vector<Generation::Piece> abort(Generation& generation) {
   return last;
 }
 
-void finish(Generation& generation, const HttpRequest& request, const std::atomic<bool>& aborted) {
-  while (!generation.done()) {
-    if (aborted) static_cast<void>(abort(generation));
-    static_cast<void>(generation.next());
-    if (!generation.done() && request.gone()) throw HttpError(499, "the client has gone");
-  }
+std::function<void(std::function<void()>)> listener_of(std::shared_ptr<Generation> generation,
+                                                       CallRegistry::Aborted aborted) {
+  return [generation = std::move(generation),
+          aborted = std::move(aborted)](const std::function<void()>& wake) {
+    aborted->listen(wake);
+    generation->listen(wake);
+  };
+}
+
+HttpReply answer_when_done(std::shared_ptr<Generation> generation,
+                           std::function<std::string(Generation&)> whole,
+                           CallRegistry::Aborted aborted) {
+  HttpReply reply{.listen = listener_of(generation, aborted), .whole = true};
+  reply.next = [generation = std::move(generation),
+                whole = std::move(whole),
+                aborted = std::move(aborted),
+                told = false]() mutable -> std::optional<std::string> {
+    if (told) return std::nullopt;
+    if (aborted->set()) static_cast<void>(abort(*generation));
+    do {
+      static_cast<void>(generation->next(std::chrono::milliseconds(0)));
+    } while (generation->ready());
+    if (!generation->done()) return "";
+    told = true;
+    return whole(*generation);
+  };
+  return reply;
 }
 
 std::vector<std::int32_t> encode(const ServedModel& model,

@@ -1,14 +1,16 @@
 // What clients' JSON says about a generation, and what HTTP adds to one.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
+#include <functional>
 #include <initializer_list>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "ferry/runtime/generation.h"
+#include "ferry/server/call_registry.h"
 #include "ferry/server/http_server.h"
 #include "ferry/server/json_fields.h"
 #include "ferry/server/served_model.h"
@@ -39,11 +41,17 @@ void check_lengths(const ServedModel& model, const std::vector<std::vector<std::
 /// What a call must know of the model; borrows it.
 GenerationModel for_generation(const ServedModel& model);
 
-/// Until all choices are done, or are to be. Throws HttpError when the client goes away.
-void finish(Generation& generation, const HttpRequest& request, const std::atomic<bool>& aborted);
-
 /// Ends the choices that still run. Returns their last pieces, without text.
 std::vector<Generation::Piece> abort(Generation& generation);
+
+/// What HttpReply::listen wants, of a call.
+std::function<void(std::function<void()>)> listener_of(std::shared_ptr<Generation> generation,
+                                                       CallRegistry::Aborted aborted);
+
+/// The reply that `whole` makes when all choices are done, or have been aborted.
+HttpReply answer_when_done(std::shared_ptr<Generation> generation,
+                           std::function<std::string(Generation&)> whole,
+                           CallRegistry::Aborted aborted);
 
 /// Choices of one prompt that a call may ask for.
 inline constexpr std::int64_t kMostChoices = 128;

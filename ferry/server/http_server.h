@@ -17,19 +17,24 @@ namespace ferry {
 struct HttpRequest {
   std::string body;
   std::string peer;  ///< address of the client
-  /// Whether the client has hung up. Only while the handler runs, on its thread.
-  std::function<bool()> gone;
 };
 
 struct HttpReply {
   std::string body;
   std::string content_type = "application/json";
-  /// If given, it makes the body: each call gives the next piece, "" = none yet (it came back to
-  /// let the server look whether the client is still there), none = the end. It may block for a
-  /// fraction of a second. Destroyed when the client goes away.
-  std::function<std::optional<std::string>()> next;
+  /// If given, it makes the body: each call gives the next piece, "" = none yet, none = the end.
+  /// Never waits. Called and destroyed on any thread, one at a time; destroyed when the client goes
+  /// away.
+  std::function<std::optional<std::string>()> next = {};
+  /// REQUIRED where next() may give "": takes what must be called whenever there may be more since.
+  /// That only leaves a note, and may be called on any thread, under any lock.
+  std::function<void(std::function<void()> wake)> listen = {};
+  /// The pieces leave as one answer at their end, and what next() throws is answered as what a
+  /// handler throws. Otherwise they leave as they come, and next() does not throw.
+  bool whole = false;
 };
 
+/// Runs on one of a few threads, so it waits for no client and for no token: replies do that.
 using HttpHandler = std::function<HttpReply(const HttpRequest&)>;
 
 /// Where handlers are registered under their paths.
@@ -57,19 +62,26 @@ struct HttpOptions {
   std::string api_key;  ///< empty: nobody is asked
   /// Whose pages browsers let call; "*": everybody's.
   std::vector<std::string> allowed_origins = {};
-  int max_connections = 512;
+  /// TLS, where a certificate is given: files in PEM. Without `ssl_keyfile` the key stands in
+  /// `ssl_certfile`.
+  std::string ssl_certfile = {};
+  std::string ssl_keyfile = {};
+  std::string ssl_keyfile_password = {};
+  int max_connections = 4096;
   std::size_t max_body_bytes = 16U << 20;
+  std::size_t max_arriving_bytes = 1U << 30;  ///< of requests of all clients that are not whole
   std::chrono::milliseconds request_timeout{20000};  ///< for a request to arrive whole
-  std::chrono::milliseconds write_timeout{10000};    ///< for a client to take what it is sent
+  std::chrono::milliseconds write_timeout{10000};    ///< for a client to take 64 KiB
   std::chrono::milliseconds idle_timeout{5000};      ///< of a connection between two requests
   bool access_log = true;
   /// Hears of every answer, on any thread: its route ("other" for what is none) and its status.
   std::function<void(const std::string& route, int status)> on_answer = {};
 };
 
-/// A thread for each connection, up to max_connections; those beyond get 503 at once. No client can
-/// hold a thread for longer than the timeouts without taking part. Threads: handlers run on many at
-/// once; the methods here are the owner's.
+/// A few threads for all connections, of which there are up to max_connections; those beyond get
+/// 503 at once. Handlers run on threads beside those. No client that is slow or takes no part holds
+/// anything for longer than the timeouts. Threads: handlers run on several at once; the methods
+/// here are the owner's.
 class HttpServer : public RouteTable {
  public:
   /// Takes the port. Throws ConfigError where it cannot.

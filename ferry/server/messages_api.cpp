@@ -201,7 +201,7 @@ void add_messages_routes(RouteTable& routes,
         OpenAiCall call = read_messages(request, model, /*counts=*/false);
         call.id = new_id("msg_");
         const auto form = std::make_shared<MessageForm>(model, std::move(call));
-        return answer_call(front, model, calls, form->call(), form_of(form), request);
+        return answer_call(front, model, calls, form->call(), form_of(form));
       },
       messages_error);
   routes.post(

@@ -185,12 +185,11 @@ class OpenAiForm {
 HttpReply answer(EngineFront& front,
                  const ServedModel& model,
                  CallRegistry& calls,
-                 OpenAiCall call,
-                 const HttpRequest& request) {
+                 OpenAiCall call) {
   const auto shared = std::make_shared<OpenAiForm>(model, std::move(call));
   CallForm form = form_of(shared);
   form.events = unnamed_events(std::move(form.events));
-  return answer_call(front, model, calls, shared->call(), std::move(form), request);
+  return answer_call(front, model, calls, shared->call(), std::move(form));
 }
 
 Json model_json(const ServedModel& model) {
@@ -214,10 +213,10 @@ void add_openai_routes(RouteTable& routes,
   routes.get("/v1/models/" + model.name,
              [&](const HttpRequest&) -> HttpReply { return {.body = to_text(model_json(model))}; });
   routes.post("/v1/completions", [&](const HttpRequest& request) {
-    return answer(front, model, calls, read_completion(request, model), request);
+    return answer(front, model, calls, read_completion(request, model));
   });
   routes.post("/v1/chat/completions", [&](const HttpRequest& request) {
-    return answer(front, model, calls, read_chat(request, model), request);
+    return answer(front, model, calls, read_chat(request, model));
   });
 }
 

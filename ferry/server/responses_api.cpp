@@ -18,7 +18,7 @@ void add_responses_route(RouteTable& routes,
     OpenAiCall call = read_chat(chat_of_responses(body), request, model);
     call.id = new_id("resp_");
     const auto form = std::make_shared<ResponseForm>(model, body, std::move(call));
-    return answer_call(front, model, calls, form->call(), form_of(form), request);
+    return answer_call(front, model, calls, form->call(), form_of(form));
   });
 }
 

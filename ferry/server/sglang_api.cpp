@@ -218,8 +218,8 @@ HttpReply generate(EngineFront& front,
                                          .failure = {}}),
                          aborted);
   }
-  finish(*generation, request, *aborted);
-  return {.body = form.whole(*generation)};
+  return answer_when_done(
+      generation, [form](Generation& g) { return form.whole(g); }, aborted);
 }
 
 HttpReply abort_request(CallRegistry& calls, const HttpRequest& request) {
@@ -240,9 +240,10 @@ HttpReply generate_for_health(EngineFront& front,
                               const ServedModel& model,
                               const HttpRequest& request) {
   const GenerationSettings settings{.max_new_tokens = 1, .client = client_of(request)};
-  Generation generation(front, for_generation(model), {{0}}, settings);
-  finish(generation, request, false);
-  return {.body = to_text({{"status", "ok"}})};
+  auto generation = std::make_shared<Generation>(
+      front, for_generation(model), std::vector<std::vector<std::int32_t>>{{0}}, settings);
+  const auto whole = [](Generation&) { return to_text({{"status", "ok"}}); };
+  return answer_when_done(std::move(generation), whole, std::make_shared<AbortFlag>());
 }
 
 Json info(const ServedModel& model) {

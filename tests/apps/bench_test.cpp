@@ -72,6 +72,14 @@ std::size_t count_of(const std::string& text, const std::string& part) {
   return count;
 }
 
+/// Sum over a matrix [ranks][sources].
+double sum_of(const json& matrix) {
+  double sum = 0;
+  for (const json& row : matrix)
+    for (const json& value : row) sum += value.get<double>();
+  return sum;
+}
+
 TEST(BenchA2a, MeasuresEveryBackendAndMode) {
   const json rows = run_json(SmallA2a{.transport = "inproc,shm"}.with(
       {"--json", "--moe-a2a-backend", "all", "--deepep-mode", "all", "--routing", "one_hot"}));
@@ -101,6 +109,9 @@ TEST(BenchA2a, MeasuresEveryBackendAndMode) {
     EXPECT_GE(row["p95_us"], row["p50_us"]);
     EXPECT_GE(row["p50_us"], row["min_us"]);
     EXPECT_LE(row["all_ranks_p50_us"], row["p50_us"]) << "the slowest rank counts";
+    EXPECT_EQ(row["waits_us"].size(), 2U);
+    EXPECT_GT(sum_of(row["waits_us"]), 0) << row.dump();
+    EXPECT_DOUBLE_EQ(sum_of(row["rows_from"]), 2.0 * 3 * 2) << "ranks, tokens, experts of each";
     EXPECT_EQ(row["routing"], "one_hot");
     EXPECT_EQ(row["baseline"], "classic");
     EXPECT_EQ(row["ranks"], 2);
@@ -180,6 +191,15 @@ TEST(BenchA2a, ShowsAColumnForEachEpSize) {
   for (const char* row : {"| dispatch |", "| combine  |", "| total    |"})
     EXPECT_EQ(count_of(text, row), 1U) << text;
   EXPECT_EQ(count_of(text, " ± "), 6U) << text;
+}
+
+TEST(BenchA2a, ShowsWhoWaitedForWhom) {
+  const auto run = test::run_program(SmallA2a{.ep = "3"}.with({"--waits"}));
+  ASSERT_EQ(run.status, 0) << run.err;
+  const std::size_t at = run.out.find("microseconds that a rank (down) waited for a source");
+  ASSERT_NE(at, std::string::npos) << run.out;
+  EXPECT_EQ(count_of(run.out.substr(at), "\n"), 1U + 3U);
+  EXPECT_GE(count_of(run.out.substr(at), " 0.0 ("), 3U) << "nobody waits for itself: " << run.out;
 }
 
 TEST(BenchA2a, PlotsALineForEachBackend) {

@@ -1,5 +1,6 @@
-// ferry serve and the clients that people have: OpenAI's and Anthropic's own for Python, and a
-// browser. scripts/setup.sh clients installs them; without, these tests are skipped.
+// ferry serve and the clients that people have: OpenAI's and Anthropic's own for Python, what is
+// pointed at both, and a browser. scripts/setup.sh clients (all-clients) installs them; without,
+// these tests are skipped.
 #include <gtest/gtest.h>
 #include <signal.h>
 
@@ -34,7 +35,8 @@ void expect_content(const std::string& package) {
   const std::string python =
       usable({(test::source_dir() / "build/clients/bin/python").string(), "python3"},
              "-c 'import " + package + "'");
-  if (python.empty()) GTEST_SKIP() << "no Python with " << package << " (scripts/setup.sh clients)";
+  if (python.empty())
+    GTEST_SKIP() << "no Python with " << package << " (scripts/setup.sh all-clients)";
   Server server({"--model",
                  (test::source_dir() / "assets/demo-moe").string(),
                  "--ep",
@@ -50,6 +52,10 @@ void expect_content(const std::string& package) {
 TEST(Clients, OpenAisOwnForPythonFindsWhatItExpects) { expect_content("openai"); }
 
 TEST(Clients, AnthropicsOwnForPythonFindsWhatItExpects) { expect_content("anthropic"); }
+
+TEST(Clients, LiteLlmFindsWhatItExpects) { expect_content("litellm"); }
+
+TEST(Clients, TheEvaluationHarnessAddsUpWhatTheServerSays) { expect_content("lm_eval"); }
 
 /// The dashboard's page as a browser has it after five of its seconds.
 TEST_F(LongServe, ABrowserShowsWhatTheServerDoes) {

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/program.h"
+#include "support/long_tests.h"
 
 namespace ferry {
 namespace {
@@ -27,18 +28,18 @@ class Quantised : public testing::TestWithParam<const char*> {
 };
 
 TEST_P(Quantised, DemoModelAnswersAsWellAsItDidInBf16) {
+  if (slow_run()) GTEST_SKIP() << "the main run has it";
   EXPECT_GE(run_json(Arguments{"eval"} + weights_)["exact"], 190);
 }
 
 TEST_P(Quantised, LogitsAreTheSameBitsForAnyRanksThreadsAndInstructionSets) {
   const json expected = run_json(kGenerate + weights_)["results"];
   for (const char* ep : {"1", "2", "3"}) {
-    for (const char* threads : {"1", "2"}) {
-      for (const char* isa : {"scalar", "avx2"}) {
+    for (const std::string threads : {"1", "2"}) {
+      for (const std::string isa : {"scalar", "avx2"}) {
+        if (slow_run() && (isa == "scalar" || threads == "1")) continue;
         const Arguments how{"--ep", ep, "--threads", threads};
-        EXPECT_EQ(
-            run_json(kGenerate + weights_ + how, {std::string("FERRY_ISA=") + isa})["results"],
-            expected)
+        EXPECT_EQ(run_json(kGenerate + weights_ + how, {"FERRY_ISA=" + isa})["results"], expected)
             << ep << " " << threads << " " << isa;
       }
     }
@@ -47,7 +48,8 @@ TEST_P(Quantised, LogitsAreTheSameBitsForAnyRanksThreadsAndInstructionSets) {
 
 TEST_P(Quantised, OnceToDiskGivesTheBitsOfQuantisingAtLoad) {
   const test::TempDir directory;
-  for (const char* shard_gb : {"1", "0.0005"}) {
+  for (const std::string shard_gb : {"1", "0.0005"}) {
+    if (slow_run() && shard_gb == "1") continue;
     const std::string out = (directory.path() / shard_gb).string();
     const auto outcome = test::run_program(
         Arguments{"quantize", "--out", out, "--shard-gb", shard_gb, "--quiet"} + weights_);

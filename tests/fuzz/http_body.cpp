@@ -33,10 +33,10 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const ferry::HttpHandler* handler = routes.find(std::string(path));
   if (handler == nullptr) return 0;
   ferry::test::run_on_input([&, body = body] {
-    ferry::HttpReply reply =
-        (*handler)({.body = std::string(body), .peer = "127.0.0.1", .gone = [] { return false; }});
-    if (!reply.next) return check_json(reply.body);
-    while (const std::optional<std::string> piece = reply.next()) check_events(*piece);
+    ferry::HttpReply reply = (*handler)({.body = std::string(body), .peer = "127.0.0.1"});
+    const bool streams = reply.next && !reply.whole;
+    const std::string text = ferry::test::text_of(std::move(reply));
+    streams ? check_events(text) : check_json(text);
   });
   return 0;
 }

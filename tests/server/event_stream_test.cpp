@@ -11,31 +11,16 @@ namespace {
 
 using Json = nlohmann::json;
 
-HttpReply post(const test::OfflineRoutes& routes, const std::string& path, const Json& body) {
-  return (*routes.find(path))(
-      {.body = body.dump(), .peer = "127.0.0.1", .gone = [] { return false; }});
-}
-
-/// All of its pieces; fails where they do not end.
-std::vector<std::string> pieces_of(const HttpReply& reply) {
-  std::vector<std::string> pieces;
-  while (std::optional<std::string> piece = reply.next()) {
-    if (!piece->empty()) pieces.push_back(std::move(*piece));
-    if (pieces.size() > 100) throw std::runtime_error("the stream does not end");
-  }
-  return pieces;
-}
-
 /// Tokens lie there before anybody reads them: the engine has given a later request more of them.
 class EventsThatLieThere : public testing::Test {
  protected:
   std::vector<std::string> read(Json body) {
     body["stream"] = true;
     body["temperature"] = 0;
-    const HttpReply reply = post(routes_, "/v1/completions", body);
+    const HttpReply reply = routes_.post("/v1/completions", body.dump());
     const Json later{{"prompt", "The"}, {"max_tokens", 30}, {"ignore_eos", true}};
-    post(routes_, "/v1/completions", later);
-    return pieces_of(reply);
+    test::text_of(routes_.post("/v1/completions", later.dump()));
+    return test::pieces_of(reply);
   }
 
   test::OfflineRoutes routes_{64};
@@ -48,11 +33,9 @@ TEST_F(EventsThatLieThere, LeaveInOnePiece) {
 }
 
 TEST_F(EventsThatLieThere, EndAtAStopStringThoughMoreHasCome) {
-  const Json whole = Json::parse(
-      post(routes_,
-           "/v1/completions",
-           {{"prompt", "Once upon"}, {"max_tokens", 9}, {"temperature", 0}, {"ignore_eos", true}})
-          .body);
+  const Json body{
+      {"prompt", "Once upon"}, {"max_tokens", 9}, {"temperature", 0}, {"ignore_eos", true}};
+  const Json whole = Json::parse(test::text_of(routes_.post("/v1/completions", body.dump())));
   const std::string text = whole.at("choices").at(0).at("text");
   const std::string stop = text.substr(text.size() / 3, 2);
   const auto pieces =

@@ -1,91 +1,30 @@
 // The HTTP server by itself: what clients may do wrong.
 #include "ferry/server/http_server.h"
 
-#include <arpa/inet.h>
 #include <gtest/gtest.h>
 #include <httplib.h>
 #include <sys/socket.h>
 
-#include <atomic>
+#include <array>
 #include <chrono>
 #include <nlohmann/json.hpp>
 #include <thread>
 
-#include "ferry/core/error.h"
-#include "ferry/transport/unique_fd.h"
+#include "server/echo.h"
 
 namespace ferry {
 namespace {
 
 using namespace std::chrono_literals;
+using test::Echo;
+using test::quick;
+using test::send_text;
 using Clock = std::chrono::steady_clock;
 
-HttpOptions quick() {
-  return {.port = 0,
-          .max_body_bytes = 1000,
-          .request_timeout = 500ms,
-          .write_timeout = 500ms,
-          .idle_timeout = 500ms,
-          .access_log = false};
-}
-
-/// A server with a route that echoes and one that streams until its client goes.
-class Echo {
- public:
-  explicit Echo(const HttpOptions& options = quick()) : server(options) {
-    server.post("/echo", [](const HttpRequest& r) -> HttpReply { return {.body = r.body}; });
-    server.post("/bad",
-                [](const HttpRequest&) -> HttpReply { fail<ConfigError>("no such thing"); });
-    server.post(
-        "/other",
-        [](const HttpRequest&) -> HttpReply { fail<ConfigError>("no such thing"); },
-        [](const HttpError& error) { return fmt::format("[{}]", error.status()); });
-    server.post("/busy", [](const HttpRequest&) -> HttpReply {
-      throw HttpError(429, "too much", /*retry=*/true);
-    });
-    server.get("/endless", [this](const HttpRequest&) -> HttpReply {
-      const std::shared_ptr<void> mark(nullptr, [this](void*) { ++streams_ended; });
-      return {.content_type = "text/event-stream", .next = [mark]() -> std::optional<std::string> {
-                std::this_thread::sleep_for(5ms);
-                return std::string(10000, 'x');
-              }};
-    });
-    server.get(
-        "/open", [](const HttpRequest&) -> HttpReply { return {.body = "{}"}; }, /*open=*/true);
-    server.start();
-  }
-
-  httplib::Client client() const {
-    httplib::Client c("127.0.0.1", server.port());
-    c.set_read_timeout(10, 0);
-    return c;
-  }
-
-  UniqueFd connect() const {
-    UniqueFd fd(socket(AF_INET, SOCK_STREAM, 0));
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_port = htons(static_cast<std::uint16_t>(server.port()));
-    inet_pton(AF_INET, "127.0.0.1", &address.sin_addr);
-    EXPECT_EQ(::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-    return fd;
-  }
-
-  /// What comes until the server closes the connection.
-  static std::string read_all(const UniqueFd& fd) {
-    std::string all;
-    std::array<char, 4096> part{};
-    for (ssize_t n; (n = recv(fd.get(), part.data(), part.size(), 0)) > 0;)
-      all.append(part.data(), static_cast<std::size_t>(n));
-    return all;
-  }
-
-  std::atomic<int> streams_ended{0};
-  HttpServer server;
-};
-
-void send_text(const UniqueFd& fd, std::string_view text) {
-  EXPECT_EQ(send(fd.get(), text.data(), text.size(), MSG_NOSIGNAL), std::ssize(text));
+httplib::Client echo_client(const Echo& echo) {
+  httplib::Client client("127.0.0.1", echo.server.port());
+  client.set_read_timeout(10, 0);
+  return client;
 }
 
 nlohmann::json error_of(const httplib::Result& result) {
@@ -94,7 +33,7 @@ nlohmann::json error_of(const httplib::Result& result) {
 
 TEST(HttpServer, AnswersAndTurnsErrorsIntoJson) {
   Echo echo;
-  auto client = echo.client();
+  auto client = echo_client(echo);
   EXPECT_EQ(client.Post("/echo", "{\"a\":1}", "application/json")->body, "{\"a\":1}");
   const auto bad = client.Post("/bad", "x", "application/json");
   EXPECT_EQ(bad->status, 400);
@@ -107,15 +46,15 @@ TEST(HttpServer, AnswersAndTurnsErrorsIntoJson) {
 
 TEST(HttpServer, UnknownRoutesAndWrongMethods) {
   Echo echo;
-  EXPECT_EQ(echo.client().Get("/nowhere")->status, 404);
-  EXPECT_NE(std::string(error_of(echo.client().Get("/nowhere")).at("message")).find("/nowhere"),
+  EXPECT_EQ(echo_client(echo).Get("/nowhere")->status, 404);
+  EXPECT_NE(std::string(error_of(echo_client(echo).Get("/nowhere")).at("message")).find("/nowhere"),
             std::string::npos);
-  EXPECT_EQ(echo.client().Get("/echo")->status, 405);
+  EXPECT_EQ(echo_client(echo).Get("/echo")->status, 405);
 }
 
 TEST(HttpServer, OversizedBodiesGet413) {
   Echo echo;
-  const auto large = echo.client().Post("/echo", std::string(2000, 'x'), "application/json");
+  const auto large = echo_client(echo).Post("/echo", std::string(2000, 'x'), "application/json");
   ASSERT_TRUE(large);
   EXPECT_EQ(large->status, 413);
   EXPECT_NE(std::string(error_of(large).at("message")).find("1000"), std::string::npos);
@@ -130,13 +69,13 @@ TEST(HttpServer, EndlessChunkedBodiesGet413) {
   const std::string chunk = "400\r\n" + std::string(1024, 'x') + "\r\n";
   for (int i = 0; i < 200; ++i)
     if (send(fd.get(), chunk.data(), chunk.size(), MSG_NOSIGNAL) < 0) break;
-  EXPECT_EQ(echo.client().Post("/echo", "ok", "text/plain")->body, "ok");
+  EXPECT_EQ(echo_client(echo).Post("/echo", "ok", "text/plain")->body, "ok");
 }
 
 TEST(HttpServer, PackedBodiesAreRefused) {
   Echo echo;
   const auto reply =
-      echo.client().Post("/echo", {{"Content-Encoding", "gzip"}}, "x", "application/json");
+      echo_client(echo).Post("/echo", {{"Content-Encoding", "gzip"}}, "x", "application/json");
   EXPECT_EQ(reply->status, 415);
 }
 
@@ -192,7 +131,7 @@ TEST(HttpServer, TooManyConnectionsAreRefusedAtOnce) {
   const UniqueFd second = echo.connect();
   std::this_thread::sleep_for(200ms);  // both have their threads
   const Clock::time_point begin = Clock::now();
-  const auto refused = echo.client().Get("/open");
+  const auto refused = echo_client(echo).Get("/open");
   ASSERT_TRUE(refused);
   EXPECT_EQ(refused->status, 503);
   EXPECT_EQ(refused->get_header_value("Retry-After"), "1");
@@ -203,7 +142,7 @@ TEST(HttpServer, KeyIsNeededButForOpenRoutes) {
   HttpOptions options = quick();
   options.api_key = "secret";
   Echo echo(options);
-  auto client = echo.client();
+  auto client = echo_client(echo);
   EXPECT_EQ(client.Post("/echo", "x", "text/plain")->status, 401);
   EXPECT_EQ(client.Post("/echo", {{"Authorization", "Bearer wrong!"}}, "x", "text/plain")->status,
             401);
@@ -225,14 +164,14 @@ TEST(HttpServer, ErrorsLookAsTheirPathWants) {
   options.api_key = "secret";
   Echo echo(options);
   const auto answer = [&](const httplib::Headers& headers, const std::string& body) {
-    return echo.client().Post("/other", headers, body, "text/plain")->body;
+    return echo_client(echo).Post("/other", headers, body, "text/plain")->body;
   };
   const std::pair<std::string, std::string> key{"x-api-key", "secret"};
   EXPECT_EQ(answer({}, "x"), "[401]");
   EXPECT_EQ(answer({key}, "x"), "[400]");
   EXPECT_EQ(answer({key, {"Content-Encoding", "gzip"}}, "x"), "[415]");
   EXPECT_EQ(answer({key}, std::string(options.max_body_bytes + 1, 'x')), "[413]");
-  EXPECT_EQ(echo.client().Get("/other", {key})->body, "[405]");
+  EXPECT_EQ(echo_client(echo).Get("/other", {key})->body, "[405]");
 }
 
 /// What curl -d sends where nobody says what it is.
@@ -242,7 +181,7 @@ TEST(HttpServer, FormsMayBeOfAnySize) {
   Echo echo(options);
   for (const std::size_t size : {1U, 8192U, 8193U, 99999U}) {
     const std::string body(size, 'a');
-    const auto result = echo.client().Post("/echo", body, "application/x-www-form-urlencoded");
+    const auto result = echo_client(echo).Post("/echo", body, "application/x-www-form-urlencoded");
     EXPECT_EQ(result->status, 200) << size;
     EXPECT_EQ(result->body, body) << size;
   }
@@ -261,10 +200,10 @@ TEST(HttpServer, PostsWithoutALengthAreEmpty) {
 
 TEST(HttpServer, HeadHasTheHeadersOfGetAlone) {
   Echo echo;
-  const auto result = echo.client().Head("/open");
+  const auto result = echo_client(echo).Head("/open");
   EXPECT_EQ(result->status, 200);
   EXPECT_EQ(result->get_header_value("Content-Length"), "2");
-  EXPECT_EQ(echo.client().Head("/nowhere")->status, 404);
+  EXPECT_EQ(echo_client(echo).Head("/nowhere")->status, 404);
 }
 
 TEST(HttpServer, PagesOfAllowedOriginsMayCall) {
@@ -273,10 +212,10 @@ TEST(HttpServer, PagesOfAllowedOriginsMayCall) {
   options.allowed_origins = {"https://a.example"};
   Echo echo(options);
   const auto origin = [&](const char* from) {
-    const auto asked = echo.client().Options(
+    const auto asked = echo_client(echo).Options(
         "/echo", {{"Origin", from}, {"Access-Control-Request-Headers", "x-one"}});
     EXPECT_EQ(asked->status, 204);
-    const auto posted = echo.client().Post(
+    const auto posted = echo_client(echo).Post(
         "/echo", {{"Origin", from}, {"Authorization", "Bearer secret"}}, "x", "text/plain");
     EXPECT_EQ(posted->status, 200);
     EXPECT_EQ(posted->get_header_value("Access-Control-Allow-Origin"),
@@ -289,17 +228,17 @@ TEST(HttpServer, PagesOfAllowedOriginsMayCall) {
   EXPECT_EQ(origin("https://b.example"), "");
   // So that a page can read what went wrong.
   const auto refused =
-      echo.client().Post("/echo", {{"Origin", "https://a.example"}}, "x", "text/plain");
+      echo_client(echo).Post("/echo", {{"Origin", "https://a.example"}}, "x", "text/plain");
   EXPECT_EQ(refused->status, 401);
   EXPECT_EQ(refused->get_header_value("Access-Control-Allow-Origin"), "https://a.example");
-  EXPECT_EQ(echo.client().Options("/nowhere")->status, 404);
+  EXPECT_EQ(echo_client(echo).Options("/nowhere")->status, 404);
 }
 
 TEST(HttpServer, AnnouncesTheIdleTimeoutThatItHas) {
   HttpOptions options = quick();
   options.idle_timeout = 7000ms;
   Echo echo(options);
-  auto client = echo.client();
+  auto client = echo_client(echo);
   client.set_keep_alive(true);
   const auto result = client.Get("/open");
   EXPECT_NE(result->get_header_value("Keep-Alive").find("timeout=7"), std::string::npos)

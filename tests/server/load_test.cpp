@@ -1,11 +1,18 @@
 // Many clients at once, and those that go away.
+#include <arpa/inet.h>
 #include <httplib.h>
+#include <sys/socket.h>
 
+#include <array>
 #include <atomic>
 #include <chrono>
+#include <filesystem>
+#include <iterator>
 #include <thread>
 
+#include "ferry/transport/unique_fd.h"
 #include "server/routes_fixture.h"
+#include "support/long_tests.h"
 
 namespace ferry {
 namespace {
@@ -59,6 +66,69 @@ TEST(Load, SixtyFourStreamsAtOnceEqualTheirSoloRuns) {
   for (std::size_t i = 0; i < bodies.size(); ++i) {
     EXPECT_FALSE(solo[i].empty());
     EXPECT_EQ(together[i], solo[i]) << "stream " << i;
+  }
+}
+
+/// Threads of this process, in which the server is.
+std::ptrdiff_t threads_now() {
+  return std::distance(std::filesystem::directory_iterator("/proc/self/task"),
+                       std::filesystem::directory_iterator());
+}
+
+UniqueFd connect_to(const test::Served& served) {
+  UniqueFd fd(socket(AF_INET, SOCK_STREAM, 0));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<std::uint16_t>(served.port()));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  EXPECT_EQ(::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+  return fd;
+}
+
+std::string read_to_end(const UniqueFd& fd) {
+  std::string all;
+  std::array<char, 65536> part{};
+  for (ssize_t n; (n = recv(fd.get(), part.data(), part.size(), 0)) > 0;)
+    all.append(part.data(), static_cast<std::size_t>(n));
+  return all;
+}
+
+TEST(Load, IdleConnectionsAndStreamsNeedNoThreads) {
+  const test::Served served({.max_sequences_per_rank = 16, .max_waiting = 256},
+                            {.port = 0, .idle_timeout = 60s, .access_log = false});
+  const int streams = slow_run() ? 16 : 64;
+  const auto post = [](int seed) {
+    const std::string body = Json{
+        {"text", kPrompt},
+        {"max_tokens", 20 + seed % 20},
+        {"temperature", 0.9},
+        {"seed", seed},
+        {"stream", true}}.dump();
+    return "POST /generate HTTP/1.1\r\nConnection: close\r\nContent-Length: " +
+           std::to_string(body.size()) + "\r\n\r\n" + body;
+  };
+  const auto ask = [&](int seed) {
+    UniqueFd fd = connect_to(served);
+    const std::string text = post(seed);
+    EXPECT_EQ(send(fd.get(), text.data(), text.size(), MSG_NOSIGNAL), std::ssize(text));
+    return fd;
+  };
+  std::vector<std::vector<Json>> solo;
+  for (int i = 0; i < streams; ++i) solo.push_back(tokens_of(read_to_end(ask(i))));
+  std::vector<UniqueFd> idle, running;
+  for (int i = 0; i < 300; ++i) idle.push_back(connect_to(served));
+  for (int i = 0; i < streams; ++i) running.push_back(ask(i));
+  EXPECT_LT(threads_now(), 32);
+  for (int i = 0; i < streams; ++i) {
+    const std::vector<Json> tokens = tokens_of(read_to_end(running[static_cast<std::size_t>(i)]));
+    EXPECT_FALSE(tokens.empty());
+    EXPECT_EQ(tokens, solo[static_cast<std::size_t>(i)]) << "stream " << i;
+    EXPECT_LT(threads_now(), 32);
+  }
+  const std::string_view last = "GET /health HTTP/1.1\r\nConnection: close\r\n\r\n";
+  for (const UniqueFd& fd : idle) {  // still there, and of use
+    ASSERT_EQ(send(fd.get(), last.data(), last.size(), MSG_NOSIGNAL), std::ssize(last));
+    EXPECT_TRUE(read_to_end(fd).starts_with("HTTP/1.1 200"));
   }
 }
 

@@ -44,9 +44,7 @@ class EveryMember : public testing::Test {
  protected:
   /// Without what differs from call to call. Throws what the route does.
   Json answer(const Route& route, const Json& body) const {
-    const HttpReply reply = (*routes_.find(route.path))(
-        {.body = body.dump(), .peer = "127.0.0.1", .gone = [] { return false; }});
-    Json json = Json::parse(reply.body);
+    Json json = Json::parse(test::text_of(routes_.post(route.path, body.dump())));
     for (const char* name : {"choices", "output_ids", "content"})
       if (json.contains(name)) return json[name];
     for (Json& item : json["output"]) item.erase("id");

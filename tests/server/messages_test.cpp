@@ -228,8 +228,7 @@ class MessagesOffline : public testing::Test {
   static std::string post(const test::OfflineRoutes& routes, Json body) {
     body["messages"] = {{{"role", "user"}, {"content", "x"}}};
     body["max_tokens"] = 120;
-    return test::text_of((*routes.find("/v1/messages"))(
-        {.body = body.dump(), .peer = "127.0.0.1", .gone = [] { return false; }}));
+    return test::text_of(routes.post("/v1/messages", body.dump()));
   }
 };
 

@@ -4,12 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <sstream>
 #include <string>
 #include <vector>
-
-#include "ferry/server/http_server.h"
 
 namespace ferry::test {
 
@@ -28,17 +25,6 @@ inline std::vector<nlohmann::ordered_json> named_events(const std::string& text)
     EXPECT_EQ(events.back()["type"], name.substr(7));
   }
   return events;
-}
-
-/// All that a reply streams.
-inline std::string text_of(const HttpReply& reply) {
-  std::string text = reply.body;
-  while (reply.next) {
-    const std::optional<std::string> piece = reply.next();
-    if (!piece) break;
-    text += *piece;
-  }
-  return text;
 }
 
 }  // namespace ferry::test

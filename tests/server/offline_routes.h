@@ -17,6 +17,7 @@
 #include "ferry/server/openai_api.h"
 #include "ferry/server/responses_api.h"
 #include "ferry/server/sglang_api.h"
+#include "server/replies.h"
 #include "support/paths.h"
 
 namespace ferry::test {
@@ -48,6 +49,11 @@ class OfflineRoutes : public RouteTable {
   const HttpHandler* find(const std::string& path) const {
     const auto found = handlers_.find(path);
     return found == handlers_.end() ? nullptr : &found->second;
+  }
+
+  /// Throws what the route does. REQUIRES: it is there.
+  HttpReply post(const std::string& path, const std::string& body) const {
+    return handlers_.at(path)({.body = body, .peer = "127.0.0.1"});
   }
 
  private:

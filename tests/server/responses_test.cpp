@@ -184,8 +184,7 @@ class ResponsesOffline : public testing::Test {
   static std::string post(const test::OfflineRoutes& routes, Json body) {
     body["input"] = "x";
     body["max_output_tokens"] = 120;
-    return test::text_of((*routes.find("/v1/responses"))(
-        {.body = body.dump(), .peer = "127.0.0.1", .gone = [] { return false; }}));
+    return test::text_of(routes.post("/v1/responses", body.dump()));
   }
 };
 

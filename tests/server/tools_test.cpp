@@ -170,9 +170,8 @@ class ForcedCalls : public testing::Test {
     body["temperature"] = 2;  // else a model that likes blanks never ends
     if (!body.contains("seed")) body["seed"] = 3;
     const test::OfflineRoutes& routes = thinks ? thinking_ : routes_;
-    const HttpReply reply = (*routes.find("/v1/chat/completions"))(
-        {.body = body.dump(), .peer = "127.0.0.1", .gone = [] { return false; }});
-    return Json::parse(reply.body)["choices"][0];
+    return Json::parse(
+        test::text_of(routes.post("/v1/chat/completions", body.dump())))["choices"][0];
   }
 
   test::OfflineRoutes routes_{256};

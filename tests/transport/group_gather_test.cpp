@@ -13,6 +13,7 @@
 
 #include "ferry/core/error.h"
 #include "support/allocation_count.h"
+#include "support/long_tests.h"
 #include "support/ranks.h"
 
 namespace ferry {
@@ -118,7 +119,7 @@ TEST_P(Gather, GivesEveryMemberAllColumns) {
   const int ranks = groups().ranks;
   const int tp = groups().tp;
   const bool mapped = !kind().faulty && (kind().transport == "inproc" || kind().transport == "shm");
-  const int gathers = mapped ? 3000 : 300;
+  const int gathers = (mapped ? 3000 : 300) / (slow_run() ? 5 : 1);
   on_ranks({.kind = kind(), .ranks = ranks}, [&](Transport& transport) {
     ThreadPool pool(1 + transport.rank() % 2);
     GroupGather gather({.tp = tp, .max_row_bytes = 3000}, transport, pool);
@@ -142,7 +143,7 @@ TEST_P(Gather, CutsWhatIsMoreThanASlab) {
     ThreadPool pool(1);
     GroupGather gather(
         {.tp = tp, .max_row_bytes = static_cast<std::size_t>(most)}, transport, pool);
-    Case c{.group = transport.rank() / tp, .number = 1, .rows = 23, .bounds = {0}};
+    Case c{.group = transport.rank() / tp, .number = 1, .rows = slow_run() ? 6 : 23, .bounds = {0}};
     for (int m = 0; m < tp; ++m) c.bounds.push_back(c.bounds.back() + 200'000 + 8 * m);
     c.stride = c.bounds.back();
     gather_case(gather, c);

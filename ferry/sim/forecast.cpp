@@ -1,0 +1,286 @@
+#include "ferry/sim/forecast.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <utility>
+
+#include "ferry/core/error.h"
+#include "ferry/sim/popularity.h"
+
+namespace ferry {
+
+namespace {
+
+/// Tokens that a policy has seen before it plans; others than those that are forecast.
+constexpr std::int64_t kSeenTokens = 65536;
+constexpr double kWorse = 1.1;
+
+std::size_t index(int i) { return static_cast<std::size_t>(i); }
+
+/// A seed for each draw, and for each rank of it.
+std::uint64_t seed_of(std::uint64_t seed, int draw, Rank rank) {
+  Popularity::Stream stream(seed ^ (static_cast<std::uint64_t>(draw + 1) << 40) ^
+                            static_cast<std::uint64_t>(rank + 1));
+  return stream.next();
+}
+
+Popularity popularity_of(const ForecastOptions& o, int draw) {
+  const int experts = o.shape.experts;
+  switch (o.routing.routing) {
+    case ForecastRouting::uniform:
+      return Popularity::uniform(experts);
+    case ForecastRouting::zipf:
+      return Popularity::zipf(experts, o.routing.exponent, seed_of(o.routing.seed, draw, -1));
+    case ForecastRouting::one_hot: {
+      std::vector<double> weights(index(experts), 1.0);
+      weights.front() = 1e12;
+      return Popularity(weights);
+    }
+    case ForecastRouting::recorded: {
+      const ExpertLoad load = total_load(o.routing.recorded);
+      return Popularity(load.layer(draw % load.layers));
+    }
+  }
+  return Popularity::uniform(experts);
+}
+
+/// A layer as the ranks run it: where experts lie and which replicas tokens of each rank choose.
+class PlacedLayer {
+ public:
+  PlacedLayer(const ForecastOptions& o,
+              const Cluster& cluster,
+              const Popularity& popularity,
+              int draw)
+      : options_(o), nodes_(std::max(1, o.ranks / cluster.ranks_per_host)) {
+    const ForecastShape& s = o.shape;
+    ExpertLoad seen(1, s.experts);
+    Popularity::Stream stream(seed_of(o.routing.seed + 1, draw, -2));
+    std::vector<ExpertId> chosen(index(s.topk));
+    const std::int64_t all = std::int64_t{o.ranks} * std::max(1, o.tokens);
+    for (std::int64_t t = 0; t < std::min(all, kSeenTokens); ++t) {
+      popularity.draw(stream, s.topk, chosen);
+      for (const ExpertId e : chosen) seen.layer(0)[index(e)] += 1;
+    }
+    const Plan plan = plan_placement(seen,
+                                     std::nullopt,
+                                     {.ranks = o.ranks, .nodes = nodes_},
+                                     {.policy = o.policy,
+                                      .redundant = o.redundant,
+                                      .weighted = o.replicas == ReplicaRule::weighted});
+    placement_ = plan.placement.layer(0);
+    if (!plan.shares.empty()) shares_ = plan.shares.front();
+  }
+
+  const Placement& placement() const { return *placement_; }
+
+  void place(Rank home, std::span<const ExpertId> ids, std::span<SlotId> slots) const {
+    if (options_.redundant == 0) {
+      placement_->place(ids, options_.shape.topk, slots);
+      return;
+    }
+    const bool nearest = options_.replicas == ReplicaRule::nearest;
+    placement_->choosing({.shares = shares_, .source = home, .nearest = nearest, .nodes = nodes_})
+        .place(ids, options_.shape.topk, slots);
+  }
+
+ private:
+  const ForecastOptions& options_;
+  int nodes_;
+  std::optional<Placement> placement_;
+  std::vector<float> shares_;
+};
+
+std::vector<RankTraffic> draw_exchange(const ForecastOptions& o,
+                                       const Cluster& cluster,
+                                       const LinkLevels& levels,
+                                       int draw) {
+  const Popularity popularity = popularity_of(o, draw);
+  const PlacedLayer layer(o, cluster, popularity, draw);
+  TrafficOptions traffic;
+  traffic.dispatcher = {.exchange = o.exchange,
+                        .slots_per_rank = layer.placement().slots_per_rank(),
+                        .hidden = o.shape.hidden,
+                        .topk = o.shape.topk,
+                        .max_tokens = std::max(1, o.tokens),
+                        .dispatch_wire = o.dispatch_wire,
+                        .expert_type = o.dispatch_wire,
+                        .combine_wire = o.combine_wire};
+  traffic.tokens.assign(index(o.ranks), o.tokens);
+  traffic.threads = cluster.threads;
+  std::vector<ExpertId> ids;
+  return count_exchange(traffic, levels, [&](Rank home, std::span<SlotId> slots) {
+    Popularity::Stream stream(seed_of(o.routing.seed, draw, home));
+    ids.resize(slots.size());
+    popularity.draw(stream, o.shape.topk, ids);
+    layer.place(home, ids, slots);
+  });
+}
+
+ExpertWork expert_work(const ForecastOptions& o) {
+  const double weights = 3.0 * o.shape.hidden * o.shape.inter;
+  const double in = static_cast<double>(wire_row_bytes(o.dispatch_wire, o.shape.hidden));
+  const double out = static_cast<double>(wire_row_bytes(o.combine_wire, o.shape.hidden));
+  if (o.shape.inter == 0) return {};
+  return {.bytes_per_slot = weights * o.shape.bytes_per_weight,
+          .bytes_per_row = in + out,
+          .operations_per_row = 2 * weights};
+}
+
+Percentiles percentiles(std::vector<double> values) {
+  std::ranges::sort(values);
+  const auto at = [&](double part) {
+    return values[static_cast<std::size_t>(std::ceil(part * static_cast<double>(values.size()))) -
+                  1];
+  };
+  return {.mean = std::accumulate(values.begin(), values.end(), 0.0) /
+                  static_cast<double>(values.size()),
+          .p50 = at(0.5),
+          .p90 = at(0.9),
+          .p99 = at(0.99),
+          .max = values.back()};
+}
+
+using DrawnLoads = std::vector<std::vector<RankLoad>>;  // [draw][R]
+
+double other_us(const ForecastOptions& o, const Cluster& c) {
+  return std::max(o.other_bytes / (c.memory_gbytes_per_s * 1e3),
+                  o.other_operations / (c.tflops * 1e6));
+}
+
+double mean_layer_us(const DrawnLoads& drawn,
+                     const Cluster& cluster,
+                     const LinkLevels& levels,
+                     bool tiles) {
+  double sum = 0;
+  for (const auto& loads : drawn) sum += time_layer(loads, cluster, levels, tiles).layer_us;
+  return sum / static_cast<double>(drawn.size());
+}
+
+std::vector<Sensitivity> sensitivities_of(const ForecastOptions& o,
+                                          const Cluster& cluster,
+                                          const LinkLevels& levels,
+                                          const DrawnLoads& drawn,
+                                          bool tiles) {
+  const auto step = [&](const Cluster& c) {
+    return o.shape.layers * mean_layer_us(drawn, c, levels, tiles) + other_us(o, c);
+  };
+  const double now = step(cluster);
+  Cluster worse = cluster;
+  std::vector<Sensitivity> all;
+  const auto add = [&](std::string name, double& value, Origin origin, bool time) {
+    const double kept = value;
+    value = time ? kept * kWorse : kept / kWorse;
+    all.push_back({std::move(name), kept, origin, now > 0 ? (step(worse) / now - 1) * 100 : 0});
+    value = kept;
+  };
+  for (std::size_t l = 0; l + 1 < levels.levels(); ++l) {
+    ClusterLink& link = worse.links[l];
+    add(link.name + " latency_us", link.latency_us, link.origin, true);
+    add(link.name + " gbytes_per_s", link.gbytes_per_s, link.origin, false);
+    add(link.name + " messages_per_s", link.messages_per_s, link.origin, false);
+    if (link.peer_messages_per_s > 0)
+      add(link.name + " peer_messages_per_s", link.peer_messages_per_s, link.origin, false);
+  }
+  add("memory gbytes_per_s", worse.memory_gbytes_per_s, worse.memory_origin, false);
+  add("kernels tflops", worse.tflops, worse.kernel_origin, false);
+  if (worse.sum_gbytes_per_s > 0)
+    add("kernels sum_gbytes_per_s", worse.sum_gbytes_per_s, worse.kernel_origin, false);
+  add("start_us", worse.start_us, worse.start_origin, true);
+  return all;
+}
+
+void add_levels(const std::vector<RankTraffic>& ranks,
+                PhaseTraffic RankTraffic::*phase,
+                double weight,
+                std::vector<LevelForecast>& levels) {
+  for (std::size_t l = 0; l < levels.size(); ++l) {
+    LevelForecast& level = levels[l];
+    for (const RankTraffic& rank : ranks) {
+      const auto& [puts, bytes] = (rank.*phase).out[l];
+      level.puts += static_cast<double>(puts) * weight;
+      level.bytes += static_cast<double>(bytes) * weight;
+      level.most_puts = std::max(level.most_puts, static_cast<double>(puts));
+      level.most_bytes = std::max(level.most_bytes, static_cast<double>(bytes));
+    }
+  }
+}
+
+void check(const ForecastOptions& o, const Cluster& cluster) {
+  const ForecastShape& s = o.shape;
+  if (o.ranks < 1 || o.tokens < 0 || o.draws < 1 || o.redundant < 0)
+    fail<ConfigError>("{} ranks, {} tokens, {} draws, {} redundant experts",
+                      o.ranks,
+                      o.tokens,
+                      o.draws,
+                      o.redundant);
+  if (s.hidden < 1 || s.inter < 0 || s.experts < 1 || s.topk < 1 || s.layers < 1)
+    fail<ConfigError>("hidden {}, inter {}, {} experts, top-{}, {} layers: cannot be forecast",
+                      s.hidden,
+                      s.inter,
+                      s.experts,
+                      s.topk,
+                      s.layers);
+  if (s.topk > s.experts) fail<ConfigError>("top-{} of {} experts", s.topk, s.experts);
+  if (o.routing.routing == ForecastRouting::recorded) {
+    const int experts = total_load(o.routing.recorded).experts;
+    if (experts != s.experts)
+      fail<ConfigError>("the recorded load is of {} experts, not of {}", experts, s.experts);
+  }
+  cluster.check_ranks(o.ranks);
+}
+
+}  // namespace
+
+Bound Forecast::bound() const {
+  return static_cast<Bound>(std::ranges::max_element(shares) - shares.begin());
+}
+
+Forecast make_forecast(const ForecastOptions& o, const Cluster& cluster) {
+  check(o, cluster);
+  const LinkLevels levels(o.ranks, cluster.spans());
+  Forecast f{.ranks = o.ranks, .hosts = o.ranks / levels.ranks_per_host()};
+  const bool tiles = o.exchange.pipeline == ExchangeOptions::Pipeline::tiles && f.hosts > 1;
+  for (std::size_t l = 0; l < levels.levels(); ++l)
+    f.dispatch.push_back({l == kOwnLevel ? "own" : cluster.links[l - 1].name});
+  f.combine = f.dispatch;
+
+  DrawnLoads drawn;
+  std::vector<double> dispatch, experts, combine;
+  f.balancedness = 0;
+  for (int draw = 0; draw < o.draws; ++draw) {
+    const std::vector<RankTraffic> ranks = draw_exchange(o, cluster, levels, draw);
+    f.slots_per_rank = static_cast<int>(ranks.front().slot_rows.size());
+    const double weight = 1.0 / (static_cast<double>(o.ranks) * o.draws);
+    add_levels(ranks, &RankTraffic::dispatch, weight, f.dispatch);
+    add_levels(ranks, &RankTraffic::combine, weight, f.combine);
+    std::vector<double> rows;
+    std::vector<RankLoad>& loads = drawn.emplace_back();
+    for (const RankTraffic& rank : ranks) {
+      rows.push_back(static_cast<double>(rank.rows));
+      loads.push_back(load_of(rank, expert_work(o)));
+    }
+    f.balancedness += balancedness(rows) / o.draws;
+    const LayerTime time = time_layer(loads, cluster, levels, tiles);
+    f.layer_us += time.layer_us / o.draws;
+    for (std::size_t b = 0; b < kBounds; ++b) f.shares[b] += time.bound_us[b];
+    for (const RankTime& rank : time.ranks) {
+      dispatch.push_back(rank.dispatch);
+      experts.push_back(rank.experts);
+      combine.push_back(rank.combine);
+    }
+  }
+  const double parts = std::accumulate(f.shares.begin(), f.shares.end(), 0.0);
+  for (double& share : f.shares) share /= parts > 0 ? parts : 1;
+  f.dispatch_us = percentiles(std::move(dispatch));
+  f.experts_us = percentiles(std::move(experts));
+  f.combine_us = percentiles(std::move(combine));
+  f.other_us = other_us(o, cluster);
+  f.step_us = o.shape.layers * f.layer_us + f.other_us;
+  if (f.step_us > 0) f.tokens_per_s = 1e6 * o.ranks * o.tokens / f.step_us;
+  f.tokens_per_s_per_host = f.tokens_per_s / f.hosts;
+  f.sensitivities = sensitivities_of(o, cluster, levels, drawn, tiles);
+  return f;
+}
+
+}  // namespace ferry

@@ -1,0 +1,98 @@
+// What an exchange puts on links and moves in memory, counted from the plans that its ranks would
+// make: SendPlan, RelayPlan and ReceivePlan are the dispatcher's own, nobody sends anything. The
+// first half of a forecast; exchange_time.h charges time to what is counted here. tests/sim holds
+// the counts to those of real runs, number by number.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "ferry/core/types.h"
+#include "ferry/dispatcher.h"
+
+namespace ferry {
+
+/// Links by how far they reach: 0 is a rank's own memory, 1 its host, then networks.
+inline constexpr std::size_t kMaxLinkLevels = 5;
+inline constexpr std::size_t kOwnLevel = 0;
+inline constexpr std::size_t kHostLevel = 1;
+
+/// Which level joins two ranks: equal runs of consecutive ranks are joined, the first of hosts.
+class LinkLevels {
+ public:
+  /// spans: ranks that each level from the host's on joins, rising; the last joins all. Throws
+  /// ConfigError for spans that are not multiples of each other or do not divide the ranks.
+  LinkLevels(int ranks, std::span<const int> spans);
+
+  int ranks() const { return ranks_; }
+
+  /// With the level of a rank's own memory.
+  std::size_t levels() const { return spans_.size() + 1; }
+
+  int ranks_per_host() const { return spans_.front(); }
+
+  int host_of(Rank rank) const { return rank / ranks_per_host(); }
+
+  bool near(Rank a, Rank b) const { return host_of(a) == host_of(b); }
+
+  std::size_t between(Rank a, Rank b) const;
+
+ private:
+  int ranks_;
+  std::vector<int> spans_;
+};
+
+struct LinkCount {
+  std::uint64_t puts = 0;
+  std::uint64_t bytes = 0;
+
+  friend bool operator==(const LinkCount&, const LinkCount&) = default;
+};
+
+template <class T>
+using PerLevel = std::array<T, kMaxLinkLevels>;
+
+/// What one rank does in dispatch, or in combine.
+struct PhaseTraffic {
+  PerLevel<LinkCount> out = {};         ///< its puts: messages, rows, signals without bytes
+  PerLevel<LinkCount> in = {};          ///< those that it gets
+  PerLevel<std::uint32_t> to_one = {};  ///< most puts to one peer
+  /// Bytes of rows that it reads and writes before rows leave: staged, encoded, sums written.
+  std::uint64_t moved_before = 0;
+  /// And those of results that it adds up for homes.
+  std::uint64_t summed_before = 0;
+  /// Bytes of rows that it reads where they lie, and writes, once all is there.
+  PerLevel<std::uint64_t> read_after = {};
+  std::uint64_t written_after = 0;
+};
+
+struct RankTraffic {
+  int tokens = 0;
+  PhaseTraffic dispatch;
+  PhaseTraffic combine;
+  ExchangeStats stats;  ///< as its Dispatcher would count
+  std::uint64_t rows = 0;
+  std::vector<std::int32_t> slot_rows;  ///< [L] that each slot computes
+};
+
+struct TrafficOptions {
+  DispatcherOptions dispatcher;
+  std::vector<int> tokens;               ///< [R] of each rank
+  std::size_t max_put_bytes = SIZE_MAX;  ///< of the transport (Capabilities)
+  int threads = 1;                       ///< of a rank: sums leave in blocks of so many
+};
+
+/// Fills [tokens, K] slots of a home's tokens, -1 = none.
+using RoutingOf = std::function<void(Rank home, std::span<SlotId> slots)>;
+
+/// [R] One exchange of all ranks. Throws ConfigError as a Dispatcher does, and for groups of ranks
+/// (tp) and hidden_partition, which are not counted.
+std::vector<RankTraffic> count_exchange(const TrafficOptions& options,
+                                        const LinkLevels& levels,
+                                        const RoutingOf& routing);
+
+}  // namespace ferry
