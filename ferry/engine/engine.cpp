@@ -139,11 +139,22 @@ class Engine::Impl {
     const int wanted = most_positions(request, max_context_);
     if (batcher_.most_bytes(wanted) > state_bytes(options_, layout_)) {
       fail<ConfigError>(
-          "prompt and new tokens may fill {} positions, but a rank has room for {}; ask for fewer "
+          "prompt and new tokens may fill {} positions{}, but a rank has room for {}; ask for "
+          "fewer "
           "tokens or raise --max-total-tokens",
           wanted,
+          beside_positions(),
           options_.max_kv_tokens);
     }
+  }
+
+  /// What a sequence keeps beside its positions, for people, as positions; empty where it is
+  /// nothing.
+  std::string beside_positions() const {
+    if (layout_.fixed_bytes() == 0) return "";
+    const std::size_t each = layout_.bytes_per_position();
+    return fmt::format(" and the memory of {} more (recurrent layers)",
+                       (layout_.fixed_bytes() + each - 1) / each);
   }
 
   Inbox& inbox() {

@@ -105,7 +105,7 @@ std::string tensor_name(const TensorNames& names,
                         int layer = -1,
                         int expert = -1);
 
-enum class TensorRole : std::uint8_t { embedding, norm, matrix, bias, router, expert };
+enum class TensorRole : std::uint8_t { embedding, norm, matrix, bias, router, rates, expert };
 
 /// One tensor a model of this config must have.
 struct TensorSpec {

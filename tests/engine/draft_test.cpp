@@ -3,6 +3,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/engine/engine.h"
+#include "ferry/model/mixers/mixer.h"
 #include "ferry/runtime/model.h"
 #include "support/golden_model.h"
 
@@ -142,12 +143,16 @@ TEST_P(Drafts, ChangeNoBitAtTheLimitsOfPagesAndContext) {
   for (Request& request : requests) request.max_new_tokens = 60;
   const Outcome without = run(GetParam(), requests, {.drafts = kOff, .max_context = context});
   const std::int64_t pages = (context + kPagePositions) / kPagePositions;
+  // Of recurrent layers: room for two sequences.
+  const StateLayout layout(state_specs(load_config(test::data_dir(GetParam())), Way{}.weights));
+  const auto fixed = static_cast<std::int64_t>((layout.fixed_bytes() * 2) /
+                                               layout.bytes_per_position() / kPagePositions);
   const Outcome outcome = run(GetParam(),
                               requests,
                               {.max_tokens = 16,
                                .max_sequences = 6,
                                .max_context = context,
-                               .max_kv_tokens = (pages + 2) * kPagePositions});
+                               .max_kv_tokens = (pages + 2 + fixed) * kPagePositions});
   EXPECT_EQ(outcome.told, without.told);
   EXPECT_GT(outcome.stats.accepted_tokens, 20U);
 }

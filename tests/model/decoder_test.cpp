@@ -87,6 +87,8 @@ TEST_P(Golden, RoundedWeightsStayClose) {
                                                   {WeightType::int8, 2e-2},
                                                   {WeightType::fp8, 3e-2},
                                                   {WeightType::int4, 0.2}};
+  // A recurrence carries what was rounded from token to token.
+  const double slack = load_config(test::data_dir(model())).delta.key_heads > 0 ? 2 : 1;
   for (const auto& [weights, bound] : bounds) {
     const Logits logits = test::run_model(model(), sequences_, {.weights = weights});
     double worst = 0;
@@ -94,7 +96,7 @@ TEST_P(Golden, RoundedWeightsStayClose) {
       const std::vector<float>& expected = prompts_[s].logits;
       worst = std::max(worst, test::calc_diff({logits[s].data(), expected.size()}, expected));
     }
-    EXPECT_LT(worst, bound) << weight_type_name(weights);
+    EXPECT_LT(worst, bound * slack) << weight_type_name(weights);
     RecordProperty(std::string(weight_type_name(weights)), fmt::format("{:.1e}", worst));
     fmt::print("{}, {}: {:.1e} from f32\n", model(), weight_type_name(weights), worst);
   }

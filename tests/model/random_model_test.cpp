@@ -104,8 +104,8 @@ TEST_P(RandomModel, WeightsHaveSaneMomentsAndAreAligned) {
     }
     const auto n = static_cast<double>(spec.elements());
     const bool unit = spec.name.ends_with("model.embed_tokens.weight") && !GetParam().tied;
-    const bool in_first =
-        spec.shape.size() == 3 && checkpoint.config().moe.storage != ExpertStorage::rows;
+    const bool in_first = spec.role == TensorRole::expert && spec.shape.size() == 3 &&
+                          checkpoint.config().moe.storage != ExpertStorage::rows;
     const std::int64_t inputs = in_first ? spec.shape[1] : spec.shape.back();
     const double expected = unit ? 1.0 : 1.0 / std::sqrt(static_cast<double>(inputs));
     EXPECT_NEAR(std::sqrt(squares / n), expected, 0.1 * expected) << spec.name;

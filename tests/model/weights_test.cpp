@@ -152,15 +152,17 @@ TEST_P(Weights, AttentionStandsSideBySide) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     const DenseWeights weights = load_dense_weights(checkpoint_, {weight_type(dtype)}, pool_, {});
     const std::int64_t h = config_.hidden;
-    const std::int64_t q = config_.heads * config_.head_dim;
+    const std::int64_t results = config_.heads * config_.head_dim;
+    const std::int64_t q = results * (config_.attention_gate ? 2 : 1);
     const std::int64_t kv = config_.kv_heads * config_.head_dim;
     for (int layer = 0; layer < config_.layers; ++layer) {
+      if (mixer_of(config_, layer).name() != kAttention) continue;
       const auto& l = mixer_weights<AttentionWeights>(weights, layer);
       EXPECT_EQ(l.qkv.view.n, q + 2 * kv);
       expect_columns(l.qkv.view, 0, stored(names_.q_weight, {q, h}, layer));
       expect_columns(l.qkv.view, q, stored(names_.k_weight, {kv, h}, layer));
       expect_columns(l.qkv.view, q + kv, stored(names_.v_weight, {kv, h}, layer));
-      expect_columns(l.output.view, 0, stored(names_.o_weight, {h, q}, layer));
+      expect_columns(l.output.view, 0, stored(names_.o_weight, {h, results}, layer));
       ASSERT_EQ(std::ssize(l.qkv_bias), config_.attention_bias ? q + 2 * kv : 0);
       if (config_.attention_bias) {
         const Stored k_bias = stored(names_.k_bias, {kv}, layer);

@@ -113,19 +113,12 @@ void check_rank(const Exchange& e,
   EXPECT_EQ(expected.tokens, e.options.tokens[static_cast<std::size_t>(transport.rank())]);
 }
 
-/// Runs the exchange on this rank, whose experts write zeros.
-void run_rank(const Exchange& e,
-              const LinkLevels& levels,
-              const std::vector<RankTraffic>& expected,
-              Transport& inner) {
+/// Runs the exchange on this rank, whose experts write zeros. Returns the rows that each computed.
+std::vector<std::int32_t> run_exchange(const Exchange& e, Rank rank, Dispatcher& dispatcher) {
   const DispatcherOptions& d = e.options.dispatcher;
-  const auto rank = static_cast<std::size_t>(inner.rank());
-  CountingTransport transport(inner, levels.ranks_per_host(), e.options.max_put_bytes);
-  ThreadPool pool(e.options.threads);
-  Dispatcher dispatcher(d, transport, pool);
-  const std::vector<SlotId>& slots = e.slots[rank];
+  const std::vector<SlotId>& slots = e.slots[static_cast<std::size_t>(rank)];
   const std::vector<float> weights(slots.size(), 0.5F);
-  const int tokens = e.options.tokens[rank];
+  const int tokens = e.options.tokens[static_cast<std::size_t>(rank)];
   std::vector<float> rows(static_cast<std::size_t>(tokens * d.hidden));
   std::iota(rows.begin(), rows.end(), 1.0F);
   const auto stride =
@@ -147,7 +140,24 @@ void run_rank(const Exchange& e,
   dispatcher.combine_send();
   dispatcher.combine_recv(
       {.weights = weights, .rows = {reinterpret_cast<std::byte*>(rows.data()), stride}});
-  EXPECT_EQ(computed, expected[rank].slot_rows);
+  return computed;
+}
+
+std::vector<RankTraffic> counted(const Exchange& e, const LinkLevels& levels) {
+  return count_exchange(e.options, levels, [&](Rank home, std::span<SlotId> slots) {
+    std::ranges::copy(e.slots[static_cast<std::size_t>(home)], slots.begin());
+  });
+}
+
+void run_rank(const Exchange& e,
+              const LinkLevels& levels,
+              const std::vector<RankTraffic>& expected,
+              Transport& inner) {
+  const auto rank = static_cast<std::size_t>(inner.rank());
+  CountingTransport transport(inner, levels.ranks_per_host(), e.options.max_put_bytes);
+  ThreadPool pool(e.options.threads);
+  Dispatcher dispatcher(e.options.dispatcher, transport, pool);
+  EXPECT_EQ(run_exchange(e, inner.rank(), dispatcher), expected[rank].slot_rows);
   check_rank(e, levels, expected[rank], transport, dispatcher);
   ASSERT_EQ(transport.barrier(deadline_in(std::chrono::seconds(30))), WaitResult::reached);
 }
@@ -155,10 +165,7 @@ void run_rank(const Exchange& e,
 void compare(const Exchange& e, const Shape& shape) {
   const int spans[] = {shape.ranks_per_host, std::max(shape.ranks, shape.ranks_per_host)};
   const LinkLevels levels(shape.ranks, spans);
-  const std::vector<RankTraffic> expected =
-      count_exchange(e.options, levels, [&](Rank home, std::span<SlotId> slots) {
-        std::ranges::copy(e.slots[static_cast<std::size_t>(home)], slots.begin());
-      });
+  const std::vector<RankTraffic> expected = counted(e, levels);
   on_ranks({.ranks = shape.ranks},
            [&](Transport& transport) { run_rank(e, levels, expected, transport); });
   // What leaves one rank arrives at another.
@@ -224,6 +231,31 @@ TEST(TrafficOfSums, LeaveInTheBlocksOfRealRanks) {
       e.slots[home][t] = t % 11 == 3 ? 0 : e.options.dispatcher.slots_per_rank;
   }
   compare(e, kShape);
+}
+
+/// Real processes, and real hosts as far as one machine has them.
+TEST(TrafficOfTransports, EqualsTheStatsOfEveryBackend) {
+  for (const RankKind& kind : bare_rank_kinds()) {
+    if (!kind.started_here() || kind.namespaces) continue;
+    SCOPED_TRACE(kind.label());
+    const Shape shape{4, kind.between_hosts() ? kind.ranks_per_host : 4};
+    const int spans[] = {shape.ranks_per_host, shape.ranks};
+    const LinkLevels levels(shape.ranks, spans);
+    std::vector<Exchange> exchanges;
+    for (const Backend& backend : kBackends)
+      exchanges.push_back(exchange_of(backend, shape, Load::uneven, WireType::bf16));
+    on_ranks({.kind = kind, .ranks = shape.ranks}, [&](Transport& transport) {
+      for (const Exchange& e : exchanges) {
+        ThreadPool pool(1);
+        Dispatcher dispatcher(e.options.dispatcher, transport, pool);
+        const auto rank = static_cast<std::size_t>(transport.rank());
+        const RankTraffic expected = counted(e, levels)[rank];
+        EXPECT_EQ(run_exchange(e, transport.rank(), dispatcher), expected.slot_rows);
+        EXPECT_EQ(dispatcher.stats(), expected.stats);
+        ASSERT_EQ(transport.barrier(deadline_in(std::chrono::seconds(30))), WaitResult::reached);
+      }
+    });
+  }
 }
 
 TEST(TrafficErrors, NameWhatDoesNotGoTogether) {

@@ -400,7 +400,10 @@ class GatedDeltaNetKind final : public MixerKind {
     auto w = std::make_unique<GatedDeltaNetWeights>();
     if (delta.by_key_head) {
       table.matrix(w->in, {{names.delta_in, delta.channels() + values}}, hidden, {.panels = own});
-      table.matrix(w->rates, {{names.delta_rates, 2 * heads}}, hidden, {.elements = true});
+      table.matrix(w->rates,
+                   {{names.delta_rates, 2 * heads}},
+                   hidden,
+                   {.role = TensorRole::rates, .elements = true});
     } else {
       table.matrix(w->in,
                    {{names.delta_in, delta.channels()}, {names.delta_gate, values}},
@@ -409,7 +412,7 @@ class GatedDeltaNetKind final : public MixerKind {
       table.matrix(w->rates,
                    {{names.delta_beta, heads}, {names.delta_decay, heads}},
                    hidden,
-                   {.elements = true});
+                   {.role = TensorRole::rates, .elements = true});
     }
     table.taps(w->taps, {names.delta_taps, delta.channels()}, delta.taps);
     by_tap(w->taps, delta.taps);
