@@ -266,7 +266,10 @@ void HttpSession::answer(HttpAnswer answer) {
 }
 
 void HttpSession::send(std::string bytes) {
-  queued_ += bytes;
+  if (queued_.empty())
+    queued_ = std::move(bytes);
+  else
+    queued_ += bytes;
   if (!writing_) write_slice();
 }
 

@@ -208,7 +208,8 @@ std::string answer_head(int status, const HttpFields& fields) {
   const string_view reason = http::obsolete_reason(http::int_to_status(status));
   std::string head =
       fmt::format("HTTP/1.1 {} {}\r\n", status, std::string_view(reason.data(), reason.size()));
-  for (const auto& [name, value] : fields) head += name + ": " + value + "\r\n";
+  for (const auto& [name, value] : fields)
+    head.append(name).append(": ").append(value).append("\r\n");
   return head += "\r\n";
 }
 

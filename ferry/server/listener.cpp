@@ -1,6 +1,7 @@
 // The one file that knows Asio.
 #include "ferry/server/listener.h"
 
+#include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <spdlog/spdlog.h>
 
@@ -13,6 +14,7 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/strand.hpp>
 #include <boost/asio/write.hpp>
+#include <fstream>
 #include <future>
 #include <optional>
 #include <thread>
@@ -76,6 +78,9 @@ class SocketConnection : public Connection, public std::enable_shared_from_this<
     else
       user.on_broken();
   }
+
+  /// A write keeps it, and so the bytes that it writes: behind close() it may still be at them.
+  const std::shared_ptr<ConnectionUser>& user() const { return user_; }
 
   void take(std::shared_ptr<ConnectionUser> user) { user_ = std::move(user); }
 
@@ -149,11 +154,12 @@ class PlainConnection final : public SocketConnection {
   }
 
   void write(std::string_view bytes) override {
-    asio::async_write(socket_,
-                      asio::buffer(bytes.data(), bytes.size()),
-                      handler([](ConnectionUser& user, const error_code& error, std::size_t) {
-                        error ? user.on_broken() : user.on_written();
-                      }));
+    asio::async_write(
+        socket_,
+        asio::buffer(bytes.data(), bytes.size()),
+        handler([keep = user()](ConnectionUser& to, const error_code& error, std::size_t) {
+          error ? to.on_broken() : to.on_written();
+        }));
   }
 
   void finish_sending() override {
@@ -199,11 +205,12 @@ class TlsConnection final : public SocketConnection {
   }
 
   void write(std::string_view bytes) override {
-    asio::async_write(stream_,
-                      asio::buffer(bytes.data(), bytes.size()),
-                      handler([](ConnectionUser& user, const error_code& error, std::size_t) {
-                        error ? user.on_broken() : user.on_written();
-                      }));
+    asio::async_write(
+        stream_,
+        asio::buffer(bytes.data(), bytes.size()),
+        handler([keep = user()](ConnectionUser& to, const error_code& error, std::size_t) {
+          error ? to.on_broken() : to.on_written();
+        }));
   }
 
   void finish_sending() override {
@@ -220,6 +227,13 @@ class TlsConnection final : public SocketConnection {
   asio::ssl::stream<tcp::socket> stream_;
   std::array<char, kTlsReadBytes> buffer_{};
 };
+
+/// What OpenSSL has against a file.
+std::string problem(const std::string& file, const error_code& error) {
+  if (!std::ifstream(file)) return "it cannot be read";
+  const char* reason = ERR_reason_error_string(static_cast<unsigned long>(error.value()));
+  return reason == nullptr ? "it is not as it should be" : reason;
+}
 
 /// None where nobody asks for TLS.
 std::optional<asio::ssl::context> tls_context(const HttpOptions& options) {
@@ -243,7 +257,7 @@ std::optional<asio::ssl::context> tls_context(const HttpOptions& options) {
     fail<ConfigError>(
         "--ssl-certfile {}: {}; give a file of certificates in PEM, the server's own first",
         options.ssl_certfile,
-        error.message());
+        problem(options.ssl_certfile, error));
   const std::string& key = options.ssl_keyfile.empty() ? options.ssl_certfile : options.ssl_keyfile;
   context.use_private_key_file(key, asio::ssl::context::pem, error);
   if (error || SSL_CTX_check_private_key(context.native_handle()) != 1)
@@ -251,7 +265,7 @@ std::optional<asio::ssl::context> tls_context(const HttpOptions& options) {
         "--ssl-keyfile {}: {}; give the certificate's private key in PEM, and its password by "
         "--ssl-keyfile-password",
         key,
-        error ? error.message() : "the key is not the certificate's");
+        error ? problem(key, error) : "the key is not the certificate's");
   return context;
 }
 

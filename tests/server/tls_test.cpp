@@ -151,6 +151,7 @@ TEST_F(Tls, BadFilesAreToldInOneLine) {
     const std::string line = refusal(bad);
     EXPECT_NE(line.find(word), std::string::npos) << line;
     EXPECT_EQ(line.find('\n'), std::string::npos) << line;
+    EXPECT_EQ(line.find("asio"), std::string::npos) << line;
   }
 }
 
