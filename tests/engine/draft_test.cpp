@@ -194,7 +194,7 @@ Request always_five(Ids prompt, int tokens) {
 }
 
 /// Runs it with and without drafts and returns the stats with them.
-EngineStats same_with_drafts(const Request& request, Ids expected) {
+EngineStats same_with_drafts(const Request& request, const Ids& expected) {
   const Outcome without = run(kModel, {request}, {.drafts = kOff});
   const Outcome outcome = run(kModel, {request}, {.drafts = {.tokens = 4, .shortest_run = 1}});
   EXPECT_EQ(without.told[0].tokens, expected);
