@@ -140,8 +140,7 @@ class Engine::Impl {
     if (batcher_.most_bytes(wanted) > state_bytes(options_, layout_)) {
       fail<ConfigError>(
           "prompt and new tokens may fill {} positions{}, but a rank has room for {}; ask for "
-          "fewer "
-          "tokens or raise --max-total-tokens",
+          "fewer tokens or raise --max-total-tokens",
           wanted,
           beside_positions(),
           options_.max_kv_tokens);

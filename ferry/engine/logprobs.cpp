@@ -1,9 +1,8 @@
 #include "ferry/logprobs.h"
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
 
+#include "ferry/core/portable_math.h"
 #include "ferry/kernels/kernels.h"
 
 namespace ferry {
@@ -43,23 +42,6 @@ std::vector<std::int32_t> greatest_ids(std::span<const float> logits, std::size_
 }
 
 }  // namespace
-
-/// With x = 2^e m, m near 1: e ln 2 + 2 artanh((m - 1) / (m + 1)), by its series.
-double natural_log(double x) noexcept {
-  constexpr double kLn2 = 0x1.62e42fefa39efp-1;
-  constexpr double kRootOfTwo = 0x1.6a09e667f3bcdp+0;
-  const auto bits = std::bit_cast<std::uint64_t>(x);
-  auto exponent = static_cast<int>(bits >> 52) - 1023;
-  double m = std::bit_cast<double>((bits & 0xfffffffffffffULL) | (1023ULL << 52));
-  if (m > kRootOfTwo) {
-    m *= 0.5;
-    ++exponent;
-  }
-  const double s = (m - 1) / (m + 1);
-  double series = 0;
-  for (int power = 21; power >= 1; power -= 2) series = series * (s * s) + 1.0 / power;
-  return exponent * kLn2 + 2 * s * series;
-}
 
 Logprobs logprobs_of(std::span<const float> logits, std::int32_t chosen, int top) {
   const double log_sum = log_sum_exp(logits);

@@ -31,7 +31,4 @@ struct Logprobs {
 /// as logits.
 FERRY_API Logprobs logprobs_of(std::span<const float> logits, std::int32_t chosen, int top);
 
-/// ln x, the same bits on every machine. REQUIRES: x is positive, finite and not denormal.
-double natural_log(double x) noexcept;
-
 }  // namespace ferry

@@ -52,16 +52,6 @@ TEST(Logprobs, TheMostProbableComeFirstAmongMany) {
   }
 }
 
-TEST(Logprobs, TheLogarithmIsRightToTheLastBits) {
-  std::mt19937_64 random(4);
-  std::uniform_real_distribution<double> exponent(-40, 60);
-  for (int i = 0; i < 10000; ++i) {
-    const double x = std::exp2(exponent(random));
-    EXPECT_NEAR(natural_log(x), std::log(x), 4e-16 * std::max(1.0, std::abs(std::log(x)))) << x;
-  }
-  EXPECT_EQ(natural_log(1), 0);
-}
-
 TEST(Logprobs, NoMoreThanThereAreTokens) {
   EXPECT_EQ(logprobs_of(std::vector<float>{1, 2}, 0, 20).top.size(), 2U);
 }

@@ -9,16 +9,6 @@
 namespace ferry {
 namespace {
 
-TEST(DeltaRates, ExpIsThatOfTheLibrary) {
-  for (double x = -190; x < 190; x += 0.0371)
-    ASSERT_NEAR(exact_exp(x) / std::exp(x), 1.0, 1e-14) << x;
-  EXPECT_EQ(exact_exp(0), 1.0);
-  EXPECT_EQ(exact_exp(-1000), 0.0);
-  EXPECT_EQ(exact_exp(1000), exact_exp(200));
-  EXPECT_EQ(exact_exp(std::numeric_limits<double>::infinity()), exact_exp(200));
-  EXPECT_TRUE(std::isnan(exact_exp(std::numeric_limits<double>::quiet_NaN())));
-}
-
 TEST(DeltaRates, SoftplusIsThatOfTheLibrary) {
   for (double x = -60; x < 60; x += 0.0173) {
     const double expected = std::log1p(std::exp(x));

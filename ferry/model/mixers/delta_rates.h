@@ -1,13 +1,7 @@
-// How fast a head of a gated delta net forgets, for one token. Made of additions, multiplications
-// and divisions of doubles alone: libm's functions follow the processor.
+// How fast a head of a gated delta net forgets, for one token; the same bits on every machine.
 #pragma once
 
-#include <cstdint>
-
 namespace ferry {
-
-/// e^x; 0 below -200 and e^200 above 200, which no f32 can tell apart from the truth.
-double exact_exp(double x);
 
 /// ln(1 + e^x).
 double softplus(double x);

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "ferry/core/error.h"
+#include "ferry/core/portable_math.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/mixers/delta_rates.h"
 
@@ -179,8 +180,10 @@ void GatedDeltaNet::forward(const RowsView& normed, const MutableRowsView& resid
   const GatedDeltaNetScratch& s = *scratch_;
   if (s.tokens == 0) return;
   const std::ptrdiff_t bytes = row_bytes(s.config.hidden, s.type);
-  for (std::int64_t t = 0; t < s.tokens; ++t)
-    std::memcpy(normed_.data() + t * bytes, normed.row(t), static_cast<std::size_t>(bytes));
+  s.pool.parallel_for(s.tokens, kAttentionRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t t = begin; t < end; ++t)
+      std::memcpy(normed_.data() + t * bytes, normed.row(t), static_cast<std::size_t>(bytes));
+  });
   project(normed, s.tokens);
   const std::int64_t groups = std::ssize(s.share.groups);
   s.pool.parallel_for(
