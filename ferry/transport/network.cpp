@@ -240,10 +240,14 @@ WaitResult NetworkTransport::meet(Lock& lock, std::string_view call, Deadline de
 }
 
 void NetworkTransport::send_abort(std::string_view reason) {
-  if (aborter() >= 0) return;  // the others hear of it from that rank
+  if (aborter() >= 0) return;  // leave() passes that one on
   peer(rank_).abort_reason = reason.substr(0, kReasonBytes);
   aborts_.push_back(rank_);
-  tell_all(ByteWriter().number(Message::abort).text(peer(rank_).abort_reason));
+  tell_abort(rank_);
+}
+
+void NetworkTransport::tell_abort(Rank who) {
+  tell_all(ByteWriter().number(Message::abort).number(who).text(peer(who).abort_reason));
 }
 
 void NetworkTransport::abort(std::string_view reason) noexcept {
@@ -301,10 +305,11 @@ void NetworkTransport::heard(Rank from, std::span<const std::byte> message) {
     case Message::barrier:
       ++p.barriers;
       break;
-    case Message::abort:
-      p.abort_reason = reader.text();
-      aborts_.push_back(from);
+    case Message::abort: {
+      const auto who = reader.number<Rank>();
+      hear_abort(who, reader.text());
       break;
+    }
     case Message::leave:
       p.leaving = true;
       p.farewell_due = reader.number<std::uint8_t>() != 0;
@@ -314,6 +319,13 @@ void NetworkTransport::heard(Rank from, std::span<const std::byte> message) {
       p.goodbye_known = true;
       break;
   }
+}
+
+void NetworkTransport::hear_abort(Rank who, std::string reason) {
+  FERRY_CHECK(who >= 0 && who < size_, "a peer says that rank {} of {} gave up", who, size_);
+  if (std::find(aborts_.begin(), aborts_.end(), who) != aborts_.end()) return;
+  peer(who).abort_reason = std::move(reason);
+  aborts_.push_back(who);
 }
 
 void NetworkTransport::ended(Rank who, std::string_view how) {
@@ -397,6 +409,8 @@ void NetworkTransport::leave() noexcept {
                    return peer(r).life == Life::left || peer(r).goodbye_known;
                  }));
     }
+    // Who has not heard of an abort yet would take this rank's end for a death.
+    if (const Rank who = aborter(); who >= 0 && who != rank_) tell_abort(who);
     poll_until(lock, Clock::now() + kAbortLinger, [&] { return control_done(); });
   } catch (const std::exception&) {
     // The others will see this rank end.

@@ -213,6 +213,8 @@ class NetworkTransport : public Transport {
   void throw_if_aborted(std::string_view call);
   Rank aborter() const;
   void send_abort(std::string_view reason);
+  void tell_abort(Rank who);
+  void hear_abort(Rank who, std::string reason);
   void tell(Rank to, const ByteWriter& message);
   void tell_all(const ByteWriter& message);
   std::unique_ptr<Region> make_together(std::string_view call, std::unique_ptr<RegionState> state);
