@@ -10,7 +10,8 @@ namespace ferry {
 namespace {
 
 TEST(DeltaRates, SoftplusIsThatOfTheLibrary) {
-  for (double x = -60; x < 60; x += 0.0173) {
+  for (int i = -3500; i < 3500; ++i) {
+    const double x = i * 0.0173;
     const double expected = std::log1p(std::exp(x));
     ASSERT_NEAR(softplus(x), expected, 4e-16 + 1e-14 * expected) << x;
   }
