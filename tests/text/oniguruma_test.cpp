@@ -94,9 +94,9 @@ TEST(Oniguruma, DamagedPatternsAreOneLine) {
                                     "\\p{",
                                     "\\p",
                                     "[&&",
-
                                     "(?#",
                                     "\\x{",
+                                    "a(?#",
                                     ")",
                                     deep.c_str()}) {
     SCOPED_TRACE(pattern);
