@@ -70,6 +70,7 @@ class Metrics::Impl {
     if (value > counter.Value()) counter.Increment(value - counter.Value());
   }
 
+  History history;
   prom::Registry registry;
   prom::Counter& finished = counter("ferry_requests_finished_total",
                                     "Requests answered to the end, also by a stop string");
@@ -184,16 +185,22 @@ Metrics::~Metrics() = default;
 
 void Metrics::prompt_tokens(std::size_t tokens) {
   impl_->prompt.Increment(static_cast<double>(tokens));
+  impl_->history.accepted();
 }
 
 void Metrics::token(bool first, double since) {
   impl_->generated.Increment();
   (first ? impl_->first_token : impl_->next_token).Observe(since);
+  impl_->history.token(first, since);
 }
 
-void Metrics::queued(double seconds) { impl_->queue.Observe(seconds); }
+void Metrics::queued(double seconds) {
+  impl_->queue.Observe(seconds);
+  impl_->history.queued(seconds);
+}
 
 void Metrics::ended(const EndedRequest& request) {
+  impl_->history.ended();
   if (request.ending == EndedRequest::Ending::cancelled) return impl_->cancelled.Increment();
   impl_->finished.Increment();
   (request.ending == EndedRequest::Ending::stop ? impl_->stopped : impl_->full).Increment();
@@ -204,6 +211,7 @@ void Metrics::ended(const EndedRequest& request) {
 
 void Metrics::answered(const std::string& route, int status) {
   impl_->answers.Add({{"code", std::to_string(status)}, {"route", route}}).Increment();
+  impl_->history.answered(status);
 }
 
 void Metrics::refused() { impl_->refused.Increment(); }
@@ -213,6 +221,8 @@ double Metrics::first_token_quantile(double q) const { return quantile(impl_->fi
 double Metrics::next_token_quantile(double q) const { return quantile(impl_->next_token, q); }
 
 double Metrics::generated_tokens() const { return impl_->generated.Value(); }
+
+const History& Metrics::history() const { return impl_->history; }
 
 std::string Metrics::text(const EngineState& state) {
   const EngineStats& stats = state.stats;

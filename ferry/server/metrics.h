@@ -8,6 +8,7 @@
 
 #include "ferry/engine/engine.h"
 #include "ferry/runtime/engine_front.h"
+#include "ferry/server/history.h"
 
 namespace ferry {
 
@@ -40,6 +41,8 @@ class Metrics : public RequestListener {
   double next_token_quantile(double q) const;
 
   double generated_tokens() const;
+
+  const History& history() const;
 
   std::string text(const EngineState& state);
 

@@ -1,13 +1,14 @@
 #include "ferry/server/operations.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "ferry/core/error.h"
 #include "ferry/engine/load_dump.h"
 #include "ferry/expert_load.h"
-#include "ferry/server/dashboard.h"
 #include "ferry/server/json_fields.h"
+#include "ferry/server/pages.h"
 
 namespace ferry {
 
@@ -65,6 +66,21 @@ Json waits_of(const EngineStats& stats, int ranks) {
   return rows;
 }
 
+Json quantiles_of(const TimeCounts& times) {
+  return {{"p50", times.quantile(0.5)}, {"p99", times.quantile(0.99)}};
+}
+
+/// The last minute, for numbers beside those since the start.
+Json minute_of(const History& history) {
+  const auto [slot, seconds] = history.last_minute();
+  return {{"tokens_per_s", static_cast<double>(slot.tokens) / std::max(seconds, 1.0)},
+          {"refused", slot.refused},
+          {"errors", slot.errors},
+          {"first_token_s", quantiles_of(slot.first_token)},
+          {"next_token_s", quantiles_of(slot.next_token)},
+          {"queue_s", quantiles_of(slot.queue)}};
+}
+
 /// What the dashboard draws.
 HttpReply dashboard_state(EngineFront& front, const Metrics& metrics, const ServedModel& model) {
   WindowLoad rows;
@@ -99,6 +115,7 @@ HttpReply dashboard_state(EngineFront& front, const Metrics& metrics, const Serv
                 quantiles(metrics.first_token_quantile(0.5), metrics.first_token_quantile(0.99))},
                {"next_token_s",
                 quantiles(metrics.next_token_quantile(0.5), metrics.next_token_quantile(0.99))},
+               {"minute", minute_of(metrics.history())},
                {"live", std::move(live)},
                {"waits", waits_of(stats, model.ranks)},
                {"straggler", stats.straggler},
@@ -107,6 +124,30 @@ HttpReply dashboard_state(EngineFront& front, const Metrics& metrics, const Serv
                  {"experts", rows.experts},
                  {"ranks", rows.ranks},
                  {"balancedness", rows.balancedness}}}})};
+}
+
+/// The last hour, a number for each slot that is over; times are medians.
+HttpReply dashboard_history(const History& history) {
+  std::vector<History::Slot> slots = history.slots();
+  if (slots.size() > 1) slots.pop_back();  // it would look as if less had happened
+  const auto column = [&](const auto& value) {
+    Json numbers = Json::array();
+    for (const History::Slot& slot : slots) numbers.push_back(value(slot));
+    return numbers;
+  };
+  const auto seconds = static_cast<double>(History::kSlot.count());
+  using Slot = History::Slot;
+  return {.body = to_text(
+              {{"seconds", seconds},
+               {"slots", History::kSlots},
+               {"tokens_per_s",
+                column([&](const Slot& s) { return static_cast<double>(s.tokens) / seconds; })},
+               {"in_flight", column([](const Slot& s) { return s.in_flight; })},
+               {"refused", column([](const Slot& s) { return s.refused; })},
+               {"errors", column([](const Slot& s) { return s.errors; })},
+               {"first_token_s", column([](const Slot& s) { return s.first_token.quantile(0.5); })},
+               {"next_token_s", column([](const Slot& s) { return s.next_token.quantile(0.5); })},
+               {"queue_s", column([](const Slot& s) { return s.queue.quantile(0.5); })}})};
 }
 
 Balancer& need_recording(Engine& engine) {
@@ -174,14 +215,20 @@ void add_operation_routes(RouteTable& routes,
   });
   add_recording_routes(routes, front, model);
   add_flush_routes(routes, front);
-  routes.get(
-      "/",
-      [](const HttpRequest&) -> HttpReply {
-        return {.body = std::string(dashboard_html()), .content_type = "text/html; charset=utf-8"};
-      },
-      /*open=*/true);
+  const auto add_page = [&](const char* path, std::string_view page) {
+    routes.get(
+        path,
+        [page](const HttpRequest&) -> HttpReply {
+          return {.body = std::string(page), .content_type = "text/html; charset=utf-8"};
+        },
+        /*open=*/true);
+  };
+  add_page("/", dashboard_html());
+  add_page("/chat", chat_html());
   routes.get("/dashboard/state",
              [&](const HttpRequest&) { return dashboard_state(front, metrics, model); });
+  routes.get("/dashboard/history",
+             [&](const HttpRequest&) { return dashboard_history(metrics.history()); });
 }
 
 }  // namespace ferry

@@ -57,6 +57,31 @@ TEST(Clients, LiteLlmFindsWhatItExpects) { expect_content("litellm"); }
 
 TEST(Clients, TheEvaluationHarnessAddsUpWhatTheServerSays) { expect_content("lm_eval"); }
 
+/// A page as a browser has it after five of its seconds.
+std::string page_in(const std::string& browser, const std::string& url) {
+  const test::TempDir profile;
+  return output_of(
+             "timeout 100 " + browser +
+             " --headless --no-sandbox --disable-gpu --disable-dev-shm-usage --user-data-dir=" +
+             profile.path().string() + " --virtual-time-budget=5000 --dump-dom '" + url + "'")
+      .out;
+}
+
+TEST(Clients, ABrowserChats) {
+  const std::string browser = usable({"chromium", "google-chrome"}, "--version");
+  if (browser.empty()) GTEST_SKIP() << "no Chromium (scripts/setup.sh clients)";
+  Server server({"--model", (test::source_dir() / "assets/demo-moe").string(), "--ep", "2"});
+  const std::string page = page_in(browser, server.url("/chat?q=Who%20is%20%3Cb%3EMia%3F"));
+  for (const char* text : {"<span id=\"model\">demo-moe</span>",
+                           "<div class=\"turn user\">Who is &lt;b&gt;Mia?</div>",
+                           "<div class=\"turn assistant\"><span>",
+                           " tokens, first after "}) {
+    EXPECT_NE(page.find(text), std::string::npos) << text << " is not in\n" << page;
+  }
+  const std::string refused = page_in(browser, server.url("/chat?q=%20") + "&q=x");
+  EXPECT_EQ(refused.find("turn user"), std::string::npos) << "an empty message was sent";
+}
+
 /// The dashboard's page as a browser has it after five of its seconds.
 TEST_F(LongServe, ABrowserShowsWhatTheServerDoes) {
   const std::string browser = usable({"chromium", "google-chrome"}, "--version");
@@ -71,12 +96,7 @@ TEST_F(LongServe, ABrowserShowsWhatTheServerDoes) {
     });
   }
   wait_for_running(server, static_cast<int>(clients.size()));
-  const std::string page =
-      output_of("timeout 100 " + browser +
-                " --headless --no-sandbox --disable-gpu --disable-dev-shm-usage --user-data-dir=" +
-                (directory_.path() / "browser").string() +
-                " --virtual-time-budget=5000 --dump-dom " + server.url("/"))
-          .out;
+  const std::string page = page_in(browser, server.url("/"));
   over = true;
   kill(server.program().pid(), SIGKILL);
   for (std::thread& client : clients) client.join();
@@ -84,7 +104,8 @@ TEST_F(LongServe, ABrowserShowsWhatTheServerDoes) {
                            "<span id=\"state\" class=\"\">up 0 h",
                            "2 ranks, pplx, inproc",
                            " <span class=\"unit\">running</span>",
-                           "between tokens (p50)",
+                           "p50 of the last minute",
+                           "since the start ",
                            "Expert load: layers × experts, ",
                            "Rank load: layers × ranks, balancedness ",
                            "<th>tokens/s</th></tr><tr><td>"}) {

@@ -316,6 +316,13 @@ TEST_F(Routes, DashboardIsOnePageWithItsState) {
   const Json state = get("/dashboard/state");
   EXPECT_EQ(state.at("running"), 0);
   EXPECT_GT(state.at("generated"), 0);
+  EXPECT_GT(state.at("minute").at("tokens_per_s"), 0);
+  EXPECT_GT(state.at("minute").at("first_token_s").at("p50"), 0);
+  const Json history = get("/dashboard/history");
+  EXPECT_EQ(history.at("seconds"), 10);
+  ASSERT_FALSE(history.at("tokens_per_s").empty());
+  EXPECT_GT(history.at("in_flight")[0], 0);
+  EXPECT_EQ(history.at("errors")[0], 0);
   EXPECT_FALSE(state.at("load").at("experts").empty());
   EXPECT_EQ(state.at("load").at("ranks")[0].size(), 2U);
 }
