@@ -277,7 +277,8 @@ TEST_P(Weights, EveryExpertLiesInItsSlotAndEmptySlotsCostNothing) {
 }
 
 TEST_P(Weights, ExpertsThatWereWrittenQuantisedPackToTheSameBytes) {
-  for (const WeightType type : {WeightType::int8, WeightType::fp8, WeightType::int4}) {
+  for (const WeightType type :
+       {WeightType::int8, WeightType::fp8, WeightType::int4, WeightType::mxfp4}) {
     const test::TempDir directory;
     write_quantized(checkpoint_, {.type = type}, directory.path() / "out", pool_, {});
     const Checkpoint written = Checkpoint::open(directory.path() / "out");
