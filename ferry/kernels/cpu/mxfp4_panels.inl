@@ -3,8 +3,8 @@
 // it is infinite or one of the denormals that threads flush anyway, so everything behind this is
 // bf16's.
 
-/// Of so many k alone; whole blocks.
-inline std::int64_t mxfp4_code_bytes(std::int64_t k) { return k / 2 * kPanelColumns; }
+/// Of so many k's codes.
+inline std::int64_t mxfp4_code_bytes(std::int64_t k) { return k * (kPanelColumns / 2); }
 
 /// k is padded to whole blocks.
 inline std::int64_t mxfp4_panel_bytes(std::int64_t k) {
