@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/gemm_testing.h"
+#include "support/long_tests.h"
 
 namespace ferry::testing {
 
@@ -89,6 +90,7 @@ TEST_P(Mxfp4OfIsa, GivesTheBytesOfBf16OnRaggedShapes) {
   RandomValues random(3);
   std::mt19937 engine(5);
   for (const std::int64_t k : {1, 2, 31, 32, 33, 96, 200, 517}) {
+    if (slow_run() && k > 100) continue;
     for (const std::int64_t n : {1, 15, 17, 40, 72}) {
       const TwoForms forms(
           n,

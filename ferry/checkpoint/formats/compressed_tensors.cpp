@@ -260,7 +260,7 @@ std::unique_ptr<StoredFormat> make(const ConfigReader& quantization) {
   if (!scheme) quantization.refuse("config_groups", "one group at least");
   if (scheme->form == "pack-quantized") return std::make_unique<PackedFormat>(*scheme);
   if (scheme->form == kMxfp4) {
-    return std::make_unique<RowFormat>(RowFormat::Options{.name = "compressed-tensors",
+    return std::make_unique<RowFormat>(RowFormat::Options{.name = "compressed-tensors mxfp4",
                                                           .code_type = "U8",
                                                           .scale_suffix = "_scale",
                                                           .spec = quant_spec(WeightType::mxfp4),

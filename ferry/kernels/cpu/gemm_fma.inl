@@ -64,6 +64,15 @@ struct F32Sums {
   }
 };
 
+/// Panels of k numbers a column, `step` bytes from one to the next.
+struct PanelGroup {
+  const std::byte* first;
+  std::int64_t step;
+  std::int64_t k;
+
+  const std::byte* at(int panel) const { return first + panel * step; }
+};
+
 /// Panels that hold pairs of k, summed in TDPBF16PS's order; a: f32 rows padded with zeros to whole
 /// blocks. `Pairs16` says where a pair's numbers are, how many pairs are loaded at once, what the
 /// numbers of a block are multiplied by as they are loaded, and how much of k shares a scale of
@@ -81,22 +90,20 @@ struct PairSums {
   /// Adds one block's sums.
   template <int R, int P, class Fetch>
   static void add_block(const std::byte* const* a,
-                        std::int64_t k,
+                        const PanelGroup& panels,
                         std::int64_t block,
-                        const std::byte* w,
-                        std::int64_t w_step,
                         Fetch& fetch,
                         F32x16 (&sum)[R][P]) {
     constexpr int kPairs = Pairs16::kPairs;
     typename Pairs16::Factor factor[P];
     F32x16 even[R][P];
     F32x16 odd[R][P];
-    for (int p = 0; p < P; ++p) factor[p] = Pairs16::factor(w + p * w_step, k, block);
+    for (int p = 0; p < P; ++p) factor[p] = Pairs16::factor(panels.at(p), panels.k, block);
     for (int r = 0; r < R; ++r)
       for (int p = 0; p < P; ++p) even[r][p] = odd[r][p] = splat(0.0F);
     for (std::int64_t i = block; i < block + kBf16KBlock; i += 2 * kPairs) {
       for (int p = 0; p < P; ++p) {
-        const std::byte* from = w + p * w_step + Pairs16::bytes(i);
+        const std::byte* from = panels.at(p) + Pairs16::bytes(i);
         fetch.reading(from);
         Pairs y[kPairs];
         Pairs16::load(from, factor[p], y);
@@ -126,7 +133,7 @@ struct PairSums {
       for (int p = 0; p < P; ++p) total[r][p] = splat(0.0F);
     if constexpr (Pairs16::kGroup == 0) {
       for (std::int64_t block = 0; block < k; block += kBf16KBlock)
-        add_block<R, P>(a, k, block, w, w_step, fetch, total);
+        add_block<R, P>(a, {w, w_step, k}, block, fetch, total);
     } else {
       const std::byte* scales = w + Pairs16::bytes(k);
       for (std::int64_t first = 0; first < k;
@@ -136,7 +143,7 @@ struct PairSums {
           for (int p = 0; p < P; ++p) sum[r][p] = splat(0.0F);
         const std::int64_t end = smaller(k, first + Pairs16::kGroup);
         for (std::int64_t block = first; block < end; block += kBf16KBlock)
-          add_block<R, P>(a, k, block, w, w_step, fetch, sum);
+          add_block<R, P>(a, {w, w_step, k}, block, fetch, sum);
         for (int p = 0; p < P; ++p) {
           const F32x16 scale = load(floats_of(scales + p * w_step));
           for (int r = 0; r < R; ++r) total[r][p] = fma(sum[r][p], scale, total[r][p]);
