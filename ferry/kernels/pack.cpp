@@ -162,18 +162,27 @@ std::byte code_of_next_scale(std::byte code, std::uint8_t exponent) {
   return code;
 }
 
-/// One group of a column into its panel, whose codes there are zero; `out` is the group's first.
+/// Both codes of a byte.
+std::byte codes_of_next_scale(std::byte both, std::uint8_t exponent) {
+  constexpr auto kLower = std::byte{0x0f};
+  return code_of_next_scale(both & kLower, exponent) | code_of_next_scale(both >> 4, exponent) << 4;
+}
+
+/// One group of a column into its panel, whose codes there are zero; `out` is the group's first. An
+/// even k and the odd one behind it share a byte in the row as in the panel.
 void put_mxfp4_group(const std::byte* codes,
                      std::int64_t count,
                      std::uint8_t exponent,
                      std::int64_t column,
                      std::byte* out) {
   constexpr auto kLower = std::byte{0x0f};
-  const std::int64_t in_quad = column / 4 % 2 * 16 + column / 8 * 4 + column % 4;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const std::byte code = codes[i / 2] >> (i % 2 * 4) & kLower;
-    std::byte& to = out[i / 4 * 32 + i % 4 / 2 * 8 + in_quad];
-    to |= code_of_next_scale(code, exponent) << (i % 2 * 4);
+  const bool has_next_scale = exponent == 0 || exponent == 255;
+  out += column / 4 % 2 * 16 + column / 8 * 4 + column % 4;
+  for (std::int64_t i = 0; i < count; i += 2) {
+    std::byte both = codes[i / 2];
+    if (i + 1 == count) both &= kLower;
+    if (has_next_scale) both = codes_of_next_scale(both, exponent);
+    out[i / 4 * 32 + i % 4 * 4] = both;
   }
 }
 

@@ -26,6 +26,9 @@ class TwoForms {
     for (std::int64_t row = 0; row < n; ++row) {
       for (std::int64_t g = 0; g < groups; ++g)
         scales.push_back(power_scale(static_cast<std::uint8_t>(exponent_of(row, g))));
+      if (k % 2 == 1)  // half a byte that stands for nothing
+        codes[static_cast<std::size_t>((row + 1) * code_row_bytes(WeightType::mxfp4, k) - 1)] =
+            std::byte{0xf0};
       for (std::int64_t i = 0; i < k; ++i) {
         const unsigned code = code_of(row, i);
         const auto at = row * code_row_bytes(WeightType::mxfp4, k) + i / 2;
