@@ -222,8 +222,11 @@ void register_all() {
   if (with_cold) benchmark::RegisterBenchmark("ReadMemory", read_memory);
   for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx}) {
     if (!ferry::isa_supported(isa)) continue;
-    for (const WeightType type :
-         {WeightType::bf16, WeightType::fp8, WeightType::int8, WeightType::int4}) {
+    for (const WeightType type : {WeightType::bf16,
+                                  WeightType::fp8,
+                                  WeightType::mxfp4,
+                                  WeightType::int8,
+                                  WeightType::int4}) {
       const std::string peak_name = "Peak/" + std::string(ferry::isa_name(isa)) + "/" +
                                     std::string(ferry::weight_type_name(type));
       benchmark::RegisterBenchmark(peak_name.c_str(), peak, isa, type);

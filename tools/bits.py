@@ -32,7 +32,7 @@ DEMO = "assets/demo-moe"
 COMMON = "--ignore-eos --max-new-tokens 5"
 TIMEOUT_S = 280
 
-WEIGHTS = ["f32", "bf16", "fp8", "int8", "int4"]
+WEIGHTS = ["f32", "bf16", "fp8", "int8", "int4", "mxfp4"]
 WIRES = ["f32", "bf16", "fp8", "fp8_pow2", "int8", "int8_block"]
 WIRE_PAIRS = [("bf16", "bf16"), ("fp8", "bf16"), ("fp8_pow2", "fp8"), ("int8", "int8_block")]
 # Rows of two blocks of a wire's scales and of less than one; activations in bf16 and f32; weights that rows take with

@@ -270,7 +270,8 @@ void add_bench_moe(Command& bench, int& status) {
       ->capture_default_str();
   moe->add_option("--threads", o->threads, "Threads of each rank [cores / ranks]")
       ->range(1, 1 << 20);
-  moe->add_option("--weights", o->weights, "f32, bf16, int8, fp8 or int4")->capture_default_str();
+  moe->add_option("--weights", o->weights, "f32, bf16, int8, fp8, int4 or mxfp4")
+      ->capture_default_str();
   moe->add_option("--seconds", o->seconds, "About how long to measure each case")
       ->range(0.01, 3600.0)
       ->capture_default_str();

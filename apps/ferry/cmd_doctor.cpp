@@ -209,8 +209,9 @@ void add_doctor(Command& app, int& status) {
           ->type_name("DIR")
           ->needs("--measure");
   command
-      ->add_option(
-          "--weights", o->weights, "Held as f32, bf16, int8, fp8 or int4 [as in the checkpoint]")
+      ->add_option("--weights",
+                   o->weights,
+                   "Held as f32, bf16, int8, fp8, int4 or mxfp4 [as in the checkpoint]")
       ->type_name("W")
       ->needs(model);
   command->callback([o, &status] {

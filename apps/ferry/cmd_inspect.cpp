@@ -11,6 +11,7 @@
 #include "apps/ferry/command.h"
 #include "apps/ferry/command_line.h"
 #include "ferry/checkpoint/hub_cache.h"
+#include "ferry/checkpoint/stored_format.h"
 #include "ferry/core/error.h"
 #include "ferry/model/checkpoint.h"
 #include "ferry/model/mixers/mixer.h"
@@ -75,6 +76,17 @@ StateLayout state_layout(const Checkpoint& checkpoint) {
   return StateLayout(state_specs(checkpoint.config(), type));
 }
 
+/// The form of what is stored quantised; empty where all is plain.
+std::string stored_as(const Checkpoint& checkpoint) {
+  const auto& format = checkpoint.config().stored_format;
+  return format == nullptr ? "" : std::string(format->name());
+}
+
+/// Without --weights.
+std::string_view held_as(const Checkpoint& checkpoint) {
+  return weight_type_name(choose_weights(checkpoint, {}).type);
+}
+
 /// What the layers' kinds of mixers say, those of one kind once.
 std::string describe_mixers(const ModelConfig& config) {
   std::string text;
@@ -114,7 +126,9 @@ Json to_json(const Checkpoint& checkpoint,
               {"active_parameters", s.active_parameters},
               {"expert_parameters", s.expert_parameters},
               {"parameters_per_expert", s.parameters_per_expert},
-              {"file_bytes", s.file_bytes}};
+              {"file_bytes", s.file_bytes},
+              {"stored_as", stored_as(checkpoint)},
+              {"held_as", held_as(checkpoint)}};
   for (const auto& [type, held] : s.by_type)
     report["bytes_by_dtype"][type] = {{"tensors", held.tensors}, {"bytes", held.bytes}};
   report["unused_tensors"] = s.unused;
@@ -123,9 +137,12 @@ Json to_json(const Checkpoint& checkpoint,
   report["ranks"] = Json::array();
   for (const RankBytes& rank : ranks) {
     report["ranks"].push_back({{"experts_per_layer", rank.experts_held},
-                               {"dense_bytes", rank.dense},
-                               {"expert_bytes", rank.experts},
-                               {"bytes", rank.total()}});
+                               {"dense_bytes", rank.file.dense},
+                               {"expert_bytes", rank.file.experts},
+                               {"bytes", rank.file.total()},
+                               {"dense_memory_bytes", rank.memory.dense},
+                               {"expert_memory_bytes", rank.memory.experts},
+                               {"memory_bytes", rank.memory.total()}});
   }
   return report;
 }
@@ -164,6 +181,9 @@ void print_tables(const Checkpoint& checkpoint,
              count(s.active_parameters),
              count(s.expert_parameters),
              count(s.parameters_per_expert));
+  fmt::print("  weights        stored {}, held as {}\n",
+             c.stored_format ? "as " + stored_as(checkpoint) : "plain",
+             held_as(checkpoint));
   for (const auto& [type, held] : s.by_type)
     fmt::print("  {:<14} {} in {} tensors\n", type, human(held.bytes), held.tensors);
   for (const std::string& note : checkpoint.notes()) fmt::print("  note           {}\n", note);
@@ -176,19 +196,21 @@ void print_tables(const Checkpoint& checkpoint,
              : chat.refusal.empty() ? "supported"
                                     : "not supported: " + chat.refusal);
 
-  fmt::print("\n{:>6} {:>14} {:>12} {:>12} {:>12}\n",
+  fmt::print("\n{:>6} {:>14} {:>12} {:>12} {:>12} {:>12}\n",
              "rank",
              "experts/layer",
              "dense",
              "experts",
-             "to load");
+             "to load",
+             "in memory");
   for (std::size_t r = 0; r < ranks.size(); ++r) {
-    fmt::print("{:>6} {:>14} {:>12} {:>12} {:>12}\n",
+    fmt::print("{:>6} {:>14} {:>12} {:>12} {:>12} {:>12}\n",
                r,
                ranks[r].experts_held,
-               human(ranks[r].dense),
-               human(ranks[r].experts),
-               human(ranks[r].total()));
+               human(ranks[r].file.dense),
+               human(ranks[r].file.experts),
+               human(ranks[r].file.total()),
+               human(ranks[r].memory.total()));
   }
 }
 

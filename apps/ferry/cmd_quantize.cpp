@@ -41,8 +41,8 @@ int quantize(const QuantizeCommand& o) {
 }  // namespace
 
 void add_quantize(Command& app, int& status) {
-  Command* command =
-      app.add_subcommand("quantize", "Write a checkpoint again with int8, fp8 or int4 matrices");
+  Command* command = app.add_subcommand(
+      "quantize", "Write a checkpoint again with int8, fp8, int4 or mxfp4 matrices");
   auto o = std::make_shared<QuantizeCommand>();
   command
       ->add_option(
@@ -50,7 +50,7 @@ void add_quantize(Command& app, int& status) {
           o->model,
           "Checkpoint directory, or org/name in the local Hugging Face cache [the demo model]")
       ->type_name("DIR");
-  command->add_option("--weights", o->weights, "int8, fp8 (DeepSeek-V3's format) or int4")
+  command->add_option("--weights", o->weights, "int8, fp8 (DeepSeek-V3's format), int4 or mxfp4")
       ->type_name("W")
       ->capture_default_str();
   command->add_option("--out", o->out, "Directory to write; new or empty")

@@ -205,7 +205,7 @@ void add_shape_flags(Command& command, SimulateFlags& o) {
   size("--experts", o.experts, "Experts of a layer");
   size("--topk", o.topk, "Experts of each token");
   size("--layers", o.layers, "Sparse layers of a step; without --model a step is nothing else");
-  command.add_option("--weights", o.weights, "Held as f32, bf16, int8, fp8 or int4 [bf16]")
+  command.add_option("--weights", o.weights, "Held as f32, bf16, int8, fp8, int4 or mxfp4 [bf16]")
       ->type_name("W");
   command.add_flag("--exchange-only", o.exchange_only, "Experts take no time, as in bench a2a");
   command.add_option("--context", o.context, "Positions that each token attends to")

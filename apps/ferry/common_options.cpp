@@ -120,7 +120,7 @@ CommonOptions::CommonOptions(Command& app) {
   app.add_option(
          "--weights",
          weights_,
-         "Hold weights as f32, bf16, int8, fp8 or int4; quantised as they are loaded [as in "
+         "Hold weights as f32, bf16, int8, fp8, int4 or mxfp4; quantised as they are loaded [as in "
          "the checkpoint]")
       ->type_name("W")
       ->group(kGroup);

@@ -61,8 +61,9 @@ struct Pattern {
   std::uint32_t set;
 
   /// Around 1/64, both as one f32 and as two bf16. Codes and scales of quantised types: small ones,
-  /// no NaN among them.
+  /// no NaN among them; powers of two below 1.
   static Pattern of(WeightType type) {
+    if (type == WeightType::mxfp4) return {0x1f1f1f1fU, 0x60606060U};
     if (is_quantized(type)) return {0xb7b7b7b7U, 0};
     return {0x807f807fU, 0x3c803c80U};
   }

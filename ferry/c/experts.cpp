@@ -43,7 +43,7 @@ ferry_experts_options checked(const ferry_experts_options& o) {
   }
   if (o.threads < 1 || o.threads > kMostThreads)
     fail<ConfigError>("{} threads; 1 to {} are possible", o.threads, kMostThreads);
-  enumerator(o.weights, WeightType::int4, "weights");
+  enumerator(o.weights, WeightType::mxfp4, "weights");
   enumerator(o.gating, Gating::Kind::clamped, "gating");
   return o;
 }

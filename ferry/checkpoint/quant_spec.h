@@ -61,12 +61,15 @@ struct QuantSpec {
 constexpr QuantSpec quant_spec(WeightType type) {
   if (type == WeightType::fp8) return {Code::e4m3, kFp8Block, kFp8Block};
   if (type == WeightType::int8) return {.code = Code::int8};
+  if (type == WeightType::mxfp4)
+    return {.code = Code::e2m1, .group_k = kMxfp4Group, .scale = ScaleKind::power_of_two};
   return {.code = Code::uint4, .group_k = kInt4Group, .zero = ZeroPoint::middle};
 }
 
 /// The type of weights that hold such codes and scales as they are; absent where none does.
 constexpr std::optional<WeightType> weight_type_of(const QuantSpec& spec) {
-  for (const WeightType type : {WeightType::fp8, WeightType::int8, WeightType::int4})
+  for (const WeightType type :
+       {WeightType::fp8, WeightType::int8, WeightType::int4, WeightType::mxfp4})
     if (spec == quant_spec(type)) return type;
   return std::nullopt;
 }

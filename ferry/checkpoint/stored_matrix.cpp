@@ -192,12 +192,17 @@ std::size_t StoredMatrix::bytes() const {
          elements / static_cast<std::size_t>(quant.group_k) * scale;
 }
 
-bool StoredMatrix::holds(WeightType type) const {
-  return row_after_row() && weight_type_of(quant) == type;
-}
+bool StoredMatrix::holds(WeightType type) const { return weight_type_of(quant) == type; }
 
 void StoredMatrix::read_codes(std::int64_t i, std::byte* codes, float* into) const {
-  std::memcpy(codes, row(i), static_cast<std::size_t>(quant.row_bytes(columns)));
+  std::memcpy(codes, first_code(*this, i), static_cast<std::size_t>(quant.row_bytes(columns)));
+  if (quant.scale == ScaleKind::power_of_two) {
+    const std::byte* exponents = scales.data + first_scale(*this, i);
+    std::transform(exponents, exponents + quant.groups(columns), into, [](std::byte exponent) {
+      return power_scale(std::to_integer<std::uint8_t>(exponent));
+    });
+    return;
+  }
   kernels().convert(scales.data + first_scale(*this, i) * element_bytes(scales.dtype),
                     scales.dtype,
                     as_bytes(into),

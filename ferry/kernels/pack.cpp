@@ -149,10 +149,74 @@ void pack_codes(const PackArgs& args) {
   }
 }
 
+/// Codes that stand for the same numbers with a scale that f32 has as a normal number: of 2^-127
+/// with 2^-126 (what is denormal becomes zero, as threads would flush it), of 2^128 with 2^127
+/// (what is beyond f32 stays so).
+std::byte code_of_next_scale(std::byte code, std::uint8_t exponent) {
+  constexpr std::uint8_t kOfLeast[8] = {0, 0, 0, 0, 2, 3, 4, 5};
+  constexpr std::uint8_t kOfGreatest[8] = {0, 2, 4, 4, 4, 4, 4, 4};
+  constexpr auto kSign = std::byte{8};
+  const auto magnitude = std::to_integer<std::size_t>(code & std::byte{7});
+  if (exponent == 0) return std::byte{kOfLeast[magnitude]} | (code & kSign);
+  if (exponent == 255) return std::byte{kOfGreatest[magnitude]} | (code & kSign);
+  return code;
+}
+
+/// Both codes of a byte.
+std::byte codes_of_next_scale(std::byte both, std::uint8_t exponent) {
+  constexpr auto kLower = std::byte{0x0f};
+  return code_of_next_scale(both & kLower, exponent) | code_of_next_scale(both >> 4, exponent) << 4;
+}
+
+/// One group of a column into its panel, whose codes there are zero; `out` is the group's first. An
+/// even k and the odd one behind it share a byte in the row as in the panel.
+void put_mxfp4_group(const std::byte* codes,
+                     std::int64_t count,
+                     std::uint8_t exponent,
+                     std::int64_t column,
+                     std::byte* out) {
+  constexpr auto kLower = std::byte{0x0f};
+  const bool has_next_scale = exponent == 0 || exponent == 255;
+  out += column / 4 % 2 * 16 + column / 8 * 4 + column % 4;
+  for (std::int64_t i = 0; i < count; i += 2) {
+    std::byte both = codes[i / 2];
+    if (i + 1 == count) both &= kLower;
+    if (has_next_scale) both = codes_of_next_scale(both, exponent);
+    out[i / 4 * 32 + i % 4 * 4] = both;
+  }
+}
+
+void pack_mxfp4(const PackArgs& args) {
+  constexpr std::int64_t kGroupBytes = kMxfp4Group / 2 * kPanelColumns;
+  const std::int64_t groups = weight_groups(args.type, args.k);
+  const std::size_t panel_bytes = PackedMatrix::packed_panel_bytes(args.type, args.k);
+  for (std::int64_t panel = 0; panel < ceil_div(args.n, kPanelColumns); ++panel) {
+    std::byte* out = args.out + panel * args.panel_step * static_cast<std::int64_t>(panel_bytes);
+    std::memset(out, 0, panel_bytes);
+    std::byte* scales = out + groups * kGroupBytes;
+    for (std::int64_t c = 0; c < kPanelColumns && panel * kPanelColumns + c < args.n; ++c) {
+      const std::int64_t row = panel * kPanelColumns + c;
+      const std::byte* codes = args.source + row * code_row_bytes(args.type, args.k);
+      for (std::int64_t g = 0; g < groups; ++g) {
+        const std::uint8_t exponent =
+            power_exponent(args.scales[row / args.scale_rows * groups + g]);
+        put_mxfp4_group(codes + g * (kMxfp4Group / 2),
+                        std::min<std::int64_t>(kMxfp4Group, args.k - g * kMxfp4Group),
+                        exponent,
+                        c,
+                        out + g * kGroupBytes);
+        scales[g * kPanelColumns + c] = std::byte{std::clamp<std::uint8_t>(exponent, 1, 254)};
+      }
+    }
+  }
+}
+
 }  // namespace
 
 void pack_matrix(const PackArgs& args) {
-  if (is_quantized(args.type))
+  if (args.type == WeightType::mxfp4)
+    pack_mxfp4(args);
+  else if (is_quantized(args.type))
     pack_codes(args);
   else
     pack_plain(args);

@@ -18,7 +18,8 @@ constexpr std::array kRows = {TypeRow{WeightType::f32, "f32"},
                               TypeRow{WeightType::bf16, "bf16"},
                               TypeRow{WeightType::int8, "int8"},
                               TypeRow{WeightType::fp8, "fp8"},
-                              TypeRow{WeightType::int4, "int4"}};
+                              TypeRow{WeightType::int4, "int4"},
+                              TypeRow{WeightType::mxfp4, "mxfp4"}};
 
 }  // namespace
 
@@ -46,7 +47,13 @@ WeightType parse_weight_type(std::string_view name, std::string_view option) {
 }
 
 std::size_t PackedMatrix::packed_panel_bytes(WeightType type, std::int64_t k) {
-  const std::int64_t scales = weight_groups(type, k) * (kPanelColumns * 4);
+  constexpr std::int64_t kLine = 64;
+  const std::int64_t groups = weight_groups(type, k);
+  if (type == WeightType::mxfp4) {
+    const std::int64_t group_bytes = (kMxfp4Group / 2 + 1) * kPanelColumns;
+    return static_cast<std::size_t>(round_up(groups * group_bytes, kLine));
+  }
+  const std::int64_t scales = groups * (kPanelColumns * 4);
   const auto codes = [&] {
     switch (type) {
       case WeightType::f32:
@@ -59,6 +66,8 @@ std::size_t PackedMatrix::packed_panel_bytes(WeightType type, std::int64_t k) {
         return round_up(k, kBf16KBlock) * kPanelColumns;
       case WeightType::int4:
         return round_up(k, kIntKBlock) * kPanelColumns / 2;
+      case WeightType::mxfp4:
+        break;
     }
     return std::int64_t{0};
   };

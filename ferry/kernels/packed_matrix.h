@@ -2,6 +2,7 @@
 // is quantised and packed, once at load. docs/numerics.md has the formulas and the error bounds.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -15,9 +16,10 @@ namespace ferry {
 enum class WeightType : std::uint8_t {
   f32,
   bf16,
-  int8,  ///< -127..127, one scale a column; inputs are rounded to int8 with a scale a row
-  fp8,   ///< e4m3fn, one scale for 128 columns x 128 k (DeepSeek-V3's blocks); inputs stay bf16
-  int4,  ///< -8..7, one scale for 64 k of a column; inputs as for int8
+  int8,   ///< -127..127, one scale a column; inputs are rounded to int8 with a scale a row
+  fp8,    ///< e4m3fn, one scale for 128 columns x 128 k (DeepSeek-V3's blocks); inputs stay bf16
+  int4,   ///< -8..7, one scale for 64 k of a column; inputs as for int8
+  mxfp4,  ///< e2m1, a power of two for 32 k of a column (OCP's MXFP4); inputs stay bf16
 };
 
 /// All of them, in the order of the enumeration.
@@ -45,15 +47,17 @@ constexpr bool is_quantized(WeightType type) {
 }
 
 inline constexpr int kPanelColumns = 16;  // columns of a weight panel
-inline constexpr int kBf16KBlock = 32;    // bf16 and fp8 panels are padded to this many k
+inline constexpr int kBf16KBlock = 32;    // bf16, fp8 and mxfp4 panels are padded to this many k
 inline constexpr int kIntKBlock = 64;     // int8 and int4 panels to this many
 inline constexpr int kInt4Group = 64;     // k of a column that share a scale
 inline constexpr int kFp8Block = 128;     // k, and columns of the checkpoint, that share a scale
+inline constexpr int kMxfp4Group = 32;    // k of a column that share a scale
 
 /// Scales of one column.
 constexpr std::int64_t weight_groups(WeightType type, std::int64_t k) {
   if (type == WeightType::int8) return 1;
   if (type == WeightType::int4) return ceil_div(k, kInt4Group);
+  if (type == WeightType::mxfp4) return ceil_div(k, kMxfp4Group);
   return type == WeightType::fp8 ? ceil_div(k, kFp8Block) : 0;
 }
 
@@ -68,7 +72,10 @@ constexpr std::int64_t weight_groups(WeightType type, std::int64_t k) {
 ///          lower half and number 4 + j in its upper; then scales
 ///   fp8    [k_padded / 2][2][16 columns] of codes, then scales, 2^8 times as large: codes are read
 ///          as f16, which makes 2^-8 of their values. A code of NaN makes its column's scale NaN
-/// Scales are f32 [groups][16 columns]; k_padded = k rounded up to whole blocks.
+///   mxfp4  [k_padded / 4][32 bytes], the byte of an even and the odd k behind it (in the upper
+///          half) of column c at (k % 4 / 2) * 8 + (c / 4 % 2) * 16 + (c / 8) * 4 + c % 4; then
+///          scales, a byte s for 2^(s - 127), 1 to 254, [groups][16 columns]; then to whole lines
+/// Other scales are f32 [groups][16 columns]; k_padded = k rounded up to whole blocks.
 struct PackedMatrix {
   WeightType type = WeightType::f32;
   std::int64_t k = 0;
@@ -90,10 +97,21 @@ constexpr std::int64_t rows_per_scale(WeightType type) {
   return type == WeightType::fp8 ? kFp8Block : 1;
 }
 
-/// Bytes of a quantised row's codes: int8 and fp8 a byte each, int4 two in a byte, the lower half
-/// first, as code + 8.
+/// Bytes of a quantised row's codes: int8 and fp8 a byte each, int4 (as code + 8) and mxfp4 two in
+/// a byte, the lower half first.
 constexpr std::int64_t code_row_bytes(WeightType type, std::int64_t k) {
-  return type == WeightType::int4 ? ceil_div(k, 2) : k;
+  return type == WeightType::int4 || type == WeightType::mxfp4 ? ceil_div(k, 2) : k;
+}
+
+/// mxfp4's scales among those of other types: the byte s (E8M0) where f32 has its exponent. That is
+/// 2^(s - 127), but for the two that f32 does not have as normal numbers: 0 is 2^-127, infinity is
+/// 2^128.
+constexpr float power_scale(std::uint8_t exponent) {
+  return std::bit_cast<float>(std::uint32_t{exponent} << 23U);
+}
+
+constexpr std::uint8_t power_exponent(float scale) {
+  return static_cast<std::uint8_t>(std::bit_cast<std::uint32_t>(scale) >> 23U);
 }
 
 /// The scales of up to 128 plain rows [rows, k] that share them: [weight_groups(fp8, k)]. An
@@ -102,8 +120,9 @@ void fp8_block_scales(
     const std::byte* rows, DType dtype, std::int64_t num_rows, std::int64_t k, float* scales);
 
 /// Quantises one plain row of k elements. Rows that share scales (fp8) are given them; others'
-/// are written, [weight_groups]. An infinity or a NaN makes its scale NaN. The thread flushes
-/// denormals, as for kernels. `codes`: [code_row_bytes].
+/// are written, [weight_groups]. An infinity or a NaN makes its scale NaN, and the whole group
+/// infinite with mxfp4, which has no such scale. The thread flushes denormals, as for kernels.
+/// `codes`: [code_row_bytes].
 void quantize_row(WeightType type,
                   const std::byte* row,
                   DType dtype,

@@ -120,6 +120,49 @@ void quantize_fp8(
   }
 }
 
+/// To e2m1, nearest even, and to 6 from there on. REQUIRES: |x| < 8.
+unsigned e2m1_code(float x) {
+  constexpr std::uint8_t kCodes[9] = {0, 1, 2, 3, 4, 0, 5, 0, 6};  // of twice a number up to 4
+  const float magnitude = std::abs(x);
+  const float unit = magnitude < 2 ? 0.5F : magnitude < 4 ? 1.0F : 2.0F;
+  const auto units = static_cast<int>((magnitude / unit + kRounder) - kRounder);
+  const int doubled = units * static_cast<int>(unit * 2);
+  const unsigned code = doubled > 8 ? 7U : kCodes[doubled];
+  return code | (std::signbit(x) ? 8U : 0U);
+}
+
+/// The scale's exponent for a group: the greatest number becomes 3.5 to 7 of it, which rounds to 4
+/// or 6; up to 8 where more would leave f32. 255 where a number is not finite.
+std::uint8_t power_for(float greatest) {
+  constexpr std::uint32_t kQuarter = 1U << 21U;  // from 1.75 on: up
+  if (!std::isfinite(greatest)) return 255;
+  const std::uint32_t rounded = std::bit_cast<std::uint32_t>(greatest) + kQuarter;
+  return static_cast<std::uint8_t>(std::clamp(rounded >> 23U, 3U, 254U) - 2U);
+}
+
+void quantize_mxfp4(
+    const std::byte* row, DType dtype, std::int64_t k, float* scales, std::byte* codes) {
+  constexpr auto kInfinite = std::byte{0x77};  // two of 6, times 2^128
+  Piece piece;
+  for (std::int64_t first = 0; first < k; first += kPiece) {
+    const std::int64_t count = std::min(kPiece, k - first);
+    piece.read(row, dtype, first, count);
+    for (std::int64_t g = 0; g < count; g += kMxfp4Group) {
+      const std::int64_t some = std::min<std::int64_t>(kMxfp4Group, count - g);
+      const std::uint8_t exponent = power_for(greatest_magnitude(piece.x + g, some));
+      scales[(first + g) / kMxfp4Group] = power_scale(exponent);
+      std::byte* out = codes + (first + g) / 2;
+      std::memset(out,
+                  exponent == 255 ? std::to_integer<int>(kInfinite) : 0,
+                  static_cast<std::size_t>(ceil_div(some, 2)));
+      if (exponent == 255) continue;
+      const float inverse = power_scale(static_cast<std::uint8_t>(254 - exponent));
+      for (std::int64_t i = 0; i < some; ++i)
+        out[i / 2] |= static_cast<std::byte>(e2m1_code(piece.x[g + i] * inverse) << (i % 2 * 4));
+    }
+  }
+}
+
 }  // namespace
 
 void fp8_block_scales(
@@ -156,6 +199,8 @@ void quantize_row(WeightType type,
     quantize_int8(row, dtype, k, scales, codes);
   else if (type == WeightType::int4)
     quantize_int4(row, dtype, k, scales, codes);
+  else if (type == WeightType::mxfp4)
+    quantize_mxfp4(row, dtype, k, scales, codes);
   else
     quantize_fp8(row, dtype, k, scales, codes);
 }

@@ -25,7 +25,7 @@ using json = nlohmann::json;
 WrittenFormat format_to_write(WeightType type) {
   WrittenFormat written = written_format(type);
   if (written.format == nullptr) {
-    fail<ConfigError>("--weights {}: not quantised; choose int8, fp8 or int4",
+    fail<ConfigError>("--weights {}: not quantised; choose int8, fp8, int4 or mxfp4",
                       weight_type_name(type));
   }
   return written;
@@ -50,6 +50,13 @@ bool is_quantised(const TensorSpec& spec, const TensorNames& names) {
   if (spec.shape.size() != 2 || spec.shape[0] == 1) return false;
   return spec.role == TensorRole::matrix || spec.role == TensorRole::expert ||
          spec.name == tensor_name(names, names.lm_head);
+}
+
+/// Scales of mxfp4 as files have them.
+std::vector<std::byte> exponents_of(std::span<const float> scales) {
+  std::vector<std::byte> exponents;
+  for (const float scale : scales) exponents.push_back(std::byte{power_exponent(scale)});
+  return exponents;
 }
 
 class Writer {
@@ -138,7 +145,10 @@ class Writer {
     if (item.quantised) {
       const QuantizedMatrix quantised = quantize_stored(matrix, options_.type, pool_);
       writer.write(quantised.codes);
-      writer.write(std::as_bytes(std::span(quantised.scales)));
+      if (options_.type == WeightType::mxfp4)
+        writer.write(exponents_of(quantised.scales));
+      else
+        writer.write(std::as_bytes(std::span(quantised.scales)));
     } else if (matrix.is_plain() && matrix.row_after_row()) {
       writer.write(matrix.data);
     } else {

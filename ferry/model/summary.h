@@ -28,13 +28,19 @@ struct ModelSummary {
 
 ModelSummary summarize(const Checkpoint& checkpoint);
 
-/// What one rank reads, in bytes as they lie in the files.
-struct RankBytes {
+/// Weights in bytes.
+struct WeightBytes {
   std::uint64_t dense = 0;  ///< all but the routed experts; the same on every rank
   std::uint64_t experts = 0;
-  int experts_held = 0;  ///< per sparse layer
 
   std::uint64_t total() const { return dense + experts; }
+};
+
+/// What one rank reads, and what it then holds.
+struct RankBytes {
+  WeightBytes file;      ///< as they lie in the files
+  WeightBytes memory;    ///< packed, without --weights
+  int experts_held = 0;  ///< per sparse layer
 };
 
 /// For R ranks with ceil(E / R) slots each, experts in order. REQUIRES: ranks >= 1.

@@ -145,6 +145,16 @@ class HeldBlocks {
   std::set<const std::byte*, std::less<>> used_;
 };
 
+/// Whether all routed experts are stored as that type holds them. Four bits are too few to round to
+/// unasked.
+bool experts_hold(const Checkpoint& checkpoint, WeightType type) {
+  bool all = true;
+  for_each_tensor(unstacked(checkpoint.config()), [&](const TensorSpec& spec) {
+    if (all && spec.role == TensorRole::expert) all = checkpoint.matrix(spec).holds(type);
+  });
+  return all;
+}
+
 }  // namespace
 
 std::size_t expert_block_bytes(const GatedFfnWeights& w) {
@@ -173,7 +183,9 @@ WeightChoice choose_weights(const Checkpoint& checkpoint, std::optional<WeightTy
   if (wanted) return {.type = *wanted};
   if (const StoredFormat* format = checkpoint.config().stored_format.get()) {
     // What no type holds as it is becomes elements: another quantised type would round again.
-    if (const auto held = format->held()) return {.type = *held, .plain_stays = true};
+    const auto held = format->held();
+    if (held && (held != WeightType::mxfp4 || experts_hold(checkpoint, *held)))
+      return {.type = *held, .plain_stays = true};
   }
   return {.type = checkpoint.weight_type() == DType::bf16 ? WeightType::bf16 : WeightType::f32};
 }

@@ -84,7 +84,7 @@ TEST_P(Quantised, StacksOfExpertsGiveTheSameBitsFromDisk) {
 
 INSTANTIATE_TEST_SUITE_P(Weights,
                          Quantised,
-                         testing::Values("int8", "fp8", "int4"),
+                         testing::Values("int8", "fp8", "int4", "mxfp4"),
                          [](const auto& param) { return std::string(param.param); });
 
 TEST(Quantize, RefusesWhatItCannotDoInOneLine) {
@@ -92,10 +92,10 @@ TEST(Quantize, RefusesWhatItCannotDoInOneLine) {
   const std::string out = (directory.path() / "out").string();
   test::expect_one_line(test::run_program({"quantize", "--weights", "bf16", "--out", out}),
                         2,
-                        "choose int8, fp8 or int4");
+                        "choose int8, fp8, int4 or mxfp4");
   test::expect_one_line(test::run_program({"quantize", "--weights", "int3", "--out", out}),
                         2,
-                        "no such weight type; known: f32, bf16, int8, fp8, int4");
+                        "no such weight type; known: f32, bf16, int8, fp8, int4, mxfp4");
   test::write_file((directory.path() / "file").string(), "x");
   test::expect_one_line(
       test::run_program({"quantize", "--out", directory.path().string(), "--quiet"}),

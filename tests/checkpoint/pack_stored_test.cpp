@@ -35,16 +35,24 @@ StoredMatrix plain(const std::vector<float>& values) {
           .data = bytes_of(values)};
 }
 
-StoredMatrix stored(WeightType type, const QuantizedMatrix& q, std::int64_t rows) {
-  return {.quant = quant_spec(type),
-          .rows = rows,
-          .columns = kDepth,
-          .data = bytes_of(q.codes),
-          .scales = {.dtype = DType::f32,
-                     .shape = {},
-                     .data = bytes_of(q.scales).data(),
-                     .bytes = bytes_of(q.scales).size()}};
-}
+/// Quantised, and as a checkpoint has it.
+struct Stored {
+  QuantizedMatrix q;
+  std::vector<std::byte> exponents;  // mxfp4's scales
+  StoredMatrix matrix;
+
+  Stored(WeightType type, const std::vector<float>& values, std::int64_t rows)
+      : q(quantize_matrix(type, bytes_of(values).data(), DType::f32, rows, kDepth)) {
+    for (const float scale : q.scales) exponents.push_back(std::byte{power_exponent(scale)});
+    const auto scales = type == WeightType::mxfp4 ? bytes_of(exponents) : bytes_of(q.scales);
+    matrix = {.quant = quant_spec(type),
+              .rows = rows,
+              .columns = kDepth,
+              .data = bytes_of(q.codes),
+              .scales = {
+                  .dtype = DType::f32, .shape = {}, .data = scales.data(), .bytes = scales.size()}};
+  }
+};
 
 class PackStored : public testing::TestWithParam<WeightType> {
  protected:
@@ -89,37 +97,33 @@ TEST_P(PackStored, MergedMatricesAreQuantisedEachByItself) {
 
 TEST_P(PackStored, CodesOfTheCheckpointStayAsTheyAre) {
   const auto values = random_rows(150, 3);
-  const QuantizedMatrix q =
-      quantize_matrix(GetParam(), bytes_of(values).data(), DType::f32, 150, kDepth);
-  const StoredMatrix held = stored(GetParam(), q, 150);
+  const Stored held(GetParam(), values, 150);
   const StoredMatrix source = plain(values);
-  EXPECT_TRUE(held.holds(GetParam()));
-  EXPECT_EQ(pack({&held, 1}, 150), pack({&source, 1}, 150));
+  EXPECT_TRUE(held.matrix.holds(GetParam()));
+  EXPECT_EQ(pack({&held.matrix, 1}, 150), pack({&source, 1}, 150));
 }
 
 /// What another type makes of stored codes is what it makes of their values.
 TEST_P(PackStored, CodesOfAnotherTypeAreReadAsTheirValues) {
-  for (const WeightType other : {WeightType::int8, WeightType::fp8, WeightType::int4}) {
+  for (const WeightType other :
+       {WeightType::int8, WeightType::fp8, WeightType::int4, WeightType::mxfp4}) {
     if (other == GetParam()) continue;
     const auto values = random_rows(40, 4);
-    const QuantizedMatrix q =
-        quantize_matrix(other, bytes_of(values).data(), DType::f32, 40, kDepth);
-    const StoredMatrix held = stored(other, q, 40);
+    const Stored held(other, values, 40);
     std::vector<float> read(values.size());
     const FlushDenormals flush;
-    held.read_rows(0, 40, DType::f32, reinterpret_cast<std::byte*>(read.data()));
+    held.matrix.read_rows(0, 40, DType::f32, reinterpret_cast<std::byte*>(read.data()));
     for (std::size_t i = 0; i < read.size(); ++i) ASSERT_NEAR(read[i], values[i], 0.6F) << i;
     const StoredMatrix source = plain(read);
-    EXPECT_EQ(pack({&held, 1}, 40), pack({&source, 1}, 40)) << weight_type_name(other);
+    EXPECT_EQ(pack({&held.matrix, 1}, 40), pack({&source, 1}, 40)) << weight_type_name(other);
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Types,
-                         PackStored,
-                         testing::Values(WeightType::int8, WeightType::fp8, WeightType::int4),
-                         [](const auto& param) {
-                           return std::string(weight_type_name(param.param));
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Types,
+    PackStored,
+    testing::Values(WeightType::int8, WeightType::fp8, WeightType::int4, WeightType::mxfp4),
+    [](const auto& param) { return std::string(weight_type_name(param.param)); });
 
 }  // namespace
 }  // namespace ferry

@@ -177,6 +177,12 @@ json bytes(const char* type, const char* strategy) {
       {{"num_bits", 8}, {"type", type}, {"strategy", strategy}, {"block_structure", {128, 128}}});
 }
 
+json mxfp4_rows() {
+  return compressed(
+      "mxfp4-pack-quantized",
+      {{"num_bits", 4}, {"type", "float"}, {"strategy", "group"}, {"group_size", 32}});
+}
+
 json gptq(json more) {
   more["quant_method"] = "gptq";
   if (!more.contains("bits")) more["bits"] = 4;
@@ -192,6 +198,7 @@ std::vector<Case> cases() {
       {"int4", {{"quant_method", "ferry_int4"}}, 9, 71},
       {"mxfp4_alternating", {{"quant_method", "mxfp4"}}, 7, 96, alternating},
       {"mxfp4_whole", {{"quant_method", "mxfp4"}}, 7, 32, whole},
+      {"mxfp4_rows", mxfp4_rows(), 7, 100},
       {"packed_int4", packed(4, "group", true), 9, 100},
       {"packed_int4_zeros", packed(4, "group", false), 11, 100},
       {"packed_int4_rows", packed(4, "channel", true), 5, 71},
@@ -354,6 +361,7 @@ TEST(CompressedTensors, HoldsWhatRowsAreRoundedForAlone) {
   EXPECT_EQ(held(bytes("int", "channel")), WeightType::int8);
   EXPECT_EQ(held(bytes("float", "block")), WeightType::fp8);
   EXPECT_FALSE(held(bytes("float", "channel")));
+  EXPECT_EQ(held(mxfp4_rows()), WeightType::mxfp4);
 }
 
 TEST(CompressedTensors, RefusesWhatItDoesNotRead) {
@@ -378,6 +386,9 @@ TEST(CompressedTensors, RefusesWhatItDoesNotRead) {
   json nvfp4 = packed(4, "group", true);
   nvfp4["format"] = "nvfp4-pack-quantized";
   EXPECT_THAT(error(nvfp4), HasSubstr("num_bits"));
+  json wide = mxfp4_rows();
+  wide["config_groups"]["group_0"]["weights"]["group_size"] = 16;
+  EXPECT_THAT(error(wide), HasSubstr("num_bits"));
   json two = packed(4, "group", true);
   two["config_groups"]["group_1"] = packed(8, "group", true)["config_groups"]["group_0"];
   EXPECT_THAT(error(two), HasSubstr("group_1"));
@@ -386,6 +397,25 @@ TEST(CompressedTensors, RefusesWhatItDoesNotRead) {
   json sparse = packed(4, "group", true);
   sparse["sparsity_config"] = {{"format", "sparse-24-bitmask"}};
   EXPECT_THAT(error(sparse), HasSubstr("sparsity_config"));
+}
+
+/// Scales of either name of their type.
+TEST(CompressedTensors, ReadsMxfp4OfEachMatrixByItself) {
+  for (const char* type : {"U8", "F8_E8M0"}) {
+    const test::SmallDirectory dir;
+    std::vector<SmallTensor> tensors = {test::small_tensor("x.weight_packed", "U8", {2, 32}),
+                                        test::small_tensor("x.weight_scale", type, {2, 2})};
+    tensors[0].data.assign(64, '\xf1');
+    tensors[1].data = "\x80\x80\x80\x7e";
+    const auto source = dir.open(tensors);
+    const auto format = read_stored_format(ConfigReader(mxfp4_rows(), "config.json"));
+    const StoredMatrix matrix = find_matrix(*source, format.get(), {"x.weight", 2, 64});
+    EXPECT_TRUE(matrix.holds(WeightType::mxfp4));
+    std::vector<float> found(64);
+    matrix.read_rows(1, 1, DType::f32, reinterpret_cast<std::byte*>(found.data()));
+    for (std::size_t i = 0; i < 64; ++i)
+      EXPECT_EQ(found[i], (i % 2 == 0 ? 0.5F : -6.0F) * (i < 32 ? 2.0F : 0.5F)) << type << i;
+  }
 }
 
 TEST(CompressedTensors, AShapeThatIsAnotherIsRefused) {
@@ -527,7 +557,8 @@ TEST(StoredFormats, WhatIsWrittenForATypeIsHeldAsIt) {
 }
 
 TEST(QuantSpec, SaysSizesAsHeldWeightsHaveThem) {
-  for (const WeightType type : {WeightType::int8, WeightType::fp8, WeightType::int4}) {
+  for (const WeightType type :
+       {WeightType::int8, WeightType::fp8, WeightType::int4, WeightType::mxfp4}) {
     const QuantSpec spec = quant_spec(type);
     for (const std::int64_t n : {1, 63, 64, 65, 127, 128, 129, 500}) {
       EXPECT_EQ(spec.groups(n), weight_groups(type, n));

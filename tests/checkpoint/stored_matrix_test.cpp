@@ -268,7 +268,14 @@ TEST(StoredMatrix, Mxfp4ElementsAreCodesTimesPowersOfTwo) {
                  TensorView{.shape = {}, .data = scales.data(), .bytes = scales.size()}});
   EXPECT_FALSE(matrix.is_plain());
   EXPECT_EQ(matrix.bytes(), 2U * (32 + 2));
-  for (const WeightType type : weight_types()) EXPECT_FALSE(matrix.holds(type));
+  for (const WeightType type : weight_types())
+    EXPECT_EQ(matrix.holds(type), type == WeightType::mxfp4);
+  std::vector<std::byte> own(kColumns / 2);
+  std::vector<float> own_scales(2);
+  matrix.read_codes(1, own.data(), own_scales.data());
+  EXPECT_EQ(own[0], std::byte{0x21});
+  EXPECT_EQ(own[16], std::byte{0x9c});
+  EXPECT_EQ(own_scales, (std::vector<float>{4, 1.0F / 128}));
   std::vector<float> found(kColumns);
   matrix.read_rows(1, 1, DType::f32, reinterpret_cast<std::byte*>(found.data()));
   std::vector<float> expected(kColumns);

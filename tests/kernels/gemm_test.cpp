@@ -1,10 +1,7 @@
 // gemm: every instruction set gives the scalar one's bytes, and those are the right ones.
 #include <cmath>
-#include <optional>
 
 #include "ferry/core/threads.h"
-#include "ferry/kernels/cpu/tables.h"
-#include "kernels/amx_emulator.h"
 #include "kernels/gemm_testing.h"
 #include "support/long_tests.h"
 
@@ -26,7 +23,7 @@ Case with_variant(Case c, std::uint32_t variant) {
   return c;
 }
 
-/// Pairs of k as bf16 and fp8 weights sum them, over one group.
+/// Pairs of k as bf16, fp8 and mxfp4 weights sum them, over one group.
 struct PairGroup {
   std::int64_t first = 0;
   std::int64_t end = 0;
@@ -99,6 +96,12 @@ float contract_sum(const Problem& problem, const Case& c, std::int64_t r, std::i
         sum = std::fmaf(part, problem.weights().scale(column, first / kFp8Block) * 0x1p8F, sum);
       }
       return sum;
+    case WeightType::mxfp4:
+      for (std::int64_t first = 0; first < c.k; first += kMxfp4Group) {
+        const float scale = problem.weights().scale(column, first / kMxfp4Group);
+        sum = sum + pair_sum(problem, c, r, column, {first, first + kMxfp4Group, scale});
+      }
+      return sum;
     case WeightType::int8:
     case WeightType::int4:
       return int_sum(problem, c, r, column);
@@ -115,22 +118,6 @@ constexpr std::uint32_t kEveryNthShape = 8;  // sanitizers make the scalar kerne
 #else
 constexpr std::uint32_t kEveryNthShape = 1;
 #endif
-
-/// On a machine without tiles they are emulated.
-class GemmOfIsa : public PerIsa {
- protected:
-  void SetUp() override {
-    if (GetParam() == Isa::amx && AmxEmulator::useful())
-      emulator_.emplace();
-    else
-      PerIsa::SetUp();
-  }
-
-  const Kernels& fast() const { return emulator_ ? cpu::amx_table() : PerIsa::fast(); }
-
- private:
-  std::optional<AmxEmulator> emulator_;
-};
 
 class GemmOfFasterIsa : public GemmOfIsa {};
 

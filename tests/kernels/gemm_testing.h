@@ -4,9 +4,12 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <ostream>
 #include <vector>
 
+#include "ferry/kernels/cpu/tables.h"
+#include "kernels/amx_emulator.h"
 #include "kernels/kernel_testing.h"
 
 namespace ferry::testing {
@@ -36,6 +39,13 @@ inline std::ostream& operator<<(std::ostream& out, const Case& c) {
              << (c.gating.kind == Gating::Kind::clamped ? "clamped" : "") << " out "
              << dtype_name(c.out_type) << (c.bias ? " bias" : "")
              << (c.pointers ? " pointers" : "");
+}
+
+/// k that share a scale. REQUIRES: is_quantized(type).
+inline std::int64_t scale_group(WeightType type, std::int64_t k) {
+  if (type == WeightType::int8) return k;
+  if (type == WeightType::int4) return kInt4Group;
+  return type == WeightType::mxfp4 ? kMxfp4Group : kFp8Block;
 }
 
 /// Inputs of one product, with rows off any alignment and apart from each other.
@@ -74,10 +84,7 @@ class Problem {
   double weight_value(std::int64_t i, std::int64_t column) const {
     const double code = weight(i, column);
     if (!is_quantized(case_.type)) return code;
-    const std::int64_t group = case_.type == WeightType::int8   ? case_.k
-                               : case_.type == WeightType::int4 ? kInt4Group
-                                                                : kFp8Block;
-    return code * weights_.scale(column, i / group);
+    return code * weights_.scale(column, i / scale_group(case_.type, case_.k));
   }
 
   /// Gated: columns of gate come before those of up, as in the checkpoint.
@@ -150,6 +157,22 @@ class Problem {
   std::vector<float> in_values_;
   std::vector<std::byte> in_;
   std::vector<const std::byte*> pointers_;
+};
+
+/// On a machine without tiles they are emulated.
+class GemmOfIsa : public PerIsa {
+ protected:
+  void SetUp() override {
+    if (GetParam() == Isa::amx && AmxEmulator::useful())
+      emulator_.emplace();
+    else
+      PerIsa::SetUp();
+  }
+
+  const Kernels& fast() const { return emulator_ ? cpu::amx_table() : PerIsa::fast(); }
+
+ private:
+  std::optional<AmxEmulator> emulator_;
 };
 
 }  // namespace ferry::testing

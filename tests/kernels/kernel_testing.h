@@ -78,6 +78,11 @@ inline std::vector<float> to_floats(const std::byte* row, DType type, std::int64
   return out;
 }
 
+inline float e2m1_value(unsigned code) {
+  constexpr float kMagnitudes[] = {0.0F, 0.5F, 1.0F, 1.5F, 2.0F, 3.0F, 4.0F, 6.0F};
+  return code < 8 ? kMagnitudes[code] : -kMagnitudes[code - 8];
+}
+
 /// A weight matrix and its packed form. For gate and up: `n` columns of which the first half are
 /// gate's, packed panel by panel in turns, and quantised apart.
 struct Weights {
@@ -156,6 +161,8 @@ struct Weights {
     if (type == WeightType::int4)
       return static_cast<float>(std::to_integer<int>(codes[i / 2] >> (i % 2 * 4) & std::byte{15})) -
              8.0F;
+    if (type == WeightType::mxfp4)
+      return e2m1_value(std::to_integer<unsigned>(codes[i / 2] >> (i % 2 * 4) & std::byte{15}));
     const int code = std::to_integer<int>(codes[i]);
     const int exponent = code >> 3 & 15;
     const int mantissa = code & 7;

@@ -1,11 +1,12 @@
 // Quantised weights: within their bounds, and where packed_matrix.h says.
-#include "kernels/kernel_testing.h"
+#include "kernels/gemm_testing.h"
 
 namespace ferry::testing {
 
 namespace {
 
-constexpr WeightType kQuantized[] = {WeightType::int8, WeightType::fp8, WeightType::int4};
+constexpr WeightType kQuantized[] = {
+    WeightType::int8, WeightType::fp8, WeightType::int4, WeightType::mxfp4};
 
 /// A matrix [n, k] held as `type`.
 struct Held {
@@ -23,19 +24,8 @@ struct Held {
     return values[static_cast<std::size_t>(column * weights.packed.k + i)];
   }
 
-  std::int64_t group() const {
-    switch (weights.packed.type) {
-      case WeightType::int4:
-        return kInt4Group;
-      case WeightType::fp8:
-        return kFp8Block;
-      default:
-        return weights.packed.k;
-    }
-  }
-
   float scale_at(std::int64_t column, std::int64_t i) const {
-    return weights.scale(column, i / group());
+    return weights.scale(column, i / scale_group(weights.packed.type, weights.packed.k));
   }
 
   double value(std::int64_t column, std::int64_t i) const {
@@ -51,6 +41,7 @@ double bound(WeightType type, float x, float scale) {
   const double step = std::abs(static_cast<double>(scale));
   if (type == WeightType::int8) return step / 2 * kRoundings;
   if (type == WeightType::fp8) return std::max(std::abs(x) / 16.0, step / 1024) * kRoundings;
+  if (type == WeightType::mxfp4) return std::max(std::abs(x) / 5.0, step / 4);
   // Opposite to the greatest there is no code 8.
   return (std::abs(x / scale) > 7.5 ? step : step / 2) * kRoundings;
 }
@@ -77,7 +68,12 @@ TEST(Quantize, TheGreatestOfAGroupUsesTheWholeRange) {
     const Held held = Held::of(type, 192, 40, Values::plain);
     float greatest = 0;
     for (const float code : held.weights.values) greatest = std::max(greatest, std::abs(code));
-    EXPECT_EQ(greatest, type == WeightType::int8 ? 127 : type == WeightType::fp8 ? 448 : 8);
+    const bool floats = type == WeightType::mxfp4;
+    EXPECT_EQ(greatest,
+              floats                     ? 6
+              : type == WeightType::int8 ? 127
+              : type == WeightType::fp8  ? 448
+                                         : 8);
   }
 }
 
@@ -91,8 +87,12 @@ TEST(Quantize, NotANumberSpoilsWhatSharesItsScaleAndNothingElse) {
         quantize_matrix(type, as_bytes(source.data()), DType::f32, 256, kDepth);
     const std::int64_t groups = weight_groups(type, kDepth);
     const std::int64_t spoilt = 3 / rows_per_scale(type) * groups;
-    for (std::int64_t i = 0; i < static_cast<std::int64_t>(q.scales.size()); ++i)
-      EXPECT_EQ(std::isnan(q.scales[static_cast<std::size_t>(i)]), i == spoilt) << i;
+    // mxfp4 has no scale that is NaN: the group becomes infinite.
+    for (std::int64_t i = 0; i < static_cast<std::int64_t>(q.scales.size()); ++i) {
+      const float scale = q.scales[static_cast<std::size_t>(i)];
+      EXPECT_EQ(std::isfinite(scale), i != spoilt) << i;
+      EXPECT_EQ(std::isnan(scale), i == spoilt && type != WeightType::mxfp4) << i;
+    }
   }
 }
 

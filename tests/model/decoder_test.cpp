@@ -86,7 +86,8 @@ TEST_P(Golden, RoundedWeightsStayClose) {
   const std::pair<WeightType, double> bounds[] = {{WeightType::bf16, 1e-3},
                                                   {WeightType::int8, 2e-2},
                                                   {WeightType::fp8, 3e-2},
-                                                  {WeightType::int4, 0.2}};
+                                                  {WeightType::int4, 0.2},
+                                                  {WeightType::mxfp4, 0.3}};
   // A recurrence carries what was rounded from token to token.
   const double slack = load_config(test::data_dir(model())).delta.key_heads > 0 ? 2 : 1;
   for (const auto& [weights, bound] : bounds) {

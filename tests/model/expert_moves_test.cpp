@@ -163,6 +163,7 @@ std::vector<Case> cases() {
       all.push_back({"qwen3_bf16", type, memory});
     all.push_back({"deepseek_v3_fp8", WeightType::fp8, memory});
     all.push_back({"gpt_oss", WeightType::bf16, memory});  // with biases in its blocks
+    all.push_back({"gpt_oss_mxfp4", WeightType::mxfp4, memory});
   }
   return all;
 }

@@ -13,6 +13,7 @@
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/checkpoint.h"
 #include "ferry/model/summary.h"
+#include "ferry/model/weights.h"
 #include "ferry/text/tokenizer.h"
 #include "support/files.h"
 
@@ -275,15 +276,45 @@ TEST(Summary, RanksShareTheExperts) {
     std::uint64_t experts = 0;
     int held = 0;
     for (const RankBytes& rank : per_rank) {
-      EXPECT_EQ(rank.experts, rank.experts_held * expert);
-      EXPECT_EQ(rank.dense,
+      EXPECT_EQ(rank.file.experts, rank.experts_held * expert);
+      EXPECT_EQ(rank.file.dense,
                 static_cast<std::uint64_t>(summary.parameters - summary.expert_parameters) * 4);
-      experts += rank.experts;
+      experts += rank.file.experts;
       held += rank.experts_held;
     }
     EXPECT_EQ(held, 7);
     EXPECT_EQ(experts, 7 * expert);
   }
+}
+
+TEST(Summary, SaysTheMemoryThatLoadingTakes) {
+  ThreadPool pool(1);
+  for (const char* model : {"gpt_oss_mxfp4", "deepseek_v3_fp8", "qwen2_bf16_sparse_step"}) {
+    const Checkpoint checkpoint = Checkpoint::open(test::data_dir(model));
+    const WeightChoice choice = choose_weights(checkpoint, {});
+    const DenseWeights dense = load_dense_weights(checkpoint, choice, pool, {});
+    std::uint64_t least = dense.embedding.size() + dense.head.memory.size();
+    for (const DenseWeights::Layer& layer : dense.layers) {
+      for (const OwnedFfn* ffn : {&layer.ffn, &layer.shared})
+        least += ffn->gate_up.size() + ffn->down.size();
+      least += layer.router.memory.size();
+    }
+    const auto per_rank = bytes_per_rank(checkpoint, 2);
+    for (Rank rank = 0; rank < 2; ++rank) {
+      std::uint64_t experts = 0;
+      for (const auto& layer : load_expert_weights(checkpoint, choice, rank, 2, pool, {}).layers)
+        experts += layer.memory.size();
+      const WeightBytes& memory = per_rank[static_cast<std::size_t>(rank)].memory;
+      EXPECT_EQ(memory.experts, experts) << model << " rank " << rank;
+      EXPECT_GT(memory.dense, least) << model;  // mixers and norms are not counted here
+    }
+  }
+}
+
+/// What four bits become: panels that are not full, but nothing near bf16's four times.
+TEST(Summary, Mxfp4TakesAboutTheBytesOfItsFile) {
+  const RankBytes rank = bytes_per_rank(Checkpoint::open(test::data_dir("gpt_oss_mxfp4")), 1)[0];
+  EXPECT_LT(rank.memory.experts, rank.file.experts * 5 / 4);
 }
 
 }  // namespace

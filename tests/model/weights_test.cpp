@@ -4,8 +4,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
 #include <string>
 
+#include "ferry/checkpoint/stored_format.h"
 #include "ferry/core/error.h"
 #include "ferry/model/family.h"
 #include "ferry/model/mixers/attention.h"
@@ -277,7 +280,8 @@ TEST_P(Weights, EveryExpertLiesInItsSlotAndEmptySlotsCostNothing) {
 }
 
 TEST_P(Weights, ExpertsThatWereWrittenQuantisedPackToTheSameBytes) {
-  for (const WeightType type : {WeightType::int8, WeightType::fp8, WeightType::int4}) {
+  for (const WeightType type :
+       {WeightType::int8, WeightType::fp8, WeightType::int4, WeightType::mxfp4}) {
     const test::TempDir directory;
     write_quantized(checkpoint_, {.type = type}, directory.path() / "out", pool_, {});
     const Checkpoint written = Checkpoint::open(directory.path() / "out");
@@ -345,12 +349,28 @@ INSTANTIATE_TEST_SUITE_P(Models,
                          testing::ValuesIn(test::kGoldenModels),
                          [](const auto& param) { return std::string(param.param); });
 
+/// What a config calls mxfp4 and the files hold as bf16 is not rounded.
+TEST(WeightType, PlainExpertsAreNotRoundedToFourBitsUnasked) {
+  const test::TempDir temp;
+  const auto copy = temp.path() / "model";
+  std::filesystem::copy(test::data_dir("qwen3_bf16"), copy);
+  auto config = nlohmann::json::parse(test::read_file(copy / "config.json"));
+  config["quantization_config"] = nlohmann::json::parse(written_format(WeightType::mxfp4).config);
+  test::write_file(copy / "config.json", config.dump());
+  const Checkpoint checkpoint = Checkpoint::open(copy);
+  EXPECT_NE(checkpoint.config().stored_format, nullptr);
+  EXPECT_EQ(choose_weights(checkpoint, {}).type, WeightType::bf16);
+  EXPECT_EQ(choose_weights(checkpoint, WeightType::mxfp4).type, WeightType::mxfp4);
+}
+
 TEST(WeightType, FollowsTheCheckpointUnlessToldOtherwise) {
   const auto type_of = [](const char* model, std::optional<WeightType> wanted) {
     return choose_weights(Checkpoint::open(test::data_dir(model)), wanted).type;
   };
   EXPECT_EQ(type_of("qwen2_untied", {}), WeightType::f32);
   EXPECT_EQ(type_of("qwen3_bf16", {}), WeightType::bf16);
+  EXPECT_EQ(type_of("deepseek_v3_fp8", {}), WeightType::fp8);
+  EXPECT_EQ(type_of("gpt_oss_mxfp4", {}), WeightType::mxfp4);
   EXPECT_EQ(type_of("qwen3_f16_tied_sharded", {}), WeightType::f32);
   for (const WeightType type : weight_types()) EXPECT_EQ(type_of("qwen3_bf16", type), type);
 }

@@ -30,7 +30,8 @@ def expected(x, counts, w13, w2, **options):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("kind, tolerance", [("f32", 1e-5), ("bf16", 0.02), ("int8", 0.05), ("fp8", 0.08), ("int4", 0.3)])
+@pytest.mark.parametrize("kind, tolerance", [("f32", 1e-5), ("bf16", 0.02), ("int8", 0.05), ("fp8", 0.08), ("int4", 0.3),
+                                             ("mxfp4", 0.3)])
 def test_every_weight_type(kind, tolerance, threads):
     w13, w2 = weights()
     experts = tokenferry.Experts(w13, w2, weights=kind, threads=threads, max_rows=7)

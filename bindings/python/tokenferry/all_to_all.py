@@ -96,7 +96,7 @@ class Experts(_core.NativeExperts):
 
     w13: [L, 2 * I, H] float32 or bfloat16: gate rows, then up rows, of each of this rank's slots.
     w2: [L, H, I] of the same type. Both are packed into memory of ours and may be freed afterwards.
-    weights: 'f32', 'bf16', 'int8', 'fp8' or 'int4'; default: as they are.
+    weights: 'f32', 'bf16', 'int8', 'fp8', 'int4' or 'mxfp4'; default: as they are.
     activation: 'silu', or 'clamped' with alpha and limit (gpt-oss).
     b13 [L, 2 * I], b2 [L, H]: float32 biases, both or none.
     comm: whose threads compute; without one, `threads` of its own.

@@ -147,7 +147,7 @@ class Engine:
 
     ranks: that experts are spread over; 0: one for each NUMA node, or `tp`. tp: ranks that share out
     attention and dense layers. threads: of each rank; 0: cores / ranks. weights: 'f32', 'bf16', 'int8',
-    'fp8' or 'int4'; None: as stored. backend: how tokens travel. max_context: positions of a sequence;
+    'fp8', 'int4' or 'mxfp4'; None: as stored. backend: how tokens travel. max_context: positions of a sequence;
     0: the model's. draft_tokens: that may come next, out of a text itself, run beside its one token (0: none), where
     its newest draft_ngram_min to draft_ngram_max tokens stand earlier in it; the same bytes in fewer steps. log: takes lines that whoever runs this should read.
 

@@ -1,6 +1,7 @@
 // compressed-tensors, the form of llm-compressor: integers of 4 or 8 bits packed into words
 // ("pack-quantized", WNA16), e4m3 ("float-quantized") and bytes ("int-quantized"), with scales for
-// a tensor, a row, a group of columns or a block. Which matrices are so is what the files say.
+// a tensor, a row, a group of columns or a block; and mxfp4, a matrix by itself
+// ("mxfp4-pack-quantized"). Which matrices are so is what the files say.
 // Source: the package compressed-tensors on PyPI, config and compressors.
 #include <fmt/format.h>
 
@@ -19,6 +20,8 @@ namespace {
 
 /// One for the whole tensor.
 constexpr std::int64_t kAllRows = kMaxWidth;
+
+constexpr std::string_view kMxfp4 = "mxfp4-pack-quantized";
 
 struct Scheme {
   std::string form;  // "pack-quantized"
@@ -61,10 +64,13 @@ Scheme read_scheme(const ConfigReader& group, const std::string& form) {
   const bool row_groups = scheme.group_k == 0 || scheme.group_n == kFp8Block;
   const bool bytes = scheme.bits == 8 && scheme.symmetric && row_groups &&
                      scheme.form == (scheme.floats ? "float-quantized" : "int-quantized");
-  if (!packed && !bytes) {
+  const bool mxfp4 = scheme.form == kMxfp4 && scheme.floats && scheme.bits == 4 &&
+                     scheme.symmetric && scheme.group_k == kMxfp4Group && scheme.group_n == 1;
+  if (!packed && !bytes && !mxfp4) {
     weights.refuse("num_bits",
-                   "4 or 8 of \"pack-quantized\" for rows or groups, or symmetric 8 of "
-                   "\"float-quantized\" or \"int-quantized\" for tensors, rows or blocks");
+                   "4 or 8 of \"pack-quantized\" for rows or groups, symmetric 8 of "
+                   "\"float-quantized\" or \"int-quantized\" for tensors, rows or blocks, or "
+                   "floats of 4 of \"mxfp4-pack-quantized\" for groups of 32");
   }
   return scheme;
 }
@@ -253,11 +259,29 @@ std::unique_ptr<StoredFormat> make(const ConfigReader& quantization) {
   }
   if (!scheme) quantization.refuse("config_groups", "one group at least");
   if (scheme->form == "pack-quantized") return std::make_unique<PackedFormat>(*scheme);
+  if (scheme->form == kMxfp4) {
+    return std::make_unique<RowFormat>(RowFormat::Options{.name = "compressed-tensors mxfp4",
+                                                          .code_type = "U8",
+                                                          .scale_suffix = "_scale",
+                                                          .spec = quant_spec(WeightType::mxfp4),
+                                                          .code_suffix = "_packed"});
+  }
   return std::make_unique<ByteFormat>(*scheme);
 }
 
 }  // namespace
 
-FormatEntry compressed_tensors_format() { return {.method = "compressed-tensors", .make = make}; }
+FormatEntry compressed_tensors_format() {
+  return {.method = "compressed-tensors",
+          .make = make,
+          .written_for = WeightType::mxfp4,
+          .written_config = R"({"quant_method": "compressed-tensors",
+              "format": "mxfp4-pack-quantized", "quantization_status": "compressed",
+              "config_groups": {"group_0": {"targets": ["Linear"],
+                  "format": "mxfp4-pack-quantized",
+                  "weights": {"num_bits": 4, "type": "float", "strategy": "group",
+                      "group_size": 32, "symmetric": true, "dynamic": false,
+                      "scale_dtype": "torch.uint8"}}}})"};
+}
 
 }  // namespace ferry

@@ -7,7 +7,6 @@ namespace ferry {
 
 namespace {
 
-constexpr std::int64_t kGroup = 32;
 constexpr std::string_view kBytes = "U8";
 constexpr const char* kCodes = "_blocks";
 constexpr const char* kScales = "_scales";
@@ -16,9 +15,7 @@ class Mxfp4 final : public StoredFormat {
  public:
   std::string_view name() const override { return "mxfp4"; }
 
-  QuantSpec spec() const override {
-    return {.code = Code::e2m1, .group_k = kGroup, .scale = ScaleKind::power_of_two};
-  }
+  QuantSpec spec() const override { return quant_spec(WeightType::mxfp4); }
 
   bool stores(const TensorSource& source, const MatrixPlace& place) const override {
     return place.stack && source.find(place.name + kCodes) != nullptr;
@@ -27,8 +24,8 @@ class Mxfp4 final : public StoredFormat {
   std::vector<StoredPart> parts(const TensorSource& /*source*/,
                                 const MatrixPlace& place) const override {
     const StackPlace& stack = place.stack.value();
-    const std::int64_t groups = place.columns / kGroup;
-    return {{place.name + kCodes, {stack.experts, stack.all_rows, groups, kGroup / 2}, kBytes},
+    const std::int64_t groups = place.columns / kMxfp4Group;
+    return {{place.name + kCodes, {stack.experts, stack.all_rows, groups, kMxfp4Group / 2}, kBytes},
             {place.name + kScales, {stack.experts, stack.all_rows, groups}, kBytes}};
   }
 
@@ -41,7 +38,7 @@ class Mxfp4 final : public StoredFormat {
       return part.span().subspan(static_cast<std::size_t>(begin / elements_a_byte),
                                  static_cast<std::size_t>(elements / elements_a_byte));
     };
-    const std::span<const std::byte> scales = own(parts[1], kGroup);
+    const std::span<const std::byte> scales = own(parts[1], kMxfp4Group);
     return {.quant = spec(),
             .rows = place.rows,
             .columns = place.columns,
@@ -52,7 +49,7 @@ class Mxfp4 final : public StoredFormat {
 
   bool stacks_experts() const override { return true; }
 
-  std::int64_t column_unit() const override { return kGroup; }
+  std::int64_t column_unit() const override { return kMxfp4Group; }
 };
 
 std::unique_ptr<StoredFormat> make(const ConfigReader& /*quantization*/) {

@@ -1,18 +1,32 @@
 #include "ferry/checkpoint/formats/row_format.h"
 
+#include <utility>
+
 namespace ferry {
 
+namespace {
+
+/// What newer files call the bytes of powers of two.
+constexpr std::string_view kExponents = "F8_E8M0";
+
+}  // namespace
+
 bool RowFormat::stores(const TensorSource& source, const MatrixPlace& place) const {
-  const SourceTensor* tensor = source.find(place.name);
+  const SourceTensor* tensor = source.find(codes_of(place));
   return !place.stack && tensor != nullptr && tensor->type == options_.code_type;
 }
 
-std::vector<StoredPart> RowFormat::parts(const TensorSource& /*source*/,
+std::vector<StoredPart> RowFormat::parts(const TensorSource& source,
                                          const MatrixPlace& place) const {
   const QuantSpec& spec = options_.spec;
-  return {{place.name, {place.rows, spec.row_bytes(place.columns)}, options_.code_type},
-          {place.name + std::string(options_.scale_suffix),
-           {spec.scale_rows(place.rows), spec.groups(place.columns)}}};
+  StoredPart scales{place.name + std::string(options_.scale_suffix),
+                    {spec.scale_rows(place.rows), spec.groups(place.columns)}};
+  if (spec.scale == ScaleKind::power_of_two) {
+    const SourceTensor* tensor = source.find(scales.name);
+    scales.type = tensor != nullptr && tensor->type == kExponents ? kExponents : "U8";
+  }
+  return {{codes_of(place), {place.rows, spec.row_bytes(place.columns)}, options_.code_type},
+          std::move(scales)};
 }
 
 StoredMatrix RowFormat::assemble(const MatrixPlace& place,

@@ -5,14 +5,15 @@
 
 namespace ferry {
 
-/// "x.weight" holds codes, and a tensor of the same name with a suffix their scales.
+/// A tensor of the matrix's name, perhaps with a suffix, holds codes, another one their scales.
 class RowFormat final : public StoredFormat {
  public:
   struct Options {
     std::string_view name;
     std::string_view code_type;     ///< of the tensor of codes: "F8_E4M3"
     std::string_view scale_suffix;  ///< "_scale"
-    QuantSpec spec;                 ///< REQUIRES: scales are numbers, no zero points are stored
+    QuantSpec spec;                 ///< REQUIRES: no zero points are stored
+    std::string_view code_suffix = {};
   };
 
   explicit RowFormat(const Options& options) : options_(options) {}
@@ -27,6 +28,10 @@ class RowFormat final : public StoredFormat {
   StoredMatrix assemble(const MatrixPlace& place, std::span<const TensorView> parts) const override;
 
  private:
+  std::string codes_of(const MatrixPlace& place) const {
+    return place.name + std::string(options_.code_suffix);
+  }
+
   Options options_;
 };
 

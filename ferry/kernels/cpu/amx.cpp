@@ -1,5 +1,5 @@
-// Products of more than a few rows with bf16, fp8 and int8 weights, on AMX tiles. Everything else
-// of the amx table is the AVX-512 one with VNNI.
+// Products of more than a few rows with bf16, fp8, mxfp4 and int8 weights, on AMX tiles. Everything
+// else of the amx table is the AVX-512 one with VNNI.
 #include <immintrin.h>
 
 #include <cstddef>
@@ -24,6 +24,7 @@ namespace {
 #include "ferry/kernels/cpu/wire.inl"
 #include "ferry/kernels/cpu/gemm_common.inl"
 #include "ferry/kernels/cpu/fp8_panels.inl"
+#include "ferry/kernels/cpu/mxfp4_panels.inl"
 #include "ferry/kernels/cpu/int_rows.inl"
 #include "ferry/kernels/cpu/tiles.inl"
 
@@ -98,7 +99,25 @@ struct Bf16Tiles : TilesInPlace<Bf16Rows> {
   }
 };
 
-/// Codes become bf16 once for all rows. Each group of k has a scale, and so is a block whose sums
+/// Codes become bf16 once for all rows.
+struct Mxfp4Tiles : TilesInPlace<Bf16Rows> {
+  static std::int64_t panel_bytes(std::int64_t tiles) {
+    return mxfp4_panel_bytes(tiles * kBf16KBlock);
+  }
+
+  static std::int64_t unpacked_bytes(std::int64_t tiles) { return 2 * tiles * kTileBytes; }
+
+  template <int P>
+  static TilePanels ready_panels(const std::byte* packed, std::int64_t tiles, std::byte* room) {
+    for (std::int64_t p = 0; p < P; ++p) {
+      unpack_mxfp4(
+          packed + p * panel_bytes(tiles), tiles * kBf16KBlock, room + p * tiles * kTileBytes);
+    }
+    return {.tiles = room, .step = tiles * kTileBytes, .scales = nullptr, .scale_step = 0};
+  }
+};
+
+/// Likewise, but each group of k has a scale, and so is a block whose sums
 /// begin with zeros.
 struct Fp8Tiles : Bf16Rows {
   static constexpr std::int64_t kGroupTiles = kFp8Block / kBf16KBlock;
@@ -198,10 +217,10 @@ struct Int8Tiles : TilesInPlace<Int8Products> {
 };
 
 /// Fewer rows go through the loops of the AVX-512 table, whose results have the same bits: they
-/// read weights as fast. Measured with bf16, where one and two rows do. fp8: fewer do not pay for
-/// unpacking.
+/// read weights as fast. Measured with bf16, where one and two rows do. fp8 and mxfp4: fewer do not
+/// pay for unpacking.
 constexpr std::int64_t fewest_tile_rows(WeightType weights) {
-  return weights == WeightType::fp8 ? 8 : 3;
+  return weights == WeightType::fp8 || weights == WeightType::mxfp4 ? 8 : 3;
 }
 
 /// Calls body with the tiles of these weights. False where they have none.
@@ -213,6 +232,9 @@ bool with_tiles(WeightType weights, Body body) {
       return true;
     case WeightType::fp8:
       body(Fp8Tiles{});
+      return true;
+    case WeightType::mxfp4:
+      body(Mxfp4Tiles{});
       return true;
     case WeightType::int8:
       body(Int8Tiles{});

@@ -1,5 +1,5 @@
-// gemm for many rows where registers are few: bf16 and fp8 weights, in the same order as PairSums
-// of gemm_fma.inl. Included after gemm_fp8.inl, inside an anonymous namespace.
+// gemm for many rows where registers are few: bf16, fp8 and mxfp4 weights, in the same order as
+// PairSums of gemm_fma.inl. Included after gemm_mxfp4.inl, inside an anonymous namespace.
 //
 // With sixteen registers there is room for the sums of two rows, so each pair of weights would be
 // read and widened again for every two rows, from a panel that the L1 cache does not hold. Here a
@@ -9,11 +9,6 @@
 
 constexpr std::int64_t kPieceK = 128;
 static_assert(kPieceK % kBf16KBlock == 0 && kPieceK == kFp8Block);
-
-/// From this many rows on; fewer wait for the weights, not for the arithmetic, and those that are
-/// costly to widen gain earlier.
-template <class Pairs16>
-constexpr std::int64_t kFewestBlockRows = Pairs16::kUnpacks ? 8 : 16;
 
 /// Panels whose sums are put away together: gate and up.
 constexpr std::int64_t kBlockPanels = 2;
@@ -39,16 +34,22 @@ inline void widen_in_pieces(const GemmArgs& args, std::int64_t k, float* out) {
   }
 }
 
-/// k of a panel as f32: of each kBf16KBlock of them the even ones, then the odd ones, a row of
-/// kPanelColumns each.
+/// The k from `first` to before `end` of a panel as f32: of each kBf16KBlock of them the even ones,
+/// then the odd ones, a row of kPanelColumns each.
 template <class Pairs16>
-void widen_piece(const std::byte* w, std::int64_t k, float* out) {
-  for (std::int64_t block = 0; block < k; block += kBf16KBlock) {
-    float* odd = out + kBf16KBlock / 2 * kPanelColumns;
-    for (std::int64_t i = 0; i < kBf16KBlock; i += 2) {
-      const Pairs y = Pairs16::load(w + (block + i) * (kPanelColumns * Pairs16::kBytes));
-      store(out + i / 2 * kPanelColumns, y.even);
-      store(odd + i / 2 * kPanelColumns, y.odd);
+void widen_piece(
+    const std::byte* panel, std::int64_t k, std::int64_t first, std::int64_t end, float* out) {
+  constexpr int kPairs = Pairs16::kPairs;
+  for (std::int64_t block = first; block < end; block += kBf16KBlock) {
+    const auto factor = Pairs16::factor(panel, k, block);
+    for (std::int64_t i = 0; i < kBf16KBlock; i += 2 * kPairs) {
+      Pairs y[kPairs];
+      Pairs16::load(panel + Pairs16::bytes(block + i), factor, y);
+      for (int pair = 0; pair < kPairs; ++pair) {
+        float* even = out + (i / 2 + pair) * kPanelColumns;
+        store(even, y[pair].even);
+        store(even + kBf16KBlock / 2 * kPanelColumns, y[pair].odd);
+      }
     }
     out += kBf16KBlock * kPanelColumns;
   }
@@ -108,16 +109,15 @@ template <class Pairs16>
 void block_panel(
     const GemmArgs& args, const float* a, std::int64_t k, const std::byte* w, float* sums) {
   alignas(64) float piece[kPieceK * kPanelColumns];
-  const auto* scales = floats_of(w + k * (kPanelColumns * Pairs16::kBytes));
+  const auto* scales = floats_of(w + Pairs16::bytes(k));
   for (std::int64_t r = 0; r < args.rows; ++r)
     store(sums + r * (kBlockPanels * kPanelColumns), splat(0.0F));
   const std::int64_t passes = (args.rows + Tiling::kBlockRows - 1) / Tiling::kBlockRows;
   for (std::int64_t first = 0; first < k; first += kPieceK) {
     const std::int64_t length = smaller(kPieceK, k - first);
-    const std::byte* codes = w + first * (kPanelColumns * Pairs16::kBytes);
-    const std::int64_t bytes = length * (kPanelColumns * Pairs16::kBytes);
-    widen_piece<Pairs16>(codes, length, piece);
-    Prefetcher fetch = prefetcher_of(codes + bytes, bytes, passes);
+    widen_piece<Pairs16>(w, k, first, first + length, piece);
+    Prefetcher fetch =
+        prefetcher_of(w + Pairs16::bytes(first + length), Pairs16::bytes(length), passes);
     const float* scale = nullptr;
     if constexpr (Pairs16::kGroup != 0) scale = scales + first / kPieceK * kPanelColumns;
     for (std::int64_t pass = 0; pass < passes; ++pass) {
@@ -166,4 +166,13 @@ void gemm_in_blocks(const GemmArgs& args) {
     widen_in_pieces(part, k, wide);
     block_panels<Pairs16>(part, wide, k);
   }
+}
+
+/// From Pairs16::kFewestBlockRows rows on; fewer wait for the weights, not for the arithmetic, and
+/// those that are costly to widen gain earlier.
+template <class Pairs16>
+void gemm_in_blocks_or(void (*few_rows)(const GemmArgs&), const GemmArgs& args) {
+  if constexpr (Tiling::kBlockRows > 0)
+    if (args.rows >= Pairs16::kFewestBlockRows) return gemm_in_blocks<Pairs16>(args);
+  few_rows(args);
 }

@@ -64,8 +64,19 @@ struct F32Sums {
   }
 };
 
+/// Panels of k numbers a column, `step` bytes from one to the next.
+struct PanelGroup {
+  const std::byte* first;
+  std::int64_t step;
+  std::int64_t k;
+
+  const std::byte* at(int panel) const { return first + panel * step; }
+};
+
 /// Panels that hold pairs of k, summed in TDPBF16PS's order; a: f32 rows padded with zeros to whole
-/// blocks. `Pairs16` says where a pair's numbers are and how much of k shares a scale.
+/// blocks. `Pairs16` says where a pair's numbers are, how many pairs are loaded at once, what the
+/// numbers of a block are multiplied by as they are loaded, and how much of k shares a scale of
+/// sums.
 template <class Pairs16>
 struct PairSums {
   static constexpr int kRows = Tiling::kRows;
@@ -79,23 +90,29 @@ struct PairSums {
   /// Adds one block's sums.
   template <int R, int P, class Fetch>
   static void add_block(const std::byte* const* a,
+                        const PanelGroup& panels,
                         std::int64_t block,
-                        const std::byte* w,
-                        std::int64_t w_step,
                         Fetch& fetch,
                         F32x16 (&sum)[R][P]) {
+    constexpr int kPairs = Pairs16::kPairs;
+    typename Pairs16::Factor factor[P];
     F32x16 even[R][P];
     F32x16 odd[R][P];
+    for (int p = 0; p < P; ++p) factor[p] = Pairs16::factor(panels.at(p), panels.k, block);
     for (int r = 0; r < R; ++r)
       for (int p = 0; p < P; ++p) even[r][p] = odd[r][p] = splat(0.0F);
-    for (std::int64_t i = block; i < block + kBf16KBlock; i += 2) {
+    for (std::int64_t i = block; i < block + kBf16KBlock; i += 2 * kPairs) {
       for (int p = 0; p < P; ++p) {
-        const std::byte* from = w + p * w_step + i * (kPanelColumns * Pairs16::kBytes);
+        const std::byte* from = panels.at(p) + Pairs16::bytes(i);
         fetch.reading(from);
-        const Pairs y = Pairs16::load(from);
-        for (int r = 0; r < R; ++r) {
-          even[r][p] = fma(splat(floats_of(a[r])[i]), y.even, even[r][p]);
-          odd[r][p] = fma(splat(floats_of(a[r])[i + 1]), y.odd, odd[r][p]);
+        Pairs y[kPairs];
+        Pairs16::load(from, factor[p], y);
+        for (int pair = 0; pair < kPairs; ++pair) {
+          for (int r = 0; r < R; ++r) {
+            const float* x = floats_of(a[r]) + i + std::ptrdiff_t{2} * pair;
+            even[r][p] = fma(splat(x[0]), y[pair].even, even[r][p]);
+            odd[r][p] = fma(splat(x[1]), y[pair].odd, odd[r][p]);
+          }
         }
       }
     }
@@ -116,9 +133,9 @@ struct PairSums {
       for (int p = 0; p < P; ++p) total[r][p] = splat(0.0F);
     if constexpr (Pairs16::kGroup == 0) {
       for (std::int64_t block = 0; block < k; block += kBf16KBlock)
-        add_block<R, P>(a, block, w, w_step, fetch, total);
+        add_block<R, P>(a, {w, w_step, k}, block, fetch, total);
     } else {
-      const std::byte* scales = w + k * kPanelColumns * Pairs16::kBytes;
+      const std::byte* scales = w + Pairs16::bytes(k);
       for (std::int64_t first = 0; first < k;
            first += Pairs16::kGroup, scales += kPanelColumns * 4) {
         F32x16 sum[R][P];
@@ -126,7 +143,7 @@ struct PairSums {
           for (int p = 0; p < P; ++p) sum[r][p] = splat(0.0F);
         const std::int64_t end = smaller(k, first + Pairs16::kGroup);
         for (std::int64_t block = first; block < end; block += kBf16KBlock)
-          add_block<R, P>(a, block, w, w_step, fetch, sum);
+          add_block<R, P>(a, {w, w_step, k}, block, fetch, sum);
         for (int p = 0; p < P; ++p) {
           const F32x16 scale = load(floats_of(scales + p * w_step));
           for (int r = 0; r < R; ++r) total[r][p] = fma(sum[r][p], scale, total[r][p]);
@@ -138,14 +155,29 @@ struct PairSums {
   }
 };
 
+/// The factor of numbers that are loaded as they are.
+struct NoFactor {};
+
 struct Bf16Pairs {
-  static constexpr std::int64_t kBytes = 2;  ///< of one number
+  static constexpr int kPairs = 1;           ///< loaded at once
   static constexpr std::int64_t kGroup = 0;  ///< no scales
   static constexpr bool kUnpacks = false;
+  static constexpr std::int64_t kFewestBlockRows = 16;
 
-  static std::int64_t panel_bytes(std::int64_t k) { return k * (kPanelColumns * kBytes); }
+  using Factor = NoFactor;
 
-  static Pairs load(const std::byte* p) { return load_bf16_pairs(p); }
+  /// Of k numbers' codes.
+  static std::int64_t bytes(std::int64_t k) { return k * (2 * kPanelColumns); }
+
+  static std::int64_t panel_bytes(std::int64_t k) { return bytes(k); }
+
+  static Factor factor(const std::byte* /*panel*/, std::int64_t /*k*/, std::int64_t /*block*/) {
+    return {};
+  }
+
+  static void load(const std::byte* p, NoFactor /*one*/, Pairs (&out)[kPairs]) {
+    out[0] = load_bf16_pairs(p);
+  }
 };
 
 /// Rows as the sums read them: RowsView without its inline members.

@@ -6,27 +6,32 @@
 // bits.
 
 struct Fp8Pairs {
-  static constexpr std::int64_t kBytes = 1;
+  static constexpr int kPairs = 1;
   static constexpr std::int64_t kGroup = kFp8Block;
   static constexpr bool kUnpacks = true;
+  static constexpr std::int64_t kFewestBlockRows = 8;
+
+  using Factor = NoFactor;
+
+  static std::int64_t bytes(std::int64_t k) { return k * kPanelColumns; }
 
   static std::int64_t panel_bytes(std::int64_t k) { return fp8_panel_bytes(k); }
 
-  static Pairs load(const std::byte* p) {
+  static Factor factor(const std::byte* /*panel*/, std::int64_t /*k*/, std::int64_t /*block*/) {
+    return {};
+  }
+
+  static void load(const std::byte* p, NoFactor /*one*/, Pairs (&out)[kPairs]) {
     const Sixteens x = load_two_finite_fp8(p);
-    return {x.first, x.second};
+    out[0] = {x.first, x.second};
   }
 };
 
 /// A panel whose codes have become bf16, as pairs; its scales stand behind them as before.
-struct UnpackedFp8Pairs {
-  static constexpr std::int64_t kBytes = 2;
+struct UnpackedFp8Pairs : Bf16Pairs {
   static constexpr std::int64_t kGroup = kFp8Block;
-  static constexpr bool kUnpacks = false;
 
   static std::int64_t panel_bytes(std::int64_t k) { return k * kPanelColumns + fp8_panel_bytes(k); }
-
-  static Pairs load(const std::byte* p) { return load_bf16_pairs(p); }
 };
 
 /// From this many rows on unpacking pays: it costs about what two blocks of rows spend on widening.

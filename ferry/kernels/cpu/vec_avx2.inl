@@ -179,14 +179,17 @@ struct Pairs {
   F32x16 even, odd;
 };
 
-inline Pairs load_bf16_pairs(const std::byte* p) {
-  const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p));
-  const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p + 32));
+inline Pairs widen_bf16_pairs(__m256i low, __m256i high) {
   const __m256i upper_half = _mm256_set1_epi32(static_cast<int>(0xffff0000U));
   return {{_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)),
            _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))},
           {_mm256_castsi256_ps(_mm256_and_si256(low, upper_half)),
            _mm256_castsi256_ps(_mm256_and_si256(high, upper_half))}};
+}
+
+inline Pairs load_bf16_pairs(const std::byte* p) {
+  const auto* in = reinterpret_cast<const __m256i_u*>(p);
+  return widen_bf16_pairs(_mm256_loadu_si256(in), _mm256_loadu_si256(in + 1));
 }
 
 inline __m256i bf16_pairs(__m256 even, __m256 odd) {
@@ -224,6 +227,48 @@ inline F32x16 max(F32x16 a, F32x16 b) {
 
 inline F32x16 min(F32x16 a, F32x16 b) {
   return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
+}
+
+inline F32x16 load_powers(const std::byte* p) {
+  const auto eight = [](const std::byte* from) {
+    const auto* in = reinterpret_cast<const __m128i_u*>(from);
+    const __m256i exponents = _mm256_cvtepu8_epi32(_mm_loadu_si64(in));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(exponents, 23));
+  };
+  return {eight(p), eight(p + 8)};
+}
+
+inline Pairs times(const Pairs& pairs, F32x16 scale) {
+  return {mul(pairs.even, scale), mul(pairs.odd, scale)};
+}
+
+/// The upper and the lower byte of each number's bf16 are looked up apart and put side by side. Two
+/// columns are 16 bytes apart in memory if they are four apart in the panel, so that putting side
+/// by side within each half of a register, as it does, leaves them in their order.
+inline void load_e2m1(const std::byte* p, F32x16 scale, Pairs (&out)[2]) {
+  const auto both = [](__m128i half) { return _mm256_broadcastsi128_si256(half); };
+  const __m256i upper_bytes =
+      both(_mm_setr_epi8(0, 63, 63, 63, 64, 64, 64, 64, -128, -65, -65, -65, -64, -64, -64, -64));
+  const __m256i lower_bytes =
+      both(_mm_setr_epi8(0, 0, -128, -64, 0, 64, -128, -64, 0, 0, -128, -64, 0, 64, -128, -64));
+  const __m256i mask = _mm256_set1_epi8(15);
+  const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p));
+  const __m256i even = _mm256_and_si256(codes, mask);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi16(codes, 4), mask);
+  const __m256i even_upper = _mm256_shuffle_epi8(upper_bytes, even);
+  const __m256i even_lower = _mm256_shuffle_epi8(lower_bytes, even);
+  const __m256i odd_upper = _mm256_shuffle_epi8(upper_bytes, odd);
+  const __m256i odd_lower = _mm256_shuffle_epi8(lower_bytes, odd);
+  const auto pairs = [](__m256i first, __m256i second) {
+    return widen_bf16_pairs(_mm256_unpacklo_epi16(first, second),
+                            _mm256_unpackhi_epi16(first, second));
+  };
+  out[0] = times(pairs(_mm256_unpacklo_epi8(even_lower, even_upper),
+                       _mm256_unpacklo_epi8(odd_lower, odd_upper)),
+                 scale);
+  out[1] = times(pairs(_mm256_unpackhi_epi8(even_lower, even_upper),
+                       _mm256_unpackhi_epi8(odd_lower, odd_upper)),
+                 scale);
 }
 
 inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {

@@ -188,6 +188,42 @@ inline F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 
 inline F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 
+inline F32x16 load_powers(const std::byte* p) {
+  const __m128i exponents = _mm_loadu_si128(reinterpret_cast<const __m128i_u*>(p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu8_epi32(exponents), 23))};
+}
+
+/// VPERMPS takes the lowest four bits of each lane for an index.
+inline Pairs widen_e2m1(__m128i codes, F32x16 scale) {
+  const __m512 values = _mm512_setr_ps(0.0F,
+                                       0.5F,
+                                       1.0F,
+                                       1.5F,
+                                       2.0F,
+                                       3.0F,
+                                       4.0F,
+                                       6.0F,
+                                       -0.0F,
+                                       -0.5F,
+                                       -1.0F,
+                                       -1.5F,
+                                       -2.0F,
+                                       -3.0F,
+                                       -4.0F,
+                                       -6.0F);
+  const __m512i both = _mm512_cvtepu8_epi32(codes);
+  return {mul({_mm512_permutexvar_ps(both, values)}, scale),
+          mul({_mm512_permutexvar_ps(_mm512_srli_epi32(both, 4), values)}, scale)};
+}
+
+inline void load_e2m1(const std::byte* p, F32x16 scale, Pairs (&out)[2]) {
+  const __m256i fours = _mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p));
+  const __m256i in_order =
+      _mm256_permutevar8x32_epi32(fours, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  out[0] = widen_e2m1(_mm256_castsi256_si128(in_order), scale);
+  out[1] = widen_e2m1(_mm256_extracti128_si256(in_order, 1), scale);
+}
+
 inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 
 inline F32x16 fms(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmsub_ps(a.v, b.v, c.v)}; }

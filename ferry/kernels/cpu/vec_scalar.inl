@@ -199,6 +199,27 @@ inline void store_bf16_pairs(std::byte* p, const Pairs& pairs) {
   }
 }
 
+/// 16 bytes s as 2^(s - 127). REQUIRES: 1 to 254.
+inline F32x16 load_powers(const std::byte* p) {
+  return each_lane([&](int j) { return float_of(static_cast<std::uint32_t>(p[j]) << 23); });
+}
+
+inline float e2m1_to_f32(unsigned code) {
+  constexpr float kMagnitudes[8] = {0.0F, 0.5F, 1.0F, 1.5F, 2.0F, 3.0F, 4.0F, 6.0F};
+  return (code & 8U) != 0 ? -kMagnitudes[code & 7U] : kMagnitudes[code & 7U];
+}
+
+/// Four k of 16 columns of e2m1 codes, as mxfp4 panels have them, times their columns' scales.
+inline void load_e2m1(const std::byte* p, const F32x16& scale, Pairs (&out)[2]) {
+  for (int pair = 0; pair < 2; ++pair) {
+    const auto both = [&](int column) {
+      return static_cast<unsigned>(p[pair * 8 + column / 4 % 2 * 16 + column / 8 * 4 + column % 4]);
+    };
+    out[pair].even = each_lane([&](int j) { return e2m1_to_f32(both(j) & 15U) * scale.lane[j]; });
+    out[pair].odd = each_lane([&](int j) { return e2m1_to_f32(both(j) >> 4) * scale.lane[j]; });
+  }
+}
+
 inline F32x16 add(F32x16 a, F32x16 b) {
   return each_lane([&](int j) { return a.lane[j] + b.lane[j]; });
 }

@@ -23,7 +23,7 @@ typedef struct ferry_engine_options {
   uint32_t magic;
   ferry_place place;    ///< where the weights lie and the work is done
   const char* model;    ///< checkpoint directory
-  const char* weights;  ///< "f32", "bf16", "int8", "fp8", "int4"; NULL: as stored
+  const char* weights;  ///< "f32", "bf16", "int8", "fp8", "int4", "mxfp4"; NULL: as stored
   const char* backend;  ///< how tokens travel to experts; NULL: "pplx"
   int32_t ranks;        ///< that experts are spread over; 0: as tp, or one for each NUMA node
   int32_t tp;           ///< ranks that share out attention and dense layers

@@ -18,7 +18,8 @@ typedef enum ferry_weights {
   FERRY_WEIGHTS_BF16 = 1,
   FERRY_WEIGHTS_INT8 = 2,
   FERRY_WEIGHTS_FP8 = 3,
-  FERRY_WEIGHTS_INT4 = 4
+  FERRY_WEIGHTS_INT4 = 4,
+  FERRY_WEIGHTS_MXFP4 = 5
 } ferry_weights;
 
 typedef enum ferry_gating {
