@@ -6,8 +6,8 @@
 #include <nlohmann/json.hpp>
 
 #include "ferry/checkpoint/config_reader.h"
-#include "ferry/checkpoint/safetensors_directory.h"
 #include "ferry/checkpoint/stored_format.h"
+#include "ferry/checkpoint/tensor_source.h"
 #include "ferry/core/error.h"
 #include "ferry/model/config_defaults.h"
 #include "ferry/model/family.h"
@@ -213,9 +213,11 @@ ModelConfig load_config(const TensorSource& source) {
 }
 
 ModelConfig load_config(const std::filesystem::path& directory) {
-  const auto path = directory / kConfigFile;
-  ModelConfig config = parse_config(read_text_file(path), path.string());
-  read_generation(directory_text(directory, kGenerationFile), config);
+  const auto text = model_text(directory, kConfigFile);
+  if (!text)
+    fail<ModelError>("{}: expected a file, found none", (directory / kConfigFile).string());
+  ModelConfig config = parse_config(text->text, text->file);
+  read_generation(model_text(directory, kGenerationFile), config);
   return config;
 }
 

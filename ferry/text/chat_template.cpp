@@ -7,6 +7,7 @@
 #include <system_error>
 
 #include "ferry/checkpoint/json_file.h"
+#include "ferry/checkpoint/tensor_source.h"
 #include "ferry/core/error.h"
 #include "ferry/text/jinja/evaluator.h"
 #include "ferry/text/jinja/parser.h"
@@ -169,17 +170,13 @@ ChatTemplate ChatTemplate::parse(std::string_view source, const std::string& fil
 
 std::optional<ChatTemplate> ChatTemplate::load(const std::filesystem::path& directory) {
   Sources sources = jinja_files(directory);
-  const auto config_path = directory / "tokenizer_config.json";
   auto parts = std::make_shared<Parts>();
-  std::error_code code;
-  if (std::filesystem::exists(config_path, code)) {
-    const json config = parse_json(read_text_file(config_path), config_path.string());
-    if (!config.is_object()) {
-      fail<ModelError>(
-          "{}: expected a JSON object, found {}", config_path.string(), describe(config));
-    }
+  if (const auto stored = model_text(directory, "tokenizer_config.json")) {
+    const json config = parse_json(stored->text, stored->file);
+    if (!config.is_object())
+      fail<ModelError>("{}: expected a JSON object, found {}", stored->file, describe(config));
     parts->tokens = special_tokens(config);
-    if (sources.empty()) sources = config_templates(config, config_path.string());
+    if (sources.empty()) sources = config_templates(config, stored->file);
   }
   if (sources.empty()) return std::nullopt;
   for (const auto& [name, source] : sources) {
