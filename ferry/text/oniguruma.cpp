@@ -137,6 +137,12 @@ class Translator {
     return taken;
   }
 
+  /// To the next `last`, or all that is left.
+  std::string_view take_through(char last) {
+    const std::size_t end = pattern_.find(last, at_);
+    return take(end == std::string_view::npos ? pattern_.size() : end - at_ + 1);
+  }
+
   std::string_view take_while(std::string_view wanted, std::size_t most) {
     std::size_t count = 0;
     while (count < most && at_ + count < pattern_.size() &&
@@ -171,7 +177,7 @@ class Translator {
     if (start == "\\u") return fmt::format("\\x{{{}}}", take_while(kDigits, 4));
     std::string all(start);
     if (start == "\\x" && looking_at("{")) {
-      all += take(pattern_.find('}', at_) - at_ + 1);
+      all += take_through('}');
     } else if (start == "\\x") {
       all += take_while(kDigits, 2);
     } else if (std::isdigit(static_cast<unsigned char>(start[1])) != 0) {
@@ -342,7 +348,7 @@ class Translator {
   void open_group() {
     const std::size_t start = out_.size();
     if (looking_at("(?#")) {
-      take(pattern_.find(')', at_) - at_ + 1);
+      take_through(')');
       return;
     }
     out_ += take(1);

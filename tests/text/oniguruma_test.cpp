@@ -97,6 +97,7 @@ TEST(Oniguruma, DamagedPatternsAreOneLine) {
 
                                     "(?#",
                                     "\\x{",
+                                    "a(?#",
                                     ")",
                                     deep.c_str()}) {
     SCOPED_TRACE(pattern);
