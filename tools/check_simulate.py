@@ -64,7 +64,10 @@ def simulate(ferry, cluster, ranks, case, wires):
                "--dispatch-wire", wires[0], "--combine-wire", wires[1], "--routing", case.get("routing", "uniform"),
                "--hidden", str(case.get("hidden", HIDDEN)), "--experts", str(case.get("experts", EXPERTS)),
                "--topk", str(case.get("topk", TOPK))]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    ran = subprocess.run(command, capture_output=True, text=True)
+    if ran.returncode != 0:
+        raise SystemExit(ran.stderr.strip())
+    out = ran.stdout
     return {(op, f["ranks"]): f[op + "_us"]["p50"] for f in json.loads(out)["forecasts"] for op in OPERATIONS}
 
 

@@ -177,8 +177,11 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   config.architecture = family.architecture;
   config.model_type = family.model_type;
   if (in.text_or("hidden_act", "silu") != "silu") in.refuse("hidden_act", "\"silu\"");
-  if (all.has("quantization_config"))
+  if (all.has("quantization_config")) {
     config.stored_format = read_stored_format(all.object("quantization_config"));
+    if (std::string note = config.stored_format->note(); !note.empty())
+      config.notes.push_back(std::move(note));
+  }
   config.hidden = in.size("hidden_size", kMaxWidth);
   config.vocab = in.size("vocab_size", kMaxWidth);
   config.max_positions = in.size("max_position_embeddings", kMaxPositions);

@@ -80,6 +80,15 @@ Sources config_templates(const json& config, const std::string& file) {
   return sources;
 }
 
+/// The object in a text of the model's; an empty one where there is no such text.
+json object_of(const std::optional<SourceText>& text) {
+  if (!text) return json::object();
+  json object = parse_json(text->text, text->file);
+  if (!object.is_object())
+    fail<ModelError>("{}: expected a JSON object, found {}", text->file, describe(object));
+  return object;
+}
+
 /// What a field says of a token: its text, or an object that holds it.
 std::optional<std::string> token_text(const json& field) {
   const bool wrapped = field.is_object() && field.contains("content");
@@ -124,9 +133,9 @@ ordered_json with_reasoning(const ordered_json& message) {
   return message;
 }
 
-std::vector<JinjaDict::Entry> variables(const ordered_json& messages,
-                                        const ChatTemplate::Tokens& tokens,
-                                        const ChatRenderOptions& options) {
+std::vector<JinjaNamed> variables(const ordered_json& messages,
+                                  const ChatTemplate::Tokens& tokens,
+                                  const ChatRenderOptions& options) {
   constexpr std::array<std::string_view, 3> kOwn = {"messages", "tools", "add_generation_prompt"};
   const bool list = messages.is_array() &&
                     std::all_of(messages.begin(), messages.end(), [](const ordered_json& message) {
@@ -135,7 +144,7 @@ std::vector<JinjaDict::Entry> variables(const ordered_json& messages,
   if (!list) throw JinjaFailure("messages: expected a list of objects");
   ordered_json completed = ordered_json::array();
   for (const ordered_json& message : messages) completed.push_back(with_reasoning(message));
-  std::vector<JinjaDict::Entry> result;
+  std::vector<JinjaNamed> result;
   result.emplace_back("messages", to_jinja(completed));
   result.emplace_back("tools", options.tools == nullptr ? JinjaValue() : to_jinja(*options.tools));
   result.emplace_back("add_generation_prompt", JinjaValue(options.add_generation_prompt));
@@ -171,13 +180,15 @@ ChatTemplate ChatTemplate::parse(std::string_view source, const std::string& fil
 std::optional<ChatTemplate> ChatTemplate::load(const std::filesystem::path& directory) {
   Sources sources = jinja_files(directory);
   auto parts = std::make_shared<Parts>();
-  if (const auto stored = model_text(directory, "tokenizer_config.json")) {
-    const json config = parse_json(stored->text, stored->file);
-    if (!config.is_object())
-      fail<ModelError>("{}: expected a JSON object, found {}", stored->file, describe(config));
-    parts->tokens = special_tokens(config);
-    if (sources.empty()) sources = config_templates(config, stored->file);
+  const auto stored = model_text(directory, "tokenizer_config.json");
+  json config = object_of(stored);
+  // As transformers does: what older checkpoints say in a file of its own counts where the
+  // configuration does not describe the added tokens itself.
+  if (!config.contains("added_tokens_decoder")) {
+    config.update(object_of(model_text(directory, "special_tokens_map.json")));
   }
+  parts->tokens = special_tokens(config);
+  if (sources.empty() && stored) sources = config_templates(config, stored->file);
   if (sources.empty()) return std::nullopt;
   for (const auto& [name, source] : sources) {
     const auto& [file, text] = source;
@@ -207,7 +218,7 @@ std::string ChatTemplate::render(const ordered_json& messages,
                       templates.begin()->first);
   }
   if (!chosen->second.damage.empty()) throw ConfigError(chosen->second.damage);
-  std::vector<JinjaDict::Entry> known;
+  std::vector<JinjaNamed> known;
   try {
     known = variables(messages, parts_->tokens, options);
   } catch (const JinjaFailure& failure) {

@@ -8,6 +8,7 @@
 
 #include "ferry/checkpoint/config_reader.h"
 #include "ferry/core/error.h"
+#include "ferry/text/oniguruma.h"
 #include "ferry/text/utf8.h"
 
 namespace ferry {
@@ -41,67 +42,10 @@ pcre2_code* compile(const std::string& pattern, int& error, PCRE2_SIZE& offset) 
                        nullptr);
 }
 
-/// Whether \p{name} is about a script. PCRE2 then takes the characters that are used with it as
-/// well; Oniguruma takes those that belong to it.
-bool is_script(const std::string& name) {
-  int error = 0;
-  PCRE2_SIZE offset = 0;
-  pcre2_code* code = compile("\\p{sc:" + name + "}", error, offset);
-  pcre2_code_free(code);
-  return code != nullptr;
-}
-
-/// "{Han}" -> "{sc:Han}"; other properties as they are. At the brace behind \p.
-std::string property(std::string_view braces) {
-  const bool negated = braces.size() > 1 && braces[1] == '^';
-  const std::string name(braces.substr(negated ? 2 : 1, braces.size() - (negated ? 3 : 2)));
-  if (!is_script(name)) return std::string(braces);
-  return fmt::format("{{{}sc:{}}}", negated ? "^" : "", name);
-}
-
-constexpr std::string_view kWord = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
-
-/// The classes that the two dialects understand differently, spelt out: PCRE2 counts U+180E as
-/// space, and leaves marks and connectors out of \w.
-std::string translate(std::string_view pattern, const std::string& file) {
-  std::string out;
-  int class_depth = 0;
-  for (std::size_t i = 0; i < pattern.size(); ++i) {
-    const char c = pattern[i];
-    if (c == '[') ++class_depth;
-    if (c == ']' && class_depth > 0) --class_depth;
-    if (c != '\\' || i + 1 == pattern.size()) {
-      out += c;
-      continue;
-    }
-    const char escaped = pattern[++i];
-    if (escaped == 's') {
-      out += "\\p{White_Space}";
-    } else if (escaped == 'S') {
-      out += "\\P{White_Space}";
-    } else if (escaped == 'w') {
-      out += class_depth > 0 ? std::string(kWord) : fmt::format("[{}]", kWord);
-    } else if (escaped == 'W' && class_depth == 0) {
-      out += fmt::format("[^{}]", kWord);
-    } else if (escaped == 'W') {
-      fail<ModelError>("{}: pattern {}: \\W inside a class is not supported", file, pattern);
-    } else {
-      out += c;
-      out += escaped;
-      const std::size_t end = pattern.find('}', i);
-      const bool braces = i + 1 < pattern.size() && pattern[i + 1] == '{';
-      if ((escaped != 'p' && escaped != 'P') || !braces || end == std::string_view::npos) continue;
-      out += property(pattern.substr(i + 1, end - i));
-      i = end;
-    }
-  }
-  return out;
-}
-
 }  // namespace
 
 Regex::Regex(std::string_view pattern, std::string file) : file_(std::move(file)) {
-  const std::string text = translate(pattern, file_);
+  const std::string text = oniguruma_to_pcre2(pattern, file_);
   int error = 0;
   PCRE2_SIZE offset = 0;
   pcre2_code* code = compile(text, error, offset);

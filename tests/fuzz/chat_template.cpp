@@ -16,7 +16,7 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   if (chat.is_discarded()) chat = ordered_json::parse(kChat);
   ferry::test::run_on_input([&] {
     const ferry::JinjaBody body = ferry::parse_jinja(halves.first, "template").body;
-    std::vector<ferry::JinjaDict::Entry> variables;
+    std::vector<ferry::JinjaNamed> variables;
     try {
       variables.emplace_back("messages", ferry::to_jinja(chat));
     } catch (const ferry::JinjaFailure&) {

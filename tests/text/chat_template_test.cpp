@@ -382,6 +382,13 @@ class ChatTemplateFiles : public testing::Test {
   test::TempDir dir_;
 };
 
+TEST(Jinja, AnArgumentThatTakesTheChangedElementAwayIsAFailure) {
+  EXPECT_THAT(failure_of("{% set l = [[1], [2]] %}{{ l[1].append(l.pop()) }}"),
+              HasSubstr("the changed element is no longer in its list"));
+  EXPECT_EQ(print("{% set d = {'a': [1], 2: [3]} %}{% set x = d[2].append(d.pop(2)) %}{{ d }}"),
+            "{'a': [1], 2: [3, [3]]}");
+}
+
 TEST_F(ChatTemplateFiles, NoneIsNoError) {
   EXPECT_FALSE(ChatTemplate::load(dir_.path()).has_value());
   config({{"chat_template", nullptr}, {"bos_token", "<s>"}});
@@ -404,6 +411,20 @@ TEST_F(ChatTemplateFiles, ExtraSpecialTokensWithNamesAreVariables) {
   EXPECT_EQ(rendered(), "<image>|<video>||<s>");
   config({{"chat_template", "{{ image_token }}|"}, {"extra_special_tokens", {"<image>"}}});
   EXPECT_EQ(rendered(), "|");
+}
+
+TEST_F(ChatTemplateFiles, TheMapOfSpecialTokensCountsWhereTheConfigDescribesNoAddedTokens) {
+  const auto map = dir_.path() / "special_tokens_map.json";
+  test::write_file(map, R"({"bos_token": {"content": "<map>"}, "pad_token": "<pad>"})");
+  const ordered_json text = "{{ bos_token }}|{{ pad_token }}|{{ eos_token }}";
+  config({{"chat_template", text}, {"bos_token", "<s>"}, {"eos_token", "</s>"}});
+  EXPECT_EQ(rendered(), "<map>|<pad>|</s>");
+  config({{"chat_template", text}, {"bos_token", "<s>"}, {"added_tokens_decoder", {{"0", "x"}}}});
+  EXPECT_EQ(rendered(), "<s>||");
+  test::write_file(map, "[]");
+  config({{"chat_template", text}});
+  EXPECT_THAT(test::message_of<ModelError>([&] { ChatTemplate::load(dir_.path()); }),
+              HasSubstr("special_tokens_map.json: expected a JSON object"));
 }
 
 TEST_F(ChatTemplateFiles, NamedTemplatesGoByTools) {

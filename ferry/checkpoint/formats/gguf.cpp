@@ -131,12 +131,20 @@ RowReader delta_reader(const TensorView& first, const TensorView& second, const 
 
 class Gguf final : public StoredFormat {
  public:
-  Gguf(std::int64_t turned_head, const DeltaRows& delta)
-      : turned_head_(turned_head), delta_(delta) {}
+  Gguf(std::string blocks, std::int64_t turned_head, const DeltaRows& delta)
+      : blocks_(std::move(blocks)), turned_head_(turned_head), delta_(delta) {}
 
   std::string_view name() const override { return "gguf"; }
 
   QuantSpec spec() const override { return {.code = Code::own}; }
+
+  std::string note() const override {
+    if (blocks_.empty()) return {};
+    return fmt::format(
+        "blocks of {} become elements in memory, since no kernel reads them; --weights int8 or "
+        "int4 rounds them once more, to less",
+        blocks_);
+  }
 
   bool stores(const TensorSource& source, const MatrixPlace& place) const override {
     if (place.stack) return false;
@@ -228,6 +236,7 @@ class Gguf final : public StoredFormat {
                      parts.size() == 1 ? "one tensor" : "the first of two tensors");
   }
 
+  std::string blocks_;        // which there are, for people
   std::int64_t turned_head_;  // elements of a head whose rows lie as neighbours turn; 0: none do
   DeltaRows delta_;
 };
@@ -242,7 +251,7 @@ std::unique_ptr<StoredFormat> make(const ConfigReader& quantization) {
              .key = rows.size("key_rows", kMaxWidth),
              .values = rows.size("value_rows", kMaxWidth)};
   }
-  return std::make_unique<Gguf>(head, delta);
+  return std::make_unique<Gguf>(quantization.text_or("blocks", ""), head, delta);
 }
 
 }  // namespace

@@ -104,7 +104,7 @@ json usual_config(const GgufModel& model) {
   config["tie_word_embeddings"] = !model.has("output.weight");
   config["torch_dtype"] = model.dtype;
   config["eos_token_id"] = ends(in);
-  config["quantization_config"] = {{"quant_method", "gguf"}};
+  config["quantization_config"] = {{"quant_method", "gguf"}, {"blocks", model.blocks}};
   describe_rope(in, config);
   return config;
 }

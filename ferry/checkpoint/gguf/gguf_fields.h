@@ -59,6 +59,7 @@ struct GgufModel {
   std::int64_t layers = 0;             ///< without those that predict further tokens
   std::int64_t vocab = 0;
   std::string_view dtype;  ///< of most weights, as config.json calls it; of codes: what holds them
+  std::string blocks;      ///< types of those that there are, for people: "Q4_K, Q6_K"
 
   bool has(std::string_view tensor) const { return tensors.contains(tensor); }
 

@@ -1,12 +1,13 @@
 #include "ferry/checkpoint/gguf/gguf_source.h"
 
-#include <fmt/core.h>
+#include <fmt/ranges.h>
 
 #include <array>
 #include <charconv>
 #include <cmath>
 #include <deque>
 #include <map>
+#include <set>
 #include <unordered_map>
 
 #include "ferry/checkpoint/gguf/gguf_architecture.h"
@@ -88,6 +89,14 @@ std::string_view config_dtype(const std::deque<GgufFile>& files) {
   return most == DType::f16 ? "float16" : "bfloat16";
 }
 
+std::string block_types(const std::deque<GgufFile>& files) {
+  std::set<std::string_view> types;
+  for (const GgufFile& file : files)
+    for (const GgufFile::Tensor& tensor : file.tensors())
+      if (!tensor.type->dtype) types.insert(tensor.type->name);
+  return fmt::format("{}", fmt::join(types, ", "));
+}
+
 class GgufSource final : public TensorSource {
  public:
   explicit GgufSource(const fs::path& path) : path_(path.string()) {
@@ -145,6 +154,7 @@ class GgufSource final : public TensorSource {
 
   void describe(const GgufFields& fields) {
     GgufModel model{.fields = fields, .tensors = {}, .dtype = config_dtype(files_)};
+    model.blocks = block_types(files_);
     const std::int64_t blocks = fields.size(".block_count");
     if (blocks > kMostLayers) fields.refuse(".block_count", fmt::format("at most {}", kMostLayers));
     const std::int64_t further = fields.size_or(".nextn_predict_layers", 0);

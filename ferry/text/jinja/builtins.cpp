@@ -133,12 +133,11 @@ JinjaValue jinja_attribute(const JinjaValue& value, const std::string& name) {
 
 JinjaValue jinja_item(JinjaBudget& budget, const JinjaValue& value, const JinjaValue& index) {
   value.require_defined();
-  if (const std::string* name = index.text()) {
-    if (const JinjaDict* dict = value.dict()) {
-      if (const JinjaValue* found = dict->find(*name)) return *found;
-    }
-    return jinja_attribute(value, *name);
+  if (const JinjaDict* dict = value.dict()) {
+    const auto key = key_of(index);
+    if (const JinjaValue* found = key ? dict->find(*key) : nullptr) return *found;
   }
+  if (const std::string* name = index.text()) return jinja_attribute(value, *name);
   const bool whole = index.integer() != nullptr || index.boolean() != nullptr;
   const auto at = [&](std::size_t size) {
     const std::int64_t i = as_integer(index, "index");
@@ -174,7 +173,7 @@ JinjaValue::List jinja_iterate(JinjaBudget& budget, const JinjaValue& value) {
     }
   } else if (const auto* dict = value.dict()) {
     budget.spend_items(dict->entries().size());
-    for (const auto& entry : dict->entries()) items.push_back(JinjaValue::text(entry.first));
+    for (const auto& entry : dict->entries()) items.push_back(to_jinja(entry.first));
   } else if (!value.is_undefined()) {
     throw JinjaFailure(fmt::format("a {} cannot be iterated over", value.type_name()));
   }
@@ -191,7 +190,8 @@ bool jinja_contains(JinjaBudget& budget, const JinjaValue& haystack, const Jinja
     return find_text(*text, *needle.text()) != std::string::npos;
   }
   if (const auto* dict = haystack.dict()) {
-    return needle.text() != nullptr && dict->find(*needle.text()) != nullptr;
+    const auto key = key_of(needle);
+    return key && dict->find(*key) != nullptr;
   }
   const JinjaValue::List items = jinja_iterate(budget, haystack);
   return std::any_of(items->items.begin(), items->items.end(), [&](const JinjaValue& item) {
@@ -203,8 +203,8 @@ JinjaValue jinja_items(JinjaBudget& budget, const JinjaDict& dict) {
   budget.spend_items(3 * dict.entries().size());
   std::vector<JinjaValue> pairs;
   pairs.reserve(dict.entries().size());
-  for (const auto& [name, value] : dict.entries()) {
-    pairs.push_back(JinjaList::make({JinjaValue::text(name), value}, JinjaList::Kind::tuple));
+  for (const auto& [key, value] : dict.entries()) {
+    pairs.push_back(JinjaList::make({to_jinja(key), value}, JinjaList::Kind::tuple));
   }
   return JinjaList::make(std::move(pairs));
 }
@@ -244,8 +244,8 @@ void add_text(JinjaBudget& budget, const JinjaValue& value, std::size_t& bytes) 
   if (const auto* list = value.list()) {
     for (const JinjaValue& item : list->items) add_text(budget, item, bytes);
   } else if (const auto* dict = value.dict()) {
-    for (const auto& [name, item] : dict->entries()) {
-      bytes += name.size();
+    for (const auto& [key, item] : dict->entries()) {
+      if (const auto* name = std::get_if<std::string>(&key)) bytes += name->size();
       add_text(budget, item, bytes);
     }
   }

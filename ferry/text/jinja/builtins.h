@@ -96,6 +96,13 @@ std::string jinja_join(JinjaBudget& budget,
                        const std::vector<JinjaValue>& items,
                        std::string_view separator);
 
+/// Python's text.format(*positional, **named). Throws JinjaFailure for what Python refuses, and for
+/// formats other than of strings, integers and f, e and g.
+std::string jinja_format(JinjaBudget& budget,
+                         std::string_view text,
+                         const std::vector<JinjaValue>& positional,
+                         const JinjaArgs::Named& named);
+
 /// Before the value is printed: throws JinjaFailure when its text would be over the limit.
 void spend_printing(JinjaBudget& budget, const JinjaValue& value);
 

@@ -53,6 +53,14 @@ Changed change_list(JinjaBudget& budget,
   return {JinjaList::make(std::move(items)), std::move(result)};
 }
 
+JinjaKey required_key(JinjaArgs& args) {
+  const JinjaValue given = args.required("key");
+  if (const auto key = key_of(given)) return owned(*key);
+  given.require_defined();
+  throw JinjaFailure(
+      fmt::format("key: expected a string or an integer, found {}", given.type_name()));
+}
+
 Changed change_dict(JinjaBudget& budget,
                     const JinjaDict& dict,
                     const std::string& name,
@@ -72,15 +80,15 @@ Changed change_dict(JinjaBudget& budget,
     }
     for (auto& entry : args.rest_named()) entries.push_back(std::move(entry));
   } else {
-    const std::string key = args.text("key");
+    const JinjaKey key = required_key(args);
     auto fallback = args.optional("default");
-    const JinjaValue* found = dict.find(key);
+    const JinjaValue* found = dict.find(view(key));
     if (name == "setdefault") {
       result = found != nullptr ? *found : fallback.value_or(JinjaValue());
       if (found == nullptr) entries.emplace_back(key, result);
     } else {
       if (found == nullptr && !fallback) {
-        throw JinjaFailure(fmt::format("pop: the mapping has no '{}'", key));
+        throw JinjaFailure(fmt::format("pop: the mapping has no '{}'", python_str(to_jinja(key))));
       }
       result = found != nullptr ? *found : *std::move(fallback);
       std::erase_if(entries, [&](const JinjaDict::Entry& entry) { return entry.first == key; });
@@ -145,17 +153,19 @@ void JinjaEvaluator::store(const JinjaExpr& expr, JinjaValue changed, JinjaScope
   const JinjaValue holder = value(around, scope);
   if (auto* space = dynamic_cast<JinjaNamespace*>(holder.object())) {
     if (index.text() != nullptr) space->attributes[*index.text()] = std::move(changed);
-  } else if (holder.dict() != nullptr && index.text() != nullptr) {
+  } else if (const auto key = key_of(index); holder.dict() != nullptr && key) {
     std::vector<JinjaDict::Entry> entries = holder.dict()->entries();
     budget_.spend_items(2 * entries.size() + 1);
-    entries.emplace_back(*index.text(), std::move(changed));
+    entries.emplace_back(owned(*key), std::move(changed));
     store(around, JinjaDict::make(std::move(entries)), scope);
   } else if (holder.list() != nullptr && index.integer() != nullptr) {
     std::vector<JinjaValue> items = holder.list()->items;
     budget_.spend_items(items.size());
-    const std::int64_t at = *index.integer();  // where the changed value was found, so it is there
-    items.at(at < 0 ? items.size() - static_cast<std::size_t>(-at) : static_cast<std::size_t>(at)) =
-        std::move(changed);
+    const auto count = static_cast<std::int64_t>(items.size());
+    const std::int64_t at = *index.integer() < 0 ? *index.integer() + count : *index.integer();
+    // Arguments were computed since the value was found there, and they can make a list shorter.
+    if (at < 0 || at >= count) throw JinjaFailure("the changed element is no longer in its list");
+    items[static_cast<std::size_t>(at)] = std::move(changed);
     store(around, JinjaList::make(std::move(items), holder.list()->kind), scope);
   }
 }

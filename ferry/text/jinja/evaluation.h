@@ -23,7 +23,7 @@ enum class JinjaFlow { normal, leave_loop, next_item };
 /// Variables of one block; what is not here is looked for around it.
 struct JinjaScope {
   JinjaScope* around = nullptr;
-  std::vector<JinjaDict::Entry> variables;
+  std::vector<JinjaNamed> variables;
 };
 
 /// Whether value.name() is a method that changes it (changes.cpp).
@@ -35,7 +35,7 @@ class JinjaEvaluator {
   JinjaEvaluator(const JinjaLimits& limits, std::optional<std::time_t> now)
       : budget_(limits.steps, limits.max_text), functions_(budget_, now) {}
 
-  std::string run(const JinjaBody& body, std::vector<JinjaDict::Entry> variables);
+  std::string run(const JinjaBody& body, std::vector<JinjaNamed> variables);
 
   int line() const { return line_; }
 

@@ -9,7 +9,7 @@
 
 namespace ferry {
 
-std::string JinjaEvaluator::run(const JinjaBody& body, std::vector<JinjaDict::Entry> variables) {
+std::string JinjaEvaluator::run(const JinjaBody& body, std::vector<JinjaNamed> variables) {
   global_.variables = std::move(variables);
   run_body(body, global_);
   return std::move(out_);
@@ -179,7 +179,7 @@ void JinjaEvaluator::assign(const JinjaTarget& target, const JinjaValue& value, 
 
 std::string run_jinja(const JinjaBody& body,
                       const std::string& file,
-                      std::vector<JinjaDict::Entry> variables,
+                      std::vector<JinjaNamed> variables,
                       const JinjaLimits& limits,
                       std::optional<std::time_t> now) {
   JinjaEvaluator evaluator(limits, now);

@@ -21,7 +21,7 @@ struct JinjaLimits {
 /// includes raise_exception() and the limits. Threads: `body` may be shared.
 std::string run_jinja(const JinjaBody& body,
                       const std::string& file,
-                      std::vector<JinjaDict::Entry> variables,
+                      std::vector<JinjaNamed> variables,
                       const JinjaLimits& limits,
                       std::optional<std::time_t> now);
 

@@ -43,10 +43,11 @@ JinjaValue JinjaEvaluator::evaluate(const JinjaDictExpr& dict, JinjaScope& scope
   std::vector<JinjaDict::Entry> entries;
   for (const auto& [key_expr, value_expr] : dict.entries) {
     const JinjaValue key = value(*key_expr, scope);
-    if (key.text() == nullptr) {
-      throw JinjaFailure("keys of mappings other than strings are not supported");
+    const auto found = key_of(key);
+    if (!found) {
+      throw JinjaFailure(not_supported("a key that is neither a string nor an integer"));
     }
-    entries.emplace_back(*key.text(), value(*value_expr, scope));
+    entries.emplace_back(owned(*found), value(*value_expr, scope));
   }
   budget_.spend_items(2 * entries.size());
   return JinjaDict::make(std::move(entries));

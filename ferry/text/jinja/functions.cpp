@@ -117,7 +117,11 @@ JinjaValue JinjaFunctions::range(JinjaArgs& args) {
 JinjaValue JinjaFunctions::make_namespace(JinjaArgs& args) {
   std::vector<JinjaDict::Entry> entries = initial_entries(budget_, args);
   JinjaNamespace& space = namespaces_.emplace_back();
-  for (auto& [name, value] : entries) space.attributes[name] = std::move(value);
+  for (auto& [key, value] : entries) {
+    const auto* name = std::get_if<std::string>(&key);
+    if (name == nullptr) throw JinjaFailure("namespace: names are strings");
+    space.attributes[*name] = std::move(value);
+  }
   return JinjaValue(&space);
 }
 

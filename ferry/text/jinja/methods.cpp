@@ -141,11 +141,18 @@ JinjaValue join(JinjaBudget& budget, const JinjaValue& value, JinjaArgs& args) {
   return JinjaValue::text(jinja_join(budget, items->items, *value.text()));
 }
 
+JinjaValue format_fields(JinjaBudget& budget, const JinjaValue& value, JinjaArgs& args) {
+  const std::vector<JinjaValue> positional = args.rest();
+  const JinjaArgs::Named named = args.rest_named();
+  return JinjaValue::text(jinja_format(budget, *value.text(), positional, named));
+}
+
 JinjaValue get(JinjaBudget&, const JinjaValue& value, JinjaArgs& args) {
-  const JinjaValue key = args.required("key");
+  const JinjaValue given = args.required("key");
   const JinjaValue fallback = args.optional("default").value_or(JinjaValue());
   args.done();
-  const JinjaValue* found = key.text() == nullptr ? nullptr : value.dict()->find(*key.text());
+  const auto key = key_of(given);
+  const JinjaValue* found = key ? value.dict()->find(*key) : nullptr;
   return found == nullptr ? fallback : *found;
 }
 
@@ -196,6 +203,7 @@ const Methods& text_methods() {
                                   {"endswith", matches_edge<true>},
                                   {"find", find},
                                   {"join", join},
+                                  {"format", format_fields},
                                   {"lower", converted<python_lower>},
                                   {"lstrip", strip<true, false>},
                                   {"removeprefix", remove_edge<false>},

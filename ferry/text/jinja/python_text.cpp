@@ -61,9 +61,9 @@ std::string repr(const JinjaValue& value) {
   if (const auto* v = value.list()) return repr_list(*v);
   if (const auto* v = value.dict()) {
     std::string out = "{";
-    for (const auto& [name, item] : v->entries()) {
+    for (const auto& [key, item] : v->entries()) {
       if (out.size() > 1) out += ", ";
-      out += repr_text(name) + ": " + repr(item);
+      out += repr(to_jinja(key)) + ": " + repr(item);
     }
     return out + "}";
   }
@@ -152,11 +152,13 @@ void JsonWriter::put(const JinjaValue& value, int level) {
     for (const auto& entry : d->entries()) entries.push_back(&entry);
     if (style_.sort_keys) {
       std::sort(entries.begin(), entries.end(), [](const auto* x, const auto* y) {
+        if (x->first.index() != y->first.index())
+          throw JinjaFailure("keys of two kinds have no order");
         return x->first < y->first;
       });
     }
     container('{', '}', entries, level, [&](const JinjaDict::Entry* entry) {
-      json_text(entry->first, style_.ensure_ascii, out_);
+      json_text(python_str(to_jinja(entry->first)), style_.ensure_ascii, out_);
       out_ += style_.key_separator;
       put(entry->second, level + 1);
     });
@@ -219,6 +221,8 @@ std::string python_str(const JinjaValue& value) {
   }
   return repr(value);
 }
+
+std::string python_repr(const JinjaValue& value) { return repr(value); }
 
 std::string python_json(const JinjaValue& value, const JsonStyle& style) {
   JsonWriter writer(style);

@@ -14,6 +14,9 @@ namespace ferry {
 /// str(value), which is what {{ }} prints. Throws JinjaFailure for what has no text (a macro).
 std::string python_str(const JinjaValue& value);
 
+/// repr(value).
+std::string python_repr(const JinjaValue& value);
+
 struct JsonStyle {
   bool ensure_ascii = false;
   std::optional<std::string> indent;  // what a level is indented by; none: all on one line

@@ -30,7 +30,7 @@ void check_depth(int depth) {
 bool equal_dicts(JinjaBudget& budget, const JinjaDict& a, const JinjaDict& b) {
   if (a.entries().size() != b.entries().size()) return false;
   return std::all_of(a.entries().begin(), a.entries().end(), [&](const JinjaDict::Entry& entry) {
-    const JinjaValue* other = b.find(entry.first);
+    const JinjaValue* other = b.find(view(entry.first));
     return other != nullptr && equal(budget, entry.second, *other);
   });
 }
@@ -122,30 +122,52 @@ JinjaValue JinjaList::make(std::vector<JinjaValue> items, Kind kind) {
 JinjaValue JinjaDict::make(std::vector<Entry> entries) {
   auto dict = std::make_shared<JinjaDict>();
   dict->entries_.reserve(entries.size());  // the views in places_ stay good
-  std::unordered_map<std::string_view, std::size_t> places;
+  std::unordered_map<JinjaKeyView, std::size_t> places;
   places.reserve(entries.size());
   for (Entry& entry : entries) {
     dict->depth_ = std::max(dict->depth_, entry.second.depth() + 1);
-    const auto it = places.find(entry.first);
+    const auto it = places.find(view(entry.first));
     if (it != places.end()) {
       dict->entries_[it->second].second = std::move(entry.second);
       continue;
     }
     dict->entries_.push_back(std::move(entry));
-    places.emplace(dict->entries_.back().first, dict->entries_.size() - 1);
+    places.emplace(view(dict->entries_.back().first), dict->entries_.size() - 1);
   }
   check_depth(dict->depth_);
   if (dict->entries_.size() > kSmallDict) dict->places_ = std::move(places);
   return JinjaValue(JinjaValue::Dict(std::move(dict)));
 }
 
-const JinjaValue* JinjaDict::find(std::string_view name) const {
+JinjaKeyView view(const JinjaKey& key) {
+  if (const auto* number = std::get_if<std::int64_t>(&key)) return *number;
+  return std::string_view(std::get<std::string>(key));
+}
+
+JinjaKey owned(JinjaKeyView key) {
+  if (const auto* number = std::get_if<std::int64_t>(&key)) return *number;
+  return std::string(std::get<std::string_view>(key));
+}
+
+JinjaValue to_jinja(const JinjaKey& key) {
+  if (const auto* number = std::get_if<std::int64_t>(&key)) return JinjaValue(*number);
+  return JinjaValue::text(std::get<std::string>(key));
+}
+
+std::optional<JinjaKeyView> key_of(const JinjaValue& value) {
+  if (value.text() != nullptr) return std::string_view(*value.text());
+  if (value.integer() != nullptr) return *value.integer();
+  return std::nullopt;
+}
+
+const JinjaValue* JinjaDict::find(JinjaKeyView key) const {
   if (entries_.size() > kSmallDict) {
-    const auto it = places_.find(name);
+    const auto it = places_.find(key);
     return it == places_.end() ? nullptr : &entries_[it->second].second;
   }
-  const auto it = std::find_if(
-      entries_.begin(), entries_.end(), [&](const Entry& entry) { return entry.first == name; });
+  const auto it = std::find_if(entries_.begin(), entries_.end(), [&](const Entry& entry) {
+    return view(entry.first) == key;
+  });
   return it == entries_.end() ? nullptr : &it->second;
 }
 

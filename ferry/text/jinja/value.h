@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -120,21 +121,34 @@ struct JinjaList {
   int depth = 1;
 };
 
-/// From names to values, in the order in which they came.
+/// What an entry of a mapping is found by.
+using JinjaKey = std::variant<std::string, std::int64_t>;
+using JinjaKeyView = std::variant<std::string_view, std::int64_t>;
+
+JinjaKeyView view(const JinjaKey& key);
+JinjaKey owned(JinjaKeyView key);
+
+/// The key as a value, which it is where a mapping is iterated over.
+JinjaValue to_jinja(const JinjaKey& key);
+
+/// Nothing for what no mapping has as a key here; Python takes some of it.
+std::optional<JinjaKeyView> key_of(const JinjaValue& value);
+
+/// From keys to values, in the order in which they came.
 class JinjaDict {
  public:
-  using Entry = std::pair<std::string, JinjaValue>;
+  using Entry = std::pair<JinjaKey, JinjaValue>;
 
   JinjaDict() = default;
   JinjaDict(const JinjaDict&) = delete;
   JinjaDict& operator=(const JinjaDict&) = delete;
 
-  /// Of two entries with one name the last value counts, at the place of the first. Throws as
+  /// Of two entries with one key the last value counts, at the place of the first. Throws as
   /// JinjaList::make.
   static JinjaValue make(std::vector<Entry> entries);
 
   /// Null where there is none.
-  const JinjaValue* find(std::string_view name) const;
+  const JinjaValue* find(JinjaKeyView key) const;
 
   const std::vector<Entry>& entries() const { return entries_; }
 
@@ -142,9 +156,12 @@ class JinjaDict {
 
  private:
   std::vector<Entry> entries_;
-  std::unordered_map<std::string_view, std::size_t> places_;  // views of the names in entries_
+  std::unordered_map<JinjaKeyView, std::size_t> places_;  // views of the keys in entries_
   int depth_ = 1;
 };
+
+/// A name and what it stands for, in a scope or among arguments.
+using JinjaNamed = std::pair<std::string, JinjaValue>;
 
 /// What has an identity: namespaces, macros, the state of a loop.
 struct JinjaObject {
