@@ -56,7 +56,7 @@ MODELS = {
     "glm4_moe": {},
     "glm4_moe_air_bf16": {},
     "gpt_oss": {"swiglu_limit": 7.0},
-    "kimi_k2": {},
+    "kimi_k2": {"scoring_func": None},
     "minimax_m2": {},
     "mixtral": {},
     "olmoe": {},

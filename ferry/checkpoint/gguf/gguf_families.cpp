@@ -133,11 +133,13 @@ void describe_dots1(const GgufModel& model, json& config) {
   config["sliding_window"] = nullptr;
 }
 
-/// DeepSeek-V2 and -V3, and Kimi-K2, which is V3. Keys and values lie as one head that all share,
+/// DeepSeek-V2 and -V3, and Kimi-K2 and GLM-4.7-Flash, which are V3: where the file does not say,
+/// by the bias of the choice, which V2 has not. Keys and values lie as one head that all share,
 /// or, in older files, as each head has them.
 void describe_deepseek(const GgufModel& model, json& config) {
   const GgufFields& in = model.fields;
-  const std::int64_t kind = in.size_or(".expert_gating_func", kSoftmax);
+  const bool chosen = model.anywhere("exp_probs_b.bias");
+  const std::int64_t kind = in.size_or(".expert_gating_func", chosen ? kSigmoid : kSoftmax);
   const bool v3 = kind == kSigmoid;
   if (!v3) check_gating(in, kSoftmax);
   name_family(v3 ? "DeepseekV3ForCausalLM" : "DeepseekV2ForCausalLM",
