@@ -348,7 +348,7 @@ class Translator {
   void open_group() {
     const std::size_t start = out_.size();
     if (looking_at("(?#")) {
-      take_through(')');
+      out_ += take_through(')');
       return;
     }
     out_ += take(1);

@@ -94,7 +94,6 @@ TEST(Oniguruma, DamagedPatternsAreOneLine) {
                                     "\\p{",
                                     "\\p",
                                     "[&&",
-
                                     "(?#",
                                     "\\x{",
                                     "a(?#",
