@@ -15,7 +15,7 @@ program=(g++ cmake ninja-build pkg-config libfmt-dev libspdlog-dev libcli11-dev 
          prometheus-cpp-dev)
 tests=(libcpp-httplib-dev libgtest-dev libgmock-dev libbenchmark-dev libfabric-dev libopenmpi-dev openmpi-bin
        iproute2 curl python3-dev python3-venv abigail-tools)
-pypi=(nanobind numpy ml_dtypes pytest)  # of tests, into build/venv
+pypi=(nanobind numpy ml_dtypes pytest gguf)  # of tests, into build/venv
 xgrammar=0.2.9  # of the program too, its source into build/xgrammar-VERSION
 xgrammar_sha256=87b466bca2475e29bb0323abc62c6c33cbcbcff47e5fb800a3e2099ac9620b90
 ci=(ccache clang-format clang-tidy git python3)
@@ -56,7 +56,7 @@ install_clients() {
 install_pypi() {
   local venv
   venv=$(dirname "$0")/../build/venv
-  "$venv/bin/python" -c 'import nanobind, numpy, ml_dtypes, pytest' 2>/dev/null && return
+  "$venv/bin/python" -c 'import nanobind, numpy, ml_dtypes, pytest, gguf' 2>/dev/null && return
   echo "setup: installing ${pypi[*]} from PyPI" >&2
   python3 -m venv "$venv" && "$venv/bin/pip" -q --disable-pip-version-check install "${pypi[@]}" >&2 && return
   echo "setup: PyPI cannot be reached; the Python package is left out" >&2

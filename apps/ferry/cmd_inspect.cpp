@@ -238,7 +238,7 @@ void add_inspect(Command& app, int& status) {
   command
       ->add_option("directory",
                    options->directory,
-                   "Checkpoint directory, or org/name in the local Hugging Face cache")
+                   "Checkpoint directory, file .gguf, or org/name in the local Hugging Face cache")
       ->type_name("DIR")
       ->required();
   command->add_option("--ep", options->ep, "Ranks that the experts are spread over")

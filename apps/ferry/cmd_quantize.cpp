@@ -45,10 +45,10 @@ void add_quantize(Command& app, int& status) {
       "quantize", "Write a checkpoint again with int8, fp8, int4 or mxfp4 matrices");
   auto o = std::make_shared<QuantizeCommand>();
   command
-      ->add_option(
-          "--model,--model-path",
-          o->model,
-          "Checkpoint directory, or org/name in the local Hugging Face cache [the demo model]")
+      ->add_option("--model,--model-path",
+                   o->model,
+                   "Checkpoint directory, file .gguf, or org/name in the local Hugging Face cache "
+                   "[the demo model]")
       ->type_name("DIR");
   command->add_option("--weights", o->weights, "int8, fp8 (DeepSeek-V3's format), int4 or mxfp4")
       ->type_name("W")

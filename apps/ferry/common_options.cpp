@@ -70,10 +70,10 @@ void CommonOptions::add_network_options(Command& app) {
 }
 
 CommonOptions::CommonOptions(Command& app) {
-  app.add_option(
-         "--model,--model-path",
-         model_,
-         "Checkpoint directory, or org/name in the local Hugging Face cache [the demo model]")
+  app.add_option("--model,--model-path",
+                 model_,
+                 "Checkpoint directory, file .gguf, or org/name in the local Hugging Face cache "
+                 "[the demo model]")
       ->type_name("DIR")
       ->group(kGroup);
   app.add_option("--ep",

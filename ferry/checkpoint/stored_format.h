@@ -68,6 +68,9 @@ class StoredFormat {
   /// What must divide the columns of its matrices.
   virtual std::int64_t column_unit() const { return 1; }
 
+  /// What whoever runs the model should know of how it is held, a line; may be empty.
+  virtual std::string note() const { return {}; }
+
   /// The type of weights that holds its codes as they are; absent: they become elements.
   virtual std::optional<WeightType> held() const { return weight_type_of(spec()); }
 };

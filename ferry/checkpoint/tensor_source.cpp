@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 
+#include "ferry/checkpoint/gguf/gguf_source.h"
 #include "ferry/checkpoint/safetensors_directory.h"
 #include "ferry/core/error.h"
 #include "ferry/core/hash.h"
@@ -21,6 +22,7 @@ struct SourceKind {
 /// The first that recognises a path opens it.
 constexpr std::array kSources = {
     SourceKind{is_safetensors_directory, open_safetensors_directory},
+    SourceKind{is_gguf_file, open_gguf_file},
 };
 
 }  // namespace
@@ -29,9 +31,15 @@ std::unique_ptr<TensorSource> open_source(const std::filesystem::path& path) {
   for (const SourceKind& kind : kSources)
     if (kind.recognises(path)) return kind.open(path);
   std::error_code code;
-  fail<ModelError>("{}: expected a checkpoint directory, found {}",
+  fail<ModelError>("{}: expected a checkpoint directory or a file .gguf, found {}",
                    path.string(),
-                   std::filesystem::exists(path, code) ? "a file" : "nothing");
+                   std::filesystem::exists(path, code) ? "another file" : "nothing");
+}
+
+std::optional<SourceText> model_text(const std::filesystem::path& path, const std::string& name) {
+  std::error_code code;
+  if (std::filesystem::is_regular_file(path, code)) return open_source(path)->text(name);
+  return directory_text(path, name);
 }
 
 const SourceTensor& TensorSource::require(std::string_view name,
@@ -63,7 +71,11 @@ TensorView TensorSource::elements(std::string_view name,
                      name,
                      tensor.type);
   }
-  return {*tensor.dtype, tensor.shape, tensor.data.data(), tensor.data.size()};
+  return {.dtype = *tensor.dtype,
+          .shape = tensor.shape,
+          .data = tensor.data.data(),
+          .bytes = tensor.data.size(),
+          .type = tensor.type};
 }
 
 TensorView TensorSource::coded(std::string_view name,
@@ -77,7 +89,10 @@ TensorView TensorSource::coded(std::string_view name,
                      type,
                      tensor.type);
   }
-  return {.shape = tensor.shape, .data = tensor.data.data(), .bytes = tensor.data.size()};
+  return {.shape = tensor.shape,
+          .data = tensor.data.data(),
+          .bytes = tensor.data.size(),
+          .type = tensor.type};
 }
 
 std::uint64_t fingerprint(const TensorSource& source) {

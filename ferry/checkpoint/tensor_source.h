@@ -82,6 +82,10 @@ class TensorSource {
                    std::string_view type) const;
 };
 
+/// A text of the model at the path (TensorSource::text), whether or not there are weights: that of
+/// a directory's file, or what another source makes of its own.
+std::optional<SourceText> model_text(const std::filesystem::path& path, const std::string& name);
+
 /// Throws ModelError when there is nothing at the path, or nothing that can be read.
 std::unique_ptr<TensorSource> open_source(const std::filesystem::path& path);
 

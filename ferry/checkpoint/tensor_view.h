@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "ferry/core/types.h"
@@ -17,6 +18,7 @@ struct TensorView {
   std::vector<std::int64_t> shape;
   const std::byte* data = nullptr;
   std::size_t bytes = 0;
+  std::string_view type = {};  ///< as its source writes it; empty where nobody asks
 
   std::span<const std::byte> span() const { return {data, bytes}; }
 };

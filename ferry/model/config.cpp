@@ -6,8 +6,8 @@
 #include <nlohmann/json.hpp>
 
 #include "ferry/checkpoint/config_reader.h"
-#include "ferry/checkpoint/safetensors_directory.h"
 #include "ferry/checkpoint/stored_format.h"
+#include "ferry/checkpoint/tensor_source.h"
 #include "ferry/core/error.h"
 #include "ferry/model/config_defaults.h"
 #include "ferry/model/family.h"
@@ -177,8 +177,11 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   config.architecture = family.architecture;
   config.model_type = family.model_type;
   if (in.text_or("hidden_act", "silu") != "silu") in.refuse("hidden_act", "\"silu\"");
-  if (all.has("quantization_config"))
+  if (all.has("quantization_config")) {
     config.stored_format = read_stored_format(all.object("quantization_config"));
+    if (std::string note = config.stored_format->note(); !note.empty())
+      config.notes.push_back(std::move(note));
+  }
   config.hidden = in.size("hidden_size", kMaxWidth);
   config.vocab = in.size("vocab_size", kMaxWidth);
   config.max_positions = in.size("max_position_embeddings", kMaxPositions);
@@ -213,9 +216,11 @@ ModelConfig load_config(const TensorSource& source) {
 }
 
 ModelConfig load_config(const std::filesystem::path& directory) {
-  const auto path = directory / kConfigFile;
-  ModelConfig config = parse_config(read_text_file(path), path.string());
-  read_generation(directory_text(directory, kGenerationFile), config);
+  const auto text = model_text(directory, kConfigFile);
+  if (!text)
+    fail<ModelError>("{}: expected a file, found none", (directory / kConfigFile).string());
+  ModelConfig config = parse_config(text->text, text->file);
+  read_generation(model_text(directory, kGenerationFile), config);
   return config;
 }
 

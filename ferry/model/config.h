@@ -174,7 +174,7 @@ ModelConfig unstacked(ModelConfig config);
 /// found.
 ModelConfig load_config(const TensorSource& source);
 
-/// The same of a directory, whether or not there are weights in it.
+/// The same of the model at a path, whether or not there are weights in a directory.
 ModelConfig load_config(const std::filesystem::path& directory);
 
 /// The same from text; `file` is what errors call it.

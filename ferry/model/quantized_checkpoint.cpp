@@ -165,6 +165,8 @@ class Writer {
   /// more.
   void copy_others(NewDirectory& files) const {
     const fs::path from = source_.directory();
+    std::error_code ignored;
+    if (!fs::is_directory(from, ignored)) return write_texts(files);
     for (const auto& entry : fs::directory_iterator(from)) {
       const std::string name = entry.path().filename().string();
       const bool weights = name.find(".safetensors") != std::string::npos;
@@ -174,8 +176,19 @@ class Writer {
       if (!fs::copy_file(entry.path(), to, code))
         fail<Error>("{}: cannot be copied: {}", entry.path().string(), code.message());
     }
-    const fs::path path = from / "config.json";
-    json config = parse_json(read_text_file(path), path.string());
+    write_config(files);
+  }
+
+  /// The same where the source keeps such things in another form.
+  void write_texts(NewDirectory& files) const {
+    for (const char* name : {"generation_config.json", "tokenizer.json", "tokenizer_config.json"})
+      if (const auto text = source_.source().text(name)) files.add_text(name, text->text);
+    write_config(files);
+  }
+
+  void write_config(NewDirectory& files) const {
+    const SourceText text = source_.source().text("config.json").value();
+    json config = parse_json(text.text, text.file);
     config["quantization_config"] = json::parse(format_.config);
     files.add_text("config.json", config.dump(2));
   }

@@ -13,7 +13,7 @@
 namespace ferry {
 
 struct ModelOptions {
-  std::filesystem::path model;  ///< checkpoint directory
+  std::filesystem::path model;  ///< checkpoint directory, or a file .gguf
   /// The ranks. Also where the caller brings a transport of its own: then transport and ranks say
   /// what that is, and nothing is launched.
   LaunchOptions launch;

@@ -7,6 +7,7 @@
 #include <system_error>
 
 #include "ferry/checkpoint/json_file.h"
+#include "ferry/checkpoint/tensor_source.h"
 #include "ferry/core/error.h"
 #include "ferry/text/jinja/evaluator.h"
 #include "ferry/text/jinja/parser.h"
@@ -79,14 +80,12 @@ Sources config_templates(const json& config, const std::string& file) {
   return sources;
 }
 
-/// The object in a file, an empty one where there is no file.
-json object_in(const std::filesystem::path& file) {
-  std::error_code code;
-  if (!std::filesystem::exists(file, code)) return json::object();
-  json object = parse_json(read_text_file(file), file.string());
-  if (!object.is_object()) {
-    fail<ModelError>("{}: expected a JSON object, found {}", file.string(), describe(object));
-  }
+/// The object in a text of the model's; an empty one where there is no such text.
+json object_of(const std::optional<SourceText>& text) {
+  if (!text) return json::object();
+  json object = parse_json(text->text, text->file);
+  if (!object.is_object())
+    fail<ModelError>("{}: expected a JSON object, found {}", text->file, describe(object));
   return object;
 }
 
@@ -180,16 +179,16 @@ ChatTemplate ChatTemplate::parse(std::string_view source, const std::string& fil
 
 std::optional<ChatTemplate> ChatTemplate::load(const std::filesystem::path& directory) {
   Sources sources = jinja_files(directory);
-  const auto config_path = directory / "tokenizer_config.json";
   auto parts = std::make_shared<Parts>();
-  json config = object_in(config_path);
+  const auto stored = model_text(directory, "tokenizer_config.json");
+  json config = object_of(stored);
   // As transformers does: what older checkpoints say in a file of its own counts where the
   // configuration does not describe the added tokens itself.
   if (!config.contains("added_tokens_decoder")) {
-    config.update(object_in(directory / "special_tokens_map.json"));
+    config.update(object_of(model_text(directory, "special_tokens_map.json")));
   }
   parts->tokens = special_tokens(config);
-  if (sources.empty()) sources = config_templates(config, config_path.string());
+  if (sources.empty() && stored) sources = config_templates(config, stored->file);
   if (sources.empty()) return std::nullopt;
   for (const auto& [name, source] : sources) {
     const auto& [file, text] = source;

@@ -33,7 +33,8 @@ class ChatTemplate {
   using Tokens = std::vector<std::pair<std::string, std::string>>;
 
   /// From <directory>/chat_template.jinja (and chat_templates/*.jinja) or else "chat_template" in
-  /// tokenizer_config.json, a string or a list of named templates. Nothing when there is none.
+  /// tokenizer_config.json, also that of another source (a file): a string or a list of named
+  /// templates. Nothing when there is none.
   /// A template that is damaged or asks for what is not supported loads all the same, so that the
   /// model can be run without it; warnings() tells. Throws ModelError for a damaged
   /// tokenizer_config.json.

@@ -21,12 +21,13 @@ struct TokenizerParts;  // tokenizer_parts.h
 /// Immutable; const use from several threads is safe.
 class Tokenizer {
  public:
-  /// Whether the directory has one of the files that load() reads.
+  /// Whether the model has one of the texts that load() reads.
   static bool exists(const std::filesystem::path& directory);
 
   /// Reads <directory>/tokenizer.json or, where that is missing, tiktoken.model with
-  /// tokenizer_config.json. Throws ModelError naming file and part when it is damaged or asks for
-  /// something that is not supported.
+  /// tokenizer_config.json; of another source (a file) what it has as tokenizer.json. Throws
+  /// ModelError naming file and part when it is damaged or asks for something that is not
+  /// supported.
   static Tokenizer load(const std::filesystem::path& directory);
 
   /// The same from text; `file` is what errors call it.

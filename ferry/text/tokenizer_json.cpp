@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ferry/checkpoint/config_reader.h"
+#include "ferry/checkpoint/tensor_source.h"
 #include "ferry/core/error.h"
 #include "ferry/text/tokenizer_parts.h"
 #include "ferry/text/utf8.h"
@@ -336,6 +337,8 @@ Tokenizer Tokenizer::parse(std::string_view text, const std::string& file) {
 
 bool Tokenizer::exists(const std::filesystem::path& directory) {
   std::error_code code;
+  if (std::filesystem::is_regular_file(directory, code))
+    return model_text(directory, kJsonFile).has_value();
   return std::filesystem::exists(directory / kJsonFile, code) ||
          std::filesystem::exists(directory / kTiktokenFile, code);
 }
@@ -343,6 +346,11 @@ bool Tokenizer::exists(const std::filesystem::path& directory) {
 Tokenizer Tokenizer::load(const std::filesystem::path& directory) {
   const auto path = directory / kJsonFile;
   std::error_code code;
+  if (std::filesystem::is_regular_file(directory, code)) {
+    const auto text = model_text(directory, kJsonFile);
+    if (!text) fail<ModelError>("{}: expected a tokenizer, found none", directory.string());
+    return parse(text->text, text->file);
+  }
   const auto tiktoken = directory / kTiktokenFile;
   if (!std::filesystem::exists(path, code) && std::filesystem::exists(tiktoken, code)) {
     const auto config = directory / "tokenizer_config.json";

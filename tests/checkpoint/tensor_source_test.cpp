@@ -85,9 +85,11 @@ TEST_F(Source, RefusesWhatIsNoCheckpoint) {
   fs::create_directory(dir_.path() / "model.safetensors");
   EXPECT_THAT(error(), HasSubstr("model.safetensors: expected a file"));
   EXPECT_THAT(test::message_of<ModelError>([&] { open_source(dir_.path() / "none"); }),
-              HasSubstr("none: expected a checkpoint directory, found nothing"));
-  EXPECT_THAT(test::message_of<ModelError>([&] { open_source(dir_.path() / "config.json"); }),
-              HasSubstr("config.json: expected a checkpoint directory, found a file"));
+              HasSubstr("none: expected a checkpoint directory or a file .gguf, found nothing"));
+  EXPECT_THAT(
+      test::message_of<ModelError>([&] { open_source(dir_.path() / "config.json"); }),
+      HasSubstr(
+          "config.json: expected a checkpoint directory or a file .gguf, found another file"));
 }
 
 /// Both shards hold an x; that of the first is stale.

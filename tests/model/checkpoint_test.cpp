@@ -203,7 +203,7 @@ TEST_F(SpoiledCheckpoint, Mxfp4OfOtherSizesOrWithoutItsScales) {
 }
 
 TEST_F(SpoiledCheckpoint, DirectoryOrFilesMissing) {
-  EXPECT_THAT(error(), HasSubstr("expected a checkpoint directory, found nothing"));
+  EXPECT_THAT(error(), HasSubstr("expected a checkpoint directory or a file .gguf, found nothing"));
   fs::create_directory(dir());
   EXPECT_THAT(error(), HasSubstr("config.json: expected a file, found none"));
   copy("qwen2_untied");

@@ -143,7 +143,7 @@ class TokenStream:
 
 
 class Engine:
-    """Loads a checkpoint directory and runs it on ranks that are threads of this process.
+    """Loads a checkpoint directory, or a file .gguf, and runs it on ranks that are threads of this process.
 
     ranks: that experts are spread over; 0: one for each NUMA node, or `tp`. tp: ranks that share out
     attention and dense layers. threads: of each rank; 0: cores / ranks. weights: 'f32', 'bf16', 'int8',

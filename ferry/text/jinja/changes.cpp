@@ -6,6 +6,7 @@
 #include <array>
 
 #include "ferry/text/jinja/evaluation.h"
+#include "ferry/text/jinja/python_text.h"
 
 namespace ferry {
 

@@ -40,7 +40,7 @@ struct FieldStyle {
       if (fill.size() > 1) pad = fill.substr(0, fill.size() - 1);
     } else if (found[3].matched) {
       align = '=';
-      pad = "0";
+      pad.assign(1, '0');  // GCC 12 warns of a copy over itself otherwise
     }
     sign = found[2];
     width = number_in(found[4].str(), 0);

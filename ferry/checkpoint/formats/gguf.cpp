@@ -1,0 +1,261 @@
+// GGUF: matrices in ggml's blocks, each of a type of its own, and matrices whose rows llama.cpp
+// wants in another order than everybody else, or in two tensors. Such a matrix gets a reader; what
+// lies as plain elements in the usual order is none of this form's.
+#include <fmt/core.h>
+
+#include <array>
+#include <utility>
+
+#include "ferry/checkpoint/config_reader.h"
+#include "ferry/checkpoint/gguf/gguf_types.h"
+#include "ferry/checkpoint/stored_format.h"
+#include "ferry/core/error.h"
+
+namespace ferry {
+
+namespace {
+
+/// Rows of one tensor, plain or in blocks.
+struct GgufRows {
+  const GgufType* type = nullptr;
+  const std::byte* data = nullptr;
+  std::int64_t columns = 0;
+
+  explicit GgufRows(const TensorView& part)
+      : type(find_gguf_type(part.type)), data(part.data), columns(part.shape.back()) {}
+
+  void read(std::int64_t row, float* out) const {
+    type->read_row(data + row * type->row_bytes(columns), columns, out);
+  }
+};
+
+/// A matrix in two tensors: their names are its own with another ending.
+struct InTwo {
+  std::string_view whole, first, second;
+
+  std::string first_name(std::string_view name) const { return named(name, first); }
+
+  std::string second_name(std::string_view name) const { return named(name, second); }
+
+ private:
+  std::string named(std::string_view name, std::string_view ending) const {
+    return std::string(name.substr(0, name.size() - whole.size())).append(ending);
+  }
+};
+
+constexpr InTwo kLatentUp = {"kv_b_proj.weight", "k_b_proj.weight", "v_b_proj.weight"};
+constexpr InTwo kDeltaIn = {"in_proj_qkvz.weight", "in_proj_qkv.weight", "in_proj_z.weight"};
+
+/// Null where a matrix of this name lies in one.
+const InTwo* in_two(std::string_view name) {
+  for (const InTwo* pair : {&kLatentUp, &kDeltaIn})
+    if (name.ends_with(pair->whole)) return pair;
+  return nullptr;
+}
+
+/// Rows of queries and keys whose halves turn as pairs, in the order in which neighbours do:
+/// within each head, row i of the first half lies at 2 i, that of the second behind it.
+std::int64_t turned_row(std::int64_t row, std::int64_t head_dim) {
+  const std::int64_t in_head = row % head_dim;
+  const std::int64_t half = head_dim / 2;
+  return row - in_head + 2 * (in_head % half) + in_head / half;
+}
+
+RowReader straight_reader(const TensorView& part, std::int64_t turned_head) {
+  return [rows = GgufRows(part), turned_head](
+             const StoredMatrix& m, std::int64_t first, std::int64_t count, float* out) {
+    for (std::int64_t i = first; i < first + count; ++i, out += m.columns)
+      rows.read(turned_head == 0 ? i : turned_row(i, turned_head), out);
+  };
+}
+
+/// Keys [heads, rank, plain_dim], the other way round, and values [heads, value_dim, rank]: rows of
+/// a head's keys and then of its values make the matrix. REQUIRES: shapes that fit.
+RowReader latent_reader(const TensorView& keys, const TensorView& values) {
+  const std::int64_t plain = keys.shape[2];
+  const std::int64_t value = values.shape[1];
+  return [key_rows = GgufRows(keys), value_rows = GgufRows(values), plain, value](
+             const StoredMatrix& m, std::int64_t first, std::int64_t count, float* out) {
+    const std::int64_t rank = m.columns;
+    std::vector<float> head_keys(static_cast<std::size_t>(rank * plain));
+    std::int64_t read_head = -1;
+    for (std::int64_t i = first; i < first + count; ++i, out += rank) {
+      const std::int64_t head = i / (plain + value);
+      const std::int64_t row = i % (plain + value);
+      if (row >= plain) {
+        value_rows.read(head * value + row - plain, out);
+        continue;
+      }
+      for (std::int64_t r = 0; head != read_head && r < rank; ++r)
+        key_rows.read(head * rank + r, head_keys.data() + r * plain);
+      read_head = head;
+      for (std::int64_t r = 0; r < rank; ++r)
+        out[r] = head_keys[static_cast<std::size_t>(r * plain + row)];
+    }
+  };
+}
+
+/// Of a gated delta net: rows for one key head's query and key each, those for all its values.
+struct DeltaRows {
+  std::int64_t key_heads = 0;
+  std::int64_t key = 0;
+  std::int64_t values = 0;  // of all heads
+
+  std::int64_t of_head() const { return 2 * key + 2 * value(); }
+
+  std::int64_t value() const { return values / key_heads; }
+
+  std::int64_t in_first() const { return 2 * key_heads * key + values; }
+};
+
+/// All queries, all keys and all values in one tensor, gates in another; the matrix has those of
+/// each key head together.
+RowReader delta_reader(const TensorView& first, const TensorView& second, const DeltaRows& delta) {
+  return [mixed = GgufRows(first), gates = GgufRows(second), delta](
+             const StoredMatrix& m, std::int64_t from, std::int64_t count, float* out) {
+    for (std::int64_t i = from; i < from + count; ++i, out += m.columns) {
+      const std::int64_t head = i / delta.of_head();
+      const std::int64_t row = i % delta.of_head();
+      const std::int64_t behind_keys = row - 2 * delta.key;
+      if (row < delta.key)
+        mixed.read(head * delta.key + row, out);
+      else if (behind_keys < 0)
+        mixed.read((delta.key_heads + head - 1) * delta.key + row, out);
+      else if (behind_keys < delta.value())
+        mixed.read(2 * delta.key_heads * delta.key + head * delta.value() + behind_keys, out);
+      else
+        gates.read((head - 1) * delta.value() + behind_keys, out);
+    }
+  };
+}
+
+class Gguf final : public StoredFormat {
+ public:
+  Gguf(std::string blocks, std::int64_t turned_head, const DeltaRows& delta)
+      : blocks_(std::move(blocks)), turned_head_(turned_head), delta_(delta) {}
+
+  std::string_view name() const override { return "gguf"; }
+
+  QuantSpec spec() const override { return {.code = Code::own}; }
+
+  std::string note() const override {
+    if (blocks_.empty()) return {};
+    return fmt::format(
+        "blocks of {} become elements in memory, since no kernel reads them; --weights int8 or "
+        "int4 rounds them once more, to less",
+        blocks_);
+  }
+
+  bool stores(const TensorSource& source, const MatrixPlace& place) const override {
+    if (place.stack) return false;
+    if (const SourceTensor* tensor = source.find(place.name); tensor != nullptr)
+      return !tensor->dtype || turns(place);
+    const InTwo* pair = in_two(place.name);
+    return pair != nullptr && source.find(pair->first_name(place.name)) != nullptr;
+  }
+
+  std::vector<StoredPart> parts(const TensorSource& source,
+                                const MatrixPlace& place) const override {
+    const auto part = [&](std::string name, std::vector<std::int64_t> shape) {
+      const SourceTensor* tensor = source.find(name);
+      const std::string_view type = tensor == nullptr ? "F32" : std::string_view(tensor->type);
+      return StoredPart{std::move(name), std::move(shape), type};
+    };
+    if (source.find(place.name) != nullptr) return {part(place.name, {place.rows, place.columns})};
+    const InTwo& pair = *in_two(place.name);
+    std::string first = pair.first_name(place.name);
+    std::string second = pair.second_name(place.name);
+    if (&pair == &kDeltaIn) {
+      return {part(std::move(first), {delta_.in_first(), place.columns}),
+              part(std::move(second), {delta_.values, place.columns})};
+    }
+    // Keys say how many heads there are and how wide; values are then what is left of the rows.
+    const std::vector<std::int64_t>& keys = source.find(first)->shape;
+    const bool whole = keys.size() == 3 && keys.front() > 0;
+    const std::int64_t heads = whole ? keys.front() : 1;
+    const std::int64_t plain = whole ? keys.back() : 0;
+    const std::int64_t values = place.rows / heads - plain;
+    return {part(std::move(first), {heads, place.columns, plain}),
+            part(std::move(second), {heads, values, place.columns})};
+  }
+
+  StoredMatrix assemble(const MatrixPlace& place,
+                        std::span<const TensorView> parts) const override {
+    for (const TensorView& part : parts) check_blocks(place, part);
+    StoredMatrix matrix{.quant = spec(),
+                        .rows = place.rows,
+                        .columns = place.columns,
+                        .data = parts[0].span(),
+                        .scales = {}};
+    if (parts.size() == 1) {
+      const std::int64_t head = turns(place) ? turned_head_ : 0;
+      check(place, head == 0 || place.rows % head == 0, parts);
+      matrix.reader = straight_reader(parts[0], head);
+      return matrix;
+    }
+    matrix.reader_bytes = parts[1].bytes;
+    if (in_two(place.name) == &kDeltaIn) {
+      check(place,
+            delta_.key_heads > 0 && delta_.values % delta_.key_heads == 0 &&
+                place.rows == delta_.in_first() + delta_.values,
+            parts);
+      matrix.reader = delta_reader(parts[0], parts[1], delta_);
+      return matrix;
+    }
+    check(place, parts[0].shape[0] * (parts[0].shape[2] + parts[1].shape[1]) == place.rows, parts);
+    matrix.reader = latent_reader(parts[0], parts[1]);
+    return matrix;
+  }
+
+ private:
+  bool turns(const MatrixPlace& place) const {
+    return turned_head_ != 0 && (place.name.ends_with(".self_attn.q_proj.weight") ||
+                                 place.name.ends_with(".self_attn.k_proj.weight"));
+  }
+
+  /// A source of another kind than GGUF may call its tensors what it likes.
+  static void check_blocks(const MatrixPlace& place, const TensorView& part) {
+    const GgufType* type = find_gguf_type(part.type);
+    const bool known = type != nullptr && type->bytes > 0;
+    std::int64_t bytes = known ? type->row_bytes(part.shape.back()) : 0;
+    for (std::size_t i = 0; i + 1 < part.shape.size(); ++i) bytes *= part.shape[i];
+    if (known && part.shape.back() % type->elements == 0 &&
+        bytes == static_cast<std::int64_t>(part.bytes))
+      return;
+    fail<ModelError>("tensor {}: expected whole blocks of a type that GGUF has, found {}",
+                     place.name,
+                     part.type);
+  }
+
+  static void check(const MatrixPlace& place, bool fits, std::span<const TensorView> parts) {
+    if (fits) return;
+    fail<ModelError>("tensor {}: expected {} rows of whole heads, found {} rows in {}",
+                     place.name,
+                     place.rows,
+                     parts[0].shape[0],
+                     parts.size() == 1 ? "one tensor" : "the first of two tensors");
+  }
+
+  std::string blocks_;        // which there are, for people
+  std::int64_t turned_head_;  // elements of a head whose rows lie as neighbours turn; 0: none do
+  DeltaRows delta_;
+};
+
+std::unique_ptr<StoredFormat> make(const ConfigReader& quantization) {
+  const int head = quantization.size_or("turned_head", kMaxWidth, 0);
+  if (head % 2 != 0) quantization.refuse("turned_head", "an even number");
+  DeltaRows delta;
+  if (quantization.has("delta")) {
+    const ConfigReader rows = quantization.object("delta");
+    delta = {.key_heads = rows.size("key_heads", kMaxWidth),
+             .key = rows.size("key_rows", kMaxWidth),
+             .values = rows.size("value_rows", kMaxWidth)};
+  }
+  return std::make_unique<Gguf>(quantization.text_or("blocks", ""), head, delta);
+}
+
+}  // namespace
+
+FormatEntry gguf_format() { return {.method = "gguf", .make = make}; }
+
+}  // namespace ferry
