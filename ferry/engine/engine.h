@@ -58,8 +58,8 @@ struct EngineStats {
   std::uint64_t drafted_tokens = 0;        ///< that ran since they might come next
   std::uint64_t accepted_tokens = 0;       ///< of these, that stayed
   std::uint64_t evictions = 0;       ///< times that a sequence had to start over for want of pages
-  int ranks = 0;                     ///< that take part now
-  std::uint64_t epoch = 0;           ///< in which they do
+  int ranks = 0;                     ///< of the group, also those that it goes on without
+  std::uint64_t epoch = 0;           ///< of the group
   std::uint64_t ranks_lost = 0;      ///< that died, and the others went on
   std::uint64_t restarts = 0;        ///< of sequences that ran on those
   std::uint64_t exchange_bytes = 0;  ///< payload that left or entered rank 0's memory

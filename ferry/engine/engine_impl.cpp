@@ -152,7 +152,7 @@ EngineStats Engine::Impl::stats() const {
   stats.exchange_time += layers.exchange_time();
   stats.sources = members_->waits.counted();
   stats.straggler = members_->waits.straggler();
-  stats.ranks = ranks_ - static_cast<int>(members_->lost);
+  stats.ranks = ranks_;
   return stats;
 }
 
