@@ -1,10 +1,12 @@
 // ferry serve --elastic: a process of the group is killed and started again while clients listen.
+#include <algorithm>
 #include <array>
 #include <future>
 #include <memory>
 #include <optional>
 
 #include "apps/server.h"
+#include "ferry/launch.h"
 #include "ferry/transport/sockets.h"
 #include "support/long_tests.h"
 
@@ -21,8 +23,15 @@ constexpr int kStreams = 4;
 class ElasticServe : public test::LongServe, public testing::WithParamInterface<const char*> {
  protected:
   void SetUp() override {
+    if (!available(GetParam())) GTEST_SKIP() << "this build or machine has no " << GetParam();
     LongServe::SetUp();
     port_ = own_address(listen_at(resolve("127.0.0.1", 0))).port();
+  }
+
+  static bool available(std::string_view transport) {
+    const auto all = list_transports();
+    return std::ranges::any_of(
+        all, [&](const TransportInfo& t) { return t.name == transport && t.available; });
   }
 
   Arguments variables(int rank, int size) const {
@@ -92,9 +101,10 @@ class ElasticServe : public test::LongServe, public testing::WithParamInterface<
   int port_ = 0;
 };
 
-INSTANTIATE_TEST_SUITE_P(Transports, ElasticServe, testing::Values("shm"), [](const auto& p) {
-  return std::string(p.param);
-});
+INSTANTIATE_TEST_SUITE_P(Transports,
+                         ElasticServe,
+                         testing::Values("shm", "fabric"),
+                         [](const auto& p) { return std::string(p.param); });
 
 TEST_P(ElasticServe, AKilledRankComesBackAndStreamsGoOn) {
   const int tokens = slow_run() ? 300 : 1500;
