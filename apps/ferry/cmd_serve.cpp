@@ -16,6 +16,7 @@
 #include "apps/ferry/command.h"
 #include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
+#include "apps/ferry/elastic_start.h"
 #include "apps/ferry/served_session.h"
 #include "apps/ferry/session.h"
 #include "ferry/core/error.h"
@@ -46,6 +47,7 @@ struct ServeOptions {
   int max_queued = 256;
   double shutdown_timeout_s = 30;
   bool no_access_log = false;
+  bool elastic = false;
 };
 
 void add_options(Command& command, ServeOptions& o) {
@@ -135,6 +137,12 @@ void add_options(Command& command, ServeOptions& o) {
       ->capture_default_str()
       ->group(kGroup);
   command.add_flag("--no-access-log", o.no_access_log, "No line for each request")->group(kGroup);
+  command
+      .add_flag("--elastic",
+                o.elastic,
+                "Ranks, each a process that is started by itself, may die, come back, come new and "
+                "leave while requests run; all but rank 0")
+      ->group(kGroup);
 }
 
 volatile sig_atomic_t stop_signals = 0;
@@ -161,14 +169,20 @@ void catch_stop_signals() {
 /// Of ranks that hold the same sequences.
 int groups_of(const RunOptions& run) { return run.launch.ranks / run.decoder.tp; }
 
-RunOptions resolve(const ServeOptions& o) {
-  RunOptions run = o.common.resolve();
+/// Requests that run at once in the beginning.
+int running_at_start(const RunOptions& run) {
+  return run.engine.max_running > 0 ? run.engine.max_running
+                                    : groups_of(run) * run.engine.max_sequences_per_rank;
+}
+
+/// `run`: the options that all commands have.
+RunOptions resolve(const ServeOptions& o, RunOptions run) {
   const int groups = groups_of(run);
   if (o.max_running > 0) {
     run.engine.max_running = o.max_running;
     run.engine.max_sequences_per_rank =
         static_cast<int>(ceil_div(static_cast<std::int64_t>(o.max_running), groups));
-  } else {
+  } else if (!run.elastic) {
     run.engine.max_running = groups * run.engine.max_sequences_per_rank;
   }
   run.engine.max_waiting = o.max_queued;
@@ -202,7 +216,7 @@ void print_config(const ServeOptions& o,
       model.weights,
       isa_name(kernels().isa),
       model.max_context,
-      run.engine.max_running,
+      running_at_start(run),
       run.engine.max_waiting,
       kv_capacity,
       o.http.api_key.empty() ? "no API key" : "with an API key");
@@ -224,19 +238,24 @@ int allowed_connections(int wanted) {
 }
 
 int run_server(const ServeOptions& o) {
-  const RunOptions run = resolve(o);
+  RunOptions common = o.common.resolve(o.elastic);
+  std::optional<ElasticStart> elastic;
+  if (o.elastic) elastic = start_elastic(common);
+  const RunOptions run = resolve(o, common);
   ServerOptions options{.http = o.http,
                         .shutdown_timeout = std::chrono::milliseconds(
                             static_cast<std::int64_t>(o.shutdown_timeout_s * 1000))};
   options.http.max_connections =
-      allowed_connections(run.engine.max_running + run.engine.max_waiting + kSpareConnections);
+      allowed_connections(running_at_start(run) + run.engine.max_waiting + kSpareConnections);
   options.http.access_log = !o.no_access_log && !run.quiet;
-  const bool leads = !run.launch.world || run.launch.world->rank == 0;
+  const std::optional<World>& world = elastic ? run.elastic : run.launch.world;
+  const bool leads = !world || world->rank == 0;
   if (leads) check_port(options.http);
   const Session session = open_session(run);
   const ServedModel model = served_model(session, o.name, o.parsers);
-  catch_stop_signals();
-  return session.model.run_engine([&](Engine& engine) {
+  // Others of an elastic group may be ended as any process; the group goes on.
+  if (leads || !elastic) catch_stop_signals();
+  const auto lead = [&](Engine& engine) {
     serve(
         options,
         model,
@@ -251,7 +270,14 @@ int run_server(const ServeOptions& o) {
         });
     print_summary(session, engine.stats());
     return 0;
-  });
+  };
+  if (!elastic) return session.model.run_engine(lead);
+  elastic->options.join.agreement = session.options.launch.agreement;
+  return run_elastic(
+      session.model, elastic->options, *elastic->store, [&](Engine& engine, GroupSize& size) {
+        options.group = &size;
+        return lead(engine);
+      });
 }
 
 }  // namespace

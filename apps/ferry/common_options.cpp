@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <climits>
 #include <cstdlib>
+#include <utility>
 #include <vector>
 
 #include "apps/ferry/command_line.h"
@@ -33,6 +34,15 @@ std::optional<WireType> parse_wire_option(std::string_view option, const std::st
 }
 
 constexpr const char* kGroup = "Model and ranks";
+
+/// Also where there is one rank: others may come.
+World elastic_world() {
+  std::optional<World> world = find_world();
+  if (world && world->own == 1) return *world;
+  fail<ConfigError>(
+      "--elastic: every rank is a process that is started by itself; set RANK, WORLD_SIZE, "
+      "MASTER_ADDR and MASTER_PORT, or use srun (docs/cluster.md)");
+}
 
 }  // namespace
 
@@ -164,9 +174,9 @@ CommonOptions::CommonOptions(Command& app) {
   app.add_flag("--quiet", quiet_, "No progress and no summary");
 }
 
-LaunchOptions CommonOptions::resolve_launch() const {
+LaunchOptions CommonOptions::resolve_launch(const std::optional<World>& world) const {
   LaunchOptions launch{.start_timeout = kStartTimeout,
-                       .world = started_world(),
+                       .world = world,
                        .ranks_per_host = ranks_per_host_,
                        .fabric_provider = fabric_provider_,
                        .fabric_rails = fabric_rails_,
@@ -186,9 +196,10 @@ std::chrono::nanoseconds CommonOptions::timeout() const {
       std::chrono::duration<double>(timeout_s_));
 }
 
-RunOptions CommonOptions::resolve() const {
+RunOptions CommonOptions::resolve(bool elastic) const {
   RunOptions o;
-  o.launch = resolve_launch();
+  o.launch = resolve_launch(elastic ? elastic_world() : started_world());
+  if (elastic) o.elastic = std::exchange(o.launch.world, std::nullopt);
   check_launch(o.launch);
   o.decoder.tp = tp_;
   check_groups(o);
@@ -217,7 +228,8 @@ RunOptions CommonOptions::resolve() const {
   o.expert_location = balance_.location();
   o.allow_prereduce = allow_prereduce_;
   o.json = json_;
-  o.quiet = quiet_ || (o.launch.world && o.launch.world->rank != 0);  // rank 0 speaks for all
+  const std::optional<World>& world = elastic ? o.elastic : o.launch.world;
+  o.quiet = quiet_ || (world && world->rank != 0);  // rank 0 speaks for all
   o.model = model_.empty() ? find_demo_model() : find_model(model_);
   return o;
 }

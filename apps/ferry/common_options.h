@@ -22,6 +22,7 @@ struct RunOptions : ModelOptions {
   LoadReportOptions load_report;
   bool json = false;
   bool quiet = false;
+  std::optional<World> elastic = {};  ///< this process's place where ranks come and go
 };
 
 /// Registers the options on a subcommand; must live until parsing is over.
@@ -32,11 +33,11 @@ class CommonOptions {
   CommonOptions& operator=(const CommonOptions&) = delete;
 
   /// Throws ConfigError that names the option, what is allowed and what was found.
-  RunOptions resolve() const;
+  RunOptions resolve(bool elastic = false) const;
 
  private:
   void add_network_options(Command& app);
-  LaunchOptions resolve_launch() const;
+  LaunchOptions resolve_launch(const std::optional<World>& world) const;
   std::chrono::nanoseconds timeout() const;
 
   std::string model_;

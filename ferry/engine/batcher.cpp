@@ -333,11 +333,20 @@ std::vector<StepRecord> Batcher::plan(int prompt_tokens) {
 
 std::vector<StepRecord> Batcher::plan_stop() {
   FERRY_CHECK(idle(), "the engine's loop may not end while requests are left");
+  std::vector<StepRecord> records = empty_records();
+  for (StepRecord& record : records) record.stop = true;
+  return records;
+}
+
+std::vector<StepRecord> Batcher::plan_next_epoch() {
+  std::vector<StepRecord> records = empty_records();
+  for (StepRecord& record : records) record.next_epoch = true;
+  return records;
+}
+
+std::vector<StepRecord> Batcher::empty_records() {
   std::vector<StepRecord> records(loads_.size());
-  for (StepRecord& record : records) {
-    record.step = next_step_;
-    record.stop = true;
-  }
+  for (StepRecord& record : records) record.step = next_step_;
   ++next_step_;
   return records;
 }
@@ -348,6 +357,22 @@ std::size_t Batcher::lose_group(int group) {
   for (Sequence& s : load.sequences) queue_.push(std::move(s.admission));
   load = new_load();
   load.gone = true;
+  return lost;
+}
+
+std::size_t Batcher::regroup(std::span<const int> from) {
+  std::vector<GroupLoad> next;
+  next.reserve(from.size());
+  for (const int group : from) {
+    next.push_back(group < 0 ? new_load()
+                             : std::exchange(loads_[static_cast<std::size_t>(group)], new_load()));
+  }
+  std::size_t lost = 0;
+  for (GroupLoad& load : loads_) {
+    lost += load.sequences.size();
+    for (Sequence& s : load.sequences) queue_.push(std::move(s.admission));
+  }
+  loads_ = std::move(next);
   return lost;
 }
 

@@ -102,12 +102,20 @@ class Batcher {
   /// A record that ends the loop of every group. REQUIRES: idle().
   std::vector<StepRecord> plan_stop();
 
+  /// A record that takes every group over to the next epoch. It has no result: finish_step() is for
+  /// plan()'s.
+  std::vector<StepRecord> plan_next_epoch();
+
   /// Takes in what a group's step gave: finished sequences make room. What the group has lost is
   /// planned again. Returns how many finished.
   std::size_t finish_step(int group, const StepResult& result);
 
   /// The group runs nothing any more. Returns how many of its sequences will start over elsewhere.
   std::size_t lose_group(int group);
+
+  /// The groups of the next epoch: each goes on as what it was in the last one, or is new (-1).
+  /// What ran on groups that are not among them starts over. Returns how many sequences do.
+  std::size_t regroup(std::span<const int> from);
 
   std::size_t waiting() const { return queue_.size(); }
 
@@ -167,6 +175,7 @@ class Batcher {
   };
 
   GroupLoad new_load() const;
+  std::vector<StepRecord> empty_records();
   bool has_place(const GroupLoad& load, const Admission& admission) const;
   Place place_for(const Admission& admission, std::span<const std::int32_t> ids);
   void admit(std::vector<StepRecord>& records);

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "ferry/engine/balancer.h"
+#include "ferry/engine/epochs.h"
 #include "ferry/engine/ngram_drafter.h"
 #include "ferry/engine/request.h"
 #include "ferry/exchange_stats.h"
@@ -57,6 +58,8 @@ struct EngineStats {
   std::uint64_t drafted_tokens = 0;        ///< that ran since they might come next
   std::uint64_t accepted_tokens = 0;       ///< of these, that stayed
   std::uint64_t evictions = 0;       ///< times that a sequence had to start over for want of pages
+  int ranks = 0;                     ///< of the group, also those that it goes on without
+  std::uint64_t epoch = 0;           ///< of the group
   std::uint64_t ranks_lost = 0;      ///< that died, and the others went on
   std::uint64_t restarts = 0;        ///< of sequences that ran on those
   std::uint64_t exchange_bytes = 0;  ///< payload that left or entered rank 0's memory
@@ -85,6 +88,13 @@ int resolve_context(const ModelConfig& config, int wanted);
 /// needed the dead rank is run again, so that callers hear the tokens they would have heard. Not
 /// where ranks are grouped (tp), where logits are hashed, where an expert has no replica on a
 /// living rank, and not without rank 0: then it is an error.
+///
+/// With follow() ranks may come and go, over any backend: run() takes the engine from epoch to
+/// epoch. A rank that stays keeps its sequences, and a step that an end of a rank has cut short
+/// ends for each of them as its own rank says: with its tokens, or as if it had not been planned.
+/// What ran on ranks that have left starts over as above. Not where ranks are grouped or logits are
+/// hashed.
+///
 /// Errors: TransportError begins with the step it came from. After any error the engine may only be
 /// destroyed; the caller aborts the transport (run_ranks does).
 class Engine {
@@ -113,7 +123,13 @@ class Engine {
   void open();
   void close();
 
-  /// Collective: runs steps until all submitted requests are done (rank 0 decides). Events are
+  /// Before run(), on all ranks: they may come and go from now on. Borrows `epochs`. `comes_late`:
+  /// the others run already, and this rank was made with the first epoch that it is in. Throws
+  /// ConfigError where that cannot be.
+  void follow(Epochs& epochs, bool comes_late);
+
+  /// Collective: runs steps until all submitted requests are done (rank 0 decides), or, where ranks
+  /// may go, until the others go on without this one. Events are
   /// delivered on rank 0 as they happen. Ranks that wait for work sleep, and notice a dead peer.
   void run(const std::function<void(const TokenEvent&)>& on_token);
 

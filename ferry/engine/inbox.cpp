@@ -40,6 +40,11 @@ void Inbox::set_open(bool open) {
   changed_.notify_one();
 }
 
+void Inbox::set_max_live(std::size_t max_live) {
+  const std::lock_guard lock(mutex_);
+  max_live_ = max_live;
+}
+
 Inbox::Mail Inbox::take() {
   const std::lock_guard lock(mutex_);
   Mail mail = std::exchange(mail_, {});

@@ -42,6 +42,9 @@ class Inbox {
 
   void set_open(bool open);
 
+  /// Those that are live already stay, however many.
+  void set_max_live(std::size_t max_live);
+
   /// All that has come since, in order.
   Mail take();
 
@@ -49,8 +52,8 @@ class Inbox {
   bool wait(std::chrono::nanoseconds timeout);
 
  private:
-  const std::size_t max_live_;
   std::mutex mutex_;  // guards what follows
+  std::size_t max_live_;
   std::condition_variable changed_;
   Mail mail_;
   std::size_t live_ = 0;

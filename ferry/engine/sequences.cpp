@@ -9,7 +9,7 @@
 namespace ferry {
 
 Sequences::Sequences(Decoder& decoder, int max_context, bool hash_logits, Grammars* grammars)
-    : decoder_(decoder),
+    : decoder_(&decoder),
       max_context_(max_context),
       hash_logits_(hash_logits),
       grammars_(grammars),
@@ -44,7 +44,7 @@ void Sequences::admit(Admission admission) {
   // Where it has given tokens on another rank, that one has told the prompt's with the first.
   sequence.tells_prompt = sequence.request.prompt_logprobs_from && admission.generated.empty();
   sequence.processors =
-      LogitsChain(sequence.request, admission.generated, {decoder_.config().vocab, grammars_});
+      LogitsChain(sequence.request, admission.generated, {decoder_->config().vocab, grammars_});
   sequences_.emplace(admission.id, std::move(sequence));
 }
 
@@ -66,7 +66,7 @@ void Sequences::choose_tokens() {
   draws_.resize(choices_.size());
   if (processed_.size() < choices_.size()) processed_.resize(choices_.size());
   const auto each = [&](auto work) {
-    decoder_.pool().parallel_for(
+    decoder_->pool().parallel_for(
         std::ssize(choices_), 1, [&](std::int64_t begin, std::int64_t end, int) {
           for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i)
             work(i);
@@ -142,7 +142,7 @@ SequenceStep::Logits Sequences::wanted_logits(const Sequence& sequence, std::siz
 /// tokens of prompts. Returns what is told of these.
 std::vector<PromptResult> Sequences::read_prompts(const StepRecord& record,
                                                   std::span<const float> logits) {
-  const auto vocab = static_cast<std::size_t>(decoder_.config().vocab);
+  const auto vocab = static_cast<std::size_t>(decoder_->config().vocab);
   std::vector<PromptResult> results;
   results.reserve(batch_.size());  // pointers into it are kept
   choices_.clear();
@@ -181,7 +181,7 @@ std::vector<PromptResult> Sequences::read_prompts(const StepRecord& record,
                                 .top = request.top_logprobs.value_or(0),
                                 .to = &result.logprobs[position - from]});
   }
-  decoder_.pool().parallel_for(
+  decoder_->pool().parallel_for(
       std::ssize(prompt_tokens_), 1, [&](std::int64_t first, std::int64_t last, int) {
         for (std::int64_t i = first; i < last; ++i) {
           const PromptToken& token = prompt_tokens_[static_cast<std::size_t>(i)];
@@ -227,20 +227,25 @@ void Sequences::plan_batch(const StepRecord& record) {
   }
 }
 
-StepResult Sequences::run_step(StepRecord record) {
+void Sequences::apply(StepRecord& record) {
+  if (applied_ == record.step) return;
+  applied_ = record.step;
   keep_pages(record);
   for (const std::uint64_t id : record.dropped) sequences_.erase(id);
   for (const std::uint64_t id : record.evicted) evict(id);
   for (Admission& admission : record.admissions) admit(std::move(admission));
   for (const BeginOrder& begin : record.begins)
     kept_.give(begin.number, begin.pages, sequences_.at(begin.sequence).state);
+}
 
+StepResult Sequences::run_step(StepRecord record) {
+  apply(record);
   plan_batch(record);
-  const std::span<const float> logits = decoder_.forward(batch_);
+  const std::span<const float> logits = decoder_->forward(batch_);
   StepResult result{.step = record.step, .tokens = {}, .prompts = {}};
   result.prompts = read_prompts(record, logits);
   draw_tokens(result);
-  decoder_.commit(accepted_);
+  decoder_->commit(accepted_);
   for (const TokenResult& token : result.tokens)
     if (token.last) end(token.id);
   return result;

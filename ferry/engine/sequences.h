@@ -33,6 +33,12 @@ class Sequences {
   /// them.
   StepResult run_step(StepRecord record);
 
+  /// All of run_step() but its tokens, which do not run: nothing where that is done already.
+  void apply(StepRecord& record);
+
+  /// Goes on with the decoder of another epoch: of the same model, with a pool that lives on.
+  void move_to(Decoder& decoder) { decoder_ = &decoder; }
+
  private:
   struct Sequence {
     Request request;
@@ -64,7 +70,7 @@ class Sequences {
   void end(std::uint64_t id);
   bool finished(const Sequence& sequence) const;
 
-  Decoder& decoder_;
+  Decoder* decoder_;
   int max_context_;
   bool hash_logits_;
   Grammars* grammars_;
@@ -74,6 +80,7 @@ class Sequences {
   std::unordered_map<std::uint64_t, Sequence> sequences_;
   // Of those that the last step has finished: the next record says what of them is kept.
   std::unordered_map<std::uint64_t, SequenceState> ended_;
+  std::optional<std::uint64_t> applied_;  // the last step whose orders are carried out
   std::vector<SequenceStep> batch_;
   std::vector<int> accepted_;               // of each of the batch's sequences
   std::vector<std::int32_t> drafted_runs_;  // tokens of those that have a draft

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "ferry/engine/step_record.h"
 #include "ferry/transport.h"
@@ -22,11 +23,11 @@ class StepLink {
 
   /// Rank 0 only: one record to `peer`, which may be 0.
   void send_record(Rank peer, const StepRecord& record);
-  /// Rank 0 only. `step`: the one that was last sent.
+  /// Rank 0 only, once for each record that `peer` was sent. `step`: the record's.
   StepResult receive_result(Rank peer, std::uint64_t step, std::chrono::nanoseconds timeout);
 
   /// Waits for as long as the peers live.
-  StepRecord receive_record(std::uint64_t step);
+  StepRecord receive_record();
   void send_result(const StepResult& result);
 
  private:
@@ -35,6 +36,8 @@ class StepLink {
   }
 
   Transport& transport_;
+  std::uint64_t records_ = 0;           // that came
+  std::vector<std::uint64_t> results_;  // on rank 0: that came from each rank
   std::size_t record_bytes_;
   std::size_t result_bytes_;
   // Where things lie in each rank's part: the record it received, the result it sends; and used

@@ -1,8 +1,8 @@
 // Layout, native byte order (ranks of a group run the same program):
-//   record    = head, gone, moves, stop u32, forget all u32, keeps u32, forgotten
-//               windows u32, forgotten u32, dropped u32, evicted u32, admissions u32, begins u32,
-//               runs u32, keep*, forgotten windows' number u64*, forgotten number u64*, dropped id
-//               u64*, evicted id u64*, admission*, begin*, run*
+//   record    = head, gone, moves, stop u32, next epoch u32, forget all u32, keeps u32,
+//               forgotten windows u32, forgotten u32, dropped u32, evicted u32, admissions u32,
+//               begins u32, runs u32, keep*, forgotten windows' number u64*, forgotten number u64*,
+//               dropped id u64*, evicted id u64*, admission*, begin*, run*
 //   keep      = sequence u64, number u64, before u64, page u32
 //   begin     = sequence u64, number u64, pages u32
 //   moves     = plan u64, switches u64, bytes u64
@@ -323,7 +323,7 @@ std::size_t record_bytes_without_admissions(int sequences, int tokens) {
   // A sequence that was dropped may have made room for one that runs; none is dropped and evicted.
   // Drafts are a step's tokens. A step's tokens fill a page for each kPagePositions, and each
   // sequence's first of them one that had others already.
-  return kHeadBytes + kGoneBytes + kMovesBytes + 10 * sizeof(std::uint32_t) +
+  return kHeadBytes + kGoneBytes + kMovesBytes + 11 * sizeof(std::uint32_t) +
          kMostForgotten * sizeof(std::uint64_t) +
          static_cast<std::size_t>(tokens / kPagePositions) * kKeepBytes +
          static_cast<std::size_t>(tokens) * sizeof(std::int32_t) +
@@ -355,6 +355,7 @@ std::size_t encode(const StepRecord& record, std::span<std::byte> out) {
   w.value(record.moves.switches);
   w.value(record.moves.bytes);
   w.value(static_cast<std::uint32_t>(record.stop));
+  w.value(static_cast<std::uint32_t>(record.next_epoch));
   w.value(static_cast<std::uint32_t>(record.forget_all));
   w.count(record.keeps.size());
   w.count(record.forgotten_windows.size());
@@ -405,6 +406,7 @@ StepRecord decode_step_record(std::span<const std::byte> bytes) {
   record.moves.switches = in.value<std::uint64_t>();
   record.moves.bytes = in.value<std::uint64_t>();
   record.stop = in.value<std::uint32_t>() != 0;
+  record.next_epoch = in.value<std::uint32_t>() != 0;
   record.forget_all = in.value<std::uint32_t>() != 0;
   const std::size_t keeps = in.count(kKeepBytes);
   const std::size_t forgotten_windows = in.count(sizeof(std::uint64_t));

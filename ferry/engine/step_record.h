@@ -67,6 +67,7 @@ inline constexpr std::size_t kMostForgotten = 1024;
 struct StepRecord {
   std::uint64_t step = 0;
   bool stop = false;             ///< nothing is left to do: the loop ends, no step is run
+  bool next_epoch = false;       ///< ranks come or go behind this one, and no step is run
   RankSet gone;                  ///< ranks that take no part any more
   MoveOrders moves;              ///< the placement this step runs on, and what moves while it runs
   std::vector<KeepOrder> keeps;  ///< of what the last step has filled
@@ -110,6 +111,9 @@ struct StepResult {
   /// What its exchanges have counted so far, [R] by source rank. Once a second; else empty.
   std::vector<SourceStats> sources = {};
 };
+
+/// Whether a record lets sequences run, or at least says something about them.
+inline bool runs_step(const StepRecord& record) { return !record.stop && !record.next_epoch; }
 
 /// Bytes that an admission takes in a record.
 std::size_t encoded_bytes(const Admission& admission);

@@ -183,14 +183,23 @@ Decoder Model::next_decoder_on(Transport& transport,
 }
 
 Engine Model::engine_on(Decoder& decoder, Transport& transport) const {
-  EngineOptions options = options_.engine;
+  EngineOptions options = engine_options();
   if (options.max_kv_tokens == 0 && options_.kv_memory_fraction > 0) {
     options.max_kv_tokens =
         kv_tokens_in_memory(options_.kv_memory_fraction, decoder, options.timeout, transport);
   }
+  return {options, decoder, transport};
+}
+
+Engine Model::late_engine_on(Decoder& decoder, Transport& transport) const {
+  return {engine_options(), decoder, transport};
+}
+
+EngineOptions Model::engine_options() const {
+  EngineOptions options = options_.engine;
   if (!options.warn) options.warn = listener_.warn;
   options.grammars = grammars_.get();
-  return {options, decoder, transport};
+  return options;
 }
 
 int Model::run(const std::function<int(Decoder&, Transport&)>& body) const {

@@ -98,9 +98,14 @@ class Model {
   /// for that. Borrows both.
   Engine engine_on(Decoder& decoder, Transport& transport) const;
 
+  /// The same for a rank that comes to others whose engines run already: what they have measured
+  /// stays, and rank 0 alone needs to know it.
+  Engine late_engine_on(Decoder& decoder, Transport& transport) const;
+
  private:
   Model(const ModelOptions& options, ModelListener listener, Checkpoint checkpoint);
 
+  EngineOptions engine_options() const;
   void choose_backend();
   void agree();
   LoadProgress loading(std::string_view what) const;

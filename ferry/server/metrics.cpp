@@ -126,6 +126,9 @@ class Metrics::Impl {
   prom::Histogram& output_lengths = histogram(
       "ferry_request_generation_tokens", "Tokens that finished requests got", token_buckets());
   prom::Gauge& running = gauge("ferry_requests_running", "Requests that run now");
+  prom::Gauge& members = gauge("ferry_ranks", "Ranks of the group");
+  prom::Gauge& epoch =
+      gauge("ferry_epoch", "Of the group: how often ranks have come or gone (--elastic)");
   prom::Gauge& waiting = gauge("ferry_requests_waiting", "Requests that wait for a place");
   prom::Gauge& kv_used = gauge("ferry_kv_tokens", "Positions of keys and values that are held");
   prom::Gauge& kv_idle =
@@ -232,6 +235,8 @@ std::string Metrics::text(const EngineState& state) {
   };
   impl_->running.Set(static_cast<double>(stats.requests_running));
   impl_->waiting.Set(static_cast<double>(stats.requests_waiting));
+  impl_->members.Set(stats.ranks);
+  impl_->epoch.Set(static_cast<double>(stats.epoch));
   impl_->kv_used.Set(static_cast<double>(stats.kv_tokens));
   impl_->kv_idle.Set(static_cast<double>(stats.kv_idle_tokens));
   impl_->kv_capacity.Set(static_cast<double>(state.kv_capacity));

@@ -24,7 +24,7 @@ struct WindowLoad {
   std::vector<double> balancedness;          // [layer]
 };
 
-WindowLoad window_load_of(const Balancer& balancer, const ServedModel& model) {
+WindowLoad window_load_of(const Balancer& balancer, const ServedModel& model, int ranks) {
   const LoadRecorder& recorder = balancer.recorder();
   const ExpertLoad load = recorder.window_load();
   WindowLoad rows{.steps = recorder.window_steps()};
@@ -33,7 +33,7 @@ WindowLoad window_load_of(const Balancer& balancer, const ServedModel& model) {
     if (!model.config->sparse(layer)) continue;
     const std::span<const double> experts = load.layer(sparse++);
     rows.experts.emplace_back(experts.begin(), experts.end());
-    rows.ranks.push_back(rank_loads(experts, balancer.map_of_layer(layer), model.ranks));
+    rows.ranks.push_back(rank_loads(experts, balancer.map_of_layer(layer), ranks));
     if (rows.steps > 0) rows.balancedness.push_back(balancedness(rows.ranks.back()));
   }
   return rows;
@@ -44,7 +44,7 @@ EngineState engine_state(EngineFront& front, const ServedModel& model, WindowLoa
   front.between_steps([&](Engine& engine) {
     state.stats = engine.stats();
     state.kv_capacity = engine.kv_capacity();
-    if (engine.balancer()) rows = window_load_of(*engine.balancer(), model);
+    if (engine.balancer()) rows = window_load_of(*engine.balancer(), model, state.stats.ranks);
   });
   state.balancedness = rows.balancedness;
   return state;
@@ -56,9 +56,9 @@ double rate(std::uint64_t tokens, std::chrono::nanoseconds time) {
 }
 
 /// Seconds since the start, [rank][source].
-Json waits_of(const EngineStats& stats, int ranks) {
+Json waits_of(const EngineStats& stats) {
   Json rows = Json::array();
-  const auto columns = static_cast<std::size_t>(ranks);
+  const auto columns = static_cast<std::size_t>(stats.ranks);
   for (std::size_t pair = 0; pair < stats.sources.size(); ++pair) {
     if (pair % columns == 0) rows.push_back(Json::array());
     rows.back().push_back(static_cast<double>(stats.sources[pair].wait_ns()) * 1e-9);
@@ -98,7 +98,7 @@ HttpReply dashboard_state(EngineFront& front, const Metrics& metrics, const Serv
               {{"model", model.name},
                {"setup",
                 fmt::format("{} ranks, {}, {}, {} weights",
-                            model.ranks,
+                            stats.ranks,
                             model.backend,
                             model.transport,
                             model.weights)},
@@ -117,7 +117,7 @@ HttpReply dashboard_state(EngineFront& front, const Metrics& metrics, const Serv
                 quantiles(metrics.next_token_quantile(0.5), metrics.next_token_quantile(0.99))},
                {"minute", minute_of(metrics.history())},
                {"live", std::move(live)},
-               {"waits", waits_of(stats, model.ranks)},
+               {"waits", waits_of(stats)},
                {"straggler", stats.straggler},
                {"load",
                 {{"steps", rows.steps},

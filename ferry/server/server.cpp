@@ -9,6 +9,7 @@
 #include "ferry/server/openai_api.h"
 #include "ferry/server/operations.h"
 #include "ferry/server/responses_api.h"
+#include "ferry/server/scaling_api.h"
 #include "ferry/server/sglang_api.h"
 
 namespace ferry {
@@ -85,6 +86,7 @@ void serve(const ServerOptions& options,
   add_messages_routes(http, front, model, calls);
   add_responses_route(http, front, model, calls);
   add_operation_routes(http, front, metrics, model);
+  if (options.group != nullptr) add_scaling_routes(http, *options.group);
   engine.open();
   http.start();
   started(http.port());

@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "ferry/engine/engine.h"
+#include "ferry/runtime/elastic_group.h"
 #include "ferry/server/http_server.h"
 #include "ferry/server/served_model.h"
 
@@ -13,6 +14,7 @@ namespace ferry {
 struct ServerOptions {
   HttpOptions http;
   std::chrono::milliseconds shutdown_timeout{30000};  ///< for what runs when the end is near
+  GroupSize* group = nullptr;                         ///< of ranks that come and go; borrowed
 };
 
 /// Serves on rank 0's thread, which runs the engine, and on threads of its own, until `stop_wanted`

@@ -41,6 +41,9 @@ class FERRY_API Membership {
 
   const std::vector<std::string>& members() const { return members_; }
 
+  /// The latest epoch that next() has taken part in, made or not.
+  std::uint64_t tried() const { return tried_; }
+
   /// The leader: who has been announced and was in no published epoch yet.
   std::vector<std::string> newcomers();
 

@@ -43,6 +43,34 @@ TEST(Batcher, IdleUntilAskedAndAgainAtTheEnd) {
   EXPECT_TRUE(batcher.plan_stop()[0].stop);
 }
 
+/// Ranks 0, 1, 2; then a new one, 2 and 0: what ran on 1 starts over, the others go on.
+TEST(Batcher, GroupsOfTheNextEpochGoOnOrAreNew) {
+  Batcher batcher(options(3, 1, 64));
+  for (std::uint64_t id = 0; id < 3; ++id) batcher.enqueue({.id = id, .request = prompt_of(2)});
+  const auto step = batcher.plan();
+  for (int r = 0; r < 3; ++r) {
+    const auto id = static_cast<std::uint64_t>(r);
+    batcher.finish_step(r, result_of(step[id], {{.id = id, .token = 7, .last = false}}));
+  }
+  const auto end = batcher.plan_next_epoch();
+  ASSERT_EQ(end.size(), 3U);
+  EXPECT_TRUE(end[0].next_epoch);
+  EXPECT_FALSE(runs_step(end[0]));
+  EXPECT_EQ(batcher.regroup(std::vector{-1, 2, 0}), 1U);
+  const auto next = batcher.plan();
+  ASSERT_EQ(next.size(), 3U);
+  EXPECT_EQ(next[0].step, end[0].step + 1);
+  ASSERT_EQ(next[0].admissions.size(), 1U);
+  EXPECT_EQ(next[0].admissions[0].id, 1U);
+  EXPECT_EQ(next[0].admissions[0].generated, (std::vector<std::int32_t>{7}));
+  for (const std::size_t r : {1U, 2U}) {
+    EXPECT_TRUE(next[r].admissions.empty());
+    ASSERT_EQ(next[r].runs.size(), 1U);
+    EXPECT_EQ(next[r].runs[0].id, r == 1 ? 2U : 0U);
+    EXPECT_EQ(next[r].runs[0].tokens, 1);
+  }
+}
+
 TEST(Batcher, SpreadsRequestsEvenly) {
   Batcher batcher(options(3, 4, 64));
   for (std::uint64_t id = 0; id < 6; ++id) batcher.enqueue({.id = id, .request = prompt_of(2)});

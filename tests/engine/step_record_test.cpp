@@ -88,6 +88,10 @@ TEST(StepRecord, FlagsSurvive) {
           .forget_all);
   EXPECT_TRUE(
       decode_step_record(bytes_of({.step = 1, .stop = true, .admissions = {}, .runs = {}})).stop);
+  const StepRecord last =
+      decode_step_record(bytes_of({.step = 1, .next_epoch = true, .admissions = {}, .runs = {}}));
+  EXPECT_TRUE(last.next_epoch);
+  EXPECT_FALSE(last.stop);
 }
 
 TEST(StepRecord, SizesAreAsAnnounced) {
