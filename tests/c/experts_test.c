@@ -155,7 +155,7 @@ void test_experts_errors(void) {
   WRONG(hidden, 0, "hidden 0");
   WRONG(inter, -1, "inter -1");
   WRONG(max_rows, 0, "max_rows 0");
-  WRONG(weights, 5, "weights is 5");
+  WRONG(weights, FERRY_WEIGHTS_MXFP4 + 1, "weights is 6");
   WRONG(gating, 2, "gating is 2");
   WRONG(threads, 0, "0 threads");
   WRONG(place.memory, FERRY_DEVICE, "device memory");
