@@ -54,7 +54,8 @@ TEST(Oniguruma, ClassesHoldTheCharactersThatTokenizersMatch) {
 }
 
 TEST(Oniguruma, TextsAreCutWhereTokenizersCutThem) {
-  for (const json& row : golden()["pieces"]) {
+  const json data = golden();
+  for (const json& row : data["pieces"]) {
     const auto pattern = row[0].get<std::string>();
     const auto text = row[1].get<std::string>();
     SCOPED_TRACE(pattern);
