@@ -108,10 +108,10 @@ class Translator {
         close_group();
       } else if (pattern_[at_] == '{' && copy_interval()) {
         continue;
-      } else if (std::string_view("*+?|").find(pattern_[at_]) != std::string_view::npos) {
-        out_ += pattern_[at_++];
+      } else if (std::string_view("*+?").find(pattern_[at_]) != std::string_view::npos) {
+        copy_quantifier();
       } else {
-        atom_ = out_.size();
+        begin_atom(out_.size());
         out_ += one_character();
       }
     }
@@ -359,7 +359,8 @@ class Translator {
     out_ += take(1);
     std::string_view options = take_while("imx-", pattern_.size());
     for (const char option : options) out_ += option == 'm' ? 's' : option;
-    if (!options.empty() && !looking_at(":") && !looking_at(")")) {
+    const bool letter = !at_end() && std::isalpha(static_cast<unsigned char>(pattern_[at_])) != 0;
+    if (letter || (!options.empty() && !looking_at(":") && !looking_at(")"))) {
       refuse("there is no group option {}", take(1));
     }
     if (!options.empty() && looking_at(")")) {
@@ -376,11 +377,31 @@ class Translator {
   void close_group() {
     out_ += take(1);
     if (groups_.empty()) return;  // does not compile
-    atom_ = groups_.back();
+    begin_atom(groups_.back());
     groups_.pop_back();
   }
 
-  /// {n}, {n,}, {,m} or {n,m}; all else is text. A + or ? behind it is one more repetition.
+  void begin_atom(std::size_t start) {
+    atom_ = start;
+    repeated_ = false;
+  }
+
+  /// Before a quantifier. What is repeated already is repeated as a whole, which PCRE2 wants a
+  /// group for.
+  void begin_quantifier() {
+    if (repeated_) out_ = fmt::format("{}(?:{})", out_.substr(0, atom_), out_.substr(atom_));
+    repeated_ = true;
+  }
+
+  /// *, + or ?, with a ? (as few as possible) or + (nothing given back) behind it.
+  void copy_quantifier() {
+    begin_quantifier();
+    out_ += take(1);
+    if (looking_at("?") || looking_at("+")) out_ += take(1);
+  }
+
+  /// {n}, {n,}, {,m} or {n,m}; all else is text. Behind it + is one more repetition, and so is ?
+  /// but for as few as possible of {n,m}.
   bool copy_interval() {
     constexpr std::string_view kDigits = "0123456789";
     const std::size_t start = at_;
@@ -391,16 +412,15 @@ class Translator {
     const std::string_view most = take_while(kDigits, pattern_.size());
     if (!looking_at("}") || (least.empty() && most.empty())) {
       at_ = start;
-      atom_ = out_.size();
+      begin_atom(out_.size());
       out_ += "\\{";
       take(1);
       return true;
     }
     take(1);
+    begin_quantifier();
     out_ += fmt::format("{{{}{}{}}}", least.empty() ? "0" : least, comma ? "," : "", most);
-    if (looking_at("+") || (looking_at("?") && !comma)) {
-      out_ = fmt::format("{}(?:{}){}", out_.substr(0, atom_), out_.substr(atom_), take(1));
-    }
+    if (looking_at("?") && comma) out_ += take(1);
     return true;
   }
 
@@ -409,6 +429,7 @@ class Translator {
   std::size_t at_ = 0;
   std::string out_;
   std::size_t atom_ = 0;             // where in out_ starts what a quantifier would repeat
+  bool repeated_ = false;            // whether one does already
   std::vector<std::size_t> groups_;  // where those start that are open
   int depth_ = 0;                    // of classes
 };
