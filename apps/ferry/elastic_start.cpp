@@ -19,6 +19,11 @@ void check_goes_with_elastic(const RunOptions& run) {
   if (run.decoder.tp > 1)
     fail<ConfigError>("--elastic: ranks come and go one by one, not in groups of --tp {}",
                       run.decoder.tp);
+  if (run.expert_location.init != "trivial") {
+    fail<ConfigError>(
+        "--elastic: {} places experts for one number of ranks; leave out --init-expert-location",
+        run.expert_location.init);
+  }
   if (run.launch.transport != "shm" && run.launch.transport != "fabric")
     fail<ConfigError>("--elastic: use --transport shm or fabric, not {}", run.launch.transport);
 }

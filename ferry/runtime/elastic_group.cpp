@@ -44,6 +44,11 @@ GroupSize::State GroupSize::state() const {
   return state_;
 }
 
+int GroupSize::wanted() const {
+  const std::lock_guard lock(mutex_);
+  return state_.wanted;
+}
+
 void GroupSize::set_members(std::uint64_t epoch, const std::vector<std::string>& members) {
   const std::lock_guard lock(mutex_);
   state_.epoch = epoch;
@@ -58,7 +63,6 @@ void GroupSize::set_waiting(const std::vector<std::string>& waiting) {
 ElasticGroup::ElasticGroup(const Model& model, const ElasticOptions& options, Store& store)
     : model_(model),
       options_(options),
-      store_(store),
       pool_(model.options().threads),
       dense_(model.load_dense()),
       membership_(member_of(options, store)),
@@ -85,7 +89,7 @@ bool ElasticGroup::wants_next(const RankSet& gone) {
     waiting_ = look_for_newcomers();
     size_.set_waiting(waiting_);
   }
-  const int wanted = size_.state().wanted;
+  const int wanted = size_.wanted();
   const int members = static_cast<int>(membership_.members().size());
   return members > wanted || (members < wanted && !waiting_.empty());
 }
@@ -198,7 +202,7 @@ void ElasticGroup::call_members() {
 
 void ElasticGroup::choose_members(const std::set<std::string>& came) {
   const std::vector<std::string>& last = membership_.members();
-  const auto wanted = static_cast<std::size_t>(size_.state().wanted);
+  const auto wanted = static_cast<std::size_t>(size_.wanted());
   std::vector<Rank> survivors;
   std::vector<std::string> newcomers;
   std::vector<std::string> next;

@@ -40,6 +40,7 @@ class GroupSize {
   void want(int ranks);
 
   State state() const;
+  int wanted() const;
 
   // The group's own.
   void set_members(std::uint64_t epoch, const std::vector<std::string>& members);
@@ -87,7 +88,6 @@ class ElasticGroup final : public Epochs {
   void leave_last(const EpochEnd& end);
   void make_decoder();
   std::unique_ptr<Transport> meet();
-  void say_come();
   void call_members();
   void choose_members(const std::set<std::string>& came);
   void blame(const TransportError& error);
@@ -95,7 +95,6 @@ class ElasticGroup final : public Epochs {
 
   const Model& model_;
   const ElasticOptions options_;
-  Store& store_;
   ThreadPool pool_;
   std::shared_ptr<const DenseWeights> dense_;
   Membership membership_;

@@ -160,6 +160,9 @@ TEST_P(ElasticServe, WhatDoesNotGoWithItIsRefused) {
   refused({"--transport", "shm"}, {}, "set RANK, WORLD_SIZE");
   refused({"--transport", "shm", "--ep", "3"}, variables(0, 2), "begins with 2 (WORLD_SIZE)");
   refused({"--transport", "shm", "--tp", "2"}, variables(0, 2), "--tp 2");
+  refused({"--transport", "shm", "--init-expert-location", "plan.json"},
+          variables(0, 2),
+          "plan.json places experts for one number of ranks");
   refused({"--transport", "inproc"}, variables(0, 2), "use --transport shm or fabric");
 }
 
