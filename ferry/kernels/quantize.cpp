@@ -87,37 +87,41 @@ float quantize_group(const float* x, std::int64_t n, std::byte* codes) {
   return scale;
 }
 
-void quantize_int4(
-    const std::byte* row, DType dtype, std::int64_t k, float* scales, std::byte* codes) {
+/// Calls work(first, x, count) for each group of a row, with its numbers as f32; the last one may
+/// be shorter.
+template <class Work>
+void for_each_group(
+    const std::byte* row, DType dtype, std::int64_t k, std::int64_t group, const Work& work) {
   Piece piece;
   for (std::int64_t first = 0; first < k; first += kPiece) {
     const std::int64_t count = std::min(kPiece, k - first);
     piece.read(row, dtype, first, count);
-    for (std::int64_t g = 0; g < count; g += kInt4Group) {
-      const std::int64_t some = std::min<std::int64_t>(kInt4Group, count - g);
-      scales[(first + g) / kInt4Group] = quantize_group(piece.x + g, some, codes + (first + g) / 2);
-    }
+    for (std::int64_t g = 0; g < count; g += group)
+      work(first + g, piece.x + g, std::min(group, count - g));
   }
+}
+
+void quantize_int4(
+    const std::byte* row, DType dtype, std::int64_t k, float* scales, std::byte* codes) {
+  for_each_group(
+      row, dtype, k, kInt4Group, [&](std::int64_t first, const float* x, std::int64_t count) {
+        scales[first / kInt4Group] = quantize_group(x, count, codes + first / 2);
+      });
 }
 
 void quantize_fp8(
     const std::byte* row, DType dtype, std::int64_t k, const float* scales, std::byte* codes) {
-  Piece piece;
-  for (std::int64_t first = 0; first < k; first += kPiece) {
-    const std::int64_t count = std::min(kPiece, k - first);
-    piece.read(row, dtype, first, count);
-    for (std::int64_t b = 0; b < count; b += kFp8Block) {
-      const std::int64_t some = std::min<std::int64_t>(kFp8Block, count - b);
-      const float scale = scales[(first + b) / kFp8Block];
-      std::byte* out = codes + first + b;
-      if (!std::isfinite(scale)) {
-        std::memset(out, 0, static_cast<std::size_t>(some));
-        continue;
-      }
-      const float inverse = 1.0F / scale;
-      for (std::int64_t i = 0; i < some; ++i) out[i] = fp8_code(piece.x[b + i] * inverse);
-    }
-  }
+  for_each_group(
+      row, dtype, k, kFp8Block, [&](std::int64_t first, const float* x, std::int64_t count) {
+        const float scale = scales[first / kFp8Block];
+        std::byte* out = codes + first;
+        if (!std::isfinite(scale)) {
+          std::memset(out, 0, static_cast<std::size_t>(count));
+          return;
+        }
+        const float inverse = 1.0F / scale;
+        for (std::int64_t i = 0; i < count; ++i) out[i] = fp8_code(x[i] * inverse);
+      });
 }
 
 /// To e2m1, nearest even, and to 6 from there on. REQUIRES: |x| < 8.
@@ -143,45 +147,39 @@ std::uint8_t power_for(float greatest) {
 void quantize_mxfp4(
     const std::byte* row, DType dtype, std::int64_t k, float* scales, std::byte* codes) {
   constexpr auto kInfinite = std::byte{0x77};  // two of 6, times 2^128
-  Piece piece;
-  for (std::int64_t first = 0; first < k; first += kPiece) {
-    const std::int64_t count = std::min(kPiece, k - first);
-    piece.read(row, dtype, first, count);
-    for (std::int64_t g = 0; g < count; g += kMxfp4Group) {
-      const std::int64_t some = std::min<std::int64_t>(kMxfp4Group, count - g);
-      const std::uint8_t exponent = power_for(greatest_magnitude(piece.x + g, some));
-      scales[(first + g) / kMxfp4Group] = power_scale(exponent);
-      std::byte* out = codes + (first + g) / 2;
-      std::memset(out,
-                  exponent == 255 ? std::to_integer<int>(kInfinite) : 0,
-                  static_cast<std::size_t>(ceil_div(some, 2)));
-      if (exponent == 255) continue;
-      const float inverse = power_scale(static_cast<std::uint8_t>(254 - exponent));
-      for (std::int64_t i = 0; i < some; ++i)
-        out[i / 2] |= static_cast<std::byte>(e2m1_code(piece.x[g + i] * inverse) << (i % 2 * 4));
-    }
-  }
+  for_each_group(
+      row, dtype, k, kMxfp4Group, [&](std::int64_t first, const float* x, std::int64_t count) {
+        const std::uint8_t exponent = power_for(greatest_magnitude(x, count));
+        scales[first / kMxfp4Group] = power_scale(exponent);
+        std::byte* out = codes + first / 2;
+        const bool finite = exponent != 255;
+        std::memset(out,
+                    finite ? 0 : std::to_integer<int>(kInfinite),
+                    static_cast<std::size_t>(ceil_div(count, 2)));
+        if (!finite) return;
+        const float inverse = power_scale(static_cast<std::uint8_t>(254 - exponent));
+        for (std::int64_t i = 0; i < count; ++i)
+          out[i / 2] |= static_cast<std::byte>(e2m1_code(x[i] * inverse) << (i % 2 * 4));
+      });
 }
 
 }  // namespace
 
 void fp8_block_scales(
     const std::byte* rows, DType dtype, std::int64_t num_rows, std::int64_t k, float* scales) {
-  Piece piece;
   const std::int64_t groups = weight_groups(WeightType::fp8, k);
   std::fill_n(scales, groups, 0.0F);
   const auto row_bytes = k * static_cast<std::int64_t>(dtype_bytes(dtype));
   for (std::int64_t r = 0; r < num_rows; ++r) {
-    for (std::int64_t first = 0; first < k; first += kPiece) {
-      const std::int64_t count = std::min(kPiece, k - first);
-      piece.read(rows + r * row_bytes, dtype, first, count);
-      for (std::int64_t b = 0; b < count; b += kFp8Block) {
-        float& most = scales[(first + b) / kFp8Block];
-        const float here =
-            greatest_magnitude(piece.x + b, std::min<std::int64_t>(kFp8Block, count - b));
-        if (!(here <= most)) most = std::isnan(most) ? most : here;
-      }
-    }
+    for_each_group(rows + r * row_bytes,
+                   dtype,
+                   k,
+                   kFp8Block,
+                   [&](std::int64_t first, const float* x, std::int64_t count) {
+                     float& most = scales[first / kFp8Block];
+                     const float here = greatest_magnitude(x, count);
+                     if (!(here <= most)) most = std::isnan(most) ? most : here;
+                   });
   }
   for (std::int64_t g = 0; g < groups; ++g) {
     const float scale = scales[g] / kGreatestFp8;

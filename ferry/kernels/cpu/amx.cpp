@@ -117,8 +117,7 @@ struct Mxfp4Tiles : TilesInPlace<Bf16Rows> {
   }
 };
 
-/// Likewise, but each group of k has a scale, and so is a block whose sums
-/// begin with zeros.
+/// Likewise, but each group of k has a scale, and so is a block whose sums begin with zeros.
 struct Fp8Tiles : Bf16Rows {
   static constexpr std::int64_t kGroupTiles = kFp8Block / kBf16KBlock;
 
