@@ -96,6 +96,12 @@ struct CharacterSet {
   }
 };
 
+/// A set of characters as one of the items of brackets, or as a pattern of its own.
+struct Said {
+  std::string text;
+  bool own = false;
+};
+
 class Translator {
  public:
   Translator(std::string_view pattern, const std::string& file) : pattern_(pattern), file_(file) {}
@@ -119,8 +125,6 @@ class Translator {
   }
 
  private:
-  struct Class;
-
   template <typename... Args>
   [[noreturn]] void refuse(fmt::format_string<Args...> why, Args&&... args) const {
     fail<ModelError>(
@@ -155,7 +159,7 @@ class Translator {
   std::string one_character() {
     if (pattern_[at_] == '[') return bracket();
     if (pattern_[at_] != '\\') return std::string(take(utf8_length(pattern_[at_])));
-    if (auto set = escaped_set(false)) return *std::move(set);
+    if (auto set = escaped_set(false)) return std::move(set->text);
     if (looking_at("\\b") || looking_at("\\B")) {
       const bool edge = take(2)[1] == 'b';
       const std::string word = fmt::format("[{}]", kBareWord);
@@ -186,9 +190,9 @@ class Translator {
     return all;
   }
 
-  /// The set that an escape stands for, or nothing and nothing taken. As the inside of brackets
-  /// where `inside` and that can be said, else as a pattern of its own, which `own` then tells.
-  std::optional<std::string> escaped_set(bool inside, bool* own = nullptr) {
+  /// The set that an escape stands for, for the inside of brackets or not; or nothing, and nothing
+  /// is taken.
+  std::optional<Said> escaped_set(bool inside) {
     if (at_ + 1 >= pattern_.size()) return std::nullopt;
     const char kind = pattern_[at_ + 1];
     std::string_view items;
@@ -202,19 +206,19 @@ class Translator {
     } else if (kind == 'd' || kind == 'D') {
       items = R"(\p{Nd})";
     } else if (kind == 'p' || kind == 'P') {
-      return property(inside, own);
+      return property(inside);
     } else {
       return std::nullopt;
     }
     take(2);
-    return said(items, negated, inside, own);
+    return said(items, negated, inside);
   }
 
   /// At \p or \P.
-  std::string property(bool inside, bool* own) {
+  Said property(bool inside) {
     bool negated = pattern_[at_ + 1] == 'P';
     take(2);
-    if (!looking_at("{")) return fmt::format("\\{}{}", negated ? 'P' : 'p', take(1));
+    if (!looking_at("{")) return {fmt::format("\\{}{}", negated ? 'P' : 'p', take(1))};
     const std::size_t end = pattern_.find('}', at_);
     if (end == std::string_view::npos) refuse("a {{ without its }}");
     std::string_view name = take(end + 1 - at_);
@@ -223,18 +227,16 @@ class Translator {
       negated = !negated;
       name.remove_prefix(1);
     }
-    if (const auto items = property_set(name)) return said(*items, negated, inside, own);
-    return fmt::format("\\{}{{{}{}}}", negated ? 'P' : 'p', is_script(name) ? "sc:" : "", name);
+    if (const auto items = property_set(name)) return said(*items, negated, inside);
+    return {fmt::format("\\{}{{{}{}}}", negated ? 'P' : 'p', is_script(name) ? "sc:" : "", name)};
   }
 
-  /// A set as one of the characters of brackets or as a pattern of its own.
-  static std::string said(std::string_view items, bool negated, bool inside, bool* own) {
+  static Said said(std::string_view items, bool negated, bool inside) {
     // One property has its opposite, a list of them has none inside of brackets.
     const bool single = items.starts_with("\\p{") && items.find('}') == items.size() - 1;
-    if (single) return fmt::format("\\{}{}", negated ? 'P' : 'p', items.substr(2));
-    if (inside && !negated) return std::string(items);
-    if (own != nullptr) *own = true;
-    return fmt::format("[{}{}]", negated ? "^" : "", items);
+    if (single) return {fmt::format("\\{}{}", negated ? 'P' : 'p', items.substr(2))};
+    if (inside && !negated) return {std::string(items)};
+    return {fmt::format("[{}{}]", negated ? "^" : "", items), true};
   }
 
   /// At [.
@@ -286,9 +288,7 @@ class Translator {
       const auto items = posix_set(name);
       if (!items) refuse("there is no [:{}:]", name);
       at_ = end + 2;
-      bool own = false;
-      const std::string text = said(*items, negated, true, &own);
-      add(set, text, own);
+      add(set, said(*items, negated, true));
       return;
     }
     const auto [inner, negated] = character_class();
@@ -299,19 +299,18 @@ class Translator {
     }
   }
 
-  static void add(CharacterSet& set, const std::string& text, bool own) {
-    if (own) {
-      set.others.push_back(text);
+  static void add(CharacterSet& set, const Said& said) {
+    if (said.own) {
+      set.others.push_back(said.text);
     } else {
-      set.items += text;
+      set.items += said.text;
     }
   }
 
   bool add_named(CharacterSet& set) {
     if (pattern_[at_] != '\\') return false;
-    bool own = false;
-    const auto found = escaped_set(true, &own);
-    if (found) add(set, *found, own);
+    const auto found = escaped_set(true);
+    if (found) add(set, *found);
     return found.has_value();
   }
 
