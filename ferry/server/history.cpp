@@ -24,6 +24,10 @@ void add(History::Slot& sum, const History::Slot& slot) {
 
 }  // namespace
 
+double TimeCounts::edge(std::size_t i) {
+  return kSmallest * std::exp2(static_cast<double>(i) / kPerDoubling);
+}
+
 void TimeCounts::add(double seconds) {
   const double place =
       std::ceil(kPerDoubling * std::log2(std::max(seconds, kSmallest) / kSmallest));
@@ -38,13 +42,13 @@ double TimeCounts::quantile(double q) const {
   const auto all = std::accumulate(counts_.begin(), counts_.end(), std::uint64_t{0});
   if (all == 0) return 0;
   std::uint64_t below = 0;
-  for (std::size_t i = 0; i < counts_.size(); ++i) {
+  std::size_t i = 0;
+  while (i + 1 < kBuckets) {
     below += counts_[i];
-    if (static_cast<double>(below) >= q * static_cast<double>(all)) {
-      return kSmallest * std::exp2(static_cast<double>(i) / kPerDoubling);
-    }
+    if (static_cast<double>(below) >= q * static_cast<double>(all)) break;
+    ++i;
   }
-  return kSmallest * std::exp2(static_cast<double>(counts_.size() - 1) / kPerDoubling);
+  return edge(i);
 }
 
 History::History(std::function<Clock::time_point()> now)
@@ -93,11 +97,13 @@ void History::answered(int status) {
   slot.errors += status >= 500 ? 1 : 0;
 }
 
-std::vector<History::Slot> History::slots() const {
+std::vector<History::Slot> History::slots() const { return last(kSlots); }
+
+std::vector<History::Slot> History::last(std::int64_t count) const {
   const std::lock_guard lock(mutex_);
   const std::int64_t now = slot_now();
   std::vector<Slot> all;
-  for (std::int64_t n = std::max<std::int64_t>(0, now - kSlots + 1); n <= now; ++n) {
+  for (std::int64_t n = std::max<std::int64_t>(0, now - count + 1); n <= now; ++n) {
     const bool known = n <= newest_;
     all.push_back(known ? ring_[static_cast<std::size_t>(n % kSlots)]
                         : Slot{.in_flight = in_flight_});
@@ -106,13 +112,11 @@ std::vector<History::Slot> History::slots() const {
 }
 
 std::pair<History::Slot, double> History::last_minute() const {
-  const std::vector<Slot> all = slots();
-  const std::size_t count = std::min<std::size_t>(all.size(), 7);
+  constexpr std::int64_t kWhole = 6;
   Slot sum;
-  for (std::size_t i = all.size() - count; i < all.size(); ++i) add(sum, all[i]);
-  const std::chrono::duration<double> since_began = now_() - began_;
-  const double whole = static_cast<double>(all.size() > count ? slot_now() - 6 : 0);
-  return {sum, since_began.count() - whole * static_cast<double>(kSlot.count())};
+  for (const Slot& slot : last(kWhole + 1)) add(sum, slot);
+  const std::int64_t before = std::max<std::int64_t>(0, slot_now() - kWhole);
+  return {sum, std::chrono::duration<double>(now_() - began_ - before * kSlot).count()};
 }
 
 }  // namespace ferry

@@ -15,6 +15,11 @@ namespace ferry {
 /// millisecond on.
 class TimeCounts {
  public:
+  /// The upper edge of bucket i, in seconds.
+  static double edge(std::size_t i);
+
+  static constexpr std::size_t kBuckets = 74;
+
   void add(double seconds);
   void add(const TimeCounts& other);
 
@@ -22,7 +27,7 @@ class TimeCounts {
   double quantile(double q) const;
 
  private:
-  std::array<std::uint32_t, 74> counts_{};
+  std::array<std::uint32_t, kBuckets> counts_{};
 };
 
 /// Threads: any.
@@ -59,6 +64,7 @@ class History {
 
  private:
   std::int64_t slot_now() const;
+  std::vector<Slot> last(std::int64_t count) const;
   /// The slot of this moment, those before it that nothing happened in emptied.
   Slot& current();
 

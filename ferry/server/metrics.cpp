@@ -20,10 +20,10 @@ namespace {
 
 namespace prom = prometheus;
 
-/// From half a millisecond on, four buckets for each factor of two: fine enough for quantiles.
+/// Prometheus adds one for all that is longer.
 prom::Histogram::BucketBoundaries seconds_buckets() {
   prom::Histogram::BucketBoundaries bounds;
-  for (int i = 0; i <= 72; ++i) bounds.push_back(0.0005 * std::exp2(i / 4.0));
+  for (std::size_t i = 0; i + 1 < TimeCounts::kBuckets; ++i) bounds.push_back(TimeCounts::edge(i));
   return bounds;
 }
 
@@ -158,10 +158,20 @@ class Metrics::Impl {
   std::vector<prom::Counter*> waits_of_pair;  // [R][R], rank and then source
   std::vector<prom::Counter*> rows_of_pair;
 
-  void set_sources(const std::vector<SourceStats>& sources);
+  std::uint64_t epoch_of_pairs = 0;
+
+  void set_sources(const std::vector<SourceStats>& sources, std::uint64_t now);
 };
 
-void Metrics::Impl::set_sources(const std::vector<SourceStats>& sources) {
+/// Ranks of another epoch are others: their counters begin anew, as those of a process would that
+/// was started again.
+void Metrics::Impl::set_sources(const std::vector<SourceStats>& sources, std::uint64_t now) {
+  if (std::exchange(epoch_of_pairs, now) != now) {
+    for (prom::Counter* counter : waits_of_pair) waits.Remove(counter);
+    for (prom::Counter* counter : rows_of_pair) rows.Remove(counter);
+    waits_of_pair.clear();
+    rows_of_pair.clear();
+  }
   const auto ranks = static_cast<std::size_t>(std::lround(std::sqrt(sources.size())));
   for (std::size_t pair = waits_of_pair.size(); pair < sources.size(); ++pair) {
     const prom::Labels labels{{"rank", std::to_string(pair / ranks)},
@@ -263,7 +273,7 @@ std::string Metrics::text(const EngineState& state) {
                  std::chrono::duration<double>(stats.exchange_time).count());
   Impl::raise_to(impl_->ranks_lost, static_cast<double>(stats.ranks_lost));
   Impl::raise_to(impl_->restarts, static_cast<double>(stats.restarts));
-  impl_->set_sources(stats.sources);
+  impl_->set_sources(stats.sources, stats.epoch);
   impl_->straggler.Set(stats.straggler);
   std::ostringstream out;
   prom::TextSerializer().Serialize(out, impl_->registry.Collect());

@@ -117,6 +117,7 @@ HttpReply dashboard_state(EngineFront& front, const Metrics& metrics, const Serv
                 quantiles(metrics.next_token_quantile(0.5), metrics.next_token_quantile(0.99))},
                {"minute", minute_of(metrics.history())},
                {"live", std::move(live)},
+               {"epoch", stats.epoch},
                {"waits", waits_of(stats)},
                {"straggler", stats.straggler},
                {"load",

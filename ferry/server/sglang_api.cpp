@@ -279,8 +279,9 @@ LoadNow load_of(EngineFront& front) {
 HttpReply server_info(EngineFront& front, const ServedModel& model) {
   Json json = info(model);
   json["version"] = version();
-  json["ep_size"] = model.ranks;
-  json["max_total_num_tokens"] = load_of(front).kv_capacity;
+  const LoadNow now = load_of(front);
+  json["ep"] = json["ep_size"] = now.stats.ranks;  // with --elastic others than at the start
+  json["max_total_num_tokens"] = now.kv_capacity;
   json["status"] = "ready";
   return {.body = to_text(json)};
 }
