@@ -30,11 +30,15 @@ std::string usable(const std::vector<std::string>& programs, const std::string& 
   return "";
 }
 
+/// A Python that has the package; empty: none.
+std::string python_with(const std::string& package) {
+  return usable({(test::source_dir() / "build/clients/bin/python").string(), "python3"},
+                "-c 'import " + package + "'");
+}
+
 /// Runs tests/clients/<package>_client.py, which needs that package.
 void expect_content(const std::string& package) {
-  const std::string python =
-      usable({(test::source_dir() / "build/clients/bin/python").string(), "python3"},
-             "-c 'import " + package + "'");
+  const std::string python = python_with(package);
   if (python.empty())
     GTEST_SKIP() << "no Python with " << package << " (scripts/setup.sh all-clients)";
   Server server({"--model",
@@ -56,6 +60,23 @@ TEST(Clients, AnthropicsOwnForPythonFindsWhatItExpects) { expect_content("anthro
 TEST(Clients, LiteLlmFindsWhatItExpects) { expect_content("litellm"); }
 
 TEST(Clients, TheEvaluationHarnessAddsUpWhatTheServerSays) { expect_content("lm_eval"); }
+
+TEST(Clients, SglangsRouterFindsTwoServersAsOne) {
+  const std::string python = python_with("sglang_router");
+  if (python.empty()) GTEST_SKIP() << "no Python with sglang_router (scripts/setup.sh clients)";
+  const std::string model = (test::source_dir() / "assets/demo-moe").string();
+  Server first({"--model", model});
+  Server second({"--model", model, "--ep", "2"});
+  const std::filesystem::path script = "tests/clients/sglang_router_client.py";
+  const auto outcome =
+      output_of(fmt::format("{} {} {} {} {}",
+                            python,
+                            (test::source_dir() / script).string(),
+                            first.url(""),
+                            second.url(""),
+                            second.program().pid()));
+  EXPECT_EQ(outcome.status, 0) << outcome.out;
+}
 
 /// A page as a browser has it after five of its seconds.
 std::string page_in(const std::string& browser, const std::string& url) {
