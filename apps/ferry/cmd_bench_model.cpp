@@ -184,7 +184,7 @@ class Report {
         "at {:.2f} TFLOP/s\n",
         o.model.string(),
         weight_type_name(session.model.weights().type),
-        isa_name(kernels().isa),
+        arithmetic_name(o.numerics),
         o.launch.ranks,
         o.threads,
         peaks.bytes_per_s * 1e-9,
@@ -270,7 +270,8 @@ class Report {
             {"bound", work.memory_bound(peaks_) ? "memory" : "compute"},
             {"read_gbps", peaks_.bytes_per_s * 1e-9},
             {"peak_tflops", peaks_.operations_per_s * 1e-12},
-            {"isa", isa_name(kernels().isa)}};
+            {"isa", isa_name(kernels().isa)},
+            {"numerics", numerics_name(session_.options.numerics)}};
   }
 
   const Session& session_;
@@ -283,8 +284,8 @@ int run(const BenchModelOptions& o) {
   const Session session = open_session(options);
   const std::vector<Test> tests = tests_of(o, session.model.max_context());
   // Before there are ranks: its threads are gone when processes fork.
-  const MachinePeaks peaks =
-      measure_peaks(options.launch.ranks * options.threads, session.model.weights().type);
+  const MachinePeaks peaks = measure_peaks(
+      options.launch.ranks * options.threads, session.model.weights().type, options.numerics);
   return session.model.run([&](Decoder& decoder, Transport& transport) {
     RankRun run(session, decoder, transport, o.profile);
     std::optional<Report> report;

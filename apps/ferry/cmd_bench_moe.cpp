@@ -35,6 +35,7 @@ struct BenchMoeOptions {
   int topk = 8;
   int threads = 0;
   std::string weights = "bf16";
+  std::string numerics = "exact";
   double seconds = 1;
   bool enable_eplb = false;
   std::string policy;  // empty = no plan
@@ -65,6 +66,7 @@ std::vector<MoeCase> cases_of(const BenchMoeOptions& o) {
                  .topk = o.topk,
                  .routing = parse_routing(routing),
                  .weights = parse_weights_option("--weights", o.weights).value_or(WeightType::bf16),
+                 .numerics = parse_numerics(o.numerics, "--numerics"),
                  .seconds = o.seconds});
   for (MoeCase& moe : cases) {
     const WireType wire = wire_type(activation_type(moe.weights));
@@ -85,7 +87,7 @@ std::vector<MoeCase> cases_of(const BenchMoeOptions& o) {
 
 Json json_of(const MoeCase& moe, const MoeResult& result, const MachinePeaks& peaks) {
   const Summary time = summarize(result.times_us);
-  return {{"kernel", kernels().name},
+  return {{"kernel", kernels(moe.numerics).name},
           {"weights", weight_type_name(moe.weights)},
           {"ep", moe.ranks},
           {"threads", moe.threads},
@@ -121,7 +123,7 @@ void print_heading(const BenchMoeOptions& o) {
       o.experts,
       o.topk,
       o.weights,
-      kernels().name);
+      kernels(parse_numerics(o.numerics, "--numerics")).name);
   fmt::print("{:<13} {:<7} {:>2} {:>3} {:<8} {:>6} {:>10} {:>10} {:>7} {:<8} {:>8} {:>7}  {}\n",
              "backend",
              "over",
@@ -220,7 +222,7 @@ int run(const BenchMoeOptions& options) {
   int measured_threads = 0;
   for (const MoeCase& moe : cases) {
     if (const int threads = moe.ranks * moe.threads; speaks && threads != measured_threads) {
-      peaks = measure_peaks(threads, moe.weights);
+      peaks = measure_peaks(threads, moe.weights, moe.numerics);
       measured_threads = threads;
     }
     const MoeResult result = measure_moe(moe, peaks);
@@ -271,6 +273,8 @@ void add_bench_moe(Command& bench, int& status) {
   moe->add_option("--threads", o->threads, "Threads of each rank [cores / ranks]")
       ->range(1, 1 << 20);
   moe->add_option("--weights", o->weights, "f32, bf16, int8, fp8, int4 or mxfp4")
+      ->capture_default_str();
+  moe->add_option("--numerics", o->numerics, "exact, or fast: the processor's own products")
       ->capture_default_str();
   moe->add_option("--seconds", o->seconds, "About how long to measure each case")
       ->range(0.01, 3600.0)

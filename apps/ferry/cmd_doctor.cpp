@@ -118,6 +118,7 @@ Json diagnose() {
   report["version"] = version();
   report["cpu"] = value_of("/proc/cpuinfo", "model name");
   report["isa"] = isa_name(kernels().isa);
+  report["numerics_fast"] = numerics_name(Numerics::fast);
   report["cores"] = topology.cores;
   report["hardware_threads"] = topology.threads;
   report["usable_threads"] = std::thread::hardware_concurrency();

@@ -117,6 +117,7 @@ void print_json(const Session& session,
   report["threads"] = o.threads;
   report["weights"] = weight_type_name(session.model.weights().type);
   report["isa"] = isa_name(kernels().isa);
+  report["numerics"] = numerics_name(o.numerics);
   report["prefill_tokens_per_s"] = rate(stats.prefill_tokens, stats.prefill_time);
   report["decode_tokens_per_s"] = rate(stats.decode_tokens, stats.decode_time);
   report["drafted_tokens"] = stats.drafted_tokens;

@@ -134,6 +134,14 @@ CommonOptions::CommonOptions(Command& app) {
          "the checkpoint]")
       ->type_name("W")
       ->group(kGroup);
+  app.add_option(
+         "--numerics",
+         numerics_,
+         "exact: the same bits on every processor; fast: bf16 weights by the processor's own "
+         "products, where it has them")
+      ->type_name("N")
+      ->capture_default_str()
+      ->group(kGroup);
   app.add_option("--dispatch-wire",
                  dispatch_wire_,
                  "Rows travel out as f32, bf16, fp8, fp8_pow2, int8, int8_block [as activations]")
@@ -206,6 +214,7 @@ RunOptions CommonOptions::resolve(bool elastic) const {
   o.threads = threads_ == 0 ? default_threads(o.launch.ranks)
                             : in_range("--threads", threads_, 1, kMaxThreads);
   o.weights = parse_weights_option("--weights", weights_);
+  o.numerics = parse_numerics(numerics_, "--numerics");
   o.decoder = {.tp = tp_,
                .max_tokens = in_range("--max-tokens", max_tokens_, 1, 1 << 20),
                .backend = parse_backend(backend_),

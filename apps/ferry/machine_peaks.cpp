@@ -35,7 +35,7 @@ double measure_read(ThreadPool& pool) {
     const auto start = std::chrono::steady_clock::now();
     pool.run([&](int worker) {
       results[static_cast<std::size_t>(worker)] =
-          kernels().greatest(part(worker), static_cast<std::int64_t>(each));
+          kernels_of(pool).greatest(part(worker), static_cast<std::int64_t>(each));
     });
     best = std::max(best, static_cast<double>(kMemory) / seconds_since(start));
   }
@@ -48,7 +48,7 @@ double measure_products(ThreadPool& pool, WeightType weights) {
   for (int pass = 0; pass < kPasses;) {
     const auto start = std::chrono::steady_clock::now();
     std::atomic<std::uint64_t> operations{0};
-    pool.run([&](int) { operations += kernels().multiply_in_registers(weights, rounds); });
+    pool.run([&](int) { operations += kernels_of(pool).multiply_in_registers(weights, rounds); });
     const double seconds = seconds_since(start);
     if (seconds < std::chrono::duration<double>(kPass).count()) {
       rounds *= 2;
@@ -62,8 +62,8 @@ double measure_products(ThreadPool& pool, WeightType weights) {
 
 }  // namespace
 
-MachinePeaks measure_peaks(int threads, WeightType weights) {
-  ThreadPool pool(threads);
+MachinePeaks measure_peaks(int threads, WeightType weights, Numerics numerics) {
+  ThreadPool pool(threads, &kernels(numerics));
   return {.bytes_per_s = measure_read(pool), .operations_per_s = measure_products(pool, weights)};
 }
 

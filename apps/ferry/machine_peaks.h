@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "ferry/core/types.h"
+#include "ferry/kernels/kernels.h"
 #include "ferry/kernels/packed_matrix.h"
 #include "ferry/model/config.h"
 
@@ -17,7 +18,7 @@ struct MachinePeaks {
 };
 
 /// Takes about a second and 1 GiB of memory. Starts and ends its own threads.
-MachinePeaks measure_peaks(int threads, WeightType weights);
+MachinePeaks measure_peaks(int threads, WeightType weights, Numerics numerics = Numerics::exact);
 
 /// What a computation cannot do without.
 struct Work {

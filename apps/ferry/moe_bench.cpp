@@ -90,7 +90,7 @@ class RankBench {
   RankBench(const MoeCase& moe, Transport& transport)
       : moe_(moe),
         transport_(transport),
-        pool_(moe.threads),
+        pool_(moe.threads, &kernels(moe.numerics)),
         placement_((moe.placement.empty() ? Placement::identity(moe.experts, moe.ranks)
                                           : Placement(moe.placement, moe.experts, moe.ranks))
                        .choosing({.shares = moe.shares,

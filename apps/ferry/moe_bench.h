@@ -28,6 +28,7 @@ struct MoeCase {
   bool nearest = false;             ///< tokens go to the nearest replica
   std::vector<float> shares;        ///< [P] that replicas take; empty = equal parts
   WeightType weights = WeightType::bf16;
+  Numerics numerics = Numerics::exact;
   double seconds = 1;  ///< about how long to measure
 };
 

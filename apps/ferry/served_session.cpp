@@ -44,6 +44,7 @@ ServedModel served_model(const Session& session,
           .max_context = session.model.max_context(),
           .started = std::time(nullptr),
           .weights = std::string(weight_type_name(session.model.weights().type)),
+          .numerics = std::string(numerics_name(session.options.numerics)),
           .backend = std::string(backend_name(run.decoder.backend)),
           .transport = run.launch.transport,
           .ranks = run.launch.ranks};

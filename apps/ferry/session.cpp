@@ -64,7 +64,7 @@ void print_summary(const Session& session, const EngineStats& stats) {
       o.launch.transport,
       backend_name(o.decoder.backend),
       weight_type_name(session.model.weights().type),
-      isa_name(kernels().isa));
+      arithmetic_name(o.numerics));
 }
 
 }  // namespace ferry

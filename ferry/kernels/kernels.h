@@ -21,6 +21,7 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "ferry/core/types.h"
@@ -31,6 +32,12 @@
 namespace ferry {
 
 enum class Isa : std::uint8_t { scalar, avx2, avx512, amx };
+
+/// What the order of sums is promised to be: docs/numerics.md.
+enum class Numerics : std::uint8_t {
+  exact,  ///< the same bytes for every instruction set
+  fast    ///< that of the processor's own products where they are faster; still one for each row
+};
 
 enum class Epilogue : std::uint8_t {
   store,  ///< out[:, n] = acc (+ bias)
@@ -242,6 +249,20 @@ struct Kernels {
 /// The table for this machine: the best it has, or what FERRY_ISA=scalar|avx2|avx512|amx names.
 /// Chosen at the first call. Throws ConfigError when the machine lacks the one named.
 const Kernels& kernels();
+
+/// The table in use, for a numeric class. Where the machine has nothing faster, or FERRY_ISA
+/// forbids it, both are the same.
+const Kernels& kernels(Numerics numerics);
+
+/// What the class comes to here, for people and for ranks that must have it alike: "exact", "fast
+/// (bf16 weights by VDPBF16PS)".
+std::string_view numerics_name(Numerics numerics);
+
+/// "avx512", "avx512, fast (bf16 weights by VDPBF16PS)": for the lines at a start and an end.
+std::string arithmetic_name(Numerics numerics);
+
+/// Throws ConfigError that names `option`.
+Numerics parse_numerics(std::string_view name, std::string_view option);
 
 /// What a rank's threads compute with: its pool's table, or the process's.
 inline const Kernels& kernels_of(const ThreadPool& pool) {

@@ -26,6 +26,7 @@ struct Supported {
   bool avx2 = false;
   bool avx512 = false;
   bool vnni = false;  // no level of its own: it makes avx512 faster
+  bool bf16 = false;  // likewise, in the numeric class `fast`
   bool amx = false;
 };
 
@@ -37,7 +38,9 @@ struct CpuidLeaf {
   unsigned ecx = 0;
   unsigned edx = 0;
 
-  explicit CpuidLeaf(unsigned leaf) { __get_cpuid_count(leaf, 0, &eax, &ebx, &ecx, &edx); }
+  explicit CpuidLeaf(unsigned leaf, unsigned part = 0) {
+    __get_cpuid_count(leaf, part, &eax, &ebx, &ecx, &edx);
+  }
 };
 
 constexpr bool has(std::uint64_t word, std::uint64_t bits) { return (word & bits) == bits; }
@@ -64,6 +67,7 @@ Supported detect() {
   constexpr unsigned kAvx2 = 1U << 5;
   constexpr unsigned kAvx512FDqBwVl = 1U << 16 | 1U << 17 | 1U << 30 | 1U << 31;
   constexpr unsigned kVnni = 1U << 11;
+  constexpr unsigned kBf16 = 1U << 5;
   constexpr unsigned kAmxBf16TileInt8 = 1U << 22 | 1U << 24 | 1U << 25;
   constexpr std::uint64_t kYmmState = 0x6;
   constexpr std::uint64_t kZmmState = 0xe6;
@@ -75,6 +79,7 @@ Supported detect() {
   have.avx2 = has(extended.ebx, kAvx2) && has(states, kYmmState);
   have.avx512 = have.avx2 && has(extended.ebx, kAvx512FDqBwVl) && has(states, kZmmState);
   have.vnni = have.avx512 && has(extended.ecx, kVnni);
+  have.bf16 = have.vnni && has(CpuidLeaf(7, 1).eax, kBf16);
   have.amx = have.vnni && has(extended.edx, kAmxBf16TileInt8) && has(states, kTileState) &&
              tiles_permitted();
   return have;
@@ -98,6 +103,29 @@ const Kernels& vnni_table() {
     Kernels t = cpu::kAvx512;
     t.gemm = cpu::vnni_gemm;
     t.multiply_in_registers = cpu::vnni_multiply_in_registers;
+    return t;
+  }();
+  return table;
+}
+
+void fast_gemm(const GemmArgs& args) {
+  if (args.weights->type == WeightType::bf16)
+    cpu::dot_gemm(args);
+  else
+    vnni_table().gemm(args);
+}
+
+std::uint64_t fast_multiply_in_registers(WeightType weights, std::int64_t rounds) {
+  return weights == WeightType::bf16 ? cpu::dot_multiply_in_registers(rounds)
+                                     : vnni_table().multiply_in_registers(weights, rounds);
+}
+
+const Kernels& fast_table() {
+  static const Kernels table = [] {
+    Kernels t = vnni_table();
+    t.name = "avx512 fast";
+    t.gemm = fast_gemm;
+    t.multiply_in_registers = fast_multiply_in_registers;
     return t;
   }();
   return table;
@@ -176,6 +204,32 @@ const Kernels& kernels_for(Isa isa) {
 const Kernels& kernels() {
   static const Kernels& chosen = choose();
   return chosen;
+}
+
+const Kernels& kernels(Numerics numerics) {
+  const Kernels& exact = kernels();
+#if defined(__x86_64__)
+  // On tiles bf16 is as fast in the exact order.
+  if (numerics == Numerics::fast && exact.isa == Isa::avx512 && supported().bf16)
+    return fast_table();
+#endif
+  return exact;
+}
+
+std::string_view numerics_name(Numerics numerics) {
+  return &kernels(numerics) == &kernels() ? "exact" : "fast (bf16 weights by VDPBF16PS)";
+}
+
+std::string arithmetic_name(Numerics numerics) {
+  const std::string isa(isa_name(kernels().isa));
+  const std::string_view name = numerics_name(numerics);
+  return name == "exact" ? isa : fmt::format("{}, {}", isa, name);
+}
+
+Numerics parse_numerics(std::string_view name, std::string_view option) {
+  if (name == "exact") return Numerics::exact;
+  if (name == "fast") return Numerics::fast;
+  fail<ConfigError>("{} {}: choose exact or fast", option, name);
 }
 
 std::string_view gemm_method(WeightType type) {

@@ -119,6 +119,7 @@ Agreement agreement_of(const ModelOptions& options) {
                launch,
                threads,
                weights,
+               numerics,
                decoder,
                allow_prereduce,
                engine,
@@ -128,6 +129,7 @@ Agreement agreement_of(const ModelOptions& options) {
   of_each_rank(model, weights, expert_location);
   of_each_rank(threads);
   Agreement agreement = {{"version", std::string(version())}};
+  agreement.emplace_back("--numerics, as the machine has it", numerics_name(numerics));
   add(decoder, agreement);
   agreement.emplace_back("--allow-prereduce", yes_no(allow_prereduce));
   add(launch, agreement);

@@ -213,7 +213,7 @@ int Model::run(const std::function<int(Decoder&, Transport&)>& body) const {
       launch.world ? std::vector<CpuList>{} : cores_of_ranks(this_machine(), launch.ranks);
   return run_ranks(launch, [&](Transport& transport) {
     if (!cores.empty()) bind_this_thread(cores[static_cast<std::size_t>(transport.rank())]);
-    ThreadPool pool(options_.threads);
+    ThreadPool pool(options_.threads, &kernels(options_.numerics));
     Decoder decoder = decoder_on(transport, pool, dense);
     return body(decoder, transport);
   });

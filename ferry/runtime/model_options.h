@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "ferry/engine/engine.h"
+#include "ferry/kernels/kernels.h"
 #include "ferry/kernels/packed_matrix.h"
 #include "ferry/launch.h"
 #include "ferry/model/decoder.h"
@@ -19,6 +20,7 @@ struct ModelOptions {
   LaunchOptions launch;
   int threads = 1;                    ///< of each rank
   std::optional<WeightType> weights;  ///< none: as in the checkpoint
+  Numerics numerics = Numerics::exact;
   DecoderOptions decoder;        ///< backend and mode may be `automatic`: Model::open() chooses
   bool allow_prereduce = false;  ///< `automatic` may sum on each rank first: other bits for other R
   EngineOptions engine;

@@ -35,6 +35,7 @@ struct ServedModel {
   int max_context = 0;
   std::time_t started = 0;
   std::string weights;  ///< type they are held in
+  std::string numerics;  ///< the class of the products: numerics_name()
   std::string backend;
   std::string transport;
   int ranks = 1;

@@ -256,6 +256,7 @@ Json info(const ServedModel& model) {
           {"num_layers", model.config->layers},
           {"num_experts", model.config->moe.experts},
           {"weights", model.weights},
+          {"numerics", model.numerics},
           {"moe_a2a_backend", model.backend},
           {"transport", model.transport},
           {"ep", model.ranks}};

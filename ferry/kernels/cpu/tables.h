@@ -18,6 +18,10 @@ extern const Kernels kAvx512;
 void vnni_gemm(const GemmArgs& args);
 std::uint64_t vnni_multiply_in_registers(WeightType weights, std::int64_t rounds);
 
+/// Of bf16 weights, in the numeric class `fast`.
+void dot_gemm(const GemmArgs& args);
+std::uint64_t dot_multiply_in_registers(std::int64_t rounds);
+
 /// The avx512 table with VNNI and these. REQUIRES: the process may use tiles.
 const Kernels& amx_table();
 void amx_gemm(const GemmArgs& args);

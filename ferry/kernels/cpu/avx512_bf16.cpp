@@ -1,0 +1,48 @@
+// Products with bf16 weights by VDPBF16PS, for the numeric class `fast`, compiled with its own -m
+// flags. Everything else of the table is the exact class's.
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "ferry/kernels/cpu/tables.h"
+
+namespace ferry::cpu {
+
+namespace {
+
+struct Tiling {
+  static constexpr int kOnePanels =
+      2;  // for one row alone a chain waits longer for itself than for memory
+  static constexpr int kPassPanels = 4;
+  static constexpr int kAhead = 4096;
+  static constexpr int kFewPanels = 4;
+  static constexpr int kRows = 6;
+  static constexpr int kPanels = 4;
+  static constexpr int kBlockRows = 0;
+};
+
+// Each builds on those before it.
+// clang-format off
+#include "ferry/kernels/cpu/bits.inl"
+#include "ferry/kernels/cpu/vec_x86.inl"
+#include "ferry/kernels/cpu/vec_avx512.inl"
+#include "ferry/kernels/cpu/math.inl"
+#include "ferry/kernels/cpu/row_ops.inl"
+#include "ferry/kernels/cpu/wire.inl"
+#include "ferry/kernels/cpu/gemm_common.inl"
+#include "ferry/kernels/cpu/gemm_fma.inl"
+#include "ferry/kernels/cpu/gemm_dot.inl"
+// clang-format on
+
+}  // namespace
+
+void dot_gemm(const GemmArgs& args) { gemm_dot(args); }
+
+std::uint64_t dot_multiply_in_registers(std::int64_t rounds) {
+  return multiply_pairs_of_bf16(rounds);
+}
+
+}  // namespace ferry::cpu
