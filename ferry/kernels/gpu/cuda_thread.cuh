@@ -67,6 +67,15 @@ class CudaThread {
     return atomicAdd(reinterpret_cast<unsigned long long*>(p), v);
   }
 
+  FERRY_GPU std::uint32_t add_acquire_release(std::uint32_t* p, std::uint32_t v) const {
+    std::uint32_t before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(p), "r"(v)
+                 : "memory");
+    return before;
+  }
+
   FERRY_GPU std::uint32_t load_acquire(const std::uint32_t* p) const {
     std::uint32_t v;
     asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
@@ -98,6 +107,12 @@ class CudaThread {
   FERRY_GPU void fence() const { __threadfence_system(); }
 
   FERRY_GPU void pause() const { __nanosleep(20); }
+
+  FERRY_GPU std::uint64_t nanoseconds() const {
+    std::uint64_t now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    return now;
+  }
 
  private:
   static constexpr unsigned kWholeWarp = 0xffffffffU;

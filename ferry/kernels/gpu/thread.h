@@ -22,6 +22,8 @@
 //   ballot(b)                a bit a lane. Whole warps take part in these four.
 //   add(p, v)                atomic, relaxed, for the threads of the device; gives what was there.
 //                            std::uint32_t or std::uint64_t
+//   add_acquire_release(p, v)  as add(), but the threads of the device that add to one place see, one
+//                            after the other, what those before them wrote; std::uint32_t
 //   load_acquire(p), store_release(p, v), add_release(p, v)
 //                            for all devices and the host; std::uint32_t or std::uint64_t. Other
 //                            threads' writes that they saw count as theirs (cumulativity), so a
@@ -29,6 +31,7 @@
 //   fence()                  orders this thread's accesses before it with those after it, for all
 //                            devices and the host
 //   pause()                  in every turn of a loop that waits for another thread
+//   nanoseconds()            of a clock that goes on; std::uint64_t
 //
 // Floating point: compiled without contraction, with denormals flushed, so that +, *, / and
 // std::fma are the operations of the CPU's scalar kernels; docs/numerics.md.
