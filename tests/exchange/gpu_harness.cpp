@@ -36,10 +36,7 @@ std::vector<T> downloaded(GpuQueue& queue, const T* from, std::size_t n) {
 }
 
 /// Experts on the host: rows are brought there and results back.
-void compute(FakeExperts& experts,
-             const ExpertRows& rows,
-             std::int64_t num_rows,
-             GpuQueue& queue) {
+void compute(FakeExperts& experts, const ExpertRows& rows, std::int64_t num_rows, GpuQueue& queue) {
   const auto n = static_cast<std::size_t>(num_rows);
   const auto in_bytes = n * static_cast<std::size_t>(rows.in.stride);
   const auto out_bytes = n * static_cast<std::size_t>(rows.out.stride);

@@ -29,15 +29,15 @@ void check_gpu_options(const DispatcherOptions& o, int ranks) {
   check_options(o, ranks);
   refuse(o.tp > 1, "groups: choose tp = 1");
   refuse(o.exchange.hidden_partition, "hidden_partition");
-  refuse(o.exchange.format == DispatchFormat::row_pointers, "row_pointers: choose padded or ragged");
+  refuse(o.exchange.format == DispatchFormat::row_pointers,
+         "row_pointers: choose padded or ragged");
   refuse(o.exchange.reduce_at != ExchangeOptions::ReduceAt::home,
          "sums by rank: choose a backend that combines per expert");
   refuse(o.exchange.on_dead_rank == ExchangeOptions::OnDeadRank::mask,
          "masks: choose a backend that fails when a rank dies");
   if (o.topk > kWarpThreads) {
-    fail<ConfigError>("a GPU exchange takes up to {} experts a token, not {}",
-                      kWarpThreads,
-                      o.topk);
+    fail<ConfigError>(
+        "a GPU exchange takes up to {} experts a token, not {}", kWarpThreads, o.topk);
   }
 }
 
@@ -162,7 +162,8 @@ void GpuExchange::launch(const GpuKernel& kernel, std::size_t shared_bytes) {
 
 void GpuExchange::dispatch_send(const GpuTokens& tokens) {
   enter(Phase::idle, Phase::dispatch_sent, "dispatch_send");
-  FERRY_CHECK(tokens.tokens != nullptr && tokens.slots != nullptr, "no number of tokens or no slots");
+  FERRY_CHECK(tokens.tokens != nullptr && tokens.slots != nullptr,
+              "no number of tokens or no slots");
   FERRY_CHECK(!options_.row_weights || tokens.row_weights != nullptr, "no row weights");
   if (!tokens.encoded && is_quantized(options_.dispatch_wire) && tokens.type == DType::f16)
     fail<ConfigError>("{} wires take f32 or bf16 rows, not f16",

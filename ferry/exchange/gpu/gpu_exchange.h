@@ -19,9 +19,9 @@ struct GpuTokens {
   RowsView rows = {};  ///< [tokens, H] of `type`; or registered_input(), which is not copied
   DType type = DType::f32;
   bool encoded = false;
-  const int* tokens = nullptr;  ///< their number, at most max_tokens: read when kernels run
-  const SlotId* slots = nullptr;         ///< [tokens, K], -1 = none
-  const float* row_weights = nullptr;    ///< [tokens, K], with the option row_weights
+  const int* tokens = nullptr;         ///< their number, at most max_tokens: read when kernels run
+  const SlotId* slots = nullptr;       ///< [tokens, K], -1 = none
+  const float* row_weights = nullptr;  ///< [tokens, K], with the option row_weights
 };
 
 /// Where the sums go; as CombineTarget.

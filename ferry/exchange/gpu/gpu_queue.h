@@ -1,5 +1,5 @@
-// A queue of a GPU: memory, and kernels that run in the order in which they are put there. CUDA's is
-// a stream (cuda_queue.cu); that of the emulator runs the same kernels on a host
+// A queue of a GPU: memory, and kernels that run in the order in which they are put there. CUDA's
+// is a stream (cuda_queue.cu); that of the emulator runs the same kernels on a host
 // (tests/support/emulated_queue.h).
 #pragma once
 

@@ -79,8 +79,8 @@ FERRY_GPU void signal_all(Thread& t,
     t.store(&args.state->exchange, exchange);
   }
   for (int peer = t.thread(); peer < args.layout.ranks; peer += t.threads()) {
-    auto* signal = at<std::uint64_t>(t.load(args.parts + peer),
-                                     args.layout.signal_at(kind, args.rank));
+    auto* signal =
+        at<std::uint64_t>(t.load(args.parts + peer), args.layout.signal_at(kind, args.rank));
     t.store_release(signal, exchange);
   }
 }

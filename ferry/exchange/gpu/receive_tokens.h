@@ -9,8 +9,8 @@ namespace ferry::gpu {
 
 struct ReceiveTokens {
   GpuExchangeArgs args;
-  std::byte* input = nullptr;  ///< [expert_rows] rows of expert_type
-  float* weights = nullptr;    ///< [expert_rows], with row_weights
+  std::byte* input = nullptr;       ///< [expert_rows] rows of expert_type
+  float* weights = nullptr;         ///< [expert_rows], with row_weights
   std::int32_t* counts = nullptr;   ///< [slots] what experts get,
   std::int64_t* offsets = nullptr;  ///< [slots] and where
 
@@ -135,8 +135,9 @@ struct ReceiveTokens {
     const std::uint32_t* homes = first_of_home(t) + slot * layout.ranks;
     const int order = find_last(t, homes, layout.ranks, in_slot);
     const int home = home_at(order);
-    const std::size_t entry = layout.list(home, slot) * static_cast<std::size_t>(layout.max_tokens) +
-                              (in_slot - t.load(homes + order));
+    const std::size_t entry =
+        layout.list(home, slot) * static_cast<std::size_t>(layout.max_tokens) +
+        (in_slot - t.load(homes + order));
     std::byte* own = t.load(args.parts + args.rank);
     const std::uint32_t token = t.load(at<const std::uint32_t>(own, layout.tokens) + entry);
     if (token >= static_cast<std::uint32_t>(layout.max_tokens)) {
@@ -159,8 +160,10 @@ struct ReceiveTokens {
 
   /// As delivered, scales and all: the pieces of a row are as many shares of its bytes.
   template <class Thread>
-  FERRY_GPU void copy_piece(
-      Thread& t, std::byte* to, const std::byte* from, std::int64_t first) const {
+  FERRY_GPU void copy_piece(Thread& t,
+                            std::byte* to,
+                            const std::byte* from,
+                            std::int64_t first) const {
     constexpr std::int64_t kUnit = 16;
     const std::int64_t pieces = pieces_of(args.layout.hidden, kPieceValues);
     const std::int64_t bytes = args.layout.dispatch_row_bytes;

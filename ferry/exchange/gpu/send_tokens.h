@@ -10,7 +10,7 @@ struct SendTokens {
   GpuExchangeArgs args;
   RowsView rows = {};  ///< [tokens, hidden] of `type`; null base: they are in the stage already
   DType type = DType::f32;
-  bool encoded = false;  ///< rows are in wire type already
+  bool encoded = false;                ///< rows are in wire type already
   const float* row_weights = nullptr;  ///< [tokens, topk], with that option
 
   static constexpr std::size_t shared_bytes(const GpuLayout&) { return sizeof(std::uint32_t); }
@@ -48,13 +48,8 @@ struct SendTokens {
       if (encoded)
         copy_bytes(t, to, row(t, token), piece);
       else
-        encode(t,
-               row(t, token),
-               type,
-               to,
-               layout.dispatch_wire,
-               layout.hidden,
-               unit % pieces * piece);
+        encode(
+            t, row(t, token), type, to, layout.dispatch_wire, layout.hidden, unit % pieces * piece);
     });
   }
 
@@ -77,7 +72,8 @@ struct SendTokens {
   /// Whether no earlier k of the token names the slot.
   template <class Thread>
   FERRY_GPU bool names_first(Thread& t, std::int64_t entry, SlotId slot) const {
-    for (std::int64_t before = entry / args.layout.topk * args.layout.topk; before < entry; ++before)
+    for (std::int64_t before = entry / args.layout.topk * args.layout.topk; before < entry;
+         ++before)
       if (t.load(args.slots + before) == slot) return false;
     return true;
   }
@@ -94,8 +90,8 @@ struct SendTokens {
     std::uint32_t count = 0;
     for (std::int64_t begin = 0; begin < entries; begin += kWarpThreads) {
       const std::int64_t entry = begin + t.lane();
-      const bool named = entry < entries && t.load(args.slots + entry) == slot &&
-                         names_first(t, entry, slot);
+      const bool named =
+          entry < entries && t.load(args.slots + entry) == slot && names_first(t, entry, slot);
       const std::uint32_t all = t.ballot(named);
       if (named) {
         const std::uint32_t place = count + count_bits(all & ((1U << t.lane()) - 1));

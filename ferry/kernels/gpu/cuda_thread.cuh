@@ -118,11 +118,4 @@ class CudaThread {
   static constexpr unsigned kWholeWarp = 0xffffffffU;
 };
 
-/// Runs a kernel of thread.h.
-template <class Kernel>
-__global__ void run_kernel(const Kernel kernel) {
-  CudaThread thread;
-  kernel(thread);
-}
-
 }  // namespace ferry

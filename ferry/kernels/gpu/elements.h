@@ -177,7 +177,10 @@ struct Quantized {
   static constexpr std::int64_t scales_at(std::int64_t n) { return (n + 3) / 4 * 4; }
 
   template <class Thread>
-  static FERRY_GPU float scale(Thread& t, const std::byte* row, std::int64_t n, std::int64_t first) {
+  static FERRY_GPU float scale(Thread& t,
+                               const std::byte* row,
+                               std::int64_t n,
+                               std::int64_t first) {
     return Scales::read(t, row + scales_at(n), PerRow ? 0 : first / kWireBlock);
   }
 };

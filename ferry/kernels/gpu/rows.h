@@ -88,8 +88,7 @@ FERRY_GPU void quantize_block(
     greatest = greatest > other ? greatest : other;
   }
   const float scale = scale_for<Format>(greatest);
-  if (t.lane() == 0)
-    Format::Scales::write(t, out + Format::scales_at(n), first / values, scale);
+  if (t.lane() == 0) Format::Scales::write(t, out + Format::scales_at(n), first / values, scale);
   const bool number = scale == scale;
   const float inverse = 1.0F / scale;
   for_fours(t, first, count, [&](std::int64_t i, int some) {
@@ -134,8 +133,8 @@ FERRY_GPU void encode(Thread& t,
 
 /// This lane's values of a row that arrived.
 template <class Format, class Thread>
-FERRY_GPU Four read_four(
-    Thread& t, const std::byte* row, std::int64_t n, std::int64_t i, int some) {
+FERRY_GPU Four
+read_four(Thread& t, const std::byte* row, std::int64_t n, std::int64_t i, int some) {
   Four v = load_four<typename Format::Element>(t, row, i, some);
   if constexpr (Format::kQuantized) {
     const float scale = some > 0 ? Format::scale(t, row, n, i) : 0.0F;
@@ -194,8 +193,8 @@ FERRY_GPU void weighted_sum(Thread& t,
           const auto address =
               t.shuffle(static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(term.row)), k);
           const float weight = t.shuffle(term.weight, k);
-          const Four v = read_four<Format>(
-              t, reinterpret_cast<const std::byte*>(address), n, i, some);
+          const Four v =
+              read_four<Format>(t, reinterpret_cast<const std::byte*>(address), n, i, some);
           for (int j = 0; j < 4; ++j) sum.x[j] = fmaf(weight, v.x[j], sum.x[j]);
         }
         if (target.accumulate) {

@@ -17,12 +17,14 @@
 //   sync()                   barrier of the block: every thread that has not returned takes part.
 //                            What was written before is seen behind it.
 //   sync_warp()              the same for a warp
-//   shuffle(v, lane)         v of that lane; shuffle_xor(v, mask), shuffle_up(v, lanes) likewise: of
+//   shuffle(v, lane)         v of that lane; shuffle_xor(v, mask), shuffle_up(v, lanes) likewise:
+//   of
 //                            lane ^ mask; of `lanes` below, own where there is none. 4 or 8 bytes.
 //   ballot(b)                a bit a lane. Whole warps take part in these four.
 //   add(p, v)                atomic, relaxed, for the threads of the device; gives what was there.
 //                            std::uint32_t or std::uint64_t
-//   add_acquire_release(p, v)  as add(), but the threads of the device that add to one place see, one
+//   add_acquire_release(p, v)  as add(), but the threads of the device that add to one place see,
+//   one
 //                            after the other, what those before them wrote; std::uint32_t
 //   load_acquire(p), store_release(p, v), add_release(p, v)
 //                            for all devices and the host; std::uint32_t or std::uint64_t. Other
