@@ -14,7 +14,7 @@ program=(g++ cmake ninja-build pkg-config libfmt-dev libspdlog-dev libcli11-dev 
          libpcre2-dev libutf8proc-dev libssl-dev libhwloc-dev libboost-dev
          prometheus-cpp-dev)
 tests=(libcpp-httplib-dev libgtest-dev libgmock-dev libbenchmark-dev libfabric-dev libopenmpi-dev openmpi-bin
-       iproute2 curl python3-dev python3-venv abigail-tools)
+       libboost-context-dev iproute2 curl python3-dev python3-venv abigail-tools)
 pypi=(nanobind numpy ml_dtypes pytest gguf)  # of tests, into build/venv
 xgrammar=0.2.9  # of the program too, its source into build/xgrammar-VERSION
 xgrammar_sha256=87b466bca2475e29bb0323abc62c6c33cbcbcff47e5fb800a3e2099ac9620b90

@@ -1,0 +1,220 @@
+// The emulator of GPUs (support/gpu_emulator.h): right kernels pass whatever the order, and each
+// kind of fault is found and told.
+#include "support/gpu_emulator.h"
+
+#include <gtest/gtest.h>
+
+#include <barrier>
+#include <mutex>
+#include <numeric>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "kernels/gpu_test_kernels.h"
+
+namespace ferry::testing {
+namespace {
+
+using std::chrono::milliseconds;
+
+constexpr int kSeeds = 300;
+
+GpuEmulatorOptions with_seed(int seed) {
+  return {.seed = static_cast<std::uint64_t>(seed), .timeout = milliseconds(20000)};
+}
+
+template <class V>
+V* allocate(GpuEmulator& gpu, std::size_t count, std::optional<V> value = {}) {
+  auto* const memory = static_cast<V*>(gpu.allocate(count * sizeof(V)));
+  if (value) std::fill_n(memory, count, *value);
+  return memory;
+}
+
+template <Plant plant>
+void sum_blocks(int seed) {
+  GpuEmulator gpu(with_seed(seed));
+  const GpuGrid grid = {.blocks = 3, .threads = 96, .shared_bytes = 3 * sizeof(float)};
+  constexpr int kWidth = 168;
+  auto* const values = allocate<float>(gpu, 3 * kWidth);
+  auto* const sums = allocate<float>(gpu, 3);
+  std::iota(values, values + 3 * kWidth, 0.0F);
+  gpu.launch(BlockSum<plant>{values, sums, kWidth}, grid);
+  for (int block = 0; block < 3; ++block) {
+    EXPECT_EQ(sums[block],
+              std::accumulate(values + block * kWidth, values + (block + 1) * kWidth, 0.0F));
+  }
+}
+
+template <Plant plant>
+void add_neighbours(int seed) {
+  GpuEmulator gpu(with_seed(seed));
+  auto* const in = allocate<std::uint32_t>(gpu, 128);
+  auto* const out = allocate<std::uint32_t>(gpu, 128);
+  std::iota(in, in + 128, 1000U);
+  gpu.launch(WarpNeighbours<plant>{in, out}, {.blocks = 2, .threads = 64, .shared_bytes = 256});
+  for (int i = 0; i < 128; ++i) EXPECT_EQ(out[i], in[i] + in[i ^ 1]);
+}
+
+template <Plant plant>
+void prefix_sums(int seed) {
+  GpuEmulatorOptions options = with_seed(seed);
+  options.resident_blocks = 3;
+  if (plant == Plant::endless) options.timeout = milliseconds(30);
+  GpuEmulator gpu(options);
+  constexpr int kCount = 5 * 64;
+  auto* const values = allocate<std::uint32_t>(gpu, kCount);
+  auto* const ends = allocate<std::uint32_t>(gpu, kCount);
+  auto* const totals = allocate<std::uint32_t>(gpu, 5);
+  auto* const ready = allocate<std::uint32_t>(gpu, 5, 0U);
+  auto* const ticket = allocate<std::uint32_t>(gpu, 1, 0U);
+  std::iota(values, values + kCount, 7U);
+  gpu.launch(PrefixSum<plant>{values, ends, totals, ready, ticket},
+             {.blocks = 5, .threads = 64, .shared_bytes = 16});
+  std::uint32_t end = 0;
+  for (int i = 0; i < kCount; ++i) EXPECT_EQ(ends[i], end += values[i]);
+}
+
+template <Plant plant>
+void sum_in_last_block(int seed) {
+  GpuEmulator gpu(with_seed(seed));
+  auto* const values = allocate<std::uint32_t>(gpu, 4 * 32);
+  auto* const sums = allocate<std::uint32_t>(gpu, 4);
+  auto* const ended = allocate<std::uint32_t>(gpu, 1, 0U);
+  auto* const sum = allocate<std::uint32_t>(gpu, 1);
+  std::iota(values, values + 4 * 32, 7U);
+  gpu.launch(LastBlockSum<plant>{values, sums, ended, sum}, {.blocks = 4, .threads = 32});
+  EXPECT_EQ(*sum, std::accumulate(values, values + 4 * 32, 0U));
+}
+
+// A rank sends to another, both by launches of their own, two after each other.
+template <Plant sender, Plant taker>
+void exchange_messages(int seed) {
+  GpuEmulatorOptions options = with_seed(seed);
+  GpuEmulator gpu(options);
+  constexpr int kBlocks = 2, kMessages = 4, kPieces = 40;
+  constexpr int kSlots = SendMessages<>::kSlots;
+  auto* const slots = allocate<Piece>(gpu, kBlocks * kSlots * kPieces);
+  auto* const sent = allocate<std::uint64_t>(gpu, kBlocks, std::uint64_t{0});
+  auto* const out = allocate<std::uint32_t>(gpu, kBlocks * kMessages);
+  std::vector<std::uint64_t> taken(kBlocks);
+  gpu.watch(taken.data(), kBlocks * sizeof taken[0], "taken");
+  std::string fault;
+  std::mutex mutex;
+  std::barrier both_are_there(2);
+  const auto on_rank = [&](auto kernel) {
+    return std::thread([&, kernel] {
+      gpu.synchronize();  // what comes after the barrier is not known
+      both_are_there.arrive_and_wait();
+      try {
+        gpu.launch(kernel, {.blocks = kBlocks, .threads = 64, .shared_bytes = 4});
+      } catch (const GpuFault& error) {
+        const std::lock_guard lock(mutex);
+        if (fault.empty() || std::string_view(error.what()).starts_with("race"))
+          fault = error.what();
+      }
+    });
+  };
+  std::thread sending =
+      on_rank(SendMessages<sender>{slots, sent, taken.data(), kMessages, kPieces, 100});
+  std::thread taking =
+      on_rank(TakeMessages<taker>{slots, sent, taken.data(), out, kMessages, kPieces});
+  sending.join();
+  taking.join();
+  if (!fault.empty()) throw GpuFault(fault);
+  for (int message = 0; message < kBlocks * kMessages; ++message) {
+    std::uint32_t sum = 0;
+    for (int i = 0; i < kPieces; ++i) {
+      sum += static_cast<std::uint32_t>(100 + message * kPieces + i) * 16;
+    }
+    EXPECT_EQ(out[message], sum);
+  }
+  gpu.unwatch(taken.data());
+}
+
+struct Case {
+  std::string name;
+  void (*run)(int seed);
+  std::string word;  // that the fault says; empty: there is none
+  int seeds = kSeeds;
+};
+
+void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
+
+class RightKernels : public ::testing::TestWithParam<Case> {};
+
+TEST_P(RightKernels, PassWhateverTheOrder) {
+  for (int seed = 0; seed < kSeeds; ++seed) {
+    ASSERT_NO_THROW(GetParam().run(seed)) << "seed " << seed;
+  }
+}
+
+constexpr Plant kNothing = Plant::nothing;
+
+INSTANTIATE_TEST_SUITE_P(GpuEmulator,
+                         RightKernels,
+                         ::testing::ValuesIn(std::vector<Case>{
+                             {"BlockSum", sum_blocks<kNothing>, ""},
+                             {"WarpNeighbours", add_neighbours<kNothing>, ""},
+                             {"PrefixSum", prefix_sums<kNothing>, ""},
+                             {"LastBlockSum", sum_in_last_block<kNothing>, ""},
+                             {"Messages", exchange_messages<kNothing, kNothing>, ""},
+                         }),
+                         [](const auto& p) { return p.param.name; });
+
+class PlantedFaults : public ::testing::TestWithParam<Case> {};
+
+// Found by every seed, or it would be luck.
+TEST_P(PlantedFaults, AreFound) {
+  int found = 0;
+  for (int seed = 0; seed < 40; ++seed) {
+    try {
+      GetParam().run(seed);
+    } catch (const GpuFault& fault) {
+      ++found;
+      if (seed == 0) std::printf("%s\n", fault.what());
+      EXPECT_NE(std::string(fault.what()).find(GetParam().word), std::string::npos) << fault.what();
+    }
+  }
+  std::printf("found by %d of 40\n", found);
+  EXPECT_EQ(found, 40);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    GpuEmulator,
+    PlantedFaults,
+    ::testing::ValuesIn(std::vector<Case>{
+        {"BlockSumWithoutBarrier", sum_blocks<Plant::no_barrier>, "shared memory"},
+        {"BlockSumWithoutSecondBarrier", sum_blocks<Plant::no_second_barrier>, "race"},
+        {"BlockSumOneOff", sum_blocks<Plant::one_off>, "not in memory"},
+        {"BlockSumPastTheEnd", sum_blocks<Plant::past_the_end>, "not in memory"},
+        {"BlockSumUnwritten", sum_blocks<Plant::unwritten>, "nobody has written"},
+        {"BlockSumBarrierInBranch", sum_blocks<Plant::branch_barrier>, "in another"},
+        {"BlockSumShuffleInBranch", sum_blocks<Plant::branch_shuffle>, "shuffle_xor()"},
+        {"BlockSumLaneAway", sum_blocks<Plant::early_return>, "shuffle_xor()"},
+        {"WarpNeighboursWithoutSync", add_neighbours<Plant::no_sync_warp>, "shared memory"},
+        {"PrefixSumPlainStore", prefix_sums<Plant::plain_store>, "race"},
+        {"PrefixSumPlainLoad", prefix_sums<Plant::plain_load>, "race"},
+        {"PrefixSumEarlyRelease", prefix_sums<Plant::early_release>, "race"},
+        {"PrefixSumOneOff", prefix_sums<Plant::one_off>, "race"},
+        {"PrefixSumEndless", prefix_sums<Plant::endless>, "has not ended"},
+        {"LastBlockSumWithoutFence", sum_in_last_block<Plant::no_fence>, "race"},
+        {"LastBlockSumWithoutFenceBehind", sum_in_last_block<Plant::no_fence_behind>, "race"},
+        {"LastBlockSumFenceOfAnother", sum_in_last_block<Plant::fence_of_another>, "race"},
+        {"SendWithoutBarrier", exchange_messages<Plant::no_barrier, kNothing>, "race"},
+        {"SendPlainStore", exchange_messages<Plant::plain_store, kNothing>, "race"},
+        {"SendRelaxed", exchange_messages<Plant::no_fence, kNothing>, "race"},
+        {"SendOneOff", exchange_messages<Plant::one_off, kNothing>, "race"},
+        {"SendTooEarly", exchange_messages<Plant::overlapping_messages, kNothing>, "race"},
+        {"TakeWithoutBarrier", exchange_messages<kNothing, Plant::no_barrier>, ""},
+        {"TakePlainLoad", exchange_messages<kNothing, Plant::plain_load>, "race"},
+        {"TakePlainStore", exchange_messages<kNothing, Plant::plain_store>, "race"},
+        {"TakeEarlyRelease", exchange_messages<kNothing, Plant::early_release>, "race"},
+        {"TakeUnaligned", exchange_messages<kNothing, Plant::unaligned>, "not aligned"},
+    }),
+    [](const auto& p) { return p.param.name; });
+
+}  // namespace
+}  // namespace ferry::testing
