@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ferry/core/error.h"
+#include "ferry/core/threads.h"
 
 namespace ferry::testing {
 
@@ -101,6 +102,7 @@ void exchange_once(
 }  // namespace
 
 void run_gpu_exchanges(const GpuHarnessOptions& options, Transport& transport, GpuQueue& queue) {
+  const FlushDenormals flush;
   GpuExchange gpu(options.dispatcher, transport, queue);
   for (int n = 0; n < options.count; ++n) {
     const ExchangeCase exchange{.options = options.dispatcher,
@@ -109,6 +111,8 @@ void run_gpu_exchanges(const GpuHarnessOptions& options, Transport& transport, G
                                 .seed = options.seed * 1'000'003 + static_cast<std::uint64_t>(n)};
     exchange_once(exchange, gpu, queue, transport.rank(), n);
   }
+  // A peer may still be reading results here.
+  FERRY_CHECK(transport.barrier(kNoDeadline) == WaitResult::reached, "no barrier");
 }
 
 }  // namespace ferry::testing

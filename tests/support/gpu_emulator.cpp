@@ -114,6 +114,15 @@ std::uint64_t EmulatedThread::add(std::uint64_t* p, std::uint64_t v, Site site) 
   return add_word(p, v, site);
 }
 
+std::uint32_t EmulatedThread::add_acquire_release(std::uint32_t* p,
+                                                  std::uint32_t v,
+                                                  Site site) const {
+  self_.launch->access(self_, p, sizeof v, Access::device_add, site);
+  self_.launch->acquire(self_, p);
+  self_.launch->release(self_, p, true);
+  return __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL);
+}
+
 std::uint32_t EmulatedThread::load_acquire(const std::uint32_t* p, Site site) const {
   return acquire_word(p, site);
 }
@@ -144,6 +153,11 @@ void EmulatedThread::fence(Site) const {
 }
 
 void EmulatedThread::pause(Site) const { self_.launch->pause(self_); }
+
+std::uint64_t EmulatedThread::nanoseconds() const {
+  return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch() /
+                                    std::chrono::nanoseconds(1));
+}
 
 // --- GpuEmulator
 // -----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@
 //     a thread did that returned before. Shuffles and ballots order nothing.
 //   - store_release() and add_release(), for who reads that value, or one that additions have made
 //     of it, with load_acquire(). A later store takes its place.
+//   - add_acquire_release(), for who does the same to that place later
 //   - fence() and then add(), like a release, for who acquires; add() and then fence(), like an
 //     acquire. Of the same thread: a fence of another one does not do. add() alone orders nothing.
 //   - launches of one host thread: one whole after the other
@@ -129,6 +130,9 @@ class EmulatedThread {
 
   std::uint32_t add(std::uint32_t* p, std::uint32_t v, Site site = Site::current()) const;
   std::uint64_t add(std::uint64_t* p, std::uint64_t v, Site site = Site::current()) const;
+  std::uint32_t add_acquire_release(std::uint32_t* p,
+                                    std::uint32_t v,
+                                    Site site = Site::current()) const;
   std::uint32_t load_acquire(const std::uint32_t* p, Site site = Site::current()) const;
   std::uint64_t load_acquire(const std::uint64_t* p, Site site = Site::current()) const;
   void store_release(std::uint32_t* p, std::uint32_t v, Site site = Site::current()) const;
@@ -137,6 +141,7 @@ class EmulatedThread {
   void add_release(std::uint64_t* p, std::uint64_t v, Site site = Site::current()) const;
   void fence(Site site = Site::current()) const;
   void pause(Site site = Site::current()) const;
+  std::uint64_t nanoseconds() const;
 
  private:
   template <class V>

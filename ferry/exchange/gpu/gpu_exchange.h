@@ -34,9 +34,10 @@ struct GpuTarget {
 
 /// One lane: one exchange in flight. Construction is collective over `transport`, whose ranks share
 /// a host: it carries the addresses of memory and nothing afterwards. Phases in order on every
-/// rank, as a Dispatcher's; each puts one kernel on the queue and returns. Threads: one at a time.
-/// Errors: ConfigError for options; what goes wrong on the device (a rank that does not come within
-/// options.timeout, an id that is no slot's) is thrown by synchronise(), a TransportError or
+/// rank, as a Dispatcher's; each puts one kernel on the queue and returns. A rank destroys its
+/// exchange once no peer reads from it any more: synchronise, then a barrier. Threads: one at a
+/// time. Errors: ConfigError for options; what goes wrong on the device (a rank that does not come
+/// within options.timeout, an id that is no slot's) is thrown by synchronise(), a TransportError or
 /// BrokenContract, and the exchange may then only be destroyed.
 class GpuExchange {
  public:
