@@ -5,8 +5,7 @@
 #
 # ferry_cuda_image(TARGET FILE.cu): builds the image, and tells FILE's host side where it is.
 
-set(ferry_cuda_of_setup ${PROJECT_SOURCE_DIR}/build/cuda/lib)
-file(GLOB ferry_cuda_of_setup ${ferry_cuda_of_setup}/python3*/site-packages/nvidia/cu13)
+file(GLOB ferry_cuda_of_setup ${PROJECT_SOURCE_DIR}/build/cuda/lib/python3*/site-packages/nvidia/cu*)
 find_program(FERRY_NVCC nvcc HINTS ${ferry_cuda_of_setup}/bin /usr/local/cuda/bin)
 if(NOT FERRY_NVCC)
   message(FATAL_ERROR "FERRY_WITH_CUDA: no nvcc; `scripts/setup.sh cuda` brings one, FERRY_NVCC names another")

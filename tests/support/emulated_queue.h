@@ -1,7 +1,9 @@
 // A queue of the emulated GPU: kernels run on the calling thread, when they are launched.
 #pragma once
 
+#include <chrono>
 #include <memory>
+#include <vector>
 
 #include "ferry/exchange/gpu/gpu_queue.h"
 #include "support/gpu_emulator.h"
@@ -28,6 +30,17 @@ class EmulatedQueue final : public GpuQueue {
 
   void synchronise() override {}
 
+  std::size_t mark() override {
+    marks_.push_back(std::chrono::steady_clock::now());
+    return marks_.size() - 1;
+  }
+
+  double microseconds(std::size_t from, std::size_t to) override {
+    return std::chrono::duration<double, std::micro>(marks_[to] - marks_[from]).count();
+  }
+
+  void forget_marks() override { marks_.clear(); }
+
   int resident_blocks(int) const override { return blocks_; }
 
   std::size_t shared_bytes() const override { return std::size_t{48} << 10; }
@@ -35,6 +48,7 @@ class EmulatedQueue final : public GpuQueue {
  private:
   GpuEmulator& device_;
   const int blocks_;
+  std::vector<std::chrono::steady_clock::time_point> marks_;
 };
 
 }  // namespace ferry::testing

@@ -63,6 +63,10 @@ struct Driver {
   decltype(&::cuIpcOpenMemHandle) open;
   decltype(&::cuIpcCloseMemHandle) close;
   decltype(&::cuLaunchKernel) launch;
+  decltype(&::cuEventCreate) create_event;
+  decltype(&::cuEventDestroy) destroy_event;
+  decltype(&::cuEventRecord) record;
+  decltype(&::cuEventElapsedTime) elapsed;
 };
 
 #define FERRY_STRING_OF(x) #x
@@ -99,6 +103,10 @@ const Driver& driver() {
     find(driver.open, FERRY_NAME_OF(cuIpcOpenMemHandle));
     find(driver.close, FERRY_NAME_OF(cuIpcCloseMemHandle));
     find(driver.launch, FERRY_NAME_OF(cuLaunchKernel));
+    find(driver.create_event, FERRY_NAME_OF(cuEventCreate));
+    find(driver.destroy_event, FERRY_NAME_OF(cuEventDestroy));
+    find(driver.record, FERRY_NAME_OF(cuEventRecord));
+    find(driver.elapsed, FERRY_NAME_OF(cuEventElapsedTime));
     return driver;
   }();
   return one;
@@ -232,6 +240,7 @@ class CudaQueue final : public GpuQueue {
 
   ~CudaQueue() override {
     device_->make_current();
+    for (const CUevent event : events_) driver().destroy_event(event);
     driver().destroy_stream(stream_);
   }
 
@@ -308,6 +317,24 @@ class CudaQueue final : public GpuQueue {
 
   void synchronise() override { check(driver().synchronise(stream_), "cuStreamSynchronize"); }
 
+  std::size_t mark() override {
+    device_->make_current();
+    if (marks_ == events_.size()) {
+      events_.emplace_back();
+      check(driver().create_event(&events_.back(), CU_EVENT_DEFAULT), "cuEventCreate");
+    }
+    check(driver().record(events_[marks_], stream_), "cuEventRecord");
+    return marks_++;
+  }
+
+  double microseconds(std::size_t from, std::size_t to) override {
+    float milliseconds = 0;
+    check(driver().elapsed(&milliseconds, events_[from], events_[to]), "cuEventElapsedTime");
+    return double{milliseconds} * 1000;
+  }
+
+  void forget_marks() override { marks_ = 0; }
+
   int resident_blocks(int threads) const override {
     const int all = device_->attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT) *
                     device_->blocks_per_multiprocessor(threads, shared_bytes());
@@ -321,6 +348,8 @@ class CudaQueue final : public GpuQueue {
   int ranks_there_;
   std::shared_ptr<Device> device_;
   CUstream stream_ = nullptr;
+  std::vector<CUevent> events_;
+  std::size_t marks_ = 0;  // of them, in use
 };
 
 }  // namespace

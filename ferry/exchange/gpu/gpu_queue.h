@@ -75,6 +75,12 @@ class GpuQueue {
   /// Returns when everything that was put here is done.
   virtual void synchronise() = 0;
 
+  /// Notes the time when everything put here so far is done; gives the mark's number, from 0.
+  virtual std::size_t mark() = 0;
+  /// Between two marks, after synchronise().
+  virtual double microseconds(std::size_t from, std::size_t to) = 0;
+  virtual void forget_marks() = 0;
+
   /// Blocks of `threads` threads that may be on the device at once for this queue: what a kernel
   /// whose blocks wait for other ranks' must not exceed.
   virtual int resident_blocks(int threads) const = 0;
