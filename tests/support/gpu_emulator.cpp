@@ -79,7 +79,8 @@ std::uint32_t EmulatedThread::ballot(bool b, Site site) const {
 template <class V>
 V EmulatedThread::add_word(V* p, V v, Site site) const {
   self_.launch->access(self_, p, sizeof(V), Access::device_add, site);
-  const V before = __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
+  // As strong as with a fence around it: for host threads that touch what kernels do.
+  const V before = __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL);
   self_.launch->add_relaxed(self_, p);
   return before;
 }
@@ -147,10 +148,7 @@ void EmulatedThread::add_release(std::uint64_t* p, std::uint64_t v, Site site) c
   add_release_word(p, v, site);
 }
 
-void EmulatedThread::fence(Site) const {
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-  self_.launch->fence(self_);
-}
+void EmulatedThread::fence(Site) const { self_.launch->fence(self_); }
 
 void EmulatedThread::pause(Site) const { self_.launch->pause(self_); }
 
