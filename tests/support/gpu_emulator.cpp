@@ -3,10 +3,10 @@
 #include <cxxabi.h>
 #include <fmt/core.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <map>
 #include <new>
-#include <thread>
 #include <vector>
 
 #include "support/gpu/launch.h"
@@ -179,6 +179,13 @@ std::uint64_t mix(std::uint64_t x) {
   return x ^ (x >> 31);
 }
 
+// Unlike its id, no later thread gets it again.
+std::uint64_t number_of_this_thread() {
+  static std::atomic<std::uint64_t> threads = 0;
+  thread_local const std::uint64_t number = threads++;
+  return number;
+}
+
 void check_grid(const GpuGrid& grid) {
   if (grid.blocks < 1 || grid.threads < 1 || grid.threads > 1024 ||
       grid.threads % kWarpThreads != 0 || grid.shared_bytes > kMostSharedBytes) {
@@ -214,8 +221,8 @@ struct GpuEmulator::Impl {
   }
 
   std::uint32_t this_host() {
-    const auto [entry, is_new] = host_threads.try_emplace(std::this_thread::get_id(),
-                                                          static_cast<std::uint32_t>(hosts.size()));
+    const auto [entry, is_new] =
+        host_threads.try_emplace(number_of_this_thread(), static_cast<std::uint32_t>(hosts.size()));
     if (is_new) {
       Clocks known;
       know_all_that_ended(known);
@@ -256,7 +263,7 @@ struct GpuEmulator::Impl {
 
   const GpuEmulatorOptions options;
   gpu::Device device;
-  std::map<std::thread::id, std::uint32_t> host_threads;
+  std::map<std::uint64_t, std::uint32_t> host_threads;
   std::vector<Host> hosts;
   std::map<void*, Allocation> allocations;
   int num_allocations = 0;
