@@ -3,10 +3,10 @@
 #include <cxxabi.h>
 #include <fmt/core.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <map>
 #include <new>
-#include <thread>
 #include <vector>
 
 #include "support/gpu/launch.h"
@@ -79,7 +79,8 @@ std::uint32_t EmulatedThread::ballot(bool b, Site site) const {
 template <class V>
 V EmulatedThread::add_word(V* p, V v, Site site) const {
   self_.launch->access(self_, p, sizeof(V), Access::device_add, site);
-  const V before = __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
+  // As strong as with a fence around it: for host threads that touch what kernels do.
+  const V before = __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL);
   self_.launch->add_relaxed(self_, p);
   return before;
 }
@@ -147,10 +148,7 @@ void EmulatedThread::add_release(std::uint64_t* p, std::uint64_t v, Site site) c
   add_release_word(p, v, site);
 }
 
-void EmulatedThread::fence(Site) const {
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-  self_.launch->fence(self_);
-}
+void EmulatedThread::fence(Site) const { self_.launch->fence(self_); }
 
 void EmulatedThread::pause(Site) const { self_.launch->pause(self_); }
 
@@ -179,6 +177,13 @@ std::uint64_t mix(std::uint64_t x) {
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
   return x ^ (x >> 31);
+}
+
+// Unlike its id, no later thread gets it again.
+std::uint64_t number_of_this_thread() {
+  static std::atomic<std::uint64_t> threads = 0;
+  thread_local const std::uint64_t number = threads++;
+  return number;
 }
 
 void check_grid(const GpuGrid& grid) {
@@ -216,8 +221,8 @@ struct GpuEmulator::Impl {
   }
 
   std::uint32_t this_host() {
-    const auto [entry, is_new] = host_threads.try_emplace(std::this_thread::get_id(),
-                                                          static_cast<std::uint32_t>(hosts.size()));
+    const auto [entry, is_new] =
+        host_threads.try_emplace(number_of_this_thread(), static_cast<std::uint32_t>(hosts.size()));
     if (is_new) {
       Clocks known;
       know_all_that_ended(known);
@@ -258,7 +263,7 @@ struct GpuEmulator::Impl {
 
   const GpuEmulatorOptions options;
   gpu::Device device;
-  std::map<std::thread::id, std::uint32_t> host_threads;
+  std::map<std::uint64_t, std::uint32_t> host_threads;
   std::vector<Host> hosts;
   std::map<void*, Allocation> allocations;
   int num_allocations = 0;

@@ -218,6 +218,7 @@ std::string Launch::waits() const {
     }
   }
   std::string text;
+  if (!order_.empty()) text = fmt::format("{} blocks have not begun", order_.size());
   int left = 8;
   for (const auto& [place, waiters] : places) {
     if (left-- == 0) return text + "; and others";

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <span>
 #include <stdexcept>
 
 #include "support/gpu_emulator.h"
@@ -60,6 +61,13 @@ bool conflict(const Record& earlier, const Record& later) {
   const int both = std::min(scope(earlier.kind), scope(later.kind));
   if (both == 0 || earlier.bytes != later.bytes) return true;
   return both == 1 && earlier.host != later.host;
+}
+
+// Whether lanes of one warp do the same at one time, so that one record will do for them.
+bool like(const Record& a, const Record& b) {
+  return a.number == b.number && a.block == b.block && a.clock == b.clock && a.bytes == b.bytes &&
+         a.host == b.host && a.warp == b.warp && a.kind == b.kind &&
+         std::bit_cast<std::uintptr_t>(a.site) == std::bit_cast<std::uintptr_t>(b.site);
 }
 
 // Whether the earlier access happened before what `actor` does now.
@@ -255,38 +263,31 @@ void Memory::check_races(
                       .warp = static_cast<std::uint8_t>(actor.thread / 32),
                       .kind = kind,
                       .site = site};
-  Record* same = nullptr;
+  const std::span<Record> known(line.records, line.count);
+  const auto same = std::find_if(
+      known.begin(), known.end(), [&](const Record& earlier) { return like(earlier, now); });
+  const bool is_new = same == known.end();
   for (unsigned i = 0; i < line.count;) {
     Record& earlier = line.records[i];
-    if ((earlier.bytes & now.bytes) == 0) {
-      ++i;
-      continue;
-    }
-    if (earlier.clock == now.clock && earlier.warp == now.warp && earlier.block == now.block &&
-        earlier.number == now.number && earlier.host == now.host && earlier.kind == now.kind &&
-        earlier.bytes == now.bytes && earlier.site.line() == now.site.line()) {
-      same = &earlier;
-    }
     const bool rivals = conflict(earlier, now);
-    const bool replaced = &earlier != same && stands_for(now.kind, earlier.kind);
-    if (rivals || replaced) {
+    const bool replaced = is_new && stands_for(now.kind, earlier.kind);
+    if ((earlier.bytes & now.bytes) != 0 && (rivals || replaced)) {
       const bool before = happened_before(earlier, actor);
       if (rivals && !before) race(actor, region, p, size, kind, site, earlier);
       if (replaced && before) {
         earlier.bytes &= static_cast<std::uint16_t>(~now.bytes);
         if (earlier.bytes == 0) {
           earlier = line.records[--line.count];
-          if (same == &line.records[line.count]) same = &earlier;
           continue;
         }
       }
     }
     ++i;
   }
-  if (same != nullptr) {
-    same->lanes |= now.lanes;
-  } else {
+  if (is_new) {
     push(line, now);
+  } else {
+    same->lanes |= now.lanes;
   }
   if (kind == Access::write && line.released != 0) {
     for (std::uintptr_t at = p; at < p + size; ++at) released_.erase(at);

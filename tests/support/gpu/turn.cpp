@@ -1,28 +1,21 @@
 #include "support/gpu/turn.h"
 
-#include <chrono>
-#include <thread>
-
-#include "ferry/core/wait.h"
+#include <utility>
 
 namespace ferry::testing::gpu {
 
+// Who waits sleeps in the kernel: a launch has the turn for long, and yielding meanwhile would take
+// the cores from it.
 void Turn::take() {
+  std::unique_lock lock(mutex_);
+  if (!taken_) {
+    taken_ = true;
+    return;
+  }
   Waiter self;
-  {
-    const std::lock_guard lock(mutex_);
-    if (!taken_) {
-      taken_ = true;
-      return;
-    }
-    waiting_.push_back(&self);
-    num_waiting_.store(static_cast<int>(waiting_.size()), std::memory_order_relaxed);
-  }
-  Backoff backoff;
-  while (!self.called.load(std::memory_order_acquire)) {
-    backoff.pause();
-    if (backoff.idle()) std::this_thread::sleep_for(std::chrono::microseconds(50));
-  }
+  waiting_.push_back(&self);
+  num_waiting_.store(static_cast<int>(waiting_.size()), std::memory_order_relaxed);
+  self.woken.wait(lock, [&] { return self.called; });
 }
 
 void Turn::give() {
@@ -35,7 +28,8 @@ void Turn::give() {
   Waiter* const next = waiting_.back();
   waiting_.pop_back();
   num_waiting_.store(static_cast<int>(waiting_.size()), std::memory_order_relaxed);
-  next->called.store(true, std::memory_order_release);  // it is gone after this
+  next->called = true;
+  next->woken.notify_one();
 }
 
 bool Turn::pass() {

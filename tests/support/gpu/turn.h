@@ -4,6 +4,8 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
+#include <cstdint>
 #include <mutex>
 #include <random>
 #include <vector>
@@ -21,7 +23,8 @@ class Turn {
 
  private:
   struct Waiter {
-    std::atomic<bool> called = false;
+    std::condition_variable woken;
+    bool called = false;
   };
 
   std::mutex mutex_;
