@@ -12,12 +12,8 @@ namespace ferry {
 namespace {
 
 A2aCase small_case(int ranks, int tokens) {
-  A2aCase a2a{.ranks = ranks,
-              .tokens = tokens,
-              .hidden = 64,
-              .experts = 4,
-              .topk = 2,
-              .seconds = 0.01};
+  A2aCase a2a{
+      .ranks = ranks, .tokens = tokens, .hidden = 64, .experts = 4, .topk = 2, .seconds = 0.01};
   a2a.exchange.format = DispatchFormat::ragged;
   return a2a;
 }

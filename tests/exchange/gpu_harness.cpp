@@ -12,19 +12,22 @@ namespace ferry::testing {
 
 namespace {
 
-/// A copy in device memory, at least one element of room.
+/// Device memory for up to so many elements. Made before the exchanges: a device may wait for its
+/// kernels to allocate, and those wait for other ranks.
 template <class T>
-class Uploaded {
+class DeviceArray {
  public:
-  Uploaded(GpuQueue& queue, const std::vector<T>& from)
-      : memory_(queue.allocate(std::max<std::size_t>(1, from.size()) * sizeof(T))) {
-    queue.copy(memory_->data(), from.data(), from.size() * sizeof(T));
-    queue.synchronise();
+  DeviceArray(GpuQueue& queue, std::size_t most)
+      : queue_(queue), memory_(queue.allocate(std::max<std::size_t>(1, most) * sizeof(T))) {}
+
+  T* set(const std::vector<T>& from) const {
+    queue_.copy(memory_->data(), from.data(), from.size() * sizeof(T));
+    queue_.synchronise();
+    return memory_->template as<T>();
   }
 
-  T* data() const { return memory_->template as<T>(); }
-
  private:
+  GpuQueue& queue_;
   std::unique_ptr<GpuMemory> memory_;
 };
 
@@ -59,33 +62,59 @@ void compute(FakeExperts& experts, const ExpertRows& rows, std::int64_t num_rows
   queue.synchronise();
 }
 
-void exchange_once(
-    const ExchangeCase& exchange, GpuExchange& gpu, GpuQueue& queue, Rank rank, int number) {
+/// A rank's lane, and what it reads and writes.
+struct Lane {
+  Lane(const DispatcherOptions& o, Transport& transport, GpuQueue& own_queue)
+      : queue(own_queue),
+        gpu(o, transport, own_queue),
+        tokens(own_queue, 1),
+        rows(own_queue, values_of(o)),
+        slots(own_queue, entries_of(o)),
+        weights(own_queue, entries_of(o)),
+        row_weights(own_queue, entries_of(o)),
+        out(own_queue, values_of(o)) {}
+
+  static std::size_t values_of(const DispatcherOptions& o) {
+    return static_cast<std::size_t>(o.max_tokens) * static_cast<std::size_t>(o.hidden);
+  }
+
+  static std::size_t entries_of(const DispatcherOptions& o) {
+    return static_cast<std::size_t>(o.max_tokens) * static_cast<std::size_t>(o.topk);
+  }
+
+  GpuQueue& queue;
+  GpuExchange gpu;
+  DeviceArray<int> tokens;
+  DeviceArray<float> rows;
+  DeviceArray<SlotId> slots;
+  DeviceArray<float> weights;
+  DeviceArray<float> row_weights;
+  DeviceArray<float> out;
+};
+
+void exchange_once(const ExchangeCase& exchange, Lane& lane, Rank rank, int number) {
   const DispatcherOptions& o = exchange.options;
-  const int tokens = exchange.tokens(rank);
   const auto stride = static_cast<std::ptrdiff_t>(sizeof(float)) * o.hidden;
-  const Uploaded<int> num_tokens(queue, {tokens});
-  const Uploaded<float> rows(queue, exchange.rows(rank));
-  const Uploaded<SlotId> slots(queue, exchange.slots(rank));
-  const Uploaded<float> weights(queue, exchange.weights(rank));
-  const Uploaded<float> row_weights(queue, exchange.row_weights(rank));
-  gpu.dispatch_send({.rows = {reinterpret_cast<const std::byte*>(rows.data()), stride},
-                     .tokens = num_tokens.data(),
-                     .slots = slots.data(),
-                     .row_weights = row_weights.data()});
-  const ExpertRows arrived = gpu.dispatch_recv();
-  gpu.synchronise();
+  const float* weights = lane.weights.set(exchange.weights(rank));
+  lane.gpu.dispatch_send(
+      {.rows = {reinterpret_cast<const std::byte*>(lane.rows.set(exchange.rows(rank))), stride},
+       .tokens = lane.tokens.set({exchange.tokens(rank)}),
+       .slots = lane.slots.set(exchange.slots(rank)),
+       .row_weights = lane.row_weights.set(exchange.row_weights(rank))});
+  const ExpertRows arrived = lane.gpu.dispatch_recv();
+  lane.gpu.synchronise();
   FakeExperts experts(exchange, rank);
-  compute(experts, arrived, gpu::GpuLayout(gpu.options(), exchange.ranks).expert_rows, queue);
-  gpu.combine_send();
+  const gpu::GpuLayout layout(lane.gpu.options(), exchange.ranks);
+  compute(experts, arrived, layout.expert_rows, lane.queue);
+  lane.gpu.combine_send();
   const bool accumulate = number % 2 == 1;
   const std::vector<float> sums = expected_sums(exchange, rank);
-  const Uploaded<float> out(queue, std::vector<float>(sums.size(), accumulate ? 0.5F : -1.0F));
-  gpu.combine_recv({.weights = weights.data(),
-                    .rows = {reinterpret_cast<std::byte*>(out.data()), stride},
-                    .accumulate = accumulate});
-  gpu.synchronise();
-  const std::vector<float> got = downloaded<float>(queue, out.data(), sums.size());
+  float* out = lane.out.set(std::vector<float>(sums.size(), accumulate ? 0.5F : -1.0F));
+  lane.gpu.combine_recv({.weights = weights,
+                         .rows = {reinterpret_cast<std::byte*>(out), stride},
+                         .accumulate = accumulate});
+  lane.gpu.synchronise();
+  const std::vector<float> got = downloaded<float>(lane.queue, out, sums.size());
   for (std::size_t i = 0; i < sums.size(); ++i) {
     const float expected = accumulate ? 0.5F + sums[i] : sums[i];
     FERRY_CHECK(std::bit_cast<std::uint32_t>(got[i]) == std::bit_cast<std::uint32_t>(expected),
@@ -103,13 +132,13 @@ void exchange_once(
 
 void run_gpu_exchanges(const GpuHarnessOptions& options, Transport& transport, GpuQueue& queue) {
   const FlushDenormals flush;
-  GpuExchange gpu(options.dispatcher, transport, queue);
+  Lane lane(options.dispatcher, transport, queue);
   for (int n = 0; n < options.count; ++n) {
     const ExchangeCase exchange{.options = options.dispatcher,
                                 .ranks = transport.size(),
                                 .routing = options.routing,
                                 .seed = options.seed * 1'000'003 + static_cast<std::uint64_t>(n)};
-    exchange_once(exchange, gpu, queue, transport.rank(), n);
+    exchange_once(exchange, lane, transport.rank(), n);
   }
   // A peer may still be reading results here.
   FERRY_CHECK(transport.barrier(kNoDeadline) == WaitResult::reached, "no barrier");
