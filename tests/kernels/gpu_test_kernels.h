@@ -247,6 +247,7 @@ struct TakeMessages {
   std::uint32_t* out;
   int messages;
   int pieces;
+  int blocks_before = 0;  ///< of the launch
 
   static constexpr int kSlots = 2;
 
@@ -259,7 +260,7 @@ struct TakeMessages {
         t.store(sum, 0);
       }
       if (plant != Plant::no_barrier) t.sync();
-      const Piece* const in = slots + (t.block() * kSlots + message % kSlots) * pieces;
+      const Piece* const in = slots + (block(t) * kSlots + message % kSlots) * pieces;
       for (int i = t.thread(); i < pieces; i += t.threads()) {
         const Piece piece = load_piece(t, in + i);
         t.add(sum, piece.words[0] + piece.words[1] + piece.words[2] + piece.words[3]);
@@ -267,7 +268,7 @@ struct TakeMessages {
       if (plant == Plant::early_release && t.thread() == 0) release(t);
       t.sync();
       if (t.thread() == 0) {
-        t.store(out + t.block() * messages + message, t.load(sum));
+        t.store(out + block(t) * messages + message, t.load(sum));
         if (plant != Plant::early_release) release(t);
       }
     }
@@ -275,8 +276,13 @@ struct TakeMessages {
 
  private:
   template <class Thread>
+  FERRY_GPU int block(Thread& t) const {
+    return t.block() - blocks_before;
+  }
+
+  template <class Thread>
   FERRY_GPU void wait_for(Thread& t, std::uint64_t count) const {
-    const std::uint64_t* const signal = sent + t.block();
+    const std::uint64_t* const signal = sent + block(t);
     if (plant == Plant::plain_load) {
       while (t.load(signal) < count) t.pause();
     } else {
@@ -293,9 +299,25 @@ struct TakeMessages {
   template <class Thread>
   FERRY_GPU void release(Thread& t) const {
     if (plant == Plant::plain_store) {
-      t.store(taken + t.block(), t.load(taken + t.block()) + 1);
+      t.store(taken + block(t), t.load(taken + block(t)) + 1);
     } else {
-      t.add_release(taken + t.block(), std::uint64_t{1});
+      t.add_release(taken + block(t), std::uint64_t{1});
+    }
+  }
+};
+
+/// Both ends in one launch.
+template <Plant sender, Plant taker>
+struct PassMessages {
+  SendMessages<sender> send;
+  TakeMessages<taker> take;
+
+  template <class Thread>
+  FERRY_GPU void operator()(Thread& t) const {
+    if (t.block() < take.blocks_before) {
+      send(t);
+    } else {
+      take(t);
     }
   }
 };

@@ -47,6 +47,7 @@ class Fibre {
 };
 
 /// Idle fibres of the process, as making one costs more than a small launch. Any thread may call.
+/// Throws std::runtime_error where there are as many as there can be.
 std::unique_ptr<Fibre> take_fibre();
 void give_back(std::unique_ptr<Fibre> fibre);
 

@@ -50,6 +50,7 @@ Launch::Launch(Device& device, KernelCall call, const GpuGrid& grid, Actor host,
       deadline_(std::chrono::steady_clock::now() + device.options.timeout) {
   candidates_ = 1 << random_() % 3;
   switch_every_ = 4 << random_() % 7;
+  pass_every_ = 1U << random_() % 6;
   for (int block = grid.blocks; block-- > 0;) order_.push_back(static_cast<std::uint32_t>(block));
   if (random_() % 4 != 0) std::shuffle(order_.begin(), order_.end(), random_);
 }
@@ -189,7 +190,7 @@ void Launch::look_after_others() {
     stuck(fmt::format("has not ended after {} ms", device_.options.timeout.count()));
   }
   const bool quiet = quiet_turns_ > 2 * (ready_.size() + pausing_.size());
-  if (!quiet && random_() % 8 != 0) return;
+  if (!quiet && random_() % pass_every_ != 0) return;
   if (!device_.turn.pass() && quiet && ready_.empty()) std::this_thread::yield();
   if (quiet) quiet_turns_ = 0;
 }

@@ -134,7 +134,8 @@ class Launch {
   int candidates_ = 1;     // how many are drawn; the first by priority runs
   int switch_every_ = 32;  // accesses, about
   int until_switch_ = 32;
-  std::vector<std::uint32_t> order_;            // of blocks that have not begun, from the back
+  unsigned pass_every_ = 8;           // looks after others, about; so often one of them goes on
+  std::vector<std::uint32_t> order_;  // of blocks that have not begun, from the back
   std::vector<std::unique_ptr<Block>> blocks_;  // resident
   std::vector<std::unique_ptr<Block>> idle_blocks_;
   std::vector<Thread*> ready_, pausing_;
