@@ -101,6 +101,42 @@ TEST(GpuEmulatorOrder, ShufflesOrderNothing) {
   EXPECT_TRUE(says(gpu.fault(kernel, kOneWarp), "race"));
 }
 
+TEST(GpuEmulatorOrder, WarpBarriersOrderWhatWasBeforeThem) {
+  const auto fault = [](bool behind) {
+    Gpu gpu;
+    const auto kernel = [=, words = gpu.words](EmulatedThread& t) {
+      if (!behind) t.store(words + t.lane(), 1);
+      t.sync_warp();
+      if (behind) t.store(words + t.lane(), 1);
+      t.load(words + (t.lane() ^ 1));
+    };
+    return gpu.fault(kernel, kOneWarp);
+  };
+  EXPECT_EQ(fault(false), "");
+  EXPECT_TRUE(says(fault(true), "race"));
+}
+
+// Relaxed additions tell when, and order nothing. What came between, in order behind the store, is
+// atomic and does not hide it.
+TEST(GpuEmulatorOrder, AStoreIsNotForgottenBehindAtomics) {
+  Gpu gpu;
+  const auto kernel = [words = gpu.words, flags = gpu.flags](EmulatedThread& t) {
+    if (t.thread() != 0) return;
+    if (t.block() == 0) {
+      t.store(words, 7);
+      t.store_release(flags, 1);
+    } else if (t.block() == 1) {
+      wait_for(t, flags);
+      t.add(words, 1);
+      t.add(flags + 1, 1);
+    } else {
+      while (t.add(flags + 1, 0) == 0) t.pause();
+      t.add(words, 1);
+    }
+  };
+  EXPECT_TRUE(says(gpu.fault(kernel, {.blocks = 3, .threads = 32}), "store of 4 bytes there"));
+}
+
 TEST(GpuEmulatorOrder, ReleasesReachOverThreadsInBetween) {
   Gpu gpu;
   const auto kernel = [words = gpu.words, flags = gpu.flags](EmulatedThread& t) {
@@ -245,6 +281,24 @@ TEST(GpuEmulatorOrder, LaunchesOfDifferentHostThreadsAreOrderedByWhatTheseTell) 
   EXPECT_EQ(fault(Tells::both), "");
   EXPECT_EQ(fault(Tells::waited), "");
   EXPECT_EQ(fault(Tells::nothing, true), "");
+}
+
+TEST(GpuEmulatorOrder, AReleaseSpeaksForEarlierLaunchesToo) {
+  Gpu gpu;
+  const auto write = [words = gpu.words](EmulatedThread& t) { t.store(words + t.thread(), 1); };
+  const auto release = [flags = gpu.flags](EmulatedThread& t) { t.add_release(flags, 1); };
+  const auto read = [words = gpu.words, flags = gpu.flags](EmulatedThread& t) {
+    if (t.thread() == 0) wait_for(t, flags, 32);
+    t.sync();
+    t.load(words + t.thread());
+  };
+  on_two_hosts(
+      gpu.emulator,
+      [&] {
+        gpu.emulator.launch(write, kOneWarp);
+        gpu.emulator.launch(release, kOneWarp);
+      },
+      [&] { EXPECT_EQ(gpu.fault(read, kOneWarp), ""); });
 }
 
 TEST(GpuEmulatorOrder, HostAccessesAreInOrderWithTheirThreadsLaunches) {

@@ -289,9 +289,6 @@ void Memory::check_races(
   } else {
     same->lanes |= now.lanes;
   }
-  if (kind == Access::write && line.released != 0) {
-    for (std::uintptr_t at = p; at < p + size; ++at) released_.erase(at);
-  }
 }
 
 void Memory::push(Line& line, const Record& record) {

@@ -97,7 +97,8 @@ class Memory {
   /// The same for a thread of the host and any number of bytes.
   void host_access(const Actor& actor, const void* p, std::size_t bytes, bool write, Site site);
 
-  /// What acquiring at this address makes known.
+  /// What acquiring at this address makes known. A plain store does not end it: who acquires behind
+  /// that store without a race knows as much through it.
   ClocksPtr released(const void* p) const;
   void release(const void* p, ClocksPtr known);
 
