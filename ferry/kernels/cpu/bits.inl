@@ -1,16 +1,10 @@
 // The bits of numbers, and what they stand for. Included first, inside an anonymous namespace.
 
-inline std::uint32_t bits_of(float x) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
+// Not std::bit_cast: a template of the library could be compiled for one instruction set and linked
+// into another's kernels.
+constexpr std::uint32_t bits_of(float x) { return __builtin_bit_cast(std::uint32_t, x); }
 
-inline float float_of(std::uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
+constexpr float float_of(std::uint32_t bits) { return __builtin_bit_cast(float, bits); }
 
 /// An e4m3fn code moved to where f16 has its exponent and mantissa stands for the value over this,
 /// 2 to the difference of the biases.

@@ -29,6 +29,7 @@ struct Tiling {
 // Each builds on those before it.
 // clang-format off
 #include "ferry/kernels/cpu/bits.inl"
+#include "ferry/kernels/cpu/elements.inl"
 #include "ferry/kernels/cpu/vec_scalar.inl"
 #include "ferry/kernels/cpu/int_scalar.inl"
 #include "ferry/kernels/cpu/math.inl"

@@ -1,0 +1,302 @@
+#include "apps/ferry/gpu_bench.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <mutex>
+#include <nlohmann/json.hpp>
+
+#include "ferry/core/error.h"
+#include "ferry/core/threads.h"
+#include "ferry/exchange/gpu/gpu_exchange.h"
+#include "ferry/launch.h"
+
+namespace ferry {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr std::uint16_t kOneBf16 = 0x3f80;
+constexpr int kWarmup = 5;
+constexpr int kLeastIterations = 5;
+constexpr int kMostIterations = 500;
+
+double median(std::vector<double> values) {
+  std::ranges::sort(values);
+  return values[values.size() / 2];
+}
+
+template <class T>
+std::unique_ptr<GpuMemory> uploaded(GpuQueue& queue, const std::vector<T>& from) {
+  auto memory = queue.allocate(std::max<std::size_t>(1, from.size() * sizeof(T)));
+  queue.copy(memory->data(), from.data(), from.size() * sizeof(T));
+  queue.synchronise();
+  return memory;
+}
+
+/// One rank's side.
+class GpuRank {
+ public:
+  GpuRank(const A2aCase& a2a, Transport& transport, GpuQueue& queue)
+      : a2a_(a2a),
+        transport_(transport),
+        queue_(queue),
+        exchange_(a2a.dispatcher(), transport, queue),
+        layout_(exchange_.options(), transport.size()) {
+    const auto tokens = static_cast<std::size_t>(a2a.tokens);
+    const auto hidden = static_cast<std::size_t>(a2a.hidden);
+    const std::size_t entries = tokens * static_cast<std::size_t>(a2a.topk);
+    std::vector<SlotId> slots(entries);
+    draw_routing(a2a.routing,
+                 a2a.experts,
+                 a2a.topk,
+                 static_cast<std::uint64_t>(transport.rank()) + 1,
+                 slots);
+    num_tokens_ = uploaded(queue, std::vector<int>{a2a.tokens});
+    slots_ = uploaded(queue, slots);
+    weights_ = uploaded(queue, std::vector<float>(entries, 1.0F));
+    rows_ = uploaded(queue, std::vector<std::uint16_t>(tokens * hidden, kOneBf16));
+    out_ = queue.allocate(tokens * hidden * sizeof(std::uint16_t));
+    from_ = queue.allocate(std::max(dispatch_bytes(), combine_bytes()) / 2);
+    to_ = queue.allocate(from_->size());
+  }
+
+  GpuTimes run() {
+    verify();
+    for (int i = 0; i < kWarmup; ++i) exchange();
+    queue_.synchronise();
+    GpuTimes times{.iterations = agreed_iterations()};
+    measure_phases(times);
+    times.floor_dispatch = measure_copy(times.iterations, dispatch_bytes() / 2);
+    times.floor_combine = measure_copy(times.iterations, combine_bytes() / 2);
+    meet();
+    const std::size_t begin = queue_.mark();
+    for (int i = 0; i < times.iterations; ++i) exchange();
+    const std::size_t end = queue_.mark();
+    exchange_.synchronise();
+    times.exchange = queue_.microseconds(begin, end) / times.iterations;
+    queue_.forget_marks();
+    meet();
+    return times;
+  }
+
+ private:
+  std::size_t entries() const {
+    return static_cast<std::size_t>(a2a_.tokens) * static_cast<std::size_t>(a2a_.topk);
+  }
+
+  std::ptrdiff_t stride() const {
+    return static_cast<std::ptrdiff_t>(sizeof(std::uint16_t)) * a2a_.hidden;
+  }
+
+  /// Read and written: every record's row.
+  std::size_t dispatch_bytes() const {
+    return entries() *
+           static_cast<std::size_t>(layout_.dispatch_row_bytes + layout_.expert_row_bytes);
+  }
+
+  /// Read: every result. Written: every token's sum.
+  std::size_t combine_bytes() const {
+    return entries() * static_cast<std::size_t>(layout_.combine_row_bytes) +
+           static_cast<std::size_t>(a2a_.tokens) * static_cast<std::size_t>(stride());
+  }
+
+  void meet() {
+    if (transport_.barrier(deadline_in(std::chrono::seconds(60))) == WaitResult::timed_out)
+      fail<Error>("bench: a rank did not reach the barrier in 60 s");
+  }
+
+  void dispatch() {
+    exchange_.dispatch_send({.rows = {rows_->data(), stride()},
+                             .type = DType::bf16,
+                             .tokens = num_tokens_->as<int>(),
+                             .slots = slots_->as<SlotId>()});
+    experts_ = exchange_.dispatch_recv();
+  }
+
+  void combine() {
+    exchange_.combine_send();
+    exchange_.combine_recv(
+        {.weights = weights_->as<float>(), .rows = {out_->data(), stride()}, .type = DType::bf16});
+  }
+
+  void exchange() {
+    dispatch();
+    combine();
+  }
+
+  /// Experts answer ones: every element of the sums is then topk.
+  void verify() {
+    meet();
+    dispatch();
+    exchange_.synchronise();
+    answer_ones();
+    combine();
+    exchange_.synchronise();
+    std::vector<std::uint16_t> sums(static_cast<std::size_t>(a2a_.tokens) *
+                                    static_cast<std::size_t>(a2a_.hidden));
+    queue_.copy(sums.data(), out_->data(), sums.size() * sizeof(std::uint16_t));
+    queue_.synchronise();
+    for (const std::uint16_t bits : sums) {
+      const auto sum = std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+      if (std::abs(sum - static_cast<float>(a2a_.topk)) > 0.01F * static_cast<float>(a2a_.topk))
+        fail<Error>("bench: a sum of {} ones is {}", a2a_.topk, sum);
+    }
+    meet();
+  }
+
+  /// The rows that came, which are ones, where they have the results' type; else written here.
+  void answer_ones() {
+    const std::size_t bytes = static_cast<std::size_t>(layout_.expert_rows) *
+                              static_cast<std::size_t>(layout_.output_row_bytes);
+    if (element_type(layout_.expert_type) == layout_.output_type) {
+      queue_.copy(experts_.out.base, experts_.in.base, bytes);
+    } else if (layout_.output_type == DType::f32) {
+      fill(std::vector<float>(bytes / sizeof(float), 1.0F));
+    } else {
+      fill(std::vector<std::uint16_t>(bytes / sizeof(std::uint16_t), kOneBf16));
+    }
+    queue_.synchronise();
+  }
+
+  template <class T>
+  void fill(const std::vector<T>& values) {
+    queue_.copy(experts_.out.base, values.data(), values.size() * sizeof(T));
+    queue_.synchronise();
+  }
+
+  /// As many as fit into the time by this rank's clock; rank 0's number is all ranks'.
+  int agreed_iterations() {
+    meet();
+    const Stopwatch watch;
+    exchange();
+    exchange_.synchronise();
+    int iterations = std::clamp(static_cast<int>(a2a_.seconds * 1e6 / 4 / watch.microseconds()),
+                                kLeastIterations,
+                                kMostIterations);
+    spread_from_first(transport_, std::as_writable_bytes(std::span(&iterations, std::size_t{1})));
+    return iterations;
+  }
+
+  void measure_phases(GpuTimes& times) {
+    meet();
+    for (int i = 0; i < times.iterations; ++i) {
+      queue_.mark();
+      dispatch();
+      queue_.mark();
+      combine();
+      queue_.mark();
+    }
+    exchange_.synchronise();
+    std::vector<double> dispatches;
+    std::vector<double> combines;
+    for (std::size_t i = 0; i < static_cast<std::size_t>(times.iterations); ++i) {
+      dispatches.push_back(queue_.microseconds(3 * i, 3 * i + 1));
+      combines.push_back(queue_.microseconds(3 * i + 1, 3 * i + 2));
+    }
+    queue_.forget_marks();
+    times.dispatch = median(dispatches);
+    times.combine = median(combines);
+  }
+
+  /// All ranks at a time.
+  double measure_copy(int iterations, std::size_t bytes) {
+    meet();
+    std::vector<double> all;
+    queue_.mark();
+    for (int i = 0; i < iterations; ++i) {
+      queue_.copy(to_->data(), from_->data(), bytes);
+      queue_.mark();
+    }
+    queue_.synchronise();
+    for (std::size_t i = 0; i < static_cast<std::size_t>(iterations); ++i)
+      all.push_back(queue_.microseconds(i, i + 1));
+    queue_.forget_marks();
+    return median(all);
+  }
+
+  const A2aCase& a2a_;
+  Transport& transport_;
+  GpuQueue& queue_;
+  GpuExchange exchange_;
+  const gpu::GpuLayout layout_;
+  ExpertRows experts_;
+  std::unique_ptr<GpuMemory> num_tokens_, slots_, weights_, rows_, out_, from_, to_;
+};
+
+}  // namespace
+
+GpuTimes measure_gpu_exchange(const A2aCase& a2a, const MakeGpuQueue& make_queue) {
+  GpuTimes slowest;
+  std::mutex mutex;
+  const LaunchOptions launch{.transport = "inproc", .ranks = a2a.ranks};
+  const int status = run_ranks(launch, [&](Transport& transport) {
+    const FlushDenormals flush;
+    const std::unique_ptr<GpuQueue> queue = make_queue(a2a.ranks);
+    const GpuTimes own = GpuRank(a2a, transport, *queue).run();
+    const std::lock_guard lock(mutex);
+    slowest.iterations = own.iterations;
+    for (const auto field : {&GpuTimes::dispatch,
+                             &GpuTimes::combine,
+                             &GpuTimes::floor_dispatch,
+                             &GpuTimes::floor_combine,
+                             &GpuTimes::exchange})
+      slowest.*field = std::max(slowest.*field, own.*field);
+    return 0;
+  });
+  FERRY_CHECK(status == 0, "ranks ended with status {}", status);
+  return slowest;
+}
+
+std::string gpu_heading(const A2aCase& first, const std::string& device) {
+  return fmt::format(
+      "H {}, {} experts, top-{}, {}/{}, ranks on one {}; us, median on the slowest rank; floor: "
+      "the device's copy of as many bytes\n"
+      "ep  tokens  dispatch   floor      x   combine   floor      x  exchange\n",
+      first.hidden,
+      first.experts,
+      first.topk,
+      wire_type_name(first.dispatch_wire),
+      wire_type_name(first.combine_wire),
+      device);
+}
+
+std::string gpu_line(const A2aCase& a2a, const GpuTimes& t) {
+  return fmt::format("{:2}  {:6}  {:8.1f}{:8.1f}{:7.2f}  {:8.1f}{:8.1f}{:7.2f}  {:8.1f}\n",
+                     a2a.ranks,
+                     a2a.tokens,
+                     t.dispatch,
+                     t.floor_dispatch,
+                     t.dispatch / t.floor_dispatch,
+                     t.combine,
+                     t.floor_combine,
+                     t.combine / t.floor_combine,
+                     t.exchange);
+}
+
+std::string gpu_json(const std::vector<std::pair<A2aCase, GpuTimes>>& all,
+                     const std::string& device) {
+  Json rows = Json::array();
+  for (const auto& [a2a, t] : all) {
+    rows.push_back({{"device", device},
+                    {"ranks", a2a.ranks},
+                    {"tokens", a2a.tokens},
+                    {"hidden", a2a.hidden},
+                    {"experts", a2a.experts},
+                    {"topk", a2a.topk},
+                    {"dispatch_wire", wire_type_name(a2a.dispatch_wire)},
+                    {"combine_wire", wire_type_name(a2a.combine_wire)},
+                    {"iterations", t.iterations},
+                    {"dispatch_us", t.dispatch},
+                    {"dispatch_floor_us", t.floor_dispatch},
+                    {"combine_us", t.combine},
+                    {"combine_floor_us", t.floor_combine},
+                    {"exchange_us", t.exchange}});
+  }
+  return rows.dump(2) + "\n";
+}
+
+}  // namespace ferry

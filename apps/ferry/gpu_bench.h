@@ -1,0 +1,36 @@
+// `ferry bench a2a --device cuda`: ranks of one process that share a GPU, each on a queue of its
+// own with its share of the multiprocessors, beside the device's own copy of as many bytes.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "apps/ferry/a2a_case.h"
+#include "ferry/exchange/gpu/gpu_queue.h"
+
+namespace ferry {
+
+/// Microseconds: medians over iterations, of the slowest rank.
+struct GpuTimes {
+  double dispatch = 0, combine = 0;              ///< each with both of its phases
+  double floor_dispatch = 0, floor_combine = 0;  ///< a copy of half the bytes read and written
+  double exchange = 0;                           ///< back to back, without marks between
+  int iterations = 0;
+};
+
+/// The queue of one of so many ranks.
+using MakeGpuQueue = std::function<std::unique_ptr<GpuQueue>(int ranks)>;
+
+/// Throws where the sums of the first exchange are wrong. Of the case: ranks, tokens, shape,
+/// routing, wires, layout and seconds.
+GpuTimes measure_gpu_exchange(const A2aCase& a2a, const MakeGpuQueue& make_queue);
+
+std::string gpu_heading(const A2aCase& first, const std::string& device);
+std::string gpu_line(const A2aCase& a2a, const GpuTimes& times);
+/// One array with an object for each case.
+std::string gpu_json(const std::vector<std::pair<A2aCase, GpuTimes>>& all,
+                     const std::string& device);
+
+}  // namespace ferry

@@ -1,0 +1,263 @@
+#include "ferry/exchange/gpu/gpu_exchange.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "ferry/core/error.h"
+#include "ferry/exchange/compatibility.h"
+
+namespace ferry {
+
+namespace {
+
+constexpr int kThreads = 256;  // of a block
+constexpr std::size_t kLine = 256;
+
+void refuse(bool when, std::string_view what) {
+  if (when) fail<ConfigError>("a GPU exchange has no {}", what);
+}
+
+[[noreturn]] void late(const std::string& what, Rank rank = -1) {
+  throw TransportError(TransportError::Kind::timeout, rank, what);
+}
+
+std::size_t aligned(std::size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
+
+}  // namespace
+
+void check_gpu_options(const DispatcherOptions& o, int ranks) {
+  check_options(o, ranks);
+  refuse(o.tp > 1, "groups: choose tp = 1");
+  refuse(o.exchange.hidden_partition, "hidden_partition");
+  refuse(o.exchange.format == DispatchFormat::row_pointers,
+         "row_pointers: choose padded or ragged");
+  refuse(o.exchange.reduce_at != ExchangeOptions::ReduceAt::home,
+         "sums by rank: choose a backend that combines per expert");
+  refuse(o.exchange.on_dead_rank == ExchangeOptions::OnDeadRank::mask,
+         "masks: choose a backend that fails when a rank dies");
+  if (o.topk > kWarpThreads) {
+    fail<ConfigError>(
+        "a GPU exchange takes up to {} experts a token, not {}", kWarpThreads, o.topk);
+  }
+}
+
+namespace gpu {
+
+GpuLayout::GpuLayout(const DispatcherOptions& o, int num_ranks)
+    : ranks(num_ranks),
+      slots(o.slots_per_rank),
+      topk(o.topk),
+      max_tokens(o.max_tokens),
+      hidden(o.hidden),
+      dispatch_wire(o.dispatch_wire),
+      expert_type(o.expert_type),
+      combine_wire(o.combine_wire),
+      output_type(o.output_type()),
+      padded(o.exchange.format == DispatchFormat::padded),
+      row_weights(o.row_weights),
+      slot_capacity(std::int64_t{num_ranks} * o.max_tokens),
+      alignment(o.row_alignment),
+      dispatch_row_bytes(static_cast<std::int64_t>(wire_row_bytes(o.dispatch_wire, o.hidden))),
+      expert_row_bytes(static_cast<std::int64_t>(wire_row_bytes(o.expert_type, o.hidden))),
+      output_row_bytes(o.hidden * static_cast<std::int64_t>(dtype_bytes(o.output_type()))),
+      combine_row_bytes(static_cast<std::int64_t>(wire_row_bytes(o.combine_wire, o.hidden))) {
+  const auto lists = static_cast<std::size_t>(ranks) * static_cast<std::size_t>(slots);
+  const auto tokens_of_list = static_cast<std::size_t>(max_tokens);
+  const std::int64_t records = slot_capacity * std::min(topk, slots);
+  expert_rows = padded ? slot_capacity * slots : records + alignment * slots;
+  const auto take = [this](std::size_t bytes) {
+    return std::exchange(part_bytes, part_bytes + aligned(bytes));
+  };
+  signals = take(kGpuSignals * static_cast<std::size_t>(ranks) * sizeof(std::uint64_t));
+  counts = take(lists * sizeof(std::uint32_t));
+  tokens = take(lists * tokens_of_list * sizeof(std::uint32_t));
+  weights = take(row_weights ? lists * tokens_of_list * sizeof(float) : 0);
+  result_rows = take(lists * sizeof(std::uint32_t));
+  stage = take(tokens_of_list * static_cast<std::size_t>(dispatch_row_bytes));
+  results = take(static_cast<std::size_t>(expert_rows * combine_row_bytes));
+}
+
+}  // namespace gpu
+
+GpuExchange::GpuExchange(const DispatcherOptions& options, Transport& transport, GpuQueue& queue)
+    : options_(options), queue_(queue) {
+  // Every reserved byte of a device is paid for.
+  options_.exchange.format = format_for(options_.exchange, /*reserved_costs=*/true);
+  check_gpu_options(options_, transport.size());
+  args_.layout = gpu::GpuLayout(options_, transport.size());
+  args_.rank = transport.rank();
+  args_.timeout_ns = static_cast<std::uint64_t>(options_.timeout.count());
+  const gpu::GpuLayout& layout = args_.layout;
+  const std::size_t shared = gpu::ReceiveTokens::shared_bytes(layout);
+  if (shared > queue.shared_bytes()) {
+    fail<ConfigError>("{} slots on {} ranks need {} bytes of a block's shared memory; {} has {}",
+                      layout.slots,
+                      layout.ranks,
+                      shared,
+                      queue.name(),
+                      queue.shared_bytes());
+  }
+  grid_ = {.blocks = queue.resident_blocks(kThreads), .threads = kThreads};
+  const auto rows = static_cast<std::size_t>(layout.expert_rows);
+  part_ = queue.allocate(layout.part_bytes);
+  state_ = queue.allocate(sizeof(gpu::GpuState));
+  in_slot_ = queue.allocate(static_cast<std::size_t>(layout.max_tokens * layout.topk) *
+                            sizeof(std::uint32_t));
+  input_ = queue.allocate(rows * static_cast<std::size_t>(layout.expert_row_bytes));
+  output_ = queue.allocate(
+      encodes_results() ? rows * static_cast<std::size_t>(layout.output_row_bytes) : 0);
+  weights_ = queue.allocate(layout.row_weights ? rows * sizeof(float) : 0);
+  counts_ = queue.allocate(static_cast<std::size_t>(layout.slots) * sizeof(std::int32_t));
+  offsets_ = queue.allocate(static_cast<std::size_t>(layout.slots) * sizeof(std::int64_t));
+  parts_ = queue.allocate(static_cast<std::size_t>(layout.ranks) * sizeof(std::byte*));
+  meet(transport);
+  args_.parts = parts_->as<std::byte* const>();
+  args_.state = state_->as<gpu::GpuState>();
+  args_.in_slot = in_slot_->as<std::uint32_t>();
+}
+
+GpuExchange::~GpuExchange() = default;
+
+/// Tells the peers where this rank's part is, and opens theirs.
+void GpuExchange::meet(Transport& transport) {
+  const std::vector<std::byte> own = queue_.share(*part_);
+  const auto ranks = static_cast<std::size_t>(transport.size());
+  const std::unique_ptr<Region> region = transport.allocate_region((ranks + 1) * own.size(), 1);
+  const std::span<std::byte> memory = region->local();
+  const std::span<std::byte> mine = memory.last(own.size());
+  std::ranges::copy(own, mine.begin());
+  for (Rank peer = 0; peer < transport.size(); ++peer) {
+    transport.put({.region = region.get(),
+                   .peer = peer,
+                   .offset = static_cast<std::size_t>(transport.rank()) * own.size(),
+                   .source = mine});
+  }
+  if (transport.wait(*region, 0, ranks, deadline_in(options_.timeout)) != WaitResult::reached)
+    late("not all ranks of a GPU exchange came within the timeout");
+  std::vector<std::byte*> parts(ranks, part_->data());
+  for (std::size_t peer = 0; peer < ranks; ++peer) {
+    if (static_cast<Rank>(peer) == transport.rank()) continue;
+    peers_.push_back(
+        queue_.open(memory.subspan(peer * own.size(), own.size()), args_.layout.part_bytes));
+    parts[peer] = peers_.back()->data();
+  }
+  queue_.copy(parts_->data(), parts.data(), ranks * sizeof(std::byte*));
+  queue_.synchronise();
+  if (transport.barrier(deadline_in(options_.timeout)) != WaitResult::reached)
+    late("not all ranks of a GPU exchange opened each other's memory within the timeout");
+}
+
+bool GpuExchange::encodes_results() const { return is_quantized(options_.combine_wire); }
+
+void GpuExchange::enter(Phase expected, Phase next, std::string_view name) {
+  FERRY_CHECK(phase_ == expected, "{} called out of turn, after {}", name, phase_name_);
+  phase_ = next;
+  phase_name_ = name;
+}
+
+void GpuExchange::launch(const GpuKernel& kernel, std::size_t shared_bytes) {
+  queue_.launch(kernel,
+                {.blocks = grid_.blocks, .threads = grid_.threads, .shared_bytes = shared_bytes});
+}
+
+void GpuExchange::dispatch_send(const GpuTokens& tokens) {
+  enter(Phase::idle, Phase::dispatch_sent, "dispatch_send");
+  FERRY_CHECK(tokens.tokens != nullptr && tokens.slots != nullptr,
+              "no number of tokens or no slots");
+  FERRY_CHECK(!options_.row_weights || tokens.row_weights != nullptr, "no row weights");
+  if (!tokens.encoded && is_quantized(options_.dispatch_wire) && tokens.type == DType::f16)
+    fail<ConfigError>("{} wires take f32 or bf16 rows, not f16",
+                      wire_type_name(options_.dispatch_wire));
+  args_.tokens = tokens.tokens;
+  args_.slots = tokens.slots;
+  const bool in_stage = tokens.rows.base == registered_input().base && !tokens.rows.pointers;
+  launch(gpu::SendTokens{.args = args_,
+                         .rows = in_stage ? RowsView{} : tokens.rows,
+                         .type = tokens.type,
+                         .encoded = tokens.encoded,
+                         .row_weights = tokens.row_weights},
+         gpu::SendTokens::shared_bytes(args_.layout));
+}
+
+ExpertRows GpuExchange::dispatch_recv() {
+  enter(Phase::dispatch_sent, Phase::dispatched, "dispatch_recv");
+  launch(gpu::ReceiveTokens{.args = args_,
+                            .input = input_->data(),
+                            .weights = weights_->as<float>(),
+                            .counts = counts_->as<std::int32_t>(),
+                            .offsets = offsets_->as<std::int64_t>()},
+         gpu::ReceiveTokens::shared_bytes(args_.layout));
+  const gpu::GpuLayout& layout = args_.layout;
+  const auto slots = static_cast<std::size_t>(layout.slots);
+  const auto rows = static_cast<std::size_t>(layout.expert_rows);
+  return {.format = options_.exchange.format,
+          .place = queue_.place(),
+          .counts = {counts_->as<const std::int32_t>(), slots},
+          .offsets = {offsets_->as<const std::int64_t>(), slots},
+          .in = {input_->data(), layout.expert_row_bytes},
+          .in_type = options_.expert_type,
+          .weights = {weights_->as<const float>(), layout.row_weights ? rows : 0},
+          .out = {encodes_results() ? output_->data() : part_->data() + layout.results,
+                  layout.output_row_bytes},
+          .out_type = layout.output_type,
+          .hidden = layout.hidden};
+}
+
+void GpuExchange::combine_send() {
+  enter(Phase::dispatched, Phase::combine_sent, "combine_send");
+  launch(gpu::SendResults{.args = args_,
+                          .output = encodes_results() ? output_->data() : nullptr,
+                          .counts = counts_->as<const std::int32_t>(),
+                          .offsets = offsets_->as<const std::int64_t>()},
+         gpu::SendResults::shared_bytes(args_.layout));
+}
+
+void GpuExchange::combine_recv(const GpuTarget& target) {
+  enter(Phase::combine_sent, Phase::idle, "combine_recv");
+  launch(gpu::SumResults{.args = args_,
+                         .weights = target.weights,
+                         .rows = target.rows,
+                         .type = target.type,
+                         .accumulate = target.accumulate},
+         gpu::SumResults::shared_bytes(args_.layout));
+}
+
+MutableRowsView GpuExchange::registered_input() const {
+  return {part_->data() + args_.layout.stage, args_.layout.dispatch_row_bytes};
+}
+
+void GpuExchange::synchronise() {
+  gpu::GpuFaultRecord fault;
+  queue_.copy(&fault, &args_.state->fault, sizeof fault);
+  queue_.synchronise();
+  using Kind = gpu::GpuFaultRecord;
+  const auto rank = static_cast<Rank>(fault.rank);
+  switch (fault.kind) {
+    case Kind::none:
+      return;
+    case Kind::no_tokens:
+    case Kind::no_results:
+      late(fmt::format("{}: nothing from rank {} within {} ms in exchange {}",
+                       fault.kind == Kind::no_tokens ? "dispatch_recv" : "combine_recv",
+                       rank,
+                       args_.timeout_ns / 1'000'000,
+                       fault.exchange),
+           rank);
+    case Kind::bad_id:
+      fail<BrokenContract>("dispatch_send: token {}: choice {} is slot {}, outside -1..{}",
+                           fault.where / options_.topk,
+                           fault.where % options_.topk,
+                           fault.value,
+                           args_.layout.ranks * args_.layout.slots - 1);
+    default:
+      throw TransportError(TransportError::Kind::io,
+                           rank,
+                           fmt::format("rank {} sent {} for slot {} in exchange {}: that cannot be",
+                                       rank,
+                                       fault.value,
+                                       fault.where,
+                                       fault.exchange));
+  }
+}
+
+}  // namespace ferry

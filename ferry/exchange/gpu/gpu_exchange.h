@@ -1,0 +1,90 @@
+// Dispatch and combine on GPUs: the phases of a Dispatcher whose steps are kernels on a queue. The
+// host plans nothing and waits for nothing between the phases; they can be captured in a graph.
+// gpu_layout.h says how the ranks' memory is laid out and why it is right.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "ferry/dispatcher.h"
+#include "ferry/exchange/gpu/gpu_queue.h"
+
+namespace ferry {
+
+/// Throws ConfigError that says what of these options a GPU exchange cannot do.
+void check_gpu_options(const DispatcherOptions& options, int ranks);
+
+/// Tokens of this rank, all in memory that the queue's kernels reach, until the exchange is over.
+struct GpuTokens {
+  RowsView rows = {};  ///< [tokens, H] of `type`; or registered_input(), which is not copied
+  DType type = DType::f32;
+  bool encoded = false;
+  const int* tokens = nullptr;         ///< their number, at most max_tokens: read when kernels run
+  const SlotId* slots = nullptr;       ///< [tokens, K], -1 = none
+  const float* row_weights = nullptr;  ///< [tokens, K], with the option row_weights
+};
+
+/// Where the sums go; as CombineTarget.
+struct GpuTarget {
+  const float* weights = nullptr;  ///< [tokens, K]
+  MutableRowsView rows = {};
+  DType type = DType::f32;
+  bool accumulate = false;
+};
+
+/// One lane: one exchange in flight. Construction is collective over `transport`, whose ranks share
+/// a host: it carries the addresses of memory and nothing afterwards. Phases in order on every
+/// rank, as a Dispatcher's; each puts one kernel on the queue and returns. A rank destroys its
+/// exchange once no peer reads from it any more: synchronise, then a barrier. Threads: one at a
+/// time. Errors: ConfigError for options; what goes wrong on the device (a rank that does not come
+/// within options.timeout, an id that is no slot's) is thrown by synchronise(), a TransportError or
+/// BrokenContract, and the exchange may then only be destroyed.
+class GpuExchange {
+ public:
+  GpuExchange(const DispatcherOptions& options, Transport& transport, GpuQueue& queue);
+  ~GpuExchange();
+  GpuExchange(const GpuExchange&) = delete;
+  GpuExchange& operator=(const GpuExchange&) = delete;
+
+  void dispatch_send(const GpuTokens& tokens);
+  /// Rows, counts and offsets in device memory, valid for work on the queue; the same memory in
+  /// every exchange.
+  ExpertRows dispatch_recv();
+  void combine_send();
+  void combine_recv(const GpuTarget& target);
+
+  /// Returns when everything on the queue is done; throws what an exchange ran into.
+  void synchronise();
+
+  MutableRowsView registered_input() const;
+
+  const DispatcherOptions& options() const { return options_; }
+
+ private:
+  enum class Phase : std::uint8_t { idle, dispatch_sent, dispatched, combine_sent };
+
+  void enter(Phase expected, Phase next, std::string_view name);
+  void launch(const GpuKernel& kernel, std::size_t shared_bytes);
+  void meet(Transport& transport);
+  bool encodes_results() const;
+
+  DispatcherOptions options_;
+  GpuQueue& queue_;
+  gpu::GpuExchangeArgs args_;
+  GpuGrid grid_;
+  Phase phase_ = Phase::idle;
+  std::string_view phase_name_ = "idle";
+
+  std::unique_ptr<GpuMemory> part_;
+  std::vector<std::unique_ptr<GpuMemory>> peers_;  // the others' parts, opened
+  std::unique_ptr<GpuMemory> parts_;               // [ranks] addresses
+  std::unique_ptr<GpuMemory> state_;
+  std::unique_ptr<GpuMemory> in_slot_;
+  std::unique_ptr<GpuMemory> input_;
+  std::unique_ptr<GpuMemory> output_;   // where results are encoded
+  std::unique_ptr<GpuMemory> weights_;  // with row_weights
+  std::unique_ptr<GpuMemory> counts_;
+  std::unique_ptr<GpuMemory> offsets_;
+};
+
+}  // namespace ferry

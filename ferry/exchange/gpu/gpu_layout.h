@@ -1,0 +1,124 @@
+// What lies where in the device memory of an exchange whose steps are kernels, and what its kernels
+// know of it.
+//
+// Every rank has a part that its peers read and write, at the same offsets on all ranks, and some
+// memory of its own. A home tells each peer, for each of its slots, which tokens it sends there:
+// a list with room for all tokens, in order of the tokens. So no list's place depends on another's
+// length, and one warp writes one list in one pass. The rows themselves stay in the home's stage;
+// the peer reads them from there. It answers with the row at which the results of each list begin,
+// and the home reads those. Signals are counters that hold the number of the exchange.
+//
+// Why nothing is overwritten too early: a rank sends its tokens of exchange e + 1 behind its sums
+// of e, for which it waited until all peers had sent their results of e; and those have taken its
+// tokens, and its lists, before. A rank's experts write results of e + 1 behind the wait for all
+// peers' tokens of e + 1, which these sent after they had read the results of e.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "ferry/kernels/gpu/thread.h"
+#include "ferry/types.h"
+#include "ferry/wire.h"
+
+namespace ferry {
+
+struct DispatcherOptions;
+
+namespace gpu {
+
+/// Signals of a part, one per source rank.
+enum class GpuSignal : int { tokens, results };
+
+inline constexpr int kGpuSignals = 2;
+
+/// What went wrong first in an exchange. A kernel that finds one here does nothing.
+struct GpuFaultRecord {
+  enum Kind : std::uint32_t {
+    none,
+    no_tokens,    ///< of `rank`, within the time
+    no_results,   ///< of `rank`, within the time
+    bad_id,       ///< entry `where` of the slot ids is `value`
+    bad_message,  ///< of `rank`: slot `where`, number `value`
+  };
+
+  std::uint32_t kind = none;
+  std::uint32_t rank = 0;
+  std::uint64_t exchange = 0;
+  std::int64_t where = 0;
+  std::int64_t value = 0;
+};
+
+/// Memory of one rank that peers do not see.
+struct GpuState {
+  std::uint64_t exchange = 0;  ///< the one that has begun last
+  std::uint32_t blocks_done = 0;
+  std::uint32_t has_fault = 0;  ///< who raises it from 0 writes the record
+  GpuFaultRecord fault;
+};
+
+/// Numbers that all kernels of an exchange share. Plain: travels with each launch.
+struct GpuLayout {
+  GpuLayout() = default;
+  /// REQUIRES: options that check_gpu_options() takes.
+  GpuLayout(const DispatcherOptions& options, int ranks);
+
+  int ranks = 0;
+  int slots = 0;  ///< of a rank
+  int topk = 0;
+  int max_tokens = 0;
+  int hidden = 0;
+  WireType dispatch_wire = WireType::f32;
+  WireType expert_type = WireType::f32;
+  WireType combine_wire = WireType::f32;
+  DType output_type = DType::f32;
+  bool padded = false;
+  bool row_weights = false;
+  std::int64_t slot_capacity = 0;  ///< padded: rows of a slot
+  std::int64_t alignment = 1;      ///< ragged: a slot's first row is a multiple of it
+  std::int64_t expert_rows = 0;
+
+  std::int64_t dispatch_row_bytes = 0;
+  std::int64_t expert_row_bytes = 0;
+  std::int64_t output_row_bytes = 0;
+  std::int64_t combine_row_bytes = 0;
+
+  // Offsets into a part.
+  std::size_t signals = 0;      ///< u64 [kGpuSignals][ranks]
+  std::size_t counts = 0;       ///< u32 [ranks][slots] tokens of each home for each of our slots
+  std::size_t tokens = 0;       ///< u32 [ranks][slots][max_tokens] and which
+  std::size_t weights = 0;      ///< f32 likewise, with row_weights
+  std::size_t result_rows = 0;  ///< u32 [ranks][slots] of each peer: where our results begin there
+  std::size_t stage = 0;        ///< [max_tokens] rows in dispatch wire
+  std::size_t results = 0;      ///< [expert_rows] rows in combine wire
+  std::size_t part_bytes = 0;
+
+  FERRY_GPU std::size_t signal_at(GpuSignal kind, int source) const {
+    return signals + static_cast<std::size_t>(static_cast<int>(kind) * ranks + source) *
+                         sizeof(std::uint64_t);
+  }
+
+  /// Of list (home, slot) in counts, and in result_rows with the peer in place of the home.
+  FERRY_GPU std::size_t list(int rank, int slot) const {
+    return static_cast<std::size_t>(rank) * static_cast<std::size_t>(slots) +
+           static_cast<std::size_t>(slot);
+  }
+};
+
+/// What a rank's kernels are given: the numbers, and where memory lies.
+struct GpuExchangeArgs {
+  GpuLayout layout;
+  int rank = 0;
+  std::uint64_t timeout_ns = 0;
+  std::byte* const* parts = nullptr;  ///< [ranks] as this rank's device sees them
+  GpuState* state = nullptr;
+  std::uint32_t* in_slot = nullptr;  ///< [max_tokens, topk] place in its list, of the first k that
+                                     ///< names the slot
+  const int* tokens = nullptr;       ///< this rank's number of them, read when a kernel runs
+  const SlotId* slots = nullptr;     ///< [tokens, topk]
+
+  FERRY_GPU std::byte* own() const { return parts[rank]; }
+};
+
+}  // namespace gpu
+}  // namespace ferry

@@ -1,0 +1,92 @@
+// A queue of a GPU: memory, and kernels that run in the order in which they are put there. CUDA's
+// is a stream (cuda_queue.cu); that of the emulator runs the same kernels on a host
+// (tests/support/emulated_queue.h).
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "ferry/exchange/gpu/combine_results.h"
+#include "ferry/exchange/gpu/receive_tokens.h"
+#include "ferry/exchange/gpu/send_tokens.h"
+#include "ferry/memory_kind.h"
+
+namespace ferry {
+
+/// The kernels of an exchange.
+using GpuKernel =
+    std::variant<gpu::SendTokens, gpu::ReceiveTokens, gpu::SendResults, gpu::SumResults>;
+
+/// Memory of a device, of this rank or opened from a peer's.
+class GpuMemory {
+ public:
+  virtual ~GpuMemory() = default;
+  GpuMemory(const GpuMemory&) = delete;
+  GpuMemory& operator=(const GpuMemory&) = delete;
+
+  std::byte* data() const { return data_; }
+
+  std::size_t size() const { return size_; }
+
+  template <class T>
+  T* as() const {
+    return reinterpret_cast<T*>(data_);
+  }
+
+ protected:
+  GpuMemory(std::byte* data, std::size_t size) : data_(data), size_(size) {}
+
+ private:
+  std::byte* data_;
+  std::size_t size_;
+};
+
+/// Owned by who made it; outlives what was allocated from it. Threads: one at a time. Errors: a
+/// GpuError (cuda_queue.cu) or what the emulator found, from this call or a later one.
+class GpuQueue {
+ public:
+  GpuQueue() = default;
+  virtual ~GpuQueue() = default;
+  GpuQueue(const GpuQueue&) = delete;
+  GpuQueue& operator=(const GpuQueue&) = delete;
+
+  virtual std::string_view name() const = 0;
+
+  /// Device memory that is valid for work on this queue.
+  virtual MemoryPlace place() const = 0;
+
+  /// Zeroed device memory, aligned to 256 bytes.
+  virtual std::unique_ptr<GpuMemory> allocate(std::size_t bytes) = 0;
+
+  /// What a peer on this host needs to open `memory`: plain bytes, of one size on all ranks.
+  virtual std::vector<std::byte> share(const GpuMemory& memory) = 0;
+  virtual std::unique_ptr<GpuMemory> open(std::span<const std::byte> shared, std::size_t bytes) = 0;
+
+  /// Between host and device, either way, behind what the queue has; the host's side may be used
+  /// again when synchronise() returns.
+  virtual void copy(void* to, const void* from, std::size_t bytes) = 0;
+
+  virtual void launch(const GpuKernel& kernel, const GpuGrid& grid) = 0;
+
+  /// Returns when everything that was put here is done.
+  virtual void synchronise() = 0;
+
+  /// Notes the time when everything put here so far is done; gives the mark's number, from 0.
+  virtual std::size_t mark() = 0;
+  /// Between two marks, after synchronise().
+  virtual double microseconds(std::size_t from, std::size_t to) = 0;
+  virtual void forget_marks() = 0;
+
+  /// Blocks of `threads` threads that may be on the device at once for this queue: what a kernel
+  /// whose blocks wait for other ranks' must not exceed.
+  virtual int resident_blocks(int threads) const = 0;
+
+  /// Shared memory that a block can have.
+  virtual std::size_t shared_bytes() const = 0;
+};
+
+}  // namespace ferry

@@ -1,0 +1,112 @@
+// What the kernels of an exchange have in common: faults, waits, signals, shares of work.
+#pragma once
+
+#include "ferry/exchange/gpu/gpu_layout.h"
+#include "ferry/kernels/gpu/rows.h"
+
+namespace ferry::gpu {
+
+template <class T>
+FERRY_GPU T* at(std::byte* part, std::size_t offset) {
+  return reinterpret_cast<T*>(part + offset);
+}
+
+/// The first fault of an exchange is the one that is told.
+template <class Thread>
+FERRY_GPU void record_fault(Thread& t, const GpuExchangeArgs& args, const GpuFaultRecord& fault) {
+  if (t.add_acquire_release(&args.state->has_fault, 1) != 0) return;
+  GpuFaultRecord* to = &args.state->fault;
+  t.store(&to->kind, fault.kind);
+  t.store(&to->rank, fault.rank);
+  t.store(&to->exchange, fault.exchange);
+  t.store(&to->where, fault.where);
+  t.store(&to->value, fault.value);
+}
+
+/// Waits until every peer's signal has the number of this exchange: thread r for peer r. False, for
+/// the whole block, where one does not come in time, or an earlier kernel found a fault.
+template <class Thread>
+FERRY_GPU bool await_all(Thread& t, const GpuExchangeArgs& args, GpuSignal kind) {
+  auto* failed = reinterpret_cast<std::uint32_t*>(t.shared());
+  if (t.thread() == 0) t.store(failed, t.load_acquire(&args.state->has_fault));
+  t.sync();
+  if (t.load(failed) != 0) return false;
+  t.sync();
+  const std::uint64_t exchange = t.load(&args.state->exchange);
+  const std::uint64_t start = t.nanoseconds();
+  bool here = true;
+  for (int peer = t.thread(); peer < args.layout.ranks; peer += t.threads()) {
+    const auto* signal =
+        at<const std::uint64_t>(t.load(args.parts + args.rank), args.layout.signal_at(kind, peer));
+    while (here && t.load_acquire(signal) < exchange) {
+      t.pause();
+      here = t.nanoseconds() - start < args.timeout_ns;
+    }
+    if (!here) {
+      record_fault(t,
+                   args,
+                   {.kind = kind == GpuSignal::tokens ? GpuFaultRecord::no_tokens
+                                                      : GpuFaultRecord::no_results,
+                    .rank = static_cast<std::uint32_t>(peer),
+                    .exchange = exchange});
+      t.add(failed, 1);
+      break;
+    }
+  }
+  t.sync();
+  const bool all = t.load(failed) == 0;
+  t.sync();  // shared memory is free again
+  return all;
+}
+
+/// Called by all threads of all blocks when their work is done: the last block to come tells all
+/// peers.
+template <class Thread>
+FERRY_GPU void signal_all(Thread& t,
+                          const GpuExchangeArgs& args,
+                          GpuSignal kind,
+                          std::uint64_t exchange) {
+  auto* last = reinterpret_cast<std::uint32_t*>(t.shared());
+  t.sync();
+  if (t.thread() == 0) {
+    const std::uint32_t before = t.add_acquire_release(&args.state->blocks_done, 1);
+    t.store(last, static_cast<std::uint32_t>(before + 1 == static_cast<std::uint32_t>(t.blocks())));
+  }
+  t.sync();
+  if (t.load(last) == 0) return;
+  if (t.thread() == 0) {
+    t.store(&args.state->blocks_done, 0U);
+    t.store(&args.state->exchange, exchange);
+  }
+  for (int peer = t.thread(); peer < args.layout.ranks; peer += t.threads()) {
+    auto* signal =
+        at<std::uint64_t>(t.load(args.parts + peer), args.layout.signal_at(kind, args.rank));
+    t.store_release(signal, exchange);
+  }
+}
+
+/// body(unit) for this warp's share of `units`; `dealt` units went to the warps before them.
+template <class Thread, class Body>
+FERRY_GPU void for_units(Thread& t, std::int64_t units, Body body, std::int64_t dealt = 0) {
+  const std::int64_t warps = std::int64_t{t.blocks()} * t.warps();
+  const std::int64_t own = std::int64_t{t.block()} * t.warps() + t.warp();
+  for (std::int64_t unit = (own - dealt % warps + warps) % warps; unit < units; unit += warps)
+    body(unit);
+}
+
+constexpr std::int64_t pieces_of(std::int64_t n, std::int64_t piece) {
+  return (n + piece - 1) / piece;
+}
+
+/// The last i with begins[i] <= x. REQUIRES: rising, begins[0] <= x.
+template <class Thread>
+FERRY_GPU int find_last(Thread& t, const std::uint32_t* begins, int n, std::uint32_t x) {
+  int low = 0;
+  for (int high = n; high - low > 1;) {
+    const int middle = (low + high) / 2;
+    (t.load(begins + middle) <= x ? low : high) = middle;
+  }
+  return low;
+}
+
+}  // namespace ferry::gpu

@@ -1,0 +1,188 @@
+// Dispatch, the receiving side: a place for every row, which is a prefix sum over what all ranks
+// send; then the rows, read from their homes' stages. Every block works the places out for itself:
+// that is less than to wait for another's.
+#pragma once
+
+#include "ferry/exchange/gpu/gpu_steps.h"
+
+namespace ferry::gpu {
+
+struct ReceiveTokens {
+  GpuExchangeArgs args;
+  std::byte* input = nullptr;       ///< [expert_rows] rows of expert_type
+  float* weights = nullptr;         ///< [expert_rows], with row_weights
+  std::int32_t* counts = nullptr;   ///< [slots] what experts get,
+  std::int64_t* offsets = nullptr;  ///< [slots] and where
+
+  /// Of a block: where each home's rows begin among those of a slot, and each slot's first record
+  /// and first row.
+  static constexpr std::size_t shared_bytes(const GpuLayout& layout) {
+    const auto slots = static_cast<std::size_t>(layout.slots);
+    return (slots * static_cast<std::size_t>(layout.ranks) + 2 * (slots + 1)) *
+           sizeof(std::uint32_t);
+  }
+
+  template <class Thread>
+  FERRY_GPU void operator()(Thread& t) const {
+    if (!await_all(t, args, GpuSignal::tokens)) return;
+    const GpuLayout& layout = args.layout;
+    count_slots(t);
+    t.sync();
+    if (t.warp() == 0) {
+      add_up(t, first_record(t), [](std::uint32_t count) { return count; });
+    } else if (t.warp() == 1) {
+      add_up(t, first_row(t), [&](std::uint32_t count) {
+        const auto unit = static_cast<std::uint32_t>(layout.alignment);
+        return layout.padded ? static_cast<std::uint32_t>(layout.slot_capacity)
+                             : (count + unit - 1) / unit * unit;
+      });
+    }
+    t.sync();
+    if (t.block() == 0) publish(t);
+    const std::int64_t pieces = pieces_of(layout.hidden, kPieceValues);
+    const std::int64_t records = t.load(first_record(t) + layout.slots);
+    for_units(t, records * pieces, [&](std::int64_t unit) {
+      take_row(t, static_cast<std::uint32_t>(unit / pieces), unit % pieces * kPieceValues);
+    });
+  }
+
+ private:
+  /// The home whose rows stand at this place among a slot's: from this rank on, as on the CPU.
+  FERRY_GPU int home_at(int order) const { return (args.rank + order) % args.layout.ranks; }
+
+  /// [slots][ranks], in the homes' order
+  template <class Thread>
+  FERRY_GPU std::uint32_t* first_of_home(Thread& t) const {
+    return reinterpret_cast<std::uint32_t*>(t.shared());
+  }
+
+  /// [slots + 1]
+  template <class Thread>
+  FERRY_GPU std::uint32_t* first_record(Thread& t) const {
+    return first_of_home(t) + args.layout.slots * args.layout.ranks;
+  }
+
+  /// [slots + 1]
+  template <class Thread>
+  FERRY_GPU std::uint32_t* first_row(Thread& t) const {
+    return first_record(t) + args.layout.slots + 1;
+  }
+
+  /// Into both arrays by slot: the number of its rows. A number that cannot be counts as 0.
+  template <class Thread>
+  FERRY_GPU void count_slots(Thread& t) const {
+    const GpuLayout& layout = args.layout;
+    const auto* counts_of = at<const std::uint32_t>(t.load(args.parts + args.rank), layout.counts);
+    for (int slot = t.thread(); slot < layout.slots; slot += t.threads()) {
+      std::uint32_t rows = 0;
+      for (int order = 0; order < layout.ranks; ++order) {
+        const int home = home_at(order);
+        std::uint32_t count = t.load(counts_of + layout.list(home, slot));
+        if (count > static_cast<std::uint32_t>(layout.max_tokens)) {
+          bad_message(t, home, slot, count);
+          count = 0;
+        }
+        t.store(first_of_home(t) + slot * layout.ranks + order, rows);
+        rows += count;
+      }
+      t.store(first_record(t) + slot, rows);
+      t.store(first_row(t) + slot, rows);
+    }
+  }
+
+  /// Turns counts into where each begins, by one warp; the sum goes behind them.
+  template <class Thread, class Room>
+  FERRY_GPU void add_up(Thread& t, std::uint32_t* begins, Room room) const {
+    const int slots = args.layout.slots;
+    std::uint32_t before = 0;
+    for (int begin = 0; begin < slots; begin += kWarpThreads) {
+      const int slot = begin + t.lane();
+      const std::uint32_t own = slot < slots ? room(t.load(begins + slot)) : 0;
+      std::uint32_t sum = own;
+      for (int lanes = 1; lanes < kWarpThreads; lanes *= 2) {
+        const std::uint32_t below = t.shuffle_up(sum, lanes);
+        if (t.lane() >= lanes) sum += below;
+      }
+      if (slot < slots) t.store(begins + slot, before + sum - own);
+      before += t.shuffle(sum, kWarpThreads - 1);
+    }
+    if (t.lane() == 0) t.store(begins + slots, before);
+  }
+
+  /// To experts: counts and offsets. To every home: where its results will begin.
+  template <class Thread>
+  FERRY_GPU void publish(Thread& t) const {
+    const GpuLayout& layout = args.layout;
+    for (int slot = t.thread(); slot < layout.slots; slot += t.threads()) {
+      const std::uint32_t* record = first_record(t) + slot;
+      const std::uint32_t row = t.load(first_row(t) + slot);
+      t.store(counts + slot, static_cast<std::int32_t>(t.load(record + 1) - t.load(record)));
+      t.store(offsets + slot, std::int64_t{row});
+      for (int order = 0; order < layout.ranks; ++order) {
+        auto* rows = at<std::uint32_t>(t.load(args.parts + home_at(order)), layout.result_rows);
+        t.store(rows + layout.list(args.rank, slot),
+                row + t.load(first_of_home(t) + slot * layout.ranks + order));
+      }
+    }
+  }
+
+  /// A piece of the row of record `record`, by one warp.
+  template <class Thread>
+  FERRY_GPU void take_row(Thread& t, std::uint32_t record, std::int64_t first) const {
+    const GpuLayout& layout = args.layout;
+    const int slot = find_last(t, first_record(t), layout.slots, record);
+    const std::uint32_t in_slot = record - t.load(first_record(t) + slot);
+    const std::uint32_t* homes = first_of_home(t) + slot * layout.ranks;
+    const int order = find_last(t, homes, layout.ranks, in_slot);
+    const int home = home_at(order);
+    const std::size_t entry =
+        layout.list(home, slot) * static_cast<std::size_t>(layout.max_tokens) +
+        (in_slot - t.load(homes + order));
+    std::byte* own = t.load(args.parts + args.rank);
+    const std::uint32_t token = t.load(at<const std::uint32_t>(own, layout.tokens) + entry);
+    if (token >= static_cast<std::uint32_t>(layout.max_tokens)) {
+      if (t.lane() == 0) bad_message(t, home, slot, token);
+      return;
+    }
+    const std::int64_t place = std::int64_t{t.load(first_row(t) + slot)} + in_slot;
+    const std::byte* from =
+        t.load(args.parts + home) + layout.stage + token * layout.dispatch_row_bytes;
+    std::byte* to = input + place * layout.expert_row_bytes;
+    if (layout.row_weights && first == 0 && t.lane() == 0)
+      t.store(weights + place, t.load(at<const float>(own, layout.weights) + entry));
+    if (layout.expert_type == layout.dispatch_wire) {
+      copy_piece(t, to, from, first);
+      return;
+    }
+    const DType type = layout.expert_type == WireType::f32 ? DType::f32 : DType::bf16;
+    decode(t, from, layout.dispatch_wire, to, type, layout.hidden, first);
+  }
+
+  /// As delivered, scales and all: the pieces of a row are as many shares of its bytes.
+  template <class Thread>
+  FERRY_GPU void copy_piece(Thread& t,
+                            std::byte* to,
+                            const std::byte* from,
+                            std::int64_t first) const {
+    constexpr std::int64_t kUnit = 16;
+    const std::int64_t pieces = pieces_of(args.layout.hidden, kPieceValues);
+    const std::int64_t bytes = args.layout.dispatch_row_bytes;
+    const std::int64_t share = (bytes / pieces + kUnit) / kUnit * kUnit;
+    const std::int64_t begin = first / kPieceValues * share;
+    if (begin >= bytes) return;
+    copy_bytes(t, to + begin, from + begin, bytes - begin < share ? bytes - begin : share);
+  }
+
+  template <class Thread>
+  FERRY_GPU void bad_message(Thread& t, int home, int slot, std::uint32_t value) const {
+    record_fault(t,
+                 args,
+                 {.kind = GpuFaultRecord::bad_message,
+                  .rank = static_cast<std::uint32_t>(home),
+                  .exchange = t.load(&args.state->exchange),
+                  .where = slot,
+                  .value = value});
+  }
+};
+
+}  // namespace ferry::gpu

@@ -1,0 +1,114 @@
+// Dispatch, the sending side: this rank's tokens into its stage, and to every peer the lists that
+// say which of them its slots compute.
+#pragma once
+
+#include "ferry/exchange/gpu/gpu_steps.h"
+
+namespace ferry::gpu {
+
+struct SendTokens {
+  GpuExchangeArgs args;
+  RowsView rows = {};  ///< [tokens, hidden] of `type`; null base: they are in the stage already
+  DType type = DType::f32;
+  bool encoded = false;                ///< rows are in wire type already
+  const float* row_weights = nullptr;  ///< [tokens, topk], with that option
+
+  static constexpr std::size_t shared_bytes(const GpuLayout&) { return sizeof(std::uint32_t); }
+
+  template <class Thread>
+  FERRY_GPU void operator()(Thread& t) const {
+    const int tokens = t.load(args.tokens);
+    const std::uint64_t exchange = t.load(&args.state->exchange) + 1;
+    if (rows.base != nullptr) stage_rows(t, tokens);
+    check_ids(t, tokens, exchange);
+    const GpuLayout& layout = args.layout;
+    for_units(t, std::int64_t{layout.ranks} * layout.slots, [&](std::int64_t slot) {
+      write_list(t, tokens, static_cast<SlotId>(slot));
+    });
+    signal_all(t, args, GpuSignal::tokens, exchange);
+  }
+
+ private:
+  template <class Thread>
+  FERRY_GPU const std::byte* row(Thread& t, std::int64_t token) const {
+    return rows.pointers != nullptr ? t.load(rows.pointers + token)
+                                    : rows.base + token * rows.stride;
+  }
+
+  template <class Thread>
+  FERRY_GPU void stage_rows(Thread& t, int tokens) const {
+    const GpuLayout& layout = args.layout;
+    std::byte* stage = t.load(args.parts + args.rank) + layout.stage;
+    const std::int64_t piece =
+        encoded ? layout.dispatch_row_bytes : encode_piece(layout.dispatch_wire, layout.hidden);
+    const std::int64_t pieces = encoded ? 1 : pieces_of(layout.hidden, piece);
+    for_units(t, tokens * pieces, [&](std::int64_t unit) {
+      const std::int64_t token = unit / pieces;
+      std::byte* to = stage + token * layout.dispatch_row_bytes;
+      if (encoded)
+        copy_bytes(t, to, row(t, token), piece);
+      else
+        encode(
+            t, row(t, token), type, to, layout.dispatch_wire, layout.hidden, unit % pieces * piece);
+    });
+  }
+
+  /// An id outside -1..slots - 1 goes nowhere and is told.
+  template <class Thread>
+  FERRY_GPU void check_ids(Thread& t, int tokens, std::uint64_t exchange) const {
+    const std::int64_t entries = std::int64_t{tokens} * args.layout.topk;
+    const std::int64_t threads = std::int64_t{t.blocks()} * t.threads();
+    for (std::int64_t e = std::int64_t{t.block()} * t.threads() + t.thread(); e < entries;
+         e += threads) {
+      const SlotId slot = t.load(args.slots + e);
+      if (slot >= -1 && slot < args.layout.ranks * args.layout.slots) continue;
+      record_fault(
+          t,
+          args,
+          {.kind = GpuFaultRecord::bad_id, .exchange = exchange, .where = e, .value = slot});
+    }
+  }
+
+  /// Whether no earlier k of the token names the slot.
+  template <class Thread>
+  FERRY_GPU bool names_first(Thread& t, std::int64_t entry, SlotId slot) const {
+    for (std::int64_t before = entry / args.layout.topk * args.layout.topk; before < entry;
+         ++before)
+      if (t.load(args.slots + before) == slot) return false;
+    return true;
+  }
+
+  template <class Thread>
+  FERRY_GPU void write_list(Thread& t, int tokens, SlotId slot) const {
+    const GpuLayout& layout = args.layout;
+    std::byte* part = t.load(args.parts + slot / layout.slots);
+    const std::size_t list = layout.list(args.rank, slot % layout.slots);
+    const std::size_t first = list * static_cast<std::size_t>(layout.max_tokens);
+    auto* to = at<std::uint32_t>(part, layout.tokens) + first;
+    auto* weights = at<float>(part, layout.weights) + first;
+    const std::int64_t entries = std::int64_t{tokens} * layout.topk;
+    std::uint32_t count = 0;
+    for (std::int64_t begin = 0; begin < entries; begin += kWarpThreads) {
+      const std::int64_t entry = begin + t.lane();
+      const bool named =
+          entry < entries && t.load(args.slots + entry) == slot && names_first(t, entry, slot);
+      const std::uint32_t all = t.ballot(named);
+      if (named) {
+        const std::uint32_t place = count + count_bits(all & ((1U << t.lane()) - 1));
+        t.store(to + place, static_cast<std::uint32_t>(entry / layout.topk));
+        t.store(args.in_slot + entry, place);
+        if (layout.row_weights) t.store(weights + place, t.load(row_weights + entry));
+      }
+      count += count_bits(all);
+    }
+    if (t.lane() == 0) t.store(at<std::uint32_t>(part, layout.counts) + list, count);
+  }
+
+  static constexpr std::uint32_t count_bits(std::uint32_t x) {
+    x -= x >> 1 & 0x55555555U;
+    x = (x & 0x33333333U) + (x >> 2 & 0x33333333U);
+    return ((x + (x >> 4)) & 0x0f0f0f0fU) * 0x01010101U >> 24;
+  }
+};
+
+}  // namespace ferry::gpu

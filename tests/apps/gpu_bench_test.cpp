@@ -1,0 +1,50 @@
+// The measurement of exchanges on GPUs, over the emulator: that it verifies, ends and counts. Times
+// of an emulator mean nothing.
+#include "apps/ferry/gpu_bench.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "support/emulated_queue.h"
+
+namespace ferry {
+namespace {
+
+A2aCase small_case(int ranks, int tokens) {
+  A2aCase a2a{
+      .ranks = ranks, .tokens = tokens, .hidden = 64, .experts = 4, .topk = 2, .seconds = 0.01};
+  a2a.exchange.format = DispatchFormat::ragged;
+  return a2a;
+}
+
+GpuTimes measured(const A2aCase& a2a) {
+  testing::GpuEmulator device({.seed = 3});
+  return measure_gpu_exchange(
+      a2a, [&](int) { return std::make_unique<testing::EmulatedQueue>(device, 1); });
+}
+
+TEST(GpuBench, MeasuresRanksThatShareADevice) {
+  for (const int tokens : {1, 5}) {
+    const A2aCase a2a = small_case(2, tokens);
+    const GpuTimes times = measured(a2a);
+    EXPECT_GE(times.iterations, 5);
+    EXPECT_GT(times.dispatch, 0);
+    EXPECT_GT(times.combine, 0);
+    EXPECT_GT(times.exchange, 0);
+    const auto rows = nlohmann::json::parse(gpu_json({{a2a, times}}, "a device"));
+    EXPECT_EQ(rows.at(0).at("tokens"), tokens);
+    EXPECT_EQ(rows.at(0).at("device"), "a device");
+  }
+}
+
+TEST(GpuBench, MeasuresQuantisedWires) {
+  A2aCase a2a = small_case(1, 3);
+  a2a.dispatch_wire = WireType::fp8;
+  a2a.expert_type = WireType::fp8;
+  a2a.combine_wire = WireType::int8;
+  EXPECT_GT(measured(a2a).dispatch, 0);
+}
+
+}  // namespace
+}  // namespace ferry

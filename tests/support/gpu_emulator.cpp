@@ -1,0 +1,373 @@
+#include "support/gpu_emulator.h"
+
+#include <cxxabi.h>
+#include <fmt/core.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <map>
+#include <new>
+#include <vector>
+
+#include "support/gpu/launch.h"
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
+namespace ferry::testing {
+
+using gpu::Access;
+using gpu::Actor;
+using gpu::Clocks;
+using gpu::ClocksPtr;
+using gpu::HasTurn;
+using gpu::WarpStep;
+
+// --- EmulatedThread
+// --------------------------------------------------------------------------------
+
+EmulatedThread::EmulatedThread(gpu::Thread& self)
+    : self_(self),
+      block_(static_cast<int>(self.block->number)),
+      blocks_(self.launch->grid().blocks),
+      thread_(static_cast<int>(self.actor.thread)),
+      threads_(self.launch->grid().threads),
+      shared_(reinterpret_cast<std::byte*>(self.block->shared->begin)) {}
+
+void EmulatedThread::before_load(const void* p, std::size_t bytes, Site site) const {
+  self_.launch->access(self_, p, bytes, Access::read, site);
+}
+
+void EmulatedThread::before_store(const void* p, std::size_t bytes, Site site) const {
+  self_.launch->access(self_, p, bytes, Access::write, site);
+}
+
+void EmulatedThread::sync(Site site) const { self_.launch->sync(self_, site); }
+
+void EmulatedThread::sync_warp(Site site) const {
+  self_.launch->warp_step(self_, WarpStep::sync, 0, 0, 0, site);
+}
+
+std::uint64_t EmulatedThread::shuffle_bits(std::uint64_t v,
+                                           std::size_t bytes,
+                                           int lane,
+                                           Site site) const {
+  return self_.launch->warp_step(self_, WarpStep::shuffle, bytes, v, lane, site);
+}
+
+std::uint64_t EmulatedThread::shuffle_xor_bits(std::uint64_t v,
+                                               std::size_t bytes,
+                                               int mask,
+                                               Site site) const {
+  return self_.launch->warp_step(self_, WarpStep::shuffle_xor, bytes, v, lane() ^ mask, site);
+}
+
+std::uint64_t EmulatedThread::shuffle_up_bits(std::uint64_t v,
+                                              std::size_t bytes,
+                                              int lanes,
+                                              Site site) const {
+  const int from = lanes <= lane() ? lane() - lanes : lane();
+  return self_.launch->warp_step(self_, WarpStep::shuffle_up, bytes, v, from, site);
+}
+
+std::uint32_t EmulatedThread::ballot(bool b, Site site) const {
+  return static_cast<std::uint32_t>(
+      self_.launch->warp_step(self_, WarpStep::ballot, 0, b ? 1 : 0, 0, site));
+}
+
+template <class V>
+V EmulatedThread::add_word(V* p, V v, Site site) const {
+  self_.launch->access(self_, p, sizeof(V), Access::device_add, site);
+  // As strong as with a fence around it: for host threads that touch what kernels do.
+  const V before = __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL);
+  self_.launch->add_relaxed(self_, p);
+  return before;
+}
+
+template <class V>
+V EmulatedThread::acquire_word(const V* p, Site site) const {
+  self_.launch->access(self_, p, sizeof(V), Access::system_read, site);
+  const V v = __atomic_load_n(p, __ATOMIC_ACQUIRE);
+  self_.launch->acquire(self_, p);
+  return v;
+}
+
+template <class V>
+void EmulatedThread::release_word(V* p, V v, Site site) const {
+  self_.launch->access(self_, p, sizeof(V), Access::system_write, site);
+  self_.launch->release(self_, p, false);
+  __atomic_store_n(p, v, __ATOMIC_RELEASE);
+}
+
+template <class V>
+void EmulatedThread::add_release_word(V* p, V v, Site site) const {
+  self_.launch->access(self_, p, sizeof(V), Access::system_write, site);
+  self_.launch->release(self_, p, true);
+  __atomic_fetch_add(p, v, __ATOMIC_RELEASE);
+}
+
+std::uint32_t EmulatedThread::add(std::uint32_t* p, std::uint32_t v, Site site) const {
+  return add_word(p, v, site);
+}
+
+std::uint64_t EmulatedThread::add(std::uint64_t* p, std::uint64_t v, Site site) const {
+  return add_word(p, v, site);
+}
+
+std::uint32_t EmulatedThread::add_acquire_release(std::uint32_t* p,
+                                                  std::uint32_t v,
+                                                  Site site) const {
+  self_.launch->access(self_, p, sizeof v, Access::device_add, site);
+  self_.launch->acquire(self_, p);
+  self_.launch->release(self_, p, true);
+  return __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL);
+}
+
+std::uint32_t EmulatedThread::load_acquire(const std::uint32_t* p, Site site) const {
+  return acquire_word(p, site);
+}
+
+std::uint64_t EmulatedThread::load_acquire(const std::uint64_t* p, Site site) const {
+  return acquire_word(p, site);
+}
+
+void EmulatedThread::store_release(std::uint32_t* p, std::uint32_t v, Site site) const {
+  release_word(p, v, site);
+}
+
+void EmulatedThread::store_release(std::uint64_t* p, std::uint64_t v, Site site) const {
+  release_word(p, v, site);
+}
+
+void EmulatedThread::add_release(std::uint32_t* p, std::uint32_t v, Site site) const {
+  add_release_word(p, v, site);
+}
+
+void EmulatedThread::add_release(std::uint64_t* p, std::uint64_t v, Site site) const {
+  add_release_word(p, v, site);
+}
+
+void EmulatedThread::fence(Site) const { self_.launch->fence(self_); }
+
+void EmulatedThread::pause(Site) const { self_.launch->pause(self_); }
+
+std::uint64_t EmulatedThread::nanoseconds() const {
+  return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch() /
+                                    std::chrono::nanoseconds(1));
+}
+
+// --- GpuEmulator
+// -----------------------------------------------------------------------------------
+
+namespace {
+
+constexpr std::size_t kZone = 256;                   // around an allocation; its alignment too
+constexpr std::size_t kMostSharedBytes = 227 << 10;  // of a block; what sm_90 has
+
+std::string name_of(const std::type_info& type) {
+  int status = 0;
+  char* const name = abi::__cxa_demangle(type.name(), nullptr, nullptr, &status);
+  std::string text = status == 0 ? name : type.name();
+  std::free(name);
+  return text;
+}
+
+std::uint64_t mix(std::uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
+  return x ^ (x >> 31);
+}
+
+// Unlike its id, no later thread gets it again.
+std::uint64_t number_of_this_thread() {
+  static std::atomic<std::uint64_t> threads = 0;
+  thread_local const std::uint64_t number = threads++;
+  return number;
+}
+
+void check_grid(const GpuGrid& grid) {
+  if (grid.blocks < 1 || grid.threads < 1 || grid.threads > 1024 ||
+      grid.threads % kWarpThreads != 0 || grid.shared_bytes > kMostSharedBytes) {
+    throw std::invalid_argument(
+        fmt::format("no such grid: {} blocks of {} threads with {} bytes of shared memory",
+                    grid.blocks,
+                    grid.threads,
+                    grid.shared_bytes));
+  }
+}
+
+}  // namespace
+
+// All below is for who has the turn.
+struct GpuEmulator::Impl {
+  struct Host {
+    std::uint32_t begun = 0, ended = 0;  // launches
+    ClocksPtr known;
+  };
+
+  struct Allocation {
+    std::byte* zone = nullptr;
+    std::size_t bytes = 0;  // of zones and all
+  };
+
+  explicit Impl(GpuEmulatorOptions wanted)
+      : options(wanted), device{.options = options, .memory = {}, .turn = gpu::Turn(wanted.seed)} {}
+
+  void know_all_that_ended(Clocks& clocks) const {
+    for (std::uint32_t host = 0; host < hosts.size(); ++host) {
+      clocks.know_whole(host, hosts[host].ended);
+    }
+  }
+
+  std::uint32_t this_host() {
+    const auto [entry, is_new] =
+        host_threads.try_emplace(number_of_this_thread(), static_cast<std::uint32_t>(hosts.size()));
+    if (is_new) {
+      Clocks known;
+      know_all_that_ended(known);
+      hosts.push_back({.known = std::make_shared<const Clocks>(std::move(known))});
+    }
+    return entry->second;
+  }
+
+  // The next launch of this host thread, before it runs.
+  Actor begin(const std::string& kernel) {
+    const std::uint32_t index = this_host();
+    Host& host = hosts[index];
+    ++host.begun;
+    device.memory.name_launch(index, host.begun, kernel);
+    if (options.launches_in_order) {
+      auto known = std::make_shared<Clocks>(*host.known);
+      know_all_that_ended(*known);
+      host.known = std::move(known);
+    }
+    return {.host = index, .number = host.begun, .known = host.known};
+  }
+
+  void end(const Actor& actor, const ClocksPtr& known) {
+    Host& host = hosts[actor.host];
+    auto all = std::make_shared<Clocks>(*known);
+    all->know_whole(actor.host, actor.number);
+    host.known = std::move(all);
+    host.ended = actor.number;
+  }
+
+  void host_access(const void* p, std::size_t bytes, bool write, Site site) {
+    const HasTurn turn(device.turn);
+    if (bytes == 0 || !options.watch) return;
+    const Actor actor = begin("");
+    device.memory.host_access(actor, p, bytes, write, site);
+    end(actor, actor.known);
+  }
+
+  const GpuEmulatorOptions options;
+  gpu::Device device;
+  std::map<std::uint64_t, std::uint32_t> host_threads;
+  std::vector<Host> hosts;
+  std::map<void*, Allocation> allocations;
+  int num_allocations = 0;
+};
+
+GpuEmulator::GpuEmulator(GpuEmulatorOptions options) : impl_(std::make_unique<Impl>(options)) {}
+
+GpuEmulator::~GpuEmulator() {
+  while (!impl_->allocations.empty()) free(impl_->allocations.begin()->first);
+}
+
+void* GpuEmulator::allocate(std::size_t bytes, std::string name) {
+  if (bytes == 0) return nullptr;
+  const HasTurn turn(impl_->device.turn);
+  const std::size_t whole = (bytes + kZone - 1) / kZone * kZone + 2 * kZone;
+  auto* const zone = static_cast<std::byte*>(std::aligned_alloc(kZone, whole));
+  if (zone == nullptr) throw std::bad_alloc();
+  std::memset(zone, 0xa5, whole);
+  std::byte* const memory = zone + kZone;
+  ++impl_->num_allocations;
+  if (name.empty()) name = fmt::format("allocation {}", impl_->num_allocations);
+  impl_->device.memory.add(memory, bytes, std::move(name));
+  impl_->allocations[memory] = {.zone = zone, .bytes = whole};
+#ifdef __SANITIZE_ADDRESS__
+  __asan_poison_memory_region(zone, kZone);
+  __asan_poison_memory_region(memory + bytes, whole - kZone - bytes);
+#endif
+  return memory;
+}
+
+void GpuEmulator::free(void* memory) {
+  if (memory == nullptr) return;
+  const HasTurn turn(impl_->device.turn);
+  const auto found = impl_->allocations.find(memory);
+  if (found == impl_->allocations.end()) {
+    throw std::invalid_argument("this memory was not allocated here");
+  }
+#ifdef __SANITIZE_ADDRESS__
+  __asan_unpoison_memory_region(found->second.zone, found->second.bytes);
+#endif
+  impl_->device.memory.remove(memory);
+  std::free(found->second.zone);
+  impl_->allocations.erase(found);
+}
+
+void GpuEmulator::watch(const void* memory, std::size_t bytes, std::string name) {
+  const HasTurn turn(impl_->device.turn);
+  impl_->device.memory.add(memory, bytes, std::move(name));
+}
+
+void GpuEmulator::unwatch(const void* memory) {
+  const HasTurn turn(impl_->device.turn);
+  impl_->device.memory.remove(memory);
+}
+
+void GpuEmulator::run(const void* kernel,
+                      void (*call)(const void*, EmulatedThread&),
+                      const std::type_info& type,
+                      const GpuGrid& grid) {
+  check_grid(grid);
+  const HasTurn turn(impl_->device.turn);
+  std::string& first_fault = impl_->device.fault;
+  if (!first_fault.empty()) {
+    throw GpuFault("nothing runs after a fault: " + first_fault);
+  }
+  const Actor actor = impl_->begin(name_of(type));
+  const std::uint64_t seed =
+      mix(impl_->options.seed + mix((std::uint64_t{actor.host} << 32) + actor.number));
+  try {
+    gpu::Launch launch(impl_->device, {.kernel = kernel, .call = call}, grid, actor, seed);
+    impl_->end(actor, launch.run());
+  } catch (const GpuFault& fault) {
+    if (first_fault.empty()) first_fault = fault.what();
+    throw;
+  }
+}
+
+void GpuEmulator::host_reads(const void* p, std::size_t bytes, Site site) {
+  impl_->host_access(p, bytes, false, site);
+}
+
+void GpuEmulator::host_writes(const void* p, std::size_t bytes, Site site) {
+  impl_->host_access(p, bytes, true, site);
+}
+
+void GpuEmulator::host_released(const void* p) {
+  const HasTurn turn(impl_->device.turn);
+  ClocksPtr known = impl_->hosts[impl_->this_host()].known;
+  gpu::ClockJoiner().join(known, impl_->device.memory.released(p));
+  impl_->device.memory.release(p, std::move(known));
+}
+
+void GpuEmulator::host_acquired(const void* p) {
+  const HasTurn turn(impl_->device.turn);
+  const std::uint32_t host = impl_->this_host();
+  gpu::ClockJoiner().join(impl_->hosts[host].known, impl_->device.memory.released(p));
+}
+
+void GpuEmulator::synchronize() {
+  const HasTurn turn(impl_->device.turn);
+  const std::uint32_t host = impl_->this_host();
+  auto known = std::make_shared<Clocks>(*impl_->hosts[host].known);
+  impl_->know_all_that_ended(*known);
+  impl_->hosts[host].known = std::move(known);
+}
+
+}  // namespace ferry::testing

@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Checks and measures exchanges on a machine with a CUDA device.
+# Usage: tools/gpu_check.sh [pack|run|sanitize] [FOLDER]    (default: run)
+#
+#   pack      builds with FERRY_WITH_CUDA and puts what a run needs into build/gpu_check, libraries too: on any
+#             machine, with a device or not. That folder and the tree are all that must travel (its size is printed).
+#   run       packs if that has not been done; then the exchange's conformance with 1, 2, 4 and 8 ranks on the first
+#             device, `ferry bench a2a --device cuda`, and torch's index-and-copy of the same rows where a python3
+#             with torch is there. Writes table.txt, exchange.json and peer.json into FOLDER (build/gpu_check/out).
+#   sanitize  a part of the conformance under compute-sanitizer: memcheck, then racecheck.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+what=${1:-run}
+packed=build/gpu_check
+out=${2:-$packed/out}
+
+# Shared libraries but those that every system has, and must have its own of.
+copy_libraries() {
+  ldd "$1" | awk '$3 ~ /^\// { print $3 }' | grep -vE '/(libc|libm|libstdc\+\+|libgcc_s|libdl|libpthread|librt|ld-linux[^/]*)\.so' |
+    xargs -r cp -uLt "$packed/lib"
+}
+
+pack() {
+  cmake --preset release -B build/gpu -DFERRY_WITH_CUDA=ON -DFERRY_BUILD_TESTS=ON -DFERRY_BUILD_BENCH=OFF \
+    -DFERRY_BUILD_PYTHON=OFF -DFERRY_UNITY=ON >/dev/null
+  cmake --build build/gpu -j "$(nproc)" --target ferry_app exchange_test
+  mkdir -p "$packed/lib"
+  cp build/gpu/ferry build/gpu/exchange_test "$packed"
+  copy_libraries build/gpu/ferry
+  copy_libraries build/gpu/exchange_test
+  strip "$packed/ferry" "$packed/exchange_test"
+  echo "gpu_check: $packed holds what a run needs, $(du -sh "$packed" | cut -f1)"
+}
+
+conformance() {  # conformance FILTER [COMMAND...]: fails where all tests are skipped, too
+  local filter=$1 log
+  shift
+  log=$(mktemp)
+  LD_LIBRARY_PATH=$packed/lib "$@" "$packed/exchange_test" --gtest_filter="$filter" | tee "$log"
+  if grep -q '  SKIPPED  ' "$log"; then
+    echo "gpu_check: no CUDA device was used; the reason is above" >&2
+    return 1
+  fi
+}
+
+measure() {
+  local shape=(--hidden 7168 --experts 256 --topk 8 --ep "2,4,8" --transport inproc --device cuda)
+  LD_LIBRARY_PATH=$packed/lib "$packed/ferry" bench a2a "${shape[@]}" --tokens 1,8,128,4096 --json >"$out/exchange.json"
+  LD_LIBRARY_PATH=$packed/lib "$packed/ferry" bench a2a "${shape[@]}" --tokens 1,8,128,4096 | tee "$out/table.txt"
+  if python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+    python3 tools/gpu_copy_peer.py --json "$out/peer.json" | tee -a "$out/table.txt"
+  else
+    echo "gpu_check: no python3 with torch that sees the device; the peer is left out"
+  fi
+}
+
+case "$what" in
+  pack) pack ;;
+  run)
+    [[ -x $packed/ferry && -x $packed/exchange_test ]] || pack
+    mkdir -p "$out"
+    conformance '*GpuDevice*'
+    measure
+    ;;
+  sanitize)
+    [[ -x $packed/exchange_test ]] || pack
+    for tool in memcheck racecheck; do
+      conformance '*GpuDevice*/1' compute-sanitizer --tool "$tool" --error-exitcode 1
+    done
+    ;;
+  *) echo "usage: tools/gpu_check.sh [pack|run|sanitize] [FOLDER]" >&2; exit 2 ;;
+esac
