@@ -227,7 +227,8 @@ constexpr auto kResponses = std::to_array<Member>({
     {"top_logprobs", kDone},
     {"user", kDone},
     {"chat_template_kwargs", kDone},
-    {"store", kHarmless},           // nothing is
+    {"store", kDone},
+    {"previous_response_id", kDone},
     {"metadata", kHarmless},        // comes back as it is
     {"max_tool_calls", kHarmless},  // of tools that OpenAI runs
     {"stream_options", kHarmless},  // padding against who listens to lengths
@@ -239,7 +240,6 @@ constexpr auto kResponses = std::to_array<Member>({
     {"access_programs", kHarmless},
     {"background_options", kHarmless},
     {"image", kHarmless},  // of images, which are refused
-    {"previous_response_id", kRefused},
     {"conversation", kRefused},
     {"background", kRefused, "false"},
     {"prompt", kRefused},

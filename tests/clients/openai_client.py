@@ -45,6 +45,19 @@ def check_responses(client: openai.OpenAI, model: str) -> None:
         last = stream.get_final_response()
     expect(text == whole.output_text == last.output_text, (text, last))
 
+    kept = client.responses.retrieve(whole.id)
+    expect(kept.to_dict() == whole.to_dict(), kept)
+    more = client.responses.create(**{**same, "input": "What is 3 + 4?", "previous_response_id": whole.id})
+    items = client.responses.input_items.list(more.id, order="asc").data
+    expect([item.type for item in items] == ["message"] * 3, items)
+    expect(items[1].content[0].text == whole.output_text, items)
+    client.responses.delete(whole.id)
+    refused(openai.NotFoundError, lambda: client.responses.retrieve(whole.id))
+    gone = refused(
+        openai.BadRequestError, lambda: client.responses.create(**{**same, "previous_response_id": whole.id})
+    )
+    expect(gone.code == "previous_response_not_found" and gone.param == "previous_response_id", gone.body)
+
     parameters = {
         "type": "object",
         "properties": {"place": {"enum": ["Bern", "Rome"]}},
