@@ -5,6 +5,7 @@
 
 #include "apps/ferry/command_line.h"
 #include "ferry/checkpoint/hub_cache.h"
+#include "ferry/model/kv_type.h"
 #include "ferry/text/answer/answer_parser.h"
 
 namespace ferry {
@@ -44,6 +45,7 @@ ServedModel served_model(const Session& session,
           .max_context = session.model.max_context(),
           .started = std::time(nullptr),
           .weights = std::string(weight_type_name(session.model.weights().type)),
+          .kv_type = std::string(kv_type_name(session.model.kv_type())),
           .backend = std::string(backend_name(run.decoder.backend)),
           .transport = run.launch.transport,
           .ranks = run.launch.ranks};

@@ -35,6 +35,7 @@ struct ServedModel {
   int max_context = 0;
   std::time_t started = 0;
   std::string weights;  ///< type they are held in
+  std::string kv_type;  ///< that of keys and values
   std::string backend;
   std::string transport;
   int ranks = 1;
