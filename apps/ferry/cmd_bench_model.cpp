@@ -22,6 +22,7 @@
 #include "apps/ferry/session.h"
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
+#include "ferry/model/kv_type.h"
 
 namespace ferry {
 
@@ -180,10 +181,12 @@ class Report {
     if (session.options.json) return;
     const RunOptions& o = session.options;
     fmt::print(
-        "{}, {} weights, {}, {} ranks x {} threads; the machine reads {:.1f} GB/s and multiplies "
+        "{}, {} weights, keys and values as {}, {}, {} ranks x {} threads; the machine reads "
+        "{:.1f} GB/s and multiplies "
         "at {:.2f} TFLOP/s\n",
         o.model.string(),
         weight_type_name(session.model.weights().type),
+        kv_type_name(session.model.kv_type()),
         arithmetic_name(o.numerics),
         o.launch.ranks,
         o.threads,
@@ -207,9 +210,13 @@ class Report {
     }
     const Summary rate = summarize(std::move(rates));
     const double cpu_us = summarize(std::move(cpu)).p50;
-    const auto work_of = test.prompt ? prompt_work : decode_work;
-    const Work work =
-        work_of(session_.config(), session_.model.weights().type, test.tokens, test.batch);
+    const WeightType weights = session_.model.weights().type;
+    const Work work = test.prompt ? prompt_work(session_.config(), weights, test.tokens, test.batch)
+                                  : decode_work(session_.config(),
+                                                weights,
+                                                test.tokens,
+                                                test.batch,
+                                                session_.options.decoder.kv_type);
     const double floor =
         (test.prompt ? tokens : static_cast<double>(test.batch)) / work.seconds(peaks_);
     if (session_.options.json) {
@@ -256,6 +263,7 @@ class Report {
       const Test& test, const Summary& rate, double cpu_us, const Work& work, double floor) const {
     const RunOptions& o = session_.options;
     return {{"weights", weight_type_name(session_.model.weights().type)},
+            {"kv_cache_dtype", kv_type_name(session_.model.kv_type())},
             {"ep", o.launch.ranks},
             {"tp", o.decoder.tp},
             {"threads", o.threads},

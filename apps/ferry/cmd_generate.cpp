@@ -18,6 +18,7 @@
 #include "apps/ferry/session.h"
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
+#include "ferry/model/kv_type.h"
 
 namespace ferry {
 
@@ -116,6 +117,7 @@ void print_json(const Session& session,
   report["transport"] = o.launch.transport;
   report["threads"] = o.threads;
   report["weights"] = weight_type_name(session.model.weights().type);
+  report["kv_cache_dtype"] = kv_type_name(session.model.kv_type());
   report["isa"] = isa_name(kernels().isa);
   report["numerics"] = numerics_name(o.numerics);
   report["prefill_tokens_per_s"] = rate(stats.prefill_tokens, stats.prefill_time);

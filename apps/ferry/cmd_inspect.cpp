@@ -14,6 +14,7 @@
 #include "ferry/checkpoint/stored_format.h"
 #include "ferry/core/error.h"
 #include "ferry/model/checkpoint.h"
+#include "ferry/model/kv_type.h"
 #include "ferry/model/mixers/mixer.h"
 #include "ferry/model/summary.h"
 #include "ferry/model/weights.h"
@@ -28,6 +29,7 @@ using Json = nlohmann::ordered_json;
 struct InspectOptions {
   std::string directory;
   int ep = 1;
+  std::string kv_type = "auto";
   bool json = false;
 };
 
@@ -71,9 +73,11 @@ Json to_json(const ChatSupport& chat) {
   return report;
 }
 
-StateLayout state_layout(const Checkpoint& checkpoint) {
-  const DType type = activation_type(choose_weights(checkpoint, {}).type);
-  return StateLayout(state_specs(checkpoint.config(), type));
+/// Of keys and values.
+WireType kv_type_of(const Checkpoint& checkpoint, const InspectOptions& o) {
+  const auto given = parse_kv_type(o.kv_type, "--kv-cache-dtype");
+  check_kv_type(given, checkpoint.config());
+  return given.value_or(wire_type(activation_type(choose_weights(checkpoint, {}).type)));
 }
 
 /// The form of what is stored quantised; empty where all is plain.
@@ -103,8 +107,10 @@ std::string describe_mixers(const ModelConfig& config) {
 Json to_json(const Checkpoint& checkpoint,
              const ModelSummary& s,
              const ChatSupport& chat,
-             const std::vector<RankBytes>& ranks) {
+             const std::vector<RankBytes>& ranks,
+             WireType kv_type) {
   const ModelConfig& c = checkpoint.config();
+  const StateLayout state(state_specs(c, kv_type));
   Json report{{"model", checkpoint.directory()},
               {"architecture", c.architecture},
               {"layers", c.layers},
@@ -114,8 +120,9 @@ Json to_json(const Checkpoint& checkpoint,
               {"kv_heads", c.kv_heads},
               {"head_dim", c.head_dim},
               {"latent_rank", c.latent.rank},
-              {"kv_bytes_per_token", state_layout(checkpoint).bytes_per_position()},
-              {"bytes_per_sequence", state_layout(checkpoint).fixed_bytes()},
+              {"kv_type", kv_type_name(kv_type)},
+              {"kv_bytes_per_token", state.bytes_per_position()},
+              {"bytes_per_sequence", state.fixed_bytes()},
               {"vocab", c.vocab},
               {"max_positions", c.max_positions},
               {"experts", c.moe.experts},
@@ -150,7 +157,8 @@ Json to_json(const Checkpoint& checkpoint,
 void print_tables(const Checkpoint& checkpoint,
                   const ModelSummary& s,
                   const ChatSupport& chat,
-                  const std::vector<RankBytes>& ranks) {
+                  const std::vector<RankBytes>& ranks,
+                  WireType kv_type) {
   const ModelConfig& c = checkpoint.config();
   fmt::print("{}\n", checkpoint.directory());
   fmt::print("  architecture   {}, {} layers ({} sparse), hidden {}\n",
@@ -163,9 +171,10 @@ void print_tables(const Checkpoint& checkpoint,
              c.head_dim,
              describe_mixers(c),
              c.max_positions);
-  const StateLayout state = state_layout(checkpoint);
-  fmt::print("  cache          {} for each token{}\n",
+  const StateLayout state(state_specs(c, kv_type));
+  fmt::print("  cache          {} for each token, as {}{}\n",
              human(state.bytes_per_position()),
+             kv_type_name(kv_type),
              state.fixed_bytes() > 0
                  ? fmt::format(", {} for each sequence", human(state.fixed_bytes()))
                  : std::string());
@@ -219,13 +228,14 @@ int inspect(const InspectOptions& o) {
     fail<ConfigError>("--ep must be 1 to {}, not {}", kMaxRanks, o.ep);
   const std::filesystem::path directory = find_model(o.directory);
   const Checkpoint checkpoint = Checkpoint::open(directory);
+  const WireType kv_type = kv_type_of(checkpoint, o);
   const ModelSummary summary = summarize(checkpoint);
   const std::vector<RankBytes> ranks = bytes_per_rank(checkpoint, o.ep);
   const ChatSupport chat = chat_support(directory);
   if (o.json)
-    fmt::print("{}\n", to_json(checkpoint, summary, chat, ranks).dump(2));
+    fmt::print("{}\n", to_json(checkpoint, summary, chat, ranks, kv_type).dump(2));
   else
-    print_tables(checkpoint, summary, chat, ranks);
+    print_tables(checkpoint, summary, chat, ranks, kv_type);
   return 0;
 }
 
@@ -243,6 +253,12 @@ void add_inspect(Command& app, int& status) {
       ->required();
   command->add_option("--ep", options->ep, "Ranks that the experts are spread over")
       ->type_name("N")
+      ->capture_default_str();
+  command
+      ->add_option("--kv-cache-dtype",
+                   options->kv_type,
+                   "Keys and values as auto (as activations), f32, bf16, int8, fp8_e4m3 (or fp8)")
+      ->type_name("T")
       ->capture_default_str();
   command->add_flag("--json", options->json, "As JSON");
   command->callback([options, &status] { status = inspect(*options); });

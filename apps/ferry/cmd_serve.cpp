@@ -206,7 +206,7 @@ void print_config(const ServeOptions& o,
   const RunOptions& run = session.options;
   spdlog::info(
       "{}: ep {}, tp {}, threads {}, {}, {}, {} weights, {}; context {}, {} requests run and {} "
-      "wait at most, keys and values of {} positions; {}",
+      "wait at most, keys and values of {} positions as {}; {}",
       model.name,
       run.launch.ranks,
       run.decoder.tp,
@@ -219,6 +219,7 @@ void print_config(const ServeOptions& o,
       running_at_start(run),
       run.engine.max_waiting,
       kv_capacity,
+      model.kv_type,
       o.http.api_key.empty() ? "no API key" : "with an API key");
   const char* scheme = o.http.ssl_certfile.empty() ? "http" : "https";
   spdlog::info("ready at {}://{}:{}", scheme, o.http.host, port);

@@ -9,6 +9,7 @@
 #include "apps/ferry/command_line.h"
 #include "ferry/checkpoint/hub_cache.h"
 #include "ferry/core/error.h"
+#include "ferry/model/kv_type.h"
 #include "ferry/runtime/core_map.h"
 #include "ferry/transport/registry.h"
 
@@ -151,6 +152,13 @@ CommonOptions::CommonOptions(Command& app) {
          "--combine-wire", combine_wire_, "Results come back as one of these [as activations]")
       ->type_name("W")
       ->group(kGroup);
+  app.add_option("--kv-cache-dtype",
+                 kv_type_,
+                 "Keep keys and values as auto (as activations), f32, bf16, int8, fp8_e4m3 (or "
+                 "fp8): narrower ones take less memory, and other bits come")
+      ->type_name("T")
+      ->capture_default_str()
+      ->group(kGroup);
   app.add_option("--context-length", context_length_, "Positions of a sequence [the model's]")
       ->type_name("N")
       ->group(kGroup);
@@ -224,6 +232,7 @@ RunOptions CommonOptions::resolve(bool elastic) const {
                .replica_rule = balance_.replica_rule(),
                .dispatch_wire = parse_wire_option("--dispatch-wire", dispatch_wire_),
                .combine_wire = parse_wire_option("--combine-wire", combine_wire_),
+               .kv_type = parse_kv_type(kv_type_, "--kv-cache-dtype"),
                .timeout = timeout()};
   o.engine = {.max_sequences_per_rank = in_range("--max-sequences", max_sequences_, 1, 1 << 16),
               .max_tokens_per_step = max_tokens_,

@@ -58,6 +58,7 @@ class CommonOptions {
   std::string numerics_ = "exact";
   std::string dispatch_wire_;
   std::string combine_wire_;
+  std::string kv_type_ = "auto";
   double timeout_s_ = 30;
   int context_length_ = 0;
   int max_tokens_ = 512;

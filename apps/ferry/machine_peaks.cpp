@@ -93,11 +93,9 @@ Work step_work(const ModelConfig& config, WeightType weights, const StepShape& s
   double held = 0;    // weights that the step touches
   double active = 0;  // weights that one token meets
   double router = 0;
-  double kept = 0;      // numbers kept of a position
   double position = 0;  // multiply-adds of a token for each position that it sees
   for (int layer = 0; layer < config.layers; ++layer) {
     const MixerWork mixer = mixer_of(config, layer).work(config);
-    kept += mixer.kept;
     position += mixer.position;
     double both = mixer.weights;
     if (config.sparse(layer)) {
@@ -112,9 +110,11 @@ Work step_work(const ModelConfig& config, WeightType weights, const StepShape& s
     active += both;
   }
   const double head = hidden * config.vocab;
-  const auto cache_bytes = static_cast<double>(dtype_bytes(activation_type(weights)));
+  const WireType kv_type = step.kv_type.value_or(wire_type(activation_type(weights)));
+  const auto kept =
+      static_cast<double>(StateLayout(state_specs(config, kv_type)).bytes_per_position());
   return {.bytes = (held + head) * bytes_per_weight(weights, config.hidden) +
-                   router * sizeof(float) + step.cached * kept * cache_bytes,
+                   router * sizeof(float) + step.cached * kept,
           .operations = 2 * (step.tokens * (active + router) + step.wanted * head +
                              step.attended * position)};
 }
@@ -127,14 +127,19 @@ Work prompt_work(const ModelConfig& config, WeightType weights, int tokens, int 
       {.tokens = n * batch, .wanted = 1.0 * batch, .attended = n * (n + 1) / 2 * batch});
 }
 
-Work decode_work(const ModelConfig& config, WeightType weights, int tokens, int batch) {
+Work decode_work(const ModelConfig& config,
+                 WeightType weights,
+                 int tokens,
+                 int batch,
+                 std::optional<WireType> kv_type) {
   const double mean_length = (tokens + 1) / 2.0;
   return step_work(config,
                    weights,
                    {.tokens = 1.0 * batch,
                     .wanted = 1.0 * batch,
                     .attended = mean_length * batch,
-                    .cached = (mean_length - 1) * batch});
+                    .cached = (mean_length - 1) * batch,
+                    .kv_type = kv_type});
 }
 
 }  // namespace ferry

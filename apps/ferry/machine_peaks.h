@@ -3,11 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "ferry/core/types.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/kernels/packed_matrix.h"
 #include "ferry/model/config.h"
+#include "ferry/wire.h"
 
 namespace ferry {
 
@@ -35,6 +37,7 @@ struct StepShape {
   double wanted = 0;    ///< tokens whose logits are wanted
   double attended = 0;  ///< positions that the tokens attend to, summed over the tokens
   double cached = 0;    ///< of these, positions that earlier steps wrote: read from memory
+  std::optional<WireType> kv_type = {};  ///< of what is read; default: as activations
 };
 
 /// One step of a whole model; experts as even routing touches them.
@@ -50,6 +53,10 @@ double experts_touched(int experts, int topk, double tokens);
 Work prompt_work(const ModelConfig& config, WeightType weights, int tokens, int batch);
 
 /// The mean step of generating `tokens` tokens from nothing for `batch` sequences.
-Work decode_work(const ModelConfig& config, WeightType weights, int tokens, int batch);
+Work decode_work(const ModelConfig& config,
+                 WeightType weights,
+                 int tokens,
+                 int batch,
+                 std::optional<WireType> kv_type = {});
 
 }  // namespace ferry

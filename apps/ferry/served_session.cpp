@@ -5,6 +5,7 @@
 
 #include "apps/ferry/command_line.h"
 #include "ferry/checkpoint/hub_cache.h"
+#include "ferry/model/kv_type.h"
 #include "ferry/text/answer/answer_parser.h"
 
 namespace ferry {
@@ -45,6 +46,7 @@ ServedModel served_model(const Session& session,
           .started = std::time(nullptr),
           .weights = std::string(weight_type_name(session.model.weights().type)),
           .numerics = std::string(numerics_name(session.options.numerics)),
+          .kv_type = std::string(kv_type_name(session.model.kv_type())),
           .backend = std::string(backend_name(run.decoder.backend)),
           .transport = run.launch.transport,
           .ranks = run.launch.ranks};

@@ -8,6 +8,7 @@
 #include "apps/ferry/progress.h"
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
+#include "ferry/model/kv_type.h"
 
 namespace ferry {
 
@@ -51,7 +52,7 @@ void print_summary(const Session& session, const EngineStats& stats) {
   if (o.quiet) return;
   spdlog::info(
       "prefill {} tokens, {:.1f}/s; decode {} tokens, {:.1f}/s; {} rank{} x {} thread{}{}, {}, {}, "
-      "{} weights, {}",
+      "{} weights, {}{}",
       stats.prefill_tokens,
       rate(stats.prefill_tokens, stats.prefill_time),
       stats.decode_tokens,
@@ -64,6 +65,9 @@ void print_summary(const Session& session, const EngineStats& stats) {
       o.launch.transport,
       backend_name(o.decoder.backend),
       weight_type_name(session.model.weights().type),
+      o.decoder.kv_type
+          ? fmt::format("keys and values as {}, ", kv_type_name(session.model.kv_type()))
+          : "",
       arithmetic_name(o.numerics));
 }
 

@@ -43,7 +43,10 @@ std::vector<std::int32_t> greatest_ids(std::span<const float> logits, std::size_
 
 }  // namespace
 
-Logprobs logprobs_of(std::span<const float> logits, std::int32_t chosen, int top) {
+Logprobs logprobs_of(std::span<const float> logits,
+                     std::int32_t chosen,
+                     int top,
+                     std::span<const std::int32_t> asked) {
   const double log_sum = log_sum_exp(logits);
   const auto logprob = [&](std::int32_t id) {
     return static_cast<float>(static_cast<double>(logits[static_cast<std::size_t>(id)]) - log_sum);
@@ -51,6 +54,7 @@ Logprobs logprobs_of(std::span<const float> logits, std::int32_t chosen, int top
   Logprobs result{.chosen = logprob(chosen), .top = {}};
   for (const std::int32_t id : greatest_ids(logits, static_cast<std::size_t>(top)))
     result.top.push_back({.id = id, .logprob = logprob(id)});
+  for (const std::int32_t id : asked) result.asked.push_back({.id = id, .logprob = logprob(id)});
   return result;
 }
 

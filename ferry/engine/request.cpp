@@ -25,6 +25,25 @@ int most_positions(const Request& request, int max_context) {
   return static_cast<int>(std::min<std::int64_t>(wanted, max_context));
 }
 
+namespace {
+
+void check_logprob_ids(const Request& request, int vocab) {
+  const std::vector<std::int32_t>& ids = request.logprob_ids;
+  if (ids.empty()) return;
+  if (!request.top_logprobs)
+    fail<ConfigError>("logprobs of {} token ids asked for, but none of the tokens", ids.size());
+  if (ids.size() > kMaxLogprobIds)
+    fail<ConfigError>(
+        "logprobs of {} token ids asked for; at most {} are possible", ids.size(), kMaxLogprobIds);
+  for (const std::int32_t id : ids) {
+    if (id < 0 || id >= vocab)
+      fail<ConfigError>(
+          "logprobs of token id {} asked for, outside the vocabulary 0..{}", id, vocab - 1);
+  }
+}
+
+}  // namespace
+
 void check_request(const Request& request, const ProcessorContext& model, int max_context) {
   const int vocab = model.vocab;
   if (request.prompt.empty()) fail<ConfigError>("the prompt is empty; give at least one token");
@@ -57,6 +76,7 @@ void check_request(const Request& request, const ProcessorContext& model, int ma
                       *request.top_logprobs,
                       kMaxTopLogprobs);
   }
+  check_logprob_ids(request, vocab);
   if (request.prompt_logprobs_from) {
     if (!request.top_logprobs)
       fail<ConfigError>("logprobs of the prompt asked for, but none of the tokens behind it");

@@ -25,6 +25,9 @@ struct Request {
   /// Given, with top_logprobs: the same for the prompt's tokens from this position on. The first
   /// token has nothing before it, and none.
   std::optional<int> prompt_logprobs_from = {};
+  /// With top_logprobs: the same for these ids wherever a token's are told; at most kMaxLogprobIds,
+  /// all inside the vocabulary.
+  std::vector<std::int32_t> logprob_ids = {};
   std::uint64_t client = 0;                       ///< who asks: clients' requests start in turn
   std::vector<ProcessorOptions> processors = {};  ///< that change logits before the sampler sees
                                                   ///< them, each kind at most once

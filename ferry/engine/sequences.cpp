@@ -87,8 +87,10 @@ void Sequences::choose_tokens() {
   };
   if (std::none_of(choices_.begin(), choices_.end(), asks)) return;
   each([&](std::size_t i) {
-    const std::optional<int> top = choices_[i].sequence->request.top_logprobs;
-    if (top) choices_[i].logprobs = logprobs_of(choices_[i].logits, draws_[i].token, *top);
+    const Request& request = choices_[i].sequence->request;
+    if (!request.top_logprobs) return;
+    choices_[i].logprobs = logprobs_of(
+        choices_[i].logits, draws_[i].token, *request.top_logprobs, request.logprob_ids);
   });
 }
 
@@ -179,13 +181,14 @@ std::vector<PromptResult> Sequences::read_prompts(const StepRecord& record,
       prompt_tokens_.push_back({.logits = own.subspan((position - 1 - begin) * vocab, vocab),
                                 .token = request.prompt[position],
                                 .top = request.top_logprobs.value_or(0),
+                                .asked = request.logprob_ids,
                                 .to = &result.logprobs[position - from]});
   }
   decoder_->pool().parallel_for(
       std::ssize(prompt_tokens_), 1, [&](std::int64_t first, std::int64_t last, int) {
         for (std::int64_t i = first; i < last; ++i) {
           const PromptToken& token = prompt_tokens_[static_cast<std::size_t>(i)];
-          *token.to = logprobs_of(token.logits, token.token, token.top);
+          *token.to = logprobs_of(token.logits, token.token, token.top, token.asked);
         }
       });
   return results;

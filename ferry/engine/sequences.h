@@ -90,6 +90,7 @@ class Sequences {
     std::span<const float> logits;
     std::int32_t token = 0;
     int top = 0;
+    std::span<const std::int32_t> asked;
     Logprobs* to = nullptr;
   };
 

@@ -8,17 +8,17 @@
 //   moves     = plan u64, switches u64, bytes u64
 //   admission = id u64, max_new i32, top_k i32, temperature f64, top_p f64, min_p f64,
 //               seed u64, logprobs i32 (-1 = none), of the prompt from i32 (-1 = none), prompt u32,
-//               stop ids u32, generated u32, processors u32, prompt i32*, stop id i32*, generated
-//               i32*, processor*
+//               stop ids u32, logprob ids u32, generated u32, processors u32, prompt i32*, stop id
+//               i32*, logprob id i32*, generated i32*, processor*
 //   processor = row of the table u32, integers u32, numbers u32, integer i32*, number f32*
 //   run       = id u64, tokens i32, draft u32, draft id i32*
 //   result    = head, lost u32, gone, tokens u32, token*, prompts u32, part of a prompt*,
 //               sources u32, source*
 //   source    = wait for its tokens u64, for its results u64, rows u64
-//   part of a prompt = id u64, position u32, tokens u32, (chosen f32, top u32, (id i32, logprob
-//   f32)*)* token     = id u64, token i32, last u32, sha256 32 bytes, logprobs u32, [chosen f32,
-//   top u32,
-//               (id i32, logprob f32)*]: what stands in brackets only where logprobs is 1
+//   part of a prompt = id u64, position u32, tokens u32, logprobs*
+//   token     = id u64, token i32, last u32, sha256 32 bytes, logprobs u32, [logprobs]: what stands
+//               in brackets only where that is 1
+//   logprobs  = chosen f32, top u32, asked u32, (id i32, logprob f32)* of both
 //   head      = magic u32, step u64
 //   gone      = u64 [16], a bit a rank
 #include "ferry/engine/step_record.h"
@@ -40,14 +40,16 @@ constexpr std::uint32_t kResultMagic = 0x46525253;  // "FRRS"
 constexpr std::size_t kHeadBytes = 4 + 8;
 constexpr std::size_t kGoneBytes = sizeof(RankSet);
 constexpr std::size_t kMovesBytes = 8 + 8 + 8;
-constexpr std::size_t kAdmissionFixedBytes = 8 + 4 + 4 + 8 + 8 + 8 + 8 + 4 + 4 + 4 + 4 + 4 + 4;
+constexpr std::size_t kAdmissionFixedBytes = 8 + 4 + 4 + 8 + 8 + 8 + 8 + 4 + 4 + 4 + 4 + 4 + 4 + 4;
 constexpr std::size_t kProcessorFixedBytes = 4 + 4 + 4 + 4;
 constexpr std::size_t kRunBytes = 8 + 4 + 4;
 constexpr std::size_t kKeepBytes = 8 + 8 + 8 + 4;
 constexpr std::size_t kBeginBytes = 8 + 8 + 4;
 constexpr std::size_t kTokenBytes = 8 + 4 + 4 + sizeof(Sha256) + 4;
 constexpr std::size_t kLogprobBytes = 4 + 4;
-constexpr std::size_t kMostLogprobsBytes = 4 + 4 + kMaxTopLogprobs * kLogprobBytes;
+constexpr std::size_t kLogprobsFixedBytes = 4 + 4 + 4;
+constexpr std::size_t kMostLogprobsBytes =
+    kLogprobsFixedBytes + (kMaxTopLogprobs + kMaxLogprobIds) * kLogprobBytes;
 constexpr std::size_t kMostTokenBytes = kTokenBytes + kMostLogprobsBytes;
 constexpr std::size_t kPromptBytes = 8 + 4 + 4;
 static_assert(sizeof(TokenLogprob) == kLogprobBytes);
@@ -188,10 +190,12 @@ void write_admission(Writer& w, const Admission& admission) {
   w.value(static_cast<std::int32_t>(r.prompt_logprobs_from.value_or(-1)));
   w.count(r.prompt.size());
   w.count(r.stop_ids.size());
+  w.count(r.logprob_ids.size());
   w.count(admission.generated.size());
   w.count(r.processors.size());
   w.values(r.prompt);
   w.values(r.stop_ids);
+  w.values(r.logprob_ids);
   w.values(admission.generated);
   for (const ProcessorOptions& options : r.processors) write_processor(w, options);
 }
@@ -212,10 +216,12 @@ Admission read_admission(Reader& in) {
   if (of_prompt >= 0) r.prompt_logprobs_from = of_prompt;
   const std::size_t prompt = in.count(sizeof(std::int32_t));
   const std::size_t stop_ids = in.count(sizeof(std::int32_t));
+  const std::size_t logprob_ids = in.count(sizeof(std::int32_t));
   const std::size_t generated = in.count(sizeof(std::int32_t));
   const std::size_t processors = in.count(kProcessorFixedBytes);
   r.prompt = in.values<std::int32_t>(prompt);
   r.stop_ids = in.values<std::int32_t>(stop_ids);
+  r.logprob_ids = in.values<std::int32_t>(logprob_ids);
   admission.generated = in.values<std::int32_t>(generated);
   for (std::size_t i = 0; i < processors; ++i) r.processors.push_back(read_processor(in));
   return admission;
@@ -254,13 +260,18 @@ BeginOrder read_begin(Reader& in) {
 void write_logprobs(Writer& w, const Logprobs& logprobs) {
   w.value(logprobs.chosen);
   w.count(logprobs.top.size());
+  w.count(logprobs.asked.size());
   w.values(logprobs.top);
+  w.values(logprobs.asked);
 }
 
 Logprobs read_logprobs(Reader& in) {
   Logprobs logprobs;
   logprobs.chosen = in.value<float>();
-  logprobs.top = in.values<TokenLogprob>(in.count(kLogprobBytes));
+  const std::size_t top = in.count(kLogprobBytes);
+  const std::size_t asked = in.count(kLogprobBytes);
+  logprobs.top = in.values<TokenLogprob>(top);
+  logprobs.asked = in.values<TokenLogprob>(asked);
   return logprobs;
 }
 
@@ -275,7 +286,7 @@ PromptResult read_prompt(Reader& in) {
   PromptResult prompt;
   prompt.id = in.value<std::uint64_t>();
   prompt.position = in.value<std::uint32_t>();
-  const std::size_t tokens = in.count(4 + 4);
+  const std::size_t tokens = in.count(kLogprobsFixedBytes);
   for (std::size_t i = 0; i < tokens; ++i) prompt.logprobs.push_back(read_logprobs(in));
   return prompt;
 }
@@ -302,8 +313,8 @@ TokenResult read_token(Reader& in) {
 }  // namespace
 
 std::size_t encoded_bytes(const Admission& admission) {
-  std::size_t numbers =
-      static_cast<std::size_t>(admission.tokens()) + admission.request.stop_ids.size();
+  std::size_t numbers = static_cast<std::size_t>(admission.tokens()) +
+                        admission.request.stop_ids.size() + admission.request.logprob_ids.size();
   std::size_t text = 0;
   for (const ProcessorOptions& options : admission.request.processors) {
     numbers += options.integers.size() + options.numbers.size();
@@ -334,7 +345,8 @@ std::size_t record_bytes_without_admissions(int sequences, int tokens) {
 std::size_t record_capacity(int max_context, int sequences, int tokens) {
   return record_bytes_without_admissions(sequences, tokens) + kAdmissionFixedBytes +
          processor_kinds().size() * kProcessorFixedBytes +
-         (static_cast<std::size_t>(max_context) + kMaxStopIds + kMaxProcessorNumbers) *
+         (static_cast<std::size_t>(max_context) + kMaxStopIds + kMaxLogprobIds +
+          kMaxProcessorNumbers) *
              sizeof(std::int32_t) +
          kMaxProcessorText;
 }

@@ -17,6 +17,7 @@
 // (FlushDenormals in core/threads.h; ThreadPool does it).
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -101,16 +102,18 @@ struct PagedRows {
 inline constexpr int kOnePage = 62;
 
 /// Queries that share keys and values, and so each pass over them; those that see about the same
-/// positions side by side. A query's result does not depend on the others.
+/// positions side by side. A query's result does not depend on the others. Quantised keys and
+/// values are what `decode` to f32 gives.
 struct AttendArgs {
   const AttendQuery* queries = nullptr;
   std::int64_t num_queries = 0;
   PagedRows keys;             ///< row p: the key at position p, [head_dim] of kv_type
-  PagedRows values;           ///< likewise [value_dim]; may be the beginnings of the keys
+  PagedRows values;           ///< likewise [value_row], of which the first value_dim are meant
   int page_shift = kOnePage;  ///< of both
-  DType kv_type = DType::f32;
+  WireType kv_type = WireType::f32;  ///< as rows travel (ferry/wire.h): one of kKvTypes
   std::int64_t head_dim = 0;
   std::int64_t value_dim = 0;
+  std::int64_t value_row = 0;  ///< value_dim, or head_dim where values are the beginnings of keys
   float scale = 1.0F;
   /// Scratch: a row of scores for each query, `score_stride` apart; from the smallest begin to the
   /// greatest end, and kAttendPadding more.
@@ -119,6 +122,10 @@ struct AttendArgs {
 };
 
 inline constexpr std::int64_t kAttendPadding = 16;
+
+/// What attend() reads. Quantised rows have a scale for every 128 values.
+inline constexpr std::array kKvTypes = {
+    WireType::f32, WireType::bf16, WireType::fp8, WireType::int8_block};
 
 /// Queries of a call that suffice to make little of reading keys and values.
 inline constexpr std::int64_t kAttendQueries = 16;

@@ -11,6 +11,7 @@
 #include "ferry/compute/tensor_group.h"
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
+#include "ferry/model/kv_type.h"
 #include "ferry/model/mixers/mixer.h"
 
 namespace ferry {
@@ -110,6 +111,8 @@ class Decoder::Impl {
 
   DType activation_type() const { return type_; }
 
+  WireType kv_type() const { return mixer_context_.kv_type; }
+
  private:
   void plan(std::span<const SequenceStep> batch);
   void take_pending(std::span<const SequenceStep> batch);
@@ -182,6 +185,7 @@ Decoder::Impl::Impl(const ModelConfig& config,
       logits_(options.max_tokens, config.vocab, DType::f32),
       mixer_context_{.config = config_,
                      .type = type_,
+                     .kv_type = options.kv_type.value_or(wire_type(type_)),
                      .max_tokens = options.max_tokens,
                      .group = group_,
                      .pool = pool,
@@ -196,6 +200,7 @@ Decoder::Impl::Impl(const ModelConfig& config,
                  group_,
                  pool),
       sparse_layers_(config_, *dense_, std::move(experts), options_, {transport, group_}, &clock_) {
+  check_kv_type(options.kv_type, config);
   const auto max_tokens = static_cast<std::size_t>(options.max_tokens);
   places_.reserve(max_tokens);
   pending_.reserve(max_tokens);
@@ -401,5 +406,7 @@ ThreadPool& Decoder::pool() { return impl_->pool(); }
 int Decoder::tp() const { return impl_->tp(); }
 
 DType Decoder::activation_type() const { return impl_->activation_type(); }
+
+WireType Decoder::kv_type() const { return impl_->kv_type(); }
 
 }  // namespace ferry

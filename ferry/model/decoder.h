@@ -73,8 +73,10 @@ class Decoder {
   StepClock& clock();
   /// Ranks that hold the same sequences as this one, itself included.
   int tp() const;
-  /// Of hidden states, keys and values: the type of the dense weights.
+  /// Of hidden states: the type of the dense weights.
   DType activation_type() const;
+  /// Of keys and values as they are kept.
+  WireType kv_type() const;
 
  private:
   class Impl;

@@ -22,6 +22,7 @@ struct DecoderOptions {
   ReplicaRule replica_rule = ReplicaRule::hash;
   std::optional<WireType> dispatch_wire;  ///< default: the model's activation type
   std::optional<WireType> combine_wire;
+  std::optional<WireType> kv_type = {};  ///< one of kKvTypes; default: the activation type
   std::chrono::nanoseconds timeout = std::chrono::seconds(30);
 };
 

@@ -3,6 +3,7 @@
 #include <string>
 #include <tuple>
 
+#include "ferry/model/kv_type.h"
 #include "ferry/runtime/model_options.h"
 #include "ferry/version.h"
 
@@ -49,6 +50,7 @@ void add(const DecoderOptions& options, Agreement& agreement) {
                replica_rule,
                dispatch_wire,
                combine_wire,
+               kv_type,
                timeout] = options;
   of_each_rank(timeout);
   agreement.emplace_back("--tp", std::to_string(tp));
@@ -58,6 +60,8 @@ void add(const DecoderOptions& options, Agreement& agreement) {
   agreement.emplace_back("--two-batch-overlap", yes_no(two_batch_overlap));
   agreement.emplace_back("--dispatch-wire", wire_text(dispatch_wire));
   agreement.emplace_back("--combine-wire", wire_text(combine_wire));
+  agreement.emplace_back("--kv-cache-dtype",
+                         kv_type ? std::string(kv_type_name(*kv_type)) : std::string());
   agreement.emplace_back("--max-tokens", std::to_string(max_tokens));
   agreement.emplace_back("--eplb-replica-choice", replica_rule_name(replica_rule));
 }

@@ -74,6 +74,7 @@ void Generation::add_prompt(const GenerationModel& model,
                     .stop_ids = stop_ids,
                     .top_logprobs = settings.top_logprobs,
                     .prompt_logprobs_from = settings.prompt_logprobs_from,
+                    .logprob_ids = settings.logprob_ids,
                     .client = settings.client,
                     .processors = settings.processors,
                     .cache_salt = settings.cache_salt};

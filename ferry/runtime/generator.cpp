@@ -9,6 +9,7 @@
 
 #include "ferry/checkpoint/hub_cache.h"
 #include "ferry/core/error.h"
+#include "ferry/model/kv_type.h"
 #include "ferry/runtime/core_map.h"
 #include "ferry/runtime/engine_front.h"
 #include "ferry/runtime/generation.h"
@@ -42,6 +43,7 @@ ModelOptions model_options(const GeneratorOptions& o) {
     fail<ConfigError>("a part of {} of the memory; above 0 and up to 1 are possible",
                       o.kv_memory_fraction);
   if (!o.weights.empty()) options.weights = parse_weight_type(o.weights, "weights");
+  options.decoder.kv_type = parse_kv_type(o.kv_type, "kv_type");
   options.decoder.tp = o.tp;
   options.decoder.max_tokens = o.max_tokens_per_step;
   options.decoder.backend = parse_backend(o.backend);

@@ -9,6 +9,7 @@
 #include "ferry/core/error.h"
 #include "ferry/core/types.h"
 #include "ferry/kernels/kernels.h"
+#include "ferry/model/kv_type.h"
 #include "ferry/runtime/core_map.h"
 #include "ferry/runtime/kv_memory.h"
 #include "ferry/transport/registry.h"
@@ -71,6 +72,11 @@ Model::Model(const ModelOptions& options, ModelListener listener, Checkpoint che
       experts_(placement_for(options, checkpoint_.config(), options.launch.ranks)) {
   max_context_ = resolve_context(config(), options.engine.max_context);
   weights_ = choose_weights(checkpoint_, options.weights);
+  check_kv_type(options.decoder.kv_type, config());
+}
+
+WireType Model::kv_type() const {
+  return options_.decoder.kv_type.value_or(wire_type(activation_type(weights_.type)));
 }
 
 /// Replaces `automatic` by what it stands for here.

@@ -57,6 +57,9 @@ class Model {
 
   const WeightChoice& weights() const { return weights_; }
 
+  /// Of keys and values as they are kept.
+  WireType kv_type() const;
+
   /// Where experts lie at the start; a layer for each of the model's.
   const ExpertPlacement& experts() const { return experts_; }
 

@@ -10,7 +10,7 @@ HttpReply answer_call(EngineFront& front,
                       const OpenAiCall& call,
                       CallForm form) {
   check_lengths(model, call.prompts);
-  const CallRegistry::Aborted aborted = calls.add(call.rid);
+  const CallRegistry::Aborted aborted = calls.add(call.names);
   GenerationSettings settings = call.settings;
   settings.choices = call.best_of;
   const auto generation =

@@ -5,23 +5,36 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <unordered_map>
+#include <vector>
 
 namespace ferry {
 
-/// Whether somebody wants a call to end. Threads: any.
+/// Whether somebody wants a call to end, or which of its parts: its prompts where each has a name.
+/// Threads: any.
 class AbortFlag {
  public:
+  /// REQUIRES: at least one part.
+  explicit AbortFlag(std::size_t parts = 1) : parts_(parts) {}
+
+  std::size_t parts() const { return parts_.size(); }
+
+  /// Of any part.
   bool set() const { return set_; }
 
-  /// `wake` is called once it is, also where it is already. It only leaves a note for somebody.
+  bool set(std::size_t part) const { return parts_[part]; }
+
+  /// `wake` is called whenever it is set, also where it is already. It only leaves a note for
+  /// somebody.
   void listen(std::function<void()> wake);
 
-  void abort();
+  void abort(std::size_t part);
 
  private:
   std::atomic<bool> set_{false};
+  std::vector<std::atomic<bool>> parts_;
   std::mutex mutex_;  // guards what follows
   std::function<void()> wake_;
 };
@@ -31,16 +44,25 @@ class CallRegistry {
  public:
   using Aborted = std::shared_ptr<AbortFlag>;  // of the registry and the call
 
-  /// A call under this name, which need not be another than that of a running one; "": without.
-  Aborted add(const std::string& name);
+  /// A call with as many parts as names, which need not be others than those of running ones; "":
+  /// without. REQUIRES: at least one.
+  Aborted add(std::span<const std::string> names);
 
-  /// Aborts the calls of this name.
+  /// Aborts the calls, or the parts of calls, of this name.
   void abort(const std::string& name);
   void abort_all();
 
  private:
   std::mutex mutex_;
-  std::unordered_multimap<std::string, std::weak_ptr<AbortFlag>> calls_;
+
+  struct Part {
+    std::weak_ptr<AbortFlag> call;
+    std::size_t number = 0;
+
+    void abort() const;
+  };
+
+  std::unordered_multimap<std::string, Part> calls_;
   std::size_t clean_at_ = 64;  // how many there may be before those that have ended are forgotten
 };
 

@@ -72,6 +72,12 @@ class Conversation {
       static_cast<void>(JsonFields(*extra));  // an object
       extra_ = *extra;
     }
+    if (const Json* documents = fields.find("documents")) {
+      if (!documents->is_array())
+        fail<ConfigError>("\"documents\" must be a list, not {}", shown_value(*documents));
+      for (const Json& document : *documents) static_cast<void>(JsonFields(document));
+      if (!documents->empty()) extra_["documents"] = *documents;
+    }
     if (const auto effort = fields.text("reasoning_effort"); effort && !effort->empty())
       extra_["reasoning_effort"] = *effort;
     continues_ = fields.boolean("continue_final_message").value_or(false);
@@ -83,6 +89,7 @@ class Conversation {
 
   std::string prompt() {
     std::string prompt = render(messages_);
+    check_documents(prompt);
     for (std::size_t i = 0; i < messages_.size(); ++i) {
       const auto role = messages_[i]["role"].get<std::string>();
       if (std::find(kUsualRoles.begin(), kUsualRoles.end(), role) != kUsualRoles.end()) continue;
@@ -113,6 +120,17 @@ class Conversation {
       if (!calls) throw;
     }
     return with(/*open=*/false);  // some templates join arguments to text
+  }
+
+  /// Throws ConfigError where the template passes over them.
+  void check_documents(const std::string& prompt) {
+    const auto found = extra_.find("documents");
+    if (found == extra_.end()) return;
+    const Json documents = std::move(*found);
+    extra_.erase("documents");
+    if (render(messages_) == prompt)
+      fail<ConfigError>("the model's chat template passes over \"documents\"; leave them out");
+    extra_["documents"] = documents;
   }
 
   /// Whether the prompt would be another one without this message.

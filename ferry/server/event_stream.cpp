@@ -26,7 +26,7 @@ class Events {
     try {
       if (!std::exchange(begun_, true)) out += form_.head(*generation_);
       if (aborted_->set()) {
-        for (const Generation::Piece& last : abort(*generation_))
+        for (const Generation::Piece& last : abort(*generation_, *aborted_))
           out += form_.piece(*generation_, last);
       }
       while (!generation_->done()) {  // whatever is there already goes out in one write

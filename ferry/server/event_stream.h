@@ -28,7 +28,7 @@ EventForm unnamed_events(EventForm bodies);
 std::string named_event(const nlohmann::ordered_json& event);
 
 /// A reply of what `form` makes; an error on the way is an event of its own. `aborted`: whether the
-/// call is to end now.
+/// call, or which of its prompts, is to end now.
 HttpReply stream_events(std::shared_ptr<Generation> generation,
                         EventForm form,
                         CallRegistry::Aborted aborted);

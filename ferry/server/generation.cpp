@@ -10,6 +10,8 @@
 
 namespace ferry {
 
+using Json = nlohmann::ordered_json;
+
 namespace {
 
 constexpr std::size_t kMostStops = 64;
@@ -139,16 +141,31 @@ void check_lengths(const ServedModel& model,
   }
 }
 
+std::vector<std::string> call_names(const JsonFields& fields, std::size_t prompts) {
+  const Json* rid = fields.find("rid");
+  std::vector<std::string> names = fields.texts("rid");
+  if (names.empty()) return {""};
+  if (rid->is_array() && names.size() != prompts)
+    fail<ConfigError>(
+        "\"rid\" has {} members for {} prompts; give one for each, or one that is no "
+        "list",
+        names.size(),
+        prompts);
+  return names;
+}
+
 GenerationModel for_generation(const ServedModel& model) {
   return {.tokenizer = model.tokenizer,
           .eos_ids = model.config->eos_ids,
           .max_context = model.max_context};
 }
 
-std::vector<Generation::Piece> abort(Generation& generation) {
+std::vector<Generation::Piece> abort(Generation& generation, const AbortFlag& aborted) {
   std::vector<Generation::Piece> last;
-  for (std::size_t i = 0; i < generation.choices().size(); ++i) {
-    if (!generation.choices()[i].finish.empty()) continue;
+  const std::size_t choices = generation.choices().size();
+  for (std::size_t i = 0; i < choices; ++i) {
+    const bool ends = aborted.set(i * aborted.parts() / choices);
+    if (!ends || !generation.choices()[i].finish.empty()) continue;
     generation.cancel(i);
     last.push_back({.choice = i, .text = "", .token = Generation::kNoToken});
   }
@@ -173,7 +190,7 @@ HttpReply answer_when_done(std::shared_ptr<Generation> generation,
                 aborted = std::move(aborted),
                 told = false]() mutable -> std::optional<std::string> {
     if (told) return std::nullopt;
-    if (aborted->set()) static_cast<void>(abort(*generation));
+    if (aborted->set()) static_cast<void>(abort(*generation, *aborted));
     do {
       static_cast<void>(generation->next(std::chrono::milliseconds(0)));
     } while (generation->ready());

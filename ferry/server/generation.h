@@ -41,8 +41,12 @@ void check_lengths(const ServedModel& model, const std::vector<std::vector<std::
 /// What a call must know of the model; borrows it.
 GenerationModel for_generation(const ServedModel& model);
 
-/// Ends the choices that still run. Returns their last pieces, without text.
-std::vector<Generation::Piece> abort(Generation& generation);
+/// Ends the choices that still run of the parts that are to end. Returns their last pieces, without
+/// text. REQUIRES: one part, or one for each prompt.
+std::vector<Generation::Piece> abort(Generation& generation, const AbortFlag& aborted);
+
+/// `rid`: the names of a call's parts. One for all of it, or a list with one for each prompt.
+std::vector<std::string> call_names(const JsonFields& fields, std::size_t prompts);
 
 /// What HttpReply::listen wants, of a call.
 std::function<void(std::function<void()>)> listener_of(std::shared_ptr<Generation> generation,

@@ -26,6 +26,15 @@ const char* error_type(int status) {
 }  // namespace
 
 std::string error_body(const HttpError& error) {
+  const auto text = [](const char* value) {
+    return value == nullptr ? Json(nullptr) : Json(value);
+  };
+  if (const std::optional<ErrorFields>& fields = error.fields())
+    return to_text({{"error",
+                     {{"message", error.what()},
+                      {"type", text(fields->type)},
+                      {"param", text(fields->param)},
+                      {"code", text(fields->code)}}}});
   return to_text({{"error",
                    {{"message", error.what()},
                     {"type", error_type(error.status())},

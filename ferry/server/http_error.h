@@ -2,12 +2,20 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "ferry/core/error.h"
 #include "ferry/refused.h"
 
 namespace ferry {
+
+/// What an error's body says beside its message, in OpenAI's shape. Null: nothing.
+struct ErrorFields {
+  const char* type = nullptr;
+  const char* param = nullptr;  ///< the member that is wrong
+  const char* code = nullptr;
+};
 
 /// An answer other than success; the handler's thread throws it, the client gets it as JSON.
 class HttpError : public Error {
@@ -19,7 +27,13 @@ class HttpError : public Error {
   HttpError(int status, const std::string& message, const char* code)
       : Error(message), status_(status), code_(code) {}
 
+  /// With all that OpenAI says of it.
+  HttpError(int status, const std::string& message, const ErrorFields& fields)
+      : Error(message), status_(status), fields_(fields) {}
+
   int status() const { return status_; }
+
+  const std::optional<ErrorFields>& fields() const { return fields_; }
 
   /// Empty: the status.
   const std::string& code() const { return code_; }
@@ -30,6 +44,7 @@ class HttpError : public Error {
  private:
   int status_;
   std::string code_;
+  std::optional<ErrorFields> fields_;
   bool retry_ = false;
 };
 

@@ -11,7 +11,7 @@ namespace ferry {
 namespace {
 
 constexpr const char* kRetryAfterSeconds = "1";
-constexpr const char* kMethods = "GET, HEAD, POST, OPTIONS";
+constexpr const char* kMethods = "GET, HEAD, POST, DELETE, OPTIONS";
 
 std::string default_message(int status, const std::string& path, std::size_t max_body) {
   switch (status) {
@@ -38,6 +38,17 @@ std::string default_message(int status, const std::string& path, std::size_t max
   }
 }
 
+/// What of a path stands where the route's has "*"; none: the path is not the route's.
+std::optional<std::string> id_in(std::string_view route, std::string_view path) {
+  const std::size_t star = route.find('*');
+  if (star == std::string_view::npos || path.size() < route.size()) return std::nullopt;
+  const std::string_view behind = route.substr(star + 1);
+  const std::string_view id = path.substr(star, path.size() - (route.size() - 1));
+  const bool same = path.substr(0, star) == route.substr(0, star) && path.ends_with(behind);
+  if (!same || id.empty() || id.find('/') != std::string_view::npos) return std::nullopt;
+  return std::string(id);
+}
+
 bool reads(const HttpHead& head) { return head.method == "GET" || head.method == "HEAD"; }
 
 }  // namespace
@@ -52,23 +63,46 @@ void HttpRoutes::post(const std::string& path, HttpHandler handler, ErrorForm er
   routes_[path].errors = std::move(errors);
 }
 
-const HttpRoutes::Route* HttpRoutes::find(const HttpHead& head) const {
-  const auto found = routes_.find(head.path);
-  return found == routes_.end() ? nullptr : &found->second;
+void HttpRoutes::del(const std::string& path, HttpHandler handler) {
+  routes_[path].del = std::move(handler);
+}
+
+const std::pair<const std::string, HttpRoutes::Route>* HttpRoutes::find(
+    const HttpHead& head) const {
+  if (const auto found = routes_.find(head.path);
+      found != routes_.end() && head.path.find('*') == std::string::npos)
+    return &*found;
+  const auto found = std::find_if(routes_.begin(), routes_.end(), [&](const auto& route) {
+    return id_in(route.first, head.path).has_value();
+  });
+  return found == routes_.end() ? nullptr : &*found;
 }
 
 std::string HttpRoutes::name(const HttpHead& head) const {
-  return find(head) == nullptr ? "other" : head.path;
+  const auto* found = find(head);
+  return found == nullptr ? "other" : found->first;
+}
+
+std::string HttpRoutes::id(const HttpHead& head) const {
+  const auto* found = find(head);
+  return found == nullptr ? "" : id_in(found->first, head.path).value_or("");
+}
+
+const HttpHandler& HttpRoutes::handler_of(const Route& route, const HttpHead& head) {
+  static const HttpHandler none;
+  if (reads(head)) return route.get;
+  if (head.method == "DELETE") return route.del;
+  return head.method == "POST" ? route.post : none;
 }
 
 const HttpHandler& HttpRoutes::handler(const HttpHead& head) const {
-  const Route& route = *find(head);
-  return reads(head) ? route.get : route.post;
+  return handler_of(find(head)->second, head);
 }
 
 std::optional<HttpAnswer> HttpRoutes::early_answer(const HttpHead& head) const {
-  const Route* route = find(head);
-  if (route == nullptr) return error(head, 404);
+  const auto* found = find(head);
+  if (found == nullptr) return error(head, 404);
+  const Route* route = &found->second;
   if (head.method == "OPTIONS")  // before any key: browsers ask without
     return HttpAnswer{.status = 204, .fields = {{"Allow", kMethods}}};
   if (!route->open && !has_key(head)) {
@@ -82,15 +116,15 @@ std::optional<HttpAnswer> HttpRoutes::early_answer(const HttpHead& head) const {
   }
   if (head.find("Content-Encoding") != nullptr)  // a few bytes could unpack to any size
     return error(head, 415);
-  if (!(reads(head) ? route->get : head.method == "POST" ? route->post : HttpHandler()))
-    return error(head, 405);
+  if (!handler_of(*route, head)) return error(head, 405);
   const std::string_view expected = head.value("Expect");
   if (!expected.empty() && !same_but_for_case(expected, "100-continue")) return error(head, 417);
   return std::nullopt;
 }
 
 HttpAnswer HttpRoutes::error(const HttpHead& head, const HttpError& error) const {
-  const Route* route = find(head);
+  const auto* found = find(head);
+  const Route* route = found == nullptr ? nullptr : &found->second;
   HttpAnswer answer{
       .status = error.status(),
       .body = route != nullptr && route->errors ? route->errors(error) : error_body(error)};

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "ferry/server/http_server.h"
 #include "ferry/server/http_syntax.h"
@@ -29,6 +30,7 @@ class HttpRoutes {
 
   void get(const std::string& path, HttpHandler handler, bool open);
   void post(const std::string& path, HttpHandler handler, ErrorForm errors);
+  void del(const std::string& path, HttpHandler handler);
 
   /// What is answered whatever the body says; none: handler() is there.
   std::optional<HttpAnswer> early_answer(const HttpHead& head) const;
@@ -44,19 +46,23 @@ class HttpRoutes {
   /// What lets the page that asks read the answer.
   void allow_origin(const HttpHead& head, HttpFields& fields) const;
 
-  /// The path, or "other" for what is none.
+  /// The route's path, or "other" for what is none.
   std::string name(const HttpHead& head) const;
+
+  /// What stands in the path where its route has "*".
+  std::string id(const HttpHead& head) const;
 
  private:
   struct Route {
-    HttpHandler get = {}, post = {};
+    HttpHandler get = {}, post = {}, del = {};
     bool open = false;
     ErrorForm errors = {};
   };
 
   bool is_key(std::string_view given) const;
   bool has_key(const HttpHead& head) const;
-  const Route* find(const HttpHead& head) const;
+  const std::pair<const std::string, Route>* find(const HttpHead& head) const;
+  static const HttpHandler& handler_of(const Route& route, const HttpHead& head);
 
   const HttpOptions& options_;
   std::map<std::string, Route> routes_;

@@ -97,6 +97,10 @@ void HttpServer::get(const std::string& path, HttpHandler handler, bool open) {
   impl_->routes().get(path, std::move(handler), open);
 }
 
+void HttpServer::del(const std::string& path, HttpHandler handler) {
+  impl_->routes().del(path, std::move(handler));
+}
+
 void HttpServer::post(const std::string& path, HttpHandler handler, ErrorForm errors) {
   impl_->routes().post(path, std::move(handler), std::move(errors));
 }

@@ -16,7 +16,9 @@ namespace ferry {
 
 struct HttpRequest {
   std::string body;
-  std::string peer;  ///< address of the client
+  std::string peer;        ///< address of the client
+  std::string id = {};     ///< what stands in the path where its route has "*"
+  std::string query = {};  ///< what follows "?", as it came
 };
 
 struct HttpReply {
@@ -37,7 +39,8 @@ struct HttpReply {
 /// Runs on one of a few threads, so it waits for no client and for no token: replies do that.
 using HttpHandler = std::function<HttpReply(const HttpRequest&)>;
 
-/// Where handlers are registered under their paths.
+/// Where handlers are registered under their paths. One part of a path may be "*", which stands for
+/// any; a path without it goes before one with it.
 class RouteTable {
  public:
   virtual ~RouteTable() = default;
@@ -46,6 +49,9 @@ class RouteTable {
   virtual void get(const std::string& path, HttpHandler handler, bool open) = 0;
   /// `errors`: how errors of this path look, whoever finds them.
   virtual void post(const std::string& path, HttpHandler handler, ErrorForm errors) = 0;
+
+  /// DELETE.
+  virtual void del(const std::string& path, HttpHandler handler) = 0;
 
   void get(const std::string& path, HttpHandler handler) {
     get(path, std::move(handler), /*open=*/false);
@@ -93,9 +99,10 @@ class HttpServer : public RouteTable {
 
   using RouteTable::get;
   using RouteTable::post;
-  /// Only before start(), as post().
+  /// Only before start(), as the others.
   void get(const std::string& path, HttpHandler handler, bool open) override;
   void post(const std::string& path, HttpHandler handler, ErrorForm errors) override;
+  void del(const std::string& path, HttpHandler handler) override;
 
   /// Answers on threads of its own from now on.
   void start();

@@ -144,8 +144,10 @@ void HttpSession::handle() {
   state_ = State::handling;
   connection_->set_deadline(Connection::kNever);
   service_.arriving_bytes -= std::exchange(received_, 0);
-  auto request = std::make_shared<HttpRequest>(
-      HttpRequest{.body = parser_->take_body(), .peer = connection_->peer()});
+  auto request = std::make_shared<HttpRequest>(HttpRequest{.body = parser_->take_body(),
+                                                           .peer = connection_->peer(),
+                                                           .id = service_.routes.id(head()),
+                                                           .query = head().query});
   const HttpHandler& handler = service_.routes.handler(head());
   service_.workers.post([self = shared_from_this(), request, &handler] {
     auto result = std::make_shared<HttpReply>();

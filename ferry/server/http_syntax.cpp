@@ -30,27 +30,37 @@ std::optional<int> hex_digit(char c) {
   return std::nullopt;
 }
 
+/// %XX as bytes.
+std::string decoded(std::string_view text) {
+  std::string all;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == '%' && i + 2 < text.size()) {
+      const auto high = hex_digit(text[i + 1]);
+      const auto low = hex_digit(text[i + 2]);
+      if (high && low) {
+        all += static_cast<char>(*high * 16 + *low);
+        i += 2;
+        continue;
+      }
+    }
+    all += text[i];
+  }
+  return all;
+}
+
 std::string path_of(std::string_view target) {
   if (const std::size_t scheme = target.find("://");
       scheme != std::string_view::npos && scheme < target.find('/')) {  // as to a proxy
     const std::size_t path = target.find('/', scheme + 3);
     target = path == std::string_view::npos ? "/" : target.substr(path);
   }
-  target = target.substr(0, target.find_first_of("?#"));
-  std::string path;
-  for (std::size_t i = 0; i < target.size(); ++i) {
-    if (target[i] == '%' && i + 2 < target.size()) {
-      const auto high = hex_digit(target[i + 1]);
-      const auto low = hex_digit(target[i + 2]);
-      if (high && low) {
-        path += static_cast<char>(*high * 16 + *low);
-        i += 2;
-        continue;
-      }
-    }
-    path += target[i];
-  }
-  return path;
+  return decoded(target.substr(0, target.find_first_of("?#")));
+}
+
+std::string_view query_of(std::string_view target) {
+  target = target.substr(0, target.find('#'));
+  const std::size_t begin = target.find('?');
+  return begin == std::string_view::npos ? std::string_view() : target.substr(begin + 1);
 }
 
 bool all_digits(std::string_view text) {
@@ -129,6 +139,7 @@ class RequestParser::Impl final : public http::basic_parser<true> {
       error = http::error::bad_target;
     }
     head.path = path_of(head.target);
+    head.query = query_of(head.target);
   }
 
   void on_response_impl(int /*code*/,
@@ -215,6 +226,22 @@ std::string answer_head(int status, const HttpFields& fields) {
 
 std::string body_chunk(std::string_view piece) {
   return fmt::format("{:x}\r\n{}\r\n", piece.size(), piece);
+}
+
+std::vector<std::pair<std::string, std::string>> query_members(std::string_view query) {
+  std::vector<std::pair<std::string, std::string>> all;
+  while (!query.empty()) {
+    const std::string_view one = query.substr(0, query.find('&'));
+    query.remove_prefix(std::min(query.size(), one.size() + 1));
+    if (one.empty()) continue;
+    std::string member(one);
+    std::replace(member.begin(), member.end(), '+', ' ');
+    const std::size_t equals = member.find('=');
+    all.emplace_back(
+        decoded(std::string_view(member).substr(0, equals)),
+        equals == std::string::npos ? "" : decoded(std::string_view(member).substr(equals + 1)));
+  }
+  return all;
 }
 
 }  // namespace ferry

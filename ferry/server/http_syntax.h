@@ -18,6 +18,7 @@ struct HttpHead {
   std::string method;
   std::string target;  ///< as it came
   std::string path;    ///< of it, with %XX decoded, without what follows "?"
+  std::string query;   ///< of it, what follows "?", as it came
   HttpFields fields;
   bool http_1_0 = false;
   bool keeps_alive = true;
@@ -66,6 +67,9 @@ std::string answer_head(int status, const HttpFields& fields);
 std::string body_chunk(std::string_view piece);
 
 inline constexpr std::string_view kLastChunk = "0\r\n\r\n";
+
+/// The members of a query, in order, with %XX and + decoded.
+std::vector<std::pair<std::string, std::string>> query_members(std::string_view query);
 
 /// Whether two texts are the same but for the case of ASCII letters.
 bool same_but_for_case(std::string_view a, std::string_view b);

@@ -112,7 +112,7 @@ constexpr auto kGenerate = std::to_array<Member>({
     {"return_logprob", kDone},
     {"top_logprobs_num", kDone},
     {"logprob_start_len", kDone},
-    {"token_ids_logprob", kRefused},
+    {"token_ids_logprob", kDone},
     {"return_text_in_logprobs", kHarmless},  // they have it always
     {"input_embeds", kRefused},
     {"image_data", kRefused},
@@ -137,7 +137,7 @@ constexpr auto kOpenAi = std::to_array<Member>({
     {"add_special_tokens", kDone},
     {"return_tokens_as_token_ids", kDone},
     {"prompt_logprobs", kDone},
-    {"return_token_ids", kRefused, "false"},
+    {"return_token_ids", kDone},
     {"metadata", kHarmless},
     {"store", kHarmless},
     {"service_tier", kHarmless},
@@ -169,7 +169,7 @@ constexpr auto kChat = std::to_array<Member>({
     {"function_call", kRefused, R"("none")"},
     {"parallel_tool_calls", kDone},
     {"chat_template", kRefused},
-    {"documents", kRefused},
+    {"documents", kDone},
     {"audio", kRefused},
     {"modalities", kRefused, R"(["text"])"},
     {"prediction", kHarmless},  // OpenAI's guess at the answer, which changes its speed alone
@@ -206,7 +206,7 @@ constexpr auto kMessages = std::to_array<Member>({
     {"container", kRefused},
     {"mcp_servers", kRefused},
     {"context_management", kRefused},
-    {"output_format", kRefused},
+    {"output_format", kDone},
     {"response_format", kRefused},
     {"stop", kRefused},
     {"n", kRefused, "1"},
@@ -227,7 +227,8 @@ constexpr auto kResponses = std::to_array<Member>({
     {"top_logprobs", kDone},
     {"user", kDone},
     {"chat_template_kwargs", kDone},
-    {"store", kHarmless},           // nothing is
+    {"store", kDone},
+    {"previous_response_id", kDone},
     {"metadata", kHarmless},        // comes back as it is
     {"max_tool_calls", kHarmless},  // of tools that OpenAI runs
     {"stream_options", kHarmless},  // padding against who listens to lengths
@@ -239,7 +240,6 @@ constexpr auto kResponses = std::to_array<Member>({
     {"access_programs", kHarmless},
     {"background_options", kHarmless},
     {"image", kHarmless},  // of images, which are refused
-    {"previous_response_id", kRefused},
     {"conversation", kRefused},
     {"background", kRefused, "false"},
     {"prompt", kRefused},

@@ -174,16 +174,19 @@ void set_thinking(const Json& thinking, Json& chat) {
   for (const char* name : {"enable_thinking", "thinking"}) variables[name] = type == "enabled";
 }
 
+void set_format(const Json& format, const char* name, Json& chat) {
+  const JsonFields fields(format);
+  if (fields.text("type").value_or("") != "json_schema")
+    fail<ConfigError>("\"{}\" must be of type json_schema, not {}", name, shown_value(format));
+  if (chat.contains("response_format"))
+    fail<ConfigError>("\"output_format\" and \"output_config.format\" are one thing; give one");
+  chat["response_format"] = format;
+}
+
 void set_output(const Json& output, Json& chat) {
   const JsonFields fields(output);
   if (const auto effort = fields.text("effort")) chat["reasoning_effort"] = *effort;
-  const Json* format = fields.find("format");
-  if (format == nullptr) return;
-  const JsonFields inner(*format);
-  if (inner.text("type").value_or("") != "json_schema")
-    fail<ConfigError>("\"output_config.format\" must be of type json_schema, not {}",
-                      shown_value(*format));
-  chat["response_format"] = *format;
+  if (const Json* format = fields.find("format")) set_format(*format, "output_config.format", chat);
 }
 
 /// What the assistant has begun goes on.
@@ -215,6 +218,8 @@ Json chat_of_messages(const Json& body, bool counts) {
   if (const Json* choice = fields.find("tool_choice")) set_tool_choice(*choice, chat);
   if (const Json* thinking = fields.find("thinking")) set_thinking(*thinking, chat);
   if (const Json* output = fields.find("output_config")) set_output(*output, chat);
+  // What it was called before it was a part of output_config.
+  if (const Json* format = fields.find("output_format")) set_format(*format, "output_format", chat);
   return chat;
 }
 

@@ -76,6 +76,10 @@ class OpenAiForm {
       one["finish_reason"] = finish_reason(choice, call_.chat ? &answer : nullptr);
       if (call_.prompt_logprobs)
         one["prompt_logprobs"] = prompt_logprobs(model_.tokenizer, prompt(i), choice);
+      if (call_.token_ids) {
+        one["token_ids"] = choice.ids;
+        (call_.chat ? json : one)["prompt_token_ids"] = prompt(i);
+      }
       json["choices"].push_back(std::move(one));
     }
     json["usage"] = usage_json(generation);
@@ -92,6 +96,7 @@ class OpenAiForm {
                                  {"logprobs", nullptr},
                                  {"finish_reason", nullptr}});
     }
+    if (call_.token_ids) json["prompt_token_ids"] = prompt(0);
     return to_text(json);
   }
 
@@ -108,10 +113,16 @@ class OpenAiForm {
     else
       one["text"] = text;
     const bool nothing = call_.chat ? one["delta"].empty() : text.empty();
-    if (nothing && choice.finish.empty() && !asked) return {};
+    if (nothing && choice.finish.empty() && !asked && !call_.token_ids) return {};
     const std::size_t last = shown_prompt(piece.choice).size() + choice.logprobs.size() - 1;
     one["logprobs"] = asked ? logprobs(choice, piece.choice, begins ? 0 : last) : Json(nullptr);
     one["finish_reason"] = finish_reason(choice, call_.chat ? &answer(piece.choice) : nullptr);
+    if (call_.token_ids) {
+      one["token_ids"] = Json::array();
+      if (piece.token >= 0) one["token_ids"].push_back(piece.token);
+      const bool first = choice.ids.size() == one["token_ids"].size();
+      if (!call_.chat && first) one["prompt_token_ids"] = prompt(piece.choice);
+    }
     json["choices"].push_back(std::move(one));
     return to_text(json);
   }

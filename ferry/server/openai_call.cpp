@@ -41,7 +41,7 @@ void read_shared(const JsonFields& fields,
     call.stream_usage = JsonFields(*options).boolean("include_usage").value_or(false);
   call.tokens_by_id = fields.boolean("return_tokens_as_token_ids").value_or(false);
   call.settings.cache_salt = cache_salt(fields);
-  call.rid = fields.text("rid").value_or("");
+  call.token_ids = fields.boolean("return_token_ids").value_or(false);
   call.best_of = call.settings.choices;
 }
 
@@ -131,6 +131,7 @@ OpenAiCall read_completion(const HttpRequest& request, const ServedModel& model)
     for (const std::string& one : fields.texts("prompt"))
       call.prompts.push_back(encode(model, one, add_special));
   }
+  call.names = call_names(fields, call.prompts.size());
   truncate_prompts(fields, model, call);
   read_echo(fields, model, call);
   read_prompt_logprobs(fields, call);
@@ -160,6 +161,7 @@ OpenAiCall read_chat(const Json& body, const HttpRequest& request, const ServedM
   call.answer.settle(prompt, model, call.settings);
   call.prompts.push_back(
       encode(model, prompt, fields.boolean("add_special_tokens").value_or(false)));
+  call.names = call_names(fields, call.prompts.size());
   truncate_prompts(fields, model, call);
   return call;
 }

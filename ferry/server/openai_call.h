@@ -26,10 +26,11 @@ struct OpenAiCall {
   int best_of = 1;        ///< choices to make of each prompt, of which settings.choices are shown
   bool logprobs = false;  ///< those of choices are shown
   bool prompt_logprobs = false;     ///< those of the prompt are, as vLLM shows them
+  bool token_ids = false;           ///< those of prompts and choices are shown, as vLLM does it
   bool echo = false;                ///< the prompt stands before each choice's text
   std::vector<std::string> echoes;  ///< its text, for each prompt
   AnswerPlan answer;                ///< of a chat: tools, thinking
-  std::string rid;
+  std::vector<std::string> names = {""};  ///< to abort it, or each of its prompts, by
   std::string id;
   std::time_t created = std::time(nullptr);
 };

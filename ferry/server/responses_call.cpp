@@ -7,6 +7,7 @@
 #include "ferry/core/error.h"
 #include "ferry/server/json_fields.h"
 #include "ferry/server/members.h"
+#include "ferry/server/openai_call.h"
 
 namespace ferry {
 
@@ -59,7 +60,8 @@ class Items {
       add_thoughts(fields);
     } else if (type == "item_reference") {
       fail<ConfigError>(
-          "\"input\" has an \"item_reference\", but nothing is stored here; send the item itself");
+          "an \"item_reference\" in \"input\" is not supported; send the item itself, or the "
+          "\"previous_response_id\" of the response that has it");
     } else {
       fail<ConfigError>("an item of type \"{}\" in \"input\" is not supported", type);
     }
@@ -119,22 +121,29 @@ class Items {
   Json said_;  // what the assistant has said last, until it is whole
 };
 
-Json messages_of(const JsonFields& fields) {
+Json messages_of(const JsonFields& fields, const Json& before) {
   Json messages = Json::array();
   const std::string instructions = fields.text("instructions").value_or("");
   if (!instructions.empty()) messages.push_back({{"role", "system"}, {"content", instructions}});
   const Json* input = fields.find("input");
   if (input == nullptr) fail<ConfigError>("\"input\" is missing");
-  if (input->is_string()) {
-    messages.push_back({{"role", "user"}, {"content", *input}});
-    return messages;
-  }
-  if (!input->is_array() || input->empty())
-    fail<ConfigError>("\"input\" must be text or a list of items, not {}", shown_value(*input));
   Items items(messages);
-  for (const Json& item : *input) items.add(item);
+  for (const Json& item : before) items.add(item);
+  if (input->is_string()) {
+    items.add({{"role", "user"}, {"content", *input}});
+  } else if (input->is_array() && !input->empty()) {
+    for (const Json& item : *input) items.add(item);
+  } else {
+    fail<ConfigError>("\"input\" must be text or a list of items, not {}", shown_value(*input));
+  }
   items.finish();
   return messages;
+}
+
+const char* id_prefix(const std::string& type) {
+  if (type == "function_call") return "fc_";
+  if (type == "function_call_output") return "fco_";
+  return type == "reasoning" ? "rs_" : "msg_";
 }
 
 Json tools_of(const Json& tools) {
@@ -175,11 +184,11 @@ void set_text(const Json& text, Json& chat) {
 
 }  // namespace
 
-Json chat_of_responses(const Json& body) {
+Json chat_of_responses(const Json& body, const Json& before) {
   check_members(RequestKind::responses, body);
   const JsonFields fields(body);
   Json chat = shared_with_chats(RequestKind::responses, body);
-  chat["messages"] = messages_of(fields);
+  chat["messages"] = messages_of(fields, before);
   if (const Json* most = fields.find("max_output_tokens")) chat["max_completion_tokens"] = *most;
   if (const Json* tools = fields.find("tools")) chat["tools"] = tools_of(*tools);
   if (const Json* choice = fields.find("tool_choice"))
@@ -192,6 +201,25 @@ Json chat_of_responses(const Json& body) {
   for (const std::string& wanted : fields.texts("include"))
     if (wanted == "message.output_text.logprobs") chat["logprobs"] = true;
   return chat;
+}
+
+Json input_items(const Json& body) {
+  const Json& input = body["input"];
+  if (input.is_string())
+    return Json::array({{{"id", new_id("msg_")},
+                         {"type", "message"},
+                         {"status", "completed"},
+                         {"role", "user"},
+                         {"content", Json::array({{{"type", "input_text"}, {"text", input}}})}}});
+  Json items = input;
+  for (Json& item : items) {
+    const JsonFields fields(item);
+    const std::string type = fields.text("type").value_or("message");
+    const bool named = fields.has("id");
+    item["type"] = type;
+    if (!named) item["id"] = new_id(id_prefix(type));
+  }
+  return items;
 }
 
 }  // namespace ferry

@@ -34,9 +34,9 @@ Json frame_of(const ServedModel& model, const Json& body, const OpenAiCall& call
           {"model", model.name},
           {"output", Json::array()},
           {"parallel_tool_calls", given("parallel_tool_calls", true)},
-          {"previous_response_id", nullptr},
+          {"previous_response_id", given("previous_response_id", nullptr)},
           {"reasoning", {{"effort", effort}, {"summary", nullptr}}},
-          {"store", false},
+          {"store", given("store", true)},
           {"temperature", call.settings.sampling.temperature},
           {"text", given("text", {{"format", {{"type", "text"}}}})},
           {"tool_choice", given("tool_choice", "auto")},
@@ -62,10 +62,11 @@ const char* id_prefix(Kind kind) {
 
 }  // namespace
 
-ResponseForm::ResponseForm(const ServedModel& model, const Json& body, OpenAiCall call)
+ResponseForm::ResponseForm(const ServedModel& model, const Json& body, OpenAiCall call, Ended ended)
     : model_(model),
       call_(std::move(call)),
       frame_(std::make_unique<Json>(frame_of(model, body, call_))),
+      ended_(std::move(ended)),
       parts_(call_.answer),
       logprobs_(std::make_unique<Json>(Json::array())),
       new_logprobs_(std::make_unique<Json>(Json::array())) {}
@@ -79,13 +80,13 @@ std::string ResponseForm::whole(const Generation& generation) {
   // Bit by bit, as in a stream, so that items have the same order.
   for (const char c : choice.text) put(std::string(1, c), /*last=*/false, nullptr);
   put("", /*last=*/true, nullptr);
-  return to_text(response(generation, /*whole=*/true));
+  return to_text(end(generation));
 }
 
-std::string ResponseForm::head(const Generation& generation) {
+std::string ResponseForm::head(const Generation& /*generation*/) {
   std::string events;
   for (const char* type : {"response.created", "response.in_progress"})
-    events += event({{"type", type}, {"response", response(generation, /*whole=*/false)}});
+    events += event({{"type", type}, {"response", *frame_}});
   return events;
 }
 
@@ -103,7 +104,7 @@ std::string ResponseForm::piece(const Generation& generation, const Generation::
 }
 
 std::string ResponseForm::tail(const Generation& generation) {
-  const Json json = response(generation, /*whole=*/true);
+  const Json json = end(generation);
   return event({{"type", "response." + json["status"].get<std::string>()}, {"response", json}});
 }
 
@@ -224,10 +225,15 @@ Json ResponseForm::item(std::size_t part, bool whole) const {
   return json;
 }
 
-/// `whole`: the answer has ended.
-Json ResponseForm::response(const Generation& generation, bool whole) const {
+Json ResponseForm::end(const Generation& generation) {
+  Json json = response(generation);
+  if (ended_) ended_(json);
+  return json;
+}
+
+/// Of an answer that has ended.
+Json ResponseForm::response(const Generation& generation) const {
   Json json = *frame_;
-  if (!whole) return json;
   const Choice& choice = generation.choices().front();
   json["status"] = choice.finish == "stop" ? "completed" : "incomplete";
   if (choice.finish == "length") json["incomplete_details"] = {{"reason", "max_output_tokens"}};

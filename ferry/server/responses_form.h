@@ -1,6 +1,7 @@
 // A chat's answer as OpenAI's responses show it: an object with output items, or events.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
@@ -15,8 +16,14 @@ namespace ferry {
 /// Of one call; for form_of(). Threads: one at a time.
 class ResponseForm {
  public:
-  /// `body`: what the client sent. `model` is borrowed.
-  ResponseForm(const ServedModel& model, const nlohmann::ordered_json& body, OpenAiCall call);
+  /// Hears of the whole response before its client does.
+  using Ended = std::function<void(const nlohmann::ordered_json& response)>;
+
+  /// `body`: what the client sent. `model` is borrowed. `ended`: where it is to be stored.
+  ResponseForm(const ServedModel& model,
+               const nlohmann::ordered_json& body,
+               OpenAiCall call,
+               Ended ended);
   ~ResponseForm();
   ResponseForm(const ResponseForm&) = delete;
   ResponseForm& operator=(const ResponseForm&) = delete;
@@ -38,12 +45,14 @@ class ResponseForm {
   nlohmann::ordered_json place(const char* type, std::size_t part) const;
   nlohmann::ordered_json content_of(std::size_t part, const std::string& text) const;
   nlohmann::ordered_json item(std::size_t part, bool whole) const;
-  nlohmann::ordered_json response(const Generation& generation, bool whole) const;
+  nlohmann::ordered_json response(const Generation& generation) const;
+  nlohmann::ordered_json end(const Generation& generation);
   nlohmann::ordered_json usage(const Generation& generation) const;
 
   const ServedModel& model_;
   OpenAiCall call_;
   std::unique_ptr<nlohmann::ordered_json> frame_;  // what is the same in all of its states
+  Ended ended_;
   AnswerParts parts_;
   std::vector<std::string> ids_;                          // of the parts
   std::unique_ptr<nlohmann::ordered_json> logprobs_;      // of the whole text, where asked for

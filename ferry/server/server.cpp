@@ -76,6 +76,7 @@ void serve(const ServerOptions& options,
   Metrics metrics(model.name);
   EngineFront front(engine, &metrics);
   CallRegistry calls;
+  ResponseStore responses;
   HttpOptions http_options = options.http;
   http_options.on_answer = [&](const std::string& route, int status) {
     metrics.answered(route, status);
@@ -84,7 +85,7 @@ void serve(const ServerOptions& options,
   add_sglang_routes(http, front, model, calls);
   add_openai_routes(http, front, model, calls);
   add_messages_routes(http, front, model, calls);
-  add_responses_route(http, front, model, calls);
+  add_responses_routes(http, front, model, calls, responses);
   add_operation_routes(http, front, metrics, model);
   if (options.group != nullptr) add_scaling_routes(http, *options.group);
   engine.open();

@@ -1,13 +1,14 @@
 #include "ferry/server/sglang_api.h"
 
+#include <algorithm>
 #include <atomic>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "ferry/core/error.h"
 #include "ferry/server/event_stream.h"
+#include "ferry/server/generate_call.h"
 #include "ferry/server/generation.h"
-#include "ferry/server/members.h"
 #include "ferry/version.h"
 
 namespace ferry {
@@ -19,96 +20,6 @@ std::uint64_t client_of(const HttpRequest& request) {
 }
 
 namespace {
-
-constexpr int kDefaultNewTokens = 128;
-
-struct GenerateCall {
-  std::vector<std::vector<std::int32_t>> prompts;
-  bool batch = false;                        ///< the reply is a list
-  std::vector<GenerationSettings> settings;  ///< of each prompt
-  std::string rid;
-  bool stream = false;
-};
-
-/// `text` or `input_ids`, one or a list of them.
-void read_prompts(const JsonFields& fields, const ServedModel& model, GenerateCall& call) {
-  const Json* text = fields.find("text");
-  const Json* ids = fields.find("input_ids");
-  if ((text != nullptr) == (ids != nullptr))
-    fail<ConfigError>("give exactly one of \"text\" and \"input_ids\"");
-  if (text != nullptr) {
-    call.batch = text->is_array();
-    for (const std::string& one : fields.texts("text")) call.prompts.push_back(encode(model, one));
-    return;
-  }
-  call.batch = ids->is_array() && !ids->empty() && ids->front().is_array();
-  if (!call.batch) return call.prompts.push_back(fields.ids("input_ids"));
-  for (const Json& one : *ids) call.prompts.push_back(to_ids(one, "input_ids"));
-}
-
-/// What stands under "sampling_params", and beside "text" in the flat form.
-void read_settings(const JsonFields& fields,
-                   const ServedModel& model,
-                   GenerationSettings& settings) {
-  read_common_settings(fields, model, settings);
-  if (const auto most = max_new_tokens(
-          fields, {"max_new_tokens", "max_tokens", "max_completion_tokens"}, /*least=*/0))
-    settings.max_new_tokens = most;
-}
-
-/// One for all prompts, or a list with one for each.
-void read_sampling_params(const Json& params, const ServedModel& model, GenerateCall& call) {
-  const auto read = [&](const Json& one, GenerationSettings& settings) {
-    const JsonFields fields(one);
-    check_members(RequestKind::sampling_params, one);
-    read_settings(fields, model, settings);
-  };
-  if (!params.is_array() || params.empty()) {
-    for (GenerationSettings& settings : call.settings) read(params, settings);
-    return;
-  }
-  if (params.size() != call.prompts.size())
-    fail<ConfigError>(
-        "\"sampling_params\" has {} members for {} prompts; give one for each, or one "
-        "that is no list",
-        params.size(),
-        call.prompts.size());
-  for (std::size_t i = 0; i < params.size(); ++i) {
-    read(params[i], call.settings[i]);
-    if (call.settings[i].choices != call.settings.front().choices)
-      fail<ConfigError>("\"n\" must be the same in all \"sampling_params\"");
-  }
-}
-
-GenerateCall read_call(const HttpRequest& request, const ServedModel& model) {
-  const Json body = parse_object(request.body);
-  check_members(RequestKind::generate, body);
-  const JsonFields fields(body);
-  GenerateCall call;
-  read_prompts(fields, model, call);
-  check_lengths(model, call.prompts);
-  GenerationSettings settings{.sampling = model.sampling,
-                              .max_new_tokens = kDefaultNewTokens,
-                              .client = client_of(request)};
-  read_settings(fields, model, settings);
-  settings.cache_salt = cache_salt(fields);
-  const int top = top_logprobs(fields, "top_logprobs_num");
-  const std::int64_t from = fields.integer("logprob_start_len").value_or(-1);
-  if (from < -1 || from > model.max_context)
-    fail<ConfigError>("\"logprob_start_len\" must be -1 (none of the prompt) to {}, not {}",
-                      model.max_context,
-                      from);
-  if (fields.boolean("return_logprob").value_or(false)) {
-    settings.top_logprobs = top;
-    if (from >= 0) settings.prompt_logprobs_from = static_cast<int>(from);
-  }
-  call.settings.assign(call.prompts.size(), settings);
-  if (const Json* params = fields.find("sampling_params"))
-    read_sampling_params(*params, model, call);
-  call.rid = fields.text("rid").value_or("");
-  call.stream = fields.boolean("stream").value_or(false);
-  return call;
-}
 
 Json reason_of_end(const Choice& choice) {
   if (choice.finish.empty()) return nullptr;
@@ -131,31 +42,27 @@ class GenerateForm {
         choices_(call.settings.front().choices),
         prompts_(call.prompts),
         from_(call.settings.front().prompt_logprobs_from),
-        logprobs_(call.settings.front().top_logprobs.has_value()),
-        id_(call.rid) {
+        names_(call.names) {
+    for (const GenerationSettings& settings : call.settings)
+      asks_.push_back(
+          {.logprobs = settings.top_logprobs.has_value(), .ids = !settings.logprob_ids.empty()});
     static std::atomic<std::uint64_t> calls{0};
-    if (id_.empty()) id_ = fmt::format("gen-{}", calls++);
+    if (names_.front().empty()) names_.front() = fmt::format("gen-{}", calls++);
   }
 
   /// A choice as far as it has come.
   Json choice(const Generation& generation, std::size_t index) const {
     const Choice& choice = generation.choices()[index];
-    Json meta{{"id", generation.choices().size() == 1 ? id_ : fmt::format("{}-{}", id_, index)},
+    Json meta{{"id", name(generation, index)},
               {"finish_reason", reason_of_end(choice)},
               {"prompt_tokens", choice.prompt_tokens},
               {"completion_tokens", choice.ids.size()},
               {"cached_tokens", choice.cached_tokens},
               {"e2e_latency", generation.seconds()}};
-    if (logprobs_) {
-      add_prompt_logprobs(choice, index, meta);
-      Json& chosen = meta["output_token_logprobs"] = Json::array();
-      Json& top = meta["output_top_logprobs"] = Json::array();
-      for (std::size_t i = 0; i < choice.logprobs.size(); ++i) {
-        chosen.push_back(logprob(model_, choice.logprobs[i].chosen, choice.ids[i]));
-        Json& tokens = top.emplace_back(Json::array());
-        for (const TokenLogprob& t : choice.logprobs[i].top)
-          tokens.push_back(logprob(model_, t.logprob, t.id));
-      }
+    const std::size_t prompt = index / static_cast<std::size_t>(choices_);
+    if (asks_[prompt].logprobs) {
+      add_prompt_logprobs(choice, prompt, meta);
+      add_output_logprobs(choice, asks_[prompt].ids, meta);
     }
     Json json{{"text", choice.text}, {"output_ids", choice.ids}, {"meta_info", std::move(meta)}};
     if (generation.choices().size() > 1) json["index"] = index;
@@ -171,22 +78,62 @@ class GenerateForm {
   }
 
  private:
-  /// As SGLang has it, the first of them has none, wherever it stands.
-  void add_prompt_logprobs(const Choice& choice, std::size_t index, Json& meta) const {
-    Json& tokens = meta["input_token_logprobs"] = Json::array();
-    Json& top = meta["input_top_logprobs"] = Json::array();
-    const std::vector<std::int32_t>& prompt = prompts_[index / static_cast<std::size_t>(choices_)];
-    if (!from_ || static_cast<std::size_t>(*from_) >= prompt.size()) return;
-    const auto from = static_cast<std::size_t>(*from_);
-    tokens.push_back(logprob(model_, nullptr, prompt[from]));
-    top.push_back(nullptr);
-    const std::size_t told = prompt.size() - choice.prompt_logprobs.size();
-    for (std::size_t i = from + 1; i < prompt.size() && i >= told; ++i) {
-      const Logprobs& l = choice.prompt_logprobs[i - told];
-      tokens.push_back(logprob(model_, l.chosen, prompt[i]));
-      Json& most = top.emplace_back(Json::array());
-      for (const TokenLogprob& t : l.top) most.push_back(logprob(model_, t.logprob, t.id));
+  /// What a prompt's choices tell.
+  struct Asks {
+    bool logprobs = false;
+    bool ids = false;  ///< those of given ids
+  };
+
+  std::string name(const Generation& generation, std::size_t index) const {
+    const auto choices = static_cast<std::size_t>(choices_);
+    if (generation.choices().size() == 1) return names_.front();
+    if (names_.size() == 1) return fmt::format("{}-{}", names_.front(), index);
+    const std::string& of_prompt = names_[index / choices];
+    return choices == 1 ? of_prompt : fmt::format("{}-{}", of_prompt, index % choices);
+  }
+
+  Json list(const std::vector<TokenLogprob>& tokens) const {
+    Json all = Json::array();
+    for (const TokenLogprob& t : tokens) all.push_back(logprob(model_, t.logprob, t.id));
+    return all;
+  }
+
+  void add_output_logprobs(const Choice& choice, bool ids, Json& meta) const {
+    Json& chosen = meta["output_token_logprobs"] = Json::array();
+    Json top = Json::array();
+    Json asked = Json::array();
+    for (std::size_t i = 0; i < choice.logprobs.size(); ++i) {
+      chosen.push_back(logprob(model_, choice.logprobs[i].chosen, choice.ids[i]));
+      top.push_back(list(choice.logprobs[i].top));
+      if (ids) asked.push_back(list(choice.logprobs[i].asked));
     }
+    meta["output_top_logprobs"] = std::move(top);
+    if (ids) meta["output_token_ids_logprobs"] = std::move(asked);
+  }
+
+  /// As SGLang has it, the first of them has none, wherever it stands.
+  void add_prompt_logprobs(const Choice& choice, std::size_t prompt_number, Json& meta) const {
+    const bool ids = asks_[prompt_number].ids;
+    const std::vector<std::int32_t>& prompt = prompts_[prompt_number];
+    Json tokens = Json::array();
+    Json top = Json::array();
+    Json asked = Json::array();
+    if (from_ && static_cast<std::size_t>(*from_) < prompt.size()) {
+      const auto from = static_cast<std::size_t>(*from_);
+      tokens.push_back(logprob(model_, nullptr, prompt[from]));
+      top.push_back(nullptr);
+      asked.push_back(nullptr);
+      const std::size_t told = prompt.size() - choice.prompt_logprobs.size();
+      for (std::size_t i = from + 1; i < prompt.size() && i >= told; ++i) {
+        const Logprobs& l = choice.prompt_logprobs[i - told];
+        tokens.push_back(logprob(model_, l.chosen, prompt[i]));
+        top.push_back(list(l.top));
+        asked.push_back(list(l.asked));
+      }
+    }
+    meta["input_token_logprobs"] = std::move(tokens);
+    meta["input_top_logprobs"] = std::move(top);
+    if (ids) meta["input_token_ids_logprobs"] = std::move(asked);
   }
 
   const ServedModel& model_;
@@ -194,16 +141,16 @@ class GenerateForm {
   int choices_;
   std::vector<std::vector<std::int32_t>> prompts_;
   std::optional<int> from_;  // where log probabilities of prompts begin
-  bool logprobs_;
-  std::string id_;
+  std::vector<Asks> asks_;   // of each prompt
+  std::vector<std::string> names_;
 };
 
 HttpReply generate(EngineFront& front,
                    const ServedModel& model,
                    CallRegistry& calls,
                    const HttpRequest& request) {
-  const GenerateCall call = read_call(request, model);
-  const CallRegistry::Aborted aborted = calls.add(call.rid);
+  const GenerateCall call = read_generate(request, model);
+  const CallRegistry::Aborted aborted = calls.add(call.names);
   const auto generation =
       std::make_shared<Generation>(front, for_generation(model), call.prompts, call.settings);
   const GenerateForm form(model, call);
@@ -228,9 +175,10 @@ HttpReply abort_request(CallRegistry& calls, const HttpRequest& request) {
   if (fields.boolean("abort_all").value_or(false)) {
     calls.abort_all();
   } else {
-    const std::string rid = fields.text("rid").value_or("");
-    if (rid.empty()) fail<ConfigError>("give the \"rid\" of a call, or \"abort_all\"");
-    calls.abort(rid);
+    const std::vector<std::string> names = fields.texts("rid");
+    if (names.empty() || std::find(names.begin(), names.end(), "") != names.end())
+      fail<ConfigError>("give the \"rid\" of a call, or a list of them, or \"abort_all\"");
+    for (const std::string& name : names) calls.abort(name);
   }
   return {.body = "{}"};
 }
@@ -257,6 +205,7 @@ Json info(const ServedModel& model) {
           {"num_experts", model.config->moe.experts},
           {"weights", model.weights},
           {"numerics", model.numerics},
+          {"kv_cache_dtype", model.kv_type},
           {"moe_a2a_backend", model.backend},
           {"transport", model.transport},
           {"ep", model.ranks}};

@@ -26,6 +26,8 @@ struct GenerationSettings {
   std::optional<int> top_logprobs;  ///< given: logprobs of each token and so many others
   /// Given, with top_logprobs: those of the prompt's tokens from this position on, too.
   std::optional<int> prompt_logprobs_from;
+  /// With top_logprobs: those of these tokens, too, wherever a token's are told.
+  std::vector<std::int32_t> logprob_ids = {};
   int choices = 1;           ///< of each prompt
   std::uint64_t client = 0;  ///< who asks: clients' requests start in turn
   std::string

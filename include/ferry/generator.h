@@ -25,6 +25,8 @@ struct GeneratorOptions {
   int tp = 1;           ///< ranks that share out attention and dense layers; divides ranks
   int threads = 0;      ///< of each rank; 0: cores / ranks
   std::string weights;  ///< "f32", "bf16", "int8", "fp8", "int4", "mxfp4"; empty: as stored
+  /// Keys and values are kept as "auto" (as activations), "f32", "bf16", "int8", "fp8_e4m3".
+  std::string kv_type = "auto";
   std::string backend = "pplx";     ///< how tokens travel to experts
   int max_context = 0;              ///< positions of a sequence; 0: the model's
   int max_tokens_per_step = 512;    ///< of a group of tp ranks; longer prompts are cut

@@ -295,6 +295,26 @@ TEST(Generate, WeightsAndWiresCanBeChosen) {
   EXPECT_EQ(hash(quantised + Arguments{"--ep", "3", "--moe-a2a-backend", "alltoallv"}), small);
 }
 
+TEST(Generate, KeysAndValuesMayBeKeptNarrower) {
+  const Arguments common{
+      "generate", "--model", model_dir("qwen2_untied"), "--prompt", "abc", "--max-new-tokens", "4"};
+  const auto run = [&](const Arguments& more) { return run_json(common + more); };
+  const auto hash = [](const json& report) {
+    return report["results"][0]["logits_sha256"].get<std::string>();
+  };
+  const json plain = run({});
+  EXPECT_EQ(plain["kv_cache_dtype"], "f32");
+  EXPECT_EQ(hash(run({"--kv-cache-dtype", "auto"})), hash(plain));
+  const json fp8 = run({"--kv-cache-dtype", "fp8"});
+  EXPECT_EQ(fp8["kv_cache_dtype"], "fp8_e4m3");
+  const json int8 = run({"--kv-cache-dtype", "int8"});
+  EXPECT_NE(hash(fp8), hash(plain));
+  EXPECT_NE(hash(int8), hash(plain));
+  EXPECT_NE(hash(int8), hash(fp8));
+  EXPECT_EQ(hash(run({"--kv-cache-dtype", "fp8_e4m3", "--ep", "2", "--tp", "2"})), hash(fp8));
+  EXPECT_EQ(hash(run({"--kv-cache-dtype", "int8", "--ep", "3", "--max-tokens", "2"})), hash(int8));
+}
+
 /// Under every name that the options have.
 TEST(Generate, SpeculationGivesTheSameBytesAndSaysWhatItDid) {
   const Arguments common = {"generate",

@@ -86,6 +86,12 @@ TEST(Inspect, TellsWhatEachRankWouldLoad) {
   EXPECT_EQ(experts, report["expert_parameters"].get<std::uint64_t>() * 2);
   EXPECT_NE(test::run_program({"inspect", kModel}).out.find("6 of width 24"), std::string::npos);
   test::expect_one_line(test::run_program({"inspect", "/nowhere"}), 1, "/nowhere");
+  EXPECT_EQ(report["kv_type"], "bf16");
+  const json narrow = run_json({"inspect", kModel, "--kv-cache-dtype", "int8"});
+  EXPECT_EQ(narrow["kv_type"], "int8");
+  EXPECT_LT(narrow["kv_bytes_per_token"], report["kv_bytes_per_token"]);
+  test::expect_one_line(
+      test::run_program({"inspect", kModel, "--kv-cache-dtype", "x"}), 2, "--kv-cache-dtype x");
 }
 
 TEST(Inspect, TellsWhetherThereIsAChatTemplate) {

@@ -63,6 +63,7 @@ INSTANTIATE_TEST_SUITE_P(
         generate("UnknownLayout", {"--layout", "x"}, "row_pointers"),
         generate("UnknownTransport", {"--transport", "x"}, "inproc"),
         generate("UnknownWeights", {"--weights", "int3"}, "bf16"),
+        generate("UnknownKvCacheType", {"--kv-cache-dtype", "fp8_e5m2"}, "fp8_e4m3"),
         generate("UnknownDispatchWire", {"--dispatch-wire", "x"}, "--dispatch-wire"),
         generate("UnknownCombineWire", {"--combine-wire", "x"}, "--combine-wire"),
         generate("NegativeThreads", {"--threads", "-1"}, "--threads"),

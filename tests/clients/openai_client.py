@@ -45,6 +45,19 @@ def check_responses(client: openai.OpenAI, model: str) -> None:
         last = stream.get_final_response()
     expect(text == whole.output_text == last.output_text, (text, last))
 
+    kept = client.responses.retrieve(whole.id)
+    expect(kept.to_dict() == whole.to_dict(), kept)
+    more = client.responses.create(**{**same, "input": "What is 3 + 4?", "previous_response_id": whole.id})
+    items = client.responses.input_items.list(more.id, order="asc").data
+    expect([item.type for item in items] == ["message"] * 3, items)
+    expect(items[1].content[0].text == whole.output_text, items)
+    client.responses.delete(whole.id)
+    refused(openai.NotFoundError, lambda: client.responses.retrieve(whole.id))
+    gone = refused(
+        openai.BadRequestError, lambda: client.responses.create(**{**same, "previous_response_id": whole.id})
+    )
+    expect(gone.code == "previous_response_not_found" and gone.param == "previous_response_id", gone.body)
+
     parameters = {
         "type": "object",
         "properties": {"place": {"enum": ["Bern", "Rome"]}},
@@ -70,10 +83,8 @@ def check_responses(client: openai.OpenAI, model: str) -> None:
         formed, _ = first_whole(client, {**longer, "text": form})
         expect(json.loads(formed.output_text)["place"] in ("Bern", "Rome"), formed)
 
-    for name, value in (("previous_response_id", "resp_1"), ("background", True)):
-        wrong = refused(openai.BadRequestError, lambda: client.responses.create(**{**same, name: value}))
-        expect(name in wrong.message, wrong.message)
-    refused(openai.NotFoundError, lambda: client.responses.retrieve(whole.id))
+    wrong = refused(openai.BadRequestError, lambda: client.responses.create(**{**same, "background": True}))
+    expect("background" in wrong.message, wrong.message)
 
 
 def main(url: str, key: str) -> None:

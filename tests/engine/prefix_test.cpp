@@ -31,6 +31,7 @@ struct Way {
   int max_sequences = 4;
   std::int64_t max_kv_tokens = 0;
   DType weights = DType::f32;
+  std::optional<WireType> kv_type = {};
   MoeA2ABackend backend = MoeA2ABackend::pplx;
   int redundant = 0;
   BalanceOptions balance = {};
@@ -97,18 +98,20 @@ constexpr int kConversations = 7;
 constexpr int kRounds = 3;
 
 Outcome converse(const std::string& model, const Way& run) {
-  const Model opened =
-      Model::open({.model = test::data_dir(model),
-                   .launch = {.transport = "inproc", .ranks = run.ranks},
-                   .weights = weight_type(run.weights),
-                   .decoder = {.tp = run.tp, .max_tokens = run.max_tokens, .backend = run.backend},
-                   .engine = {.max_sequences_per_rank = run.max_sequences,
-                              .max_tokens_per_step = run.max_tokens,
-                              .max_kv_tokens = run.max_kv_tokens,
-                              .keep_prefixes = run.keep,
-                              .hash_logits = true,
-                              .balance = run.balance},
-                   .expert_location = {.redundant = run.redundant}});
+  const Model opened = Model::open({.model = test::data_dir(model),
+                                    .launch = {.transport = "inproc", .ranks = run.ranks},
+                                    .weights = weight_type(run.weights),
+                                    .decoder = {.tp = run.tp,
+                                                .max_tokens = run.max_tokens,
+                                                .backend = run.backend,
+                                                .kv_type = run.kv_type},
+                                    .engine = {.max_sequences_per_rank = run.max_sequences,
+                                               .max_tokens_per_step = run.max_tokens,
+                                               .max_kv_tokens = run.max_kv_tokens,
+                                               .keep_prefixes = run.keep,
+                                               .hash_logits = true,
+                                               .balance = run.balance},
+                                    .expert_location = {.redundant = run.redundant}});
   Outcome outcome;
   opened.run([&](Decoder& decoder, Transport& transport) {
     Engine engine = opened.engine_on(decoder, transport);
@@ -175,6 +178,22 @@ TEST_P(Prefixes, ChangeNoBitWherePagesRunOut) {
         converse(GetParam(), {.max_tokens = 16, .max_sequences = 6, .max_kv_tokens = positions});
     EXPECT_TRUE(outcome.rounds == without.rounds) << positions << " positions";
     EXPECT_LE(outcome.stats.kv_idle_tokens, positions);
+  }
+}
+
+TEST_P(Prefixes, ChangeNoBitWhereKeysAndValuesAreNarrow) {
+  if (!test::runs_all_ways(GetParam())) GTEST_SKIP() << test::kMainRunHasIt;
+  for (const WireType kv_type : {WireType::int8_block, WireType::fp8}) {
+    const Outcome without = converse(GetParam(), {.keep = false, .kv_type = kv_type});
+    for (const Way& run :
+         {Way{.max_tokens = 7, .kv_type = kv_type},
+          Way{.ranks = 2, .tp = 2, .kv_type = kv_type},
+          Way{.max_tokens = 16, .max_sequences = 6, .max_kv_tokens = 192, .kv_type = kv_type}}) {
+      const Outcome outcome = converse(GetParam(), run);
+      EXPECT_TRUE(outcome.rounds == without.rounds)
+          << wire_type_name(kv_type) << ", tp " << run.tp << ", tokens " << run.max_tokens;
+      EXPECT_GT(outcome.cached_tokens, 100U);
+    }
   }
 }
 

@@ -100,12 +100,59 @@ TEST(PromptLogprobs, AreTheSameBitsHoweverThePromptIsRun) {
   EXPECT_EQ(tell(requests, {.max_tokens = 7, .max_kv_tokens = 128}, /*evicts=*/true), alone);
 }
 
+TEST(PromptLogprobs, GivenIdsAreToldTheSameBitsWhereverTheyRun) {
+  std::vector<Request> requests;
+  for (const test::GoldenPrompt& p : test::golden_prompts(kModel)) {
+    for (int i = 0; i < 4; ++i) {
+      Request request = request_of(p.prompt, 30, 2);
+      const auto from = static_cast<std::ptrdiff_t>(requests.size() % p.prompt.size());
+      request.logprob_ids.assign(p.prompt.begin() + from, p.prompt.end());
+      request.logprob_ids.resize(std::min<std::size_t>(request.logprob_ids.size(), kMaxLogprobIds));
+      requests.push_back(std::move(request));
+    }
+  }
+  std::vector<Told> alone;
+  for (const Request& request : requests) {
+    alone.push_back(tell({request}, {}).at(0));
+    EXPECT_EQ(alone.back().prompt.size(),
+              request.prompt.size() - std::min<std::size_t>(request.prompt.size(), 2));
+    EXPECT_FALSE(alone.back().logprobs.empty());
+    for (const std::vector<Logprobs>* all : {&alone.back().prompt, &alone.back().logprobs}) {
+      for (const Logprobs& l : *all) {
+        ASSERT_EQ(l.asked.size(), request.logprob_ids.size());
+        for (std::size_t i = 0; i < l.asked.size(); ++i) {
+          EXPECT_EQ(l.asked[i].id, request.logprob_ids[i]);
+          for (const TokenLogprob& top : l.top) {
+            if (top.id != l.asked[i].id) continue;
+            EXPECT_EQ(top.logprob, l.asked[i].logprob);
+          }
+        }
+      }
+    }
+  }
+  EXPECT_EQ(tell(requests, {.ranks = 3, .max_tokens = 5}), alone);
+  EXPECT_EQ(tell(requests, {.max_tokens = 7, .max_kv_tokens = 128}, /*evicts=*/true), alone);
+}
+
 TEST(PromptLogprobs, BadRequestsAreRefused) {
   Request request = request_of({1, 2}, 1, -1);
   EXPECT_THROW(check_request(request, 10, 10), ConfigError);
   request.prompt_logprobs_from = 0;
   EXPECT_NO_THROW(check_request(request, 10, 10));
+  request.logprob_ids = {0, 9};
+  EXPECT_NO_THROW(check_request(request, 10, 10));
+  for (const std::int32_t id : {-1, 10}) {
+    request.logprob_ids = {0, id};
+    EXPECT_THROW(check_request(request, 10, 10), ConfigError) << id;
+  }
+  request.logprob_ids.assign(kMaxLogprobIds + 1, 0);
+  EXPECT_THROW(check_request(request, 10, 10), ConfigError);
+  request.logprob_ids = {};
   request.top_logprobs.reset();
+  EXPECT_THROW(check_request(request, 10, 10), ConfigError);
+  request.prompt_logprobs_from.reset();
+  EXPECT_NO_THROW(check_request(request, 10, 10));
+  request.logprob_ids = {0};
   EXPECT_THROW(check_request(request, 10, 10), ConfigError);
 }
 

@@ -29,6 +29,7 @@ StepRecord sample_record() {
            .sampling = {.temperature = 0.7, .top_k = 3, .top_p = 0.5, .min_p = 0.1, .seed = ~0ULL},
            .stop_ids = {9, 10},
            .top_logprobs = 4,
+           .logprob_ids = {41, 42, 43},
            .processors = {
                {.name = "logit_bias", .integers = {31, 32}, .numbers = {-1.5F, 99}, .text = "odd"},
                {.name = "min_tokens", .integers = {33}, .numbers = {}}}}});
@@ -65,6 +66,7 @@ TEST(StepRecord, ComesBackAsItWentOut) {
   EXPECT_EQ(request.sampling.seed, ~0ULL);
   EXPECT_EQ(request.stop_ids, (std::vector<std::int32_t>{9, 10}));
   EXPECT_EQ(request.top_logprobs, 4);
+  EXPECT_EQ(request.logprob_ids, (std::vector<std::int32_t>{41, 42, 43}));
   EXPECT_EQ(request.processors, out.admissions[0].request.processors);
   EXPECT_TRUE(in.admissions[1].request.processors.empty());
   EXPECT_EQ(in.admissions[1].request.top_logprobs, std::nullopt);
@@ -109,6 +111,7 @@ TEST(StepRecord, SizesAreAsAnnounced) {
   // The greatest request that check_request lets through.
   Request largest{.prompt = std::vector<std::int32_t>(100), .sampling = {}, .stop_ids = {}};
   largest.stop_ids.resize(kMaxStopIds);
+  largest.logprob_ids.resize(kMaxLogprobIds);
   for (const ProcessorKind* kind : processor_kinds())
     largest.processors.push_back({.name = kind->name, .integers = {}, .numbers = {}});
   largest.processors.back().integers.resize(kMaxProcessorNumbers / 2);
@@ -188,13 +191,14 @@ TEST(StepResult, ComesBackAsItWentOut) {
   out.tokens.back().logits_sha256.fill(std::byte{0xab});
   for (TokenResult& token : out.tokens)
     token.logprobs = {.chosen = -0.5F,
-                      .top = std::vector<TokenLogprob>(kMaxTopLogprobs, {.id = 3, .logprob = -9})};
+                      .top = std::vector<TokenLogprob>(kMaxTopLogprobs, {.id = 3, .logprob = -9}),
+                      .asked = std::vector<TokenLogprob>(kMaxLogprobIds, {.id = 4, .logprob = -8})};
   out.prompts.push_back({.id = 1, .position = 5, .logprobs = {}});
   out.prompts.push_back({.id = 2, .position = 1, .logprobs = {}});
   for (int i = 0; i < 40; ++i) out.prompts[i % 2].logprobs.push_back(*out.tokens[0].logprobs);
   out.sources = {{.dispatch_wait_ns = 1, .combine_wait_ns = 2, .rows_received = 3},
                  {.dispatch_wait_ns = 4, .combine_wait_ns = 5, .rows_received = 6}};
-  std::vector<std::byte> bytes(result_capacity(2, 40, 2));
+  std::vector<std::byte> bytes(result_capacity(2, 42, 2));
   bytes.resize(encode(out, bytes));
   const StepResult in = decode_step_result(bytes);
   EXPECT_EQ(in.step, 12U);
@@ -219,7 +223,8 @@ TEST(StepResult, ComesBackAsItWentOut) {
 TEST(StepResult, SizeIsAsAnnouncedWhereEachRowGivesAToken) {
   TokenResult largest{.id = 1, .token = 77};
   largest.logprobs = {.chosen = -0.5F,
-                      .top = std::vector<TokenLogprob>(kMaxTopLogprobs, {.id = 3, .logprob = -9})};
+                      .top = std::vector<TokenLogprob>(kMaxTopLogprobs, {.id = 3, .logprob = -9}),
+                      .asked = std::vector<TokenLogprob>(kMaxLogprobIds, {.id = 4, .logprob = -8})};
   StepResult out{.step = 12,
                  .tokens = std::vector<TokenResult>(40, largest),
                  .prompts = {{.id = 1, .position = 5, .logprobs = {}},

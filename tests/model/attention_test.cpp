@@ -214,7 +214,7 @@ std::vector<float> run(const RandomAttention& model,
 }
 
 StateLayout layout_of(const RandomAttention& model) {
-  return StateLayout(state_specs(model.config(), DType::f32));
+  return StateLayout(state_specs(model.config(), WireType::f32));
 }
 
 void expect_close(const std::vector<float>& found, const Values& expected, double tolerance) {

@@ -175,8 +175,7 @@ TEST_P(Commit, LayersKeepNoMoreThanTheirSpansNeed) {
     state.let_go();
     std::size_t full = 0;
     for (int layer = 0; layer < config.layers; ++layer) {
-      const StateSpec spec =
-          mixer_of(config, layer).state(config, layer, decoder.activation_type(), {});
+      const StateSpec spec = mixer_of(config, layer).state(config, layer, decoder.kv_type(), {});
       const std::size_t page =
           spec.row_bytes * static_cast<std::size_t>(spec.streams) * kPagePositions;
       if (spec.span.kind == AttentionSpan::Kind::full) full += page;

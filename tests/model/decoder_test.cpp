@@ -237,7 +237,7 @@ TEST_F(SmallDecoder, RefusesStepsThatBreakItsContract) {
     refuses(state, {-1});
     fill(state, 8);
     refuses(state, {1, 2, 3});  // more than the state has room for
-    PagePool other_pages(StateLayout(state_specs(config, DType::f32)));
+    PagePool other_pages(StateLayout(state_specs(config, WireType::f32)));
     SequenceState other_type(other_pages, 10);
     refuses(other_type, {1});
     SequenceState beyond(pages, config.max_positions + 1);

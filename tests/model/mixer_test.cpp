@@ -35,20 +35,34 @@ ModelConfig latent_config() {
 
 TEST(Mixer, AttentionKeepsKeysAndValuesOfItsHeads) {
   const ModelConfig config = small_config();
-  for (const StateSpec& spec : state_specs(config, DType::bf16)) {
+  for (const StateSpec& spec : state_specs(config, WireType::bf16)) {
     EXPECT_EQ(spec.streams, 2 * 2);
     EXPECT_EQ(spec.row_bytes, 12U);
   }
-  EXPECT_EQ(state_specs(config, DType::f32)[0].row_bytes, 24U);
+  EXPECT_EQ(state_specs(config, WireType::f32)[0].row_bytes, 24U);
   // Members of a group keep the heads that they compute, each a part.
   for (int member = 0; member < 2; ++member)
-    EXPECT_EQ(state_specs(config, DType::bf16, {member, 2})[0].streams, 2);
+    EXPECT_EQ(state_specs(config, WireType::bf16, {member, 2})[0].streams, 2);
+}
+
+TEST(Mixer, KeysAndValuesTakeWhatTheirTypeDoes) {
+  ModelConfig config = small_config();
+  EXPECT_EQ(state_specs(config, WireType::int8_block)[0].row_bytes, 16U);
+  EXPECT_EQ(state_specs(config, WireType::fp8)[0].row_bytes, 16U);
+  config.head_dim = 128;
+  EXPECT_EQ(state_specs(config, WireType::bf16)[0].row_bytes, 256U);
+  for (const WireType type : {WireType::fp8, WireType::int8_block})
+    EXPECT_EQ(state_specs(config, type)[0].row_bytes, 128U + 16) << "with the scale";
+  config = latent_config();
+  config.latent.rank = 512;
+  config.rope.dim = 64;
+  EXPECT_EQ(state_specs(config, WireType::fp8)[0].row_bytes, 576U + 32) << "five scales";
 }
 
 TEST(Mixer, LatentAttentionKeepsOneRowOfALayerOnEveryMember) {
   const ModelConfig config = latent_config();
   for (int member = 0; member < 2; ++member) {
-    for (const StateSpec& spec : state_specs(config, DType::bf16, {member, 2})) {
+    for (const StateSpec& spec : state_specs(config, WireType::bf16, {member, 2})) {
       EXPECT_EQ(spec.streams, 1);
       EXPECT_EQ(spec.row_bytes, 28U);
     }
@@ -60,7 +74,7 @@ TEST(Mixer, LayersOfOneModelMayBeOfDifferentKinds) {
   config.layer_attention[1].mixer = kAttention;
   EXPECT_EQ(mixer_of(config, 0).name(), kLatentAttention);
   EXPECT_EQ(mixer_of(config, 1).name(), kAttention);
-  const StateLayout layout(state_specs(config, DType::bf16));
+  const StateLayout layout(state_specs(config, WireType::bf16));
   ASSERT_EQ(layout.classes().size(), 2U);
   EXPECT_EQ(layout.bytes_per_position(), 2U * 28 + 4 * 12);
   config.layer_attention[1].mixer = "telepathy";
@@ -72,7 +86,7 @@ TEST(Mixer, AGatedDeltaNetKeepsTheSameOfEverySequenceAndMembersAShare) {
   config.delta = {.key_heads = 2, .value_heads = 6, .key_dim = 4, .value_dim = 3, .taps = 4};
   config.layer_attention[1].mixer = kGatedDeltaNet;
   const auto bytes = [&](const GroupMember& member) {
-    const StateSpec spec = state_specs(config, DType::bf16, member)[1];
+    const StateSpec spec = state_specs(config, WireType::bf16, member)[1];
     EXPECT_EQ(spec.streams, 0);
     return spec.fixed_bytes;
   };

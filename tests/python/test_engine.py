@@ -26,6 +26,21 @@ def test_drafts_change_no_token(engine):
         tokenferry.Engine(MODEL, ranks=1, threads=1, draft_tokens=-1)
 
 
+def test_keys_and_values_may_be_kept_narrower(engine):
+    prompts = [list(range(40)), [9] * 8]
+    params = tokenferry.SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=0)
+
+    def told(**options):
+        with tokenferry.Engine(MODEL, ranks=1, threads=1, **options) as opened:
+            return [[step[0].logprob for step in r.outputs[0].logprobs] for r in opened.generate(prompts, params)]
+
+    plain = told(kv_cache_dtype="auto")
+    assert told() == plain
+    assert told(kv_cache_dtype="int8") != plain
+    with pytest.raises(tokenferry.ConfigError, match="kv_type fp4"):
+        tokenferry.Engine(MODEL, ranks=1, threads=1, kv_cache_dtype="fp4")
+
+
 def test_texts_and_ids_give_the_same_greedy_tokens(engine):
     text = "12 + 34 ="
     ids = engine.encode(text)

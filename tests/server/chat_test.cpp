@@ -54,6 +54,28 @@ TEST(Chat, NullMembersAreAbsentAndNullContentIsEmpty) {
             "[user|Hi][assistant|Fine][assistant|][user|Again]>");
 }
 
+TEST(Chat, DocumentsAreWhatTheTemplateReads) {
+  const ServedModel reader = model_with(
+      "{% for d in documents or [] %}({{ d.title }}){% endfor %}"
+      "{% for m in messages %}{{ m.content }}{% endfor %}");
+  EXPECT_EQ(prompt_of(reader,
+                      R"({"messages": [{"role": "user", "content": "Hi"}],
+                          "documents": [{"title": "A", "text": "a"}, {"title": "B"}]})"),
+            "(A)(B)Hi");
+  EXPECT_EQ(
+      prompt_of(reader, R"({"messages": [{"role": "user", "content": "Hi"}], "documents": []})"),
+      "Hi");
+  EXPECT_NE(refusal_of(printer(),
+                       R"({"messages": [{"role": "user", "content": "Hi"}],
+                           "documents": [{"title": "A"}]})")
+                .find("passes over \"documents\""),
+            std::string::npos);
+  for (const char* body :
+       {R"({"messages": [{"role": "user", "content": "Hi"}], "documents": "A"})",
+        R"({"messages": [{"role": "user", "content": "Hi"}], "documents": ["A"]})"})
+    EXPECT_EQ(refusal_of(reader, body).find("no error"), std::string::npos) << body;
+}
+
 TEST(Chat, ArgumentsOfCallsAreObjectsWhereTheTemplateTakesThem) {
   constexpr const char* kBody =
       R"({"messages": [{"role": "assistant", "content": null, "tool_calls": [{"id": "1", "type":

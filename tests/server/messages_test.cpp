@@ -107,6 +107,11 @@ TEST(Messages, BecomeTheChatThatTheyMean) {
   EXPECT_EQ(chat["chat_template_kwargs"], (Json{{"enable_thinking", true}, {"thinking", true}}));
   EXPECT_EQ(chat["reasoning_effort"], "low");
   EXPECT_EQ(chat["response_format"]["type"], "json_schema");
+  EXPECT_EQ(chat_of_messages(
+                Json::parse(R"({"max_tokens": 1, "messages": [{"role": "user", "content": "Hi"}],
+                "output_format": {"type": "json_schema", "schema": {"type": "object"}}})"),
+                /*counts=*/false)["response_format"],
+            chat["response_format"]);
   EXPECT_EQ(chat["stop"], Json::array({"a"}));
   EXPECT_EQ(chat["user"], "u");
   for (const char* name :
@@ -146,6 +151,10 @@ TEST(Messages, SayWhatTheyCannotBe) {
            {with(R"("thinking": {"type": "much"})"), "much"},
            {with(R"("thinking": {"type": "enabled"}, "chat_template_kwargs": 7)"), "object"},
            {with(R"("output_config": {"format": {"type": "xml"}})"), "xml"},
+           {with(R"("output_format": {"type": "xml"})"), "output_format"},
+           {with(R"("output_format": {"type": "json_schema", "schema": {}},
+                    "output_config": {"format": {"type": "json_schema", "schema": {}}})"),
+            "give one"},
            {with(R"("mcp_servers": [{"url": "x"}])"), "mcp_servers"}}) {
     EXPECT_NE(refusal_of(body).find(part), std::string::npos) << body << ": " << refusal_of(body);
   }

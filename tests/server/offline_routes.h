@@ -41,6 +41,8 @@ class OfflineRoutes : public RouteTable {
 
   void get(const std::string& /*path*/, HttpHandler /*handler*/, bool /*open*/) override {}
 
+  void del(const std::string& /*path*/, HttpHandler /*handler*/) override {}
+
   void post(const std::string& path, HttpHandler handler, ErrorForm /*errors*/) override {
     handlers_[path] = std::move(handler);
   }
@@ -78,10 +80,11 @@ class OfflineRoutes : public RouteTable {
       Metrics metrics("demo-moe");
       EngineFront front(engine, &metrics);
       CallRegistry calls;
+      ResponseStore responses;
       add_sglang_routes(*this, front, model, calls);
       add_openai_routes(*this, front, model, calls);
       add_messages_routes(*this, front, model, calls);
-      add_responses_route(*this, front, model, calls);
+      add_responses_routes(*this, front, model, calls, responses);
       engine_ = &engine;
       engine.open();
       started_.set_value();

@@ -2,6 +2,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ferry/core/error.h"
+#include "ferry/server/response_store.h"
 #include "ferry/server/responses_call.h"
 #include "ferry/text/answer/answer_parser.h"
 #include "ferry/text/grammars.h"
@@ -18,7 +19,7 @@ using test::Routes;
 
 std::string refusal_of(const std::string& body) {
   try {
-    static_cast<void>(chat_of_responses(Json::parse(body)));
+    static_cast<void>(chat_of_responses(Json::parse(body), Json::array()));
   } catch (const ConfigError& e) {
     return e.what();
   }
@@ -86,7 +87,8 @@ TEST(Responses, BecomeTheChatThatTheyMean) {
       {"type": "function_call", "call_id": "c2", "name": "f", "arguments": "{}"},
       {"type": "function_call_output", "call_id": "c1", "output": "1"},
       {"type": "function_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "2"}]},
-      {"role": "assistant", "content": "One."}, {"role": "assistant", "content": "Two."}]})"));
+      {"role": "assistant", "content": "One."}, {"role": "assistant", "content": "Two."}]})"),
+                                      Json::array());
   EXPECT_EQ(chat["messages"], Json::parse(R"([
     {"role": "system", "content": "Be brief."},
     {"role": "developer", "content": "Rules."},
@@ -134,7 +136,6 @@ TEST(Responses, SayWhatTheyCannotBe) {
            {with(R"("tool_choice": {"type": "allowed_tools", "mode": "auto"})"), "allowed_tools"},
            {with(R"("text": {"verbosity": "low"})"), "verbosity"},
            {with(R"("text": {"format": 7})"), "object"},
-           {with(R"("previous_response_id": "resp_1")"), "previous_response_id"},
            {with(R"("conversation": "c")"), "conversation"},
            {with(R"("background": true)"), "background"},
            {with(R"("max_tokens": 7)"), "max_tokens"}}) {
@@ -151,7 +152,7 @@ TEST_F(Routes, ResponsesAnswerAndStreamTheSame) {
   EXPECT_EQ(whole.at("object"), "response");
   EXPECT_EQ(whole.at("status"), "completed");
   EXPECT_EQ(whole.at("metadata"), (test::Json{{"a", "b"}}));
-  EXPECT_EQ(whole.at("store"), false);
+  EXPECT_EQ(whole.at("store"), true);
   ASSERT_EQ(whole.at("output").size(), 1U);
   const test::Json& item = whole.at("output")[0];
   EXPECT_EQ(item.at("type"), "message");
@@ -177,6 +178,154 @@ TEST_F(Routes, ResponsesThatAreCutOffAreIncomplete) {
   EXPECT_EQ(cut.at("usage").at("output_tokens"), 1);
   EXPECT_EQ(post("/v1/responses", R"({"input": "x", "model": "gpt"})")->status, 404);
   EXPECT_EQ(post("/v1/responses", R"({"input": "x", "background": true})")->status, 400);
+}
+
+TEST(ResponseStore, ForgetsWhatNobodyHasUsedForLongest) {
+  ResponseStore store({.responses = 3, .bytes = 100});
+  const auto of = [](std::size_t bytes) {
+    return StoredResponse{.response = std::string(bytes, 'r'), .input = ""};
+  };
+  for (const char* id : {"a", "b", "c"}) store.put(id, of(10));
+  EXPECT_NE(store.find("a"), nullptr);
+  store.put("d", of(10));  // the fourth
+  EXPECT_EQ(store.find("b"), nullptr) << "a was asked for since";
+  const auto held = store.find("c");
+  store.put("e", {.response = std::string(40, 'r'), .input = std::string(45, 'i')});
+  EXPECT_NE(store.find("e"), nullptr);
+  EXPECT_EQ(store.find("a"), nullptr) << "115 bytes would be too many";
+  EXPECT_EQ(store.find("d"), nullptr);
+  EXPECT_NE(store.find("c"), nullptr) << "95 bytes are not";
+  EXPECT_TRUE(store.erase("c"));
+  EXPECT_FALSE(store.erase("c"));
+  EXPECT_EQ(held->response, std::string(10, 'r')) << "who has found it has it";
+  store.put("f", of(1000));
+  EXPECT_EQ(store.find("e"), nullptr);
+  EXPECT_NE(store.find("f"), nullptr) << "alone it may be larger";
+  store.put("g", of(1));
+  EXPECT_EQ(store.find("f"), nullptr);
+}
+
+std::string path_of(const test::Json& response) {
+  return "/v1/responses/" + response.at("id").get<std::string>();
+}
+
+TEST_F(Routes, ResponsesAreThereAgainUntilTheyAreDeleted) {
+  test::Json body = {{"input", "What is 12 + 7?"}, {"metadata", {{"a", "b"}}}};
+  const test::Json whole = ok("/v1/responses", body);
+  EXPECT_EQ(get(path_of(whole)), whole);
+  EXPECT_EQ(get(path_of(whole) + "?stream=false&include[]=reasoning.encrypted_content"), whole);
+  body["stream"] = true;
+  const Json last = test::named_events(post("/v1/responses", body.dump())->body).back()["response"];
+  const test::Json streamed = test::Json::parse(last.dump());
+  EXPECT_NE(streamed.at("id"), whole.at("id"));
+  EXPECT_EQ(get(path_of(streamed)), streamed);
+  for (const char* query :
+       {"?stream=true", "?starting_after=3", "?include=message.output_text.logprobs"})
+    EXPECT_EQ(get_from(*served, path_of(whole) + query)->status, 400) << query;
+
+  EXPECT_EQ(test::Json::parse(delete_from(*served, path_of(whole))->body),
+            (test::Json{{"id", whole.at("id")}, {"object", "response"}, {"deleted", true}}));
+  for (const MaybeAnswer& gone : {get_from(*served, path_of(whole)),
+                                  delete_from(*served, path_of(whole)),
+                                  get_from(*served, path_of(whole) + "/input_items")}) {
+    EXPECT_EQ(gone->status, 404);
+    EXPECT_EQ(
+        test::Json::parse(gone->body).at("error"),
+        (test::Json{
+            {"message", "Response with id '" + whole.at("id").get<std::string>() + "' not found."},
+            {"type", "invalid_request_error"},
+            {"param", nullptr},
+            {"code", nullptr}}));
+  }
+  body["stream"] = false;
+  body["store"] = false;
+  const test::Json passing = ok("/v1/responses", body);
+  EXPECT_EQ(passing.at("store"), false);
+  EXPECT_EQ(get_from(*served, path_of(passing))->status, 404);
+  body["store"] = "yes";
+  EXPECT_EQ(post("/v1/responses", body.dump())->status, 400);
+}
+
+/// The model must see what it would see of the whole conversation.
+TEST_F(Routes, ResponsesGoOnBehindOthers) {
+  const test::Json asks = {{"temperature", 0}, {"max_output_tokens", 8}};
+  const auto with = [&](test::Json body) {
+    body.update(asks);
+    return body;
+  };
+  const test::Json first =
+      ok("/v1/responses", with({{"input", "What is 12 + 7?"}, {"instructions", "A."}}));
+  const test::Json next = {{"input", {{{"role", "user"}, {"content", "And 3 + 4?"}}}},
+                           {"previous_response_id", first.at("id")}};
+  const test::Json second = ok("/v1/responses", with(next));
+  EXPECT_EQ(second.at("previous_response_id"), first.at("id"));
+  test::Json streams = with(next);
+  streams["stream"] = true;
+  const Json events = test::named_events(post("/v1/responses", streams.dump())->body).back();
+
+  test::Json items = {{{"role", "user"}, {"content", "What is 12 + 7?"}}};
+  for (const test::Json& item : first.at("output")) items.push_back(item);
+  items.push_back({{"role", "user"}, {"content", "And 3 + 4?"}});
+  const test::Json alike = ok("/v1/responses", with({{"input", items}}));
+  EXPECT_EQ(second.at("usage").at("input_tokens"), alike.at("usage").at("input_tokens"))
+      << "instructions are not handed on";
+  const auto output = [](const test::Json& response) {
+    return without_ids(Json::parse(response.at("output").dump()));
+  };
+  EXPECT_EQ(output(second), output(alike));
+  EXPECT_EQ(without_ids(events["response"]["output"]), output(alike));
+
+  // Behind one that has gone meanwhile, and behind an answer that is not the newest.
+  EXPECT_EQ(delete_from(*served, path_of(first))->status, 200);
+  for (const test::Json& item : second.at("output")) items.push_back(item);
+  items.push_back({{"role", "user"}, {"content", "Thanks"}});
+  const test::Json third =
+      ok("/v1/responses",
+         with({{"input", "Thanks"}, {"previous_response_id", second.at("id")}, {"store", false}}));
+  EXPECT_EQ(output(third), output(ok("/v1/responses", with({{"input", items}}))));
+  const MaybeAnswer lost = post(
+      "/v1/responses", test::Json{{"input", "x"}, {"previous_response_id", first.at("id")}}.dump());
+  EXPECT_EQ(lost->status, 400);
+  const test::Json error = test::Json::parse(lost->body).at("error");
+  EXPECT_EQ(error.at("code"), "previous_response_not_found");
+  EXPECT_EQ(error.at("param"), "previous_response_id");
+  EXPECT_EQ(post("/v1/responses", R"({"input": "x", "previous_response_id": 7})")->status, 400);
+
+  // All that the second one was given, a page at a time.
+  const std::string list = path_of(second) + "/input_items";
+  const test::Json all = get(list + "?order=asc");
+  ASSERT_EQ(all.at("data").size(), 2 + first.at("output").size());
+  EXPECT_EQ(all.at("data")[0].at("content")[0].at("text"), "What is 12 + 7?");
+  EXPECT_EQ(all.at("data")[1], first.at("output")[0]);
+  EXPECT_EQ(all.at("data").back().at("content"), "And 3 + 4?");
+  EXPECT_EQ(all.at("has_more"), false);
+  EXPECT_EQ(all.at("last_id"), all.at("data").back().at("id"));
+  const test::Json page = get(list + "?limit=1");
+  ASSERT_EQ(page.at("data").size(), 1U);
+  EXPECT_EQ(page.at("data")[0], all.at("data").back()) << "the newest comes first";
+  EXPECT_EQ(page.at("has_more"), true);
+  const test::Json rest = get(list + "?limit=100&after=" + page.at("last_id").get<std::string>());
+  EXPECT_EQ(rest.at("data").size(), all.at("data").size() - 1);
+  EXPECT_EQ(rest.at("data").back(), all.at("data")[0]);
+  for (const char* query : {"?limit=0", "?limit=101", "?limit=x", "?order=up", "?after=nobody"})
+    EXPECT_EQ(get_from(*served, list + query)->status, 400) << query;
+}
+
+TEST_F(Routes, PathsWithAnIdAreOneRoute) {
+  for (const char* path : {"/v1/responses/", "/v1/responses/a/b", "/v1/responses//input_items"})
+    EXPECT_EQ(get_from(*served, path)->status, 404) << path;
+  EXPECT_EQ(get_from(*served, "/v1/responses")->status, 405);
+  EXPECT_EQ(delete_from(*served, "/v1/responses")->status, 405);
+  EXPECT_EQ(delete_from(*served, "/v1/responses/a/input_items")->status, 405);
+  EXPECT_EQ(post("/v1/responses/a", "{}")->status, 405);
+  EXPECT_EQ(get_from(*served, "/v1/responses/*")->status, 404);
+  const std::string told =
+      test::Json::parse(get_from(*served, "/v1/responses/resp_%61%2fb")->body).dump();
+  EXPECT_NE(told.find("resp_"), std::string::npos);
+  const MaybeAnswer metrics = get_from(*served, "/metrics");
+  EXPECT_NE(metrics->body.find("route=\"/v1/responses/*\""), std::string::npos)
+      << "a name for each id would be names without end";
+  EXPECT_EQ(metrics->body.find("resp_"), std::string::npos);
 }
 
 class ResponsesOffline : public testing::Test {

@@ -25,6 +25,10 @@ MaybeAnswer get_from(const Served& served, const std::string& path) {
   return answer_of(client_of(served).Get(path));
 }
 
+MaybeAnswer delete_from(const Served& served, const std::string& path) {
+  return answer_of(client_of(served).Delete(path));
+}
+
 MaybeAnswer post_to(const Served& served, const std::string& path, const std::string& body) {
   return answer_of(client_of(served).Post(path, body, "application/json"));
 }

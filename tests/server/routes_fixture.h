@@ -27,6 +27,7 @@ struct Answer {
 using MaybeAnswer = std::optional<Answer>;
 
 MaybeAnswer get_from(const Served& served, const std::string& path);
+MaybeAnswer delete_from(const Served& served, const std::string& path);
 MaybeAnswer post_to(const Served& served, const std::string& path, const std::string& body);
 
 /// One server for all tests of a file.

@@ -200,6 +200,45 @@ TEST_F(Routes, PromptsThatAreTooLongSayWhatClientsLookFor) {
   EXPECT_EQ(cut.at("usage").at("prompt_tokens"), 5);
 }
 
+TEST_F(Routes, TokenIdsAreShownWhereWanted) {
+  const std::vector<std::int32_t> prompt = served->tokenizer().encode(kPrompt);
+  Json body = {{"prompt", {kPrompt, "Question:"}},
+               {"max_tokens", 5},
+               {"temperature", 0},
+               {"return_token_ids", true}};
+  const Json whole = ok("/v1/completions", body).at("choices");
+  EXPECT_EQ(whole[0].at("prompt_token_ids"), prompt);
+  EXPECT_EQ(whole[1].at("prompt_token_ids"), served->tokenizer().encode("Question:"));
+  EXPECT_EQ(
+      whole[0].at("token_ids"),
+      ok("/generate", {{"text", kPrompt}, {"max_tokens", 5}, {"temperature", 0}}).at("output_ids"));
+  std::vector<Json> ids(2, Json::array());
+  std::vector<Json> prompts;
+  for (const Json& event : stream("/v1/completions", body)) {
+    const Json& choice = event.at("choices")[0];
+    for (const Json& id : choice.at("token_ids"))
+      ids[choice.at("index").get<std::size_t>()].push_back(id);
+    if (choice.contains("prompt_token_ids")) prompts.push_back(choice.at("prompt_token_ids"));
+  }
+  for (std::size_t i = 0; i < 2; ++i) EXPECT_EQ(ids[i], whole[i].at("token_ids")) << i;
+  EXPECT_EQ(prompts.size(), 2U) << "each prompt once";
+
+  Json chat = {{"messages", {{{"role", "user"}, {"content", "Hi"}}}},
+               {"max_tokens", 5},
+               {"temperature", 0},
+               {"return_token_ids", true}};
+  const Json answer = ok("/v1/chat/completions", chat);
+  EXPECT_FALSE(answer.at("prompt_token_ids").empty());
+  EXPECT_EQ(answer.at("choices")[0].at("token_ids").size(),
+            answer.at("usage").at("completion_tokens"));
+  const std::vector<Json> events = stream("/v1/chat/completions", chat);
+  EXPECT_EQ(events.front().at("prompt_token_ids"), answer.at("prompt_token_ids"));
+  Json streamed = Json::array();
+  for (std::size_t i = 1; i < events.size(); ++i)
+    for (const Json& id : events[i].at("choices")[0].at("token_ids")) streamed.push_back(id);
+  EXPECT_EQ(streamed, answer.at("choices")[0].at("token_ids"));
+}
+
 /// What lm-eval and SGLang's front-end choose answers by.
 TEST_F(Routes, PromptsAreToldTheLogprobsThatTheirTokensHad) {
   const Json same = {{"max_new_tokens", 9}, {"temperature", 0}, {"ignore_eos", true}};

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -124,6 +125,7 @@ struct ModelRun {
   bool together = true;    ///< all sequences in each step, else one after the other
   bool own_share = false;  ///< each rank loads the dense weights that it computes with, no more
   MoeA2ABackend backend = MoeA2ABackend::pplx;
+  std::optional<WireType> kv_type = {};
 };
 
 /// Tokens [begin, end) of a sequence.
@@ -185,7 +187,8 @@ inline std::vector<std::vector<float>> run_model(
              .max_tokens = max_tokens,
              .backend = run.backend,
              .dispatch_wire = {},
-             .combine_wire = {}},
+             .combine_wire = {},
+             .kv_type = run.kv_type},
             transport,
             pool);
         PagePool pages(decoder.state_layout());

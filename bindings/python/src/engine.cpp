@@ -101,6 +101,7 @@ GeneratorOptions generator_options(Settings& settings) {
   o.tp = settings.get("tp", 1);
   o.threads = settings.get("threads", 0);
   o.weights = settings.get<std::string>("weights", {});
+  o.kv_type = settings.get<std::string>("kv_cache_dtype", o.kv_type);
   o.backend = settings.get<std::string>("backend", "pplx");
   o.max_context = settings.get("max_context", 0);
   o.max_tokens_per_step = settings.get("max_tokens_per_step", 512);

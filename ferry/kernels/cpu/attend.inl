@@ -90,7 +90,7 @@ inline ScoreRows score_rows(const AttendArgs& args) {
 }
 
 /// Sums before their lanes are folded: query r with key u goes to sums[r * sum_step + u].
-template <class Row, int R, int N>
+template <class Format, int R, int N>
 void dots(const AttendArgs& args,
           std::int64_t query,
           const std::byte* const* keys,
@@ -99,15 +99,20 @@ void dots(const AttendArgs& args,
   F32x16 sum[R][N];
   for (int r = 0; r < R; ++r)
     for (int u = 0; u < N; ++u) sum[r][u] = splat(0.0F);
-  for_sixteens(args.head_dim, [&](std::int64_t i, int count) {
-    F32x16 x[R];
-    for (int r = 0; r < R; ++r)
-      x[r] = F32Row::load_at(bytes_of(args.queries[query + r].query), i, count);
-    for (int u = 0; u < N; ++u) {
-      const F32x16 key = Row::load_at(keys[u], i, count);
-      for (int r = 0; r < R; ++r) sum[r][u] = fma(x[r], key, sum[r][u]);
-    }
-  });
+  const std::int64_t block = Format::block(args.head_dim);
+  for (std::int64_t first = 0; first < args.head_dim; first += block) {
+    typename Format::Reader reader[N];
+    for (int u = 0; u < N; ++u) reader[u] = typename Format::Reader(keys[u], args.head_dim, first);
+    for_sixteens(smaller(block, args.head_dim - first), [&](std::int64_t i, int count) {
+      F32x16 x[R];
+      for (int r = 0; r < R; ++r)
+        x[r] = F32Row::load_at(bytes_of(args.queries[query + r].query), first + i, count);
+      for (int u = 0; u < N; ++u) {
+        const F32x16 key = reader[u].load_at(first + i, count);
+        for (int r = 0; r < R; ++r) sum[r][u] = fma(x[r], key, sum[r][u]);
+      }
+    });
+  }
   for (int r = 0; r < R; ++r)
     for (int u = 0; u < N; ++u) sums[r * sum_step + u] = sum[r][u];
 }
@@ -115,7 +120,7 @@ void dots(const AttendArgs& args,
 /// Scores of R queries from `query` on at positions [first, first + 16 / R) of a run; those from
 /// `end` on are the last position's once more: of the next run, which comes later, or in the room
 /// behind each row of scores.
-template <class Row, int R>
+template <class Format, int R>
 void score_sixteen(const AttendArgs& args,
                    const ScoreRows& rows,
                    std::int64_t query,
@@ -129,16 +134,20 @@ void score_sixteen(const AttendArgs& args,
     keys[u] = run.keys + (smaller(first + u, end - 1) - run.positions.begin) * args.keys.stride;
   F32x16 sums[16];
   for (int u = 0; u < kPositions; u += kAtOnce)
-    dots<Row, R, kAtOnce>(args, query, keys + u, sums + u, kPositions);
+    dots<Format, R, kAtOnce>(args, query, keys + u, sums + u, kPositions);
   alignas(64) float scores[16];
   store(scores, mul(fold_add_sixteen(sums), splat(args.scale)));
   for (int r = 0; r < R; ++r)
     std::memcpy(rows.at(query + r, first), scores + r * kPositions, kPositions * sizeof(float));
 }
 
+/// Of a quantised row, that share a scale. V sixteens begin at a multiple of V of them, so that a
+/// scale ends within them at multiples of this, if at all.
+constexpr int kSixteensOfBlock = static_cast<int>(kWireBlock / 16);
+
 /// Adds the values of `part` to elements [first, first + 16 * V) of R queries' results; `last` of
 /// them in the last sixteen.
-template <class Row, int R, int V>
+template <class Format, int R, int V>
 // NOLINTNEXTLINE(readability-function-size): a bundle of them would be made for each call
 void add_some_values(const AttendArgs& args,
                      const ScoreRows& rows,
@@ -159,8 +168,11 @@ void add_some_values(const AttendArgs& args,
       const std::byte* value = run.values + (p - run.positions.begin) * args.values.stride;
       F32x16 weight[R];
       for (int r = 0; r < R; ++r) weight[r] = splat(*rows.at(query + r, p));
+      typename Format::Reader reader;
       for (int v = 0; v < V; ++v) {
-        const F32x16 x = Row::load_at(value, first + 16 * v, count(v));
+        if (v % kSixteensOfBlock == 0)
+          reader = typename Format::Reader(value, args.value_row, first + 16 * v);
+        const F32x16 x = reader.load_at(first + 16 * v, count(v));
         for (int r = 0; r < R; ++r) sum[r][v] = fma(weight[r], x, sum[r][v]);
       }
     }
@@ -172,7 +184,7 @@ void add_some_values(const AttendArgs& args,
 }
 
 /// All elements from `first` on, V sixteens at a time while there are as many.
-template <class Row, int R, int V>
+template <class Format, int R, int V>
 void add_values(const AttendArgs& args,
                 const ScoreRows& rows,
                 std::int64_t query,
@@ -181,17 +193,17 @@ void add_values(const AttendArgs& args,
                 std::int64_t first = 0) {
   if (part.begin >= part.end) return;
   for (; first + 16 * V <= args.value_dim; first += 16 * V)
-    add_some_values<Row, R, V>(args, rows, query, runs, part, first, 16);
+    add_some_values<Format, R, V>(args, rows, query, runs, part, first, 16);
   if constexpr (V > 1)
-    add_values<Row, R, V / 2>(args, rows, query, runs, part, first);
+    add_values<Format, R, V / 2>(args, rows, query, runs, part, first);
   else if (first < args.value_dim)
-    add_some_values<Row, R, 1>(
+    add_some_values<Format, R, 1>(
         args, rows, query, runs, part, first, static_cast<int>(args.value_dim - first));
 }
 
 /// R queries' part of a block: positions that all of them see together, what lies before and
 /// behind query by query.
-template <class Row, int R>
+template <class Format, int R>
 void add_block(const AttendArgs& args,
                const ScoreRows& rows,
                std::int64_t query,
@@ -201,15 +213,15 @@ void add_block(const AttendArgs& args,
   for (int r = 0; r < R; ++r) all = common(all, seen(args.queries[query + r]));
   if (all.begin >= all.end) all = {block.end, block.end};
   for (int r = 0; R > 1 && r < R; ++r)
-    add_values<Row, 1, Tiling::kSums>(
+    add_values<Format, 1, Tiling::kSums>(
         args,
         rows,
         query + r,
         runs,
         common(seen(args.queries[query + r]), {block.begin, all.begin}));
-  add_values<Row, R, Tiling::kSums / R>(args, rows, query, runs, all);
+  add_values<Format, R, Tiling::kSums / R>(args, rows, query, runs, all);
   for (int r = 0; R > 1 && r < R; ++r)
-    add_values<Row, 1, Tiling::kSums>(
+    add_values<Format, 1, Tiling::kSums>(
         args, rows, query + r, runs, common(seen(args.queries[query + r]), {all.end, block.end}));
 }
 
@@ -220,7 +232,7 @@ void for_queries(std::int64_t first, std::int64_t count, Body body) {
   if constexpr (R > 1) for_queries<R / 2>(first, count, body);
 }
 
-template <class Row>
+template <class Format>
 void attend_rows(const AttendArgs& args) {
   const ScoreRows rows = score_rows(args);
   const Positions all = seen_by_any(args.queries, args.num_queries);
@@ -240,7 +252,7 @@ void attend_rows(const AttendArgs& args) {
     for (const Run& run : runs) {
       const Positions part = common(seen_here, run.positions);
       for (std::int64_t p = part.begin; p < part.end; p += 16 / R)
-        score_sixteen<Row, R>(args, rows, query, run, p, part.end);
+        score_sixteen<Format, R>(args, rows, query, run, p, part.end);
     }
   });
   for (std::int64_t q = 0; q < args.num_queries; ++q) {
@@ -250,13 +262,21 @@ void attend_rows(const AttendArgs& args) {
       F32Row::store_at(bytes_of(query.out), i, splat(0.0F), count);
     });
   }
-  for_blocks([&]<int R>(std::integral_constant<int, R>,
-                        std::int64_t query,
-                        const Positions& block,
-                        const Runs& runs) { add_block<Row, R>(args, rows, query, runs, block); });
+  for_blocks(
+      [&]<int R>(std::integral_constant<int, R>,
+                 std::int64_t query,
+                 const Positions& block,
+                 const Runs& runs) { add_block<Format, R>(args, rows, query, runs, block); });
 }
 
 inline void attend(const AttendArgs& args) {
   if (args.num_queries == 0) return;
-  with_row_type(args.kv_type, [&]<class Row>(Row) { attend_rows<Row>(args); });
+  if (args.kv_type == WireType::f32)
+    attend_rows<Plain<F32Row>>(args);
+  else if (args.kv_type == WireType::bf16)
+    attend_rows<Plain<Bf16Row>>(args);
+  else if (args.kv_type == WireType::fp8)
+    attend_rows<Quantized<Fp8Bytes, F32Scales, false>>(args);
+  else
+    attend_rows<Quantized<Int8Bytes, F32Scales, false>>(args);
 }

@@ -91,6 +91,8 @@ struct Quantized {
   /// Reads one block of a row of n values; `first`: any value of it.
   class Reader {
    public:
+    Reader() = default;
+
     Reader(const std::byte* row, std::int64_t n, std::int64_t first)
         : row_(row),
           scale_(splat(Scales::read(row + scales_at(n), PerRow ? 0 : first / kWireBlock) *
@@ -116,8 +118,12 @@ struct Quantized {
 /// f32 and bf16: nothing to scale.
 template <class Row>
 struct Plain {
+  static std::int64_t block(std::int64_t n) { return n; }
+
   class Reader {
    public:
+    Reader() = default;
+
     Reader(const std::byte* row, std::int64_t /*n*/, std::int64_t /*first*/) : row_(row) {}
 
     F32x16 load_at(std::int64_t i, int count) const { return Row::load_at(row_, i, count); }

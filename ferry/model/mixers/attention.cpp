@@ -30,6 +30,7 @@ std::array<PanelRange, 3> qkv_panels(const ModelConfig& config, HeadShare own) {
 AttentionScratch::AttentionScratch(const MixerContext& context)
     : config(context.config),
       type(context.type),
+      kv_type(context.kv_type),
       max_tokens(context.max_tokens),
       heads(config.heads),
       kv_heads(config.kv_heads),
@@ -69,7 +70,8 @@ Attention::Attention(MixerContext& context, int layer, const AttentionWeights& w
       weights_(weights) {}
 
 StateSpec Attention::state() const {
-  return attention_kind().state(scratch_->config, layer_, scratch_->type, scratch_->group.self());
+  return attention_kind().state(
+      scratch_->config, layer_, scratch_->kv_type, scratch_->group.self());
 }
 
 void Attention::begin_step(const MixerStep& step) { scratch_->begin_step(step); }
@@ -186,8 +188,8 @@ void Attention::rotate_and_store(std::int64_t token) {
   }
   const auto store = [&](const float* head, int stream) {
     const StateRows rows = place.state->rows(layer_, stream);
-    kernels_of(s.pool).convert(
-        bytes_of(head), DType::f32, rows.row(place.position), s.type, s.head_dim);
+    kernels_of(s.pool).encode(
+        bytes_of(head), DType::f32, rows.row(place.position), s.kv_type, s.head_dim);
   };
   for (int head = s.own.kv.begin; head < s.own.kv.end; ++head) {
     const int stream = head - s.own.kv.begin;
@@ -219,9 +221,10 @@ void Attention::attend(const QueryBlock& block, int worker) {
        .keys = paged(state.rows(layer_, stream)),
        .values = paged(state.rows(layer_, s.own.kv.size() + stream)),
        .page_shift = kPageShift,
-       .kv_type = s.type,
+       .kv_type = s.kv_type,
        .head_dim = s.head_dim,
        .value_dim = s.head_dim,
+       .value_row = s.head_dim,
        .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(s.head_dim)))}));
   for (std::int64_t q = 0; q < block.queries(); ++q) {
     const std::int64_t column = block.head(q) * s.head_dim;
@@ -286,11 +289,11 @@ class AttentionKind final : public MixerKind {
   /// The keys of each key-value head that this member keeps, then the values of each.
   StateSpec state(const ModelConfig& config,
                   int layer,
-                  DType type,
+                  WireType kv_type,
                   const GroupMember& member) const override {
     const HeadShare own = head_share(config.heads, config.kv_heads, member);
     return {.streams = 2 * own.kv.size(),
-            .row_bytes = static_cast<std::size_t>(row_bytes(config.head_dim, type)),
+            .row_bytes = wire_row_bytes(kv_type, config.head_dim),
             .span = config.layer_attention[static_cast<std::size_t>(layer)].span};
   }
 
@@ -306,8 +309,8 @@ class AttentionKind final : public MixerKind {
     const double hidden = config.hidden;
     const auto queries = static_cast<double>(queries_width(config));
     const auto results = static_cast<double>(config.heads) * config.head_dim;
-    const auto kept = static_cast<double>(2 * kv_width(config));
-    return {hidden * (queries + kept) + results * hidden, kept, 2 * results};
+    const auto keys_and_values = static_cast<double>(2 * kv_width(config));
+    return {hidden * (queries + keys_and_values) + results * hidden, 2 * results};
   }
 
   std::string describe(const ModelConfig& config) const override {

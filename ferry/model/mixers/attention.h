@@ -35,6 +35,7 @@ class AttentionScratch {
 
   const ModelConfig& config;
   const DType type;
+  const WireType kv_type;
   const int max_tokens;
   const int heads, kv_heads;
   const std::int64_t head_dim;
@@ -66,10 +67,11 @@ class AttentionScratch {
 };
 
 /// One layer. Borrows its weights and what the context borrows. Threads: one at a time.
-/// Numerics: queries and scores are f32; keys, values and the heads' results are rounded to the
-/// activation type; every row is computed by itself, so neither the other tokens of the step nor
-/// the number of threads changes a bit. Ranks that hold the same tokens share out heads and
-/// columns, never a sum, so their number changes none either.
+/// Numerics: queries and scores are f32; keys and values are rounded to the type that they are kept
+/// in, each head's by itself, and the heads' results to the activation type; every row is computed
+/// by itself, so neither the other tokens of the step nor the number of threads changes a bit.
+/// Ranks that hold the same tokens share out heads and columns, never a sum, so their number
+/// changes none either.
 class Attention final : public Mixer {
  public:
   Attention(MixerContext& context, int layer, const AttentionWeights& weights);

@@ -426,7 +426,10 @@ class GatedDeltaNetKind final : public MixerKind {
     return w;
   }
 
-  StateSpec state(const ModelConfig& config, int, DType, const GroupMember& member) const override {
+  StateSpec state(const ModelConfig& config,
+                  int,
+                  WireType,
+                  const GroupMember& member) const override {
     return {.fixed_bytes = DeltaShare(config.delta, member).bytes()};
   }
 

@@ -65,6 +65,7 @@ LatentAttentionScratch::LatentAttentionScratch(const MixerContext& context)
     : config(context.config),
       latent(config.latent),
       type(context.type),
+      kv_type(context.kv_type),
       max_tokens(context.max_tokens),
       group(context.group),
       heads(config.heads),
@@ -107,7 +108,7 @@ LatentAttention::LatentAttention(MixerContext& context,
 
 StateSpec LatentAttention::state() const {
   return latent_attention_kind().state(
-      scratch_->config, layer_, scratch_->type, scratch_->group.self());
+      scratch_->config, layer_, scratch_->kv_type, scratch_->group.self());
 }
 
 void LatentAttention::begin_step(const MixerStep& step) { scratch_->begin_step(step); }
@@ -167,7 +168,7 @@ void LatentAttention::store_latents() {
                      s.rank);
           s.angles.turn(latent + s.rank, t);
           std::byte* cached = place.state->rows(layer_, 0).row(place.position);
-          k.convert(bytes_of(latent), DType::f32, cached, s.type, s.row);
+          k.encode(bytes_of(latent), DType::f32, cached, s.kv_type, s.row);
         }
       });
 }
@@ -279,9 +280,10 @@ void LatentAttention::attend(std::int64_t first, const QueryBlock& block, int wo
                                                  .keys = latents,
                                                  .values = latents,
                                                  .page_shift = kPageShift,
-                                                 .kv_type = s.type,
+                                                 .kv_type = s.kv_type,
                                                  .head_dim = s.row,
                                                  .value_dim = s.rank,
+                                                 .value_row = s.row,
                                                  .scale = s.scale}));
   for (std::int64_t q = 0; q < block.queries(); ++q) {
     std::byte* out = s.attended.data() + row_bytes(row_of(q) * s.rank, s.type);
@@ -373,10 +375,10 @@ class LatentAttentionKind final : public MixerKind {
   /// The row of which all heads' keys and values are made, on every member.
   StateSpec state(const ModelConfig& config,
                   int layer,
-                  DType type,
+                  WireType kv_type,
                   const GroupMember&) const override {
     return {.streams = 1,
-            .row_bytes = static_cast<std::size_t>(row_bytes(row_width(config), type)),
+            .row_bytes = wire_row_bytes(kv_type, row_width(config)),
             .span = config.layer_attention[static_cast<std::size_t>(layer)].span};
   }
 
@@ -400,7 +402,7 @@ class LatentAttentionKind final : public MixerKind {
     const double make_queries =
         latent.query_rank > 0 ? (hidden + queries) * latent.query_rank : hidden * queries;
     const double out = static_cast<double>(values_width(config)) * hidden;
-    return {make_queries + hidden * row + up + out, row, config.heads * (row + latent.rank)};
+    return {make_queries + hidden * row + up + out, config.heads * (row + latent.rank)};
   }
 
   std::string describe(const ModelConfig& config) const override {

@@ -51,6 +51,7 @@ class LatentAttentionScratch {
   const ModelConfig& config;
   const LatentConfig& latent;
   const DType type;
+  const WireType kv_type;
   const int max_tokens;
   TensorGroup& group;
   const std::int64_t heads;

@@ -40,11 +40,11 @@ void check_mixers(const ModelConfig& config, const std::string& file) {
 }
 
 std::vector<StateSpec> state_specs(const ModelConfig& config,
-                                   DType type,
+                                   WireType kv_type,
                                    const GroupMember& member) {
   std::vector<StateSpec> specs;
   for (int layer = 0; layer < config.layers; ++layer)
-    specs.push_back(mixer_of(config, layer).state(config, layer, type, member));
+    specs.push_back(mixer_of(config, layer).state(config, layer, kv_type, member));
   return specs;
 }
 

@@ -20,6 +20,7 @@
 #include "ferry/model/tensor_table.h"
 #include "ferry/state/sequence_state.h"
 #include "ferry/state/state_spec.h"
+#include "ferry/wire.h"
 
 namespace ferry {
 
@@ -76,8 +77,9 @@ class Mixer {
 /// What the mixers of one decoder are made with; borrowed by them.
 struct MixerContext {
   const ModelConfig& config;
-  DType type;      ///< of activations
-  int max_tokens;  ///< of a step
+  DType type;        ///< of activations
+  WireType kv_type;  ///< of keys and values as they are kept
+  int max_tokens;    ///< of a step
   TensorGroup& group;
   ThreadPool& pool;
   const GemmScratch& gemm_scratch;  ///< for inputs of up to widest_input() elements
@@ -97,7 +99,6 @@ struct MixerContext {
 /// What one layer's mixer does for one token, for the floors of benchmarks.
 struct MixerWork {
   double weights = 0;   ///< numbers that the token meets
-  double kept = 0;      ///< numbers kept of a position
   double position = 0;  ///< multiply-adds for each position that it sees
 };
 
@@ -118,10 +119,10 @@ class MixerKind {
                                              const TensorNames& names,
                                              TensorTable& table) const = 0;
 
-  /// What a layer keeps of a sequence, on this member of a group.
+  /// What a layer keeps of a sequence, on this member of a group; keys and values as `kv_type`.
   virtual StateSpec state(const ModelConfig& config,
                           int layer,
-                          DType type,
+                          WireType kv_type,
                           const GroupMember& member) const = 0;
 
   /// Elements of the widest row that goes into a product, and of the widest that members gather.
@@ -148,7 +149,7 @@ void check_mixers(const ModelConfig& config, const std::string& file);
 
 /// Each layer's state.
 std::vector<StateSpec> state_specs(const ModelConfig& config,
-                                   DType type,
+                                   WireType kv_type,
                                    const GroupMember& member = {});
 
 }  // namespace ferry
