@@ -175,6 +175,7 @@ TEST_P(Drafts, ChangeNoBitWhileExpertsMove) {
 INSTANTIATE_TEST_SUITE_P(Models,
                          Drafts,
                          testing::Values("deepseek_v3",
+                                         "deepseek_v32_sparse",
                                          "gpt_oss_mxfp4",
                                          "llama4_text",
                                          "mixtral_window_bf16",

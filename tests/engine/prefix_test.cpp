@@ -195,6 +195,8 @@ TEST_P(Prefixes, ChangeNoBitWhileExpertsMove) {
 INSTANTIATE_TEST_SUITE_P(Models,
                          Prefixes,
                          testing::Values("deepseek_v3",
+                                         "deepseek_v32_sparse",
+                                         "glm_moe_dsa_sparse",
                                          "gpt_oss_mxfp4",
                                          "llama4_text",
                                          "mixtral_window_bf16",

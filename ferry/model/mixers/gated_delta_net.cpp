@@ -393,6 +393,7 @@ class GatedDeltaNetKind final : public MixerKind {
   }
 
   std::unique_ptr<MixerWeights> read(const ModelConfig& config,
+                                     int,
                                      const TensorNames& names,
                                      TensorTable& table) const override {
     const DeltaConfig& delta = config.delta;
