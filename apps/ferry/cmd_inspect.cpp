@@ -115,7 +115,7 @@ Json to_json(const Checkpoint& checkpoint,
               {"head_dim", c.head_dim},
               {"latent_rank", c.latent.rank},
               {"kv_bytes_per_token", state_layout(checkpoint).bytes_per_position()},
-              {"bytes_per_sequence", state_layout(checkpoint).fixed_bytes()},
+              {"bytes_per_sequence", state_layout(checkpoint).bytes_beside_pages()},
               {"vocab", c.vocab},
               {"max_positions", c.max_positions},
               {"experts", c.moe.experts},
@@ -166,8 +166,8 @@ void print_tables(const Checkpoint& checkpoint,
   const StateLayout state = state_layout(checkpoint);
   fmt::print("  cache          {} for each token{}\n",
              human(state.bytes_per_position()),
-             state.fixed_bytes() > 0
-                 ? fmt::format(", {} for each sequence", human(state.fixed_bytes()))
+             state.bytes_beside_pages() > 0
+                 ? fmt::format(", {} for each sequence", human(state.bytes_beside_pages()))
                  : std::string());
   fmt::print("  experts        {} of width {}, {} for each token{}\n",
              c.moe.experts,

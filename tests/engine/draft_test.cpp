@@ -145,7 +145,7 @@ TEST_P(Drafts, ChangeNoBitAtTheLimitsOfPagesAndContext) {
   const std::int64_t pages = (context + kPagePositions) / kPagePositions;
   // Of recurrent layers: room for two sequences.
   const StateLayout layout(state_specs(load_config(test::data_dir(GetParam())), Way{}.weights));
-  const auto fixed = static_cast<std::int64_t>((layout.fixed_bytes() * 2) /
+  const auto fixed = static_cast<std::int64_t>((layout.bytes_beside_pages() * 2) /
                                                layout.bytes_per_position() / kPagePositions);
   const Outcome outcome = run(GetParam(),
                               requests,
