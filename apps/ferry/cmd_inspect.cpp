@@ -122,7 +122,7 @@ Json to_json(const Checkpoint& checkpoint,
               {"latent_rank", c.latent.rank},
               {"kv_type", kv_type_name(kv_type)},
               {"kv_bytes_per_token", state.bytes_per_position()},
-              {"bytes_per_sequence", state.fixed_bytes()},
+              {"bytes_per_sequence", state.bytes_beside_pages()},
               {"vocab", c.vocab},
               {"max_positions", c.max_positions},
               {"experts", c.moe.experts},
@@ -175,8 +175,8 @@ void print_tables(const Checkpoint& checkpoint,
   fmt::print("  cache          {} for each token, as {}{}\n",
              human(state.bytes_per_position()),
              kv_type_name(kv_type),
-             state.fixed_bytes() > 0
-                 ? fmt::format(", {} for each sequence", human(state.fixed_bytes()))
+             state.bytes_beside_pages() > 0
+                 ? fmt::format(", {} for each sequence", human(state.bytes_beside_pages()))
                  : std::string());
   fmt::print("  experts        {} of width {}, {} for each token{}\n",
              c.moe.experts,

@@ -22,7 +22,7 @@ Batcher::Batcher(const BatcherOptions& options) : options_(options) {
               "a batcher needs positive sizes");
   check_drafts(options.drafts);
   options_.max_sequences = std::min(options.max_sequences, options.max_tokens);
-  if (options.keep_prefixes) options_.layout = options.layout.with_windows_together();
+  if (options.keep_prefixes) options_.layout = options.layout.counted_with_prefixes();
   for (int g = 0; g < options.groups; ++g) loads_.push_back(new_load());
 }
 
@@ -276,14 +276,17 @@ void Batcher::plan_prompts(GroupLoad& load, StepRecord& record, int room) {
   std::int64_t left = room;
   std::int64_t for_first = std::min<std::int64_t>(first->prompt_left, (left + 1) / 2);
   left -= for_first;
-  const auto run = [&](Sequence& s, std::int64_t tokens) {
-    if (tokens == 0) return;
+  /// Returns how many tokens run.
+  const auto run = [&](Sequence& s, std::int64_t most) {
+    if (most == 0) return most;
+    const std::int64_t tokens = load.memory.up_to_snapshot(s.memory, s.ids, s.length, most);
     record.runs.push_back({.id = s.id(), .tokens = static_cast<std::int32_t>(tokens)});
     s.planned = tokens;
     s.planned_prompt = true;
     s.prompt_left -= tokens;
     s.length += tokens;
     planned_prompt_tokens_ += static_cast<int>(tokens);
+    return tokens;
   };
   std::set<PrefixIndex::Key> pages;  // that the step computes
   /// Whether it computes the next page itself: its first token, where that is another's too, waits.
@@ -295,9 +298,7 @@ void Batcher::plan_prompts(GroupLoad& load, StepRecord& record, int room) {
   if (for_first > 0) static_cast<void>(computes(*first));
   for (Sequence* s : prompts) {
     if (s == first || left == 0 || !computes(*s)) continue;
-    const std::int64_t chunk = std::min(s->prompt_left, left);
-    run(*s, chunk);
-    left -= chunk;
+    left -= run(*s, std::min(s->prompt_left, left));
   }
   run(*first, std::min(first->prompt_left, for_first + left));
 }

@@ -42,7 +42,8 @@ bool reuse_is_exact(const EngineOptions& options, const Decoder& decoder) {
 bool keeps_prefixes(const EngineOptions& options,
                     const Decoder& decoder,
                     const StateLayout& layout) {
-  return options.keep_prefixes && layout.fixed_bytes() == 0 && reuse_is_exact(options, decoder);
+  return options.keep_prefixes && (layout.fixed_bytes() == 0 || layout.window_page_bytes() == 0) &&
+         reuse_is_exact(options, decoder);
 }
 
 /// Where other bits were possible, a draft would show in what is chosen.
@@ -97,8 +98,9 @@ Engine::Impl::Impl(const EngineOptions& options, Decoder& decoder, Transport& tr
       inbox_(most_live()),
       pacer_(options.max_tokens_per_step),
       members_(std::in_place, options, record_bytes(), decoder, transport) {
-  if (options.keep_prefixes && layout_.fixed_bytes() > 0 && leads() && options_.warn)
-    options_.warn("prefix cache: off, as the model has recurrent layers");
+  const bool both = layout_.fixed_bytes() > 0 && layout_.window_page_bytes() > 0;
+  if (options.keep_prefixes && both && leads() && options_.warn)
+    options_.warn("prefix cache: off, as the model has recurrent layers beside windows");
 }
 
 std::optional<std::uint64_t> Engine::Impl::submit(Request request) {
@@ -122,10 +124,10 @@ void Engine::Impl::check(const Request& request) const {
 /// What a sequence keeps beside its positions, for people, as positions; empty where it is
 /// nothing.
 std::string Engine::Impl::beside_positions() const {
-  if (layout_.fixed_bytes() == 0) return "";
+  const std::size_t beside = layout_.bytes_beside_pages();
+  if (beside == 0) return "";
   const std::size_t each = layout_.bytes_per_position();
-  return fmt::format(" and the memory of {} more (recurrent layers)",
-                     (layout_.fixed_bytes() + each - 1) / each);
+  return fmt::format(" and the memory of {} more (recurrent layers)", (beside + each - 1) / each);
 }
 
 Inbox& Engine::Impl::inbox() {

@@ -89,6 +89,21 @@ std::int64_t GroupMemory::catch_up(Holding& holding,
   return pages;
 }
 
+/// Snapshots are there of pages with which a step has ended. So a prompt ends a step with a full
+/// page wherever it can: before its last token, which nobody finds; and where its tokens part from
+/// what is kept, as the next who comes with the same beginning will part from it there too.
+std::int64_t GroupMemory::up_to_snapshot(const Holding& holding,
+                                         std::span<const std::int32_t> ids,
+                                         std::int64_t length,
+                                         std::int64_t tokens) const {
+  if (!index_ || layout_.fixed_bytes() == 0) return tokens;
+  const std::int64_t last = length + tokens == std::ssize(ids) ? 1 : 0;
+  std::int64_t end = (length + tokens - last) / kPagePositions * kPagePositions;
+  const std::int64_t known = index_->known(holding.path, ids) * kPagePositions;
+  if (known > length) end = std::min(end, known);
+  return end > length ? end - length : tokens;
+}
+
 void GroupMemory::set(Holding& holding, std::size_t bytes) {
   held_ += bytes - holding.bytes;
   holding.bytes = bytes;
@@ -123,7 +138,7 @@ void GroupMemory::fill(Holding& holding,
   const std::int64_t pages = length / kPagePositions;
   if (pages > from) {
     const std::size_t bytes = static_cast<std::size_t>(pages - from) * layout_.full_page_bytes();
-    index_->fill(holding.path, ids, pages);
+    index_->fill(holding.path, ids, pages, length % kPagePositions == 0);
     holding.bytes -= bytes;
     held_ -= bytes;
   }

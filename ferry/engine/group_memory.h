@@ -58,6 +58,14 @@ class GroupMemory {
 
   enum class Room : std::uint8_t { there, none, record_is_full };
 
+  /// The most of its tokens, behind `length` that it has and up to `tokens` more, that it is to run
+  /// in one step so that others find it where they part from it: all of them, but where layers are
+  /// recurrent.
+  std::int64_t up_to_snapshot(const Holding& holding,
+                              std::span<const std::int32_t> ids,
+                              std::int64_t length,
+                              std::int64_t tokens) const;
+
   /// The sequence is to have `bytes`, the kept pages that it stands on included.
   Room resize(Holding& holding, std::size_t bytes, StepRecord& record);
 

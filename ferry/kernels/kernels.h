@@ -130,6 +130,24 @@ inline constexpr std::array kKvTypes = {
 /// Queries of a call that suffice to make little of reading keys and values.
 inline constexpr std::int64_t kAttendQueries = 16;
 
+/// How much the positions [begin, end) matter to one token, by the heads of an indexer:
+///   scores[p] = sum over h in order of weights[h] * max(0, (queries[h] . keys[p]) * scale),
+/// each product in lane16 order over a head's elements, the sum a chain of fused multiply-adds from
+/// 0. A position's score does not depend on the others.
+struct IndexArgs {
+  const float* queries = nullptr;  ///< [heads, dim]
+  const float* weights = nullptr;  ///< [heads]
+  std::int64_t heads = 0;
+  std::int64_t dim = 0;
+  PagedRows keys;  ///< row p: [dim] of key_type
+  int page_shift = kOnePage;
+  DType key_type = DType::f32;
+  float scale = 1.0F;
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+  float* scores = nullptr;  ///< [end - begin]
+};
+
 /// The weighted sum of combine: out = sum over k in order of weights[k] * rows[k], a chain of fused
 /// multiply-adds in f32 from 0; accumulate adds the chain's result to what `out` holds. Quantised
 /// values are what `decode` to f32 gives.
@@ -190,6 +208,7 @@ struct Kernels {
   void (*gemm)(const GemmArgs& args);
 
   void (*attend)(const AttendArgs& args);
+  void (*index_scores)(const IndexArgs& args);
   void (*weighted_sum)(const WeightedSumArgs& args);
   void (*delta_rule)(const DeltaArgs& args);
 

@@ -72,6 +72,7 @@ struct LayerAttention {
   AttentionSpan span;
   bool rope = true;  ///< false: queries and keys do not turn with their position
   QueryGrowth growth = {};
+  bool shares_choice = false;  ///< no indexer: it sees the positions that the last one chose
 };
 
 /// Where queries and keys are normalised (RMS norm).
@@ -83,6 +84,15 @@ enum class QkNorm : std::uint8_t {
   turned_head,  ///< each head, weights [head_dim], after the rotation
 };
 
+/// What chooses the positions that a query of latent attention sees (mixers/indexer.h): `topk` of
+/// those up to its own.
+struct IndexerConfig {
+  int topk = 0;  ///< 0 = it sees all
+  int heads = 0;
+  int dim = 0;               ///< of a head, whose first rope.dim elements turn
+  bool interleaved = false;  ///< as that of RopeOptions, which may differ from attention's
+};
+
 /// Latent attention (mixers/latent_attention.h): a query head has plain_dim elements that do not
 /// turn and rope.dim behind them that do; head_dim is the two together.
 struct LatentConfig {
@@ -91,6 +101,7 @@ struct LatentConfig {
   int plain_dim = 0;
   int value_dim = 0;      ///< of a value head
   float rms_eps = 1e-6F;  ///< of the norms of latents and compressed queries
+  IndexerConfig indexer;
 };
 
 /// Gated delta net (mixers/gated_delta_net.h): each key head, which has a query too, serves

@@ -40,6 +40,10 @@ struct TensorNames {
   std::string_view query_up;                     ///< [heads * head_dim, query_rank]
   std::string_view latent_down, latent_norm;     ///< [rank + rope.dim, H], [rank]
   std::string_view latent_up;                    ///< [heads * (plain_dim + value_dim), rank]
+  // An indexer.
+  std::string_view index_query, index_key;       ///< [heads * dim, query_rank], [dim, H]
+  std::string_view index_norm, index_norm_bias;  ///< [dim]
+  std::string_view index_weights;                ///< [heads, H]
   // Gated delta net: what is convolved and, but for `delta_gate`, the gates; their rates; the rest.
   std::string_view delta_in, delta_gate;              ///< [channels (+ value_width), H], or apart
   std::string_view delta_rates;                       ///< [2 value_heads, H]: of beta and decay
@@ -105,7 +109,16 @@ std::string tensor_name(const TensorNames& names,
                         int layer = -1,
                         int expert = -1);
 
-enum class TensorRole : std::uint8_t { embedding, norm, matrix, bias, router, rates, expert };
+enum class TensorRole : std::uint8_t {
+  embedding,
+  norm,
+  matrix,
+  bias,
+  router,
+  rates,
+  indexer,
+  expert
+};
 
 /// One tensor a model of this config must have.
 struct TensorSpec {

@@ -169,7 +169,7 @@ DenseWeights::Layer read_layer(const ModelConfig& config, int layer, TensorTable
   const TensorNames& names = family_of(config).names;
   DenseWeights::Layer to;
   read_norm(config, table, to.attention_norm, {names.attention_norm, config.hidden});
-  to.mixer = mixer_of(config, layer).read(config, names, table);
+  to.mixer = mixer_of(config, layer).read(config, layer, names, table);
   read_norm(config, table, to.ffn_norm, {names.ffn_norm, config.hidden});
   if (config.sparse(layer)) {
     read_router(config, table, to);

@@ -35,8 +35,9 @@ std::size_t PrefixIndex::KeyHash::operator()(const Key& key) const {
 PrefixIndex::PrefixIndex(const StateLayout& layout)
     : layout_(layout),
       full_page_(layout.full_page_bytes()),
-      window_page_(layout.window_page_bytes()) {
-  FERRY_CHECK(layout.fixed_bytes() == 0, "state that lies beside pages cannot be found by tokens");
+      window_page_(layout.window_page_bytes() + layout.fixed_bytes()) {
+  FERRY_CHECK(layout.fixed_bytes() == 0 || layout.window_page_bytes() == 0,
+              "windows beside recurrent layers cannot be found by tokens");
 }
 
 std::uint64_t PrefixIndex::child(std::uint64_t number, const PageTokens& tokens) const {
@@ -79,6 +80,17 @@ PrefixIndex::Match PrefixIndex::find(const PrefixPath& path,
                                      std::int64_t most) const {
   const std::uint64_t last = path.numbers.empty() ? path.root : path.numbers.back();
   return find_behind(last, path.pages(), path.pages() - path.window, tokens, most);
+}
+
+std::int64_t PrefixIndex::known(const PrefixPath& path,
+                                std::span<const std::int32_t> tokens) const {
+  std::uint64_t number = path.numbers.empty() ? path.root : path.numbers.back();
+  std::int64_t pages = path.pages();
+  for (; pages < full_pages(tokens); ++pages) {
+    number = child(number, page_tokens(tokens, pages));
+    if (number == 0) break;
+  }
+  return pages;
 }
 
 PrefixPath PrefixIndex::begin(std::string_view salt) {
@@ -130,7 +142,10 @@ void PrefixIndex::adopt(PrefixPath& path,
   path.window = std::max(path.window, first);
 }
 
-void PrefixIndex::fill(PrefixPath& path, std::span<const std::int32_t> tokens, std::int64_t pages) {
+void PrefixIndex::fill(PrefixPath& path,
+                       std::span<const std::int32_t> tokens,
+                       std::int64_t pages,
+                       bool ends_there) {
   while (path.pages() < pages) {
     const std::uint64_t last = path.numbers.empty() ? path.root : path.numbers.back();
     const PageTokens own = page_tokens(tokens, path.pages());
@@ -151,7 +166,8 @@ void PrefixIndex::fill(PrefixPath& path, std::span<const std::int32_t> tokens, s
       stand_on(path, next);
     }
     need_windows(next);
-    node(next).windows = true;
+    if (layout_.fixed_bytes() == 0 || (ends_there && path.pages() == pages))
+      node(next).windows = true;
   }
 }
 

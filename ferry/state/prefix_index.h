@@ -36,17 +36,21 @@ struct PrefixPath {
 /// A kept page has two parts: the rows of layers that see all positions, and those of layers that
 /// see a window. A sequence can go on behind P positions where the first part is there of all
 /// pages, and the second of those that a window at P shows. Parts leave in order of their last use,
-/// the first with the pages behind it gone. Pure logic; no memory is touched. Threads: one at a
-/// time.
+/// the first with the pages behind it gone. Of recurrent layers the second part is a snapshot of
+/// what they had at the page's end: only where a sequence stood there once, and of the page before
+/// P alone. Pure logic; no memory is touched. Threads: one at a time.
 class PrefixIndex {
  public:
-  /// REQUIRES: the layout's state lies in pages alone.
+  /// REQUIRES: not both, windows and state beside pages.
   explicit PrefixIndex(const StateLayout& layout);
 
   struct Match {
     std::int64_t pages = 0;
     std::int64_t in_use = 0;  ///< of these, that some sequence stands on
   };
+
+  /// How many pages of these tokens there are, behind a path, whether or not one can go on there.
+  std::int64_t known(const PrefixPath& path, std::span<const std::int32_t> tokens) const;
 
   /// The most pages, of up to `most`, behind which a sequence of these tokens can go on.
   Match find(std::string_view salt, std::span<const std::int32_t> tokens, std::int64_t most) const;
@@ -60,8 +64,12 @@ class PrefixIndex {
   void adopt(PrefixPath& path, std::span<const std::int32_t> tokens, std::int64_t pages);
 
   /// The sequence has computed what lies between its path and `pages`: those that are not there yet
-  /// become kept pages, and windows that have left are there again.
-  void fill(PrefixPath& path, std::span<const std::int32_t> tokens, std::int64_t pages);
+  /// become kept pages, and windows that have left are there again. `ends_there`: it stands at the
+  /// end of the last of them, so that there is a snapshot.
+  void fill(PrefixPath& path,
+            std::span<const std::int32_t> tokens,
+            std::int64_t pages,
+            bool ends_there = true);
 
   /// The sequence has come to `length` positions: windows before those that it sees may leave.
   void advance(PrefixPath& path, std::int64_t length);
@@ -140,7 +148,7 @@ class PrefixIndex {
 
   StateLayout layout_;
   std::size_t full_page_;
-  std::size_t window_page_;
+  std::size_t window_page_;  // of recurrent layers a snapshot
   std::unordered_map<std::uint64_t, Node> nodes_;
   std::unordered_map<Key, std::uint64_t, KeyHash> children_;
   std::unordered_map<std::string, std::uint64_t> roots_;

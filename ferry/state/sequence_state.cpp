@@ -8,7 +8,7 @@
 namespace ferry {
 
 SequenceState::SequenceState(PagePool& pool, int capacity)
-    : pool_(&pool), capacity_(capacity), fixed_(pool.layout().fixed_bytes()) {
+    : pool_(&pool), capacity_(capacity), copies_(2 * pool.layout().fixed_bytes()) {
   FERRY_CHECK(capacity >= 1, "the state of {} positions", capacity);
   const auto most = static_cast<std::size_t>(pages_of(capacity));
   const auto classes = pool.layout().classes();
@@ -50,6 +50,7 @@ void SequenceState::commit(int tokens) {
               reserved_);
   length_ += tokens;
   reserved_ = 0;
+  if (tokens > 0) fixed_ = 1 - fixed_;
   const auto end = static_cast<std::size_t>(pages_of(length_));
   for (Table& table : tables_) {
     while (table.pages.size() > end) {
@@ -85,6 +86,11 @@ void SequenceState::start_behind(std::int64_t pages) {
   }
 }
 
+void SequenceState::set_fixed(std::span<const std::byte> bytes) {
+  FERRY_CHECK(bytes.size() == fixed_bytes(), "{} fixed bytes, not {}", bytes.size(), fixed_bytes());
+  std::ranges::copy(bytes, all_fixed(fixed_));
+}
+
 void SequenceState::replace(int page_class, std::int64_t index, Page page) {
   Table& table = tables_[static_cast<std::size_t>(page_class)];
   const auto i = static_cast<std::size_t>(index);
@@ -98,7 +104,7 @@ void SequenceState::replace(int page_class, std::int64_t index, Page page) {
 
 std::size_t SequenceState::held_bytes() const {
   const auto classes = pool_->layout().classes();
-  std::size_t bytes = length_ + reserved_ > 0 ? fixed_.size() : 0;
+  std::size_t bytes = length_ + reserved_ > 0 ? copies_.size() : 0;
   for (std::size_t c = 0; c < tables_.size(); ++c) {
     for (const Page& page : tables_[c].pages)
       if (page) bytes += classes[c].page_bytes();

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "ferry/buffer.h"
@@ -70,10 +71,22 @@ class SequenceState {
     return {table.rows.data(), (place.first_stream + stream) * table.stream_bytes, table.row_bytes};
   }
 
-  /// The fixed bytes of a layer: zero at first.
-  std::byte* fixed(int layer) const {
-    return fixed_.data() + pool_->layout().layer(layer).fixed_at;
+  /// The fixed bytes of a layer that count: zero at first.
+  const std::byte* fixed(int layer) const {
+    return all_fixed(fixed_) + pool_->layout().layer(layer).fixed_at;
   }
+
+  /// What those become with the next commit of a token or more: whoever has such bytes writes all
+  /// of them before.
+  std::byte* next_fixed(int layer) const {
+    return all_fixed(1 - fixed_) + pool_->layout().layer(layer).fixed_at;
+  }
+
+  /// Those of all layers, as they count.
+  std::span<const std::byte> fixed() const { return {all_fixed(fixed_), fixed_bytes()}; }
+
+  /// REQUIRES: as many as fixed() has.
+  void set_fixed(std::span<const std::byte> bytes);
 
   /// Bytes in whole pages, and the fixed ones.
   std::size_t held_bytes() const;
@@ -87,12 +100,19 @@ class SequenceState {
     std::ptrdiff_t row_bytes = 0;
   };
 
+  std::size_t fixed_bytes() const { return pool_->layout().fixed_bytes(); }
+
+  std::byte* all_fixed(int copy) const {
+    return copies_.data() + static_cast<std::size_t>(copy) * fixed_bytes();
+  }
+
   PagePool* pool_;
   int capacity_;
   int length_ = 0;
   int reserved_ = 0;           // positions behind length_
   std::vector<Table> tables_;  // [classes]
-  Buffer fixed_;
+  Buffer copies_;              // of the fixed bytes: [2]
+  int fixed_ = 0;              // the copy that counts
 };
 
 }  // namespace ferry

@@ -61,15 +61,20 @@ std::size_t StateLayout::window_page_bytes() const {
 
 std::int64_t StateLayout::first_window_page(std::int64_t committed) const {
   std::int64_t first = pages_of(committed);
+  if (fixed_bytes_ > 0) {
+    const bool behind_page = committed > 0 && committed % kPagePositions == 0;
+    first = committed / kPagePositions - (behind_page ? 1 : 0);
+  }
   for (const PageClass& c : classes_)
     if (c.span.kind != AttentionSpan::Kind::full)
       first = std::min(first, first_page(c.span, committed));
   return first;
 }
 
-StateLayout StateLayout::with_windows_together() const {
+StateLayout StateLayout::counted_with_prefixes() const {
   StateLayout layout = *this;
   layout.windows_together_ = true;
+  layout.fixed_copies_ = 3;
   return layout;
 }
 
@@ -83,7 +88,7 @@ std::size_t StateLayout::bytes_most(std::int64_t length, std::int64_t step) cons
   if (length == 0) return 0;
   int widest = 0;
   for (const PageClass& c : classes_) widest = std::max(widest, c.span.width);
-  std::size_t bytes = fixed_bytes_;
+  std::size_t bytes = bytes_beside_pages();
   for (const PageClass& c : classes_) {
     const int width = windows_together_ ? widest : c.span.width;
     std::int64_t pages = pages_of(length);
@@ -98,7 +103,7 @@ std::size_t StateLayout::bytes_most(std::int64_t length, std::int64_t step) cons
 
 std::size_t StateLayout::bytes_held(std::int64_t committed, std::int64_t end) const {
   if (end == 0) return 0;
-  std::size_t bytes = fixed_bytes_;
+  std::size_t bytes = bytes_beside_pages();
   for (const PageClass& c : classes_) {
     const std::int64_t pages =
         pages_of(end) - std::min(first_page_held(c, committed), pages_of(end));

@@ -47,8 +47,11 @@ class StateLayout {
 
   const Layer& layer(int i) const { return layers_[static_cast<std::size_t>(i)]; }
 
-  /// Bytes that a sequence keeps beside its pages.
+  /// Bytes of what a sequence keeps beside its pages, once.
   std::size_t fixed_bytes() const { return fixed_bytes_; }
+
+  /// The same as often as a sequence has it.
+  std::size_t bytes_beside_pages() const { return fixed_copies_ * fixed_bytes_; }
 
   /// Bytes of a position that every layer still keeps.
   std::size_t bytes_per_position() const;
@@ -58,7 +61,8 @@ class StateLayout {
   std::size_t window_page_bytes() const;
 
   /// The first page that any class still needs of a sequence of `committed` positions, but for
-  /// those that show all of them: the one behind the last where there is none.
+  /// those that show all of them: the one behind the last where there is none. What lies beside
+  /// pages counts as the part of a page that only somebody behind its end needs.
   std::int64_t first_window_page(std::int64_t committed) const;
 
   /// Bytes, in whole pages, of a sequence that has `committed` positions and is to hold those
@@ -71,9 +75,10 @@ class StateLayout {
   /// tokens, during them included.
   std::size_t bytes_most(std::int64_t length, std::int64_t step) const;
 
-  /// The same layout, but counted as if a page of one class with a window stayed as long as those
-  /// of all of them: as kept pages do (prefix_index.h).
-  StateLayout with_windows_together() const;
+  /// The same layout, counted as where pages are kept (prefix_index.h): a page of one class with a
+  /// window stays as long as those of all of them, and a sequence may stand on a snapshot of what
+  /// lies beside pages, which is one copy more.
+  StateLayout counted_with_prefixes() const;
 
   bool operator==(const StateLayout& other) const { return specs_ == other.specs_; }
 
@@ -84,6 +89,7 @@ class StateLayout {
   std::vector<PageClass> classes_;
   std::vector<Layer> layers_;
   std::size_t fixed_bytes_ = 0;
+  std::size_t fixed_copies_ = 2;  // what counts, and what a step writes
   bool windows_together_ = false;
 };
 

@@ -9,7 +9,8 @@
 namespace ferry {
 
 /// Of each position that `span` still shows to a later query: `streams` rows of `row_bytes` bytes.
-/// And beside them, once a sequence, `fixed_bytes`. A layer may keep either, both or nothing.
+/// And beside them, of the sequence so far, `fixed_bytes`: as they count, and as a step writes them
+/// (SequenceState::next_fixed). A layer may keep either, both or nothing.
 struct StateSpec {
   int streams = 0;
   std::size_t row_bytes = 0;

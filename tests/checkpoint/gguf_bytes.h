@@ -102,22 +102,23 @@ struct GgufBytes {
 };
 
 /// A model of one layer and three experts, without a tokenizer.
-inline GgufBytes small_gguf() {
+inline GgufBytes small_gguf(const std::string& architecture = "qwen3moe") {
   GgufBytes file;
-  file.text("general.architecture", "qwen3moe")
-      .integer("qwen3moe.block_count", 1)
-      .integer("qwen3moe.context_length", 64)
-      .integer("qwen3moe.embedding_length", 32)
-      .integer("qwen3moe.feed_forward_length", 32)
-      .integer("qwen3moe.attention.head_count", 2)
-      .integer("qwen3moe.attention.head_count_kv", 1)
-      .integer("qwen3moe.attention.key_length", 16)
-      .integer("qwen3moe.attention.value_length", 16)
-      .number("qwen3moe.attention.layer_norm_rms_epsilon", 1e-6F)
-      .number("qwen3moe.rope.freq_base", 10000)
-      .integer("qwen3moe.expert_count", 3)
-      .integer("qwen3moe.expert_used_count", 2)
-      .integer("qwen3moe.expert_feed_forward_length", 32);
+  const std::string of = architecture + ".";
+  file.text("general.architecture", architecture)
+      .integer(of + "block_count", 1)
+      .integer(of + "context_length", 64)
+      .integer(of + "embedding_length", 32)
+      .integer(of + "feed_forward_length", 32)
+      .integer(of + "attention.head_count", 2)
+      .integer(of + "attention.head_count_kv", 1)
+      .integer(of + "attention.key_length", 16)
+      .integer(of + "attention.value_length", 16)
+      .number(of + "attention.layer_norm_rms_epsilon", 1e-6F)
+      .number(of + "rope.freq_base", 10000)
+      .integer(of + "expert_count", 3)
+      .integer(of + "expert_used_count", 2)
+      .integer(of + "expert_feed_forward_length", 32);
   constexpr std::uint32_t kF32 = 0;
   constexpr std::uint32_t kQ8 = 8;  // 34 bytes for 32 elements
   file.tensor("token_embd.weight", {32, 10}, kF32, 32 * 10 * 4)

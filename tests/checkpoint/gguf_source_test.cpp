@@ -204,6 +204,110 @@ TEST_F(GgufModelFile, PutsKeysAndValuesOfLatentAttentionTogether) {
   EXPECT_THROW(all_rows(*source, name, 10, 5), ModelError);
 }
 
+/// Two key heads of two rows, six heads of values of two rows: in the file, those of both key heads
+/// in turn.
+GgufBytes tiled_gguf() {
+  GgufBytes file = test::small_gguf("qwen35moe");
+  file.integer("qwen35moe.expert_shared_feed_forward_length", 32)
+      .integer("qwen35moe.rope.dimension_count", 8)
+      .integer("qwen35moe.ssm.conv_kernel", 4)
+      .integer("qwen35moe.ssm.state_size", 2)
+      .integer("qwen35moe.ssm.group_count", 2)
+      .integer("qwen35moe.ssm.time_step_rank", 6)
+      .integer("qwen35moe.ssm.inner_size", 12);
+  return file;
+}
+
+TEST_F(GgufModelFile, PutsHeadsOfValuesOfADeltaNetTogether) {
+  GgufBytes file = tiled_gguf();
+  count_up(file, "blk.0.attn_qkv.weight", {3, 20});
+  count_up(file, "blk.0.attn_gate.weight", {3, 12});
+  count_up(file, "blk.0.ssm_beta.weight", {3, 6});
+  count_up(file, "blk.0.ssm_out.weight", {12, 2});
+  count_up(file, "blk.0.ssm_dt.bias", {6});
+  count_up(file, "blk.0.ssm_conv1d.weight", {4, 20});
+  const auto source = open(file);
+  const std::string layer = "model.layers.0.linear_attn.";
+  // Heads 0 to 2 are the first key head's.
+  constexpr std::array kStored = {0, 2, 4, 1, 3, 5};
+  const auto row_of = [&](std::int64_t row, std::int64_t before, std::int64_t each) {
+    if (row < before) return row;
+    const std::int64_t i = row - before;
+    return before + kStored.at(static_cast<std::size_t>(i / each)) * each + i % each;
+  };
+  const auto expect_rows =
+      [&](const char* name, std::int64_t rows, std::int64_t before, std::int64_t each) {
+        const std::vector<float> found = all_rows(*source, layer + name, rows, 3);
+        for (std::int64_t i = 0; i < rows * 3; ++i)
+          EXPECT_EQ(found[static_cast<std::size_t>(i)],
+                    static_cast<float>(row_of(i / 3, before, each) * 3 + i % 3))
+              << name << " " << i;
+      };
+  expect_rows("in_proj_qkv.weight", 20, 8, 2);
+  expect_rows("in_proj_z.weight", 12, 0, 2);
+  expect_rows("in_proj_b.weight", 6, 0, 1);
+  const std::vector<float> out = all_rows(*source, layer + "out_proj.weight", 2, 12);
+  for (std::int64_t i = 0; i < 24; ++i)
+    EXPECT_EQ(out[static_cast<std::size_t>(i)],
+              static_cast<float>(i / 12 * 12 + row_of(i % 12, 0, 2)));
+  const auto floats = [&](const std::string& name) {
+    const auto data = source->find(layer + name)->data;
+    std::vector<float> values(data.size() / sizeof(float));
+    std::memcpy(values.data(), data.data(), data.size());
+    return values;
+  };
+  EXPECT_THAT(floats("dt_bias"), ElementsAre(0, 2, 4, 1, 3, 5));
+  EXPECT_THAT(source->find(layer + "conv1d.weight")->shape, ElementsAre(20, 1, 4));
+  const std::vector<float> taps = floats("conv1d.weight");
+  for (std::int64_t i = 0; i < 80; ++i)
+    EXPECT_EQ(taps[static_cast<std::size_t>(i)],
+              static_cast<float>(row_of(i / 4, 8, 2) * 4 + i % 4));
+}
+
+TEST_F(GgufModelFile, HeadsOfValuesThatDoNotFitAreRefused) {
+  GgufBytes file = tiled_gguf();
+  count_up(file, "blk.0.attn_gate.weight", {3, 13});
+  const auto source = open(file);
+  EXPECT_THAT(test::message_of<ModelError>(
+                  [&] { all_rows(*source, "model.layers.0.linear_attn.in_proj_z.weight", 13, 3); }),
+              HasSubstr("expected 13 rows of whole heads"));
+  for (const auto& [key, value] :
+       {std::pair{"ssm.time_step_rank", 3}, {"ssm.group_count", 0}, {"ssm.state_size", 1 << 21}}) {
+    GgufBytes other = test::small_gguf("qwen35moe");
+    for (const auto& [name, usual] : {std::pair{"expert_shared_feed_forward_length", 32},
+                                      {"rope.dimension_count", 8},
+                                      {"ssm.conv_kernel", 4},
+                                      {"ssm.state_size", 2},
+                                      {"ssm.group_count", 2},
+                                      {"ssm.time_step_rank", 6},
+                                      {"ssm.inner_size", 12}})
+      other.integer(std::string("qwen35moe.") + name,
+                    std::string_view(name) == key ? value : usual);
+    EXPECT_NE(test::message_of<ModelError>([&] { open(other); }), "") << key;
+  }
+}
+
+TEST_F(GgufModelFile, GatesAndUpsOfAllExpertsMayLieTogether) {
+  GgufBytes file = test::small_gguf();
+  std::erase_if(file.tensors, [](const auto& t) {
+    return t.name.find("ffn_gate_exps") != std::string::npos ||
+           t.name.find("ffn_up_exps") != std::string::npos;
+  });
+  count_up(file, "blk.0.ffn_gate_up_exps.weight", {32, 64, 3});
+  const auto source = open(file);
+  const std::string experts = "model.layers.0.mlp.experts.";
+  for (const auto& [name, first] : {std::pair{"0.gate_proj.weight", 0},
+                                    {"2.gate_proj.weight", 2 * 64 * 32},
+                                    {"2.up_proj.weight", (2 * 64 + 32) * 32}}) {
+    EXPECT_THAT(source->find(experts + name)->shape, ElementsAre(32, 32));
+    EXPECT_EQ(all_rows(*source, experts + name, 32, 32).front(), static_cast<float>(first)) << name;
+  }
+  EXPECT_THAT(error([](GgufBytes& odd) {
+                count_up(odd, "blk.0.ffn_gate_up_exps.weight", {32, 63, 3});
+              }),
+              HasSubstr("expected as many gates as ups"));
+}
+
 TEST_F(GgufModelFile, HalfOfAMatrixInTwoIsRefused) {
   GgufBytes file = deepseek();
   count_up(file, "blk.0.attn_k_b.weight", {3, 4, 2});

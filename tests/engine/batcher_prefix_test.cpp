@@ -20,6 +20,7 @@ constexpr StateSpec kFull{.streams = 1, .row_bytes = 8};
 constexpr StateSpec kWindow{
     .streams = 1, .row_bytes = 8, .span = {AttentionSpan::Kind::window, 32}};
 constexpr StateSpec kBlock{.streams = 1, .row_bytes = 8, .span = {AttentionSpan::Kind::block, 40}};
+constexpr StateSpec kRecurrent{.fixed_bytes = 8};
 constexpr int kContext = 400;
 
 Ids ids_of(std::int32_t first, int tokens) {
@@ -48,10 +49,12 @@ BatcherOptions options(int groups, int pages, const std::vector<StateSpec>& laye
 }
 
 /// What a rank does with its orders. A row holds a hash of all tokens up to it, as keys and values
-/// depend on them.
+/// depend on them; so does what lies beside the pages, which is layer kFixedLayer's.
 class Holder {
  public:
   explicit Holder(const StateLayout& layout) : pages_(layout), layers_(layout.classes().size()) {}
+
+  static constexpr int kFixedLayer = 0;
 
   /// The tokens that have come to their end: a sequence and its next token.
   std::vector<TokenResult> run(const StepRecord& record, bool lost) {
@@ -86,7 +89,12 @@ class Holder {
 
   std::size_t most_held() const { return most_held_; }
 
-  std::size_t held() const { return pages_.held_bytes(); }
+  std::size_t held() const {
+    std::size_t bytes = pages_.held_bytes() + kept_.snapshot_bytes();
+    for (const auto& [id, one] : live_)
+      if (one.state.length() > 0) bytes += pages_.layout().bytes_beside_pages();
+    return bytes;
+  }
 
   std::size_t kept() const { return kept_.size(); }
 
@@ -106,6 +114,12 @@ class Holder {
     return hash;
   }
 
+  void check_fixed(const Live& one) const {
+    std::uint64_t fixed = 0;
+    std::memcpy(&fixed, one.state.fixed(kFixedLayer), sizeof(fixed));
+    ASSERT_EQ(fixed, one.state.length() == 0 ? 0 : hash(one.ids, one.state.length() - 1));
+  }
+
   void check_row(const Live& one, int layer, std::int64_t position) const {
     std::uint64_t row = 0;
     std::memcpy(&row, one.state.rows(layer, 0).row(position), sizeof(row));
@@ -114,14 +128,20 @@ class Holder {
 
   std::vector<TokenResult> run_tokens(const StepRecord& record, bool lost) {
     for (const SequenceRun& run : record.runs) live_.at(run.id).state.reserve(run.tokens);
-    most_held_ = std::max(most_held_, pages_.held_bytes());
+    most_held_ = std::max(most_held_, held());
     std::vector<TokenResult> results;
     for (const SequenceRun& run : record.runs) {
       Live& one = live_.at(run.id);
       const std::int64_t length = one.state.length();
       EXPECT_LE(length + run.tokens, std::ssize(one.ids));
-      for (int layer = 0; layer < static_cast<int>(layers_); ++layer) {
-        const AttentionSpan& span = pages_.layout().classes()[static_cast<std::size_t>(layer)].span;
+      if (pages_.layout().fixed_bytes() > 0) {
+        check_fixed(one);
+        const std::uint64_t next = lost ? 1 : hash(one.ids, length + run.tokens - 1);
+        std::memcpy(one.state.next_fixed(kFixedLayer), &next, sizeof(next));
+      }
+      for (int i = 0; i < static_cast<int>(layers_); ++i) {
+        const int layer = i + (pages_.layout().layer(0).page_class < 0 ? 1 : 0);
+        const AttentionSpan& span = pages_.layout().classes()[static_cast<std::size_t>(i)].span;
         for (std::int64_t p = span.first(length); p < length; ++p) check_row(one, layer, p);
         for (std::int64_t p = length; p < length + run.tokens; ++p) {
           const std::uint64_t row = lost ? 0 : hash(one.ids, p);
@@ -218,6 +238,41 @@ TEST(BatcherPrefix, ASharedPrefixIsComputedOnceAlsoByThoseWhoComeTogether) {
   // 192 tokens are 12 pages; the rest is everybody's own.
   EXPECT_EQ(groups.tokens_run(), 192U + 5 * 18U);
   EXPECT_EQ(groups.batcher.prefix_stats().reused, 4 * 192U);
+}
+
+/// Snapshots are there where steps have ended: before a prompt's last token, and where a prompt
+/// parts from what others have computed.
+TEST(BatcherPrefix, RecurrentLayersFindWhereStepsHaveEnded) {
+  Groups groups(options(1, 0, {kRecurrent, kFull}));
+  groups.batcher.enqueue(asks(0, ids_of(0, 90)));
+  groups.run_all();
+  EXPECT_EQ(groups.tokens_run(), 90U);
+  groups.batcher.enqueue(asks(1, ids_of(0, 90)));
+  groups.run_all();
+  EXPECT_EQ(groups.tokens_run(), 90U + 10U) << "a step ended at 80";
+  Ids other = ids_of(0, 48);
+  other.insert(other.end(), 30, -5);
+  groups.batcher.enqueue(asks(2, other));
+  groups.run_all();
+  EXPECT_EQ(groups.tokens_run(), 100U + 78U) << "nobody stood at 48";
+  std::ranges::fill(other.begin() + 48, other.end(), -6);
+  groups.batcher.enqueue(asks(3, other));
+  groups.run_all();
+  EXPECT_EQ(groups.tokens_run(), 178U + 30U) << "the one before did";
+}
+
+TEST(BatcherPrefix, OfRecurrentLayersThatComeTogetherOneComputesWhatTheyShare) {
+  Groups groups(options(1, 0, {kRecurrent, kFull}));
+  Ids system = ids_of(0, 100);
+  groups.batcher.enqueue(asks(0, system));
+  groups.run_all();
+  for (std::uint64_t id = 1; id < 5; ++id) {
+    Ids prompt = ids_of(0, 48);
+    prompt.insert(prompt.end(), 20, -1 - static_cast<std::int32_t>(id));
+    groups.batcher.enqueue(asks(id, prompt));
+  }
+  groups.run_all();
+  EXPECT_EQ(groups.tokens_run(), 100U + 48U + 4 * 20U);
 }
 
 TEST(BatcherPrefix, WhatASequenceHasGivenIsFoundToo) {
@@ -344,7 +399,8 @@ TEST(BatcherPrefix, NoSequenceEverStandsOnWrongRowsOrOnTooManyPages) {
         std::array{std::vector{kFull},
                    std::vector{kFull, kWindow},
                    std::vector{kWindow},
-                   std::vector{kBlock, kFull, kWindow}}[static_cast<std::size_t>(round % 4)];
+                   std::vector{kBlock, kFull, kWindow},
+                   std::vector{kRecurrent, kFull}}[static_cast<std::size_t>(round % 5)];
     Groups groups(options(1 + round % 3, pages, layers));
     const int most = std::min(kContext, (pages - 1) * kPagePositions);
     std::map<std::uint64_t, int> left;

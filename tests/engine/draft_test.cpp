@@ -146,7 +146,7 @@ TEST_P(Drafts, ChangeNoBitAtTheLimitsOfPagesAndContext) {
   // Of recurrent layers: room for two sequences.
   const StateLayout layout(
       state_specs(load_config(test::data_dir(GetParam())), wire_type(Way{}.weights)));
-  const auto fixed = static_cast<std::int64_t>((layout.fixed_bytes() * 2) /
+  const auto fixed = static_cast<std::int64_t>((layout.bytes_beside_pages() * 2) /
                                                layout.bytes_per_position() / kPagePositions);
   const Outcome outcome = run(GetParam(),
                               requests,
@@ -176,6 +176,7 @@ TEST_P(Drafts, ChangeNoBitWhileExpertsMove) {
 INSTANTIATE_TEST_SUITE_P(Models,
                          Drafts,
                          testing::Values("deepseek_v3",
+                                         "deepseek_v32_sparse",
                                          "gpt_oss_mxfp4",
                                          "llama4_text",
                                          "mixtral_window_bf16",

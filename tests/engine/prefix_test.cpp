@@ -6,6 +6,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/engine/engine.h"
+#include "ferry/model/mixers/mixer.h"
 #include "ferry/runtime/model.h"
 #include "support/golden_model.h"
 
@@ -142,6 +143,13 @@ Outcome converse(const std::string& model, const Way& run) {
   return outcome;
 }
 
+/// What three sequences have beside pages, as positions in whole pages.
+std::int64_t beside_pages(const char* model, DType weights) {
+  const StateLayout layout(state_specs(load_config(test::data_dir(model)), weights));
+  const std::size_t bytes = 3 * layout.counted_with_prefixes().bytes_beside_pages();
+  return pages_of(static_cast<std::int64_t>(bytes / layout.bytes_per_position())) * kPagePositions;
+}
+
 class Prefixes : public testing::TestWithParam<const char*> {};
 
 TEST_P(Prefixes, ChangeNoBit) {
@@ -158,6 +166,7 @@ TEST_P(Prefixes, ChangeNoBit) {
                          Way{.ranks = 3, .max_kv_tokens = 256}}) {
     Way with = run;
     with.weights = weights;
+    if (run.max_kv_tokens > 0) with.max_kv_tokens += beside_pages(GetParam(), weights);
     const Outcome outcome = converse(GetParam(), with);
     EXPECT_TRUE(outcome.rounds == without.rounds)
         << "ranks " << run.ranks << ", tp " << run.tp << ", tokens " << run.max_tokens;
@@ -173,7 +182,8 @@ TEST_P(Prefixes, ChangeNoBit) {
 TEST_P(Prefixes, ChangeNoBitWherePagesRunOut) {
   if (!test::runs_all_ways(GetParam())) GTEST_SKIP() << test::kMainRunHasIt;
   const Outcome without = converse(GetParam(), {.keep = false});
-  for (const std::int64_t positions : {192, 240}) {
+  for (const std::int64_t pages : {192, 240}) {
+    const std::int64_t positions = pages + beside_pages(GetParam(), DType::f32);
     const Outcome outcome =
         converse(GetParam(), {.max_tokens = 16, .max_sequences = 6, .max_kv_tokens = positions});
     EXPECT_TRUE(outcome.rounds == without.rounds) << positions << " positions";
@@ -214,10 +224,14 @@ TEST_P(Prefixes, ChangeNoBitWhileExpertsMove) {
 INSTANTIATE_TEST_SUITE_P(Models,
                          Prefixes,
                          testing::Values("deepseek_v3",
+                                         "deepseek_v32_sparse",
+                                         "glm_moe_dsa_sparse",
                                          "gpt_oss_mxfp4",
                                          "llama4_text",
                                          "mixtral_window_bf16",
-                                         "qwen3_bf16"),
+                                         "qwen3_5_moe_text",
+                                         "qwen3_bf16",
+                                         "qwen3_next"),
                          [](const auto& model) { return std::string(model.param); });
 
 /// Where ranks sum first a row's bits follow the placement of experts.

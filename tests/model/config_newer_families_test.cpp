@@ -131,20 +131,49 @@ TEST(Config, GlmFlashNamesItsDenseLayers) {
   error_with("glm4_moe_lite", "intermediate_size", 0);
 }
 
-TEST(Config, PositionsEndWithWhatTheIndexerKeeps) {
-  for (const char* model : {"deepseek_v32", "glm_moe_dsa"}) {
+TEST(Config, IndexersChoosePositionsAndEndNone) {
+  for (const char* model : {"deepseek_v32_sparse", "glm_moe_dsa_sparse"}) {
     const ModelConfig c = load_config(test::data_dir(model));
-    EXPECT_EQ(c.max_positions, 496) << model;
-    EXPECT_THAT(c.notes, ElementsAre(HasSubstr("limited to 496 of 512"))) << model;
-    const ModelConfig all = with(model, "index_topk", 512);
-    EXPECT_EQ(all.max_positions, 512);
-    EXPECT_THAT(all.notes, IsEmpty());
-    EXPECT_EQ(with(model, "index_topk", 4096).max_positions, 512);
+    EXPECT_EQ(c.max_positions, 512) << model;
+    EXPECT_THAT(c.notes, IsEmpty()) << model;
+    EXPECT_LT(c.latent.indexer.topk, 20) << model;
+    EXPECT_EQ(c.latent.indexer.interleaved, c.model_type == "glm_moe_dsa");
+    json silent = golden(model);
+    silent.erase("index_topk");
+    EXPECT_EQ(parse_config(silent.dump(), "config.json").latent.indexer.topk, 2048)
+        << "the class's default";
     error_with(model, "index_topk", 0);
-    EXPECT_EQ(Checkpoint::open(test::data_dir(model)).notes().size(), 1U);
+    error_with(model, "index_n_heads", "many");
+    error_with(model, "index_head_dim", 6);  // less than what turns
+    error_with(model, "q_lora_rank", 0);
   }
-  // The scaling is that of the model, not of the positions left.
-  EXPECT_EQ(load_config(test::data_dir("deepseek_v32")).rope.factor, 8.0);
+}
+
+TEST(Config, LayersOfGlmShareWhatAnIndexerChose) {
+  const auto shares = [](const ModelConfig& c) {
+    std::string letters;
+    for (const LayerAttention& layer : c.layer_attention)
+      letters += layer.shares_choice ? 'S' : 'F';
+    return letters;
+  };
+  const char* model = "glm_moe_dsa_sparse";
+  EXPECT_EQ(shares(load_config(test::data_dir(model))), "FSFS");
+  EXPECT_EQ(shares(with(model, "indexer_types", nullptr)), "FFFF");
+  json fields = golden(model);
+  fields.erase("indexer_types");
+  const auto parsed = [&] { return shares(parse_config(fields.dump(), "config.json")); };
+  fields["index_topk_freq"] = 2;
+  EXPECT_EQ(parsed(), "FFSF");
+  fields["index_skip_topk_offset"] = 1;
+  EXPECT_EQ(parsed(), "FSFS");
+  fields["index_topk_pattern"] = "FSSF";
+  EXPECT_EQ(parsed(), "FSSF");
+  fields["index_topk_pattern"] = {"full", "full", "shared", "full"};
+  EXPECT_EQ(parsed(), "FFSF");
+  error_with(model, "indexer_types", {"shared", "full", "full", "full"});
+  error_with(model, "indexer_types", {"full", "full", "full"});
+  error_with(model, "indexer_types", {"full", "full", "full", "none"});
+  error_with(model, "indexer_types", "FFFF");
 }
 
 TEST(Config, KimiWithPicturesIsAKimiInside) {

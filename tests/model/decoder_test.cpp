@@ -88,8 +88,11 @@ TEST_P(Golden, RoundedWeightsStayClose) {
                                                   {WeightType::fp8, 3e-2},
                                                   {WeightType::int4, 0.2},
                                                   {WeightType::mxfp4, 0.3}};
-  // A recurrence carries what was rounded from token to token.
-  const double slack = load_config(test::data_dir(model())).delta.key_heads > 0 ? 2 : 1;
+  // A recurrence carries what was rounded from token to token; and a query sees other positions
+  // where the scores of two are close, of twenty at most in these models.
+  const ModelConfig config = load_config(test::data_dir(model()));
+  const bool chooses = config.latent.indexer.topk > 0 && config.latent.indexer.topk < 20;
+  const double slack = chooses ? 20 : config.delta.key_heads > 0 ? 2 : 1;
   for (const auto& [weights, bound] : bounds) {
     const Logits logits = test::run_model(model(), sequences_, {.weights = weights});
     double worst = 0;

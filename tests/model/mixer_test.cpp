@@ -90,11 +90,11 @@ TEST(Mixer, AGatedDeltaNetKeepsTheSameOfEverySequenceAndMembersAShare) {
     EXPECT_EQ(spec.streams, 0);
     return spec.fixed_bytes;
   };
-  // Inputs of the convolution and matrices, twice, and which copy counts.
-  EXPECT_EQ(bytes({}), 64U + 2 * 4 * (3 * (2 * 2 * 4 + 6 * 3) + 6 * 4 * 3));
-  EXPECT_EQ(bytes({0, 2}), 64U + 2 * 4 * (3 * (2 * 4 + 3 * 3) + 3 * 4 * 3));
+  // Inputs of the convolution, and matrices.
+  EXPECT_EQ(bytes({}), 4U * (3 * (2 * 2 * 4 + 6 * 3) + 6 * 4 * 3));
+  EXPECT_EQ(bytes({0, 2}), 4U * (3 * (2 * 4 + 3 * 3) + 3 * 4 * 3));
   // Two members of four share a key head, and each has the inputs of its own value heads.
-  EXPECT_EQ(bytes({0, 4}), 64U + 2 * 4 * (3 * (2 * 4 + 3) + 4 * 3));
+  EXPECT_EQ(bytes({0, 4}), 4U * (3 * (2 * 4 + 3) + 4 * 3));
   EXPECT_EQ(bytes({0, 8}), 0U) << "a member without heads";
 }
 

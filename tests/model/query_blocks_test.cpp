@@ -34,6 +34,20 @@ std::vector<TokenPlace> places_of(const Case& c) {
   return places;
 }
 
+TEST(QueryBlocks, OneTokenEachAndByTokenWhereAskedFor) {
+  const Case c{.sequences = 2, .tokens = 5, .readers = 40, .own = {0, 40}, .threads = 1};
+  const std::vector<TokenPlace> places = places_of(c);
+  QueryBlocks blocks(64, 64);
+  blocks.build(places, c.own, c.readers, c.threads, 1);
+  ASSERT_EQ(blocks.size(), 10 * 3);  // 40 heads: 16, 16 and 8
+  for (std::int64_t i = 0; i < blocks.size(); ++i) {
+    const QueryBlock block = blocks.at_by_token(i);
+    EXPECT_EQ(block.tokens, 1);
+    EXPECT_EQ(block.first_token, i / 3);
+    EXPECT_EQ(block.first_head, i % 3 * 16);
+  }
+}
+
 class QueryBlocksOf : public ::testing::TestWithParam<Case> {};
 
 TEST_P(QueryBlocksOf, HoldEveryQueryOnceWithThoseThatShareItsKeys) {

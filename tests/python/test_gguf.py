@@ -55,9 +55,12 @@ MODELS = {
     "ernie4_5_moe": {},
     "glm4_moe": {},
     "glm4_moe_air_bf16": {},
+    "glm_moe_dsa": {},
+    "glm_moe_dsa_sparse": {},
     "gpt_oss": {"swiglu_limit": 7.0},
     "kimi_k2": {"scoring_func": None},
     "minimax_m2": {},
+    "mistral4": {},
     "mixtral": {},
     "olmoe": {},
     "qwen2_new_config": {},
@@ -69,6 +72,7 @@ MODELS = {
 # A number that GGUF stores rounded to f32, or another way than config.json: hunyuan's theta, a delta net's rates.
 NEARLY = {
     "hunyuan_v1_moe": {},
+    "qwen3_5_moe_text": {"full_attention_interval": 2},
     "qwen3_next_bf16": {"norm_topk_prob": True},
 }
 

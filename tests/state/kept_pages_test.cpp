@@ -103,6 +103,37 @@ TEST(KeptPages, ForgottenOnesAreFreeOnceNobodyUsesThem) {
   EXPECT_EQ(pool.held_bytes(), 0U);
 }
 
+TEST(KeptPages, WhatLiesBesidePagesIsThereWhereTheSequenceStood) {
+  PagePool pool{
+      StateLayout(std::vector<StateSpec>{{.streams = 1, .row_bytes = 4}, {.fixed_bytes = 64}})};
+  KeptPages kept(pool);
+  SequenceState state(pool, 100);
+  const auto step = [&](int tokens) {
+    state.reserve(tokens);
+    std::memset(state.next_fixed(1), state.length() + tokens, 64);
+    state.commit(tokens);
+  };
+  step(32);
+  kept.keep(1, 0, 0, state);
+  kept.keep(2, 1, 1, state);
+  EXPECT_EQ(kept.snapshot_bytes(), 64U) << "of the end alone";
+  step(20);
+  kept.keep(3, 2, 2, state);
+  EXPECT_EQ(kept.snapshot_bytes(), 64U) << "48 positions are behind it";
+  SequenceState other(pool, 100);
+  EXPECT_THROW(kept.give(1, 1, other), BrokenContract);
+  EXPECT_THROW(kept.give(3, 3, other), BrokenContract);
+  other = SequenceState(pool, 100);
+  kept.give(2, 2, other);
+  EXPECT_EQ(other.length(), 32);
+  EXPECT_EQ(*other.fixed(1), std::byte{32});
+  EXPECT_EQ(*state.fixed(1), std::byte{52});
+  kept.forget_windows(2);
+  EXPECT_EQ(kept.snapshot_bytes(), 0U);
+  kept.keep(2, 1, 1, other);  // a sequence that stands there brings it back
+  EXPECT_EQ(kept.snapshot_bytes(), 64U);
+}
+
 TEST(KeptPages, APageThatTheStateHasLetGoIsRefused) {
   PagePool pool{StateLayout(kLayers)};
   KeptPages kept(pool);

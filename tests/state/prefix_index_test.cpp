@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <random>
 
@@ -17,6 +18,8 @@ constexpr StateSpec kFull{.streams = 2, .row_bytes = 12};
 constexpr StateSpec kWindow{
     .streams = 1, .row_bytes = 8, .span = {AttentionSpan::Kind::window, 33}};
 constexpr StateSpec kBlock{.streams = 1, .row_bytes = 8, .span = {AttentionSpan::Kind::block, 48}};
+
+constexpr StateSpec kRecurrent{.fixed_bytes = 8};
 
 StateLayout layout_of(const std::vector<StateSpec>& specs) { return StateLayout(specs); }
 
@@ -138,8 +141,39 @@ TEST(PrefixIndex, AtTheEndOfABlockNothingBeforeIsNeeded) {
   EXPECT_EQ(index.find("", ids, 7).pages, 6) << "48 positions are a block";
 }
 
-TEST(PrefixIndex, StateBesidePagesIsRefused) {
-  EXPECT_THROW(PrefixIndex(layout_of({kFull, {.fixed_bytes = 8}})), BrokenContract);
+TEST(PrefixIndex, RecurrentLayersGoOnWhereASequenceStoodAlone) {
+  PrefixIndex index(layout_of({kFull, kRecurrent}));
+  const Ids ids = ids_of(0, 6, 3);
+  PrefixPath path = index.begin("");
+  index.fill(path, ids, 2, true);
+  index.advance(path, 32);
+  EXPECT_EQ(index.find("", ids, 6).pages, 2);
+  EXPECT_EQ(index.find("", ids, 1).pages, 0) << "nobody stood at 16";
+  EXPECT_EQ(index.idle_window_bytes(), 0U) << "a sequence stands there";
+  index.fill(path, ids, 5, false);
+  index.advance(path, 90);
+  EXPECT_EQ(index.find("", ids, 6).pages, 2);
+  EXPECT_EQ(index.idle_window_bytes(), 64U);
+  PrefixPath other = index.begin("");
+  EXPECT_EQ(index.known(other, ids), 5);
+  index.adopt(other, ids, 2);
+  EXPECT_EQ(index.idle_window_bytes(), 0U);
+  EXPECT_FALSE(index.forget_oldest()) << "all is in use";
+  index.fill(other, ids, 3, true);
+  index.advance(other, 48);
+  EXPECT_EQ(index.find("", ids, 6).pages, 3) << "the page was there, the snapshot is new";
+  const auto gone = index.forget_oldest();
+  ASSERT_TRUE(gone && gone->windows_only);
+  EXPECT_EQ(index.find("", ids, 6).pages, 3);
+  EXPECT_EQ(index.find("", ids, 2).pages, 0);
+  index.end(path);
+  index.end(other);
+  index.clear();
+  EXPECT_EQ(index.idle_bytes(), 0U);
+}
+
+TEST(PrefixIndex, WindowsBesideRecurrentLayersAreRefused) {
+  EXPECT_THROW(PrefixIndex(layout_of({kFull, kWindow, kRecurrent})), BrokenContract);
 }
 
 TEST(PrefixIndex, AStepTellsWhoseNextPageIsTheSame) {
@@ -188,9 +222,12 @@ TEST(PrefixIndex, IsThatOfComparingAllTokens) {
   std::mt19937 random(5);
   const auto below = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
   for (int round = 0; round < 40; ++round) {
-    const std::vector<StateSpec> specs = round % 3 == 0   ? std::vector{kFull}
-                                         : round % 3 == 1 ? std::vector{kFull, kWindow}
-                                                          : std::vector{kBlock, kFull, kWindow};
+    const std::vector<StateSpec> specs =
+        std::array{std::vector{kFull},
+                   std::vector{kFull, kWindow},
+                   std::vector{kBlock, kFull, kWindow},
+                   std::vector{kRecurrent, kFull}}[static_cast<std::size_t>(round % 4)];
+    const bool recurrent = round % 4 == 3;
     const StateLayout layout(specs);
     PrefixIndex index(layout);
     Reference reference(layout, specs.size() > 1);
@@ -219,10 +256,11 @@ TEST(PrefixIndex, IsThatOfComparingAllTokens) {
         Live& one = live[static_cast<std::size_t>(below(static_cast<int>(live.size())))];
         one.length = std::min(std::ssize(one.ids), one.length + below(40));
         const std::int64_t from = one.path.pages();
-        index.fill(one.path, one.ids, one.length / 16);
+        const bool ends_there = one.length % 16 == 0;
+        index.fill(one.path, one.ids, one.length / 16, ends_there);
         for (std::int64_t i = from; i < one.path.pages(); ++i) {
           const Ids prefix = Reference::prefix(one.ids, i + 1);
-          reference.pages[prefix] = true;
+          reference.pages[prefix] |= !recurrent || (ends_there && i + 1 == one.path.pages());
           numbers[one.path.numbers[static_cast<std::size_t>(i)]] = prefix;
         }
         index.advance(one.path, one.length);

@@ -2,8 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "ferry/core/error.h"
@@ -158,18 +160,45 @@ TEST(SequenceState, ARejectedTokenCostsNoPageThatIsStillNeeded) {
   EXPECT_NE(state.rows(0, 0).pages[3], nullptr);
 }
 
-TEST(SequenceState, FixedBytesAreOfEachLayerAndZeroAtFirst) {
+const std::vector<std::pair<int, int>> kFixedBytes = {{2, 10}, {3, 70}, {4, 5}};  // of layers
+
+void write_next(const SequenceState& state, int salt) {
+  for (const auto& [layer, bytes] : kFixedBytes)
+    std::memset(state.next_fixed(layer), layer + salt, static_cast<std::size_t>(bytes));
+}
+
+/// Whether all of a layer's fixed bytes are what write_next() wrote; `salt` 0: as at first.
+bool fixed_is(const SequenceState& state, int salt) {
+  return std::ranges::all_of(kFixedBytes, [&](const auto& of) {
+    const auto& [layer, bytes] = of;
+    const std::byte want = salt == 0 ? std::byte{0} : std::byte(layer + salt);
+    return std::all_of(
+        state.fixed(layer), state.fixed(layer) + bytes, [&](std::byte b) { return b == want; });
+  });
+}
+
+TEST(SequenceState, FixedBytesAreZeroAtFirstAndAdvanceWithACommitAlone) {
   PagePool pool{StateLayout(five_layers())};
-  const SequenceState one(pool, 10);
-  const SequenceState two(pool, 10);
-  const auto all = [](const SequenceState& state, auto visit) {
-    for (const auto& [layer, bytes] : {std::pair{2, 10}, {3, 70}, {4, 5}})
-      for (int i = 0; i < bytes; ++i) visit(state.fixed(layer)[i], layer);
-  };
-  all(one, [](const std::byte& b, int) { EXPECT_EQ(b, std::byte{0}); });
-  all(one, [](std::byte& b, int layer) { b = std::byte(layer); });
-  all(two, [](std::byte& b, int layer) { b = std::byte(layer + 100); });
-  all(one, [](const std::byte& b, int layer) { EXPECT_EQ(b, std::byte(layer)); });
+  SequenceState one(pool, 10), two(pool, 10);
+  EXPECT_TRUE(fixed_is(one, 0));
+  one.reserve(3);
+  write_next(one, 100);
+  EXPECT_TRUE(fixed_is(one, 0)) << "the step may run again";
+  write_next(one, 50);
+  one.commit(2);
+  EXPECT_TRUE(fixed_is(one, 50));
+  EXPECT_TRUE(fixed_is(two, 0));
+  one.reserve(1);
+  write_next(one, 70);
+  one.commit(0);
+  EXPECT_TRUE(fixed_is(one, 50)) << "no token counts";
+  one.reserve(1);
+  write_next(one, 90);
+  one.commit(1);
+  EXPECT_TRUE(fixed_is(one, 90));
+  two.set_fixed(one.fixed());
+  EXPECT_TRUE(fixed_is(two, 90));
+  EXPECT_THROW(two.set_fixed(one.fixed().first(10)), BrokenContract);
 }
 
 TEST(SequenceState, RefusesMoreThanItHasRoomForOrHasRun) {

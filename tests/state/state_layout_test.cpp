@@ -42,6 +42,7 @@ TEST(StateLayout, LayersThatKeepTheSamePositionsShareAClass) {
   expect_place(6, 1, 4);
   EXPECT_EQ(layout.layer(6).fixed_at, 128U) << "aligned";
   EXPECT_EQ(layout.fixed_bytes(), 192U);
+  EXPECT_EQ(layout.bytes_beside_pages(), 2 * 192U);
   EXPECT_EQ(layout.bytes_per_position(), 6U * 12 + 8 * 12 + 20);
 }
 
@@ -79,7 +80,7 @@ TEST(StateLayout, HeldBytesAreThePagesThatLaterQueriesSee) {
       for (const std::int64_t tokens : {0, 1, 7, 16, 90}) {
         const std::int64_t end = committed + tokens;
         const auto pages = static_cast<std::size_t>(pages_by_hand(span, committed, end));
-        ASSERT_EQ(layout.bytes_held(committed, end), end == 0 ? 0 : 64 + pages * page)
+        ASSERT_EQ(layout.bytes_held(committed, end), end == 0 ? 0 : 128 + pages * page)
             << committed << " and " << tokens;
       }
     }
@@ -103,12 +104,22 @@ TEST(StateLayout, NoWayToALengthHoldsMoreThanTheMost) {
   }
 }
 
+TEST(StateLayout, BesidePrefixesASnapshotCounts) {
+  const StateLayout layout(
+      std::vector<StateSpec>{{.streams = 1, .row_bytes = 4}, {.fixed_bytes = 64}});
+  EXPECT_EQ(layout.counted_with_prefixes().bytes_beside_pages(), 3 * 64U);
+  EXPECT_EQ(layout.counted_with_prefixes().bytes_held(5), layout.bytes_held(5) + 64);
+  for (const auto& [committed, page] :
+       {std::pair{0, 0}, {1, 0}, {15, 0}, {16, 0}, {17, 1}, {32, 1}})
+    EXPECT_EQ(layout.first_window_page(committed), page) << committed;
+}
+
 TEST(StateLayout, WindowsThatStayTogetherCountAsTheWidest) {
   const StateSpec full{.streams = 1, .row_bytes = 4};
   const StateSpec narrow{.streams = 1, .row_bytes = 4, .span = {AttentionSpan::Kind::window, 17}};
   const StateSpec wide{.streams = 1, .row_bytes = 4, .span = {AttentionSpan::Kind::window, 33}};
   const StateLayout apart(std::vector{full, narrow, wide});
-  const StateLayout together = apart.with_windows_together();
+  const StateLayout together = apart.counted_with_prefixes();
   const std::size_t page = 4 * kPagePositions;
   EXPECT_EQ(apart.bytes_held(64), (4 + 1 + 2) * page);
   EXPECT_EQ(together.bytes_held(64), (4 + 2 + 2) * page);
@@ -116,7 +127,7 @@ TEST(StateLayout, WindowsThatStayTogetherCountAsTheWidest) {
   EXPECT_EQ(together.bytes_most(640, 1), (40 + 3 + 3) * page);
   EXPECT_EQ(together.bytes_held(0), 0U);
   const StateLayout one(std::vector{full, wide});
-  EXPECT_EQ(one.with_windows_together().bytes_held(100, 120), one.bytes_held(100, 120));
+  EXPECT_EQ(one.counted_with_prefixes().bytes_held(100, 120), one.bytes_held(100, 120));
 }
 
 }  // namespace

@@ -57,10 +57,16 @@ Tokens tokens_of(const json& tokenizer) {
   return tokens;
 }
 
-/// Byte-level BPE, cut as `pre` names it.
-GgufBytes byte_pairs(const std::string& directory, const std::string& pre) {
+/// Byte-level BPE, cut as `pre` names it. `last`: a token more, which no merge makes.
+GgufBytes byte_pairs(const std::string& directory,
+                     const std::string& pre,
+                     const std::string& last = "") {
   const json tokenizer = json_file(directory, "tokenizer.json");
-  const Tokens tokens = tokens_of(tokenizer);
+  Tokens tokens = tokens_of(tokenizer);
+  if (!last.empty()) {
+    tokens.texts.back() = last;
+    tokens.kinds.back() = kNormal;
+  }
   std::vector<std::string> merges;
   for (const json& merge : tokenizer["model"]["merges"]) {
     merges.push_back(merge.is_string()
@@ -95,7 +101,11 @@ TEST_F(GgufTokenizer, CutsTextsAsItsNameSays) {
   for (const auto& [directory, pre] : {std::pair{"tokenizer_qwen", "qwen2"},
                                        {"tokenizer_gpt2", "gpt-2"},
                                        {"tokenizer_glm", "glm4"},
+                                       {"tokenizer_glm", "llama-bpe"},
                                        {"tokenizer_o200k", "gpt-4o"},
+                                       {"tokenizer_o200k", "llama4"},
+                                       {"tokenizer_qwen35", "qwen35"},
+                                       {"tokenizer_tekken", "tekken"},
                                        {"tokenizer_deepseek_v2", "deepseek-llm"},
                                        {"tokenizer_deepseek_v3", "deepseek-v3"}}) {
     const auto path = write(byte_pairs(directory, pre));
@@ -108,6 +118,46 @@ TEST_F(GgufTokenizer, CutsTextsAsItsNameSays) {
       EXPECT_EQ(tokenizer.decode(ids), item["decoded"].get<std::string>()) << pre;
     }
     EXPECT_FALSE(tokenizer.has_token(tokenizer.size())) << "padding is no token";
+  }
+}
+
+/// Kimi's tokens are merged by rank; the file has the two that make each.
+TEST_F(GgufTokenizer, CutsTextsAsTiktokenDoes) {
+  const json pairs = json_file("tokenizer_kimi", "byte_pairs.json");
+  const auto tokens = pairs["tokens"].get<std::vector<std::string>>();
+  std::vector<std::int32_t> kinds(tokens.size(), kNormal);
+  std::fill(kinds.end() - 3, kinds.end(), kControl);
+  GgufBytes file = test::small_gguf();
+  file.text("tokenizer.ggml.model", "gpt2")
+      .text("tokenizer.ggml.pre", "kimi-k2")
+      .texts("tokenizer.ggml.tokens", tokens)
+      .integers("tokenizer.ggml.token_type", kinds)
+      .texts("tokenizer.ggml.merges", pairs["merges"].get<std::vector<std::string>>());
+  const Tokenizer tokenizer = Tokenizer::load(write(file));
+  for (const json& item : json_file("tokenizer_kimi", "golden.json")) {
+    const auto text = item["text"].get<std::string>();
+    const auto ids = item["ids"].get<Ids>();
+    EXPECT_EQ(tokenizer.encode(text, /*add_special=*/false), ids) << text;
+    EXPECT_EQ(tokenizer.decode(ids), item["decoded"].get<std::string>());
+  }
+}
+
+TEST_F(GgufTokenizer, SomeNamesBeginTextsAndTakeWholeWords) {
+  const std::string word = "zqxzq";
+  const json tokenizer = json_file("tokenizer_qwen", "tokenizer.json");
+  const auto whole = static_cast<std::int32_t>(tokens_of(tokenizer).texts.size()) - 1;
+  const auto bos = tokenizer["added_tokens"][0]["id"].get<std::int32_t>();
+  for (const auto& [pre, does] :
+       {std::pair{"llama-bpe", true}, {"tekken", true}, {"gpt-4o", false}}) {
+    GgufBytes file = byte_pairs("tokenizer_qwen", pre, word);
+    file.integer("tokenizer.ggml.bos_token_id", bos);
+    const Ids ids = Tokenizer::load(write(file)).encode(word);
+    if (does)
+      EXPECT_EQ(ids, (Ids{bos, whole})) << pre;
+    else
+      EXPECT_GT(ids.size(), 2U) << pre;
+    file.flag("tokenizer.ggml.add_bos_token", !does);
+    EXPECT_EQ(Tokenizer::load(write(file)).encode(word).front() == bos, !does) << pre;
   }
 }
 
@@ -173,7 +223,7 @@ TEST_F(GgufTokenizer, HasTheTemplatesOfTheFile) {
 
 TEST_F(GgufTokenizer, WhatIsNotSupportedIsRefusedByName) {
   const GgufBytes whole = byte_pairs("tokenizer_qwen", "qwen2");
-  EXPECT_THAT(error(byte_pairs("tokenizer_qwen", "tekken")),
+  EXPECT_THAT(error(byte_pairs("tokenizer_qwen", "superbpe")),
               HasSubstr("\"tokenizer.ggml.pre\": expected one of qwen2, hunyuan"));
   const auto with_model = [](std::string_view model) {
     GgufBytes file = test::small_gguf();

@@ -23,6 +23,10 @@ O200K_SPLIT = (rf"[^\r\n\p{{L}}\p{{N}}]?{LETTERS[0]}*{LETTERS[1]}+{ENDING}|[^\r\
                rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}")
 GLM_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
              rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{SPACES}")
+TEKKEN_SPLIT = (rf"[^\r\n\p{{L}}\p{{N}}]?{LETTERS[0]}*{LETTERS[1]}+|[^\r\n\p{{L}}\p{{N}}]?{LETTERS[0]}+{LETTERS[1]}*"
+                rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}")
+QWEN35_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+                rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{SPACES}")
 SIGNS = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
 DEEPSEEK_V3_SPLIT = (SIGNS + r"[A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|" + SPACES)
 
@@ -111,6 +115,8 @@ def split_steps(*patterns: str, digits: bool = False):
 SPLITS = {  # the pre-tokenizers of families other than Qwen
     "o200k": split_steps(O200K_SPLIT),  # gpt-oss, Llama 4
     "glm": split_steps(GLM_SPLIT),
+    "tekken": split_steps(TEKKEN_SPLIT),  # Mistral
+    "qwen35": split_steps(QWEN35_SPLIT),
     "deepseek_v3": split_steps(r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", DEEPSEEK_V3_SPLIT),
     "deepseek_v2": split_steps(
         r"[\r\n]", r"\s?\p{L}+", "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+", r"\s+$",

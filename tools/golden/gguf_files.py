@@ -204,7 +204,17 @@ def gpt_oss(config: dict, tensors: dict, writer) -> None:
             tensors[new] = Tensor(np.ascontiguousarray(own), together.bf16)
 
 
-def qwen3_next(config: dict, tensors: dict, writer) -> None:
+def apart(tensors: dict) -> None:
+    """Gates and ups of all experts, which lie together."""
+    for name in [n for n in tensors if n.endswith(".experts.gate_up_proj")]:
+        both = tensors.pop(name)
+        half = both.data.shape[1] // 2
+        for kind, part in (("gate", both.data[:, :half]), ("up", both.data[:, half:])):
+            tensors[name.replace("gate_up_proj", kind + "_proj.weight")] = Tensor(np.ascontiguousarray(part), both.bf16)
+    rename(tensors, ".experts.down_proj", ".experts.down_proj.weight")
+
+
+def delta_net(config: dict, tensors: dict, writer) -> None:
     qwen(config, tensors, writer)
     keys, values = config["linear_num_key_heads"], config["linear_num_value_heads"]
     key, value = config["linear_key_head_dim"], config["linear_value_head_dim"]
@@ -225,6 +235,12 @@ def qwen3_next(config: dict, tensors: dict, writer) -> None:
             tensors[name] = Tensor(tensor.floats() + np.float32(1))
     each(tensors, "conv1d.weight", lambda a: a.squeeze())
     rename(tensors, ".dt_bias", ".dt_proj.bias")
+
+
+def qwen3_next(config: dict, tensors: dict, writer) -> None:
+    delta_net(config, tensors, writer)
+    keys, values = config["linear_num_key_heads"], config["linear_num_value_heads"]
+    key, value = config["linear_key_head_dim"], config["linear_value_head_dim"]
     own = values // keys * value
     for name in [n for n in tensors if n.endswith("in_proj_qkvz.weight")]:
         mixed = tensors.pop(name)
@@ -236,18 +252,61 @@ def qwen3_next(config: dict, tensors: dict, writer) -> None:
         tensors[prefix + "in_proj_z.weight"] = Tensor(z, mixed.bf16)
 
 
+def qwen35(config: dict, tensors: dict, writer) -> None:
+    """Heads of values in the order in which key heads are repeated as a whole."""
+    if together := any(n.endswith(".experts.gate_up_proj") for n in tensors):
+        apart(tensors)
+    delta_net(config, tensors, writer)
+    assert together or any(".mlp.experts.gate_proj" in n for n in tensors)
+    writer.add_rope_dimension_sections([11, 11, 10, 0])
+    keys, values = config["linear_num_key_heads"], config["linear_num_value_heads"]
+    before, value = 2 * keys * config["linear_key_head_dim"], config["linear_value_head_dim"]
+
+    def tiled(data, size, first=0):
+        rows = data[first:].reshape(keys, values // keys, size, -1).swapaxes(0, 1).reshape(data[first:].shape)
+        return np.concatenate([data[:first], rows])
+
+    each(tensors, "in_proj_qkv.weight", lambda a: tiled(a, value, before))
+    each(tensors, "conv1d.weight", lambda a: tiled(a, value, before))
+    each(tensors, "in_proj_z.weight", lambda a: tiled(a, value))
+    for name in ("in_proj_a.weight", "in_proj_b.weight", "A_log", "dt_proj.bias"):
+        each(tensors, name, lambda a: tiled(a, 1))
+    each(tensors, "linear_attn.out_proj.weight", lambda a: tiled(a.T, value).T)
+
+
+def glm_dsa(config: dict, tensors: dict, writer) -> None:
+    deepseek(config, tensors, writer)
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    writer.add_indexer_head_count(config["index_n_heads"])
+    writer.add_indexer_key_length(config["index_head_dim"])
+    writer.add_indexer_top_k(config["index_topk"])
+
+
+def mistral4(config: dict, tensors: dict, writer) -> None:
+    """With gates and ups of all experts in one tensor, as the converter leaves them."""
+    deepseek(config, tensors, writer)
+    rename(tensors, ".experts.gate_up_proj", ".experts.gate_up_proj.weight")
+    rename(tensors, ".experts.down_proj", ".experts.down_proj.weight")
+    rope = config["rope_parameters"]
+    writer.add_rope_scaling_yarn_log_mul(0.1 * rope["mscale_all_dim"])
+    writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
+
+
 ARCHITECTURES = {
     "DeepseekV2ForCausalLM": (gguf.MODEL_ARCH.DEEPSEEK2, deepseek),
     "DeepseekV3ForCausalLM": (gguf.MODEL_ARCH.DEEPSEEK2, deepseek),
     "Dots1ForCausalLM": (gguf.MODEL_ARCH.DOTS1, dots1),
     "Ernie4_5_MoeForCausalLM": (gguf.MODEL_ARCH.ERNIE4_5_MOE, ernie),
     "Glm4MoeForCausalLM": (gguf.MODEL_ARCH.GLM4_MOE, glm4),
+    "GlmMoeDsaForCausalLM": (gguf.MODEL_ARCH.GLM_DSA, glm_dsa),
     "GptOssForCausalLM": (gguf.MODEL_ARCH.GPT_OSS, gpt_oss),
     "HunYuanMoEV1ForCausalLM": (gguf.MODEL_ARCH.HUNYUAN_MOE, hunyuan),
     "MiniMaxM2ForCausalLM": (gguf.MODEL_ARCH.MINIMAXM2, minimax),
+    "Mistral4ForCausalLM": (gguf.MODEL_ARCH.MISTRAL4, mistral4),
     "MixtralForCausalLM": (gguf.MODEL_ARCH.LLAMA, mixtral),
     "OlmoeForCausalLM": (gguf.MODEL_ARCH.OLMOE, olmoe),
     "Qwen2MoeForCausalLM": (gguf.MODEL_ARCH.QWEN2MOE, qwen),
+    "Qwen3_5MoeForCausalLM": (gguf.MODEL_ARCH.QWEN35MOE, qwen35),
     "Qwen3MoeForCausalLM": (gguf.MODEL_ARCH.QWEN3MOE, qwen),
     "Qwen3NextForCausalLM": (gguf.MODEL_ARCH.QWEN3NEXT, qwen3_next),
 }
@@ -263,7 +322,8 @@ def describe(config: dict, writer) -> None:
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
+    if config.get("intermediate_size") is not None:
+        writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(first("num_key_value_heads", "num_attention_heads"))
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}

@@ -20,7 +20,7 @@ def tokenizer_kinds() -> dict:
              "mixtral": (sentencepiece_bpe(None, 700), True),
              "metaspace": (sentencepiece_bpe(dict(prepend_scheme="first", split=True), 700), False)}
     for name, steps in SPLITS.items():
-        tok = byte_level_bpe(QWEN_SPLIT, False, 700)
+        tok = byte_level_bpe(QWEN_SPLIT, name == "qwen35", 700)
         tok.pre_tokenizer = steps
         kinds[name] = (tok, False)
     return kinds
@@ -59,6 +59,10 @@ def golden_tiktoken(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     (path / "tiktoken.model").write_bytes(
         b"".join(base64.b64encode(t) + b" " + str(i).encode() + b"\n" for t, i in ranks.items()))
+    byte_letters = {byte: letter for letter, byte in letters.items()}
+    written = {t: "".join(byte_letters[b] for b in t) for t in ranks}
+    pairs = [" ".join(written[part] for part in halves(ranks, t)) for t in ranks if len(t) > 1]
+    write_json(path / "byte_pairs.json", {"tokens": [*written.values(), *SPECIAL], "merges": pairs})
     named = {len(ranks) + i: s for i, s in enumerate(SPECIAL)}
     write_json(path / "tokenizer_config.json", {
         "added_tokens_decoder": {str(i): {"content": s, "special": True} for i, s in named.items()},
@@ -74,6 +78,15 @@ def golden_tiktoken(path: Path) -> None:
     write_json(path / "golden.json", rows, compact=True)
     write_json(path / "decode.json", cuts, compact=True)
     print(f"{path.name}: vocab {encoding.n_vocab}, {len(rows)} texts, {len(cuts)} slices")
+
+
+def halves(ranks: dict[bytes, int], token: bytes) -> list[bytes]:
+    """The two tokens that become this one, when those of lower ranks have been merged: what converters to GGUF write."""
+    parts = [bytes([b]) for b in token]
+    while len(parts) > 2:
+        at = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], len(ranks)))
+        parts[at:at + 2] = [parts[at] + parts[at + 1]]
+    return parts
 
 
 def bytes_to_letters() -> dict[int, str]:

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "ferry/checkpoint/config_reader.h"
+#include "ferry/checkpoint/gguf/gguf_heads.h"
 #include "ferry/checkpoint/gguf/gguf_types.h"
 #include "ferry/checkpoint/stored_format.h"
 #include "ferry/core/error.h"
@@ -61,11 +62,33 @@ std::int64_t turned_row(std::int64_t row, std::int64_t head_dim) {
   return row - in_head + 2 * (in_head % half) + in_head / half;
 }
 
-RowReader straight_reader(const TensorView& part, std::int64_t turned_head) {
-  return [rows = GgufRows(part), turned_head](
+/// In what order a matrix of one tensor lies there: where the file has its row, and its column.
+struct GgufOrder {
+  std::int64_t turned_head = 0;  // of queries and keys that turn as neighbours; 0: none do
+  // Rows of heads of values, `each` a head, behind `before` others; or columns, with none before.
+  ValueHeads heads = {};
+  std::int64_t each = 0;
+  std::int64_t before = 0;
+  bool columns = false;
+
+  bool usual() const { return turned_head == 0 && heads.key_heads == 0; }
+
+  std::int64_t row(std::int64_t i) const {
+    if (turned_head != 0) return turned_row(i, turned_head);
+    if (heads.key_heads == 0 || columns || i < before) return i;
+    return before + heads.stored(i - before, each);
+  }
+};
+
+RowReader straight_reader(const TensorView& part, const GgufOrder& order) {
+  return [rows = GgufRows(part), order](
              const StoredMatrix& m, std::int64_t first, std::int64_t count, float* out) {
-    for (std::int64_t i = first; i < first + count; ++i, out += m.columns)
-      rows.read(turned_head == 0 ? i : turned_row(i, turned_head), out);
+    std::vector<float> stored(static_cast<std::size_t>(order.columns ? m.columns : 0));
+    for (std::int64_t i = first; i < first + count; ++i, out += m.columns) {
+      rows.read(order.row(i), order.columns ? stored.data() : out);
+      for (std::int64_t c = 0; order.columns && c < m.columns; ++c)
+        out[c] = stored[static_cast<std::size_t>(order.heads.stored(c, order.each))];
+    }
   };
 }
 
@@ -131,8 +154,11 @@ RowReader delta_reader(const TensorView& first, const TensorView& second, const 
 
 class Gguf final : public StoredFormat {
  public:
-  Gguf(std::string blocks, std::int64_t turned_head, const DeltaRows& delta)
-      : blocks_(std::move(blocks)), turned_head_(turned_head), delta_(delta) {}
+  Gguf(std::string blocks,
+       std::int64_t turned_head,
+       const DeltaRows& delta,
+       const GgufOrder& values)
+      : blocks_(std::move(blocks)), turned_head_(turned_head), delta_(delta), values_(values) {}
 
   std::string_view name() const override { return "gguf"; }
 
@@ -149,7 +175,7 @@ class Gguf final : public StoredFormat {
   bool stores(const TensorSource& source, const MatrixPlace& place) const override {
     if (place.stack) return false;
     if (const SourceTensor* tensor = source.find(place.name); tensor != nullptr)
-      return !tensor->dtype || turns(place);
+      return !tensor->dtype || !order_of(place).usual();
     const InTwo* pair = in_two(place.name);
     return pair != nullptr && source.find(pair->first_name(place.name)) != nullptr;
   }
@@ -188,9 +214,13 @@ class Gguf final : public StoredFormat {
                         .data = parts[0].span(),
                         .scales = {}};
     if (parts.size() == 1) {
-      const std::int64_t head = turns(place) ? turned_head_ : 0;
-      check(place, head == 0 || place.rows % head == 0, parts);
-      matrix.reader = straight_reader(parts[0], head);
+      const GgufOrder order = order_of(place);
+      const std::int64_t in_heads = order.columns ? place.columns : place.rows - order.before;
+      check(place, order.turned_head == 0 || place.rows % order.turned_head == 0, parts);
+      check(place,
+            order.heads.key_heads == 0 || in_heads == order.heads.value_heads * order.each,
+            parts);
+      matrix.reader = straight_reader(parts[0], order);
       return matrix;
     }
     matrix.reader_bytes = parts[1].bytes;
@@ -208,9 +238,20 @@ class Gguf final : public StoredFormat {
   }
 
  private:
-  bool turns(const MatrixPlace& place) const {
-    return turned_head_ != 0 && (place.name.ends_with(".self_attn.q_proj.weight") ||
-                                 place.name.ends_with(".self_attn.k_proj.weight"));
+  GgufOrder order_of(const MatrixPlace& place) const {
+    const auto is = [&](std::string_view ending) { return place.name.ends_with(ending); };
+    if (turned_head_ != 0 && (is(".self_attn.q_proj.weight") || is(".self_attn.k_proj.weight")))
+      return {.turned_head = turned_head_};
+    GgufOrder order = values_;
+    if (is(".linear_attn.in_proj_qkv.weight")) return order;
+    order.before = 0;
+    if (is(".linear_attn.in_proj_z.weight")) return order;
+    order.columns = true;
+    if (is(".linear_attn.out_proj.weight")) return order;
+    order.columns = false;
+    order.each = 1;
+    if (is(".linear_attn.in_proj_b.weight") || is(".linear_attn.in_proj_a.weight")) return order;
+    return {};
   }
 
   /// A source of another kind than GGUF may call its tensors what it likes.
@@ -237,8 +278,9 @@ class Gguf final : public StoredFormat {
   }
 
   std::string blocks_;        // which there are, for people
-  std::int64_t turned_head_;  // elements of a head whose rows lie as neighbours turn; 0: none do
+  std::int64_t turned_head_;  // as GgufOrder has it
   DeltaRows delta_;
+  GgufOrder values_;  // of the rows of queries, keys and values
 };
 
 std::unique_ptr<StoredFormat> make(const ConfigReader& quantization) {
@@ -251,7 +293,17 @@ std::unique_ptr<StoredFormat> make(const ConfigReader& quantization) {
              .key = rows.size("key_rows", kMaxWidth),
              .values = rows.size("value_rows", kMaxWidth)};
   }
-  return std::make_unique<Gguf>(quantization.text_or("blocks", ""), head, delta);
+  GgufOrder values;
+  if (quantization.has("value_heads")) {
+    const ConfigReader heads = quantization.object("value_heads");
+    values = {.heads = {.key_heads = heads.size("key_heads", kMaxWidth),
+                        .value_heads = heads.size("value_heads", kMaxWidth)},
+              .each = heads.size("head_rows", kMaxWidth),
+              .before = heads.size("rows_before", kMaxWidth)};
+    if (values.heads.value_heads % values.heads.key_heads != 0)
+      heads.refuse("value_heads", "a multiple of key_heads");
+  }
+  return std::make_unique<Gguf>(quantization.text_or("blocks", ""), head, delta, values);
 }
 
 }  // namespace

@@ -16,11 +16,16 @@ namespace ferry {
 /// What is done to a tensor to have it as a Hugging Face checkpoint has it.
 enum class GgufForm : std::uint8_t {
   as_it_is,
-  of_experts,    ///< [E, ...], of which each expert's is listed by itself
-  one_row,       ///< [n] becomes [1, n]
-  taps,          ///< [channels, taps] becomes [channels, 1, taps]
-  less_one,      ///< what a norm multiplies by, of which 1 is taken off
-  log_of_minus,  ///< the negative of an exponential, of which the logarithm is wanted
+  of_experts,        ///< [E, ...], of which each expert's is listed by itself
+  of_gates_and_ups,  ///< [E, 2 I, ...]: likewise, of each gate and up, for which {half} stands
+  one_row,           ///< [n] becomes [1, n]
+  taps,              ///< [channels, taps] becomes [channels, 1, taps]
+  less_one,          ///< what a norm multiplies by, of which 1 is taken off
+  log_of_minus,      ///< the negative of an exponential, of which the logarithm is wanted
+  // The same of architectures that keep heads of values in an order of their own (gguf_heads.h):
+  tiled,               ///< [value_heads]
+  tiled_log_of_minus,  ///< likewise
+  tiled_taps,          ///< queries' and keys' channels, then those of values
 };
 
 struct GgufName {

@@ -217,9 +217,9 @@ void describe_minimax(const GgufModel& model, json& config) {
   config["rotary_dim"] = in.size(".rope.dimension_count");
 }
 
-void describe_qwen3_next(const GgufModel& model, json& config) {
+/// Of layers with a gated delta net and those between.
+void describe_delta(const GgufModel& model, json& config) {
   const GgufFields& in = model.fields;
-  name_family("Qwen3NextForCausalLM", "qwen3_next", config);
   describe_qwen(model, config);
   config["norm_topk_prob"] = true;
   config["attention_bias"] = model.anywhere("attn_q.bias");
@@ -227,6 +227,10 @@ void describe_qwen3_next(const GgufModel& model, json& config) {
   config["full_attention_interval"] = in.size_or(".full_attention_interval", 4);
   const std::int64_t value_heads = in.size(".ssm.time_step_rank");
   const std::int64_t inner = in.size(".ssm.inner_size");
+  // Their products are taken.
+  constexpr std::int64_t kMost = 1 << 20;
+  for (const char* key : {".ssm.group_count", ".ssm.state_size", ".ssm.time_step_rank"})
+    if (in.size(key) > kMost) in.refuse(key, fmt::format("at most {}", kMost));
   if (value_heads == 0 || inner % value_heads != 0)
     in.refuse(".ssm.inner_size", fmt::format("a multiple of {} heads", value_heads));
   config["linear_conv_kernel_dim"] = in.size(".ssm.conv_kernel");
@@ -236,9 +240,57 @@ void describe_qwen3_next(const GgufModel& model, json& config) {
   config["linear_value_head_dim"] = inner / value_heads;
   const auto head = static_cast<double>(in.size(".attention.key_length"));
   config["partial_rotary_factor"] = static_cast<double>(in.size(".rope.dimension_count")) / head;
-  config["quantization_config"]["delta"] = {{"key_heads", in.size(".ssm.group_count")},
-                                            {"key_rows", in.size(".ssm.state_size")},
-                                            {"value_rows", inner}};
+}
+
+void describe_qwen3_next(const GgufModel& model, json& config) {
+  name_family("Qwen3NextForCausalLM", "qwen3_next", config);
+  describe_delta(model, config);
+  config["quantization_config"]["delta"] = {{"key_heads", config["linear_num_key_heads"]},
+                                            {"key_rows", config["linear_key_head_dim"]},
+                                            {"value_rows", model.fields.size(".ssm.inner_size")}};
+}
+
+/// Qwen3.5 and 3.6: heads of values lie in another order than in Qwen3-Next's files.
+void describe_qwen35(const GgufModel& model, json& config) {
+  name_family("Qwen3_5MoeForCausalLM", "qwen3_5_moe_text", config);
+  describe_delta(model, config);
+  const std::int64_t keys = config["linear_num_key_heads"];
+  const std::int64_t values = config["linear_num_value_heads"];
+  if (keys == 0 || values % keys != 0)
+    model.fields.refuse(".ssm.time_step_rank", fmt::format("a multiple of {} key heads", keys));
+  config["quantization_config"]["value_heads"] = {
+      {"key_heads", keys},
+      {"value_heads", values},
+      {"head_rows", config["linear_value_head_dim"]},
+      {"rows_before", 2 * keys * config["linear_key_head_dim"].get<std::int64_t>()}};
+}
+
+/// GLM-5, of DeepSeek-V3's graph: layers without an indexer share the last one's choice.
+void describe_glm_dsa(const GgufModel& model, json& config) {
+  const GgufFields& in = model.fields;
+  describe_deepseek(model, config);
+  check_gating(in, kSigmoid);
+  name_family("GlmMoeDsaForCausalLM", "glm_moe_dsa", config);
+  config["index_topk"] = in.size(".attention.indexer.top_k");
+  config["index_n_heads"] = in.size(".attention.indexer.head_count");
+  config["index_head_dim"] = in.size(".attention.indexer.key_length");
+  json types = json::array();
+  for (std::int64_t layer = 0; layer < model.layers; ++layer)
+    types.push_back(model.has(layer, "indexer.attn_k.weight") ? "full" : "shared");
+  config["indexer_types"] = std::move(types);
+}
+
+/// Mistral-Small-4. How much queries grow is not in all files.
+void describe_mistral4(const GgufModel& model, json& config) {
+  constexpr double kPublishedGrowth = 0.1;
+  const GgufFields& in = model.fields;
+  describe_deepseek(model, config);
+  check_gating(in, kSoftmax);
+  name_family("Mistral4ForCausalLM", "mistral4", config);
+  config.erase("topk_method");
+  json& scaling = config["rope_scaling"];
+  if (scaling.is_null()) in.refuse(".rope.scaling.type", "yarn");
+  scaling["llama_4_scaling_beta"] = in.number_or(".attention.temperature_scale", kPublishedGrowth);
 }
 
 // clang-format off
@@ -271,6 +323,16 @@ constexpr std::array kDeepseekNames = {
     GgufName{"ffn_gate_shexp.weight", FERRY_LAYER "mlp.shared_experts.gate_proj.weight"},
     GgufName{"ffn_up_shexp.weight", FERRY_LAYER "mlp.shared_experts.up_proj.weight"},
     GgufName{"ffn_down_shexp.weight", FERRY_LAYER "mlp.shared_experts.down_proj.weight"},
+};
+
+constexpr std::array kGlmDsaNames = {
+    kDeepseekNames[0], kDeepseekNames[1], kDeepseekNames[2], kDeepseekNames[3], kDeepseekNames[4], kDeepseekNames[5],
+    kDeepseekNames[6], kDeepseekNames[7], kDeepseekNames[8], kDeepseekNames[9], kDeepseekNames[10], kDeepseekNames[11],
+    GgufName{"indexer.attn_q_b.weight", FERRY_LAYER "self_attn.indexer.wq_b.weight"},
+    GgufName{"indexer.attn_k.weight", FERRY_LAYER "self_attn.indexer.wk.weight"},
+    GgufName{"indexer.k_norm.weight", FERRY_LAYER "self_attn.indexer.k_norm.weight"},
+    GgufName{"indexer.k_norm.bias", FERRY_LAYER "self_attn.indexer.k_norm.bias"},
+    GgufName{"indexer.proj.weight", FERRY_LAYER "self_attn.indexer.weights_proj.weight"},
 };
 
 constexpr std::array kErnieNames = {
@@ -315,19 +377,36 @@ constexpr std::array kQwen3NextNames = {
     GgufName{"ssm_norm.weight", FERRY_LAYER "linear_attn.norm.weight"},
     GgufName{"ssm_out.weight", FERRY_LAYER "linear_attn.out_proj.weight"},
 };
+
+constexpr std::array kQwen35Names = {
+    kQwen2Names[0], kQwen2Names[1], kQwen2Names[2], kQwen2Names[3],
+    kQwen3NextNames[4], kQwen3NextNames[5], kQwen3NextNames[6], kQwen3NextNames[7], kQwen3NextNames[8],
+    GgufName{"attn_qkv.weight", FERRY_LAYER "linear_attn.in_proj_qkv.weight"},
+    GgufName{"attn_gate.weight", FERRY_LAYER "linear_attn.in_proj_z.weight"},
+    GgufName{"ssm_beta.weight", FERRY_LAYER "linear_attn.in_proj_b.weight"},
+    GgufName{"ssm_alpha.weight", FERRY_LAYER "linear_attn.in_proj_a.weight"},
+    GgufName{"ssm_conv1d.weight", FERRY_LAYER "linear_attn.conv1d.weight", GgufForm::tiled_taps},
+    GgufName{"ssm_a", FERRY_LAYER "linear_attn.A_log", GgufForm::tiled_log_of_minus},
+    GgufName{"ssm_dt.bias", FERRY_LAYER "linear_attn.dt_bias", GgufForm::tiled},
+    GgufName{"ssm_norm.weight", FERRY_LAYER "linear_attn.norm.weight"},
+    GgufName{"ssm_out.weight", FERRY_LAYER "linear_attn.out_proj.weight"},
+};
 #undef FERRY_LAYER
 
 constexpr std::array kArchitectures = {
     GgufArchitecture{"deepseek2", kDeepseekNames, describe_deepseek},
     GgufArchitecture{"dots1", kDeepseekNames, describe_dots1},
     GgufArchitecture{"ernie4_5-moe", kErnieNames, describe_ernie},
+    GgufArchitecture{"glm-dsa", kGlmDsaNames, describe_glm_dsa},
     GgufArchitecture{"glm4moe", kDeepseekNames, describe_glm4_moe},
     GgufArchitecture{"gpt-oss", kGptOssNames, describe_gpt_oss},
     GgufArchitecture{"hunyuan-moe", kHunyuanNames, describe_hunyuan},
     GgufArchitecture{"llama", kSparseBlockNames, describe_mixtral},
     GgufArchitecture{"minimax-m2", kSparseBlockNames, describe_minimax},
+    GgufArchitecture{"mistral4", kDeepseekNames, describe_mistral4},
     GgufArchitecture{"olmoe", {}, describe_olmoe},
     GgufArchitecture{"qwen2moe", kQwen2Names, describe_qwen2_moe},
+    GgufArchitecture{"qwen35moe", kQwen35Names, describe_qwen35},
     GgufArchitecture{"qwen3moe", {}, describe_qwen3_moe},
     GgufArchitecture{"qwen3next", kQwen3NextNames, describe_qwen3_next},
 };

@@ -12,6 +12,7 @@
 
 #include "ferry/checkpoint/gguf/gguf_architecture.h"
 #include "ferry/checkpoint/gguf/gguf_file.h"
+#include "ferry/checkpoint/gguf/gguf_heads.h"
 #include "ferry/checkpoint/gguf/gguf_tokenizer.h"
 #include "ferry/core/error.h"
 
@@ -22,6 +23,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr std::string_view kEnding = ".gguf";
+constexpr std::string_view kHalf = "{half}";
 constexpr std::string_view kOfLayer = "blk.";
 constexpr std::int64_t kMostParts = 1000;
 constexpr std::int64_t kMostLayers = 1 << 12;
@@ -206,6 +208,8 @@ class GgufSource final : public TensorSource {
                        architecture.name);
     }
     if (name->form == GgufForm::of_experts) return list_experts(*name, layer, std::move(listed));
+    if (name->form == GgufForm::of_gates_and_ups)
+      return list_gates_and_ups(*name, layer, std::move(listed));
     listed.name = filled(name->name, layer, -1);
     change(name->form, listed);
     tensors_.push_back(std::move(listed));
@@ -229,25 +233,87 @@ class GgufSource final : public TensorSource {
     }
   }
 
+  /// Gate's rows of each expert before up's.
+  void list_gates_and_ups(const GgufName& name, std::int64_t layer, SourceTensor all) {
+    const bool whole = all.shape.size() == 3 && all.shape[1] % 2 == 0;
+    const std::size_t first = tensors_.size();
+    list_experts(name, layer, std::move(all));
+    const std::size_t end = tensors_.size();
+    for (std::size_t i = first; i < end; ++i) {
+      const SourceTensor both = tensors_[i];
+      if (!whole) {
+        fail<ModelError>("{}: tensor {}: expected as many gates as ups, found {} dimensions",
+                         file_names_[both.file].path,
+                         both.name,
+                         both.shape.size() + 1);
+      }
+      const std::size_t bytes = both.data.size() / 2;
+      for (const auto& [half, from] : {std::pair{"gate", std::size_t{0}}, {"up", bytes}}) {
+        SourceTensor one = both;
+        one.name.replace(one.name.find(kHalf), kHalf.size(), half);
+        one.shape.front() /= 2;
+        one.data = both.data.subspan(from, bytes);
+        if (from == 0)
+          tensors_[i] = std::move(one);
+        else
+          tensors_.push_back(std::move(one));
+      }
+    }
+  }
+
+  /// Heads of values as this file's architecture has them.
+  ValueHeads value_heads() const {
+    const GgufFields fields(files_.front());
+    return {.key_heads = fields.size(".ssm.group_count"),
+            .value_heads = fields.size(".ssm.time_step_rank")};
+  }
+
+  /// `each` floats of every head, behind `before` that stay where they are.
+  void untile(std::vector<float>& made, std::int64_t before, std::int64_t each) const {
+    const ValueHeads heads = value_heads();
+    const std::vector<float> stored = made;
+    for (std::int64_t i = 0; before + i < std::ssize(made); ++i)
+      made[static_cast<std::size_t>(before + i)] =
+          stored[static_cast<std::size_t>(before + heads.stored(i, each))];
+  }
+
   /// To what a Hugging Face checkpoint has.
   void change(GgufForm form, SourceTensor& tensor) {
     if (form == GgufForm::one_row && tensor.shape.size() == 1)
       tensor.shape.insert(tensor.shape.begin(), 1);
-    if (form == GgufForm::taps && tensor.shape.size() == 2)
-      tensor.shape.insert(tensor.shape.begin() + 1, 1);
-    if (form != GgufForm::less_one && form != GgufForm::log_of_minus) return;
+    const bool taps = form == GgufForm::taps || form == GgufForm::tiled_taps;
+    if (taps && tensor.shape.size() == 2) tensor.shape.insert(tensor.shape.begin() + 1, 1);
+    if (form == GgufForm::as_it_is || form == GgufForm::one_row || form == GgufForm::taps) return;
     const GgufType& type = *find_gguf_type(tensor.type);
-    if (!type.dtype || tensor.shape.size() != 1) return;  // what reads it refuses it
-    const std::int64_t count = tensor.shape.front();
+    // What reads other shapes and types refuses them.
+    if (!type.dtype || tensor.shape.size() != (taps ? 3U : 1U)) return;
+    std::int64_t count = 1;
+    for (const std::int64_t size : tensor.shape) count *= size;
     std::vector<float>& made = made_.emplace_back(static_cast<std::size_t>(count));
     type.read_row(tensor.data.data(), count, made.data());
-    for (float& x : made) {
-      x = form == GgufForm::less_one ? x - 1.0F
-                                     : static_cast<float>(std::log(-static_cast<double>(x)));
-    }
+    make(form, tensor.shape, made);
     tensor.type = "F32";
     tensor.dtype = DType::f32;
     tensor.data = std::as_bytes(std::span(made));
+  }
+
+  void make(GgufForm form, std::span<const std::int64_t> shape, std::vector<float>& made) const {
+    const bool log = form == GgufForm::log_of_minus || form == GgufForm::tiled_log_of_minus;
+    for (float& x : made) {
+      if (form == GgufForm::less_one) x -= 1.0F;
+      if (log) x = static_cast<float>(std::log(-static_cast<double>(x)));
+    }
+    if (form == GgufForm::less_one || form == GgufForm::log_of_minus) return;
+    const ValueHeads heads = value_heads();
+    if (form != GgufForm::tiled_taps) {
+      if (shape[0] == heads.value_heads) untile(made, 0, 1);
+      return;
+    }
+    const GgufFields fields(files_.front());
+    const std::int64_t keys = 2 * heads.key_heads * fields.size(".ssm.state_size");
+    const std::int64_t values = shape[0] - keys;
+    if (values > 0 && values % heads.value_heads == 0)
+      untile(made, keys * shape[2], values / heads.value_heads * shape[2]);
   }
 
   std::string path_;

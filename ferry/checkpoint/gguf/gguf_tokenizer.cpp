@@ -43,6 +43,8 @@ struct Cutting {
   bool gpt2 = false;      ///< the words of GPT-2, which ByteLevel knows by itself
   std::array<std::string_view, 5> patterns = {};  ///< one behind the other
   bool single_digits = false;                     ///< then each digit alone
+  bool whole_words = false;                       ///< a word that is a token is not merged to one
+  bool begins = false;  ///< texts begin with a token, where the file does not say
 };
 
 constexpr std::string_view kQwen =
@@ -51,6 +53,12 @@ constexpr std::string_view kThreeDigits =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr std::string_view kUpperAndLower =
     R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+constexpr std::string_view kTekken =
+    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+constexpr std::string_view kQwen35 =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+constexpr std::string_view kKimi =
+    R"(\p{Han}+|[^\r\n\p{L}\p{N}]?(?:(?!\p{Han})[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}])*(?:(?!\p{Han})[\p{Ll}\p{Lm}\p{Lo}\p{M}])+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?(?:(?!\p{Han})[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}])+(?:(?!\p{Han})[\p{Ll}\p{Lm}\p{Lo}\p{M}])*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr std::string_view kDeepseekV3 =
     R"([!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 
@@ -63,6 +71,11 @@ constexpr std::array kCuttings = {
     Cutting{.name = "glm4", .patterns = {kThreeDigits}},
     Cutting{.name = "chatglm-bpe", .patterns = {kThreeDigits}},
     Cutting{.name = "gpt-4o", .patterns = {kUpperAndLower}},
+    Cutting{.name = "llama4", .patterns = {kUpperAndLower}},
+    Cutting{.name = "llama-bpe", .patterns = {kThreeDigits}, .whole_words = true, .begins = true},
+    Cutting{.name = "tekken", .patterns = {kTekken}, .whole_words = true, .begins = true},
+    Cutting{.name = "kimi-k2", .patterns = {kKimi}, .whole_words = true},
+    Cutting{.name = "qwen35", .nfc = true, .patterns = {kQwen35}},
     Cutting{.name = "minimax-m2", .patterns = {kUpperAndLower}},
     Cutting{.name = "deepseek-v3", .patterns = {R"(\p{N}{1,3})", "[一-龥぀-ゟ゠-ヿ]+", kDeepseekV3}},
     Cutting{.name = "deepseek-llm",
@@ -204,8 +217,9 @@ json byte_pairs(const GgufFields& fields) {
                {"pre_tokenizer", pre_tokenizer(cutting)},
                {"decoder", byte_level(true)},
                {"added_tokens", vocabulary.added()},
-               {"post_processor", post_processor(fields, vocabulary, false)}};
+               {"post_processor", post_processor(fields, vocabulary, cutting.begins)}};
   root["model"]["merges"] = std::move(merges);
+  root["model"]["ignore_merges"] = cutting.whole_words;
   if (cutting.nfc) root["normalizer"] = {{"type", "NFC"}};
   return root;
 }

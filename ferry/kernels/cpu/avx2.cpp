@@ -39,6 +39,7 @@ struct Tiling {
 #include "ferry/kernels/cpu/wire.inl"
 #include "ferry/kernels/cpu/gemm_common.inl"
 #include "ferry/kernels/cpu/attend.inl"
+#include "ferry/kernels/cpu/index_scores.inl"
 #include "ferry/kernels/cpu/gemm_fma.inl"
 #include "ferry/kernels/cpu/fp8_panels.inl"
 #include "ferry/kernels/cpu/gemm_fp8.inl"
@@ -60,6 +61,7 @@ constinit const Kernels kAvx2{.isa = Isa::avx2,
                               .gemm_scratch_bytes = gemm_scratch_bytes,
                               .gemm = gemm,
                               .attend = attend,
+                              .index_scores = index_scores,
                               .weighted_sum = weighted_sum,
                               .delta_rule = delta_rule,
                               .rms_norm = rms_norm,

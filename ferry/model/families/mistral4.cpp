@@ -13,17 +13,17 @@ namespace {
 
 /// By llama_4_scaling_beta * ln(1 + how often the original positions lie behind a query).
 void read_growth(const ConfigReader& in, ModelConfig& config) {
-  for (const char* key : {"rope_parameters", "rope_scaling"}) {
-    const std::optional<ConfigReader> rope =
-        in.states(key) ? in.object(key) : in.default_object(key);
-    if (!rope || !rope->has("llama_4_scaling_beta")) continue;
-    const int step = rope->size("original_max_position_embeddings", kMaxWidth);
-    const double strength = rope->from_zero_or("llama_4_scaling_beta", 0);
-    for (LayerAttention& layer : config.layer_attention)
-      layer.growth = {.step = step, .strength = strength, .counts_itself = false};
-    return;
-  }
-  in.refuse("rope_parameters", "an object with llama_4_scaling_beta");
+  constexpr const char* kNew = "rope_parameters";
+  constexpr const char* kOld = "rope_scaling";
+  const char* stated = in.states(kNew) ? kNew : in.states(kOld) ? kOld : nullptr;
+  const std::optional<ConfigReader> rope =
+      stated != nullptr ? in.object(stated) : in.default_object(kNew);
+  if (!rope || !rope->has("llama_4_scaling_beta"))
+    in.refuse(kNew, "an object with llama_4_scaling_beta");
+  const int step = rope->size("original_max_position_embeddings", kMaxWidth);
+  const double strength = rope->from_zero_or("llama_4_scaling_beta", 0);
+  for (LayerAttention& layer : config.layer_attention)
+    layer.growth = {.step = step, .strength = strength, .counts_itself = false};
 }
 
 void read_fields(const ConfigReader& in, ModelConfig& config) {

@@ -257,6 +257,7 @@ class AttentionKind final : public MixerKind {
   }
 
   std::unique_ptr<MixerWeights> read(const ModelConfig& config,
+                                     int,
                                      const TensorNames& names,
                                      TensorTable& table) const override {
     const std::int64_t hidden = config.hidden;

@@ -49,7 +49,8 @@ QueryBlocks::QueryBlocks(int max_tokens, int max_heads) {
 void QueryBlocks::build(std::span<const TokenPlace> tokens,
                         const HeadRange& own,
                         int readers,
-                        int threads) {
+                        int threads,
+                        std::int64_t most_tokens) {
   tokens_.clear();
   heads_.clear();
   // Two blocks a thread, so that one slow thread does not hold up the rest.
@@ -63,7 +64,7 @@ void QueryBlocks::build(std::span<const TokenPlace> tokens,
     heads_.push_back({head, end});
     head = end;
   }
-  const std::int64_t most_tokens = limit / most_heads;
+  most_tokens = std::min(most_tokens, limit / most_heads);
   for (std::size_t t = 0; t < tokens.size(); ++t) {
     if (t > 0 && tokens[t].state == tokens[t - 1].state && tokens_.back().count < most_tokens)
       ++tokens_.back().count;
@@ -72,13 +73,11 @@ void QueryBlocks::build(std::span<const TokenPlace> tokens,
   }
 }
 
-QueryBlock QueryBlocks::at(std::int64_t i) const {
-  const TokenBlock& tokens = tokens_[static_cast<std::size_t>(i % std::ssize(tokens_))];
-  const HeadRange& heads = heads_[static_cast<std::size_t>(i / std::ssize(tokens_))];
-  return {.first_token = tokens.first,
-          .tokens = tokens.count,
-          .first_head = heads.begin,
-          .heads = heads.size()};
+QueryBlock QueryBlocks::block(std::int64_t tokens, std::int64_t heads) const {
+  const TokenBlock& some = tokens_[static_cast<std::size_t>(tokens)];
+  const HeadRange& of = heads_[static_cast<std::size_t>(heads)];
+  return {
+      .first_token = some.first, .tokens = some.count, .first_head = of.begin, .heads = of.size()};
 }
 
 std::int64_t attend_grain(std::int64_t multiplies) {

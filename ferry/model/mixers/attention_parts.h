@@ -72,18 +72,32 @@ class QueryBlocks {
   QueryBlocks(int max_tokens, int max_heads);
 
   /// For `tokens` and this rank's query heads, of which `readers` in a row share a key-value head.
-  void build(std::span<const TokenPlace> tokens, const HeadRange& own, int readers, int threads);
+  /// Of one sequence, up to `most_tokens` go into a block.
+  void build(std::span<const TokenPlace> tokens,
+             const HeadRange& own,
+             int readers,
+             int threads,
+             std::int64_t most_tokens = kAttendQueries);
 
   std::int64_t size() const { return std::ssize(tokens_) * std::ssize(heads_); }
 
   /// All blocks of one head follow each other, and so find its keys in cache.
-  QueryBlock at(std::int64_t i) const;
+  QueryBlock at(std::int64_t i) const {
+    return block(i % std::ssize(tokens_), i / std::ssize(tokens_));
+  }
+
+  /// The same in another order: all blocks of the same tokens follow each other.
+  QueryBlock at_by_token(std::int64_t i) const {
+    return block(i / std::ssize(heads_), i % std::ssize(heads_));
+  }
 
  private:
   struct TokenBlock {
     std::int64_t first = 0;
     std::int64_t count = 0;
   };
+
+  QueryBlock block(std::int64_t tokens, std::int64_t heads) const;
 
   std::vector<TokenBlock> tokens_;
   std::vector<HeadRange> heads_;

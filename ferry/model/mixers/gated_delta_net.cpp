@@ -16,8 +16,7 @@ namespace ferry {
 
 namespace {
 
-constexpr std::size_t kHeadBytes = 64;  // which of the two copies counts, alone in its line
-constexpr float kLengthEps = 1e-6F;     // of the squared length of queries and keys
+constexpr float kLengthEps = 1e-6F;  // of the squared length of queries and keys
 
 /// Columns of a projected row: of one key head, and of value heads from `head` on.
 struct DeltaColumns {
@@ -101,9 +100,7 @@ DeltaShare::DeltaShare(const DeltaConfig& config, const GroupMember& member) {
   }
 }
 
-std::size_t DeltaShare::bytes() const {
-  return floats == 0 ? 0 : kHeadBytes + 2 * float_bytes(floats);
-}
+std::size_t DeltaShare::bytes() const { return float_bytes(floats); }
 
 GatedDeltaNetScratch::GatedDeltaNetScratch(const MixerContext& context)
     : config(context.config),
@@ -210,17 +207,14 @@ void GatedDeltaNet::commit(std::span<const AcceptedTokens> sequences) {
   if (s.share.groups.empty()) return;
   const std::ptrdiff_t bytes = row_bytes(s.config.hidden, s.type);
   for (const AcceptedTokens& sequence : sequences) {
-    if (sequence.accepted == 0) continue;
-    if (sequence.accepted < sequence.tokens) {
-      project({normed_.data() + sequence.first * bytes, bytes}, sequence.accepted);
-      const Run run{.state = sequence.state, .first = 0, .tokens = sequence.accepted};
-      s.pool.parallel_for(
-          std::ssize(s.share.groups), 1, [&](std::int64_t begin, std::int64_t end, int worker) {
-            for (std::int64_t i = begin; i < end; ++i)
-              advance(run, s.share.groups[static_cast<std::size_t>(i)], false, worker);
-          });
-    }
-    *sequence.state->fixed(layer_) ^= std::byte{1};
+    if (sequence.accepted == 0 || sequence.accepted == sequence.tokens) continue;
+    project({normed_.data() + sequence.first * bytes, bytes}, sequence.accepted);
+    const Run run{.state = sequence.state, .first = 0, .tokens = sequence.accepted};
+    s.pool.parallel_for(
+        std::ssize(s.share.groups), 1, [&](std::int64_t begin, std::int64_t end, int worker) {
+          for (std::int64_t i = begin; i < end; ++i)
+            advance(run, s.share.groups[static_cast<std::size_t>(i)], false, worker);
+        });
   }
 }
 
@@ -268,11 +262,8 @@ void GatedDeltaNet::advance(const Run& run, const Group& group, bool wanted, int
   const GatedDeltaNetScratch& s = *scratch_;
   const DeltaConfig& delta = s.delta;
   const DeltaColumns columns = columns_of(delta, group.key_head, group.values.begin);
-  std::byte* fixed = run.state->fixed(layer_);
-  auto* copies = reinterpret_cast<float*>(fixed + kHeadBytes);
-  const bool second = *fixed != std::byte{0};
-  const float* old = copies + (second ? s.share.floats : 0);
-  float* next = copies + (second ? 0 : s.share.floats);
+  const auto* old = reinterpret_cast<const float*>(run.state->fixed(layer_));
+  auto* next = reinterpret_cast<float*>(run.state->next_fixed(layer_));
   float* own = s.of_worker[static_cast<std::size_t>(worker)].as<float>();
   const std::int64_t keys = std::int64_t{group.key_head} * delta.key_dim;
   const Place place{
@@ -393,6 +384,7 @@ class GatedDeltaNetKind final : public MixerKind {
   }
 
   std::unique_ptr<MixerWeights> read(const ModelConfig& config,
+                                     int,
                                      const TensorNames& names,
                                      TensorTable& table) const override {
     const DeltaConfig& delta = config.delta;

@@ -28,8 +28,7 @@ struct GatedDeltaNetWeights final : MixerWeights {
 };
 
 /// Where a member of a group keeps what is its own: for each of its key heads the convolution's
-/// last inputs and a matrix for each of its value heads; all of it twice, as forward() needs the
-/// one and writes the other.
+/// last inputs and a matrix for each of its value heads.
 struct DeltaShare {
   /// One key head, and those of its value heads that are this member's.
   struct Group {
@@ -43,7 +42,7 @@ struct DeltaShare {
   DeltaShare(const DeltaConfig& config, const GroupMember& member);
 
   std::vector<Group> groups;
-  std::int64_t floats = 0;  ///< of one copy
+  std::int64_t floats = 0;
   std::size_t bytes() const;
 };
 

@@ -32,6 +32,17 @@ std::int64_t values_width(const ModelConfig& config) {
 /// Elements kept of a position.
 std::int64_t row_width(const ModelConfig& config) { return config.latent.rank + config.rope.dim; }
 
+bool has_indexer(const ModelConfig& config, int layer) {
+  return config.latent.indexer.topk > 0 &&
+         !config.layer_attention[static_cast<std::size_t>(layer)].shares_choice;
+}
+
+/// The most positions that a query attends over.
+std::int64_t most_positions(const ModelConfig& config) {
+  const int topk = config.latent.indexer.topk;
+  return topk > 0 ? std::min(topk, config.max_positions) : config.max_positions;
+}
+
 /// What is made of the hidden state in front of the latent.
 std::int64_t from_down_width(const ModelConfig& config) {
   return config.latent.query_rank > 0 ? config.latent.query_rank : queries_width(config);
@@ -73,6 +84,7 @@ LatentAttentionScratch::LatentAttentionScratch(const MixerContext& context)
       rope(config.rope.dim),
       rank(latent.rank),
       row(row_width(config)),
+      kept_bytes(static_cast<std::ptrdiff_t>(wire_row_bytes(kv_type, row))),
       head_dim(config.head_dim),
       from_down(from_down_width(config)),
       scale(score_scale(config)),
@@ -89,8 +101,12 @@ LatentAttentionScratch::LatentAttentionScratch(const MixerContext& context)
   plain = rows_buffer(at_once, heads * latent.plain_dim, type);
   queries = rows_buffer(at_once, heads * row, DType::f32);
   attended = rows_buffer(at_once, heads * rank, type);
-  for (int worker = 0; worker < pool.size(); ++worker)
-    attend.emplace_back(rank, config.max_positions);
+  const std::int64_t positions = most_positions(config);
+  for (int worker = 0; worker < pool.size(); ++worker) {
+    attend.emplace_back(rank, positions);
+    if (positions < config.max_positions)
+      chosen_rows.emplace_back(static_cast<std::size_t>(positions * kept_bytes));
+  }
 }
 
 void LatentAttentionScratch::begin_step(const MixerStep& step) {
@@ -104,14 +120,20 @@ void LatentAttentionScratch::begin_step(const MixerStep& step) {
 LatentAttention::LatentAttention(MixerContext& context,
                                  int layer,
                                  const LatentAttentionWeights& weights)
-    : scratch_(context.shared<LatentAttentionScratch>()), layer_(layer), weights_(weights) {}
+    : scratch_(context.shared<LatentAttentionScratch>()),
+      indexer_(scratch_->latent.indexer.topk > 0 ? context.shared<Indexer>() : nullptr),
+      layer_(layer),
+      weights_(weights) {}
 
 StateSpec LatentAttention::state() const {
   return latent_attention_kind().state(
       scratch_->config, layer_, scratch_->kv_type, scratch_->group.self());
 }
 
-void LatentAttention::begin_step(const MixerStep& step) { scratch_->begin_step(step); }
+void LatentAttention::begin_step(const MixerStep& step) {
+  scratch_->begin_step(step);
+  if (indexer_) indexer_->begin_step(step);
+}
 
 void LatentAttention::forward(const RowsView& normed, const MutableRowsView& residual) {
   constexpr std::int64_t kAtOnce = LatentAttentionScratch::kTokensAtOnce;
@@ -120,6 +142,13 @@ void LatentAttention::forward(const RowsView& normed, const MutableRowsView& res
   project_down(normed);
   store_latents();
   project_queries();
+  if (has_indexer(s.config, layer_)) {
+    indexer_->run(layer_,
+                  weights_.indexer,
+                  {.normed = normed,
+                   .compressed = {s.compressed.data(), row_bytes(s.latent.query_rank, s.type)},
+                   .kept_at = s.kept_bytes});
+  }
   for (std::int64_t first = 0; first < num_tokens(); first += kAtOnce) {
     const std::int64_t count = std::min(kAtOnce, num_tokens() - first);
     make_queries(first, count);
@@ -245,41 +274,95 @@ void LatentAttention::make_queries(std::int64_t first, std::int64_t count) {
 
 void LatentAttention::attend(std::int64_t first, std::int64_t count) {
   LatentAttentionScratch& s = *scratch_;
-  std::int32_t last = 0;
+  const bool choose = any_chooses(first, count);
+  std::int64_t last = 0;
   for (std::int64_t t = first; t < first + count; ++t)
-    last = std::max(last, s.tokens[static_cast<std::size_t>(t)].position);
+    last = std::max<std::int64_t>(last, s.tokens[static_cast<std::size_t>(t)].position);
+  last = std::min(last, most_positions(s.config) - 1);
   s.blocks.build(s.tokens.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count)),
                  s.own,
                  static_cast<int>(s.heads),
-                 s.pool.size());
+                 s.pool.size(),
+                 choose ? 1 : kAttendQueries);
   s.pool.parallel_for(s.blocks.size(),
                       attend_grain((last + 1) * s.row),
                       [&](std::int64_t begin, std::int64_t end, int worker) {
-                        for (std::int64_t i = begin; i < end; ++i)
-                          attend(first, s.blocks.at(i), worker);
+                        if (choose) return attend_to_chosen(first, begin, end, worker);
+                        for (std::int64_t i = begin; i < end; ++i) {
+                          const QueryBlock block = s.blocks.at(i);
+                          attend(first, block, all_rows(first + block.first_token), worker);
+                        }
                       });
 }
 
-/// A block of the tokens from `first` on, with which s.queries and s.attended begin.
-void LatentAttention::attend(std::int64_t first, const QueryBlock& block, int worker) {
+bool LatentAttention::any_chooses(std::int64_t first, std::int64_t count) const {
+  if (!indexer_) return false;
+  for (std::int64_t t = first; t < first + count; ++t)
+    if (!indexer_->chosen(t).empty()) return true;
+  return false;
+}
+
+LatentAttention::SeenRows LatentAttention::all_rows(std::int64_t token) const {
+  const TokenPlace& place = scratch_->tokens[static_cast<std::size_t>(token)];
+  return {.rows = paged(place.state->rows(layer_, 0)), .page_shift = kPageShift};
+}
+
+/// Blocks [begin, end) of one token each. Rows are copied once for all of a token's blocks that
+/// follow each other here.
+void LatentAttention::attend_to_chosen(std::int64_t first,
+                                       std::int64_t begin,
+                                       std::int64_t end,
+                                       int worker) {
   const LatentAttentionScratch& s = *scratch_;
-  const auto place_of = [&](std::int64_t q) -> const TokenPlace& {
-    return s.tokens[static_cast<std::size_t>(first + block.token(q))];
+  const std::ptrdiff_t bytes = s.kept_bytes;
+  std::int64_t copied = -1;
+  const std::byte* page = nullptr;
+  for (std::int64_t i = begin; i < end; ++i) {
+    const QueryBlock block = s.blocks.at_by_token(i);
+    const std::int64_t token = first + block.first_token;
+    const std::span<const std::int32_t> chosen = indexer_->chosen(token);
+    if (chosen.empty()) {
+      attend(first, block, all_rows(token), worker);
+      continue;
+    }
+    if (copied != token) {
+      std::byte* to = s.chosen_rows[static_cast<std::size_t>(worker)].data();
+      page = to;
+      const TokenPlace& place = s.tokens[static_cast<std::size_t>(token)];
+      const StateRows rows = place.state->rows(layer_, 0);
+      for (const std::int32_t position : chosen) {
+        std::memcpy(to, rows.row(position), static_cast<std::size_t>(bytes));
+        to += bytes;
+      }
+      copied = token;
+    }
+    attend(first, block, {.rows = {&page, 0, bytes}, .end = std::ssize(chosen)}, worker);
+  }
+}
+
+/// A block of the tokens from `first` on, with which s.queries and s.attended begin.
+void LatentAttention::attend(std::int64_t first,
+                             const QueryBlock& block,
+                             const SeenRows& seen,
+                             int worker) {
+  const LatentAttentionScratch& s = *scratch_;
+  const auto end_of = [&](std::int64_t q) {
+    const TokenPlace& place = s.tokens[static_cast<std::size_t>(first + block.token(q))];
+    return seen.end > 0 ? seen.end : std::int64_t{place.position} + 1;
   };
   const auto row_of = [&](std::int64_t q) { return block.token(q) * s.heads + block.head(q); };
   const AttendScratch& scratch = s.attend[static_cast<std::size_t>(worker)];
   std::array<AttendQuery, kAttendQueries> queries;
   for (std::int64_t q = 0; q < block.queries(); ++q) {
     queries[static_cast<std::size_t>(q)] = {.query = s.queries.as<float>() + row_of(q) * s.row,
-                                            .end = std::int64_t{place_of(q).position} + 1,
+                                            .end = end_of(q),
                                             .out = scratch.out(q)};
   }
-  const PagedRows latents = paged(place_of(0).state->rows(layer_, 0));
   kernels_of(s.pool).attend(scratch.with_scores({.queries = queries.data(),
                                                  .num_queries = block.queries(),
-                                                 .keys = latents,
-                                                 .values = latents,
-                                                 .page_shift = kPageShift,
+                                                 .keys = seen.rows,
+                                                 .values = seen.rows,
+                                                 .page_shift = seen.page_shift,
                                                  .kv_type = s.kv_type,
                                                  .head_dim = s.row,
                                                  .value_dim = s.rank,
@@ -335,6 +418,8 @@ class LatentAttentionKind final : public MixerKind {
     if (how.span.kind != AttentionSpan::Kind::full)
       return "windows and blocks of positions (layer_types, sliding_window)";
     if (!how.rope) return "layers whose keys do not turn (no_rope_layers)";
+    if (config.latent.indexer.topk > 0 && config.latent.query_rank <= 0)
+      return "an indexer without compressed queries (q_lora_rank)";
     if (config.sinks) return "sinks";
     if (config.attention_gate) return "an output gate";
     if (config.attention_bias || config.output_bias) return "biases (attention_bias)";
@@ -343,6 +428,7 @@ class LatentAttentionKind final : public MixerKind {
   }
 
   std::unique_ptr<MixerWeights> read(const ModelConfig& config,
+                                     int layer,
                                      const TensorNames& names,
                                      TensorTable& table) const override {
     const LatentConfig& latent = config.latent;
@@ -369,16 +455,20 @@ class LatentAttentionKind final : public MixerKind {
         [&](const StoredMatrix& up, Packer& packer) { pack_heads(up, config, own, packer, *w); });
     table.matrix(
         w->output, {{names.o_weight, config.hidden}}, values_width(config), {.shared_out = true});
+    if (has_indexer(config, layer)) read_indexer(config, names, table, w->indexer);
     return w;
   }
 
-  /// The row of which all heads' keys and values are made, on every member.
+  /// The row of which all heads' keys and values are made, and behind it the indexer's key, on
+  /// every member.
   StateSpec state(const ModelConfig& config,
                   int layer,
                   WireType kv_type,
                   const GroupMember&) const override {
+    const std::int64_t index = has_indexer(config, layer) ? config.latent.indexer.dim : 0;
     return {.streams = 1,
-            .row_bytes = wire_row_bytes(kv_type, row_width(config)),
+            .row_bytes = wire_row_bytes(kv_type, row_width(config)) +
+                         static_cast<std::size_t>(row_bytes(index, index_key_type(kv_type))),
             .span = config.layer_attention[static_cast<std::size_t>(layer)].span};
   }
 
@@ -402,11 +492,20 @@ class LatentAttentionKind final : public MixerKind {
     const double make_queries =
         latent.query_rank > 0 ? (hidden + queries) * latent.query_rank : hidden * queries;
     const double out = static_cast<double>(values_width(config)) * hidden;
-    return {make_queries + hidden * row + up + out, config.heads * (row + latent.rank)};
+    const IndexerConfig& index = latent.indexer;
+    const double index_queries = static_cast<double>(index.heads) * index.dim;
+    const double choose = hidden * (index.dim + index.heads) + index_queries * latent.query_rank;
+    return {make_queries + hidden * row + up + out + choose,
+            row + index.dim,
+            config.heads * (row + latent.rank) + index_queries};
   }
 
   std::string describe(const ModelConfig& config) const override {
-    return fmt::format("keys and values of a latent of {}", config.latent.rank);
+    const int topk = config.latent.indexer.topk;
+    return fmt::format(
+        "keys and values of a latent of {}{}",
+        config.latent.rank,
+        topk > 0 ? fmt::format(" at the {} positions that an indexer chooses", topk) : "");
   }
 
   std::unique_ptr<Mixer> make(MixerContext& context,

@@ -10,6 +10,9 @@
 // latents. So every head attends with a query of rank + rope elements over the cached rows
 // themselves, in decoding and in prompts alike: a row's bits must not depend on how many stand
 // beside it.
+//
+// Where the model has an indexer (indexer.h), its keys lie behind these in the rows that are kept,
+// and a token's heads attend over the rows alone that it has chosen, copied side by side.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +24,7 @@
 #include "ferry/core/types.h"
 #include "ferry/model/mixers/attention_parts.h"
 #include "ferry/model/mixers/head_share.h"
+#include "ferry/model/mixers/indexer.h"
 #include "ferry/model/mixers/mixer.h"
 
 namespace ferry {
@@ -33,6 +37,7 @@ struct LatentAttentionWeights final : MixerWeights {
   HeadMatrices head_keys;          // [plain_dim, rank]: a query's plain part -> one over latents
   HeadMatrices head_values;        // [rank, value_dim]
   OwnedMatrix output;              // [heads * value_dim, H]
+  IndexerWeights indexer;          // of layers that have one
 };
 
 /// What the latent attention layers of a decoder use one after the other, sized for a step's
@@ -55,13 +60,14 @@ class LatentAttentionScratch {
   const int max_tokens;
   TensorGroup& group;
   const std::int64_t heads;
-  const HeadRange own;           // this rank's
-  const std::int64_t rope;       // elements that turn, of a query head and of the shared key
-  const std::int64_t rank;       // of latents
-  const std::int64_t row;        // that is kept: rank + rope
-  const std::int64_t head_dim;   // of a query head: plain_dim + rope
-  const std::int64_t from_down;  // what project_down makes first: compressed queries, or queries
-  const float scale;             // of scores
+  const HeadRange own;              // this rank's
+  const std::int64_t rope;          // elements that turn, of a query head and of the shared key
+  const std::int64_t rank;          // of latents
+  const std::int64_t row;           // that is kept: rank + rope
+  const std::ptrdiff_t kept_bytes;  // of it, in kv_type; the indexer's key lies behind
+  const std::int64_t head_dim;      // of a query head: plain_dim + rope
+  const std::int64_t from_down;     // what project_down makes first: compressed queries, or queries
+  const float scale;                // of scores
   ThreadPool& pool;
   const GemmScratch& gemm_scratch;
 
@@ -78,6 +84,8 @@ class LatentAttentionScratch {
   Buffer queries;                     // f32 [tokens, heads, row]
   Buffer attended;                    // [tokens, heads, rank] of the activation type
   std::vector<AttendScratch> attend;  // one a thread
+  // Chosen rows side by side, one a thread: [topk] of kept_bytes.
+  std::vector<Buffer> chosen_rows;
 
  private:
   std::uint64_t step_ = kNoStep;
@@ -100,8 +108,19 @@ class LatentAttention final : public Mixer {
   void store_latents();
   void project_queries();
   void make_queries(std::int64_t first, std::int64_t count);
+
+  /// The rows that a block's queries see: all up to their own positions, or `end` chosen ones.
+  struct SeenRows {
+    PagedRows rows;
+    int page_shift = kOnePage;
+    std::int64_t end = 0;  // 0: up to their own
+  };
+
   void attend(std::int64_t first, std::int64_t count);
-  void attend(std::int64_t first, const QueryBlock& block, int worker);
+  void attend(std::int64_t first, const QueryBlock& block, const SeenRows& seen, int worker);
+  bool any_chooses(std::int64_t first, std::int64_t count) const;
+  void attend_to_chosen(std::int64_t first, std::int64_t begin, std::int64_t end, int worker);
+  SeenRows all_rows(std::int64_t token) const;
   void make_values(std::int64_t first, std::int64_t count);
 
   /// For this rank's heads out[:, head] = in[:, head] * matrix of that head, both of `rows` rows, a
@@ -116,6 +135,7 @@ class LatentAttention final : public Mixer {
   std::int64_t num_tokens() const { return std::ssize(scratch_->tokens); }
 
   const std::shared_ptr<LatentAttentionScratch> scratch_;
+  const std::shared_ptr<Indexer> indexer_;  // null: the model has none
   const int layer_;
   const LatentAttentionWeights& weights_;
 };

@@ -116,6 +116,7 @@ class MixerKind {
 
   /// Reads the table of a layer's tensors, and returns what was packed of them.
   virtual std::unique_ptr<MixerWeights> read(const ModelConfig& config,
+                                             int layer,
                                              const TensorNames& names,
                                              TensorTable& table) const = 0;
 

@@ -69,6 +69,13 @@ CASES = {
         topk_group=1, routed_scaling_factor=2.5, norm_topk_prob=True, index_topk=496, index_head_dim=16, index_n_heads=2,
         vocab_size=320, bos_token_id=None, eos_token_id=2, rope_parameters=yarn(10000.0, 8.0, mscale=1.0, mscale_all_dim=1.0),
         prompts=(1, 17, 40)),
+    "deepseek_v32_sparse": case(  # the same with an indexer that chooses
+        DEEPSEEK_V32, seed=132, hidden_size=72, num_attention_heads=3, num_key_value_heads=3, num_hidden_layers=2,
+        q_lora_rank=28, kv_lora_rank=24, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=16, n_routed_experts=10,
+        num_experts_per_tok=3, moe_intermediate_size=20, n_shared_experts=1, first_k_dense_replace=1, n_group=2,
+        topk_group=1, routed_scaling_factor=2.5, norm_topk_prob=True, index_topk=12, index_head_dim=20, index_n_heads=9,
+        vocab_size=320, bos_token_id=None, eos_token_id=2, rope_parameters=yarn(10000.0, 8.0, mscale=1.0, mscale_all_dim=1.0),
+        bf16_calc_diff=1e-2, prompts=(3, 17, 40)),
     "kimi_k25_pictures_int4": case(
         DEEPSEEK_V3, seed=131, hidden_size=64, num_attention_heads=4, num_key_value_heads=4, num_hidden_layers=2,
         q_lora_rank=28, kv_lora_rank=20, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=12, n_routed_experts=9,

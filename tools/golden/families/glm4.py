@@ -34,4 +34,12 @@ CASES = {
         norm_topk_prob=True, routed_scaling_factor=1.5, index_topk=496, index_head_dim=16, index_n_heads=2,
         indexer_types=["full", "shared", "full"], vocab_size=320, bos_token_id=None, eos_token_id=2,
         rope_parameters={"rope_type": "default", "rope_theta": 1000000.0}, dtype="bfloat16", new=True, prompts=(5, 40)),
+    "glm_moe_dsa_sparse": case(  # indexers that choose, and layers that share their choice
+        GLM5, seed=630, hidden_size=64, num_attention_heads=4, num_key_value_heads=4, num_hidden_layers=4, q_lora_rank=24,
+        kv_lora_rank=20, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=16, n_routed_experts=6, num_experts_per_tok=2,
+        moe_intermediate_size=20, n_shared_experts=1, first_k_dense_replace=1, n_group=1, topk_group=1,
+        norm_topk_prob=True, routed_scaling_factor=1.5, index_topk=17, index_head_dim=16, index_n_heads=10,
+        indexer_types=["full", "shared", "full", "shared"], vocab_size=320, bos_token_id=None, eos_token_id=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0}, dtype="bfloat16", new=True,
+        bf16_calc_diff=1e-2, prompts=(5, 40)),
 }
