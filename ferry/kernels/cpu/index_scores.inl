@@ -15,7 +15,7 @@ inline void add_head(const float* products, float weight, std::int64_t n, float*
   });
 }
 
-template <class Row>
+template <class Format>
 void index_block(const IndexArgs& args, const Positions& block, float* scores) {
   AttendQuery heads[Tiling::kQueries];
   AttendArgs products;
@@ -36,7 +36,7 @@ void index_block(const IndexArgs& args, const Positions& block, float* scores) {
         for (const Run& run : runs) {
           const Positions& part = run.positions;
           for (std::int64_t p = part.begin; p < part.end; p += 16 / R)
-            score_sixteen<Row, R>(products, rows, 0, run, p, part.end);
+            score_sixteen<Format, R>(products, rows, 0, run, p, part.end);
         }
         for (int r = 0; r < R; ++r)
           add_head(room + r * kIndexStride, args.weights[first + r], n, scores);
@@ -46,7 +46,7 @@ void index_block(const IndexArgs& args, const Positions& block, float* scores) {
 inline void index_scores(const IndexArgs& args) {
   with_row_type(args.key_type, [&]<class Row>(Row) {
     for (std::int64_t p = args.begin; p < args.end; p += kBlockPositions)
-      index_block<Row>(
+      index_block<Plain<Row>>(
           args, {p, smaller(p + kBlockPositions, args.end)}, args.scores + (p - args.begin));
   });
 }
