@@ -39,8 +39,7 @@ struct SendResults {
              output + row * layout.output_row_bytes,
              layout.output_type,
              results + row * layout.combine_row_bytes,
-             layout.combine_wire,
-             layout.hidden,
+             {layout.combine_wire, layout.hidden},
              unit % pieces * piece);
     };
     for_units(t, units, encode_unit, dealt);
@@ -66,9 +65,8 @@ struct SumResults {
       const Term term = t.lane() < args.layout.topk ? term_of(t, token, t.lane()) : Term{};
       weighted_sum(t,
                    term,
-                   args.layout.combine_wire,
+                   {args.layout.combine_wire, args.layout.hidden},
                    {rows.base + token * rows.stride, type, accumulate},
-                   args.layout.hidden,
                    unit % pieces * kPieceValues);
     });
   }

@@ -155,7 +155,7 @@ struct ReceiveTokens {
       return;
     }
     const DType type = layout.expert_type == WireType::f32 ? DType::f32 : DType::bf16;
-    decode(t, from, layout.dispatch_wire, to, type, layout.hidden, first);
+    decode(t, from, {layout.dispatch_wire, layout.hidden}, to, type, first);
   }
 
   /// As delivered, scales and all: the pieces of a row are as many shares of its bytes.

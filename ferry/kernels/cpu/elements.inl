@@ -67,4 +67,6 @@ constexpr float fp8_to_f32(std::uint8_t code) {
   return float_of(sign | ((magnitude << 20) + (120U << 23)));
 }
 
-constexpr float bf16_to_f32(std::uint16_t x) { return float_of(static_cast<std::uint32_t>(x) << 16); }
+constexpr float bf16_to_f32(std::uint16_t x) {
+  return float_of(static_cast<std::uint32_t>(x) << 16);
+}

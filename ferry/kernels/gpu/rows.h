@@ -110,21 +110,27 @@ FERRY_GPU std::int64_t encode_piece(WireType wire, std::int64_t n) {
   return wire == WireType::f32 || wire == WireType::bf16 ? kPieceValues : kWireBlock;
 }
 
+/// How a row of n values travels.
+struct RowCode {
+  WireType wire = WireType::f32;
+  std::int64_t n = 0;
+};
+
 /// Writes the piece at `first` of a row as it travels.
 template <class Thread>
 FERRY_GPU void encode(Thread& t,
                       const std::byte* in,
                       DType in_type,
                       std::byte* out,
-                      WireType wire,
-                      std::int64_t n,
+                      const RowCode& code,
                       std::int64_t first) {
-  with_wire(wire, [&]<class Format>(Format) {
+  with_wire(code.wire, [&]<class Format>(Format) {
     with_element(in_type, [&]<class In>(In) {
       if constexpr (Format::kQuantized) {
-        quantize_block<In, Format>(t, in, out, n, first);
+        quantize_block<In, Format>(t, in, out, code.n, first);
       } else {
-        const std::int64_t count = n - first < kPieceValues ? n - first : kPieceValues;
+        const std::int64_t rest = code.n - first;
+        const std::int64_t count = rest < kPieceValues ? rest : kPieceValues;
         convert<In, typename Format::Element>(t, in, out, first, count);
       }
     });
@@ -143,19 +149,20 @@ read_four(Thread& t, const std::byte* row, std::int64_t n, std::int64_t i, int s
   return v;
 }
 
+/// The piece at `first` of a row that arrived, as plain values.
 template <class Thread>
 FERRY_GPU void decode(Thread& t,
                       const std::byte* in,
-                      WireType wire,
+                      const RowCode& code,
                       std::byte* out,
                       DType out_type,
-                      std::int64_t n,
                       std::int64_t first) {
-  const std::int64_t count = n - first < kPieceValues ? n - first : kPieceValues;
-  with_wire(wire, [&]<class Format>(Format) {
+  const std::int64_t rest = code.n - first;
+  const std::int64_t count = rest < kPieceValues ? rest : kPieceValues;
+  with_wire(code.wire, [&]<class Format>(Format) {
     with_element(out_type, [&]<class Out>(Out) {
       for_fours(t, first, count, [&](std::int64_t i, int some) {
-        store_four<Out>(t, out, i, read_four<Format>(t, in, n, i, some), some);
+        store_four<Out>(t, out, i, read_four<Format>(t, in, code.n, i, some), some);
       });
     });
   });
@@ -176,15 +183,12 @@ struct SumTarget {
 
 /// The weighted sum over the lanes' terms, in order of lanes.
 template <class Thread>
-FERRY_GPU void weighted_sum(Thread& t,
-                            const Term& term,
-                            WireType wire,
-                            const SumTarget& target,
-                            std::int64_t n,
-                            std::int64_t first) {
-  const std::int64_t count = n - first < kPieceValues ? n - first : kPieceValues;
+FERRY_GPU void weighted_sum(
+    Thread& t, const Term& term, const RowCode& code, const SumTarget& target, std::int64_t first) {
+  const std::int64_t rest = code.n - first;
+  const std::int64_t count = rest < kPieceValues ? rest : kPieceValues;
   const std::uint32_t terms = t.ballot(term.row != nullptr);
-  with_wire(wire, [&]<class Format>(Format) {
+  with_wire(code.wire, [&]<class Format>(Format) {
     with_element(target.type, [&]<class Out>(Out) {
       for_fours(t, first, count, [&](std::int64_t i, int some) {
         Four sum{};
@@ -194,7 +198,7 @@ FERRY_GPU void weighted_sum(Thread& t,
               t.shuffle(static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(term.row)), k);
           const float weight = t.shuffle(term.weight, k);
           const Four v =
-              read_four<Format>(t, reinterpret_cast<const std::byte*>(address), n, i, some);
+              read_four<Format>(t, reinterpret_cast<const std::byte*>(address), code.n, i, some);
           for (int j = 0; j < 4; ++j) sum.x[j] = fmaf(weight, v.x[j], sum.x[j]);
         }
         if (target.accumulate) {

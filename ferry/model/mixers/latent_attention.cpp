@@ -496,7 +496,6 @@ class LatentAttentionKind final : public MixerKind {
     const double index_queries = static_cast<double>(index.heads) * index.dim;
     const double choose = hidden * (index.dim + index.heads) + index_queries * latent.query_rank;
     return {make_queries + hidden * row + up + out + choose,
-            row + index.dim,
             config.heads * (row + latent.rank) + index_queries};
   }
 
