@@ -48,8 +48,12 @@ struct SendTokens {
       if (encoded)
         copy_bytes(t, to, row(t, token), piece);
       else
-        encode(
-            t, row(t, token), type, to, layout.dispatch_wire, layout.hidden, unit % pieces * piece);
+        encode(t,
+               row(t, token),
+               type,
+               to,
+               {layout.dispatch_wire, layout.hidden},
+               unit % pieces * piece);
     });
   }
 
