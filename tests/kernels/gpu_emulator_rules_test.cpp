@@ -320,6 +320,26 @@ TEST(GpuEmulatorOrder, HostAccessesAreInOrderWithTheirThreadsLaunches) {
       [&] { EXPECT_THROW(gpu.emulator.host_reads(gpu.words + 3, 1), GpuFault); });
 }
 
+TEST(GpuEmulatorOrder, CopiesAreInOrderWithTheirThreadsLaunches) {
+  Gpu gpu;
+  std::vector<Word> here(64, 3);
+  gpu.emulator.copy(gpu.words, here.data(), 64 * sizeof(Word));
+  const auto add = [words = gpu.words](EmulatedThread& t) {
+    t.store(words + t.thread(), t.load(words + t.thread()) + 1);
+  };
+  EXPECT_EQ(gpu.fault(add, kOneWarp), "");
+  gpu.emulator.copy(here.data(), gpu.words, 64 * sizeof(Word));
+  EXPECT_EQ(here[31], 4U);
+  EXPECT_EQ(here[32], 3U);
+  gpu.emulator.copy(here.data() + 1, here.data(), 4);
+  EXPECT_EQ(here[1], 4U);
+  EXPECT_THROW(gpu.emulator.copy(gpu.words + 1, here.data(), 64 * sizeof(Word)), GpuFault);
+  on_two_hosts(
+      gpu.emulator,
+      [&] { gpu.emulator.copy(gpu.words, here.data(), 4); },
+      [&] { EXPECT_TRUE(says(gpu.fault(add, kOneWarp), "host thread 1")); });
+}
+
 // The host polls a flag that a kernel sets while it runs, and answers it.
 TEST(GpuEmulatorOrder, AKernelAndTheHostMeetInWatchedMemory) {
   GpuEmulator gpu({.seed = 3});

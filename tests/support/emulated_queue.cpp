@@ -52,7 +52,7 @@ std::unique_ptr<GpuMemory> EmulatedQueue::open(std::span<const std::byte> shared
 }
 
 void EmulatedQueue::copy(void* to, const void* from, std::size_t bytes) {
-  std::memcpy(to, from, bytes);
+  device_.copy(to, from, bytes);
 }
 
 void EmulatedQueue::launch(const GpuKernel& kernel, const GpuGrid& grid) {

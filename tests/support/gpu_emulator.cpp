@@ -254,11 +254,16 @@ struct GpuEmulator::Impl {
   }
 
   void host_access(const void* p, std::size_t bytes, bool write, Site site) {
-    const HasTurn turn(device.turn);
     if (bytes == 0 || !options.watch) return;
     const Actor actor = begin("");
     device.memory.host_access(actor, p, bytes, write, site);
     end(actor, actor.known);
+  }
+
+  void copy(void* to, const void* from, std::size_t bytes, Site site) {
+    if (device.memory.touches(from, bytes)) host_access(from, bytes, false, site);
+    if (device.memory.touches(to, bytes)) host_access(to, bytes, true, site);
+    std::memcpy(to, from, bytes);
   }
 
   const GpuEmulatorOptions options;
@@ -342,11 +347,19 @@ void GpuEmulator::run(const void* kernel,
 }
 
 void GpuEmulator::host_reads(const void* p, std::size_t bytes, Site site) {
+  const HasTurn turn(impl_->device.turn);
   impl_->host_access(p, bytes, false, site);
 }
 
 void GpuEmulator::host_writes(const void* p, std::size_t bytes, Site site) {
+  const HasTurn turn(impl_->device.turn);
   impl_->host_access(p, bytes, true, site);
+}
+
+void GpuEmulator::copy(void* to, const void* from, std::size_t bytes, Site site) {
+  if (bytes == 0) return;
+  const HasTurn turn(impl_->device.turn);
+  impl_->copy(to, from, bytes, site);
 }
 
 void GpuEmulator::host_released(const void* p) {

@@ -228,6 +228,8 @@ class GpuEmulator {
   /// The host thread reads or writes this memory now, in order with its launches.
   void host_reads(const void* p, std::size_t bytes, Site site = Site::current());
   void host_writes(const void* p, std::size_t bytes, Site site = Site::current());
+  /// Copies as cudaMemcpy does, between any two of memory of the device and the host's.
+  void copy(void* to, const void* from, std::size_t bytes, Site site = Site::current());
   /// What this host thread has launched, and what it knows, is known to who acquires at `p`: any
   /// address that both sides know, in known memory or not.
   void host_released(const void* p);

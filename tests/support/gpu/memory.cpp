@@ -6,6 +6,7 @@
 #include <bit>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <new>
 #include <span>
 #include <stdexcept>
@@ -249,6 +250,14 @@ void Memory::host_access(
                 site);
     at = next;
   }
+}
+
+bool Memory::touches(const void* p, std::size_t bytes) const {
+  const auto begin = reinterpret_cast<std::uintptr_t>(p);
+  const auto after = regions_.lower_bound(begin + bytes);
+  if (after == regions_.begin()) return false;
+  const Region& last = std::prev(after)->second;
+  return last.begin + last.bytes > begin;
 }
 
 void Memory::check_races(

@@ -97,6 +97,9 @@ class Memory {
   /// The same for a thread of the host and any number of bytes.
   void host_access(const Actor& actor, const void* p, std::size_t bytes, bool write, Site site);
 
+  /// Whether any of these bytes is memory that kernels may reach.
+  bool touches(const void* p, std::size_t bytes) const;
+
   /// What acquiring at this address makes known. A plain store does not end it: who acquires behind
   /// that store without a race knows as much through it.
   ClocksPtr released(const void* p) const;
