@@ -9,7 +9,6 @@
 namespace ferry {
 
 using Json = nlohmann::ordered_json;
-using Kind = AnswerPart::Kind;
 
 namespace {
 
@@ -48,13 +47,13 @@ Json frame_of(const ServedModel& model, const Json& body, const OpenAiCall& call
           {"user", given("user", nullptr)}};
 }
 
-const char* id_prefix(Kind kind) {
+const char* id_prefix(AnswerPart::Kind kind) {
   switch (kind) {
-    case Kind::thinking:
+    case AnswerPart::Kind::thinking:
       return "rs_";
-    case Kind::call:
+    case AnswerPart::Kind::call:
       return "fc_";
-    case Kind::text:
+    case AnswerPart::Kind::text:
       break;
   }
   return "msg_";
@@ -143,7 +142,7 @@ std::string ResponseForm::event(Json json) {
 /// An event of a part.
 Json ResponseForm::place(const char* type, std::size_t part) const {
   Json json{{"type", type}, {"item_id", ids_[part]}, {"output_index", part}};
-  if (parts_.parts()[part].kind != Kind::call) json["content_index"] = 0;
+  if (parts_.parts()[part].kind != AnswerPart::Kind::call) json["content_index"] = 0;
   return json;
 }
 
@@ -151,33 +150,34 @@ std::string ResponseForm::begin(std::size_t part) {
   std::string events = event({{"type", "response.output_item.added"},
                               {"output_index", part},
                               {"item", item(part, /*whole=*/false)}});
-  if (parts_.parts()[part].kind == Kind::call) return events;
+  if (parts_.parts()[part].kind == AnswerPart::Kind::call) return events;
   Json added = place("response.content_part.added", part);
   added["part"] = content_of(part, "");
   return events + event(std::move(added));
 }
 
 std::string ResponseForm::grow(std::size_t part, const std::string& text) {
-  const Kind kind = parts_.parts()[part].kind;
-  Json json = place(kind == Kind::call       ? "response.function_call_arguments.delta"
-                    : kind == Kind::thinking ? "response.reasoning_text.delta"
-                                             : "response.output_text.delta",
+  const AnswerPart::Kind kind = parts_.parts()[part].kind;
+  Json json = place(kind == AnswerPart::Kind::call       ? "response.function_call_arguments.delta"
+                    : kind == AnswerPart::Kind::thinking ? "response.reasoning_text.delta"
+                                                         : "response.output_text.delta",
                     part);
   json["delta"] = text;
-  if (kind == Kind::text) json["logprobs"] = std::exchange(*new_logprobs_, Json::array());
+  if (kind == AnswerPart::Kind::text)
+    json["logprobs"] = std::exchange(*new_logprobs_, Json::array());
   return event(std::move(json));
 }
 
 std::string ResponseForm::end(std::size_t part) {
   const AnswerPart& whole = parts_.parts()[part];
   std::string events;
-  if (whole.kind == Kind::call) {
+  if (whole.kind == AnswerPart::Kind::call) {
     Json done = place("response.function_call_arguments.done", part);
     done["name"] = whole.name;
     done["arguments"] = whole.text;
     events += event(std::move(done));
   } else {
-    const bool text = whole.kind == Kind::text;
+    const bool text = whole.kind == AnswerPart::Kind::text;
     Json done = place(text ? "response.output_text.done" : "response.reasoning_text.done", part);
     done["text"] = whole.text;
     if (text) done["logprobs"] = *logprobs_;
@@ -192,7 +192,7 @@ std::string ResponseForm::end(std::size_t part) {
 }
 
 Json ResponseForm::content_of(std::size_t part, const std::string& text) const {
-  if (parts_.parts()[part].kind == Kind::thinking)
+  if (parts_.parts()[part].kind == AnswerPart::Kind::thinking)
     return {{"type", "reasoning_text"}, {"text", text}};
   return {{"type", "output_text"},
           {"text", text},
@@ -204,13 +204,13 @@ Json ResponseForm::item(std::size_t part, bool whole) const {
   const AnswerPart& shown = parts_.parts()[part];
   Json json{{"id", ids_[part]}};
   switch (shown.kind) {
-    case Kind::thinking:
+    case AnswerPart::Kind::thinking:
       json.update({{"type", "reasoning"}, {"summary", Json::array()}});
       break;
-    case Kind::text:
+    case AnswerPart::Kind::text:
       json.update({{"type", "message"}, {"role", "assistant"}});
       break;
-    case Kind::call:
+    case AnswerPart::Kind::call:
       json.update({{"type", "function_call"},
                    {"call_id", shown.call_id},
                    {"name", shown.name},
@@ -218,7 +218,7 @@ Json ResponseForm::item(std::size_t part, bool whole) const {
       break;
   }
   json["status"] = whole ? "completed" : "in_progress";
-  if (shown.kind != Kind::call) {
+  if (shown.kind != AnswerPart::Kind::call) {
     json["content"] = Json::array();
     if (whole) json["content"].push_back(content_of(part, shown.text));
   }
@@ -249,7 +249,8 @@ Json ResponseForm::response(const Generation& generation) const {
 Json ResponseForm::usage(const Generation& generation) const {
   std::size_t thinking = 0;  // the tokens of its text, which are those that came but for its ends
   for (const AnswerPart& part : parts_.parts())
-    if (part.kind == Kind::thinking) thinking += encode(model_, part.text, false).size();
+    if (part.kind == AnswerPart::Kind::thinking)
+      thinking += encode(model_, part.text, false).size();
   return {{"input_tokens", generation.prompt_tokens()},
           {"input_tokens_details",
            {{"cached_tokens", generation.cached_tokens()}, {"cache_write_tokens", 0}}},

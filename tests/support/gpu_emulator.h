@@ -36,13 +36,13 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
-#include <source_location>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <typeinfo>
 
 #include "ferry/kernels/gpu/thread.h"
+#include "support/gpu/site.h"
 
 namespace ferry::testing {
 
@@ -72,8 +72,6 @@ class GpuFault : public std::runtime_error {
 /// The thread handle of thread.h; see there.
 class EmulatedThread {
  public:
-  using Site = std::source_location;
-
   explicit EmulatedThread(gpu::Thread& self);
 
   int block() const { return block_; }
@@ -194,8 +192,6 @@ class EmulatedThread {
 /// with it.
 class GpuEmulator {
  public:
-  using Site = std::source_location;
-
   explicit GpuEmulator(GpuEmulatorOptions options = {});
   ~GpuEmulator();
   GpuEmulator(const GpuEmulator&) = delete;

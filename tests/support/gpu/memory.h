@@ -11,16 +11,14 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <source_location>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "support/gpu/clocks.h"
+#include "support/gpu/site.h"
 
 namespace ferry::testing::gpu {
-
-using Site = std::source_location;
 
 enum class Access : std::uint8_t {
   read,
