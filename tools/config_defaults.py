@@ -21,7 +21,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 FILE = Path(__file__).resolve().parent.parent / "ferry/model/config_defaults.cpp"
 CLASSES = ["deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa",
-           "gpt_oss", "hunyuan_v1_moe", "llama4_text", "minimax_m2", "mistral4", "mixtral", "olmoe", "qwen2_moe", "qwen3_5_moe_text",
+           "gpt_oss", "hunyuan_v1_moe", "lfm2_moe", "llama4_text", "minimax_m2", "mistral4", "mixtral", "olmoe", "qwen2_moe", "qwen3_5_moe_text",
            "qwen3_moe", "qwen3_next"]
 # Without meaning for what a model computes, or for whoever embeds it.
 LEFT_OUT = {"attention_dropout", "chunk_size_feed_forward", "initializer_range", "output_router_logits", "pretraining_tp",

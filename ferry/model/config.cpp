@@ -185,7 +185,7 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   config.hidden = in.size("hidden_size", kMaxWidth);
   config.vocab = in.size("vocab_size", kMaxWidth);
   config.max_positions = in.size("max_position_embeddings", kMaxPositions);
-  config.rms_eps = static_cast<float>(in.positive("rms_norm_eps"));
+  config.rms_eps = static_cast<float>(in.positive(family.eps_field));
   config.layers = in.size("num_hidden_layers", kMaxLayers);
   config.layer_kinds.assign(static_cast<std::size_t>(config.layers), LayerKind::sparse);
   config.layer_attention.resize(static_cast<std::size_t>(config.layers));

@@ -65,6 +65,7 @@ struct QueryGrowth {
 inline constexpr std::string_view kAttention = "attention";
 inline constexpr std::string_view kLatentAttention = "latent attention";
 inline constexpr std::string_view kGatedDeltaNet = "gated delta net";
+inline constexpr std::string_view kShortConv = "short convolution";
 
 /// What differs between the attention of a model's layers.
 struct LayerAttention {
@@ -150,6 +151,7 @@ struct ModelConfig {
 
   LatentConfig latent;
   DeltaConfig delta;
+  int conv_taps = 0;  ///< of short convolutions: a token and those before it; 0 = no layer has any
   std::vector<LayerAttention> layer_attention;  ///< [layers]
 
   std::vector<LayerKind> layer_kinds;  ///< [layers]

@@ -9,7 +9,7 @@ namespace ferry {
 namespace {
 
 // clang-format off
-constexpr std::array<std::pair<std::string_view, std::string_view>, 19> kDefaults = {{
+constexpr std::array<std::pair<std::string_view, std::string_view>, 20> kDefaults = {{
     {"deepseek_v2",
      R"({"attention_bias": false, "eos_token_id": 2, "first_k_dense_replace": 0, "hidden_act":
        "silu", "hidden_size": 4096, "intermediate_size": 11008, "kv_lora_rank": 512,
@@ -101,6 +101,14 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 19> kDefault
        "intermediate_size": 11008, "max_position_embeddings": 2048, "moe_topk": 1,
        "num_attention_heads": 32, "num_experts": 1, "num_hidden_layers": 32, "rms_norm_eps":
        1e-05, "rope_theta": 10000.0, "tie_word_embeddings": false, "vocab_size": 290943})"},
+    {"lfm2_moe",
+     R"({"conv_L_cache": 3, "conv_bias": false, "eos_token_id": 2, "hidden_size": 2048,
+       "intermediate_size": 7168, "max_position_embeddings": 128000,
+       "moe_intermediate_size": 1792, "norm_eps": 1e-05, "norm_topk_prob": true,
+       "num_attention_heads": 32, "num_dense_layers": 2, "num_experts": 32,
+       "num_experts_per_tok": 4, "num_hidden_layers": 32, "num_key_value_heads": 8,
+       "rope_theta": 1000000.0, "routed_scaling_factor": 1.0, "tie_word_embeddings": true,
+       "use_expert_bias": true, "vocab_size": 65536})"},
     {"llama4_text",
      R"({"attention_bias": false, "attention_chunk_size": 8192, "attn_scale": 0.1,
        "attn_temperature_tuning": true, "eos_token_id": 2, "floor_scale": 8192, "head_dim":

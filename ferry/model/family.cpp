@@ -75,6 +75,9 @@ constexpr std::array kPatterns = {&N::embedding,
                                   &N::index_norm,
                                   &N::index_norm_bias,
                                   &N::index_weights,
+                                  &N::conv_in,
+                                  &N::conv_taps,
+                                  &N::conv_out,
                                   &N::delta_in,
                                   &N::delta_gate,
                                   &N::delta_rates,
@@ -111,15 +114,18 @@ static_assert(sizeof(TensorNames) == (kPatterns.size() + 2) * sizeof(std::string
 }  // namespace
 
 std::span<const ModelFamily> model_families() {
-  static const std::array families = {
-      deepseek_v2_family(),    deepseek_v3_family(),  deepseek_v32_family(),
-      dots1_family(),          ernie4_5_moe_family(), glm4_moe_family(),
-      glm4_moe_lite_family(),  glm_moe_dsa_family(),  gpt_oss_family(),
-      hunyuan_v1_moe_family(), kimi_k2_family(),      kimi_k25_family(),
-      llama4_family(),         llama4_text_family(),  minimax_m2_family(),
-      mistral4_family(),       mixtral_family(),      olmoe_family(),
-      qwen2_moe_family(),      qwen3_5_moe_family(),  qwen3_5_moe_text_family(),
-      qwen3_moe_family(),      qwen3_next_family()};
+  static const std::array families = {deepseek_v2_family(),   deepseek_v3_family(),
+                                      deepseek_v32_family(),  dots1_family(),
+                                      ernie4_5_moe_family(),  glm4_moe_family(),
+                                      glm4_moe_lite_family(), glm_moe_dsa_family(),
+                                      gpt_oss_family(),       hunyuan_v1_moe_family(),
+                                      kimi_k2_family(),       kimi_k25_family(),
+                                      lfm2_moe_family(),      llama4_family(),
+                                      llama4_text_family(),   minimax_m2_family(),
+                                      mistral4_family(),      mixtral_family(),
+                                      olmoe_family(),         qwen2_moe_family(),
+                                      qwen3_5_moe_family(),   qwen3_5_moe_text_family(),
+                                      qwen3_moe_family(),     qwen3_next_family()};
   return families;
 }
 

@@ -44,6 +44,8 @@ struct TensorNames {
   std::string_view index_query, index_key;       ///< [heads * dim, query_rank], [dim, H]
   std::string_view index_norm, index_norm_bias;  ///< [dim]
   std::string_view index_weights;                ///< [heads, H]
+  // A short convolution.
+  std::string_view conv_in, conv_taps, conv_out;  ///< [3 H, H], [H, 1, taps], [H, H]
   // Gated delta net: what is convolved and, but for `delta_gate`, the gates; their rates; the rest.
   std::string_view delta_in, delta_gate;              ///< [channels (+ value_width), H], or apart
   std::string_view delta_rates;                       ///< [2 value_heads, H]: of beta and decay
@@ -78,6 +80,7 @@ struct ModelFamily {
   /// Whose defaults hold for fields that the file leaves out (config_defaults.h); empty:
   /// model_type's.
   std::string_view config_class = {};
+  const char* eps_field = "rms_norm_eps";  ///< what config.json calls that of its norms
   bool latent = false;  ///< latent attention, whose sizes of heads the family reads itself
   /// The object of config.json that describes the text model, where that is one part of several;
   /// null: config.json itself.

@@ -113,13 +113,15 @@ TEST(Inspect, TellsWhetherThereIsAChatTemplate) {
 TEST(MakeModel, WritesWhatGenerateRuns) {
   const test::TempDir directory;
   for (const char* arch :
-       {"deepseek_v2", "deepseek_v3",   "deepseek_v32", "dots1",       "ernie4_5_moe",
-        "glm4_moe",    "glm4_moe_lite", "glm_moe_dsa",  "gpt_oss",     "hunyuan_v1_moe",
-        "kimi_k2",     "kimi_k25",      "llama4",       "llama4_text", "minimax_m2",
-        "mistral4",    "mixtral",       "olmoe",        "qwen2_moe",   "qwen3_5_moe",
-        "qwen3_moe",   "qwen3_next"}) {
+       {"deepseek_v2", "deepseek_v3",   "deepseek_v32", "dots1",   "ernie4_5_moe",
+        "glm4_moe",    "glm4_moe_lite", "glm_moe_dsa",  "gpt_oss", "hunyuan_v1_moe",
+        "kimi_k2",     "kimi_k25",      "lfm2_moe",     "llama4",  "llama4_text",
+        "minimax_m2",  "mistral4",      "mixtral",      "olmoe",   "qwen2_moe",
+        "qwen3_5_moe", "qwen3_moe",     "qwen3_next"}) {
     const std::string model = (directory.path() / arch).string();
-    const bool recurrent = std::string_view(arch) == "qwen3_next";  // but for every fourth layer
+    // But for some layers.
+    const bool recurrent =
+        std::string_view(arch) == "qwen3_next" || std::string_view(arch) == "lfm2_moe";
     const auto made = test::run_program({"make-model",
                                          "--arch",
                                          arch,

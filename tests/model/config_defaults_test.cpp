@@ -32,12 +32,16 @@ std::string description(const ModelConfig& c) {
       << r.whole_pairs << ' ' << r.magnitude << ' ' << r.mscale_all_dim << '\n';
   out << c.latent.rank << ' ' << c.latent.query_rank << ' ' << c.latent.plain_dim << ' '
       << c.latent.value_dim << ' ' << c.latent.rms_eps << '\n';
+  const IndexerConfig& index = c.latent.indexer;
+  out << index.topk << ' ' << index.heads << ' ' << index.dim << index.interleaved << ' '
+      << c.conv_taps << '\n';
   const DeltaConfig& d = c.delta;
   out << d.key_heads << ' ' << d.value_heads << ' ' << d.key_dim << ' ' << d.value_dim << ' '
       << d.taps << d.by_key_head << '\n';
   for (const LayerAttention& a : c.layer_attention)
     out << a.mixer << static_cast<int>(a.span.kind) << ' ' << a.span.width << a.rope << ' '
-        << a.growth.step << ' ' << a.growth.strength << a.growth.counts_itself << '\n';
+        << a.growth.step << ' ' << a.growth.strength << a.growth.counts_itself << a.shares_choice
+        << '\n';
   for (const LayerKind kind : c.layer_kinds) out << static_cast<int>(kind);
   const MoeConfig& m = c.moe;
   out << '\n'
@@ -70,6 +74,11 @@ json silent(const ModelFamily& family) {
   const bool divides =
       defaults.at("hidden_size").get<int>() % defaults.at("num_attention_heads").get<int>() == 0;
   if (!divides && !defaults.contains("head_dim")) text["head_dim"] = 128;
+  if (defaults.contains("conv_L_cache")) {
+    text["layer_types"] =
+        std::vector<std::string>(defaults.at("num_hidden_layers").get<std::size_t>(), "conv");
+    text["layer_types"][2] = "full_attention";
+  }
   return fields;
 }
 

@@ -176,6 +176,26 @@ TEST(Config, LayersOfGlmShareWhatAnIndexerChose) {
   error_with(model, "indexer_types", "FFFF");
 }
 
+TEST(Config, LfmNamesItsConvolutions) {
+  const ModelConfig c = load_config(test::data_dir("lfm2_moe"));
+  EXPECT_EQ(c.conv_taps, 3);
+  for (std::size_t i = 0; i < 4; ++i)
+    EXPECT_EQ(c.layer_attention[i].mixer, i == 1 ? kAttention : kShortConv) << i;
+  EXPECT_THAT(
+      c.layer_kinds,
+      ElementsAre(LayerKind::dense, LayerKind::sparse, LayerKind::sparse, LayerKind::sparse));
+  EXPECT_EQ(c.rms_eps, 1e-5F);
+  EXPECT_TRUE(c.tied_embeddings);
+  EXPECT_FALSE(with("lfm2_moe", "tie_embedding", false).tied_embeddings);
+  EXPECT_FALSE(with("lfm2_moe", "use_expert_bias", false).moe.selection_bias);
+  error_with("lfm2_moe", "conv_bias", true);
+  error_with("lfm2_moe", "conv_L_cache", 0);
+  error_with("lfm2_moe", "layer_types", nullptr);
+  error_with("lfm2_moe", "layer_types", {"conv", "conv", "conv", "conv"});
+  error_with("lfm2_moe", "layer_types", {"conv", "full_attention", "conv"});
+  error_with("lfm2_moe", "num_dense_layers", 5);
+}
+
 TEST(Config, KimiWithPicturesIsAKimiInside) {
   const ModelConfig c = load_config(test::data_dir("kimi_k25_pictures_int4"));
   EXPECT_EQ(c.model_type, "kimi_k25");

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from .files import write_json
 
-ROUTERS = ("mlp.gate.weight", "mlp.gate.wg.weight", "mlp.router.weight", "feed_forward.router.weight")
+ROUTERS = ("mlp.gate.weight", "mlp.gate.wg.weight", "mlp.router.weight", "feed_forward.router.weight", "feed_forward.gate.weight")
 
 
 def nothing_more(_config: dict, _new: dict) -> None:
@@ -108,7 +108,7 @@ def randomise(model, gen: torch.Generator, choice_bias: float = 0.0) -> None:
             value = noise * 1.2 / inputs ** 0.5
         p.data.copy_(value)
     for name, b in model.named_buffers():
-        if name.endswith("e_score_correction_bias"):
+        if name.endswith(("e_score_correction_bias", "expert_bias")):
             b.copy_(choice_bias + 0.1 * torch.randn(b.shape, generator=gen))
 
 

@@ -19,10 +19,10 @@ from .packing import STORES
 GREEDY = 32
 
 
-def choice_gap(gate, logits: torch.Tensor, k: int) -> torch.Tensor:
+def choice_gap(gate, block, logits: torch.Tensor, k: int) -> torch.Tensor:
     """By how much what the router's choice is made of would have to move for another choice."""
     keys = logits
-    bias = getattr(gate, "e_score_correction_bias", None)
+    bias = getattr(gate, "e_score_correction_bias", getattr(block, "expert_bias", None))
     if hasattr(gate, "moe_statics"):
         keys = logits.softmax(-1) + gate.moe_statics.e_score_correction_bias.squeeze()
     elif bias is not None:
@@ -72,14 +72,15 @@ def router_gap(model, ids: torch.Tensor) -> torch.Tensor:
 
     def hook(gate, _inputs, output):
         logits = output[1] if type(gate).__name__ == "Llama4Router" else output[0]
-        gaps.append(choice_gap(gate, logits.float().reshape(*ids.shape, -1), k).amin(dim=-1))
+        gaps.append(choice_gap(gate, blocks[gate], logits.float().reshape(*ids.shape, -1), k).amin(dim=-1))
 
-    indexers = IndexerGaps()
+    indexers, blocks = IndexerGaps(), {}
     for name, module in model.named_modules():
         if name.endswith("self_attn.indexer"):
             module.forward = indexers.run(type(module).forward.__get__(module))
         if name.endswith(tuple(r.removesuffix(".weight").removesuffix(".wg") for r in ROUTERS)):
             hooks.append(module.register_forward_hook(hook))
+            blocks[module] = model.get_submodule(name.rpartition(".")[0])
     model(ids)
     for h in hooks:
         h.remove()

@@ -17,6 +17,7 @@ ModelFamily gpt_oss_family();
 ModelFamily hunyuan_v1_moe_family();
 ModelFamily kimi_k2_family();
 ModelFamily kimi_k25_family();
+ModelFamily lfm2_moe_family();
 ModelFamily llama4_family();
 ModelFamily llama4_text_family();
 ModelFamily minimax_m2_family();

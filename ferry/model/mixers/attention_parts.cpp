@@ -17,6 +17,13 @@ Buffer rows_buffer(std::int64_t rows, std::int64_t width, DType type) {
   return Buffer(static_cast<std::size_t>(rows * width) * dtype_bytes(type));
 }
 
+void by_tap(std::vector<float>& taps, int num_taps) {
+  const std::vector<float> stored = taps;
+  const auto each = static_cast<std::size_t>(num_taps);
+  const std::size_t channels = stored.size() / each;
+  for (std::size_t i = 0; i < stored.size(); ++i) taps[i % each * channels + i / each] = stored[i];
+}
+
 StepAngles::StepAngles(const RopeOptions& options, int max_tokens, ThreadPool& pool)
     : pool_(pool),
       rope_(options),

@@ -33,6 +33,9 @@ inline std::byte* bytes_of(float* x) { return reinterpret_cast<std::byte*>(x); }
 
 inline const std::byte* bytes_of(const float* x) { return reinterpret_cast<const std::byte*>(x); }
 
+/// The taps of convolutions as tensors have them, [channels, taps], become [taps, channels].
+void by_tap(std::vector<float>& taps, int num_taps);
+
 /// The rotary angles of a step's tokens. Threads: turn() from several, begin_step() from one.
 class StepAngles {
  public:

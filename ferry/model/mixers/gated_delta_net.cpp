@@ -452,17 +452,6 @@ class GatedDeltaNetKind final : public MixerKind {
     return std::make_unique<GatedDeltaNet>(
         context, layer, dynamic_cast<const GatedDeltaNetWeights&>(weights));
   }
-
- private:
-  /// [channels, taps] becomes [taps, channels].
-  static void by_tap(std::vector<float>& taps, int num_taps) {
-    const std::vector<float> stored = taps;
-    const std::size_t channels = stored.size() / static_cast<std::size_t>(num_taps);
-    for (std::size_t i = 0; i < stored.size(); ++i) {
-      const std::size_t tap = i % static_cast<std::size_t>(num_taps);
-      taps[tap * channels + i / static_cast<std::size_t>(num_taps)] = stored[i];
-    }
-  }
 };
 
 }  // namespace

@@ -6,13 +6,15 @@
 #include "ferry/model/mixers/attention.h"
 #include "ferry/model/mixers/gated_delta_net.h"
 #include "ferry/model/mixers/latent_attention.h"
+#include "ferry/model/mixers/short_conv.h"
 
 namespace ferry {
 
 namespace {
 
 /// All kinds there are.
-const std::array kKinds = {&attention_kind, &latent_attention_kind, &gated_delta_net_kind};
+const std::array kKinds = {
+    &attention_kind, &latent_attention_kind, &gated_delta_net_kind, &short_conv_kind};
 
 }  // namespace
 

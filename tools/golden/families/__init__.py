@@ -2,8 +2,8 @@
 head counts, E that 2, 3 and 4 ranks do not divide, every storage type, both forms of config.json, dense
 layers among the sparse ones."""
 
-from . import deepseek, dots, ernie, glm4, gpt_oss, hunyuan, llama4, minimax, mistral, mixtral, olmoe, qwen, qwen_next
+from . import deepseek, dots, ernie, glm4, gpt_oss, hunyuan, lfm2, llama4, minimax, mistral, mixtral, olmoe, qwen, qwen_next
 
 CASES = {**qwen.CASES, **mixtral.CASES, **olmoe.CASES, **deepseek.CASES, **llama4.CASES, **glm4.CASES,
          **gpt_oss.CASES, **minimax.CASES, **dots.CASES, **ernie.CASES, **hunyuan.CASES, **mistral.CASES,
-         **qwen_next.CASES}
+         **qwen_next.CASES, **lfm2.CASES}
