@@ -74,7 +74,9 @@ ShortConv::ShortConv(MixerContext& context, int layer, const ShortConvWeights& w
       inputs_(rows_buffer(context.max_tokens, scratch_->own.size(), DType::f32)) {}
 
 StateSpec ShortConv::state() const {
-  return short_conv_kind().state(scratch_->config, layer_, scratch_->type, scratch_->group.self());
+  // It keeps no keys and values, whatever their type.
+  return short_conv_kind().state(
+      scratch_->config, layer_, wire_type(scratch_->type), scratch_->group.self());
 }
 
 void ShortConv::begin_step(const MixerStep& step) { scratch_->begin_step(step); }
@@ -194,7 +196,10 @@ class ShortConvKind final : public MixerKind {
     return w;
   }
 
-  StateSpec state(const ModelConfig& config, int, DType, const GroupMember& member) const override {
+  StateSpec state(const ModelConfig& config,
+                  int,
+                  WireType,
+                  const GroupMember& member) const override {
     const std::int64_t floats = kept_tokens(config) * own_channels(config, member).size();
     return {.fixed_bytes = static_cast<std::size_t>(floats) * sizeof(float)};
   }
