@@ -116,14 +116,17 @@ TEST_P(GpuExchangeOf, EveryPairDeliversEveryRowAndSumsInOrder) {
   std::uint64_t seed = 1;
   for (const Combination& c : testing::pairwise_combinations(sizes(), valid)) {
     if (c[axis_ranks] != GetParam()) continue;
+    // A thread sanitizer takes a hundred times as long over fibres; the emulator finds races
+    // itself.
+    if (++seed % 8 != 0 && slow_run()) continue;
     SCOPED_TRACE(name_of(c));
-    GpuEmulator device({.seed = ++seed});
+    GpuEmulator device({.seed = seed});
     on_ranks({.ranks = ranks_of(c)}, [&](Transport& transport) {
       EmulatedQueue queue(device, kBlocks[c[axis_blocks]]);
       run_gpu_exchanges({.dispatcher = options_of(c),
                          .routing = static_cast<Routing>(c[axis_routing]),
                          .seed = 17,
-                         .count = 4},
+                         .count = slow_run() ? 1 : 4},
                         transport,
                         queue);
     });
@@ -140,7 +143,7 @@ INSTANTIATE_TEST_SUITE_P(Ranks,
 // --------------------------------
 
 TEST(GpuExchange, DeliversExchangeAfterExchange) {
-  const int count = long_tests() ? 400 : 25;
+  const int count = long_tests() ? 400 : slow_run() ? 2 : 25;
   for (const std::uint64_t seed : {5U, 6U}) {
     GpuEmulator device({.seed = seed});
     on_ranks({.ranks = 3}, [&](Transport& transport) {
