@@ -145,7 +145,7 @@ Outcome converse(const std::string& model, const Way& run) {
 
 /// What three sequences have beside pages, as positions in whole pages.
 std::int64_t beside_pages(const char* model, DType weights) {
-  const StateLayout layout(state_specs(load_config(test::data_dir(model)), weights));
+  const StateLayout layout(state_specs(load_config(test::data_dir(model)), wire_type(weights)));
   const std::size_t bytes = 3 * layout.counted_with_prefixes().bytes_beside_pages();
   return pages_of(static_cast<std::int64_t>(bytes / layout.bytes_per_position())) * kPagePositions;
 }
