@@ -144,8 +144,8 @@ Outcome converse(const std::string& model, const Way& run) {
 }
 
 /// What three sequences have beside pages, as positions in whole pages.
-std::int64_t beside_pages(const char* model, DType weights) {
-  const StateLayout layout(state_specs(load_config(test::data_dir(model)), wire_type(weights)));
+std::int64_t beside_pages(const char* model, WireType kv_type) {
+  const StateLayout layout(state_specs(load_config(test::data_dir(model)), kv_type));
   const std::size_t bytes = 3 * layout.counted_with_prefixes().bytes_beside_pages();
   return pages_of(static_cast<std::int64_t>(bytes / layout.bytes_per_position())) * kPagePositions;
 }
@@ -166,7 +166,7 @@ TEST_P(Prefixes, ChangeNoBit) {
                          Way{.ranks = 3, .max_kv_tokens = 256}}) {
     Way with = run;
     with.weights = weights;
-    if (run.max_kv_tokens > 0) with.max_kv_tokens += beside_pages(GetParam(), weights);
+    if (run.max_kv_tokens > 0) with.max_kv_tokens += beside_pages(GetParam(), wire_type(weights));
     const Outcome outcome = converse(GetParam(), with);
     EXPECT_TRUE(outcome.rounds == without.rounds)
         << "ranks " << run.ranks << ", tp " << run.tp << ", tokens " << run.max_tokens;
@@ -183,7 +183,7 @@ TEST_P(Prefixes, ChangeNoBitWherePagesRunOut) {
   if (!test::runs_all_ways(GetParam())) GTEST_SKIP() << test::kMainRunHasIt;
   const Outcome without = converse(GetParam(), {.keep = false});
   for (const std::int64_t pages : {192, 240}) {
-    const std::int64_t positions = pages + beside_pages(GetParam(), DType::f32);
+    const std::int64_t positions = pages + beside_pages(GetParam(), WireType::f32);
     const Outcome outcome =
         converse(GetParam(), {.max_tokens = 16, .max_sequences = 6, .max_kv_tokens = positions});
     EXPECT_TRUE(outcome.rounds == without.rounds) << positions << " positions";
@@ -195,10 +195,12 @@ TEST_P(Prefixes, ChangeNoBitWhereKeysAndValuesAreNarrow) {
   if (!test::runs_all_ways(GetParam())) GTEST_SKIP() << test::kMainRunHasIt;
   for (const WireType kv_type : {WireType::int8_block, WireType::fp8}) {
     const Outcome without = converse(GetParam(), {.keep = false, .kv_type = kv_type});
-    for (const Way& run :
-         {Way{.max_tokens = 7, .kv_type = kv_type},
-          Way{.ranks = 2, .tp = 2, .kv_type = kv_type},
-          Way{.max_tokens = 16, .max_sequences = 6, .max_kv_tokens = 192, .kv_type = kv_type}}) {
+    for (const Way& run : {Way{.max_tokens = 7, .kv_type = kv_type},
+                           Way{.ranks = 2, .tp = 2, .kv_type = kv_type},
+                           Way{.max_tokens = 16,
+                           .max_sequences = 6,
+                           .max_kv_tokens = 192 + beside_pages(GetParam(), kv_type),
+                           .kv_type = kv_type}}) {
       const Outcome outcome = converse(GetParam(), run);
       EXPECT_TRUE(outcome.rounds == without.rounds)
           << wire_type_name(kv_type) << ", tp " << run.tp << ", tokens " << run.max_tokens;

@@ -194,11 +194,10 @@ FERRY_GPU void weighted_sum(
         Four sum{};
         for (int k = 0; k < kWarpThreads && terms >> k != 0; ++k) {
           if ((terms >> k & 1U) == 0) continue;
-          const auto address =
-              t.shuffle(static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(term.row)), k);
+          const auto address = t.shuffle(__builtin_bit_cast(std::uint64_t, term.row), k);
           const float weight = t.shuffle(term.weight, k);
           const Four v =
-              read_four<Format>(t, reinterpret_cast<const std::byte*>(address), code.n, i, some);
+              read_four<Format>(t, __builtin_bit_cast(const std::byte*, address), code.n, i, some);
           for (int j = 0; j < 4; ++j) sum.x[j] = fmaf(weight, v.x[j], sum.x[j]);
         }
         if (target.accumulate) {
