@@ -33,7 +33,7 @@ EmulatedThread::EmulatedThread(gpu::Thread& self)
       blocks_(self.launch->grid().blocks),
       thread_(static_cast<int>(self.actor.thread)),
       threads_(self.launch->grid().threads),
-      shared_(reinterpret_cast<std::byte*>(self.block->shared->begin)) {}
+      shared_(std::bit_cast<std::byte*>(self.block->shared->begin)) {}
 
 void EmulatedThread::before_load(const void* p, std::size_t bytes, Site site) const {
   self_.launch->access(self_, p, bytes, Access::read, site);

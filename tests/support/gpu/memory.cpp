@@ -164,13 +164,13 @@ std::unique_ptr<Region> Memory::make_shared(std::size_t bytes) {
 
 void Memory::clear(Region& shared) {
   forget(shared);
-  std::memset(reinterpret_cast<void*>(shared.begin), 0xa5, shared.bytes);
+  std::memset(std::bit_cast<void*>(shared.begin), 0xa5, shared.bytes);
 }
 
 void Memory::drop(Region& shared) {
   forget(shared);
   std::free(shared.lines);
-  std::free(reinterpret_cast<void*>(shared.begin));
+  std::free(std::bit_cast<void*>(shared.begin));
 }
 
 // Of all its records, and what was released there.
@@ -282,7 +282,7 @@ void Memory::check_races(
     const bool replaced = is_new && stands_for(now.kind, earlier.kind);
     if ((earlier.bytes & now.bytes) != 0 && (rivals || replaced)) {
       const bool before = happened_before(earlier, actor);
-      if (rivals && !before) race(actor, region, p, size, kind, site, earlier);
+      if (rivals && !before) race(actor, region, p, now, earlier);
       if (replaced && before) {
         earlier.bytes &= static_cast<std::uint16_t>(~now.bytes);
         if (earlier.bytes == 0) {
@@ -325,19 +325,17 @@ void Memory::push(Line& line, const Record& record) {
 void Memory::race(const Actor& actor,
                   const Region& region,
                   std::uintptr_t p,
-                  unsigned size,
-                  Access kind,
-                  Site site,
+                  const Record& now,
                   const Record& earlier) const {
-  const bool devices = scope(kind) > 0 && scope(earlier.kind) > 0 && earlier.host != actor.host;
+  const bool devices = scope(now.kind) > 0 && scope(earlier.kind) > 0 && earlier.host != actor.host;
   throw GpuFault(
       fmt::format("race: {} ({}): {} of {} bytes at {}, and {} ({}): {} of {} bytes there before, "
                   "with nothing that orders them{}",
                   who(actor),
-                  describe(site),
-                  name_of(kind),
-                  size,
-                  where(reinterpret_cast<const void*>(p), region.shared ? &region : nullptr),
+                  describe(now.site),
+                  name_of(now.kind),
+                  std::popcount(now.bytes),
+                  where(std::bit_cast<const void*>(p), region.shared ? &region : nullptr),
                   who(earlier.host, earlier.number, earlier.block, earlier.warp, earlier.lanes),
                   describe(earlier.site),
                   name_of(earlier.kind),

@@ -124,9 +124,7 @@ class Memory {
   [[noreturn]] void race(const Actor& actor,
                          const Region& region,
                          std::uintptr_t p,
-                         unsigned size,
-                         Access kind,
-                         Site site,
+                         const Record& now,
                          const Record& earlier) const;
   void push(Line& line, const Record& record);
   void forget(Region& region);
