@@ -15,7 +15,7 @@ namespace ferry {
 
 /// Rates of a number of threads working at once.
 struct MachinePeaks {
-  double bytes_per_s = 0;       ///< read from memory, four streams a thread
+  double bytes_per_s = 0;       ///< read from memory, as fast as one or four streams a thread do
   double operations_per_s = 0;  ///< of the unit that multiplies with weights of this type
 };
 

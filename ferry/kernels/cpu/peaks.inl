@@ -45,11 +45,10 @@ inline std::uint64_t multiply_in_registers(WeightType weights, std::int64_t roun
   return multiply_floats(rounds);
 }
 
-/// One read stream stays below what a core can take in; four reach it on some processors, and on
-/// others not without asking ahead (AMD Zen 4: half; docs/performance.md).
+/// One read stream stays below what a core of some processors can take in; four reach it
+/// (docs/performance.md).
 inline float greatest(const float* x, std::int64_t n) {
   constexpr std::int64_t kStreams = 4;
-  constexpr std::int64_t kAhead = 1024;  // numbers
   constexpr std::uint32_t kInfinity = 0x7f800000U;
   const std::int64_t quarter = n / kStreams / 16 * 16;
   F32x16 most[kStreams];
@@ -57,9 +56,7 @@ inline float greatest(const float* x, std::int64_t n) {
   for (F32x16& m : most) m = splat(x[0]);
   for (std::int64_t i = 0; i < quarter; i += 16) {
     for (std::int64_t s = 0; s < kStreams; ++s) {
-      const float* from = x + s * quarter + i;
-      __builtin_prefetch(from + kAhead, /*for writing*/ 0, /*into L1*/ 3);
-      const F32x16 next = load(from);
+      const F32x16 next = load(x + s * quarter + i);
       most[s] = max(most[s], next);
       magnitude = max_magnitude(magnitude, next);
     }
