@@ -68,13 +68,12 @@ TEST(Clients, SglangsRouterFindsTwoServersAsOne) {
   Server first({"--model", model});
   Server second({"--model", model, "--ep", "2"});
   const std::filesystem::path script = "tests/clients/sglang_router_client.py";
-  const auto outcome =
-      output_of(fmt::format("{} {} {} {} {}",
-                            python,
-                            (test::source_dir() / script).string(),
-                            first.url(""),
-                            second.url(""),
-                            second.program().pid()));
+  const auto outcome = output_of(fmt::format("{} {} {} {} {}",
+                                             python,
+                                             (test::source_dir() / script).string(),
+                                             first.url(""),
+                                             second.url(""),
+                                             second.program().pid()));
   EXPECT_EQ(outcome.status, 0) << outcome.out;
 }
 
