@@ -129,13 +129,8 @@ GatedDeltaNetScratch::GatedDeltaNetScratch(const MixerContext& context)
 void GatedDeltaNetScratch::begin_step(const MixerStep& step) {
   if (step.number == step_) return;
   check_room(step, max_tokens);
-  runs.clear();
+  find_runs(step, runs);
   tokens = std::ssize(step.tokens);
-  for (std::int64_t t = 0; t < tokens; ++t) {
-    SequenceState* state = step.tokens[static_cast<std::size_t>(t)].state;
-    if (runs.empty() || runs.back().state != state) runs.push_back({.state = state, .first = t});
-    ++runs.back().tokens;
-  }
   step_ = step.number;
 }
 

@@ -51,13 +51,6 @@ class GatedDeltaNetScratch {
  public:
   explicit GatedDeltaNetScratch(const MixerContext& context);
 
-  /// The tokens of one sequence in a step.
-  struct Run {
-    SequenceState* state = nullptr;
-    std::int64_t first = 0;
-    std::int64_t tokens = 0;
-  };
-
   /// The first layer to call it does the work.
   void begin_step(const MixerStep& step);
 
@@ -72,7 +65,7 @@ class GatedDeltaNetScratch {
   const GemmScratch& gemm_scratch;
   const OutputProjection output;
   const std::vector<float> query_norm, key_norm;  // [key_dim]: make an RMS norm one of lengths
-  std::vector<Run> runs;                          // of the step
+  std::vector<StepRun> runs;                      // of the step
   std::int64_t tokens = 0;
   const Buffer projected;  // f32 [tokens, in_width]
   const Buffer rates;      // f32 [tokens, 2 value_heads], as projected
@@ -100,7 +93,7 @@ class GatedDeltaNet final : public Mixer {
   void commit(std::span<const AcceptedTokens> sequences) override;
 
  private:
-  using Run = GatedDeltaNetScratch::Run;
+  using Run = StepRun;
   using Group = DeltaShare::Group;
   struct Place;
 

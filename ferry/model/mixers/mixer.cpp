@@ -18,6 +18,15 @@ const std::array kKinds = {
 
 }  // namespace
 
+void find_runs(const MixerStep& step, std::vector<StepRun>& runs) {
+  runs.clear();
+  for (std::int64_t t = 0; t < std::ssize(step.tokens); ++t) {
+    SequenceState* state = step.tokens[static_cast<std::size_t>(t)].state;
+    if (runs.empty() || runs.back().state != state) runs.push_back({.state = state, .first = t});
+    ++runs.back().tokens;
+  }
+}
+
 void check_room(const MixerStep& step, int max_tokens) {
   FERRY_CHECK(std::ssize(step.tokens) <= max_tokens,
               "{} tokens in a step, room for {}",

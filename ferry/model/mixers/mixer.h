@@ -11,6 +11,7 @@
 #include <string_view>
 #include <typeindex>
 #include <unordered_map>
+#include <vector>
 
 #include "ferry/compute/parallel_gemm.h"
 #include "ferry/compute/tensor_group.h"
@@ -45,6 +46,16 @@ struct MixerStep {
   std::uint64_t number = 0;
   std::span<const TokenPlace> tokens;
 };
+
+/// The tokens of one sequence in a step.
+struct StepRun {
+  SequenceState* state = nullptr;
+  std::int64_t first = 0;
+  std::int64_t tokens = 0;
+};
+
+/// One for each sequence of the step, in its order, in place of what `runs` holds.
+void find_runs(const MixerStep& step, std::vector<StepRun>& runs);
 
 /// No step has this number.
 inline constexpr std::uint64_t kNoStep = UINT64_MAX;

@@ -30,13 +30,6 @@ class ShortConvScratch {
  public:
   explicit ShortConvScratch(const MixerContext& context);
 
-  /// The tokens of one sequence in a step.
-  struct Run {
-    SequenceState* state = nullptr;
-    std::int64_t first = 0;
-    std::int64_t tokens = 0;
-  };
-
   /// The first layer to call it does the work.
   void begin_step(const MixerStep& step);
 
@@ -50,7 +43,7 @@ class ShortConvScratch {
   ThreadPool& pool;
   const GemmScratch& gemm_scratch;
   const OutputProjection output;
-  std::vector<Run> runs;  // of the step
+  std::vector<StepRun> runs;  // of the step
   std::int64_t tokens = 0;
   const Buffer projected;    // f32 [tokens, 3 H]
   const Buffer out;          // [tokens, H] of the activation type
@@ -75,7 +68,7 @@ class ShortConv final : public Mixer {
   void commit(std::span<const AcceptedTokens> sequences) override;
 
  private:
-  using Run = ShortConvScratch::Run;
+  using Run = StepRun;
 
   void gate(std::int64_t token);
   void convolve(const Run& run, std::int64_t i, float* sums);
