@@ -179,6 +179,8 @@ std::vector<A2aCase> cases_of(const BenchOptions& o) {
 
 /// Ranks of this process that share the first CUDA device.
 int run_on_cuda(const BenchOptions& options) {
+  if (options.waits || !options.plot.empty())
+    fail<ConfigError>("--device cuda shows neither --waits nor --plot: leave them out");
   const CudaDevices devices = find_cuda_devices();
   if (devices.names.empty()) fail<ConfigError>("--device cuda: {}", devices.why_none);
   const std::string& name = devices.names.front();

@@ -6,10 +6,11 @@
 #include "ferry/exchange/gpu/send_tokens.h"
 #include "ferry/kernels/gpu/cuda_thread.cuh"
 
-#define FERRY_GPU_KERNEL(name, Kernel)                                             \
-  extern "C" __global__ void __launch_bounds__(512, 2) name(const Kernel kernel) { \
-    ferry::CudaThread thread;                                                      \
-    kernel(thread);                                                                \
+#define FERRY_GPU_KERNEL(name, Kernel)                                                        \
+  extern "C" __global__ void __launch_bounds__(                                               \
+      ferry::gpu::kGpuBlockThreads, ferry::gpu::kGpuBlocksAtOnce) name(const Kernel kernel) { \
+    ferry::CudaThread thread;                                                                 \
+    kernel(thread);                                                                           \
   }
 
 FERRY_GPU_KERNEL(ferry_send_tokens, ferry::gpu::SendTokens)

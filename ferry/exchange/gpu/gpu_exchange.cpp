@@ -10,7 +10,6 @@ namespace ferry {
 
 namespace {
 
-constexpr int kThreads = 256;  // of a block
 constexpr std::size_t kLine = 256;
 
 void refuse(bool when, std::string_view what) {
@@ -97,7 +96,8 @@ GpuExchange::GpuExchange(const DispatcherOptions& options, Transport& transport,
                       queue.name(),
                       queue.shared_bytes());
   }
-  grid_ = {.blocks = queue.resident_blocks(kThreads), .threads = kThreads};
+  grid_ = {.blocks = queue.resident_blocks(gpu::kGpuBlockThreads),
+           .threads = gpu::kGpuBlockThreads};
   const auto rows = static_cast<std::size_t>(layout.expert_rows);
   part_ = queue.allocate(layout.part_bytes);
   state_ = queue.allocate(sizeof(gpu::GpuState));

@@ -32,6 +32,11 @@ enum class GpuSignal : int { tokens, results };
 
 inline constexpr int kGpuSignals = 2;
 
+/// Of a block of every kernel. So many blocks fit on a multiprocessor by their registers, which the
+/// compiler is told.
+inline constexpr int kGpuBlockThreads = 256;
+inline constexpr int kGpuBlocksAtOnce = 4;
+
 /// What went wrong first in an exchange. A kernel that finds one here does nothing.
 struct GpuFaultRecord {
   enum Kind : std::uint32_t {
@@ -116,8 +121,6 @@ struct GpuExchangeArgs {
                                      ///< names the slot
   const int* tokens = nullptr;       ///< this rank's number of them, read when a kernel runs
   const SlotId* slots = nullptr;     ///< [tokens, topk]
-
-  FERRY_GPU std::byte* own() const { return parts[rank]; }
 };
 
 }  // namespace gpu
