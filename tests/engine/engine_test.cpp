@@ -310,13 +310,16 @@ TEST(Engine, RunsAgainAfterItRanDry) {
       // What both ranks counted of both: a row for each expert of each token that ran.
       const std::vector<SourceStats> sources = engine.stats().sources;
       EXPECT_EQ(sources.size(), 4U);
-      std::uint64_t rows = 0;
-      for (const SourceStats& source : sources) rows += source.rows_received;
+      std::uint64_t rows = 0, waited_ns = 0;
+      for (const SourceStats& source : sources) {
+        rows += source.rows_received;
+        waited_ns += source.wait_ns();
+      }
       EXPECT_EQ(rows,
                 (1 + 17 + 40 + 7 * prompts.size()) *
                     static_cast<std::uint64_t>(decoder.config().moe.topk) *
                     static_cast<std::uint64_t>(decoder.config().sparse_layers()));
-      EXPECT_GT(sources.at(1).wait_ns(), 0U);
+      EXPECT_GT(waited_ns, 0U) << "which of the two comes later is chance, that one does is not";
     }
     return 0;
   });

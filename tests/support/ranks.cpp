@@ -14,6 +14,7 @@
 #include "ferry/join.h"
 #include "ferry/tcp_store.h"
 #include "ferry/transport/processes.h"
+#include "ferry/transport/registry.h"
 #include "ferry/transport/shared_store.h"
 #include "support/network_hosts.h"
 
@@ -149,13 +150,13 @@ void judge(const RanksOptions& options, const Reports& reports, const std::vecto
 std::vector<RankKind> rank_kinds(bool with_faulty) {
   std::vector<RankKind> kinds;
   const bool by_mpirun = find_world().has_value();  // each of its processes runs all tests
-  for (const TransportInfo& info : list_transports()) {
-    if (!info.available || (by_mpirun && info.name != "mpi")) continue;
+  for (const std::string_view transport : built_transports()) {
+    if (by_mpirun && transport != "mpi") continue;
     // One that sends everything through sockets, and one with orders and completions of its own.
-    const std::vector<std::string> providers = info.name == "fabric"
+    const std::vector<std::string> providers = transport == "fabric"
                                                    ? std::vector<std::string>{"tcp", "shm"}
                                                    : std::vector<std::string>{""};
-    if (info.name == "fabric" && NetworkHosts::why_not().empty()) {
+    if (transport == "fabric" && NetworkHosts::why_not().empty()) {
       for (const bool faulty : {false, true}) {
         if (with_faulty || !faulty)
           kinds.push_back(
@@ -163,7 +164,7 @@ std::vector<RankKind> rank_kinds(bool with_faulty) {
       }
     }
     for (const std::string& provider : providers) {
-      RankKind kind{.transport = std::string(info.name), .provider = provider};
+      RankKind kind{.transport = std::string(transport), .provider = provider};
       for (const int ranks_per_host : {1, 2}) {
         kind.ranks_per_host = ranks_per_host;
         if (ranks_per_host > 1 && (!kind.between_hosts() || provider == "shm")) continue;
@@ -178,6 +179,13 @@ std::vector<RankKind> rank_kinds(bool with_faulty) {
 }
 
 }  // namespace
+
+std::vector<std::string_view> built_transports() {
+  std::vector<std::string_view> built;
+  for (const TransportEntry& entry : known_transports())
+    if (entry.joiner != nullptr) built.push_back(entry.name);
+  return built;
+}
 
 std::vector<RankKind> all_rank_kinds() { return rank_kinds(true); }
 

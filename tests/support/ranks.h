@@ -5,6 +5,7 @@
 #include <optional>
 #include <ostream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "ferry/launch.h"
@@ -54,7 +55,13 @@ struct RankKind {
 
 inline void PrintTo(const RankKind& kind, std::ostream* out) { *out << kind.label(); }
 
-/// Every transport that this build and machine have, bare and faulty.
+/// The names of all transports of this build. Nothing is loaded for it, since every test of a
+/// binary begins with the list of all: libfabric alone costs 0.2 s (two of the libraries that it
+/// pulls in measure the clock when they are loaded). One that this machine cannot use fails with
+/// the reason.
+std::vector<std::string_view> built_transports();
+
+/// Every transport of this build, bare and faulty.
 std::vector<RankKind> all_rank_kinds();
 /// The same without the faulty ones.
 std::vector<RankKind> bare_rank_kinds();
@@ -63,7 +70,7 @@ std::vector<RankKind> bare_rank_kinds();
 /// start also faulty.
 std::vector<RankKind> main_rank_kinds();
 
-/// Every transport that this build and machine have, with ranks that join in running processes.
+/// Every transport of this build, with ranks that join in running processes.
 std::vector<RankKind> joined_rank_kinds();
 /// all_rank_kinds() and joined_rank_kinds().
 std::vector<RankKind> all_and_joined_rank_kinds();
