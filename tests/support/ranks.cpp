@@ -151,7 +151,7 @@ std::vector<RankKind> rank_kinds(bool with_faulty) {
   std::vector<RankKind> kinds;
   const bool by_mpirun = find_world().has_value();  // each of its processes runs all tests
   for (const std::string_view transport : built_transports()) {
-    if (by_mpirun && transport != "mpi") continue;
+    if (by_mpirun != (transport == "mpi")) continue;  // whose ranks only mpirun starts
     // One that sends everything through sockets, and one with orders and completions of its own.
     const std::vector<std::string> providers = transport == "fabric"
                                                    ? std::vector<std::string>{"tcp", "shm"}
