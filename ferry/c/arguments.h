@@ -25,15 +25,21 @@ template <class T>
 struct StructInfo;
 
 /// Stands in the .cpp that reads or fills the struct: ferry_x, FERRY_X for FERRY_X_INIT and
-/// FERRY_X_MAGIC.
-#define FERRY_C_STRUCT(type, NAME)                        \
+/// FERRY_X_MAGIC. `least`: bytes of the struct as it first came.
+#define FERRY_C_STRUCT_OF(type, NAME, least)              \
   template <>                                             \
   struct StructInfo<type> {                               \
     static constexpr const char* kName = #type;           \
     static constexpr const char* kInit = #NAME "_INIT";   \
     static constexpr std::uint32_t kMagic = NAME##_MAGIC; \
+    static constexpr std::size_t kLeastBytes = least;     \
     static type made() { return NAME##_INIT; }            \
   }
+#define FERRY_C_STRUCT(type, NAME) FERRY_C_STRUCT_OF(type, NAME, sizeof(type))
+/// Of one that has grown: `member` is the first that it did not have from the beginning. Callers
+/// that were built before may leave it and those behind it out.
+#define FERRY_C_STRUCT_GROWN(type, NAME, member) \
+  FERRY_C_STRUCT_OF(type, NAME, offsetof(type, member))
 
 /// Throws unless `pointer` is there.
 template <class T>
@@ -54,36 +60,40 @@ void check_head(const T* given) {
                       Info::kMagic,
                       Info::kInit);
   }
-  if (given->size < sizeof(T)) {
+  if (given->size < Info::kLeastBytes) {
     fail<ConfigError>("{}: {} bytes, this library knows {} at least; begin with {}",
                       Info::kName,
                       given->size,
-                      sizeof(T),
+                      Info::kLeastBytes,
                       Info::kInit);
   }
 }
 
-/// The struct as this library knows it. Throws ConfigError for a wrong head, and where a newer
-/// caller has set a member that this library does not know.
+/// The struct as this library knows it; what an older caller does not know is as its INIT has it.
+/// Throws ConfigError for a wrong head, and where a newer caller has set a member that this library
+/// does not know.
 template <class T>
 T read_struct(const T* given) {
   static_assert(std::is_trivially_copyable_v<T>);
   check_head(given);
   const auto* bytes = reinterpret_cast<const unsigned char*>(given);
-  if (std::any_of(bytes + sizeof(T), bytes + given->size, [](unsigned char b) { return b != 0; })) {
+  const std::size_t known = std::min<std::size_t>(sizeof(T), given->size);
+  if (std::any_of(bytes + known, bytes + given->size, [](unsigned char b) { return b != 0; })) {
     fail<ConfigError>("{}: something is set behind the {} bytes that libferry {} knows",
                       StructInfo<T>::kName,
                       sizeof(T),
                       ferry_version());
   }
-  return *given;
+  T whole = StructInfo<T>::made();
+  std::memcpy(&whole, given, known);
+  return whole;
 }
 
-/// Fills a struct of the caller; its head stays.
+/// Fills a struct of the caller as far as the caller knows it; its head stays.
 template <class T>
 void fill_struct(T* to, const T& from) {
   const std::uint32_t size = to->size;
-  *to = from;
+  std::memcpy(to, &from, std::min<std::size_t>(sizeof(T), size));
   to->size = size;
 }
 

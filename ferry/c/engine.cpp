@@ -26,9 +26,9 @@ struct ferry_call {  // NOLINT(readability-identifier-naming): as C has it
 
 namespace ferry::c {
 
-FERRY_C_STRUCT(ferry_engine_options, FERRY_ENGINE_OPTIONS);
+FERRY_C_STRUCT_GROWN(ferry_engine_options, FERRY_ENGINE_OPTIONS, kv_cache_dtype);
 FERRY_C_STRUCT(ferry_engine_info, FERRY_ENGINE_INFO);
-FERRY_C_STRUCT(ferry_generation, FERRY_GENERATION);
+FERRY_C_STRUCT_GROWN(ferry_generation, FERRY_GENERATION, members);
 
 namespace {
 
@@ -51,11 +51,16 @@ GeneratorOptions generator_options(const ferry_engine_options& o) {
                            .tp = o.tp,
                            .threads = o.threads,
                            .weights = text_or(o.weights, ""),
+                           .kv_type = text_or(o.kv_cache_dtype, "auto"),
+                           .numerics = text_or(o.numerics, "exact"),
                            .backend = text_or(o.backend, "pplx"),
                            .max_context = o.max_context,
                            .max_tokens_per_step = o.max_tokens_per_step,
                            .max_sequences_per_rank = o.max_sequences_per_rank,
                            .max_waiting = o.max_waiting,
+                           .draft_tokens = o.draft_tokens,
+                           .draft_ngram_min = o.draft_ngram_min,
+                           .draft_ngram_max = o.draft_ngram_max,
                            .kv_memory_fraction = o.kv_memory_fraction,
                            .log = {}};
   if (o.log != nullptr) {
@@ -67,7 +72,7 @@ GeneratorOptions generator_options(const ferry_engine_options& o) {
   return options;
 }
 
-GenerationSettings settings_of(const ferry_generation& g) {
+GenerationSettings settings_of(const Generator& generator, const ferry_generation& g) {
   if (g.max_new_tokens < 0 || g.top_logprobs < -1)
     fail<ConfigError>("{} new tokens, {} logprobs: at least 0 and -1 are possible",
                       g.max_new_tokens,
@@ -86,10 +91,18 @@ GenerationSettings settings_of(const ferry_generation& g) {
     settings.stop.emplace_back(need(text, "a stop string"));
   const auto ids = array(g.stop_ids, g.num_stop_ids, "stop_ids");
   settings.stop_ids.assign(ids.begin(), ids.end());
+  if (g.members != nullptr) generator.read_settings(g.members, settings);
   return settings;
 }
 
 Generator& of(ferry_engine* engine) { return need(engine, "the engine")->generator; }
+
+/// Those that fit, and how many there are.
+void hand_out(const std::vector<std::int32_t>& all, int32_t* ids, size_t capacity, size_t* count) {
+  const auto out = array(ids, capacity, "ids");
+  *need(count, "count") = all.size();
+  std::copy_n(all.begin(), std::min(all.size(), out.size()), out.begin());
+}
 
 std::int32_t finish_of(const std::string& finish) {
   if (finish.empty()) return FERRY_GOES_ON;
@@ -190,12 +203,13 @@ ferry_status ferry_engine_info_get(ferry_engine* engine, ferry_engine_info* info
 
 ferry_status ferry_engine_encode(
     ferry_engine* engine, const char* text, int32_t* ids, size_t capacity, size_t* count) {
-  return guarded([&] {
-    const auto out = array(ids, capacity, "ids");
-    const auto all = of(engine).encode(need(text, "text"));
-    *need(count, "count") = all.size();
-    std::copy_n(all.begin(), std::min(all.size(), out.size()), out.begin());
-  });
+  return guarded([&] { hand_out(of(engine).encode(need(text, "text")), ids, capacity, count); });
+}
+
+ferry_status ferry_engine_encode_chat(
+    ferry_engine* engine, const char* request, int32_t* ids, size_t capacity, size_t* count) {
+  return guarded(
+      [&] { hand_out(of(engine).encode_chat(need(request, "request")), ids, capacity, count); });
 }
 
 ferry_status ferry_engine_decode(ferry_engine* engine,
@@ -225,7 +239,7 @@ ferry_status ferry_engine_submit(ferry_engine* engine,
       const auto ids = array(p.ids, p.num_ids, "the ids of a prompt");
       all.emplace_back(ids.begin(), ids.end());
     }
-    *out = new ferry_call{g.start(all, settings_of(read_struct(settings))), {}, {}};
+    *out = new ferry_call{g.start(all, settings_of(g, read_struct(settings))), {}, {}};
   });
 }
 

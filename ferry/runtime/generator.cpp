@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <future>
 #include <mutex>
+#include <nlohmann/json.hpp>
 #include <string_view>
 #include <thread>
 #include <utility>
@@ -14,6 +15,8 @@
 #include "ferry/runtime/engine_front.h"
 #include "ferry/runtime/generation.h"
 #include "ferry/runtime/model.h"
+#include "ferry/runtime/settings_members.h"
+#include "ferry/text/chat.h"
 
 namespace ferry {
 
@@ -44,6 +47,7 @@ ModelOptions model_options(const GeneratorOptions& o) {
                       o.kv_memory_fraction);
   if (!o.weights.empty()) options.weights = parse_weight_type(o.weights, "weights");
   options.decoder.kv_type = parse_kv_type(o.kv_type, "kv_type");
+  options.numerics = parse_numerics(o.numerics, "numerics");
   options.decoder.tp = o.tp;
   options.decoder.max_tokens = o.max_tokens_per_step;
   options.decoder.backend = parse_backend(o.backend);
@@ -66,6 +70,9 @@ class Generator::Impl {
  public:
   explicit Impl(const GeneratorOptions& options)
       : model_(Model::open(model_options(options), {.info = options.log, .warn = options.log})) {
+    renderer_ = chat_renderer(model_.options().model, options.log);
+    if (model_.options().numerics != Numerics::exact && options.log)
+      options.log(fmt::format("numerics: {}", numerics_name(model_.options().numerics)));
     thread_ = std::thread([this] { run(); });
     try {
       running_.get_future().get();
@@ -83,6 +90,8 @@ class Generator::Impl {
   const Model& model() const { return model_; }
 
   EngineFront& front() { return *front_; }
+
+  const ChatRenderer& chat() const { return renderer_; }
 
   GenerationModel generation_model() const {
     return {.tokenizer = model_.tokenizer(),
@@ -123,6 +132,7 @@ class Generator::Impl {
   }
 
   const Model model_;
+  ChatRenderer renderer_;             // empty: the model has no template
   std::optional<EngineFront> front_;  // made on thread_ before running_
   std::promise<void> running_;
   std::mutex closing_;
@@ -221,6 +231,24 @@ std::vector<std::int32_t> Generator::encode(const std::string& text) const {
 std::string Generator::decode(std::span<const std::int32_t> ids) const {
   static_cast<void>(impl_->model().need_tokenizer());
   return impl_->model().text_of(ids);
+}
+
+std::vector<std::int32_t> Generator::encode_chat(const std::string& request) const {
+  const nlohmann::ordered_json json = parse_object(request);
+  const JsonFields fields(json);
+  const nlohmann::ordered_json* tools = fields.find("tools");
+  if (tools != nullptr && !tools->is_array())
+    fail<ConfigError>("\"tools\" must be a list, not {}", shown_value(*tools));
+  const std::string prompt = chat_prompt(fields, impl_->chat(), tools);
+  fields.refuse_unread();
+  return impl_->model().need_tokenizer().encode(prompt, /*add_special=*/false);
+}
+
+void Generator::read_settings(const std::string& members, GenerationSettings& settings) const {
+  const nlohmann::ordered_json json = parse_object(members);
+  const JsonFields fields(json);
+  ferry::read_settings(fields, impl_->model().tokenizer(), settings);
+  fields.refuse_unread();
 }
 
 int Generator::vocab() const { return impl_->model().config().vocab; }

@@ -36,7 +36,7 @@ void read_prompts(const JsonFields& fields, const ServedModel& model, GenerateCa
 void read_settings(const JsonFields& fields,
                    const ServedModel& model,
                    GenerationSettings& settings) {
-  read_common_settings(fields, model, settings);
+  ferry::read_settings(fields, model.tokenizer, settings);
   if (const auto most = max_new_tokens(
           fields, {"max_new_tokens", "max_tokens", "max_completion_tokens"}, /*least=*/0))
     settings.max_new_tokens = most;

@@ -10,19 +10,13 @@
 #include <vector>
 
 #include "ferry/runtime/generation.h"
+#include "ferry/runtime/settings_members.h"
 #include "ferry/server/call_registry.h"
 #include "ferry/server/http_server.h"
-#include "ferry/server/json_fields.h"
 #include "ferry/server/served_model.h"
+#include "ferry/text/json_fields.h"
 
 namespace ferry {
-
-/// Members that SGLang and OpenAI name alike: temperature, top_p, top_k, min_p, seed, stop,
-/// stop_token_ids, ignore_eos, skip_special_tokens, n, and what logits processors read. Throws
-/// ConfigError.
-void read_common_settings(const JsonFields& fields,
-                          const ServedModel& model,
-                          GenerationSettings& settings);
 
 /// Of `cache_salt` and `extra_key`: requests find each other's prompts where both are the same.
 std::string cache_salt(const JsonFields& fields);
@@ -56,9 +50,6 @@ std::function<void(std::function<void()>)> listener_of(std::shared_ptr<Generatio
 HttpReply answer_when_done(std::shared_ptr<Generation> generation,
                            std::function<std::string(Generation&)> whole,
                            CallRegistry::Aborted aborted);
-
-/// Choices of one prompt that a call may ask for.
-inline constexpr std::int64_t kMostChoices = 128;
 
 /// The ids of a text; throws ConfigError where the model has no tokenizer.
 std::vector<std::int32_t> encode(const ServedModel& model,

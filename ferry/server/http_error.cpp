@@ -2,7 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "ferry/server/json_fields.h"
+#include "ferry/text/json_fields.h"
 
 namespace ferry {
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "ferry/core/error.h"
-#include "ferry/server/json_fields.h"
+#include "ferry/text/json_fields.h"
 
 namespace ferry {
 

@@ -5,8 +5,8 @@
 #include <utility>
 
 #include "ferry/core/error.h"
-#include "ferry/server/json_fields.h"
 #include "ferry/server/members.h"
+#include "ferry/text/json_fields.h"
 
 namespace ferry {
 

@@ -7,10 +7,10 @@
 #include <random>
 
 #include "ferry/core/error.h"
-#include "ferry/server/chat.h"
 #include "ferry/server/generation.h"
 #include "ferry/server/members.h"
 #include "ferry/server/sglang_api.h"
+#include "ferry/text/chat.h"
 
 namespace ferry {
 
@@ -30,7 +30,7 @@ void read_shared(const JsonFields& fields,
                     fmt::format("there is no model \"{}\" here, only \"{}\"", *name, model.name),
                     "model_not_found");
   call.settings.sampling = model.sampling;
-  read_common_settings(fields, model, call.settings);
+  read_settings(fields, model.tokenizer, call.settings);
   if (const auto most = max_new_tokens(
           fields, {"max_tokens", "max_completion_tokens"}, /*least=*/call.chat ? 1 : 0))
     call.settings.max_new_tokens = most;
@@ -153,8 +153,8 @@ OpenAiCall read_chat(const Json& body, const HttpRequest& request, const ServedM
   if (call.logprobs) call.settings.top_logprobs = top;
   read_prompt_logprobs(fields, call);
   call.answer = AnswerPlan(fields, model);
-  const std::string prompt = chat_prompt(fields, model, call.answer.tools());
-  if (call.answer.automatic() && prompt == chat_prompt(fields, model))
+  const std::string prompt = chat_prompt(fields, model.render_chat, call.answer.tools());
+  if (call.answer.automatic() && prompt == chat_prompt(fields, model.render_chat))
     fail<ConfigError>(
         "the model's chat template passes over \"tools\"; leave them out, or make \"tool_choice\" "
         "required or a function");

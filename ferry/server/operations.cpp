@@ -7,8 +7,8 @@
 #include "ferry/core/error.h"
 #include "ferry/engine/load_dump.h"
 #include "ferry/expert_load.h"
-#include "ferry/server/json_fields.h"
 #include "ferry/server/pages.h"
+#include "ferry/text/json_fields.h"
 
 namespace ferry {
 

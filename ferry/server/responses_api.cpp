@@ -9,9 +9,9 @@
 #include "ferry/core/error.h"
 #include "ferry/server/call_answer.h"
 #include "ferry/server/http_syntax.h"
-#include "ferry/server/json_fields.h"
 #include "ferry/server/responses_call.h"
 #include "ferry/server/responses_form.h"
+#include "ferry/text/json_fields.h"
 
 namespace ferry {
 

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "ferry/core/error.h"
-#include "ferry/server/json_fields.h"
+#include "ferry/text/json_fields.h"
 
 namespace ferry {
 

@@ -1,8 +1,5 @@
 #include "ferry/server/served_model.h"
 
-#include <fmt/core.h>
-#include <spdlog/spdlog.h>
-
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -11,26 +8,6 @@
 #include "ferry/text/chat_template.h"
 
 namespace ferry {
-
-decltype(ServedModel::render_chat) chat_renderer(const std::filesystem::path& directory) {
-  const std::optional<ChatTemplate> chat = ChatTemplate::load(directory);
-  if (!chat) return {};
-  if (const auto& warnings = chat->warnings(); !warnings.empty()) {
-    spdlog::warn("chats that reach it are refused: {}{}",
-                 warnings[0],
-                 warnings.size() > 1 ? fmt::format(", and {} more", warnings.size() - 1) : "");
-  }
-  const std::string prefix = (directory / "").string();
-  return [=](const nlohmann::ordered_json& messages, const ChatRenderOptions& options) {
-    try {
-      return chat->render(messages, options);
-    } catch (const ConfigError& e) {
-      std::string message = e.what();
-      if (message.starts_with(prefix)) message.erase(0, prefix.size());
-      throw ConfigError(message);
-    }
-  };
-}
 
 std::string chat_template_text(const std::filesystem::path& directory) {
   const std::optional<ChatTemplate> chat = ChatTemplate::load(directory);

@@ -4,18 +4,16 @@
 #include <cstdint>
 #include <ctime>
 #include <filesystem>
-#include <functional>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 
 #include "ferry/engine/sampler.h"
 #include "ferry/model/config.h"
+#include "ferry/text/chat.h"
 #include "ferry/text/tokenizer.h"
 
 namespace ferry {
 
 struct CallStyle;
-struct ChatRenderOptions;
 struct ThinkingStyle;
 
 /// Immutable while it is served. Pointers are borrowed and may be null.
@@ -24,11 +22,7 @@ struct ServedModel {
   std::string path;
   const ModelConfig* config = nullptr;
   const Tokenizer* tokenizer = nullptr;
-  /// Messages -> prompt, with the special tokens as text (ChatTemplate::render). Empty for a model
-  /// without a template. Throws ConfigError. Any thread.
-  std::function<std::string(const nlohmann::ordered_json& messages,
-                            const ChatRenderOptions& options)>
-      render_chat;
+  ChatRenderer render_chat;
   const CallStyle* calls = nullptr;            ///< how it writes calls of tools; null: not known
   const ThinkingStyle* thinking = nullptr;     ///< how it thinks; null: it does not, or in the open
   SamplingOptions sampling{.temperature = 1};  ///< where a client says nothing
@@ -42,11 +36,7 @@ struct ServedModel {
   int ranks = 1;
 };
 
-/// By the checkpoint's chat template. Empty where it has none. What goes wrong is told without
-/// where the checkpoint lies, which is no client's affair.
-decltype(ServedModel::render_chat) chat_renderer(const std::filesystem::path& directory);
-
-/// All its templates' source; empty where it has none.
+/// The source of all chat templates of a checkpoint; empty where it has none.
 std::string chat_template_text(const std::filesystem::path& directory);
 
 /// What generation_config.json recommends: temperature, top_k, top_p, min_p; greedy where do_sample

@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "ferry/generation_settings.h"
-#include "ferry/server/json_fields.h"
 #include "ferry/server/served_model.h"
 #include "ferry/text/answer/answer_parser.h"
+#include "ferry/text/json_fields.h"
 
 namespace ferry {
 

@@ -27,6 +27,9 @@ struct GeneratorOptions {
   std::string weights;  ///< "f32", "bf16", "int8", "fp8", "int4", "mxfp4"; empty: as stored
   /// Keys and values are kept as "auto" (as activations), "f32", "bf16", "int8", "fp8_e4m3".
   std::string kv_type = "auto";
+  /// "exact": the same bits on every machine. "fast": the machine's dot products of bf16, in an
+  /// order of their own, where it has them (docs/numerics.md, "The class fast"); the log says so.
+  std::string numerics = "exact";
   std::string backend = "pplx";     ///< how tokens travel to experts
   int max_context = 0;              ///< positions of a sequence; 0: the model's
   int max_tokens_per_step = 512;    ///< of a group of tp ranks; longer prompts are cut
@@ -111,6 +114,18 @@ class FERRY_API Generator {
   std::vector<std::int32_t> encode(const std::string& text) const;
   /// The text of ids, without special tokens. Throws likewise.
   std::string decode(std::span<const std::int32_t> ids) const;
+
+  /// The ids of a conversation as the model's chat template puts it. `request`: a JSON object with
+  /// what POST /v1/chat/completions has of this (docs/serving.md): messages, tools,
+  /// chat_template_kwargs, reasoning_effort, documents, add_generation_prompt,
+  /// continue_final_message. Throws ConfigError for another member, for what the template refuses,
+  /// and where the model has no template.
+  std::vector<std::int32_t> encode_chat(const std::string& request) const;
+
+  /// Changes settings by the members of a JSON object, as POST /v1/completions has them
+  /// (docs/serving.md): how to sample and when to stop, penalties and biases, and what the text
+  /// must match. Throws ConfigError for what is out of range, and for another member.
+  void read_settings(const std::string& members, GenerationSettings& settings) const;
 
   int vocab() const;
   int max_context() const;

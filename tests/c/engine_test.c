@@ -1,5 +1,6 @@
 /* A model in this process: the demo model, at FERRY_DEMO_MODEL. */
 #include <fenv.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -90,6 +91,62 @@ static void generate(ferry_engine* engine) {
   OK(ferry_call_destroy(h.call));
 }
 
+/* The text of a prompt's continuation under these settings. */
+static void continue_text(
+    ferry_engine* engine, const ferry_generation* g, const int32_t* ids, size_t count, char* text) {
+  struct heard h;
+  int32_t done = 0;
+  const ferry_prompt prompt = {ids, count};
+  memset(&h, 0, sizeof h);
+  OK(ferry_engine_submit(engine, &prompt, 1, g, &h.call));
+  OK(ferry_call_wait(h.call, 60, hear, &h, &done));
+  CHECK(done);
+  OK(ferry_call_destroy(h.call));
+  strcpy(text, h.text);
+}
+
+static void members(ferry_engine* engine) {
+  static const char* chat = "{\"messages\": [{\"role\": \"user\", \"content\": \"12 + 34 =\"}]}";
+  int32_t ids[64];
+  size_t count = 0, plain = 0;
+  char text[1000], other[1000];
+  OK(ferry_engine_encode(engine, "12 + 34 =", ids, 64, &plain));
+  OK(ferry_engine_encode_chat(engine, chat, ids, 64, &count));
+  CHECK(count > plain && count < 64);
+  FAILS(FERRY_INVALID,
+        "\"message\" is not known here",
+        ferry_engine_encode_chat(
+            engine, "{\"messages\": [{\"role\": \"user\"}], \"message\": 1}", ids, 64, &count));
+  FAILS(FERRY_INVALID, "no JSON", ferry_engine_encode_chat(engine, "{", ids, 64, &count));
+  FAILS(FERRY_INVALID, "request is NULL", ferry_engine_encode_chat(engine, NULL, ids, 64, &count));
+  OK(ferry_engine_encode(engine, "12 + 34 =", ids, 64, &count));
+  ferry_generation g = FERRY_GENERATION_INIT;
+  g.max_new_tokens = 8;
+  continue_text(engine, &g, ids, count, text);
+  g.members = "{}";
+  continue_text(engine, &g, ids, count, other);
+  CHECK(strcmp(text, other) == 0);
+  g.members = "{\"bad_words\": [\"46\", \"4\", \"6\"]}";
+  continue_text(engine, &g, ids, count, other);
+  CHECK(strcmp(text, other) != 0 && strstr(other, "46") == NULL);
+  g.members = "{\"temperature\": -1}";
+  ferry_call* call = NULL;
+  const ferry_prompt prompt = {ids, count};
+  FAILS(FERRY_INVALID, "temperature", ferry_engine_submit(engine, &prompt, 1, &g, &call));
+  g.members = "{\"temprature\": 1}";
+  FAILS(FERRY_INVALID,
+        "\"temprature\" is not known",
+        ferry_engine_submit(engine, &prompt, 1, &g, &call));
+  /* A caller that was built before `members` leaves it out. */
+  g.size = (uint32_t)offsetof(ferry_generation, members);
+  continue_text(engine, &g, ids, count, other);
+  CHECK(strcmp(text, other) == 0);
+  g.size -= 1;
+  FAILS(FERRY_INVALID,
+        "bytes, this library knows",
+        ferry_engine_submit(engine, &prompt, 1, &g, &call));
+}
+
 static void wrong_calls(ferry_engine* engine) {
   int32_t id = 1, beyond = 1 << 30, done = 0;
   size_t count = 0;
@@ -161,6 +218,9 @@ void test_engine(void) {
   WRONG(model, NULL, FERRY_INVALID, "model is NULL");
   WRONG(model, "/nowhere", FERRY_MODEL, "/nowhere");
   WRONG(weights, "heavy", FERRY_INVALID, "heavy");
+  WRONG(kv_cache_dtype, "thin", FERRY_INVALID, "thin");
+  WRONG(numerics, "wild", FERRY_INVALID, "wild");
+  WRONG(draft_tokens, -1, FERRY_INVALID, "-1");
   WRONG(backend, "tram", FERRY_INVALID, "tram");
   WRONG(ranks, -1, FERRY_INVALID, "-1 ranks");
   WRONG(tp, 3, FERRY_INVALID, "3");
@@ -177,6 +237,7 @@ void test_engine(void) {
   generate(engine);
   CHECK(fegetround() == FE_UPWARD);
   fesetround(FE_TONEAREST);
+  members(engine);
   wrong_calls(engine);
   /* A call may outlive its engine. */
   struct heard h;
@@ -193,4 +254,10 @@ void test_engine(void) {
   OK(ferry_call_destroy(h.call));
   OK(ferry_call_destroy(NULL));
   OK(ferry_engine_close(NULL));
+  /* As a caller that was built before the newest members: what lies behind is not read. */
+  o = options_of();
+  o.size = (uint32_t)offsetof(ferry_engine_options, kv_cache_dtype);
+  o.numerics = "wild";
+  OK(ferry_engine_open(&o, &engine));
+  OK(ferry_engine_close(engine));
 }

@@ -1,8 +1,10 @@
 """Generation in this process, on the demo model."""
 
+import json
 import os
 import signal
 import threading
+import types
 
 import pytest
 import tokenferry
@@ -39,6 +41,62 @@ def test_keys_and_values_may_be_kept_narrower(engine):
     assert told(kv_cache_dtype="int8") != plain
     with pytest.raises(tokenferry.ConfigError, match="kv_type fp4"):
         tokenferry.Engine(MODEL, ranks=1, threads=1, kv_cache_dtype="fp4")
+
+
+def test_numerics_are_exact_unless_asked_for():
+    lines = []
+    params = tokenferry.SamplingParams(temperature=0, max_tokens=4)
+    with tokenferry.Engine(MODEL, ranks=1, threads=1, numerics="fast", log=lines.append) as fast:
+        assert len(fast.generate("12 + 34 =", params)[0].outputs[0].token_ids) == 4
+    assert any(line.startswith("numerics: ") for line in lines)
+    with pytest.raises(tokenferry.ConfigError, match="numerics wild"):
+        tokenferry.Engine(MODEL, ranks=1, threads=1, numerics="wild")
+
+
+def test_conversations_are_put_as_the_template_has_them(engine):
+    question = [{"role": "user", "content": "12 + 34 ="}]
+    params = dict(temperature=0, max_tokens=8)
+    ids = engine.encode_chat(question)
+    assert len(ids) > len(engine.encode("12 + 34 ="))
+    one, = engine.chat(question, params)
+    assert one.prompt_token_ids == ids
+    assert one.outputs[0].text == engine.generate([ids], params)[0].outputs[0].text
+    both = engine.chat([question, question], params)
+    assert [r.outputs[0].token_ids for r in both] == [one.outputs[0].token_ids] * 2
+    unfinished = question + [{"role": "assistant", "content": "It is"}]
+    assert engine.decode(engine.encode_chat(unfinished, continue_final_message=True)).endswith("It is")
+    with pytest.raises(tokenferry.ConfigError, match="role"):
+        engine.chat([{"content": "?"}])
+    with pytest.raises(tokenferry.ConfigError, match='"temperature" is not known here'):
+        engine.encode_chat(question, temperature=1)
+
+
+def test_texts_keep_to_a_form(engine):
+    def text(**form):
+        params = tokenferry.SamplingParams(temperature=1, seed=1, max_tokens=60, **form)
+        return engine.generate("Once upon", params)[0].outputs[0].text
+
+    try:
+        number = text(regex="[0-9]{3}")
+    except tokenferry.ConfigError as error:
+        assert "built without" in str(error)
+        pytest.skip("this build has no grammars")
+    assert number.isdigit() and len(number) == 3
+    assert text(structured_outputs={"choice": ["left", "right"]}) in ("left", "right")
+    assert text(ebnf='root ::= "a" "b"') == "ab"
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 9, "minimum": 1}}, "required": ["n"],
+              "additionalProperties": False}
+    assert 1 <= json.loads(text(json_schema=schema))["n"] <= 9
+    assert 1 <= json.loads(text(structured_outputs={"json": json.dumps(schema)}))["n"] <= 9
+
+    asked = types.SimpleNamespace(json=None, regex="x{2}", disable_any_whitespace=False, _backend=None)  # as vLLM's class
+    assert text(structured_outputs=asked) == "xx"
+    for form, wrong in ((dict(regex="["), "regex"), (dict(regex="a", ebnf="b"), "exclude"),
+                        (dict(json_schema={"type": {1}}), "not JSON serializable"),
+                        (dict(structured_outputs={"regex": "a", "flags": 1}), "structured_outputs.flags"),
+                        (dict(structured_outputs={"regex": "a", "disable_any_whitespace": True}), "not supported")):
+        with pytest.raises(tokenferry.ConfigError, match=wrong):
+            text(**form)
 
 
 def test_texts_and_ids_give_the_same_greedy_tokens(engine):

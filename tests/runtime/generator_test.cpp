@@ -88,6 +88,56 @@ TEST(Generator, DraftsChangeNoChoice) {
   EXPECT_THROW(Generator{options}, ConfigError);
 }
 
+TEST(Generator, ConversationsAreWhatTheTemplateMakesOfThem) {
+  const Generator generator(demo());
+  const auto refusal = [&](const std::string& request) -> std::string {
+    try {
+      static_cast<void>(generator.encode_chat(request));
+    } catch (const ConfigError& e) {
+      return e.what();
+    }
+    return "";
+  };
+  const std::string question = R"({"role": "user", "content": "12+34="})";
+  const std::string asked =
+      generator.decode(generator.encode_chat(fmt::format(R"({{"messages": [{}]}})", question)));
+  EXPECT_NE(asked.find("12+34="), std::string::npos);
+  const std::string begun = generator.decode(generator.encode_chat(fmt::format(
+      R"({{"messages": [{}, {{"role": "assistant", "content": "It"}}], "continue_final_message": true}})",
+      question)));
+  EXPECT_TRUE(begun.ends_with("It")) << begun;
+  EXPECT_NE(refusal(R"({"messages": []})").find("at least one message"), std::string::npos);
+  EXPECT_NE(refusal("[").find("no JSON"), std::string::npos);
+  EXPECT_NE(refusal(fmt::format(R"({{"messages": [{}], "tools": 1}})", question)).find("tools"),
+            std::string::npos);
+  EXPECT_EQ(refusal(fmt::format(R"({{"messages": [{}], "top_k": 1}})", question)),
+            "\"top_k\" is not known here");
+  EXPECT_THROW(static_cast<void>(Generator(golden(1)).encode_chat(
+                   fmt::format(R"({{"messages": [{}]}})", question))),
+               ConfigError)
+      << "it has no template";
+}
+
+TEST(Generator, SettingsAreReadFromJson) {
+  const Generator generator(demo());
+  GenerationSettings settings = greedy(8);
+  generator.read_settings(R"({"temperature": 0.5, "top_k": -1, "seed": 7, "n": 3, "stop": "x"})",
+                          settings);
+  EXPECT_EQ(settings.sampling.temperature, 0.5);
+  EXPECT_EQ(settings.sampling.seed, 7U);
+  EXPECT_TRUE(settings.seeded);
+  EXPECT_EQ(settings.choices, 3);
+  EXPECT_EQ(settings.stop, std::vector<std::string>{"x"});
+  EXPECT_EQ(settings.max_new_tokens, 8) << "what is not named stays";
+  EXPECT_TRUE(settings.processors.empty());
+  generator.read_settings(R"({"min_tokens": 2, "logit_bias": {"5": -3}, "bad_words": "46"})",
+                          settings);
+  EXPECT_EQ(settings.processors.size(), 3U);
+  EXPECT_THROW(generator.read_settings(R"({"n": 0})", settings), ConfigError);
+  EXPECT_THROW(generator.read_settings(R"({"max_tokens": 3})", settings), ConfigError)
+      << "nobody reads it here";
+}
+
 TEST(Generator, CallsOfManyThreadsShareTheStepsAndGetTheirOwnTokens) {
   const std::vector<test::GoldenPrompt> golden_prompts = test::golden_prompts(kModel);
   Generator generator(golden(2));

@@ -1,4 +1,4 @@
-#include "ferry/server/chat.h"
+#include "ferry/text/chat.h"
 
 #include <gtest/gtest.h>
 
@@ -33,7 +33,7 @@ const ServedModel& printer() {
 
 std::string prompt_of(const ServedModel& model, const char* body) {
   const Json json = Json::parse(body);
-  return chat_prompt(JsonFields(json), model);
+  return chat_prompt(JsonFields(json), model.render_chat);
 }
 
 std::string refusal_of(const ServedModel& model, const char* body) {

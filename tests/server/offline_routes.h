@@ -11,12 +11,12 @@
 
 #include "ferry/runtime/engine_front.h"
 #include "ferry/runtime/model.h"
-#include "ferry/server/json_fields.h"
 #include "ferry/server/messages_api.h"
 #include "ferry/server/metrics.h"
 #include "ferry/server/openai_api.h"
 #include "ferry/server/responses_api.h"
 #include "ferry/server/sglang_api.h"
+#include "ferry/text/json_fields.h"
 #include "server/replies.h"
 #include "support/paths.h"
 

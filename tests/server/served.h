@@ -54,7 +54,7 @@ class Served {
                             .path = demo_model().string(),
                             .config = &opened.config(),
                             .tokenizer = opened.tokenizer(),
-                            .render_chat = chat_renderer(demo_model()),
+                            .render_chat = chat_renderer(demo_model(), {}),
                             .sampling = recommended_sampling(demo_model()),
                             .max_context = opened.max_context(),
                             .ranks = ranks};

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <utility>
@@ -15,6 +16,8 @@
 #include "ferry/core/error.h"
 #include "ferry/engine/logits_chain.h"
 #include "ferry/generator.h"
+#include "ferry/text/json_fields.h"
+#include "ferry/text/structured_output.h"
 #include "interrupt.h"
 #include "settings.h"
 
@@ -54,6 +57,14 @@ class DictMembers final : public RequestMembers {
   /// engine.py has made tokens of them.
   std::optional<std::vector<std::vector<std::int32_t>>> words(const char* name) const override {
     return settings_.find<std::vector<std::vector<std::int32_t>>>(name);
+  }
+
+  /// engine.py has made JSON of what there is.
+  std::optional<GrammarText> grammar() const override {
+    const auto form = settings_.find<std::string>("form");
+    if (!form) return std::nullopt;
+    const nlohmann::ordered_json json = parse_object(*form);
+    return read_grammar(JsonFields(json));
   }
 
  private:
@@ -102,6 +113,7 @@ GeneratorOptions generator_options(Settings& settings) {
   o.threads = settings.get("threads", 0);
   o.weights = settings.get<std::string>("weights", {});
   o.kv_type = settings.get<std::string>("kv_cache_dtype", o.kv_type);
+  o.numerics = settings.get<std::string>("numerics", o.numerics);
   o.backend = settings.get<std::string>("backend", "pplx");
   o.max_context = settings.get("max_context", 0);
   o.max_tokens_per_step = settings.get("max_tokens_per_step", 512);
@@ -214,6 +226,7 @@ void bind_engine(nb::module_& module) {
           nb::arg("prompts"),
           nb::arg("params"))
       .def("encode", &Generator::encode, nb::arg("text"))
+      .def("encode_chat", &Generator::encode_chat, nb::arg("request"))
       .def(
           "decode",
           [](const Generator& g, const std::vector<std::int32_t>& ids) { return g.decode(ids); },

@@ -1,5 +1,6 @@
 """A whole model in this process: prompts in, tokens out, without a server."""
 
+import json
 from dataclasses import asdict, dataclass, field, fields
 
 from . import _core
@@ -16,6 +17,9 @@ class SamplingParams:
     logprobs: None, or how many others stand beside each token's own (0 to 20); prompt_logprobs: the
     same for the prompt's tokens.
     n: continuations of each prompt.
+    structured_outputs: what the text must match: a dict (or vLLM's StructuredOutputsParams) with one of json (a
+    JSON schema), regex, choice, grammar, json_object, structural_tag; SGLang's json_schema, regex and ebnf stand
+    for themselves.
     """
 
     n: int = 1
@@ -40,8 +44,13 @@ class SamplingParams:
     allowed_token_ids: list | None = None
     suppress_tokens: list | None = None
     bad_words: list | None = None
+    structured_outputs: dict | None = None
+    json_schema: str | dict | None = None
+    regex: str | None = None
+    ebnf: str | None = None
 
 
+_FORMS = ("structured_outputs", "json_schema", "regex", "ebnf")
 _SGLANG = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 
 
@@ -55,7 +64,24 @@ def _params(given, options):
     for name in values:
         if name not in known:
             raise ConfigError(f"sampling parameter '{name}' is not known; known are {', '.join(sorted(known))}")
-    return asdict(SamplingParams(**values))
+    return _with_form(asdict(SamplingParams(**values)))
+
+
+def _with_form(values):
+    """What the text must match, as the one JSON object that the engine reads."""
+    given = {name: values.pop(name) for name in _FORMS}
+    structured = given["structured_outputs"]
+    if structured is not None:
+        if not isinstance(structured, dict):
+            structured = vars(structured)
+        # vLLM keeps notes of its own there.
+        given["structured_outputs"] = {n: v for n, v in structured.items() if v is not None and not n.startswith("_")}
+    given = {name: value for name, value in given.items() if value is not None}
+    try:
+        form = json.dumps(given) if given else None
+    except TypeError as error:
+        raise ConfigError(f"{', '.join(given)}: {error}") from None
+    return values | {"form": form}
 
 
 @dataclass
@@ -148,19 +174,20 @@ class Engine:
     ranks: that experts are spread over; 0: one for each NUMA node, or `tp`. tp: ranks that share out
     attention and dense layers. threads: of each rank; 0: cores / ranks. weights: 'f32', 'bf16', 'int8',
     'fp8', 'int4' or 'mxfp4'; None: as stored. kv_cache_dtype: keys and values are kept as 'auto' (as activations),
-    'f32', 'bf16', 'int8' or 'fp8_e4m3'. backend: how tokens travel. max_context: positions of a sequence;
+    'f32', 'bf16', 'int8' or 'fp8_e4m3'. numerics: 'exact', the same bits on every machine, or 'fast', the machine's
+    own dot products of bf16 where it has them (the log says so). backend: how tokens travel. max_context: positions of a sequence;
     0: the model's. draft_tokens: that may come next, out of a text itself, run beside its one token (0: none), where
     its newest draft_ngram_min to draft_ngram_max tokens stand earlier in it; the same bytes in fewer steps. log: takes lines that whoever runs this should read.
 
     Calls from several threads share the steps. The GIL is free while they wait.
     """
 
-    def __init__(self, model, *, ranks=0, tp=1, threads=0, weights=None, kv_cache_dtype="auto", backend="pplx", max_context=0,
-                 max_tokens_per_step=512, max_sequences_per_rank=16, max_waiting=0,
+    def __init__(self, model, *, ranks=0, tp=1, threads=0, weights=None, kv_cache_dtype="auto", numerics="exact",
+                 backend="pplx", max_context=0, max_tokens_per_step=512, max_sequences_per_rank=16, max_waiting=0,
                  draft_tokens=0, draft_ngram_min=2, draft_ngram_max=8, kv_memory_fraction=0.8, log=None):
         self._generator = _core.Generator(dict(
             model=str(model), ranks=ranks, tp=tp, threads=threads, weights=weights,
-            kv_cache_dtype=kv_cache_dtype, backend=backend,
+            kv_cache_dtype=kv_cache_dtype, numerics=numerics, backend=backend,
             max_context=max_context, max_tokens_per_step=max_tokens_per_step,
             max_sequences_per_rank=max_sequences_per_rank, max_waiting=max_waiting,
             draft_tokens=draft_tokens, draft_ngram_min=draft_ngram_min, draft_ngram_max=draft_ngram_max,
@@ -195,6 +222,28 @@ class Engine:
                     _logprobs(t, pair, params["prompt_logprobs"]) for t, pair in zip(prompt_ids[1:], of_prompt)]
             results.append(result)
         return results
+
+    def chat(self, messages, sampling_params=None, *, tools=None, chat_template_kwargs=None, add_generation_prompt=True,
+             continue_final_message=False, **options):
+        """generate() for a conversation, or for a list of such: lists of messages, {'role': ..., 'content': ...}.
+
+        The model's chat template makes the prompts, as for POST /v1/chat/completions. tools: what it shows of
+        functions, in OpenAI's form; calls of them stand in the text as the model writes them.
+        """
+        several = len(messages) > 0 and not isinstance(messages[0], dict)
+        ids = [
+            self.encode_chat(one, tools=tools, chat_template_kwargs=chat_template_kwargs,
+                             add_generation_prompt=add_generation_prompt and not continue_final_message,
+                             continue_final_message=continue_final_message)
+            for one in (messages if several else [messages])
+        ]
+        return self.generate([{"prompt_token_ids": i} for i in ids], sampling_params, **options)
+
+    def encode_chat(self, messages, **members):
+        """The ids of one conversation. members: what else POST /v1/chat/completions has of this, such as tools,
+        chat_template_kwargs, reasoning_effort, add_generation_prompt, continue_final_message."""
+        members = {name: value for name, value in members.items() if value is not None}
+        return self._generator.encode_chat(json.dumps({"messages": list(messages)} | members))
 
     def stream(self, prompts, sampling_params=None, **options):
         """The same, token by token: a TokenStream."""

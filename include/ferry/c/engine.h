@@ -37,12 +37,21 @@ typedef struct ferry_engine_options {
   /// Takes a line that whoever runs this should read, from any thread; may be NULL.
   void (*log)(void* context, const char* line);
   void* log_context;
+  const char*
+      kv_cache_dtype;  ///< "auto" (as activations), "f32", "bf16", "int8", "fp8_e4m3"; NULL: "auto"
+  const char* numerics;  ///< "exact", "fast"; NULL: "exact" (docs/numerics.md)
+  /// Tokens out of a text itself that run beside its one token, at most; 0: none. They follow where
+  /// its newest draft_ngram_min to draft_ngram_max tokens stand earlier in it.
+  int32_t draft_tokens;
+  int32_t draft_ngram_min;
+  int32_t draft_ngram_max;
+  int32_t reserved2;
 } ferry_engine_options;
 
 #define FERRY_ENGINE_OPTIONS_INIT                                                                 \
   {                                                                                               \
     sizeof(ferry_engine_options), FERRY_ENGINE_OPTIONS_MAGIC, FERRY_PLACE_HOST, NULL, NULL, NULL, \
-        0, 1, 0, 0, 512, 16, 0, 0, 0.8, NULL, NULL                                                \
+        0, 1, 0, 0, 512, 16, 0, 0, 0.8, NULL, NULL, NULL, NULL, 0, 2, 8, 0                        \
   }
 
 /// Returns when the model is loaded and runs.
@@ -69,6 +78,13 @@ FERRY_API ferry_status ferry_engine_info_get(ferry_engine* engine, ferry_engine_
 /// written.
 FERRY_API ferry_status ferry_engine_encode(
     ferry_engine* engine, const char* text, int32_t* ids, size_t capacity, size_t* count);
+
+/// The same of a conversation, as the model's chat template puts it. `request`: a JSON object with
+/// what POST /v1/chat/completions has of this: messages, tools, chat_template_kwargs,
+/// reasoning_effort, documents, add_generation_prompt, continue_final_message; another member is
+/// FERRY_INVALID.
+FERRY_API ferry_status ferry_engine_encode_chat(
+    ferry_engine* engine, const char* request, int32_t* ids, size_t capacity, size_t* count);
 
 /// *bytes = bytes of the ids' text; those that fit into `capacity` are written. No zero behind.
 FERRY_API ferry_status ferry_engine_decode(ferry_engine* engine,
@@ -103,12 +119,17 @@ typedef struct ferry_generation {
   const char* const* stop;  ///< strings that end a continuation
   const int32_t* stop_ids;
   size_t num_stop_ids;
+  /// A JSON object of further members as POST /v1/completions has them: min_p, penalties,
+  /// logit_bias, min_tokens, bad_words, allowed_token_ids, and what the text must match (regex,
+  /// json_schema, structured_outputs, ...). NULL: none. A member that stands above, too, counts as
+  /// it is here; one that is not known is FERRY_INVALID.
+  const char* members;
 } ferry_generation;
 
 #define FERRY_GENERATION_INIT                                                                     \
   {                                                                                               \
     sizeof(ferry_generation), FERRY_GENERATION_MAGIC, 0.0, 1.0, 0, 0, 0, 0, 1, 0, 0, -1, 0, NULL, \
-        NULL, 0                                                                                   \
+        NULL, 0, NULL                                                                             \
   }
 
 typedef enum ferry_finish {

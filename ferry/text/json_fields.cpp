@@ -1,4 +1,4 @@
-#include "ferry/server/json_fields.h"
+#include "ferry/text/json_fields.h"
 
 #include <charconv>
 #include <cmath>
@@ -53,6 +53,7 @@ JsonFields::JsonFields(const Json& object) : object_(object) {
 }
 
 const Json* JsonFields::find(const char* name) const {
+  asked_.emplace(name);
   const auto found = object_.find(name);
   return found == object_.end() || found->is_null() ? nullptr : &*found;
 }
@@ -79,6 +80,14 @@ std::optional<std::int64_t> JsonFields::integer(const char* name) const {
                      value->get<std::uint64_t>() <= std::numeric_limits<std::int64_t>::max());
   if (!fits) wrong(name, "an integer", *value);
   return value->get<std::int64_t>();
+}
+
+std::optional<int> JsonFields::integer(const char* name, int low, int high) const {
+  const std::optional<std::int64_t> value = integer(name);
+  if (!value) return std::nullopt;
+  if (*value < low || *value > high)
+    fail<ConfigError>("\"{}\" must be {} to {}, not {}", name, low, high, *value);
+  return static_cast<int>(*value);
 }
 
 std::optional<double> JsonFields::number(const char* name) const {
@@ -129,6 +138,12 @@ std::optional<std::vector<std::pair<std::int32_t, double>>> JsonFields::numbers_
     all.emplace_back(id, item.get<double>());
   }
   return all;
+}
+
+void JsonFields::refuse_unread(std::string_view of) const {
+  for (const auto& [name, value] : object_.items())
+    if (!value.is_null() && !asked_.contains(name))
+      fail<ConfigError>("\"{}{}{}\" is not known here", of, of.empty() ? "" : ".", name);
 }
 
 std::string to_text(const Json& json) {

@@ -1,4 +1,4 @@
-#include "ferry/server/chat.h"
+#include "ferry/text/chat.h"
 
 #include <algorithm>
 #include <array>
@@ -66,8 +66,8 @@ Json plain_message(const Json& message, bool open) {
 /// One conversation with all that its prompt depends on.
 class Conversation {
  public:
-  Conversation(const JsonFields& fields, const ServedModel& model, const Json* tools)
-      : model_(model), tools_(tools), messages_(*fields.find("messages")) {
+  Conversation(const JsonFields& fields, const ChatRenderer& renderer, const Json* tools)
+      : renderer_(renderer), tools_(tools), messages_(*fields.find("messages")) {
     if (const Json* extra = fields.find("chat_template_kwargs")) {
       static_cast<void>(JsonFields(*extra));  // an object
       extra_ = *extra;
@@ -108,8 +108,8 @@ class Conversation {
     const auto with = [&](bool open) {
       Json plain = Json::array();
       for (const Json& message : messages) plain.push_back(plain_message(message, open));
-      return model_.render_chat(
-          plain, {.add_generation_prompt = begins_, .tools = tools_, .extra = &extra_});
+      return renderer_(plain,
+                       {.add_generation_prompt = begins_, .tools = tools_, .extra = &extra_});
     };
     try {
       return with(/*open=*/true);
@@ -156,7 +156,7 @@ class Conversation {
     return prompt.substr(0, at + last.size());
   }
 
-  const ServedModel& model_;
+  const ChatRenderer& renderer_;
   const Json* tools_;
   Json messages_;
   Json extra_ = Json::object();
@@ -166,15 +166,37 @@ class Conversation {
 
 }  // namespace
 
-std::string chat_prompt(const JsonFields& fields, const ServedModel& model, const Json* tools) {
+ChatRenderer chat_renderer(const std::filesystem::path& directory,
+                           const std::function<void(const std::string&)>& warn) {
+  const std::optional<ChatTemplate> chat = ChatTemplate::load(directory);
+  if (!chat) return {};
+  if (const auto& warnings = chat->warnings(); warn && !warnings.empty()) {
+    warn(fmt::format("chats that reach it are refused: {}{}",
+                     warnings[0],
+                     warnings.size() > 1 ? fmt::format(", and {} more", warnings.size() - 1) : ""));
+  }
+  const std::string prefix = (directory / "").string();
+  return [=](const Json& messages, const ChatRenderOptions& options) {
+    try {
+      return chat->render(messages, options);
+    } catch (const ConfigError& e) {
+      std::string message = e.what();
+      if (message.starts_with(prefix)) message.erase(0, prefix.size());
+      throw ConfigError(message);
+    }
+  };
+}
+
+std::string chat_prompt(const JsonFields& fields, const ChatRenderer& renderer, const Json* tools) {
   const Json* messages = fields.find("messages");
   if (messages == nullptr || !messages->is_array() || messages->empty())
     fail<ConfigError>("\"messages\" must be a list of at least one message");
-  if (!model.render_chat) {
+  if (!renderer) {
     fail<ConfigError>(
-        "this model has no chat template; use /v1/completions with a prompt as it was trained on");
+        "this model has no chat template; continue a prompt as it was trained on "
+        "(/v1/completions)");
   }
-  return Conversation(fields, model, tools).prompt();
+  return Conversation(fields, renderer, tools).prompt();
 }
 
 }  // namespace ferry

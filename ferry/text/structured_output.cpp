@@ -1,4 +1,4 @@
-#include "ferry/server/structured_output.h"
+#include "ferry/text/structured_output.h"
 
 #include <nlohmann/json.hpp>
 #include <string>
@@ -70,6 +70,13 @@ class Wishes {
     text(inner, "grammar", name + ".grammar", Kind::ebnf);
     any_json(inner, "json_object", name + ".json_object");
     schema(inner, "structural_tag", name + ".structural_tag", Kind::structural_tag);
+    for (const char* change : {"disable_any_whitespace", "disable_additional_properties"})
+      if (inner.boolean(change).value_or(false))
+        fail<ConfigError>("\"{}.{}\" is not supported; leave it out", name, change);
+    static_cast<void>(inner.boolean("disable_fallback"));  // there is one engine of grammars
+    if (wanted(inner, "whitespace_pattern") != nullptr)
+      fail<ConfigError>("\"{}.whitespace_pattern\" is not supported; leave it out", name);
+    inner.refuse_unread(name);
     if (!value->empty() && name_.empty() && !asks_for_nothing(*value))
       fail<ConfigError>(
           "\"{}\" has none of json, regex, choice, grammar, json_object, structural_tag", name);

@@ -1,4 +1,4 @@
-#include "ferry/server/json_fields.h"
+#include "ferry/text/json_fields.h"
 
 #include <gtest/gtest.h>
 

@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "ferry/grammar_text.h"
-#include "ferry/server/json_fields.h"
+#include "ferry/text/json_fields.h"
 
 namespace ferry {
 
