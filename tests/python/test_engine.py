@@ -73,7 +73,7 @@ def test_conversations_are_put_as_the_template_has_them(engine):
 
 def test_texts_keep_to_a_form(engine):
     def text(**form):
-        params = tokenferry.SamplingParams(temperature=1, seed=1, max_tokens=60, **form)
+        params = tokenferry.SamplingParams(temperature=1, seed=1, max_tokens=600, **form)
         return engine.generate("Once upon", params)[0].outputs[0].text
 
     try:

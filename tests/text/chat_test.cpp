@@ -12,18 +12,16 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-ServedModel model_with(const std::string& source) {
-  ServedModel model;
+ChatRenderer model_with(const std::string& source) {
   const ChatTemplate chat = ChatTemplate::parse(source, "chat_template.jinja");
-  model.render_chat = [chat](const Json& messages, const ChatRenderOptions& options) {
+  return [chat](const Json& messages, const ChatRenderOptions& options) {
     return chat.render(messages, options);
   };
-  return model;
 }
 
 /// Prints all that it is given.
-const ServedModel& printer() {
-  static const ServedModel model = model_with(
+const ChatRenderer& printer() {
+  static const ChatRenderer model = model_with(
       "{% for m in messages %}[{{ m.role }}|{{ m.content }}"
       "{% for key in m if key not in ['role', 'content'] %}|{{ key }}={{ m[key] }}{% endfor %}]"
       "{% endfor %}{% if add_generation_prompt %}>{% endif %}"
@@ -31,12 +29,12 @@ const ServedModel& printer() {
   return model;
 }
 
-std::string prompt_of(const ServedModel& model, const char* body) {
+std::string prompt_of(const ChatRenderer& model, const char* body) {
   const Json json = Json::parse(body);
-  return chat_prompt(JsonFields(json), model.render_chat);
+  return chat_prompt(JsonFields(json), model);
 }
 
-std::string refusal_of(const ServedModel& model, const char* body) {
+std::string refusal_of(const ChatRenderer& model, const char* body) {
   try {
     return "no error: " + prompt_of(model, body);
   } catch (const ConfigError& e) {
@@ -55,7 +53,7 @@ TEST(Chat, NullMembersAreAbsentAndNullContentIsEmpty) {
 }
 
 TEST(Chat, DocumentsAreWhatTheTemplateReads) {
-  const ServedModel reader = model_with(
+  const ChatRenderer reader = model_with(
       "{% for d in documents or [] %}({{ d.title }}){% endfor %}"
       "{% for m in messages %}{{ m.content }}{% endfor %}");
   EXPECT_EQ(prompt_of(reader,
@@ -81,18 +79,18 @@ TEST(Chat, ArgumentsOfCallsAreObjectsWhereTheTemplateTakesThem) {
       R"({"messages": [{"role": "assistant", "content": null, "tool_calls": [{"id": "1", "type":
       "function", "function": {"name": "f", "arguments": "{\"a\": 2}"}}]},
       {"role": "tool", "tool_call_id": "1", "content": "21"}]})";
-  const ServedModel as_object = model_with(
+  const ChatRenderer as_object = model_with(
       "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments.a + 1 }}"
       "{% endfor %}{{ m.content }};{% endfor %}");
   EXPECT_EQ(prompt_of(as_object, kBody), "3;21;");
-  const ServedModel as_text = model_with(
+  const ChatRenderer as_text = model_with(
       "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ 'x' + c.function.arguments }}"
       "{% endfor %}{{ m.content }};{% endfor %}");
   EXPECT_EQ(prompt_of(as_text, kBody), R"(x{"a": 2};21;)");
 }
 
 TEST(Chat, MessagesThatTheTemplatePassesOverAreRefused) {
-  const ServedModel two_roles = model_with(
+  const ChatRenderer two_roles = model_with(
       "{% for m in messages %}{% if m.role in ['system', 'user'] %}{{ m.role }}: {{ m.content }};"
       "{% endif %}{% endfor %}");
   EXPECT_NE(
