@@ -116,6 +116,7 @@ enum class TensorRole : std::uint8_t {
   embedding,
   norm,
   matrix,
+  own_way,  ///< a matrix that its mixer packs itself, from elements
   bias,
   router,
   rates,

@@ -90,7 +90,7 @@ class Lister final : public TensorTable {
   void own_way(const TensorRows& tensor,
                std::int64_t k,
                FunctionRef<void(const StoredMatrix&, Packer&)>) override {
-    add(tensor.pattern, {tensor.rows, k}, TensorRole::matrix);
+    add(tensor.pattern, {tensor.rows, k}, TensorRole::own_way);
   }
 
   const GroupMember& member() const override { return alone_; }

@@ -45,7 +45,8 @@ struct Item {
 };
 
 /// Matrices that products read, also those of experts that the source has stacked: each becomes a
-/// tensor of its own. The gate of a shared expert, one row, is held as f32.
+/// tensor of its own. The gate of a shared expert, one row, is held as f32. What a mixer packs in a
+/// way of its own is quantised along that way, which only whole elements allow.
 bool is_quantised(const TensorSpec& spec, const TensorNames& names) {
   if (spec.shape.size() != 2 || spec.shape[0] == 1) return false;
   return spec.role == TensorRole::matrix || spec.role == TensorRole::expert ||
@@ -72,7 +73,12 @@ class Writer {
         progress_(progress) {
     for_each_tensor(unstacked(source.config()), [&](const TensorSpec& spec) {
       total_ += source.stored_bytes(spec);
-      plan(spec);
+      plan(spec, spec.name, is_quantised(spec, source.names()));
+      // The head of a model without one: products read it quantised, and rows of tokens do not.
+      if (is_head_too(spec)) {
+        total_ += source.stored_bytes(spec);
+        plan(spec, tensor_name(source.names(), source.names().lm_head), /*quantised=*/true);
+      }
     });
   }
 
@@ -101,16 +107,21 @@ class Writer {
   }
 
  private:
-  void plan(const TensorSpec& spec) {
-    Item item{.spec = spec, .quantised = is_quantised(spec, source_.names()), .headers = {}};
-    if (item.quantised) {
-      const MatrixPlace place{.name = spec.name, .rows = spec.shape[0], .columns = spec.shape[1]};
+  bool is_head_too(const TensorSpec& spec) const {
+    const TensorNames& names = source_.names();
+    return source_.config().tied_embeddings && spec.name == tensor_name(names, names.embedding);
+  }
+
+  void plan(const TensorSpec& spec, const std::string& name, bool quantised) {
+    Item item{.spec = spec, .quantised = quantised, .headers = {}};
+    if (quantised) {
+      const MatrixPlace place{.name = name, .rows = spec.shape[0], .columns = spec.shape[1]};
       for (StoredPart& part : format_.format->parts(source_.source(), place)) {
         item.headers.push_back(
             {.name = std::move(part.name), .shape = std::move(part.shape), .codes = part.type});
       }
     } else {
-      item.headers = {{spec.name, plain_type(spec), spec.shape}};
+      item.headers = {{name, plain_type(spec), spec.shape}};
     }
     const std::uint64_t more = item.bytes();
     if (shards_.empty() || shard_bytes_ + more > options_.max_shard_bytes) {
@@ -121,10 +132,12 @@ class Writer {
     shards_.back().push_back(std::move(item));
   }
 
-  /// Of what is not quantised here; quantised in the source, it becomes bf16.
+  /// Of what is not quantised here. Quantised in the source, it becomes bf16, or what no bit is
+  /// lost in where it is yet to be quantised.
   DType plain_type(const TensorSpec& spec) const {
     const StoredMatrix matrix = source_.matrix(spec);
-    return matrix.is_plain() ? matrix.dtype : DType::bf16;
+    if (matrix.is_plain()) return matrix.dtype;
+    return spec.role == TensorRole::own_way ? DType::f32 : DType::bf16;
   }
 
   void write_shard(const std::vector<Item>& items, const fs::path& path) {
@@ -190,6 +203,12 @@ class Writer {
     const SourceText text = source_.source().text("config.json").value();
     json config = parse_json(text.text, text.file);
     config["quantization_config"] = json::parse(format_.config);
+    if (source_.config().tied_embeddings) {
+      config["tie_word_embeddings"] = false;
+      const char* text_fields = family_of(source_.config()).text_fields;
+      if (text_fields != nullptr && config.contains(text_fields))
+        config[text_fields]["tie_word_embeddings"] = false;
+    }
     files.add_text("config.json", config.dump(2));
   }
 
