@@ -14,13 +14,14 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace ferry {
 
 namespace {
-
-constexpr Isa kAllIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx};
 
 struct Supported {
   bool avx2 = false;
@@ -28,6 +29,8 @@ struct Supported {
   bool vnni = false;  // no level of its own: it makes avx512 faster
   bool bf16 = false;  // likewise, in the numeric class `fast`
   bool amx = false;
+  bool neon = false;
+  bool sdot = false;  // no level of its own: it makes neon faster
 };
 
 #if defined(__x86_64__)
@@ -85,6 +88,16 @@ Supported detect() {
   return have;
 }
 
+#elif defined(__aarch64__)
+
+/// NEON is a part of every 64-bit ARM processor.
+Supported detect() {
+  Supported have;
+  have.neon = true;
+  have.sdot = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+  return have;
+}
+
 #else
 
 Supported detect() { return {}; }
@@ -131,6 +144,18 @@ const Kernels& fast_table() {
   return table;
 }
 
+#elif defined(__aarch64__)
+
+const Kernels& sdot_table() {
+  static const Kernels table = [] {
+    Kernels t = cpu::kNeon;
+    t.gemm = cpu::sdot_gemm;
+    t.multiply_in_registers = cpu::sdot_multiply_in_registers;
+    return t;
+  }();
+  return table;
+}
+
 #endif
 
 std::string names_of_supported() {
@@ -169,6 +194,8 @@ bool isa_supported(Isa isa) {
       return supported().avx512;
     case Isa::amx:
       return supported().amx;
+    case Isa::neon:
+      return supported().neon;
   }
   return false;
 }
@@ -183,6 +210,8 @@ std::string_view isa_name(Isa isa) {
       return "avx512";
     case Isa::amx:
       return "amx";
+    case Isa::neon:
+      return "neon";
   }
   return "?";
 }
@@ -197,6 +226,8 @@ const Kernels& kernels_for(Isa isa) {
   if (isa == Isa::avx2) return cpu::kAvx2;
   if (isa == Isa::avx512) return supported().vnni ? vnni_table() : cpu::kAvx512;
   if (isa == Isa::amx) return cpu::amx_table();
+#elif defined(__aarch64__)
+  if (isa == Isa::neon) return supported().sdot ? sdot_table() : cpu::kNeon;
 #endif
   return cpu::kScalar;
 }
@@ -206,7 +237,7 @@ const Kernels& kernels() {
   return chosen;
 }
 
-const Kernels& kernels(Numerics numerics) {
+const Kernels& kernels([[maybe_unused]] Numerics numerics) {
   const Kernels& exact = kernels();
 #if defined(__x86_64__)
   // On tiles bf16 is as fast in the exact order.
@@ -248,6 +279,9 @@ std::string_view gemm_method(WeightType type) {
     case Isa::avx512:
       if (!integers) return "AVX-512 FMA";
       return supported().vnni ? "AVX-512 VNNI" : "AVX-512 VPMADDWD";
+    case Isa::neon:
+      if (!integers) return "NEON FMA";
+      return supported().sdot ? "NEON SDOT" : "NEON SMULL";
   }
   return "plain C++";
 }

@@ -253,15 +253,9 @@ TEST_P(GemmOfIsa, WritesOnlyItsPanels) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernels,
-                         GemmOfFasterIsa,
-                         ::testing::Values(Isa::avx2, Isa::avx512, Isa::amx),
-                         isa_test_name);
+INSTANTIATE_TEST_SUITE_P(Kernels, GemmOfFasterIsa, ::testing::ValuesIn(kFasterIsas), isa_test_name);
 
-INSTANTIATE_TEST_SUITE_P(Kernels,
-                         GemmOfIsa,
-                         ::testing::Values(Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx),
-                         isa_test_name);
+INSTANTIATE_TEST_SUITE_P(Kernels, GemmOfIsa, ::testing::ValuesIn(kAllIsas), isa_test_name);
 
 TEST(ScalarGemm, SumsInTheOrderOfTheContract) {
   const FlushDenormals flush;
