@@ -184,6 +184,23 @@ TEST(Avx512Gemm, GivesTheSameBytesWithoutVnni) {
   }
 }
 
+#elif defined(__aarch64__)
+
+TEST(NeonGemm, GivesTheSameBytesWithoutSdot) {
+  const FlushDenormals flush;
+  for (const WeightType type : {WeightType::int8, WeightType::int4}) {
+    for (const Values values : {Values::mixed, Values::extreme}) {
+      for (const std::int64_t rows : {1, 2, 7}) {
+        const Case c{.type = type, .rows = rows, .k = 200, .n = 72, .values = values};
+        const Problem problem(c);
+        EXPECT_TRUE(
+            same_bytes(problem.run(cpu::kNeon), problem.run(kernels_for(Isa::scalar)), c.out_type))
+            << c;
+      }
+    }
+  }
+}
+
 #endif
 
 TEST_P(GemmOfFasterIsa, SurvivesInfinitiesAndNan) {
