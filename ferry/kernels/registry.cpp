@@ -30,7 +30,8 @@ struct Supported {
   bool bf16 = false;  // likewise, in the numeric class `fast`
   bool amx = false;
   bool neon = false;
-  bool sdot = false;  // no level of its own: it makes neon faster
+  bool sdot = false;   // no level of its own: it makes neon faster
+  bool smmla = false;  // likewise
 };
 
 #if defined(__x86_64__)
@@ -95,6 +96,7 @@ Supported detect() {
   Supported have;
   have.neon = true;
   have.sdot = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+  have.smmla = have.sdot && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
   return have;
 }
 
@@ -146,11 +148,16 @@ const Kernels& fast_table() {
 
 #elif defined(__aarch64__)
 
-const Kernels& sdot_table() {
+const Kernels& neon_table() {
   static const Kernels table = [] {
     Kernels t = cpu::kNeon;
-    t.gemm = cpu::sdot_gemm;
-    t.multiply_in_registers = cpu::sdot_multiply_in_registers;
+    if (supported().smmla) {
+      t.gemm = cpu::smmla_gemm;
+      t.multiply_in_registers = cpu::smmla_multiply_in_registers;
+    } else if (supported().sdot) {
+      t.gemm = cpu::sdot_gemm;
+      t.multiply_in_registers = cpu::sdot_multiply_in_registers;
+    }
     return t;
   }();
   return table;
@@ -227,7 +234,7 @@ const Kernels& kernels_for(Isa isa) {
   if (isa == Isa::avx512) return supported().vnni ? vnni_table() : cpu::kAvx512;
   if (isa == Isa::amx) return cpu::amx_table();
 #elif defined(__aarch64__)
-  if (isa == Isa::neon) return supported().sdot ? sdot_table() : cpu::kNeon;
+  if (isa == Isa::neon) return neon_table();
 #endif
   return cpu::kScalar;
 }
@@ -281,6 +288,7 @@ std::string_view gemm_method(WeightType type) {
       return supported().vnni ? "AVX-512 VNNI" : "AVX-512 VPMADDWD";
     case Isa::neon:
       if (!integers) return "NEON FMA";
+      if (supported().smmla) return "NEON SMMLA, one row SDOT";
       return supported().sdot ? "NEON SDOT" : "NEON SMULL";
   }
   return "plain C++";
