@@ -47,9 +47,15 @@ std::uint32_t with_flushing(std::uint32_t mode) noexcept {
   return mode | kFlushToZero | (flushes_after_rounding() ? kAsX86Does : 0);
 }
 
+/// FEAT_AFP, by the register in which Linux shows it (it answers for processes that read it, where
+/// CPUID among the hardware's capabilities says so).
 bool flushes_after_rounding() noexcept {
-  constexpr unsigned long kAlternateFloats = 1UL << 20;  // HWCAP2_AFP; older headers lack it
-  static const bool has_it = (getauxval(AT_HWCAP2) & kAlternateFloats) != 0;
+  static const bool has_it = [] {
+    if ((getauxval(AT_HWCAP) & HWCAP_CPUID) == 0) return false;
+    std::uint64_t features;
+    asm("mrs %0, S3_0_C0_C7_1" : "=r"(features));  // ID_AA64MMFR1_EL1
+    return (features >> 44 & 15) != 0;             // AFP
+  }();
   return has_it;
 }
 
