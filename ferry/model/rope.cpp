@@ -6,6 +6,7 @@
 #include <numbers>
 
 #include "ferry/core/error.h"
+#include "ferry/core/portable_math.h"
 #include "ferry/kernels/kernels.h"
 
 namespace ferry {
@@ -19,7 +20,7 @@ std::vector<float> periods(const RopeOptions& options) {
   std::vector<float> result;
   for (int i = 0; i < options.dim / 2; ++i) {
     const float exponent = static_cast<float>(2 * i) / static_cast<float>(options.dim);
-    result.push_back(static_cast<float>(std::pow(
+    result.push_back(static_cast<float>(power(
         static_cast<double>(static_cast<float>(options.theta)), static_cast<double>(exponent))));
   }
   return result;
@@ -42,7 +43,7 @@ float llama3_frequency(const RopeOptions& options, float frequency) {
 
 /// The pair (a fraction between pairs) that makes so many turns within the original positions.
 double pair_with_turns(const RopeOptions& o, double turns) {
-  return o.dim * std::log(o.original_positions / (turns * kTwoPi)) / (2 * std::log(o.theta));
+  return o.dim * natural_log(o.original_positions / (turns * kTwoPi)) / (2 * natural_log(o.theta));
 }
 
 std::vector<float> yarn_frequencies(const RopeOptions& options) {
@@ -70,7 +71,7 @@ std::vector<float> yarn_frequencies(const RopeOptions& options) {
 }  // namespace
 
 double yarn_mscale(double factor, double mscale) {
-  return factor <= 1 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
+  return factor <= 1 ? 1.0 : 0.1 * mscale * natural_log(factor) + 1.0;
 }
 
 std::vector<float> rope_frequencies(const RopeOptions& options) {
@@ -96,8 +97,9 @@ void Rope::angles(std::int32_t position, float* cos, float* sin) const {
   for (std::size_t i = 0; i < frequencies_.size(); ++i) {
     // The angle is rounded to f32 before its cosine is taken, as transformers does.
     const float angle = static_cast<float>(position) * frequencies_[i];
-    cos[i] = static_cast<float>(std::cos(static_cast<double>(angle))) * magnitude;
-    sin[i] = static_cast<float>(std::sin(static_cast<double>(angle))) * magnitude;
+    const CosAndSin exact = cos_and_sin(static_cast<double>(angle));
+    cos[i] = static_cast<float>(exact.cos) * magnitude;
+    sin[i] = static_cast<float>(exact.sin) * magnitude;
   }
 }
 

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ferry/checkpoint/config_reader.h"
+#include "ferry/core/portable_math.h"
 #include "ferry/model/rope.h"
 
 namespace ferry {
@@ -97,7 +98,7 @@ RopeOptions read_rope(const ConfigReader& in, int head_dim, int max_positions, i
     in.refuse("partial_rotary_factor", fmt::format("{} of {} elements", turned, head_dim));
   if (alpha != 1) {
     if (rope.dim == 2) in.refuse("alpha", "1 where 2 elements turn");
-    rope.theta *= std::pow(alpha, static_cast<double>(rope.dim) / (rope.dim - 2));
+    rope.theta *= power(alpha, static_cast<double>(rope.dim) / (rope.dim - 2));
   }
   if (rope.scaling == RopeScaling::yarn && rope.theta <= 1)
     in.refuse("rope_theta", "more than 1 for yarn");

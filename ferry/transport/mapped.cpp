@@ -32,6 +32,14 @@ MappedRegion& mapped(Region& region, const MappedTransport* owner) {
   return r;
 }
 
+/// Between what the kernel says of a process and a look at what it wrote before: else a processor
+/// that reads out of order may have looked earlier.
+void look_again() noexcept {
+#if !defined(__SANITIZE_THREAD__)  // it knows no fences, and its machines read in order
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+#endif
+}
+
 }  // namespace
 
 MappedTransport::MappedTransport(Options options)
@@ -106,6 +114,7 @@ void MappedTransport::find_gone(Missing missing, Rank& died, Rank& left) {
     if (r == rank_ || masked_.test(static_cast<std::size_t>(r))) continue;
     // The order matters: a rank says that it leaves before it ends.
     const bool ended = has_ended(r);
+    if (ended) look_again();
     if (control_->ranks[r].left.load()) {
       if (missing(r)) left = r;
     } else if (ended) {

@@ -131,11 +131,12 @@ int status_of(Rank rank, const Child& child, int interrupted_by) {
   return 1;
 }
 
-/// Field 22 of /proc/<process>/stat; 0 when there is no such process any more. Waits look for
-/// deaths by it, so it allocates nothing.
+/// Field 22 of /proc/<process>/task/<process>/stat; 0 when there is no such process any more. Its
+/// first thread's, because qemu-user makes up the file that a process has of its own, another start
+/// for each thread. Waits look for deaths by it, so it allocates nothing.
 std::uint64_t start_of(pid_t pid) {
-  std::array<char, 32> path{};
-  fmt::format_to_n(path.data(), path.size() - 1, "/proc/{}/stat", pid);
+  std::array<char, 64> path{};
+  fmt::format_to_n(path.data(), path.size() - 1, "/proc/{0}/task/{0}/stat", pid);
   const UniqueFd file(open(path.data(), O_RDONLY | O_CLOEXEC));
   std::array<char, 1024> text{};
   if (!file.valid() || read(file.get(), text.data(), text.size() - 1) <= 0) return 0;

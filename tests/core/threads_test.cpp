@@ -82,9 +82,6 @@ TEST_P(ThreadPoolOf, ParallelForThrowsWhatAPieceThrew) {
 }
 
 TEST_P(ThreadPoolOf, FlushesDenormalsOnEveryWorker) {
-#if !defined(__x86_64__)
-  GTEST_SKIP() << "FlushDenormals does nothing on this processor (ferry/core/threads.cpp)";
-#endif
   ThreadPool pool(GetParam());
   std::vector<float> halves(static_cast<std::size_t>(pool.size()), 1.0F);
   volatile float smallest = std::numeric_limits<float>::min();

@@ -321,10 +321,7 @@ TEST_P(AttendOfIsa, PositionsThatAQueryDoesNotSeeTouchNothing) {
   EXPECT_TRUE(std::isnan(after.back()));
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernels,
-                         AttendOfIsa,
-                         ::testing::Values(Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx),
-                         isa_test_name);
+INSTANTIATE_TEST_SUITE_P(Kernels, AttendOfIsa, ::testing::ValuesIn(kAllIsas), isa_test_name);
 
 TEST(ScalarAttend, AgreesWithDoublePrecision) {
   const FlushDenormals flush;

@@ -1,4 +1,9 @@
 // gemm: every instruction set gives the scalar one's bytes, and those are the right ones.
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #include <cmath>
 
 #include "ferry/core/threads.h"
@@ -184,6 +189,34 @@ TEST(Avx512Gemm, GivesTheSameBytesWithoutVnni) {
   }
 }
 
+#elif defined(__aarch64__)
+
+/// Products with int8 and int4 weights as processors of every age have them.
+std::vector<Kernels> neon_tables() {
+  std::vector<Kernels> tables{cpu::kNeon};
+  if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0) {
+    tables.push_back(cpu::kNeon);
+    tables.back().gemm = cpu::sdot_gemm;
+  }
+  if (kernels_for(Isa::neon).gemm == cpu::smmla_gemm) tables.push_back(kernels_for(Isa::neon));
+  return tables;
+}
+
+TEST(NeonGemm, GivesTheSameBytesWithAndWithoutSdotAndSmmla) {
+  const FlushDenormals flush;
+  for (const WeightType type : {WeightType::int8, WeightType::int4}) {
+    for (const Values values : {Values::mixed, Values::extreme}) {
+      for (const std::int64_t rows : {1, 2, 3, 4, 7, 40}) {
+        const Case c{.type = type, .rows = rows, .k = 200, .n = 72, .values = values};
+        const Problem problem(c);
+        const auto expected = problem.run(kernels_for(Isa::scalar));
+        for (const Kernels& table : neon_tables())
+          EXPECT_TRUE(same_bytes(problem.run(table), expected, c.out_type)) << c;
+      }
+    }
+  }
+}
+
 #endif
 
 TEST_P(GemmOfFasterIsa, SurvivesInfinitiesAndNan) {
@@ -253,15 +286,9 @@ TEST_P(GemmOfIsa, WritesOnlyItsPanels) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernels,
-                         GemmOfFasterIsa,
-                         ::testing::Values(Isa::avx2, Isa::avx512, Isa::amx),
-                         isa_test_name);
+INSTANTIATE_TEST_SUITE_P(Kernels, GemmOfFasterIsa, ::testing::ValuesIn(kFasterIsas), isa_test_name);
 
-INSTANTIATE_TEST_SUITE_P(Kernels,
-                         GemmOfIsa,
-                         ::testing::Values(Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx),
-                         isa_test_name);
+INSTANTIATE_TEST_SUITE_P(Kernels, GemmOfIsa, ::testing::ValuesIn(kAllIsas), isa_test_name);
 
 TEST(ScalarGemm, SumsInTheOrderOfTheContract) {
   const FlushDenormals flush;

@@ -159,6 +159,8 @@ class Problem {
   std::vector<const std::byte*> pointers_;
 };
 
+#if defined(__x86_64__)
+
 /// On a machine without tiles they are emulated.
 class GemmOfIsa : public PerIsa {
  protected:
@@ -174,5 +176,11 @@ class GemmOfIsa : public PerIsa {
  private:
   std::optional<AmxEmulator> emulator_;
 };
+
+#else
+
+class GemmOfIsa : public PerIsa {};
+
+#endif
 
 }  // namespace ferry::testing

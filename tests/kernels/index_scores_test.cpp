@@ -118,10 +118,7 @@ TEST_P(IndexScoresOfIsa, PiecesGiveTheBytesOfTheWhole) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernels,
-                         IndexScoresOfIsa,
-                         ::testing::Values(Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx),
-                         isa_test_name);
+INSTANTIATE_TEST_SUITE_P(Kernels, IndexScoresOfIsa, ::testing::ValuesIn(kAllIsas), isa_test_name);
 
 TEST(ScalarIndexScores, AgreeWithDoublePrecision) {
   const FlushDenormals flush;

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -202,6 +203,9 @@ inline ::testing::AssertionResult same_floats(const std::vector<float>& got,
   };
   return same_bytes(bytes(got), bytes(want), DType::f32);
 }
+
+/// Those that are compared with scalar, which is the first.
+inline constexpr std::span kFasterIsas = std::span(kAllIsas).subspan<1>();
 
 /// Runs each test for one instruction set, with denormals flushed as the kernels expect.
 class PerIsa : public ::testing::TestWithParam<Isa> {

@@ -151,10 +151,7 @@ TEST_P(Mxfp4OfIsa, FlushesWhatBf16Flushes) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernels,
-                         Mxfp4OfIsa,
-                         ::testing::Values(Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx),
-                         isa_test_name);
+INSTANTIATE_TEST_SUITE_P(Kernels, Mxfp4OfIsa, ::testing::ValuesIn(kAllIsas), isa_test_name);
 
 TEST(QuantizeMxfp4, RoundsToTheNearestCodeTiesToEven) {
   const FlushDenormals flush;

@@ -12,7 +12,7 @@ namespace ferry {
 namespace {
 
 TEST(Peaks, GreatestLooksAtEveryElement) {
-  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx}) {
+  for (const Isa isa : kAllIsas) {
     if (!isa_supported(isa)) continue;
     for (const std::size_t n : {1U, 15U, 64U, 65U, 130U, 333U}) {
       std::vector<float> x(n, -1.0F);
@@ -31,7 +31,7 @@ TEST(Peaks, GreatestLooksAtEveryElement) {
 
 TEST(Peaks, OperationsGrowWithTheRounds) {
   const FlushDenormals flush;
-  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx}) {
+  for (const Isa isa : kAllIsas) {
     if (!isa_supported(isa)) continue;
     for (const WeightType weights : weight_types()) {
       const std::uint64_t once = kernels_for(isa).multiply_in_registers(weights, 1);

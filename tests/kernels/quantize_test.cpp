@@ -151,7 +151,7 @@ TEST(PackMatrix, ANanAmongFp8CodesSpoilsItsColumn) {
   constexpr std::int64_t kColumns = 20;
   constexpr std::int64_t kRows = 20;
   const std::vector<std::byte> in(kRows * kDepth * 2);  // zeros
-  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx}) {
+  for (const Isa isa : kAllIsas) {
     if (!isa_supported(isa)) continue;
     const Kernels& kernels = kernels_for(isa);
     for (const std::byte nan : {std::byte{0x7f}, std::byte{0xff}}) {

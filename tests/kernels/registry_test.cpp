@@ -8,8 +8,6 @@ namespace ferry::testing {
 
 namespace {
 
-constexpr Isa kAllIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx};
-
 TEST(KernelRegistry, ScalarIsEverywhere) {
   EXPECT_TRUE(isa_supported(Isa::scalar));
   EXPECT_EQ(kernels_for(Isa::scalar).isa, Isa::scalar);

@@ -208,10 +208,7 @@ TEST_P(RowOpsOfIsa, AddEqualsScalar) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernels,
-                         RowOpsOfIsa,
-                         ::testing::Values(Isa::avx2, Isa::avx512, Isa::amx),
-                         isa_test_name);
+INSTANTIATE_TEST_SUITE_P(Kernels, RowOpsOfIsa, ::testing::ValuesIn(kFasterIsas), isa_test_name);
 
 TEST(ScalarRowOps, RoundsToNearestEven) {
   const auto bf16 = [](float x) {

@@ -105,10 +105,7 @@ TEST_P(SamplingOfIsa, CountsAndPicksByLimits) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(AllIsas,
-                         SamplingOfIsa,
-                         ::testing::Values(Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx),
-                         isa_test_name);
+INSTANTIATE_TEST_SUITE_P(AllIsas, SamplingOfIsa, ::testing::ValuesIn(kAllIsas), isa_test_name);
 
 }  // namespace
 

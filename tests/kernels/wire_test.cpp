@@ -240,10 +240,7 @@ TEST_P(WireOfIsa, WeightedSumEqualsScalarAndDecodedRows) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernels,
-                         WireOfIsa,
-                         ::testing::Values(Isa::avx2, Isa::avx512, Isa::amx),
-                         isa_test_name);
+INSTANTIATE_TEST_SUITE_P(Kernels, WireOfIsa, ::testing::ValuesIn(kFasterIsas), isa_test_name);
 
 TEST(ScalarWeightedSum, AddsInOrderAndAccumulatesLast) {
   const FlushDenormals flush;

@@ -4,7 +4,6 @@
 
 #include <array>
 #include <charconv>
-#include <cmath>
 #include <deque>
 #include <map>
 #include <set>
@@ -15,6 +14,7 @@
 #include "ferry/checkpoint/gguf/gguf_heads.h"
 #include "ferry/checkpoint/gguf/gguf_tokenizer.h"
 #include "ferry/core/error.h"
+#include "ferry/core/portable_math.h"
 
 namespace ferry {
 
@@ -301,7 +301,7 @@ class GgufSource final : public TensorSource {
     const bool log = form == GgufForm::log_of_minus || form == GgufForm::tiled_log_of_minus;
     for (float& x : made) {
       if (form == GgufForm::less_one) x -= 1.0F;
-      if (log) x = static_cast<float>(std::log(-static_cast<double>(x)));
+      if (log) x = static_cast<float>(natural_log(-static_cast<double>(x)));
     }
     if (form == GgufForm::less_one || form == GgufForm::log_of_minus) return;
     const ValueHeads heads = value_heads();

@@ -2,28 +2,16 @@
 // group of k are exact integers, whatever the order. One source for every instruction set:
 // included after gemm_fma.inl and int_rows.inl, inside an anonymous namespace.
 
-/// Sums of R rows and P panels, as F32Sums; k is padded to whole blocks.
+/// A block's products by instructions that add four of them to each lane.
 template <class Codes>
-struct IntSums {
-  using Row = IntRow<Codes>;
-  static constexpr int kRows = Tiling::kIntRows;
-  static constexpr int kPanels = Tiling::kIntPanels;
-  static constexpr bool kUnpacks = Codes::kUnpacks;
-
-  static std::int64_t panel_bytes(std::int64_t k) {
-    return k / Codes::kPerByte * kPanelColumns + k / Codes::group(k) * (kPanelColumns * 4);
-  }
-
-  static std::int64_t steps(std::int64_t k) { return k / kIntKBlock; }
-
-  /// Adds one block's products.
+struct FoursOfBlock {
   template <int R, int P, class Fetch>
-  static void add_block(const std::byte* const* a,
-                        std::int64_t block,
-                        const std::byte* w,
-                        std::int64_t w_step,
-                        Fetch& fetch,
-                        I32x16 (&sum)[R][P]) {
+  static void add(const std::byte* const* a,
+                  std::int64_t block,
+                  const std::byte* w,
+                  std::int64_t w_step,
+                  Fetch& fetch,
+                  I32x16 (&sum)[R][P]) {
     for (std::int64_t i = block; i < block + kIntKBlock; i += 4 * Codes::kParts) {
       Bytes64 x[Codes::kParts][R];
       for (int part = 0; part < Codes::kParts; ++part)
@@ -38,6 +26,25 @@ struct IntSums {
       }
     }
   }
+
+  /// Puts each sum where its row and column are, once all blocks of a group are added.
+  template <int R, int P>
+  static void settle(I32x16 (&/*sum*/)[R][P]) {}
+};
+
+/// Sums of R rows and P panels, as F32Sums; k is padded to whole blocks.
+template <class Codes, class Block>
+struct IntSums {
+  using Row = IntRow<Codes>;
+  static constexpr int kRows = Tiling::kIntRows;
+  static constexpr int kPanels = Tiling::kIntPanels;
+  static constexpr bool kUnpacks = Codes::kUnpacks;
+
+  static std::int64_t panel_bytes(std::int64_t k) {
+    return k / Codes::kPerByte * kPanelColumns + k / Codes::group(k) * (kPanelColumns * 4);
+  }
+
+  static std::int64_t steps(std::int64_t k) { return k / kIntKBlock; }
 
   template <int R, int P, class Fetch>
   static void run(const std::byte* const* a,
@@ -57,9 +64,10 @@ struct IntSums {
       for (int r = 0; r < R; ++r)
         for (int p = 0; p < P; ++p) sum[r][p] = no_integers();
       for (std::int64_t i = g * group; i < (g + 1) * group; i += kIntKBlock) {
-        add_block<R, P>(a, i, w, w_step, fetch, sum);
+        Block::template add<R, P>(a, i, w, w_step, fetch, sum);
         fetch.step();
       }
+      Block::settle(sum);
       for (int p = 0; p < P; ++p) {
         const F32x16 scale =
             load(reinterpret_cast<const float*>(scales + p * w_step) + g * kPanelColumns);
@@ -77,9 +85,9 @@ struct IntSums {
   }
 };
 
-template <class Codes>
+template <class Codes, class Block>
 void gemm_of_codes(const GemmArgs& args, std::byte* ready) {
-  using Sums = IntSums<Codes>;
+  using Sums = IntSums<Codes, Block>;
   using Row = IntRow<Codes>;
   const std::int64_t k = round_up_to(args.weights->k, kIntKBlock);
   const std::int64_t stride = Row::bytes(k);
@@ -100,10 +108,11 @@ inline std::size_t int_gemm_scratch_bytes(std::int64_t k) {
 }
 
 /// REQUIRES: int8 or int4 weights.
-inline void int_gemm(const GemmArgs& args) {
+template <template <class> class BlockOf = FoursOfBlock>
+void int_gemm(const GemmArgs& args) {
   std::byte* ready = aligned_scratch(args, int_gemm_scratch_bytes(args.weights->k));
   if (args.weights->type == WeightType::int8)
-    gemm_of_codes<Int8Codes>(args, ready);
+    gemm_of_codes<Int8Codes, BlockOf<Int8Codes>>(args, ready);
   else
-    gemm_of_codes<Int4Codes>(args, ready);
+    gemm_of_codes<Int4Codes, BlockOf<Int4Codes>>(args, ready);
 }

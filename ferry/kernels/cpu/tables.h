@@ -27,6 +27,16 @@ const Kernels& amx_table();
 void amx_gemm(const GemmArgs& args);
 std::size_t amx_gemm_scratch_bytes(WeightType weights, std::int64_t k);
 std::uint64_t amx_multiply_in_registers(WeightType weights, std::int64_t rounds);
+#elif defined(__aarch64__)
+extern const Kernels kNeon;
+
+/// With SDOT the neon table has these; what is not int8 or int4 they leave to kNeon.
+void sdot_gemm(const GemmArgs& args);
+std::uint64_t sdot_multiply_in_registers(WeightType weights, std::int64_t rounds);
+
+/// Likewise with SMMLA.
+void smmla_gemm(const GemmArgs& args);
+std::uint64_t smmla_multiply_in_registers(WeightType weights, std::int64_t rounds);
 #endif
 
 /// Start of the call's scratch, rounded up to a cache line (gemm_scratch_bytes counts that in).

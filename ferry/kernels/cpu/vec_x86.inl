@@ -15,11 +15,6 @@ inline __m256i fp8_to_f16(__m128i codes) {
                          _mm256_and_si256(nan, _mm256_set1_epi16(0x7e00)));
 }
 
-constexpr int kFp8Normal = 121;  // exponent bits of 2^-6, the smallest normal number of e4m3fn
-/// Added to a number's exponent bits: 2^20 times it. The last byte takes the bias off the code:
-/// code = mantissa in units + 8 * (exponent - 121), and it is even, so that ties go to even still.
-constexpr int kFp8Rounder = (20 << 23) + (-8 * kFp8Normal & 0xff);
-
 /// The largest of 16 words without sign, as the upper half of 32 bits: a bf16 as f32.
 inline std::uint32_t fold_max_words(__m256i most) {
   const __m128i eight =

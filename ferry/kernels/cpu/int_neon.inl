@@ -1,0 +1,87 @@
+// Integers sixteen at a time in four NEON registers; int_scalar.inl says what each operation means.
+// Files compiled for it multiply by SDOT. Included after vec_neon.inl, inside an
+// anonymous namespace.
+
+struct I32x16 {
+  int32x4_t q0, q1, q2, q3;
+};
+
+struct Bytes64 {
+  uint8x16_t q0, q1, q2, q3;
+};
+
+inline I32x16 no_integers() {
+  const int32x4_t zero = vdupq_n_s32(0);
+  return {zero, zero, zero, zero};
+}
+
+inline Bytes64 load_bytes(const std::byte* p) {
+  return {load_sixteen(p), load_sixteen(p + 16), load_sixteen(p + 32), load_sixteen(p + 48)};
+}
+
+inline Bytes64 splat_four(const std::byte* p) {
+  std::uint32_t four;
+  std::memcpy(&four, p, sizeof four);
+  const uint8x16_t all = vreinterpretq_u8_u32(vdupq_n_u32(four));
+  return {all, all, all, all};
+}
+
+inline Bytes64 splat_byte(std::uint8_t x) {
+  const uint8x16_t all = vdupq_n_u8(x);
+  return {all, all, all, all};
+}
+
+inline Bytes64 lower_halves(Bytes64 x) {
+  const uint8x16_t mask = vdupq_n_u8(15);
+  return {vandq_u8(x.q0, mask), vandq_u8(x.q1, mask), vandq_u8(x.q2, mask), vandq_u8(x.q3, mask)};
+}
+
+inline Bytes64 upper_halves(Bytes64 x) {
+  return {vshrq_n_u8(x.q0, 4), vshrq_n_u8(x.q1, 4), vshrq_n_u8(x.q2, 4), vshrq_n_u8(x.q3, 4)};
+}
+
+/// Both have a sign here: bytes of a below 128 are the same with and without one. Without SDOT two
+/// products are added as a word of 16 bits, which holds them since no byte of b is -128: the
+/// greatest are 2 * 127 * 128. (a may have a -128, which some stored int8 weights have.)
+inline int32x4_t dot(int32x4_t sum, uint8x16_t a, uint8x16_t b) {
+  const int8x16_t x = vreinterpretq_s8_u8(a);
+  const int8x16_t y = vreinterpretq_s8_u8(b);
+#if defined(__ARM_FEATURE_DOTPROD)
+  return vdotq_s32(sum, x, y);
+#else
+  const int16x8_t low = vmull_s8(vget_low_s8(x), vget_low_s8(y));
+  const int16x8_t high = vmull_high_s8(x, y);
+  return vpadalq_s16(sum, vpaddq_s16(low, high));
+#endif
+}
+
+inline I32x16 dot_small(I32x16 sum, Bytes64 a, Bytes64 b) {
+  return {dot(sum.q0, a.q0, b.q0),
+          dot(sum.q1, a.q1, b.q1),
+          dot(sum.q2, a.q2, b.q2),
+          dot(sum.q3, a.q3, b.q3)};
+}
+
+/// The value is taken, not the code.
+inline constexpr std::int32_t kBiasLeft = 0;
+
+inline I32x16 dot_biased(I32x16 sum, Bytes64 a, Bytes64 b) {
+  const uint8x16_t bias = vdupq_n_u8(0x80);
+  return dot_small(
+      sum,
+      {veorq_u8(a.q0, bias), veorq_u8(a.q1, bias), veorq_u8(a.q2, bias), veorq_u8(a.q3, bias)},
+      b);
+}
+
+inline I32x16 subtract(I32x16 a, std::int32_t b) {
+  const int32x4_t all = vdupq_n_s32(b);
+  return {vsubq_s32(a.q0, all), vsubq_s32(a.q1, all), vsubq_s32(a.q2, all), vsubq_s32(a.q3, all)};
+}
+
+inline std::int32_t fold_integers(I32x16 a) {
+  return vaddvq_s32(vaddq_s32(vaddq_s32(a.q0, a.q1), vaddq_s32(a.q2, a.q3)));
+}
+
+inline F32x16 to_floats(I32x16 a) {
+  return {vcvtq_f32_s32(a.q0), vcvtq_f32_s32(a.q1), vcvtq_f32_s32(a.q2), vcvtq_f32_s32(a.q3)};
+}
