@@ -62,6 +62,9 @@ void print_summary(const Session& session, const EngineStats& stats) {
       o.threads,
       o.threads == 1 ? "" : "s",
       o.decoder.tp == 1 ? "" : fmt::format(" in groups of {}", o.decoder.tp),
+      o.decoder.expert_slices == 1
+          ? ""
+          : fmt::format(" (experts in {} slices)", o.decoder.expert_slices),
       o.launch.transport,
       backend_name(o.decoder.backend),
       weight_type_name(session.model.weights().type),

@@ -60,7 +60,7 @@ Balancer::Balancer(const BalanceOptions& options,
   if (transport.rank() != 0) return;
   recorder_.emplace(LoadRecorder::Options{.layers = static_cast<int>(sparse_layers_.size()),
                                           .experts = config_.moe.experts,
-                                          .ranks = transport.size(),
+                                          .ranks = placement(0).ranks(),
                                           .window = options.window});
   if (mover_) rebalancer_.emplace(options_.rebalance, *recorder_, *mover_);
 }
@@ -176,12 +176,14 @@ void Balancer::await_loads() const {
 void Balancer::record_loads(bool prefill) {
   const Timed timed(recording_time_);
   await_loads();
-  for (Rank rank = 0; rank < transport_.size(); ++rank) {
-    if (experts_.is_masked(rank)) continue;
-    const std::span<const std::int32_t> counters = counters_of(rank);
+  // Ranks with slices of the same experts count the same rows, so one of them says how many.
+  const int slices = experts_.expert_slices();
+  for (Rank place = 0; place < placement(0).ranks(); ++place) {
+    if (experts_.is_masked(place * slices)) continue;
+    const std::span<const std::int32_t> counters = counters_of(place * slices);
     for (std::size_t layer = 0; layer < sparse_layers_.size(); ++layer) {
       recorder_->add(static_cast<int>(layer),
-                     rank,
+                     place,
                      counters.subspan(layer * slots_per_rank_, slots_per_rank_),
                      placement(layer));
     }
