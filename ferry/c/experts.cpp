@@ -55,7 +55,6 @@ class PackedExperts {
         inter_(o.inter),
         type_(static_cast<WeightType>(o.weights)),
         pool_(o.threads),
-        alone_(pool_),
         experts_({.hidden = o.hidden,
                   .inter = o.inter,
                   .gating = {.kind = static_cast<Gating::Kind>(o.gating),
@@ -64,7 +63,7 @@ class PackedExperts {
                   .dtype = activation_type(type_),
                   .max_rows = o.max_rows,
                   .row_weights = o.row_weights != 0},
-                 alone_),
+                 pool_),
         row_weights_(o.row_weights != 0),
         slots_(static_cast<std::size_t>(o.slots)),
         views_(static_cast<std::size_t>(o.slots)) {}
@@ -103,7 +102,6 @@ class PackedExperts {
   const std::int64_t hidden_, inter_;
   const WeightType type_;
   ThreadPool pool_;
-  TensorGroup alone_;
   Experts experts_;
   const bool row_weights_;
   std::vector<Slot> slots_;

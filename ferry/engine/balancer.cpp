@@ -178,12 +178,12 @@ void Balancer::record_loads(bool prefill) {
   await_loads();
   // Ranks with slices of the same experts count the same rows, so one of them says how many.
   const int slices = experts_.expert_slices();
-  for (Rank place = 0; place < placement(0).ranks(); ++place) {
-    if (experts_.is_masked(place * slices)) continue;
-    const std::span<const std::int32_t> counters = counters_of(place * slices);
+  for (Rank holder = 0; holder < placement(0).ranks(); ++holder) {
+    if (experts_.is_masked(holder * slices)) continue;
+    const std::span<const std::int32_t> counters = counters_of(holder * slices);
     for (std::size_t layer = 0; layer < sparse_layers_.size(); ++layer) {
       recorder_->add(static_cast<int>(layer),
-                     place,
+                     holder,
                      counters.subspan(layer * slots_per_rank_, slots_per_rank_),
                      placement(layer));
     }

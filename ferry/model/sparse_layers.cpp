@@ -129,7 +129,7 @@ SparseLayers::SparseLayers(const ModelConfig& config,
       own_track_(split_track(config, options, links.transport)),
       track_(own_track_ ? *own_track_ : links.transport),
       tp_(options.tp / slices_.tp()),
-      place_(track_.rank()),
+      holder_(track_.rank()),
       hosts_(equal_hosts(track_)),
       experts_(std::move(experts)) {
   layers_.resize(static_cast<std::size_t>(config_.layers));
@@ -178,8 +178,8 @@ std::vector<SourceStats> SparseLayers::source_stats() const {
   std::vector<SourceStats> all(static_cast<std::size_t>(ranks_));
   const auto slices = static_cast<std::size_t>(slices_.tp());
   const auto slice = static_cast<std::size_t>(slices_.member());
-  for (std::size_t place = 0; place < on_track.size(); ++place)
-    all[place * slices + slice] = on_track[place];
+  for (std::size_t holder = 0; holder < on_track.size(); ++holder)
+    all[holder * slices + slice] = on_track[holder];
   return all;
 }
 
@@ -205,7 +205,7 @@ std::vector<float> SparseLayers::shares_of(const Placement& placement) const {
 Placement SparseLayers::with_choice(const Placement& placement) const {
   const std::vector<float> shares = shares_of(placement);
   return placement.choosing({.shares = shares,
-                             .source = place_,
+                             .source = holder_,
                              .nearest = rule_ == ReplicaRule::nearest,
                              .nodes = hosts_,
                              .tp = tp_});
@@ -277,7 +277,7 @@ std::vector<std::byte*> SparseLayers::spare_blocks(std::size_t count) {
 }
 
 ExpertWeights SparseLayers::take_experts() {
-  experts_.holder = {.rank = place_, .slice = slices_.self()};
+  experts_.holder = {.rank = holder_, .slice = slices_.self()};
   if (!region_) return std::move(experts_);
   const std::size_t bytes = block_bytes();
   std::size_t count = 0;

@@ -84,7 +84,7 @@ class SparseLayers {
   /// `blocks` [slots_per_rank], which this has or has given out. All ranks alike.
   void place_layer(int layer, const Placement& placement, std::span<std::byte* const> blocks);
 
-  /// The ranks that have slices of the same experts, a place of the placements; 1: whole experts.
+  /// The ranks that are one holder, which placements count as one rank; 1: each has whole experts.
   int expert_slices() const { return slices_.tp(); }
 
   /// Whether each rank sums its experts' results first: then the bits of a row depend on where
@@ -121,8 +121,8 @@ class SparseLayers {
   TensorGroup slices_;
   const std::unique_ptr<Transport> own_track_;  // none where all ranks are on one
   Transport& track_;
-  const int tp_;      // on the track
-  const Rank place_;  // this rank on the track
+  const int tp_;       // on the track
+  const Rank holder_;  // this rank on the track
   const int hosts_;
   ExpertWeights experts_;
   std::unique_ptr<Region> region_;               // where they lie once they are shared

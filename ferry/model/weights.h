@@ -45,11 +45,11 @@ struct DenseWeights {
   std::vector<Layer> layers;
 };
 
-/// Whose routed experts: one of the `ranks` that a placement spreads them over, and, where several
-/// ranks hold the same experts, which of their slices. These then share one number among the ranks.
+/// Whose routed experts. Several ranks that hold slices of the same ones are one rank to a
+/// placement.
 struct ExpertHolder {
-  Rank rank = 0;
-  GroupMember slice = {};
+  Rank rank = 0;           ///< of the placement
+  GroupMember slice = {};  ///< of every expert there
 };
 
 /// The routed experts that one rank holds.

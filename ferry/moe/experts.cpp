@@ -23,11 +23,12 @@ std::int64_t panels_per_task(std::int64_t panels, int threads) {
 
 }  // namespace
 
-Experts::Experts(const Options& options, TensorGroup& slices)
+Experts::Experts(const Options& options, ThreadPool& pool, TensorGroup* slices)
     : options_(options),
-      slices_(slices),
-      pool_(slices.pool()),
-      own_(slices.own_columns(options.inter)),
+      pool_(pool),
+      alone_(pool),
+      slices_(slices != nullptr ? *slices : alone_),
+      own_(slices_.own_columns(options.inter)),
       between_(static_cast<std::size_t>(options.max_rows) *
                static_cast<std::size_t>(options.inter) * dtype_bytes(options.dtype)),
       weighed_(options.row_weights

@@ -33,8 +33,15 @@ class Experts {
     bool row_weights = false;  ///< rows come with weights
   };
 
-  /// `slices`: the ranks that hold slices of the same experts; a group of one holds whole experts.
-  Experts(const Options& options, TensorGroup& slices);
+  /// Whole experts.
+  Experts(const Options& options, ThreadPool& pool) : Experts(options, pool, nullptr) {}
+
+  /// Slices of experts, with the ranks that hold others of the same ones; a group of one holds
+  /// whole experts.
+  Experts(const Options& options, TensorGroup& slices) : Experts(options, slices.pool(), &slices) {}
+
+  Experts(const Experts&) = delete;
+  Experts& operator=(const Experts&) = delete;
 
   /// REQUIRES: rows.in_type is that of the options, and the activation type of the weights;
   /// weights[l].gate_up.data is not null for every slot l with rows; rows.weights as the options
@@ -45,6 +52,8 @@ class Experts {
            const GatherPhase& phase = {.name = "experts"});
 
  private:
+  Experts(const Options& options, ThreadPool& pool, TensorGroup* slices);
+
   /// Rows of one slot that are done in one turn.
   struct Segment {
     std::size_t slot = 0;
@@ -61,8 +70,9 @@ class Experts {
   void project(ArgsOf args_of);
 
   Options options_;
-  TensorGroup& slices_;
   ThreadPool& pool_;
+  TensorGroup alone_;
+  TensorGroup& slices_;
   const ColumnRange own_;  // of what gate and up make
   Buffer between_;         // [max_rows, inter] of dtype: what gate and up make
   Buffer weighed_;         // [max_rows, hidden] of dtype: rows times their weights

@@ -60,10 +60,10 @@ class MoeContext {
     /// The ranks that hold the same tokens, which share out the shared expert: dispatcher.tp of
     /// them, times those of `slices`. Outlives the context. Null: each rank has tokens of its own.
     TensorGroup* group = nullptr;
-    /// The ranks of the group that hold the same experts, each some of their columns. They are one
-    /// place for experts, and each exchanges with the ranks that hold the same columns of others:
-    /// over these alone goes the transport, and dispatcher.result_columns are this rank's own.
-    /// Outlives the context. Null: each rank has whole experts.
+    /// The ranks of the group that hold the same experts, each its slice of their columns. Each
+    /// exchanges with the ranks that have the same slice of other experts: over these alone goes
+    /// the transport, and dispatcher.result_columns are this rank's own. Outlives the context.
+    /// Null: each rank has whole experts.
     TensorGroup* slices = nullptr;
     StepClock* clock = nullptr;  ///< outlives the context; null: nothing is measured
   };

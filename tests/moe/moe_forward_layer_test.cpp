@@ -82,13 +82,12 @@ void compare_with_layer(const Way& way, Transport& transport) {
                    .row_weights = way.row_weights},
                   transport,
                   pool);
-  TensorGroup alone(pool);
   Experts experts({.hidden = moe.hidden,
                    .inter = moe.inter,
                    .dtype = way.dtype,
                    .max_rows = 64,
                    .row_weights = way.row_weights},
-                  alone);
+                  pool);
   const auto kernel = [&](const ExpertRows& work) { experts.run(work, weights.weights.local); };
 
   // The router reads the rows as the layer does, in f32 after rounding to the model's type.
