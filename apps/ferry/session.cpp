@@ -26,6 +26,12 @@ ModelListener log_to_stderr() {
           .loading = show_progress};
 }
 
+std::string described_groups(const DecoderOptions& o) {
+  if (o.tp == 1) return {};
+  if (o.expert_slices == 1) return fmt::format(" in groups of {}", o.tp);
+  return fmt::format(" in groups of {}, experts in {} slices", o.tp, o.expert_slices);
+}
+
 }  // namespace
 
 Session open_session(const RunOptions& options) {
@@ -47,12 +53,6 @@ double rate(std::uint64_t tokens, std::chrono::nanoseconds time) {
   return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0;
 }
 
-std::string groups_of(const DecoderOptions& o) {
-  if (o.tp == 1) return {};
-  if (o.expert_slices == 1) return fmt::format(" in groups of {}", o.tp);
-  return fmt::format(" in groups of {}, experts in {} slices", o.tp, o.expert_slices);
-}
-
 void print_summary(const Session& session, const EngineStats& stats) {
   const RunOptions& o = session.options;
   if (o.quiet) return;
@@ -67,7 +67,7 @@ void print_summary(const Session& session, const EngineStats& stats) {
       o.launch.ranks == 1 ? "" : "s",
       o.threads,
       o.threads == 1 ? "" : "s",
-      groups_of(o.decoder),
+      described_groups(o.decoder),
       o.launch.transport,
       backend_name(o.decoder.backend),
       weight_type_name(session.model.weights().type),
