@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstring>
 #include <mutex>
 #include <optional>
@@ -11,6 +12,7 @@
 
 #include "ferry/launch.h"
 #include "packed_moe.h"
+#include "support/faulty_transport.h"
 #include "support/ranks.h"
 #include "support/reference_moe.h"
 
@@ -31,6 +33,7 @@ struct Way {
   int tp = 1;
   int slices = 1;                       // of every expert
   std::vector<float> router_bias = {};  // [E]
+  bool network = false;                 // rows are pushed, and overtake each other
 };
 
 Gating gating_of(const ReferenceMoe& moe) {
@@ -50,7 +53,14 @@ std::vector<float> forward(const ReferenceMoe& moe,
   const auto width = static_cast<std::size_t>(moe.hidden);
   std::vector<std::vector<float>> outs(static_cast<std::size_t>(run.tp),
                                        std::vector<float>(rows.size()));
-  run_ranks({.ranks = run.ranks}, [&](Transport& transport) {
+  run_ranks({.ranks = run.ranks}, [&](Transport& started) {
+    std::optional<FaultyTransport> network;
+    if (run.network) {
+      network.emplace(
+          started,
+          Faults{.max_delay = std::chrono::microseconds(50), .reorder = true, .network = true});
+    }
+    Transport& transport = network ? *network : started;
     ThreadPool pool(run.threads);
     TensorGroup group({.tp = run.tp}, transport, pool);
     TensorGroup slices({.tp = run.slices}, transport, pool);
@@ -313,13 +323,19 @@ void expect_the_same_bytes_in_slices(const ReferenceMoe& moe,
                     Way{.ranks = 4, .two_batch_overlap = true, .tp = 2, .slices = 2},
                     Way{.ranks = 4, .backend = MoeA2ABackend::alltoallv, .tp = 2, .slices = 2},
                     Way{.ranks = 4, .backend = MoeA2ABackend::ascend_fuseep, .tp = 4, .slices = 2},
-                    Way{.ranks = 6, .backend = MoeA2ABackend::deepep, .tp = 2, .slices = 2}}) {
+                    Way{.ranks = 6, .backend = MoeA2ABackend::deepep, .tp = 2, .slices = 2},
+                    Way{.ranks = 4, .tp = 2, .slices = 2, .network = true},
+                    Way{.ranks = 4,
+                    .backend = MoeA2ABackend::ascend_fuseep,
+                    .tp = 4,
+                    .slices = 2,
+                    .network = true}}) {
       run.router_bias = router_bias;
       const auto out = forward(moe, rows, dtype, run);
       EXPECT_EQ(std::memcmp(expected.data(), out.data(), rows.size() * sizeof(float)), 0)
           << run.slices << " slices, groups of " << run.tp << ", " << run.ranks << " ranks, "
           << backend_name(run.backend) << ", " << run.redundant << " redundant, "
-          << dtype_name(dtype);
+          << dtype_name(dtype) << (run.network ? ", over a network" : "");
     }
   }
 }
