@@ -42,6 +42,9 @@ Balancer::Balancer(const BalanceOptions& options,
   for (int layer = 0; layer < config_.layers; ++layer)
     if (config_.sparse(layer)) sparse_layers_.push_back(layer);
   FERRY_CHECK(!sparse_layers_.empty(), "nothing to balance in a model without experts");
+  FERRY_CHECK(!options.rebalance.enabled || experts_.expert_slices() == 1,
+              "experts in {} slices cannot move",
+              experts_.expert_slices());
   slots_per_rank_ = static_cast<std::size_t>(placement(0).slots_per_rank());
 
   const std::size_t count = sparse_layers_.size() * slots_per_rank_;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "ferry/core/error.h"
+#include "ferry/transport/track.h"
 
 namespace ferry {
 
@@ -68,13 +69,14 @@ void check_slice_hosts(int slices, const Transport& transport) {
   }
 }
 
-std::unique_ptr<Transport> split_track(const ModelConfig& config,
-                                       const DecoderOptions& options,
-                                       Transport& transport) {
+std::unique_ptr<Transport> own_track(const ModelConfig& config,
+                                     const DecoderOptions& options,
+                                     Transport& transport) {
   const int slices = options.expert_slices;
   if (slices == 1 || config.sparse_layers() == 0) return nullptr;
+  check_slices(options, config);
   check_slice_hosts(slices, transport);
-  return transport.split(transport.rank() % slices, transport.rank());
+  return std::make_unique<TrackTransport>(transport, slices, options.timeout);
 }
 
 }  // namespace
@@ -126,7 +128,7 @@ SparseLayers::SparseLayers(const ModelConfig& config,
                      ExchangeOptions::ReduceAt::rank_then_home),
       ranks_(links.transport.size()),
       slices_(slice_options(config, options), links.transport, links.group.pool()),
-      own_track_(split_track(config, options, links.transport)),
+      own_track_(own_track(config, options, links.transport)),
       track_(own_track_ ? *own_track_ : links.transport),
       tp_(options.tp / slices_.tp()),
       holder_(track_.rank()),

@@ -138,6 +138,11 @@ TEST_P(Hashes, AreTheSameForAllExpertSlices) {
     EXPECT_EQ(report["expert_slices"].get<int>(), std::stoi(way[1]));
     EXPECT_EQ(report["results"], expected) << testing::PrintToString(way);
   }
+  // Rows that are rounded on their way out.
+  const Arguments rounded{"--dispatch-wire", "int8"};
+  const json expected_rounded = run_json(common + rounded)["results"];
+  EXPECT_NE(expected_rounded, expected);
+  EXPECT_EQ(run_json(common + rounded + ways[2])["results"], expected_rounded);
 }
 
 TEST(Generate, RefusesExpertSlicesThatSpanHosts) {

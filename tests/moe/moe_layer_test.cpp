@@ -4,13 +4,16 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "ferry/launch.h"
+#include "ferry/transport/track.h"
 #include "packed_moe.h"
 #include "support/faulty_transport.h"
 #include "support/ranks.h"
@@ -43,6 +46,10 @@ Gating gating_of(const ReferenceMoe& moe) {
           .limit = static_cast<float>(moe.limit)};
 }
 
+bool same_bytes(const std::vector<float>& a, const std::vector<float>& b) {
+  return std::ranges::equal(std::as_bytes(std::span(a)), std::as_bytes(std::span(b)));
+}
+
 /// Rows [tokens, H] in f32, dealt to the groups in turn; the outputs put together again, the same
 /// from all members. Only inproc can hand the results back.
 std::vector<float> forward(const ReferenceMoe& moe,
@@ -64,9 +71,9 @@ std::vector<float> forward(const ReferenceMoe& moe,
     ThreadPool pool(run.threads);
     TensorGroup group({.tp = run.tp}, transport, pool);
     TensorGroup slices({.tp = run.slices}, transport, pool);
-    const auto track = transport.split(slices.member(), transport.rank());
-    const Placement placement = Placement::identity(moe.experts, track->size(), run.redundant);
-    RankWeights weights(moe, placement, track->rank(), dtype, slices.self());
+    TrackTransport track(transport, run.slices);
+    const Placement placement = Placement::identity(moe.experts, track.size(), run.redundant);
+    RankWeights weights(moe, placement, track.rank(), dtype, slices.self());
     weights.weights.router_bias = run.router_bias;
     MoeContext context(
         {.router = {.experts = moe.experts, .topk = moe.topk, .renormalize = moe.renormalize},
@@ -88,7 +95,7 @@ std::vector<float> forward(const ReferenceMoe& moe,
          .dtype = dtype,
          .group = &group,
          .slices = &slices},
-        *track,
+        track,
         pool);
     MoeLayer layer(context, placement, weights.weights, 0);
 
@@ -117,8 +124,7 @@ std::vector<float> forward(const ReferenceMoe& moe,
     }
     return 0;
   });
-  for (const auto& out : outs)
-    EXPECT_EQ(std::memcmp(out.data(), outs[0].data(), rows.size() * sizeof(float)), 0);
+  for (const auto& out : outs) EXPECT_TRUE(same_bytes(out, outs[0]));
   return outs[0];
 }
 
@@ -212,7 +218,7 @@ TEST(MoeContext, RefusesSlicesThatTheExchangeDoesNotKnow) {
   on_ranks({.ranks = 2}, [&](Transport& transport) {
     ThreadPool pool(1);
     TensorGroup group({.tp = 2}, transport, pool);
-    const auto track = transport.split(group.member(), 0);
+    TrackTransport track(transport, 2);
     const auto context_of = [&](int result_columns, int tp) {
       MoeContext({.router = {.experts = 3, .topk = 2},
                   .dispatcher = {.slots_per_rank = 3,
@@ -224,7 +230,7 @@ TEST(MoeContext, RefusesSlicesThatTheExchangeDoesNotKnow) {
                   .inter = 24,
                   .group = &group,
                   .slices = &group},
-                 *track,
+                 track,
                  pool);
     };
     const int own = transport.rank() == 0 ? 16 : 24;  // of 3 panels, the last one of 8
@@ -331,8 +337,7 @@ void expect_the_same_bytes_in_slices(const ReferenceMoe& moe,
                     .slices = 2,
                     .network = true}}) {
       run.router_bias = router_bias;
-      const auto out = forward(moe, rows, dtype, run);
-      EXPECT_EQ(std::memcmp(expected.data(), out.data(), rows.size() * sizeof(float)), 0)
+      EXPECT_TRUE(same_bytes(forward(moe, rows, dtype, run), expected))
           << run.slices << " slices, groups of " << run.tp << ", " << run.ranks << " ranks, "
           << backend_name(run.backend) << ", " << run.redundant << " redundant, "
           << dtype_name(dtype) << (run.network ? ", over a network" : "");
@@ -364,7 +369,7 @@ TEST(MoeLayer, GivesTheSameBytesWithExpertsInSlicesInTurns) {
   const auto expected = forward(moe, rows, DType::f32, {.max_tokens = 2100});
   const auto out =
       forward(moe, rows, DType::f32, {.ranks = 2, .max_tokens = 2100, .tp = 2, .slices = 2});
-  EXPECT_EQ(std::memcmp(expected.data(), out.data(), rows.size() * sizeof(float)), 0);
+  EXPECT_TRUE(same_bytes(out, expected));
 }
 
 TEST(MoeLayer, GivesTheSameBytesForEveryWayWhereRowsAreWeighted) {
