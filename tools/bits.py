@@ -76,6 +76,10 @@ RUNS = {
         "--ep 2 --layout row_pointers --transport shm",
         "--ep 2 --ep-num-redundant-experts 2 --max-tokens 4 " + RESTLESS,
         "--ep 3 --eplb-replica-choice hash --ep-num-redundant-experts 3",
+        "--ep 2 --tp 2 --expert-slices 2",
+        "--ep 4 --tp 2 --expert-slices 2 --transport shm --max-tokens 7",
+        "--ep 4 --tp 4 --expert-slices 2 --transport fabric --ranks-per-host 2",
+        "--ep 4 --tp 4 --expert-slices 2 --ep-num-redundant-experts 2 --two-batch-overlap",
     ],
     # The same for weights other than the checkpoint's.
     "per_expert_short": [
@@ -84,6 +88,7 @@ RUNS = {
         "--ep 3 --transport shm",
         "--ep 2 --tp 2",
         "--ep 3 --tp 3 --max-tokens 9",
+        "--ep 2 --tp 2 --expert-slices 2 --transport shm",
         "--ep 1 --max-tokens 7 --threads 2",
         "--ep 3 --moe-a2a-backend alltoallv --max-tokens 6",
         "--ep 2 --moe-a2a-backend ascend_fuseep",

@@ -266,6 +266,7 @@ class Report {
             {"kv_cache_dtype", kv_type_name(session_.model.kv_type())},
             {"ep", o.launch.ranks},
             {"tp", o.decoder.tp},
+            {"expert_slices", o.decoder.expert_slices},
             {"threads", o.threads},
             {"transport", o.launch.transport},
             {"backend", backend_name(o.decoder.backend)},

@@ -120,6 +120,17 @@ Json list_choices() {
   return choices;
 }
 
+/// How to use all cores, for one request and for many. Memory of another NUMA node is what threads
+/// should not share, so each node gets a rank; one request then needs all ranks at every expert.
+Json recommend() {
+  const int ranks = default_ranks();
+  const std::string threads = fmt::format("--threads {}", default_threads(ranks));
+  const std::string alone = fmt::format("--ep 1 {}", threads);
+  if (ranks == 1) return {{"one request", alone}, {"many at once", alone}};
+  return {{"one request", fmt::format("--tp {0} --expert-slices {0} {1}", ranks, threads)},
+          {"many at once", fmt::format("--ep {} {}", ranks, threads)}};
+}
+
 Json diagnose() {
   const CpuTopology topology = read_cpu_topology();
   const fs::path pages = "/sys/kernel/mm/transparent_hugepage";
@@ -138,6 +149,7 @@ Json diagnose() {
   for (const TransportInfo& t : list_transports())
     report["transports"][std::string(t.name)] = t.available ? "ok" : std::string(t.reason);
   report["auto_chooses"] = list_choices();
+  report["recommended"] = recommend();
   report["gpus"] = list_gpus();
   report["cuda"] = cuda_state();
   report["kernels"] = Json::object();

@@ -113,6 +113,7 @@ void print_json(const Session& session,
   report["model"] = o.model.string();
   report["ep"] = o.launch.ranks;
   report["tp"] = o.decoder.tp;
+  report["expert_slices"] = o.decoder.expert_slices;
   report["backend"] = backend_name(o.decoder.backend);
   report["transport"] = o.launch.transport;
   report["threads"] = o.threads;

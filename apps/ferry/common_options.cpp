@@ -100,6 +100,13 @@ CommonOptions::CommonOptions(Command& app) {
       ->type_name("N")
       ->capture_default_str()
       ->group(kGroup);
+  app.add_option("--expert-slices",
+                 expert_slices_,
+                 "Ranks of one host that share out the columns of every expert, as --tp does the "
+                 "rest; divides --tp, 1: whole experts")
+      ->type_name("N")
+      ->capture_default_str()
+      ->group(kGroup);
   app.add_option("--moe-a2a-backend",
                  backend_,
                  "How tokens travel to experts: pplx, deepep, alltoallv, mooncake, ascend_fuseep, "
@@ -218,12 +225,14 @@ RunOptions CommonOptions::resolve(bool elastic) const {
   if (elastic) o.elastic = std::exchange(o.launch.world, std::nullopt);
   check_launch(o.launch);
   o.decoder.tp = tp_;
+  o.decoder.expert_slices = expert_slices_;
   check_groups(o);
   o.threads = threads_ == 0 ? default_threads(o.launch.ranks)
                             : in_range("--threads", threads_, 1, kMaxThreads);
   o.weights = parse_weights_option("--weights", weights_);
   o.numerics = parse_numerics(numerics_, "--numerics");
   o.decoder = {.tp = tp_,
+               .expert_slices = expert_slices_,
                .max_tokens = in_range("--max-tokens", max_tokens_, 1, 1 << 20),
                .backend = parse_backend(backend_),
                .deepep_mode = parse_deepep_mode(deepep_mode_),

@@ -43,6 +43,7 @@ class CommonOptions {
   std::string model_;
   std::optional<int> ep_;
   int tp_ = 1;
+  int expert_slices_ = 1;
   std::string backend_ = "pplx";
   std::string deepep_mode_ = "auto";
   std::string layout_;

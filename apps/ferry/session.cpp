@@ -26,6 +26,12 @@ ModelListener log_to_stderr() {
           .loading = show_progress};
 }
 
+std::string described_groups(const DecoderOptions& o) {
+  if (o.tp == 1) return {};
+  if (o.expert_slices == 1) return fmt::format(" in groups of {}", o.tp);
+  return fmt::format(" in groups of {}, experts in {} slices", o.tp, o.expert_slices);
+}
+
 }  // namespace
 
 Session open_session(const RunOptions& options) {
@@ -61,7 +67,7 @@ void print_summary(const Session& session, const EngineStats& stats) {
       o.launch.ranks == 1 ? "" : "s",
       o.threads,
       o.threads == 1 ? "" : "s",
-      o.decoder.tp == 1 ? "" : fmt::format(" in groups of {}", o.decoder.tp),
+      described_groups(o.decoder),
       o.launch.transport,
       backend_name(o.decoder.backend),
       weight_type_name(session.model.weights().type),

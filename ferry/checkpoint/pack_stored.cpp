@@ -142,11 +142,12 @@ void pack_stored(std::span<const StoredMatrix> matrices,
     pool.parallel_for(panels, kPanelGrain, [&](std::int64_t begin, std::int64_t end, int) {
       PanelRows rows;
       for (std::int64_t p = range.begin + begin; p < range.begin + end; ++p) {
-        pack_columns(sources,
-                     p * kPanelColumns,
-                     std::min(columns, (p + 1) * kPanelColumns),
-                     rows,
-                     {.type = target.type, .k = k, .out = target.data + p * step});
+        pack_columns(
+            sources,
+            p * kPanelColumns,
+            std::min(columns, (p + 1) * kPanelColumns),
+            rows,
+            {.type = target.type, .k = k, .out = target.data + (p - target.first_panel) * step});
       }
     });
   }

@@ -21,6 +21,7 @@ struct PackTarget {
   /// Those of the merged matrix that are packed, each to its own place, the others' being left
   /// untouched. Empty: all.
   std::span<const PanelRange> panels = {};
+  std::int64_t first_panel = 0;  ///< the one whose place is at `data`; none before it is packed
 };
 
 /// Packs the merged matrix whose columns are the rows of `sources`, one behind the other, all of

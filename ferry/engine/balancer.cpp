@@ -42,6 +42,9 @@ Balancer::Balancer(const BalanceOptions& options,
   for (int layer = 0; layer < config_.layers; ++layer)
     if (config_.sparse(layer)) sparse_layers_.push_back(layer);
   FERRY_CHECK(!sparse_layers_.empty(), "nothing to balance in a model without experts");
+  FERRY_CHECK(!options.rebalance.enabled || experts_.expert_slices() == 1,
+              "experts in {} slices cannot move",
+              experts_.expert_slices());
   slots_per_rank_ = static_cast<std::size_t>(placement(0).slots_per_rank());
 
   const std::size_t count = sparse_layers_.size() * slots_per_rank_;
@@ -60,7 +63,7 @@ Balancer::Balancer(const BalanceOptions& options,
   if (transport.rank() != 0) return;
   recorder_.emplace(LoadRecorder::Options{.layers = static_cast<int>(sparse_layers_.size()),
                                           .experts = config_.moe.experts,
-                                          .ranks = transport.size(),
+                                          .ranks = placement(0).ranks(),
                                           .window = options.window});
   if (mover_) rebalancer_.emplace(options_.rebalance, *recorder_, *mover_);
 }
@@ -176,12 +179,14 @@ void Balancer::await_loads() const {
 void Balancer::record_loads(bool prefill) {
   const Timed timed(recording_time_);
   await_loads();
-  for (Rank rank = 0; rank < transport_.size(); ++rank) {
-    if (experts_.is_masked(rank)) continue;
-    const std::span<const std::int32_t> counters = counters_of(rank);
+  // Ranks with slices of the same experts count the same rows, so one of them says how many.
+  const int slices = experts_.expert_slices();
+  for (Rank holder = 0; holder < placement(0).ranks(); ++holder) {
+    if (experts_.is_masked(holder * slices)) continue;
+    const std::span<const std::int32_t> counters = counters_of(holder * slices);
     for (std::size_t layer = 0; layer < sparse_layers_.size(); ++layer) {
       recorder_->add(static_cast<int>(layer),
-                     rank,
+                     holder,
                      counters.subspan(layer * slots_per_rank_, slots_per_rank_),
                      placement(layer));
     }

@@ -42,6 +42,8 @@ void check_hidden_partition(const DispatcherOptions& o, int ranks) {
   const ExchangeOptions& e = o.exchange;
   if (o.hidden % ranks != 0)
     fail<ConfigError>("hidden_partition: H {} does not divide by {} ranks", o.hidden, ranks);
+  if (o.columns_of_results() != o.hidden)
+    fail<ConfigError>("hidden_partition returns whole rows; result_columns must be 0");
   if (o.tp != 1)
     fail<ConfigError>("hidden_partition is for tokens that all ranks hold; tp must be 1");
   if (e.format == DispatchFormat::row_pointers)
@@ -82,15 +84,19 @@ void check_experts(const ExchangeOptions& exchange, const ExpertsContract& exper
 }
 
 void check_options(const DispatcherOptions& o, int ranks) {
-  FERRY_CHECK(o.slots_per_rank >= 1 && o.hidden >= 1 && o.topk >= 1 && o.max_tokens >= 1 &&
-                  o.row_alignment >= 1 && o.tp >= 1,
-              "dispatcher for {} slots per rank, H {}, top-{}, {} tokens, alignment {}, tp {}",
-              o.slots_per_rank,
-              o.hidden,
-              o.topk,
-              o.max_tokens,
-              o.row_alignment,
-              o.tp);
+  FERRY_CHECK(
+      o.slots_per_rank >= 1 && o.hidden >= 1 && o.topk >= 1 && o.max_tokens >= 1 &&
+          o.row_alignment >= 1 && o.tp >= 1 && o.result_columns >= 0 &&
+          o.result_columns <= o.hidden,
+      "dispatcher for {} slots per rank, H {} ({} of results), top-{}, {} tokens, alignment "
+      "{}, tp {}",
+      o.slots_per_rank,
+      o.hidden,
+      o.result_columns,
+      o.topk,
+      o.max_tokens,
+      o.row_alignment,
+      o.tp);
   if (ranks % o.tp != 0) fail<ConfigError>("{} ranks do not make groups of tp {}", ranks, o.tp);
   check_wires(o);
   if (o.exchange.hidden_partition) check_hidden_partition(o, ranks);

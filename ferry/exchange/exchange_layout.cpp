@@ -28,12 +28,14 @@ ExchangeLayout::ExchangeLayout(const DispatcherOptions& o, int ranks, bool load_
   const std::size_t entries = tokens * static_cast<std::size_t>(o.topk);
   const bool sums = o.exchange.reduce_at == ExchangeOptions::ReduceAt::rank_then_home;
 
+  const int of_results = o.columns_of_results();
   columns = o.exchange.hidden_partition ? o.hidden / ranks : o.hidden;
+  result_columns = o.exchange.hidden_partition ? columns : of_results;
   dispatch_row_bytes = wire_row_bytes(o.dispatch_wire, columns);
   expert_row_bytes = wire_row_bytes(o.expert_type, o.hidden);
-  output_row_bytes = static_cast<std::size_t>(o.hidden) * dtype_bytes(o.output_type());
-  combine_row_bytes = wire_row_bytes(o.combine_wire, o.hidden);
-  combine_slice_bytes = wire_row_bytes(o.combine_wire, columns);
+  output_row_bytes = static_cast<std::size_t>(of_results) * dtype_bytes(o.output_type());
+  combine_row_bytes = wire_row_bytes(o.combine_wire, of_results);
+  combine_slice_bytes = wire_row_bytes(o.combine_wire, result_columns);
   dispatch_message_bytes = aligned(sizeof(DispatchHeader) + max_records * sizeof(Record) +
                                        (sums ? entries * sizeof(ReduceEntry) : 0) +
                                        (o.row_weights ? max_records * sizeof(float) : 0),

@@ -57,12 +57,13 @@ struct CombineHeader {
 struct ExchangeLayout {
   ExchangeLayout(const DispatcherOptions& options, int ranks, bool load_store);
 
-  int columns = 0;  // of a row that one rank sends, and gets back: H, or its part of H
+  int columns = 0;         // of a row that one rank sends: H, or its part of H
+  int result_columns = 0;  // of what it gets back for that: those of results, or its part of H
   std::size_t dispatch_row_bytes = 0;      // `columns` in wire type
   std::size_t expert_row_bytes = 0;        // whole rows, as experts receive them,
   std::size_t output_row_bytes = 0;        // as they write them,
   std::size_t combine_row_bytes = 0;       // and as those lie in the results
-  std::size_t combine_slice_bytes = 0;     // `columns` of a result
+  std::size_t combine_slice_bytes = 0;     // `result_columns` of a result
   std::size_t dispatch_message_bytes = 0;  // room for one message
   std::size_t combine_message_bytes = 0;
   std::size_t max_records = 0;     // that a rank may have for another

@@ -44,7 +44,7 @@ void HomeSums::write(const CombineTarget& target) {
                  .grain = kSumGrain,
                  .terms = list,
                  .in_type = lane_.options.combine_wire,
-                 .columns = lane_.layout.columns,
+                 .columns = lane_.layout.result_columns,
                  .out_type = target.type,
                  .accumulate = target.accumulate});
 }

@@ -26,10 +26,11 @@ PartialSums::PartialSums(LaneState& lane,
   const auto grain = static_cast<std::size_t>(kSumGrain);
   const auto topk = static_cast<std::size_t>(lane.options.topk);
   const std::size_t most = std::max(topk, static_cast<std::size_t>(lane.ranks));
-  plane.reserve(
-      {.sums = grain * topk,
-       .terms = (grain + 1) * most,
-       .columns = encoding(lane.options) ? static_cast<std::size_t>(lane.options.hidden) : 0});
+  plane.reserve({.sums = grain * topk,
+                 .terms = (grain + 1) * most,
+                 .columns = encoding(lane.options)
+                                ? static_cast<std::size_t>(lane.options.columns_of_results())
+                                : 0});
 }
 
 /// Of the sums for `home`, in results, host sums and their flags.
@@ -66,7 +67,7 @@ void PartialSums::sum_per_rank(Rank home, std::span<std::uint32_t> puts) {
                    .grain = kSumGrain * lane_.options.topk,
                    .terms = list,
                    .in_type = wire_type(lane_.options.output_type()),
-                   .columns = lane_.options.hidden,
+                   .columns = lane_.options.columns_of_results(),
                    .out_type = lane_.options.output_type(),
                    .encode_as = encoding(lane_.options)});
     push_sums(home, entries.subspan(first, end - first), puts);
@@ -162,7 +163,7 @@ void PartialSums::sum_per_host(Rank home) {
                  .grain = kSumGrain,
                  .terms = list,
                  .in_type = lane_.options.combine_wire,
-                 .columns = lane_.options.hidden,
+                 .columns = lane_.options.columns_of_results(),
                  .out_type = lane_.options.output_type(),
                  .encode_as = encoding(lane_.options),
                  .single_bytes = row_bytes});

@@ -62,7 +62,7 @@ void ResultSender::encode(std::size_t first_slot, std::size_t end_slot) {
                  .to = link_.at<std::byte>(lane_.layout.results),
                  .to_bytes = lane_.layout.combine_row_bytes,
                  .wire = lane_.options.combine_wire,
-                 .columns = lane_.options.hidden,
+                 .columns = lane_.options.columns_of_results(),
                  .counts = plan.counts().subspan(first_slot, end_slot - first_slot),
                  .offsets = plan.offsets().subspan(first_slot, end_slot - first_slot)});
 }

@@ -12,7 +12,9 @@ namespace ferry {
 struct DecoderOptions {
   int tp = 1;  ///< ranks [g * tp, (g + 1) * tp) hold the same sequences and share out attention,
                ///< dense layers and head; divides the ranks
-  int max_tokens = 512;  ///< of one group in one step, over all its sequences
+  int expert_slices = 1;  ///< ranks [g * slices, (g + 1) * slices) hold the same experts, each some
+                          ///< of their columns; divides tp
+  int max_tokens = 512;   ///< of one group in one step, over all its sequences
   MoeA2ABackend backend = MoeA2ABackend::pplx;       ///< chosen: not `automatic` (choose_backend.h)
   DeepepMode deepep_mode = DeepepMode::low_latency;  ///< matters to backend deepep alone
   std::optional<DispatchFormat> layout;              ///< default: the backend's

@@ -24,14 +24,18 @@ std::byte* as_bytes(float* x) { return reinterpret_cast<std::byte*>(x); }
 }  // namespace
 
 std::size_t FfnLayout::gate_up_bytes() const {
-  return packed_bytes(type, hidden, 2 * panels_of(inter));
+  return packed_bytes(type, hidden, 2 * panels_of(slice.columns(inter).size()));
 }
 
-std::size_t FfnLayout::down_bytes() const { return packed_bytes(type, inter, panels_of(hidden)); }
+std::size_t FfnLayout::down_bytes() const {
+  return packed_bytes(type, inter, panels_of(slice.columns(hidden).size()));
+}
 
 GatedFfnWeights FfnLayout::view(const std::byte* gate_up, const std::byte* down) const {
-  return {.gate_up = {.type = type, .k = hidden, .n = 2 * inter, .data = gate_up},
-          .down = {.type = type, .k = inter, .n = hidden, .data = down},
+  const std::int64_t own_inter = slice.columns(inter).size();
+  const std::int64_t own_hidden = slice.columns(hidden).size();
+  return {.gate_up = {.type = type, .k = hidden, .n = 2 * own_inter, .data = gate_up},
+          .down = {.type = type, .k = inter, .n = own_hidden, .data = down},
           .biased = biased};
 }
 
@@ -111,26 +115,35 @@ void Packer::ffn(const FfnPart& part,
   const std::size_t panel = PackedMatrix::packed_panel_bytes(layout.type, layout.hidden);
   const StoredMatrix gate = find(part.names.gate, part.inter, part.hidden, at);
   const StoredMatrix up = find(part.names.up, part.inter, part.hidden, at);
-  const PanelRange own_inter = member_.panels(layout.inter);
-  const PanelRange own_hidden = member_.panels(layout.hidden);
-  pack({&gate, 1}, {layout.type, gate_up, 2, {&own_inter, 1}});
-  pack({&up, 1}, {layout.type, gate_up + panel, 2, {&own_inter, 1}});
+  const bool sliced = layout.slice.tp > 1;
+  const GroupMember& member = sliced ? layout.slice : member_;
+  const PanelRange own_inter = member.panels(layout.inter);
+  const PanelRange own_hidden = member.panels(layout.hidden);
+  const std::int64_t first_inter = sliced ? own_inter.begin : 0;
+  const std::int64_t first_hidden = sliced ? own_hidden.begin : 0;
+  pack({&gate, 1}, {layout.type, gate_up, 2, {&own_inter, 1}, first_inter});
+  pack({&up, 1}, {layout.type, gate_up + panel, 2, {&own_inter, 1}, first_inter});
   const StoredMatrix source = find(part.names.down, part.hidden, part.inter, at);
-  pack({&source, 1}, {layout.type, down, 1, {&own_hidden, 1}});
+  pack({&source, 1}, {layout.type, down, 1, {&own_hidden, 1}, first_hidden});
 }
 
-void Packer::ffn_biases(const FfnPart& part, const TensorPlace& at, float* out) {
+void Packer::ffn_biases(const FfnPart& part,
+                        const TensorPlace& at,
+                        const FfnLayout& layout,
+                        float* out) {
   const auto gate = vector({{part.names.gate_bias, part.inter}}, at);
   const auto up = vector({{part.names.up_bias, part.inter}}, at);
   const auto down = vector({{part.names.down_bias, part.hidden}}, at);
-  float* const down_out = out + 2 * panels_of(part.inter) * kPanelColumns;
-  std::fill(out, down_out + panels_of(part.hidden) * kPanelColumns, 0.0F);
-  for (std::int64_t c = 0; c < part.inter; ++c) {
+  const ColumnRange inter = layout.slice.columns(part.inter);
+  const ColumnRange hidden = layout.slice.columns(part.hidden);
+  float* const down_out = out + 2 * panels_of(inter.size()) * kPanelColumns;
+  std::fill(out, down_out + panels_of(hidden.size()) * kPanelColumns, 0.0F);
+  for (std::int64_t c = 0; c < inter.size(); ++c) {
     float* place = out + 2 * (c / kPanelColumns) * kPanelColumns + c % kPanelColumns;
-    place[0] = gate[static_cast<std::size_t>(c)];
-    place[kPanelColumns] = up[static_cast<std::size_t>(c)];
+    place[0] = gate[static_cast<std::size_t>(inter.begin + c)];
+    place[kPanelColumns] = up[static_cast<std::size_t>(inter.begin + c)];
   }
-  std::ranges::copy(down, down_out);
+  std::copy(down.begin() + hidden.begin, down.begin() + hidden.end, down_out);
 }
 
 OwnedFfn Packer::ffn(const FfnPart& part, const TensorPlace& at) {

@@ -20,12 +20,14 @@ struct TensorPlace {
   int expert = -1;
 };
 
-/// The shapes of a packed block.
+/// The shapes of a packed block, whole or a slice of it: a member's columns of each product, and no
+/// memory for the others'.
 struct FfnLayout {
   WeightType type = WeightType::f32;
   std::int64_t hidden = 0;
   std::int64_t inter = 0;
   bool biased = false;
+  GroupMember slice = {};
 
   std::size_t gate_up_bytes() const;
   std::size_t down_bytes() const;
@@ -58,16 +60,17 @@ class Packer {
   /// Rows as elements of the activations' type.
   Buffer rows(const TensorRows& tensor, std::int64_t width, const TensorPlace& at);
 
-  /// The member's share of a gated block into memory of this layout; gate's and up's panels
-  /// alternate.
+  /// A gated block into memory of this layout, of a whole one the member's share; gate's and up's
+  /// panels alternate.
   void ffn(const FfnPart& part,
            const TensorPlace& at,
            const FfnLayout& layout,
            std::byte* gate_up,
            std::byte* down);
 
-  /// The block's biases: gate's and up's as their columns lie in panels, then down's.
-  void ffn_biases(const FfnPart& part, const TensorPlace& at, float* out);
+  /// The biases of a block of this layout: gate's and up's as their columns lie in panels, then
+  /// down's.
+  void ffn_biases(const FfnPart& part, const TensorPlace& at, const FfnLayout& layout, float* out);
 
   OwnedFfn ffn(const FfnPart& part, const TensorPlace& at);
 

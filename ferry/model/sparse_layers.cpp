@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "ferry/core/error.h"
+#include "ferry/transport/track.h"
 
 namespace ferry {
 
@@ -15,33 +16,105 @@ MoeContext::Options moe_options(const ModelConfig& config,
                                 DType type,
                                 int slots_per_rank,
                                 TensorGroup& group,
+                                TensorGroup& slices,
                                 StepClock* clock) {
   const MoeConfig& moe = config.moe;
   ExchangeOptions exchange = exchange_options(options.backend, options.deepep_mode);
   exchange.format = options.layout.value_or(exchange.format);
   exchange.fixed_format = options.layout.has_value();
-  return {.router = moe.router,
-          .dispatcher = {.exchange = exchange,
-                         .slots_per_rank = slots_per_rank,
-                         .hidden = config.hidden,
-                         .topk = moe.topk,
-                         .max_tokens = options.max_tokens,
-                         .tp = options.tp,
-                         .dispatch_wire = options.dispatch_wire.value_or(wire_type(type)),
-                         .expert_type = wire_type(type),
-                         .combine_wire = options.combine_wire.value_or(wire_type(type)),
-                         .row_weights = moe.weigh_rows,
-                         .timeout = options.timeout},
-          .two_batch_overlap = options.two_batch_overlap,
-          .inter = moe.inter,
-          .gating = moe.gating,
-          .shared_inter = moe.shared_inter,
-          .dtype = type,
-          .group = &group,
-          .clock = clock};
+  return {
+      .router = moe.router,
+      .dispatcher = {.exchange = exchange,
+                     .slots_per_rank = slots_per_rank,
+                     .hidden = config.hidden,
+                     .result_columns = static_cast<int>(slices.own_columns(config.hidden).size()),
+                     .topk = moe.topk,
+                     .max_tokens = options.max_tokens,
+                     .tp = options.tp / slices.tp(),
+                     .dispatch_wire = options.dispatch_wire.value_or(wire_type(type)),
+                     .expert_type = wire_type(type),
+                     .combine_wire = options.combine_wire.value_or(wire_type(type)),
+                     .row_weights = moe.weigh_rows,
+                     .timeout = options.timeout},
+      .two_batch_overlap = options.two_batch_overlap,
+      .inter = moe.inter,
+      .gating = moe.gating,
+      .shared_inter = moe.shared_inter,
+      .dtype = type,
+      .group = &group,
+      .slices = &slices,
+      .clock = clock};
+}
+
+/// The widest rows gathered are those between the experts' projections, and f32 results.
+GroupGather::Options slice_options(const ModelConfig& config, const DecoderOptions& options) {
+  return {.tp = options.expert_slices,
+          .max_row_bytes = static_cast<std::size_t>(std::max(config.hidden, config.moe.inter)) *
+                           dtype_bytes(DType::f32),
+          .timeout = options.timeout};
+}
+
+/// Slices gather between the projections of every layer, which is for memory and not for a network.
+void check_slice_hosts(int slices, const Transport& transport) {
+  for (Rank rank = 0; rank < transport.size(); ++rank) {
+    const Rank first = rank / slices * slices;
+    if (transport.host_of(rank) == transport.host_of(first)) continue;
+    fail<ConfigError>(
+        "--expert-slices {}: ranks {} and {} share experts but no memory, being on two "
+        "hosts; let each host have a multiple of {} ranks",
+        slices,
+        first,
+        rank,
+        slices);
+  }
+}
+
+std::unique_ptr<Transport> own_track(const ModelConfig& config,
+                                     const DecoderOptions& options,
+                                     Transport& transport) {
+  const int slices = options.expert_slices;
+  if (slices == 1 || config.sparse_layers() == 0) return nullptr;
+  check_slices(options, config);
+  check_slice_hosts(slices, transport);
+  return std::make_unique<TrackTransport>(transport, slices, options.timeout);
 }
 
 }  // namespace
+
+void check_slices(const DecoderOptions& options, const ModelConfig& config) {
+  const int slices = options.expert_slices;
+  if (slices == 1 || config.sparse_layers() == 0) return;
+  if (ceil_div(config.hidden, kPanelColumns) < slices) {
+    fail<ConfigError>(
+        "--expert-slices {}: this model's {} hidden columns are shared out in panels of "
+        "{}, which are fewer",
+        slices,
+        config.hidden,
+        kPanelColumns);
+  }
+  const ExchangeOptions exchange = exchange_options(options.backend, options.deepep_mode);
+  if (exchange.reduce_at != ExchangeOptions::ReduceAt::home) {
+    fail<ConfigError>(
+        "--expert-slices {}: backend {} sums on each rank first; choose pplx or another "
+        "that combines per expert",
+        slices,
+        backend_name(options.backend));
+  }
+  if (exchange.on_dead_rank == ExchangeOptions::OnDeadRank::mask) {
+    fail<ConfigError>(
+        "--expert-slices {}: backend {} goes on without a rank that dies, but every rank "
+        "has a slice of its experts; choose pplx",
+        slices,
+        backend_name(options.backend));
+  }
+  if (options.combine_wire && is_quantized(*options.combine_wire)) {
+    fail<ConfigError>(
+        "--expert-slices {}: --combine-wire {} has scales for whole rows of results, of "
+        "which no rank has all columns; choose f32 or bf16",
+        slices,
+        wire_type_name(*options.combine_wire));
+  }
+}
 
 SparseLayers::SparseLayers(const ModelConfig& config,
                            const DenseWeights& dense,
@@ -53,25 +126,29 @@ SparseLayers::SparseLayers(const ModelConfig& config,
       rule_(options.replica_rule),
       sums_on_ranks_(exchange_options(options.backend, options.deepep_mode).reduce_at ==
                      ExchangeOptions::ReduceAt::rank_then_home),
-      tp_(options.tp),
-      rank_(links.transport.rank()),
-      hosts_(equal_hosts(links.transport)),
+      ranks_(links.transport.size()),
+      slices_(slice_options(config, options), links.transport, links.group.pool()),
+      own_track_(own_track(config, options, links.transport)),
+      track_(own_track_ ? *own_track_ : links.transport),
+      tp_(options.tp / slices_.tp()),
+      holder_(track_.rank()),
+      hosts_(equal_hosts(track_)),
       experts_(std::move(experts)) {
   layers_.resize(static_cast<std::size_t>(config_.layers));
   for (int i = 0; i < config_.layers; ++i) {
     if (!config_.sparse(i)) continue;
     const DenseWeights::Layer& layer = dense.layers[static_cast<std::size_t>(i)];
     ExpertWeights::Layer& local = experts_.layers[static_cast<std::size_t>(i)];
-    FERRY_CHECK(local.placement.ranks() == links.transport.size(),
+    FERRY_CHECK(local.placement.ranks() == track_.size(),
                 "experts placed on {} ranks, {} take part",
                 local.placement.ranks(),
-                links.transport.size());
+                track_.size());
     local.placement = with_choice(local.placement);
     if (!context_) {
       const int slots_per_rank = local.placement.slots_per_rank();
       context_.emplace(
-          moe_options(config_, options, dense.dtype, slots_per_rank, links.group, clock),
-          links.transport,
+          moe_options(config_, options, dense.dtype, slots_per_rank, links.group, slices_, clock),
+          track_,
           links.group.pool());
     }
     MoeWeights weights{.router = layer.router.view,
@@ -98,7 +175,14 @@ ExchangeStats SparseLayers::exchange_stats() const {
 }
 
 std::vector<SourceStats> SparseLayers::source_stats() const {
-  return context_ ? context_->source_stats() : std::vector<SourceStats>{};
+  if (!context_) return {};
+  const std::vector<SourceStats> on_track = context_->source_stats();
+  std::vector<SourceStats> all(static_cast<std::size_t>(ranks_));
+  const auto slices = static_cast<std::size_t>(slices_.tp());
+  const auto slice = static_cast<std::size_t>(slices_.member());
+  for (std::size_t holder = 0; holder < on_track.size(); ++holder)
+    all[holder * slices + slice] = on_track[holder];
+  return all;
 }
 
 std::chrono::nanoseconds SparseLayers::exchange_time() const {
@@ -123,7 +207,7 @@ std::vector<float> SparseLayers::shares_of(const Placement& placement) const {
 Placement SparseLayers::with_choice(const Placement& placement) const {
   const std::vector<float> shares = shares_of(placement);
   return placement.choosing({.shares = shares,
-                             .source = rank_,
+                             .source = holder_,
                              .nearest = rule_ == ReplicaRule::nearest,
                              .nodes = hosts_,
                              .tp = tp_});
@@ -195,7 +279,7 @@ std::vector<std::byte*> SparseLayers::spare_blocks(std::size_t count) {
 }
 
 ExpertWeights SparseLayers::take_experts() {
-  experts_.rank = rank_;
+  experts_.holder = {.rank = holder_, .slice = slices_.self()};
   if (!region_) return std::move(experts_);
   const std::size_t bytes = block_bytes();
   std::size_t count = 0;
@@ -259,7 +343,7 @@ bool SparseLayers::has_replicas() const {
 
 bool SparseLayers::masks() const { return context_ && context_->masks(); }
 
-bool SparseLayers::is_masked(Rank rank) const { return context_ && context_->is_masked(rank); }
+bool SparseLayers::is_masked(Rank rank) const { return masks() && context_->is_masked(rank); }
 
 void SparseLayers::mask(Rank rank) {
   FERRY_CHECK(masks(), "this model's layers fail when a rank dies");

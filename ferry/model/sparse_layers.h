@@ -17,8 +17,16 @@
 
 namespace ferry {
 
+/// Throws ConfigError, in the words of the program's options, where experts cannot be in slices as
+/// these say. The backend must be chosen. That members are of one host, SparseLayers itself finds
+/// out.
+void check_slices(const DecoderOptions& options, const ModelConfig& config);
+
 /// One rank's. Construction is collective. Borrows config, dense weights, transport and group.
 /// Threads: one at a time. Layers are numbered as the model's.
+/// With expert_slices S, ranks [p * S, (p + 1) * S) are place p of the experts: placements and
+/// slots count places, each rank of one has its slice of all experts there, and rank r exchanges on
+/// a track of its own, with the ranks that have slice r % S at the other places.
 class SparseLayers {
  public:
   /// What it reaches other ranks by.
@@ -76,6 +84,9 @@ class SparseLayers {
   /// `blocks` [slots_per_rank], which this has or has given out. All ranks alike.
   void place_layer(int layer, const Placement& placement, std::span<std::byte* const> blocks);
 
+  /// The ranks that are one holder, which placements count as one rank; 1: each has whole experts.
+  int expert_slices() const { return slices_.tp(); }
+
   /// Whether each rank sums its experts' results first: then the bits of a row depend on where
   /// these lie.
   bool sums_on_ranks() const { return sums_on_ranks_; }
@@ -88,11 +99,12 @@ class SparseLayers {
   /// Goes on without `rank`: from the next step on its experts' replicas compute in its place.
   /// Throws TransportError when it had experts that no living rank has. REQUIRES: masks().
   void mask(Rank rank);
-  /// Ranks that are known to be gone, also those that only an exchange has found out about.
+  /// Ranks of the transport that are known to be gone, also those that only an exchange has found
+  /// out about.
   bool is_masked(Rank rank) const;
 
   ExchangeStats exchange_stats() const;
-  /// [R], by source rank; empty where nothing is exchanged.
+  /// [R], by source rank; empty where nothing is exchanged. Nothing for ranks on other tracks.
   std::vector<SourceStats> source_stats() const;
   /// MoeContext::exchange_time().
   std::chrono::nanoseconds exchange_time() const;
@@ -105,8 +117,12 @@ class SparseLayers {
   const ModelConfig& config_;
   const ReplicaRule rule_;
   const bool sums_on_ranks_;
-  const int tp_;
-  const Rank rank_;
+  const int ranks_;
+  TensorGroup slices_;
+  const std::unique_ptr<Transport> own_track_;  // none where all ranks are on one
+  Transport& track_;
+  const int tp_;       // on the track
+  const Rank holder_;  // this rank on the track
   const int hosts_;
   ExpertWeights experts_;
   std::unique_ptr<Region> region_;               // where they lie once they are shared

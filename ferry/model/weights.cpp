@@ -40,7 +40,7 @@ void load_block(Packer& packer,
   std::byte* down = block + layout.gate_up_bytes();
   packer.ffn(expert, at, layout, block, down);
   if (layout.biased)
-    packer.ffn_biases(expert, at, reinterpret_cast<float*>(down + layout.down_bytes()));
+    packer.ffn_biases(expert, at, layout, reinterpret_cast<float*>(down + layout.down_bytes()));
 }
 
 /// Fills the slots of one sparse layer that hold an expert.
@@ -73,7 +73,7 @@ void load_slots(Packer& packer,
 /// A rank's layers under a placement, their slots not filled.
 ExpertWeights placed_experts(const ModelConfig& config,
                              const ExpertPlacement& placement,
-                             Rank rank) {
+                             const ExpertHolder& holder) {
   FERRY_CHECK(placement.layers() == config.layers &&
                   (config.sparse_layers() == 0 || placement.experts() == config.moe.experts),
               "a placement of {} layers and {} experts for a model of {} and {}",
@@ -82,7 +82,7 @@ ExpertWeights placed_experts(const ModelConfig& config,
               config.layers,
               config.moe.experts);
   ExpertWeights weights;
-  weights.rank = rank;
+  weights.holder = holder;
   for (int layer = 0; layer < config.layers; ++layer) {
     weights.layers.push_back(
         {config.sparse(layer) ? placement.layer(layer) : Placement::identity(1, placement.ranks()),
@@ -92,8 +92,10 @@ ExpertWeights placed_experts(const ModelConfig& config,
   return weights;
 }
 
-FfnLayout expert_layout(const WeightChoice& choice, const FfnPart& expert) {
-  return {choice.type, expert.hidden, expert.inter, expert.biased};
+FfnLayout expert_layout(const WeightChoice& choice,
+                        const FfnPart& expert,
+                        const GroupMember& slice) {
+  return {choice.type, expert.hidden, expert.inter, expert.biased, slice};
 }
 
 /// The blocks of an older epoch. A block that is taken is in use; the others may be written over.
@@ -103,7 +105,7 @@ class HeldBlocks {
       : block_bytes_(block_bytes), memory_(std::move(held.more)) {
     for (std::size_t i = 0; i < held.layers.size(); ++i) {
       ExpertWeights::Layer& layer = held.layers[i];
-      const auto first = static_cast<SlotId>(held.rank * std::ssize(layer.slots));
+      const auto first = static_cast<SlotId>(held.holder.rank * std::ssize(layer.slots));
       for (std::size_t slot = 0; slot < layer.slots.size(); ++slot) {
         const std::byte* block = layer.slots[slot].gate_up.data;
         if (block == nullptr) continue;
@@ -220,25 +222,29 @@ DenseWeights load_dense_weights(const Checkpoint& checkpoint,
 ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
                                   const WeightChoice& choice,
                                   const ExpertPlacement& placement,
-                                  Rank rank,
+                                  const ExpertHolder& holder,
                                   ThreadPool& pool,
                                   const LoadProgress& progress) {
   const ModelConfig& config = checkpoint.config();
   const FfnPart expert = expert_part(config);
-  const FfnLayout layout = expert_layout(choice, expert);
-  ExpertWeights weights = placed_experts(config, placement, rank);
+  const FfnLayout layout = expert_layout(choice, expert, holder.slice);
+  ExpertWeights weights = placed_experts(config, placement, holder);
   const auto here = [&](const TensorSpec& spec) -> std::uint64_t {
     if (spec.expert < 0) return 0;
     const Placement& map = weights.layers[static_cast<std::size_t>(spec.layer)].placement;
     const auto replicas = map.replicas(spec.expert);
-    return static_cast<std::uint64_t>(
-        std::ranges::count_if(replicas, [&](SlotId slot) { return map.rank_of(slot) == rank; }));
+    return static_cast<std::uint64_t>(std::ranges::count_if(
+        replicas, [&](SlotId slot) { return map.rank_of(slot) == holder.rank; }));
   };
   Packer packer(checkpoint, choice, pool, progress, tensor_bytes(checkpoint, here));
   for (int layer = 0; layer < config.layers; ++layer) {
     if (config.sparse(layer)) {
-      load_slots(
-          packer, expert, layout, rank, layer, weights.layers[static_cast<std::size_t>(layer)]);
+      load_slots(packer,
+                 expert,
+                 layout,
+                 holder.rank,
+                 layer,
+                 weights.layers[static_cast<std::size_t>(layer)]);
     }
   }
   return weights;
@@ -246,7 +252,7 @@ ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
 
 ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
                                   const WeightChoice& choice,
-                                  Rank rank,
+                                  const ExpertHolder& holder,
                                   int ranks,
                                   ThreadPool& pool,
                                   const LoadProgress& progress) {
@@ -255,7 +261,7 @@ ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
   return load_expert_weights(checkpoint,
                              choice,
                              ExpertPlacement::identity(config.layers, experts, ranks),
-                             rank,
+                             holder,
                              pool,
                              progress);
 }
@@ -264,7 +270,7 @@ ExpertWeights next_expert_weights(ExpertWeights held,
                                   const Checkpoint& checkpoint,
                                   const WeightChoice& choice,
                                   const ExpertPlacement& placement,
-                                  Rank rank,
+                                  const ExpertHolder& holder,
                                   ThreadPool& pool) {
   struct Missing {
     TensorPlace at;
@@ -273,9 +279,17 @@ ExpertWeights next_expert_weights(ExpertWeights held,
 
   const ModelConfig& config = checkpoint.config();
   const FfnPart expert = expert_part(config);
-  const FfnLayout layout = expert_layout(choice, expert);
+  const FfnLayout layout = expert_layout(choice, expert, holder.slice);
   const std::size_t block_bytes = expert_block_bytes(layout.view(nullptr, nullptr));
-  ExpertWeights weights = placed_experts(config, placement, rank);
+  ExpertWeights weights = placed_experts(config, placement, holder);
+  const GroupMember& slice = held.holder.slice;
+  FERRY_CHECK(
+      held.layers.empty() || (slice.member == holder.slice.member && slice.tp == holder.slice.tp),
+      "slice {} of {} cannot become slice {} of {}",
+      slice.member,
+      slice.tp,
+      holder.slice.member,
+      holder.slice.tp);
   HeldBlocks blocks(std::move(held), block_bytes);
   std::vector<Missing> missing;
   for (int i = 0; i < config.layers; ++i) {
@@ -284,7 +298,7 @@ ExpertWeights next_expert_weights(ExpertWeights held,
     const int slots = layer.placement.slots_per_rank();
     layer.slots.assign(static_cast<std::size_t>(slots), layout.view(nullptr, nullptr));
     for (int local = 0; local < slots; ++local) {
-      const ExpertId wanted = layer.placement.expert_of(rank * slots + local);
+      const ExpertId wanted = layer.placement.expert_of(holder.rank * slots + local);
       if (wanted < 0) continue;
       GatedFfnWeights& slot = layer.slots[static_cast<std::size_t>(local)];
       if (const std::byte* block = blocks.take(i, wanted))

@@ -45,6 +45,13 @@ struct DenseWeights {
   std::vector<Layer> layers;
 };
 
+/// Whose routed experts. Several ranks that hold slices of the same ones are one rank to a
+/// placement.
+struct ExpertHolder {
+  Rank rank = 0;           ///< of the placement
+  GroupMember slice = {};  ///< of every expert there
+};
+
 /// The routed experts that one rank holds.
 struct ExpertWeights {
   struct Layer {
@@ -56,7 +63,7 @@ struct ExpertWeights {
 
   std::vector<Layer> layers;
   std::vector<Buffer> more;  // blocks that came later; slots may point into them
-  Rank rank = 0;             // whose
+  ExpertHolder holder;       // whose
 };
 
 /// One routed expert as a block: gate and up, then down, then their biases, in one piece.
@@ -89,19 +96,19 @@ DenseWeights load_dense_weights(const Checkpoint& checkpoint,
                                 const LoadProgress& progress,
                                 const GroupMember& member = {});
 
-/// Packs the routed experts that `rank` holds under `placement`, which has a layer for each of the
+/// Packs the routed experts that `holder` has under `placement`, which has a layer for each of the
 /// model's (those of dense ones are not looked at). As above.
 ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
                                   const WeightChoice& choice,
                                   const ExpertPlacement& placement,
-                                  Rank rank,
+                                  const ExpertHolder& holder,
                                   ThreadPool& pool,
                                   const LoadProgress& progress);
 
 /// The same under the identity on `ranks` ranks, without replicas.
 ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
                                   const WeightChoice& choice,
-                                  Rank rank,
+                                  const ExpertHolder& holder,
                                   int ranks,
                                   ThreadPool& pool,
                                   const LoadProgress& progress);
@@ -109,12 +116,12 @@ ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
 /// What load_expert_weights() gives, for a rank of the next epoch that held `held` in the last one,
 /// as whatever rank and under whatever placement. Experts that it holds again stay where they lie;
 /// the others come from the checkpoint, into the memory of those that go first. REQUIRES: the same
-/// checkpoint and choice.
+/// checkpoint, choice and slice.
 ExpertWeights next_expert_weights(ExpertWeights held,
                                   const Checkpoint& checkpoint,
                                   const WeightChoice& choice,
                                   const ExpertPlacement& placement,
-                                  Rank rank,
+                                  const ExpertHolder& holder,
                                   ThreadPool& pool);
 
 }  // namespace ferry

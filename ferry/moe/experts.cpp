@@ -23,16 +23,19 @@ std::int64_t panels_per_task(std::int64_t panels, int threads) {
 
 }  // namespace
 
-Experts::Experts(const Options& options, ThreadPool& pool)
+Experts::Experts(const Options& options, ThreadPool& pool, TensorGroup* slices)
     : options_(options),
       pool_(pool),
+      alone_(pool),
+      slices_(slices != nullptr ? *slices : alone_),
+      own_(slices_.own_columns(options.inter)),
       between_(static_cast<std::size_t>(options.max_rows) *
                static_cast<std::size_t>(options.inter) * dtype_bytes(options.dtype)),
       weighed_(options.row_weights
                    ? static_cast<std::size_t>(options.max_rows) *
                          static_cast<std::size_t>(options.hidden) * dtype_bytes(options.dtype)
                    : 0),
-      scratch_(pool, options.dtype, std::max(options.hidden, options.inter)) {
+      scratch_(pool_, options.dtype, std::max(options.hidden, options.inter)) {
   FERRY_CHECK(options.hidden >= 1 && options.inter >= 1 && options.max_rows >= 1,
               "experts with H {}, inter {}, {} rows",
               options.hidden,
@@ -40,7 +43,9 @@ Experts::Experts(const Options& options, ThreadPool& pool)
               options.max_rows);
 }
 
-void Experts::run(const ExpertRows& rows, std::span<const GatedFfnWeights> weights) {
+void Experts::run(const ExpertRows& rows,
+                  std::span<const GatedFfnWeights> weights,
+                  const GatherPhase& phase) {
   FERRY_CHECK(rows.in_type == wire_type(options_.dtype) && rows.hidden == options_.hidden,
               "experts of {} x {} were handed {} x {} rows",
               dtype_name(options_.dtype),
@@ -61,13 +66,13 @@ void Experts::run(const ExpertRows& rows, std::span<const GatedFfnWeights> weigh
       done += count;
       in_turn += count;
       if (in_turn == options_.max_rows) {
-        run_turn(rows, weights);
+        run_turn(rows, weights, phase);
         segments_.clear();
         in_turn = 0;
       }
     }
   }
-  if (!segments_.empty()) run_turn(rows, weights);
+  if (!segments_.empty()) run_turn(rows, weights, phase);
 }
 
 /// The turn's rows times their weights, where between_ has what becomes of them.
@@ -94,11 +99,15 @@ RowsView Experts::weigh(const ExpertRows& rows) {
 }
 
 /// Both projections of the segments, each one parallel region over (segment, columns).
-void Experts::run_turn(const ExpertRows& rows, std::span<const GatedFfnWeights> weights) {
+void Experts::run_turn(const ExpertRows& rows,
+                       std::span<const GatedFfnWeights> weights,
+                       const GatherPhase& phase) {
   const auto stride = static_cast<std::ptrdiff_t>(static_cast<std::size_t>(options_.inter) *
                                                   dtype_bytes(options_.dtype));
   const MutableRowsView between{between_.data(), stride};
   const RowsView between_in{between_.data(), stride};
+  const MutableRowsView own{
+      between.base + own_.begin * static_cast<std::ptrdiff_t>(dtype_bytes(options_.dtype)), stride};
   const RowsView weighed = options_.row_weights ? weigh(rows) : RowsView{};
   project([&](const Segment& s) {
     return GemmArgs{
@@ -108,9 +117,11 @@ void Experts::run_turn(const ExpertRows& rows, std::span<const GatedFfnWeights> 
         .bias = weights[s.slot].gate_up_bias,
         .epilogue = Epilogue::gated,
         .gating = options_.gating,
-        .out = between.from(s.between),
+        .out = own.from(s.between),
         .out_type = options_.dtype};
   });
+  const Segment& last = segments_.back();
+  slices_.gather_columns(between, last.between + last.count, options_.inter, options_.dtype, phase);
   project([&](const Segment& s) {
     return GemmArgs{.in = between_in.from(s.between),
                     .rows = s.count,
@@ -124,6 +135,7 @@ void Experts::run_turn(const ExpertRows& rows, std::span<const GatedFfnWeights> 
 template <class ArgsOf>
 void Experts::project(ArgsOf args_of) {
   const std::int64_t panels = gemm_panels(args_of(segments_.front()));
+  if (panels == 0) return;  // a slice without columns
   const std::int64_t per_task = panels_per_task(panels, pool_.size());
   const std::int64_t tasks_per_segment = ceil_div(panels, per_task);
   const auto num_segments = static_cast<std::int64_t>(segments_.size());

@@ -31,9 +31,14 @@ void MoeLayer::forward(const RowsView& hidden, int tokens, float* out) {
   c.lanes_.run({.rows = hidden,
                 .type = c.options_.dtype,
                 .tokens = tokens,
-                .out = c.f32_rows(out),
+                .out = c.own_columns(out),
                 .layer = index_},
                {.route = route_and_place, .meanwhile = shared_expert, .experts = experts});
+  c.slices_.gather_columns(c.f32_rows(out),
+                           tokens,
+                           c.options_.dispatcher.hidden,
+                           DType::f32,
+                           {.name = "expert results", .layer = index_});
   c.note_losses(index_);
 }
 
@@ -64,7 +69,7 @@ void MoeLayer::run_experts(const ExpertRows& rows) {
   const StepClock::Scope experts(context_.options_.clock, StepClock::Phase::experts);
   for (std::size_t slot = 0; slot < slot_rows_.size(); ++slot)
     slot_rows_[slot] += rows.counts[slot];
-  context_.experts_.run(rows, weights_.local);
+  context_.experts_.run(rows, weights_.local, {.name = "experts", .layer = index_});
 }
 
 /// out = shared expert's FFN, times the sigmoid of its gate where there is one. False: no such
@@ -77,7 +82,9 @@ bool MoeLayer::run_shared_expert(const RowsView& hidden, int tokens, const Mutab
   const int hidden_size = c.options_.dispatcher.hidden;
   const GatherPhase phase{.name = "shared expert", .layer = index_};
   c.shared_expert_->run(hidden, tokens, *weights_.shared, out, phase);
-  c.group_.gather_columns(out, tokens, hidden_size, DType::f32, phase);
+  // Where the group's members are those of a slice, each adds to its own columns alone.
+  if (c.group_.tp() != c.slices_.tp())
+    c.group_.gather_columns(out, tokens, hidden_size, DType::f32, phase);
   if (!weights_.shared_gate.data) return true;
 
   parallel_gemm(c.pool_,
@@ -131,25 +138,33 @@ MoeContext::MoeContext(const Options& options, Transport& transport, ThreadPool&
     : options_(options),
       pool_(pool),
       lanes_(options.dispatcher, options.two_batch_overlap ? 2 : 1, transport, pool),
+      alone_(pool),
+      group_(options.group != nullptr ? *options.group : alone_),
+      slices_(options.slices != nullptr ? *options.slices : alone_),
       experts_({.hidden = options.dispatcher.hidden,
                 .inter = options.inter,
                 .gating = options.gating,
                 .dtype = options.dtype,
                 .max_rows = kExpertRowsPerTurn,
                 .row_weights = options.dispatcher.row_weights},
-               pool),
-      alone_(pool),
-      group_(options.group != nullptr ? *options.group : alone_),
+               slices_),
       gemm_scratch_(pool, DType::f32, options.dispatcher.hidden) {
   const auto tokens = static_cast<std::size_t>(options.dispatcher.max_tokens);
   FERRY_CHECK(options.dispatcher.expert_type == wire_type(options.dtype),
               "experts of {} handed {} rows",
               dtype_name(options.dtype),
               wire_type_name(options.dispatcher.expert_type));
-  FERRY_CHECK(group_.tp() == options.dispatcher.tp,
-              "a group of {}, dispatcher for {}",
+  FERRY_CHECK(group_.tp() == options.dispatcher.tp * slices_.tp(),
+              "a group of {}, dispatcher for {}, experts in {} slices",
               group_.tp(),
-              options.dispatcher.tp);
+              options.dispatcher.tp,
+              slices_.tp());
+  FERRY_CHECK(slices_.own_columns(options.dispatcher.hidden).size() ==
+                  options.dispatcher.columns_of_results(),
+              "{} columns of results for slice {} of {}",
+              options.dispatcher.columns_of_results(),
+              slices_.member(),
+              slices_.tp());
   if (options.shared_inter > 0) {
     shared_expert_.emplace(GatedFfn::Options{.hidden = options.dispatcher.hidden,
                                              .inter = options.shared_inter,
@@ -187,6 +202,11 @@ void MoeContext::check_nothing_lost() {
 MutableRowsView MoeContext::f32_rows(float* rows) const {
   return {reinterpret_cast<std::byte*>(rows),
           static_cast<std::ptrdiff_t>(sizeof(float)) * options_.dispatcher.hidden};
+}
+
+/// Those that this rank's experts have results for, of f32 rows.
+MutableRowsView MoeContext::own_columns(float* rows) const {
+  return f32_rows(rows + slices_.own_columns(options_.dispatcher.hidden).begin);
 }
 
 RowsView MoeContext::convert_to_f32(const RowsView& rows, int first, int count) {

@@ -25,12 +25,13 @@ namespace ferry {
 
 /// Weights of one layer, as this rank holds them. Borrowed.
 struct MoeWeights {
-  PackedMatrix router;                     ///< f32 [H, E]
-  std::span<const float> router_bias;      ///< [E] or empty: added to its logits
-  std::span<const float> selection_bias;   ///< [E] or empty; see route()
-  std::span<const GatedFfnWeights> local;  ///< [slots_per_rank]; empty slots have no data
-  std::optional<GatedFfnWeights> shared;   ///< shared expert; at least this rank's columns of it
-  PackedMatrix shared_gate;                ///< f32 [H, 1]; no data = no gate
+  PackedMatrix router;                    ///< f32 [H, E]
+  std::span<const float> router_bias;     ///< [E] or empty: added to its logits
+  std::span<const float> selection_bias;  ///< [E] or empty; see route()
+  /// [slots_per_rank]; empty slots have no data. With slices: this rank's columns alone.
+  std::span<const GatedFfnWeights> local;
+  std::optional<GatedFfnWeights> shared;  ///< shared expert; at least this rank's columns of it
+  PackedMatrix shared_gate;               ///< f32 [H, 1]; no data = no gate
 };
 
 /// Tokens went through a layer without all of their experts, because a rank is gone
@@ -56,9 +57,14 @@ class MoeContext {
     Gating gating = {};        ///< of the experts, routed and shared
     int shared_inter = 0;      ///< 0 = no shared expert
     DType dtype = DType::f32;  ///< of activations
-    /// The ranks that hold the same tokens, dispatcher.tp of them, which share out the shared
-    /// expert. Outlives the context. Null: each rank has tokens of its own.
+    /// The ranks that hold the same tokens, which share out the shared expert: dispatcher.tp of
+    /// them, times those of `slices`. Outlives the context. Null: each rank has tokens of its own.
     TensorGroup* group = nullptr;
+    /// The ranks of the group that hold the same experts, each its slice of their columns. Each
+    /// exchanges with the ranks that have the same slice of other experts: over these alone goes
+    /// the transport, and dispatcher.result_columns are this rank's own. Outlives the context.
+    /// Null: each rank has whole experts.
+    TensorGroup* slices = nullptr;
     StepClock* clock = nullptr;  ///< outlives the context; null: nothing is measured
   };
 
@@ -98,6 +104,7 @@ class MoeContext {
   void note_losses(int layer);
 
   MutableRowsView f32_rows(float* rows) const;
+  MutableRowsView own_columns(float* rows) const;
   /// `count` tokens of a chunk, from its token `first` on, in f32. Converted into scratch where
   /// they are not: once a token, and read from there afterwards.
   RowsView convert_to_f32(const RowsView& rows, int first, int count);
@@ -107,9 +114,10 @@ class MoeContext {
   const Options options_;
   ThreadPool& pool_;
   ExchangeLanes lanes_;
-  Experts experts_;
   TensorGroup alone_;
   TensorGroup& group_;
+  TensorGroup& slices_;
+  Experts experts_;
   std::optional<GatedFfn> shared_expert_;
   std::optional<Loss> loss_;
 

@@ -42,6 +42,7 @@ void add(const LaunchOptions& options, Agreement& agreement) {
 
 void add(const DecoderOptions& options, Agreement& agreement) {
   const auto& [tp,
+               expert_slices,
                max_tokens,
                backend,
                deepep_mode,
@@ -54,6 +55,7 @@ void add(const DecoderOptions& options, Agreement& agreement) {
                timeout] = options;
   of_each_rank(timeout);
   agreement.emplace_back("--tp", std::to_string(tp));
+  agreement.emplace_back("--expert-slices", std::to_string(expert_slices));
   agreement.emplace_back("--moe-a2a-backend", backend_name(backend));
   agreement.emplace_back("--deepep-mode", deepep_mode_name(deepep_mode));
   agreement.emplace_back("--layout", layout ? std::string(format_name(*layout)) : std::string());

@@ -35,17 +35,32 @@ void check_tp(int tp, int ranks) {
       "--tp {}: {} ranks do not divide into groups of that; choose a divisor of --ep", tp, ranks);
 }
 
+/// Ranks that hold slices of the same experts are one of those that a placement knows.
 ExpertPlacement placement_for(const ModelOptions& options, const ModelConfig& config, int ranks) {
   return initial_placement(options.expert_location,
                            config,
-                           ranks,
+                           ranks / options.decoder.expert_slices,
                            {options.engine.balance.rebalance.policy, options.decoder.replica_rule});
 }
 
 }  // namespace
 
 void check_groups(const ModelOptions& options) {
-  check_tp(options.decoder.tp, options.launch.ranks);
+  const int tp = options.decoder.tp;
+  const int slices = options.decoder.expert_slices;
+  check_tp(tp, options.launch.ranks);
+  if (slices < 1 || tp % slices != 0) {
+    fail<ConfigError>(
+        "--expert-slices {}: --tp {} does not divide by that; choose a divisor of --tp",
+        slices,
+        tp);
+  }
+  if (slices > 1 && options.engine.balance.rebalance.enabled) {
+    fail<ConfigError>(
+        "--expert-slices {}: --enable-eplb moves whole experts; choose one of the two "
+        "(--init-expert-location and --ep-num-redundant-experts go with both)",
+        slices);
+  }
 }
 
 Model Model::open(const ModelOptions& options, ModelListener listener) {
@@ -61,6 +76,7 @@ Model Model::open(const ModelOptions& options, ModelListener listener) {
   }
   model.agree();
   model.choose_backend();
+  check_slices(model.options().decoder, model.config());
   return model;
 }
 
@@ -83,14 +99,16 @@ WireType Model::kv_type() const {
 void Model::choose_backend() {
   DecoderOptions& decoder = options_.decoder;
   const WireType own = wire_type(activation_type(weights_.type));
-  BackendSituation situation{.ranks = options_.launch.ranks,
-                             .tokens = static_cast<int>(ceil_div(decoder.max_tokens, decoder.tp)),
-                             .hidden = config().hidden,
-                             .topk = config().moe.topk,
-                             .dispatch_wire = decoder.dispatch_wire.value_or(own),
-                             .combine_wire = decoder.combine_wire.value_or(own),
-                             .load_store = reads_peers(options_.launch.transport),
-                             .allow_prereduce = options_.allow_prereduce};
+  const int slices = decoder.expert_slices;
+  BackendSituation situation{
+      .ranks = options_.launch.ranks / slices,
+      .tokens = static_cast<int>(ceil_div(decoder.max_tokens, decoder.tp / slices)),
+      .hidden = config().hidden,
+      .topk = config().moe.topk,
+      .dispatch_wire = decoder.dispatch_wire.value_or(own),
+      .combine_wire = decoder.combine_wire.value_or(own),
+      .load_store = reads_peers(options_.launch.transport),
+      .allow_prereduce = options_.allow_prereduce && slices == 1};
   situation.experts_take_pointers = situation.dispatch_wire == own;
   const BackendChoice choice =
       ferry::choose_backend(decoder.backend, decoder.deepep_mode, situation);
@@ -150,6 +168,11 @@ std::shared_ptr<const DenseWeights> Model::load_dense() const {
   return load_dense({}, pool);
 }
 
+ExpertHolder Model::holder_of(Rank rank) const {
+  const int slices = options_.decoder.expert_slices;
+  return {.rank = rank / slices, .slice = {.member = rank % slices, .tp = slices}};
+}
+
 Decoder Model::decoder_on(Transport& transport,
                           ThreadPool& pool,
                           std::shared_ptr<const DenseWeights> dense) const {
@@ -165,7 +188,7 @@ Decoder Model::decoder_on(Transport& transport,
       load_expert_weights(checkpoint_,
                           weights_,
                           experts_,
-                          rank,
+                          holder_of(rank),
                           pool,
                           rank == 0 ? loading("experts of rank 0") : LoadProgress());
   return {config(), std::move(dense), std::move(experts), options_.decoder, transport, pool};
@@ -183,7 +206,7 @@ Decoder Model::next_decoder_on(Transport& transport,
                                               checkpoint_,
                                               weights_,
                                               placement_for(options_, config(), transport.size()),
-                                              rank,
+                                              holder_of(rank),
                                               pool);
   return {config(), std::move(dense), std::move(experts), options_.decoder, transport, pool};
 }

@@ -112,6 +112,7 @@ class Model {
   void choose_backend();
   void agree();
   LoadProgress loading(std::string_view what) const;
+  ExpertHolder holder_of(Rank rank) const;
   std::shared_ptr<const DenseWeights> load_dense(const GroupMember& member, ThreadPool& pool) const;
 
   ModelOptions options_;

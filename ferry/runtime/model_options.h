@@ -30,7 +30,8 @@ struct ModelOptions {
   ExpertLocationOptions expert_location;
 };
 
-/// Throws ConfigError unless the ranks divide into groups of decoder.tp. Model::open() does it too.
+/// Throws ConfigError unless the ranks divide into groups of decoder.tp, and these into those that
+/// hold slices of the same experts, which stay where they are. Model::open() does it too.
 void check_groups(const ModelOptions& options);
 
 /// What all ranks must have alike of these options, named as the program's flags are. Every member

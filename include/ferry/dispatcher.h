@@ -32,6 +32,7 @@ struct DispatcherOptions {
   ExchangeOptions exchange;
   int slots_per_rank = 0;  ///< L
   int hidden = 0;          ///< H
+  int result_columns = 0;  ///< of H, that a result has: where experts compute some alone. 0: all
   int topk = 0;            ///< K
   int max_tokens = 0;      ///< per rank and exchange; callers chunk what is more
   /// Ranks that hold the same tokens (tensor-parallel attention): ranks [g * tp, (g + 1) *
@@ -47,6 +48,8 @@ struct DispatcherOptions {
   /// (ExpertRows::weights).
   bool row_weights = false;
   std::chrono::nanoseconds timeout = std::chrono::seconds(30);  ///< of each phase that waits
+
+  int columns_of_results() const { return result_columns != 0 ? result_columns : hidden; }
 
   /// What experts write: the combine wire's type, or f32 where that is quantised.
   DType output_type() const { return element_type(combine_wire).value_or(DType::f32); }
@@ -79,7 +82,7 @@ struct RoutedTokens {
 struct CombineTarget {
   MemoryPlace place = {};               ///< of `rows`
   std::span<const float> weights = {};  ///< [tokens, K]
-  MutableRowsView rows = {};  ///< [tokens, H] of `type`; hidden_partition: [tokens, H / R]
+  MutableRowsView rows = {};  ///< [tokens, result_columns] of `type`; hidden_partition: H / R
   DType type = DType::f32;
   bool accumulate = false;  ///< add to what the rows hold
 };

@@ -43,7 +43,7 @@ struct ExpertRows {
   /// A number for each row, same indices, by which the expert multiplies it before anything else;
   /// empty: none.
   std::span<const float> weights = {};
-  MutableRowsView out;  ///< [.., hidden] of out_type, same row indices
+  MutableRowsView out;  ///< [.., columns of a result] of out_type, same row indices
   DType out_type = DType::f32;
   int hidden = 0;
 };

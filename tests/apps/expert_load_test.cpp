@@ -81,6 +81,7 @@ TEST_F(ExpertLoad, EveryTokenCountsOnceHoweverItIsRun) {
   EXPECT_EQ(total(record({"--ep", "2", "--moe-a2a-backend", "none"})), alone);
   EXPECT_EQ(total(record({"--ep", "4", "--tp", "2"})), alone);
   EXPECT_EQ(total(record({"--tp", "3", "--two-batch-overlap"})), alone);
+  EXPECT_EQ(total(record({"--ep", "4", "--tp", "2", "--expert-slices", "2"})), alone);
 }
 
 TEST_F(ExpertLoad, PhasesMakeUpTheWhole) {

@@ -105,6 +105,64 @@ TEST_P(Hashes, AreTheSameForAllSizesOfGroups) {
   }
 }
 
+/// Slices over all ranks and over groups, with whole groups of other ranks beside them.
+TEST_P(Hashes, AreTheSameForAllExpertSlices) {
+  const test::TempDir directory;
+  const Arguments common{"generate",
+                         "--model",
+                         model_dir(GetParam()),
+                         "--input-ids",
+                         write_golden_ids(directory, GetParam()),
+                         "--max-new-tokens",
+                         "6",
+                         "--threads",
+                         "1"};
+  const json expected = run_json(common)["results"];
+  const Arguments four{"--ep", "4", "--tp", "4"};
+  std::vector<Arguments> ways{
+      {"--expert-slices", "2", "--tp", "2"},
+      {"--expert-slices", "2", "--tp", "2", "--transport", "shm", "--max-tokens", "9"},
+      {"--expert-slices", "2", "--tp", "2", "--ep", "4", "--ep-num-redundant-experts", "3"},
+      Arguments{"--expert-slices", "2", "--transport", "shm", "--two-batch-overlap"} + four,
+      Arguments{"--expert-slices", "2", "--moe-a2a-backend", "ascend_fuseep"} + four,
+      Arguments{"--expert-slices", "2", "--moe-a2a-backend", "alltoallv"} + four,
+      Arguments{"--expert-slices", "3", "--tp", "3", "--moe-a2a-backend", "deepep"},
+      Arguments{"--expert-slices", "2", "--moe-a2a-backend", "auto", "--allow-prereduce"} + four};
+  if (run_json({"doctor"})["transports"]["fabric"] == "ok") {
+    // Two hosts: tokens cross the network between slices of the same number.
+    ways.push_back(
+        Arguments{"--expert-slices", "2", "--transport", "fabric", "--ranks-per-host", "2"} + four);
+  }
+  for (const Arguments& way : ways) {
+    const json report = run_json(common + way);
+    EXPECT_EQ(report["expert_slices"].get<int>(), std::stoi(way[1]));
+    EXPECT_EQ(report["results"], expected) << testing::PrintToString(way);
+  }
+  // Rows that are rounded on their way out.
+  const Arguments rounded{"--dispatch-wire", "int8"};
+  const json expected_rounded = run_json(common + rounded)["results"];
+  EXPECT_NE(expected_rounded, expected);
+  EXPECT_EQ(run_json(common + rounded + ways[2])["results"], expected_rounded);
+}
+
+TEST(Generate, RefusesExpertSlicesThatSpanHosts) {
+  if (run_json({"doctor"})["transports"]["fabric"] != "ok") GTEST_SKIP() << "no libfabric";
+  const auto outcome = test::run_program({"generate",
+                                          "--prompt",
+                                          "x",
+                                          "--tp",
+                                          "2",
+                                          "--expert-slices",
+                                          "2",
+                                          "--transport",
+                                          "fabric",
+                                          "--ranks-per-host",
+                                          "1"});
+  EXPECT_NE(outcome.status, 0);
+  EXPECT_NE(outcome.err.find("share experts but no memory, being on two hosts"), std::string::npos)
+      << outcome.err;
+}
+
 INSTANTIATE_TEST_SUITE_P(Models,
                          Hashes,
                          testing::Values("qwen2_tied_sharded", "qwen3_bf16"),

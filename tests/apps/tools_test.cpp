@@ -1,7 +1,9 @@
 // The subcommands around generate: eval, inspect, make-model, doctor.
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "apps/program.h"
 
@@ -152,6 +154,30 @@ TEST(Doctor, SaysWhatThereIs) {
   EXPECT_TRUE(report["gpus"].is_array());
   EXPECT_EQ(report["kernels"]["scalar"], "ok");
   EXPECT_NE(test::run_program({"doctor"}).out.find("inproc"), std::string::npos);
+}
+
+/// For one NUMA node and for several, as hwloc is told; what it says can be run.
+TEST(Doctor, RecommendsOptionsThatTheProgramTakes) {
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  ASSERT_EQ(sched_getaffinity(0, sizeof allowed, &allowed), 0);
+  if (!CPU_ISSET(0, &allowed) || !CPU_ISSET(1, &allowed))
+    GTEST_SKIP() << "made-up machines have processors 0 and 1";
+  for (const char* machine : {"numa:1 core:2 pu:1", "numa:2 core:1 pu:1"}) {
+    const test::Arguments environment{std::string("HWLOC_SYNTHETIC=") + machine};
+    const json report =
+        json::parse(test::run_program({"doctor", "--json"}, environment).out)["recommended"];
+    const bool several = machine[5] == '2';
+    EXPECT_EQ(report["one request"].get<std::string>().find("--tp 2 --expert-slices 2") == 0,
+              several);
+    for (const auto& [when, options] : report.items()) {
+      test::Arguments arguments{"generate", "--prompt", "x", "--max-new-tokens", "2", "--quiet"};
+      std::istringstream words(options.get<std::string>());
+      for (std::string word; words >> word;) arguments.push_back(word);
+      const auto outcome = test::run_program(arguments);
+      EXPECT_EQ(outcome.status, 0) << when << ": " << outcome.err;
+    }
+  }
 }
 
 }  // namespace

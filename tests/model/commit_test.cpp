@@ -38,7 +38,7 @@ class Commit : public testing::TestWithParam<const char*> {
           std::make_shared<const DenseWeights>(
               load_dense_weights(checkpoint_, {WeightType::bf16}, pool, {})),
           load_expert_weights(
-              checkpoint_, {WeightType::bf16}, transport.rank(), transport.size(), pool, {}),
+              checkpoint_, {WeightType::bf16}, {transport.rank()}, transport.size(), pool, {}),
           {.tp = tp, .max_tokens = 2 * kMostTokens, .dispatch_wire = {}, .combine_wire = {}},
           transport,
           pool);
@@ -198,7 +198,7 @@ TEST(CommitOfDecoder, RefusesOtherNumbersThanHaveRun) {
     Decoder decoder(checkpoint.config(),
                     std::make_shared<const DenseWeights>(
                         load_dense_weights(checkpoint, {WeightType::bf16}, pool, {})),
-                    load_expert_weights(checkpoint, {WeightType::bf16}, 0, 1, pool, {}),
+                    load_expert_weights(checkpoint, {WeightType::bf16}, {0}, 1, pool, {}),
                     {.max_tokens = 8, .dispatch_wire = {}, .combine_wire = {}},
                     transport,
                     pool);

@@ -136,6 +136,30 @@ TEST_P(Golden, BytesDependOnNothingButTheTokens) {
   }
 }
 
+/// Experts in slices, also of fewer columns than slices and of panels that these do not divide,
+/// over all ranks and over groups of them, with replicas and without.
+TEST_P(Golden, ExpertSlicesChangeNoBit) {
+  if (!test::runs_all_ways(GetParam())) GTEST_SKIP() << test::kMainRunHasIt;
+  const auto panels = ceil_div(load_config(test::data_dir(model())).hidden, kPanelColumns);
+  const int most = panels >= 4 ? 4 : 2;
+  for (const WeightType weights : weight_types()) {
+    const Logits plain = test::run_model(model(), sequences_, {.weights = weights});
+    const auto check = [&](test::ModelRun run, const std::string& what) {
+      run.weights = weights;
+      expect_same_bytes(test::run_model(model(), sequences_, run),
+                        plain,
+                        std::string(weight_type_name(weights)) + " " + what);
+    };
+    check({.ranks = 2, .tp = 2, .expert_slices = 2}, "2 of 2 ranks");
+    check({.ranks = 4, .tp = 4, .expert_slices = most, .chunk = 5}, "as many as possible of 4");
+    check({.ranks = 4, .tp = 4, .expert_slices = 2, .redundant = 2}, "2 of a group of 4, replicas");
+    check({.ranks = 4, .tp = 2, .expert_slices = 2, .threads = 2, .chunk = 3, .together = false},
+          "2 of 4 ranks, one of 2 groups without tokens");
+    check({.ranks = 6, .tp = 3, .expert_slices = 3, .chunk = 1, .own_share = true},
+          "3 of 6 ranks, token by token");
+  }
+}
+
 TEST_P(Golden, AllGatherStaysClose) {
   const Logits logits =
       test::run_model(model(), sequences_, {.ranks = 2, .backend = MoeA2ABackend::none});
@@ -186,7 +210,7 @@ class SmallDecoder : public testing::Test {
       Decoder decoder(checkpoint_.config(),
                       std::make_shared<const DenseWeights>(
                           load_dense_weights(checkpoint_, {WeightType::bf16}, pool, {})),
-                      load_expert_weights(checkpoint_, {WeightType::bf16}, 0, 1, pool, {}),
+                      load_expert_weights(checkpoint_, {WeightType::bf16}, {0}, 1, pool, {}),
                       {.max_tokens = 8, .dispatch_wire = {}, .combine_wire = {}},
                       transport,
                       pool);

@@ -59,8 +59,12 @@ class Generation {
 /// One rank of the model in one epoch after another.
 class EpochRank {
  public:
-  explicit EpochRank(const std::string& model, int tp = 1, const Kernels* kernels = nullptr)
+  explicit EpochRank(const std::string& model,
+                     int tp = 1,
+                     const Kernels* kernels = nullptr,
+                     int slices = 1)
       : tp_(tp),
+        slices_(slices),
         pool_(1, kernels),
         checkpoint_(Checkpoint::open(test::data_dir(model))),
         dense_(std::make_shared<const DenseWeights>(
@@ -73,17 +77,18 @@ class EpochRank {
     if (decoder_) held = decoder_->sparse_layers().take_experts();
     decoder_.reset();
     transport_ = std::move(transport);
-    decoder_.emplace(config,
-                     dense_,
-                     next_expert_weights(std::move(held),
-                                         checkpoint_,
-                                         kChoice,
-                                         identity(config, transport_->size()),
-                                         transport_->rank(),
-                                         pool_),
-                     DecoderOptions{.tp = tp_, .max_tokens = kMaxTokens},
-                     *transport_,
-                     pool_);
+    decoder_.emplace(
+        config,
+        dense_,
+        next_expert_weights(std::move(held),
+                            checkpoint_,
+                            kChoice,
+                            identity(config, transport_->size() / slices_),
+                            {transport_->rank() / slices_, {transport_->rank() % slices_, slices_}},
+                            pool_),
+        DecoderOptions{.tp = tp_, .expert_slices = slices_, .max_tokens = kMaxTokens},
+        *transport_,
+        pool_);
     if (!pages_) pages_.emplace(decoder_->state_layout());
   }
 
@@ -106,6 +111,7 @@ class EpochRank {
 
  private:
   const int tp_;
+  const int slices_;
   ThreadPool pool_;
   const Checkpoint checkpoint_;
   const std::shared_ptr<const DenseWeights> dense_;
@@ -225,9 +231,9 @@ TEST_P(EpochsOf, GenerationGoesOnWhileRanksComeAndGo) {
 constexpr const char* kModel = "gpt_oss_mxfp4";
 
 /// Two groups of two, of which the second one stays: its members become ranks 0 and 1.
-TEST(Epochs, AGroupKeepsItsHeadsKeysAndValues) {
-  const auto heard = in_threads(4, [&](int index, Store& store) -> std::string {
-    EpochRank self(kModel, 2);
+std::vector<std::string> heard_of_groups(int slices) {
+  return in_threads(4, [&](int index, Store& store) -> std::string {
+    EpochRank self(kModel, 2, nullptr, slices);
     Membership membership = member("inproc", index, 4, store);
     self.enter(membership.next());
     self.begin(index / 2);
@@ -239,9 +245,13 @@ TEST(Epochs, AGroupKeepsItsHeadsKeysAndValues) {
     self.steps(3);
     return self.text();
   });
+}
+
+TEST(Epochs, AGroupKeepsItsHeadsKeysAndValues) {
   const std::string left = undisturbed(kModel, 0, 3);
   const std::string stayed = undisturbed(kModel, 1, 6);
-  EXPECT_EQ(heard, (std::vector{left, left, stayed, stayed}));
+  for (const int slices : {1, 2})
+    EXPECT_EQ(heard_of_groups(slices), (std::vector{left, left, stayed, stayed})) << slices;
 }
 
 /// A step fails, the survivors meet without the dead rank and run the same step again.
@@ -313,8 +323,8 @@ Holding holding_of(const ExpertWeights& weights) {
     const ExpertWeights::Layer& layer = weights.layers[i];
     holding.bytes += layer.memory.size();
     for (std::size_t slot = 0; slot < layer.slots.size(); ++slot) {
-      const auto id =
-          static_cast<SlotId>(static_cast<std::size_t>(weights.rank) * layer.slots.size() + slot);
+      const auto id = static_cast<SlotId>(
+          static_cast<std::size_t>(weights.holder.rank) * layer.slots.size() + slot);
       if (layer.placement.expert_of(id) >= 0)
         holding.places.emplace(std::pair(i, layer.placement.expert_of(id)),
                                layer.slots[slot].gate_up.data);
@@ -330,7 +340,7 @@ TEST(NextExpertWeights, KeepsWhatStaysWhereItIsAndReadsTheRest) {
     const Checkpoint checkpoint = Checkpoint::open(test::data_dir(model));
     const ModelConfig& config = checkpoint.config();
     ThreadPool pool(1);
-    const ExpertWeights all = load_expert_weights(checkpoint, kChoice, 0, 1, pool, {});
+    const ExpertWeights all = load_expert_weights(checkpoint, kChoice, {0}, 1, pool, {});
     const auto sparse = std::ranges::find(config.layer_kinds, LayerKind::sparse);
     const auto first_sparse = static_cast<std::size_t>(sparse - config.layer_kinds.begin());
     const std::size_t bytes = expert_block_bytes(all.layers[first_sparse].slots.front());
@@ -350,8 +360,12 @@ TEST(NextExpertWeights, KeepsWhatStaysWhereItIsAndReadsTheRest) {
         placements.emplace_back(map, config.moe.experts, ranks);
       }
       const Holding before = holding_of(held);
-      held = next_expert_weights(
-          std::move(held), checkpoint, kChoice, ExpertPlacement(std::span(placements)), rank, pool);
+      held = next_expert_weights(std::move(held),
+                                 checkpoint,
+                                 kChoice,
+                                 ExpertPlacement(std::span(placements)),
+                                 {rank},
+                                 pool);
       const Holding after = holding_of(held);
       std::multimap<const std::byte*, ExpertId> owners;
       for (const auto& [what, place] : after.places) {

@@ -117,13 +117,13 @@ TEST_P(ExpertMoves, RandomTransitionsKeepEveryByteOfRealWeights) {
   const Checkpoint checkpoint = Checkpoint::open(test::data_dir(c.model));
   const ModelConfig& config = checkpoint.config();
   ThreadPool loader(1);
-  const ExpertWeights all = load_expert_weights(checkpoint, {c.type}, 0, 1, loader, {});
+  const ExpertWeights all = load_expert_weights(checkpoint, {c.type}, {0}, 1, loader, {});
   on_ranks({.ranks = kRanks}, [&](Transport& transport) {
     ThreadPool pool(1);
     const ExpertPlacement start =
         ExpertPlacement::identity(config.layers, config.moe.experts, kRanks, kRedundant);
     const ExpertWeights weights =
-        load_expert_weights(checkpoint, {c.type}, start, transport.rank(), pool, {});
+        load_expert_weights(checkpoint, {c.type}, start, {transport.rank()}, pool, {});
     Held held(c, weights, transport);
     const std::size_t block = held.block_bytes;
     const int layers = config.sparse_layers();

@@ -303,7 +303,7 @@ TEST(Summary, SaysTheMemoryThatLoadingTakes) {
     const auto per_rank = bytes_per_rank(checkpoint, 2);
     for (Rank rank = 0; rank < 2; ++rank) {
       std::uint64_t experts = 0;
-      for (const auto& layer : load_expert_weights(checkpoint, choice, rank, 2, pool, {}).layers)
+      for (const auto& layer : load_expert_weights(checkpoint, choice, {rank}, 2, pool, {}).layers)
         experts += layer.memory.size();
       const WeightBytes& memory = per_rank[static_cast<std::size_t>(rank)].memory;
       EXPECT_EQ(memory.experts, experts) << model << " rank " << rank;

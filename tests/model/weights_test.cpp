@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -250,7 +251,7 @@ TEST_P(Weights, EveryExpertLiesInItsSlotAndEmptySlotsCostNothing) {
   for (const int ranks : {1, 2, 3, 4}) {
     for (Rank rank = 0; rank < ranks; ++rank) {
       const ExpertWeights weights =
-          load_expert_weights(checkpoint_, {WeightType::bf16}, rank, ranks, pool_, {});
+          load_expert_weights(checkpoint_, {WeightType::bf16}, {rank}, ranks, pool_, {});
       for (int layer = 0; layer < config_.layers; ++layer) {
         const ExpertWeights::Layer& l = weights.layers[static_cast<std::size_t>(layer)];
         if (!config_.sparse(layer)) {
@@ -279,6 +280,60 @@ TEST_P(Weights, EveryExpertLiesInItsSlotAndEmptySlotsCostNothing) {
   }
 }
 
+/// The bytes of one matrix, or of the biases, of every expert's slices, one slice behind the other.
+using PartOf = std::function<std::span<const std::byte>(const GatedFfnWeights&)>;
+
+std::vector<std::byte> joined(const std::vector<ExpertWeights>& slices, const PartOf& part) {
+  std::vector<std::byte> all;
+  for (std::size_t layer = 0; layer < slices.front().layers.size(); ++layer) {
+    for (std::size_t slot = 0; slot < slices.front().layers[layer].slots.size(); ++slot) {
+      for (const ExpertWeights& slice : slices) {
+        const auto bytes = part(slice.layers[layer].slots[slot]);
+        all.insert(all.end(), bytes.begin(), bytes.end());
+      }
+    }
+  }
+  return all;
+}
+
+TEST_P(Weights, SlicesOfExpertsAreTheirPanelsAndNoMore) {
+  const auto panels = [](const PackedMatrix& m, std::int64_t count) {
+    return std::span(m.data, m.panel_bytes() * static_cast<std::size_t>(count));
+  };
+  const auto floats = [](const float* x, std::int64_t count) {
+    return std::as_bytes(std::span(x, static_cast<std::size_t>(count * kPanelColumns)));
+  };
+  const std::vector<PartOf> parts = {
+      [&](const auto& w) { return panels(w.gate_up, w.gate_up.gated_panels()); },
+      [&](const auto& w) { return panels(w.down, w.down.panels()); },
+      [&](const auto& w) {
+        return w.biased ? floats(w.gate_up_bias, w.gate_up.gated_panels())
+                        : std::span<const std::byte>();
+      },
+      [&](const auto& w) {
+        return w.biased ? floats(w.down_bias, w.down.panels()) : std::span<const std::byte>();
+      }};
+  for (const WeightType type : weight_types()) {
+    std::vector<ExpertWeights> whole;
+    whole.push_back(load_expert_weights(checkpoint_, {type}, {0}, 1, pool_, {}));
+    for (const int count : {2, 3}) {
+      std::vector<ExpertWeights> slices;
+      std::size_t bytes = 0;
+      for (int slice = 0; slice < count; ++slice) {
+        slices.push_back(
+            load_expert_weights(checkpoint_, {type}, {0, {slice, count}}, 1, pool_, {}));
+        for (const auto& layer : slices.back().layers) bytes += layer.memory.size();
+      }
+      for (const auto& layer : whole.front().layers) bytes -= layer.memory.size();
+      EXPECT_EQ(bytes, 0U);
+      for (const PartOf& part : parts) {
+        EXPECT_EQ(joined(slices, part), joined(whole, part))
+            << weight_type_name(type) << ", " << count << " slices, part " << &part - &parts[0];
+      }
+    }
+  }
+}
+
 TEST_P(Weights, ExpertsThatWereWrittenQuantisedPackToTheSameBytes) {
   for (const WeightType type :
        {WeightType::int8, WeightType::fp8, WeightType::int4, WeightType::mxfp4}) {
@@ -286,9 +341,9 @@ TEST_P(Weights, ExpertsThatWereWrittenQuantisedPackToTheSameBytes) {
     write_quantized(checkpoint_, {.type = type}, directory.path() / "out", pool_, {});
     const Checkpoint written = Checkpoint::open(directory.path() / "out");
     EXPECT_TRUE(written.unused().empty());
-    const ExpertWeights expected = load_expert_weights(checkpoint_, {type}, 0, 1, pool_, {});
+    const ExpertWeights expected = load_expert_weights(checkpoint_, {type}, {0}, 1, pool_, {});
     const ExpertWeights found =
-        load_expert_weights(written, choose_weights(written, {}), 0, 1, pool_, {});
+        load_expert_weights(written, choose_weights(written, {}), {0}, 1, pool_, {});
     for (std::size_t layer = 0; layer < found.layers.size(); ++layer) {
       const Buffer& a = expected.layers[layer].memory;
       const Buffer& b = found.layers[layer].memory;
@@ -333,7 +388,7 @@ TEST_P(Weights, ProgressRisesToAllBytesThatAreRead) {
   load_dense_weights(checkpoint_, {WeightType::bf16}, pool_, progress);
   finish();
   for (Rank rank = 0; rank < 2; ++rank) {
-    load_expert_weights(checkpoint_, {WeightType::bf16}, rank, 2, pool_, progress);
+    load_expert_weights(checkpoint_, {WeightType::bf16}, {rank}, 2, pool_, progress);
     finish();
   }
   std::uint64_t stored_bytes = 0;

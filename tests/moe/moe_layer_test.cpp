@@ -4,13 +4,18 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "ferry/launch.h"
+#include "ferry/transport/track.h"
 #include "packed_moe.h"
+#include "support/faulty_transport.h"
 #include "support/ranks.h"
 #include "support/reference_moe.h"
 
@@ -28,6 +33,10 @@ struct Way {
   int redundant = 0;
   MoeA2ABackend backend = MoeA2ABackend::pplx;
   bool two_batch_overlap = false;
+  int tp = 1;
+  int slices = 1;                       // of every expert
+  std::vector<float> router_bias = {};  // [E]
+  bool network = false;                 // rows are pushed, and overtake each other
 };
 
 Gating gating_of(const ReferenceMoe& moe) {
@@ -37,26 +46,44 @@ Gating gating_of(const ReferenceMoe& moe) {
           .limit = static_cast<float>(moe.limit)};
 }
 
-/// Rows [tokens, H] in f32, dealt to the ranks in turn; the outputs put together again. Only inproc
-/// can hand the results back.
+bool same_bytes(const std::vector<float>& a, const std::vector<float>& b) {
+  return std::ranges::equal(std::as_bytes(std::span(a)), std::as_bytes(std::span(b)));
+}
+
+/// Rows [tokens, H] in f32, dealt to the groups in turn; the outputs put together again, the same
+/// from all members. Only inproc can hand the results back.
 std::vector<float> forward(const ReferenceMoe& moe,
                            const std::vector<float>& rows,
                            DType dtype,
                            const Way& run) {
   const int tokens = static_cast<int>(rows.size()) / moe.hidden;
   const auto width = static_cast<std::size_t>(moe.hidden);
-  std::vector<float> out(rows.size());
-  run_ranks({.ranks = run.ranks}, [&](Transport& transport) {
+  std::vector<std::vector<float>> outs(static_cast<std::size_t>(run.tp),
+                                       std::vector<float>(rows.size()));
+  run_ranks({.ranks = run.ranks}, [&](Transport& started) {
+    std::optional<FaultyTransport> network;
+    if (run.network) {
+      network.emplace(
+          started,
+          Faults{.max_delay = std::chrono::microseconds(50), .reorder = true, .network = true});
+    }
+    Transport& transport = network ? *network : started;
     ThreadPool pool(run.threads);
-    const Placement placement = Placement::identity(moe.experts, run.ranks, run.redundant);
-    RankWeights weights(moe, placement, transport.rank(), dtype);
+    TensorGroup group({.tp = run.tp}, transport, pool);
+    TensorGroup slices({.tp = run.slices}, transport, pool);
+    TrackTransport track(transport, run.slices);
+    const Placement placement = Placement::identity(moe.experts, track.size(), run.redundant);
+    RankWeights weights(moe, placement, track.rank(), dtype, slices.self());
+    weights.weights.router_bias = run.router_bias;
     MoeContext context(
         {.router = {.experts = moe.experts, .topk = moe.topk, .renormalize = moe.renormalize},
          .dispatcher = {.exchange = exchange_options(run.backend),
                         .slots_per_rank = placement.slots_per_rank(),
                         .hidden = moe.hidden,
+                        .result_columns = static_cast<int>(slices.own_columns(moe.hidden).size()),
                         .topk = moe.topk,
                         .max_tokens = run.max_tokens,
+                        .tp = run.tp / run.slices,
                         .dispatch_wire = wire_type(dtype),
                         .expert_type = wire_type(dtype),
                         .combine_wire = wire_type(dtype),
@@ -65,15 +92,18 @@ std::vector<float> forward(const ReferenceMoe& moe,
          .inter = moe.inter,
          .gating = gating_of(moe),
          .shared_inter = moe.shared_inter,
-         .dtype = dtype},
-        transport,
+         .dtype = dtype,
+         .group = &group,
+         .slices = &slices},
+        track,
         pool);
     MoeLayer layer(context, placement, weights.weights, 0);
 
+    std::vector<float>& out = outs[static_cast<std::size_t>(group.member())];
     const auto element = dtype_bytes(dtype);
     std::vector<std::byte> mine;
     std::vector<int> of_token;
-    for (int t = transport.rank(); t < tokens; t += run.ranks) {
+    for (int t = transport.rank() / run.tp; t < tokens; t += run.ranks / run.tp) {
       of_token.push_back(t);
       mine.resize(of_token.size() * width * element);
       kernels().convert(
@@ -94,7 +124,8 @@ std::vector<float> forward(const ReferenceMoe& moe,
     }
     return 0;
   });
-  return out;
+  for (const auto& out : outs) EXPECT_TRUE(same_bytes(out, outs[0]));
+  return outs[0];
 }
 
 double worst_error(const ReferenceMoe& moe,
@@ -183,6 +214,33 @@ TEST(MoeLayer, GivesTheSameBytesFromItsInput) {
   }
 }
 
+TEST(MoeContext, RefusesSlicesThatTheExchangeDoesNotKnow) {
+  on_ranks({.ranks = 2}, [&](Transport& transport) {
+    ThreadPool pool(1);
+    TensorGroup group({.tp = 2}, transport, pool);
+    TrackTransport track(transport, 2);
+    const auto context_of = [&](int result_columns, int tp) {
+      MoeContext({.router = {.experts = 3, .topk = 2},
+                  .dispatcher = {.slots_per_rank = 3,
+                                 .hidden = 40,
+                                 .result_columns = result_columns,
+                                 .topk = 2,
+                                 .max_tokens = 8,
+                                 .tp = tp},
+                  .inter = 24,
+                  .group = &group,
+                  .slices = &group},
+                 track,
+                 pool);
+    };
+    const int own = transport.rank() == 0 ? 16 : 24;  // of 3 panels, the last one of 8
+    EXPECT_NO_THROW(context_of(own, 1));
+    EXPECT_THROW(context_of(0, 1), BrokenContract);
+    EXPECT_THROW(context_of(8, 1), BrokenContract);
+    EXPECT_THROW(context_of(own, 2), Error);  // a track of one rank
+  });
+}
+
 /// What a Dispatcher counts, all lanes together: nothing is dropped on the way up.
 TEST(MoeContext, AddsUpWhatItsLanesCount) {
   const ReferenceMoe moe = ReferenceMoe::random(16, 8, 4, 4, 0, 1);
@@ -254,6 +312,64 @@ void expect_the_same_bytes(const ReferenceMoe& moe) {
 
 TEST(MoeLayer, GivesTheSameBytesForEveryWayToRunIt) {
   expect_the_same_bytes(ReferenceMoe::random(72, 40, 9, 4, 24, 5));
+}
+
+/// Of 5 panels of results and 3 of what gate and up make: 2, 3 and 4 slices divide neither.
+void expect_the_same_bytes_in_slices(const ReferenceMoe& moe,
+                                     const std::vector<float>& rows,
+                                     const std::vector<float>& router_bias = {}) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const std::vector<float> expected = forward(moe, rows, dtype, {.router_bias = router_bias});
+    for (Way run : {Way{.ranks = 2, .tp = 2, .slices = 2},
+                    Way{.ranks = 3, .threads = 2, .tp = 3, .slices = 3},
+                    Way{.ranks = 4, .tp = 2, .slices = 2},
+                    Way{.ranks = 4, .max_tokens = 4, .tp = 4, .slices = 2},
+                    Way{.ranks = 4, .tp = 4, .slices = 4},
+                    Way{.ranks = 4, .redundant = 5, .tp = 4, .slices = 2},
+                    Way{.ranks = 4, .two_batch_overlap = true, .tp = 2, .slices = 2},
+                    Way{.ranks = 4, .backend = MoeA2ABackend::alltoallv, .tp = 2, .slices = 2},
+                    Way{.ranks = 4, .backend = MoeA2ABackend::ascend_fuseep, .tp = 4, .slices = 2},
+                    Way{.ranks = 6, .backend = MoeA2ABackend::deepep, .tp = 2, .slices = 2},
+                    Way{.ranks = 4, .tp = 2, .slices = 2, .network = true},
+                    Way{.ranks = 4,
+                    .backend = MoeA2ABackend::ascend_fuseep,
+                    .tp = 4,
+                    .slices = 2,
+                    .network = true}}) {
+      run.router_bias = router_bias;
+      EXPECT_TRUE(same_bytes(forward(moe, rows, dtype, run), expected))
+          << run.slices << " slices, groups of " << run.tp << ", " << run.ranks << " ranks, "
+          << backend_name(run.backend) << ", " << run.redundant << " redundant, "
+          << dtype_name(dtype) << (run.network ? ", over a network" : "");
+    }
+  }
+}
+
+TEST(MoeLayer, GivesTheSameBytesWithExpertsInSlices) {
+  ReferenceMoe moe = ReferenceMoe::random(72, 40, 9, 4, 24, 5);
+  const std::vector<float> rows = random_rows(45, moe.hidden, 6);
+  expect_the_same_bytes_in_slices(moe, rows);
+  expect_the_same_bytes_in_slices(moe, {rows.begin(), rows.begin() + moe.hidden});  // one token
+  expect_the_same_bytes_in_slices(moe, {});
+  moe.weigh_rows = true;
+  expect_the_same_bytes_in_slices(moe, rows);
+}
+
+TEST(MoeLayer, GivesTheSameBytesWithSlicesOfOneExpertThatTakesAll) {
+  const ReferenceMoe moe = ReferenceMoe::random(72, 20, 7, 1, 0, 5);
+  std::vector<float> bias(7, -1000.0F);
+  bias[4] = 1000.0F;
+  expect_the_same_bytes_in_slices(moe, random_rows(45, moe.hidden, 6), bias);
+}
+
+/// More rows than the experts compute, and a gather carries, at a time.
+TEST(MoeLayer, GivesTheSameBytesWithExpertsInSlicesInTurns) {
+  const ReferenceMoe moe = ReferenceMoe::random(40, 700, 3, 2, 0, 5);
+  const std::vector<float> rows = random_rows(2100, moe.hidden, 6);
+  const auto expected = forward(moe, rows, DType::f32, {.max_tokens = 2100});
+  const auto out =
+      forward(moe, rows, DType::f32, {.ranks = 2, .max_tokens = 2100, .tp = 2, .slices = 2});
+  EXPECT_TRUE(same_bytes(out, expected));
 }
 
 TEST(MoeLayer, GivesTheSameBytesForEveryWayWhereRowsAreWeighted) {

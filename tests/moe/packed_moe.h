@@ -49,12 +49,25 @@ inline OwnedPack pack_gate_up(
   return out;
 }
 
-/// The weights of one rank, packed.
+/// Some rows of a matrix of k columns.
+inline std::vector<float> rows_of_matrix(const std::vector<float>& source,
+                                         const ColumnRange& rows,
+                                         int k) {
+  return {source.begin() + rows.begin * k, source.begin() + rows.end * k};
+}
+
+/// The weights of one rank, packed; of experts the columns of its slice.
 struct RankWeights {
   RankWeights(const RankWeights&) = delete;  // weights.local points into it
   RankWeights& operator=(const RankWeights&) = delete;
 
-  RankWeights(const ReferenceMoe& moe, const Placement& placement, Rank rank, DType dtype) {
+  RankWeights(const ReferenceMoe& moe,
+              const Placement& placement,
+              Rank rank,
+              DType dtype,
+              const GroupMember& slice = {}) {
+    const ColumnRange inter = slice.columns(moe.inter);
+    const ColumnRange hidden = slice.columns(moe.hidden);
     const auto keep = [this](OwnedPack p) {
       owned.push_back(std::move(p));
       return owned.back().view;
@@ -65,8 +78,15 @@ struct RankWeights {
       local.emplace_back();
       if (e < 0) continue;
       const auto i = static_cast<std::size_t>(e);
-      local.back() = {keep(pack_gate_up(moe.gate[i], moe.up[i], moe.inter, moe.hidden, dtype)),
-                      keep(pack(moe.down[i], moe.hidden, moe.inter, dtype))};
+      local.back() = {keep(pack_gate_up(rows_of_matrix(moe.gate[i], inter, moe.hidden),
+                                        rows_of_matrix(moe.up[i], inter, moe.hidden),
+                                        static_cast<int>(inter.size()),
+                                        moe.hidden,
+                                        dtype)),
+                      keep(pack(rows_of_matrix(moe.down[i], hidden, moe.inter),
+                                static_cast<int>(hidden.size()),
+                                moe.inter,
+                                dtype))};
     }
     weights.local = local;
     if (moe.shared_inter > 0) {

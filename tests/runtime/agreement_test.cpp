@@ -29,6 +29,7 @@ std::vector<std::string> differences(const Change& change) {
 TEST(Agreement, EveryOptionThatRanksShareIsComparedUnderItsName) {
   const std::vector<std::pair<std::string, Change>> shared = {
       {"--tp", [](ModelOptions& o) { o.decoder.tp = 2; }},
+      {"--expert-slices", [](auto& o) { o.decoder.expert_slices = 2; }},
       {"--moe-a2a-backend", [](auto& o) { o.decoder.backend = MoeA2ABackend::automatic; }},
       {"--deepep-mode", [](auto& o) { o.decoder.deepep_mode = DeepepMode::normal; }},
       {"--layout", [](auto& o) { o.decoder.layout = DispatchFormat::ragged; }},

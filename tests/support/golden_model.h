@@ -124,6 +124,8 @@ struct ModelRun {
   WeightType weights = WeightType::f32;
   int ranks = 1;
   int tp = 1;
+  int expert_slices = 1;
+  int redundant = 0;       ///< experts
   int threads = 1;         ///< of each rank
   int chunk = 512;         ///< tokens of a sequence in one step
   bool together = true;    ///< all sequences in each step, else one after the other
@@ -186,8 +188,18 @@ inline std::vector<std::vector<float>> run_model(
                                 load_dense_weights(checkpoint, {run.weights}, pool, {}, member))
                           : dense,
             load_expert_weights(
-                checkpoint, {run.weights}, transport.rank(), transport.size(), pool, {}),
+                checkpoint,
+                {run.weights},
+                ExpertPlacement::identity(config.layers,
+                                          config.sparse_layers() > 0 ? config.moe.experts : 1,
+                                          transport.size() / run.expert_slices,
+                                          config.sparse_layers() > 0 ? run.redundant : 0),
+                {transport.rank() / run.expert_slices,
+                 {transport.rank() % run.expert_slices, run.expert_slices}},
+                pool,
+                {}),
             {.tp = run.tp,
+             .expert_slices = run.expert_slices,
              .max_tokens = max_tokens,
              .backend = run.backend,
              .dispatch_wire = {},

@@ -28,6 +28,7 @@ void check_gpu_options(const DispatcherOptions& o, int ranks) {
   check_options(o, ranks);
   refuse(o.tp > 1, "groups: choose tp = 1");
   refuse(o.exchange.hidden_partition, "hidden_partition");
+  refuse(o.columns_of_results() != o.hidden, "results of some columns: choose result_columns = 0");
   refuse(o.exchange.format == DispatchFormat::row_pointers,
          "row_pointers: choose padded or ragged");
   refuse(o.exchange.reduce_at != ExchangeOptions::ReduceAt::home,
