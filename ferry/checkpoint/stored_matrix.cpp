@@ -192,9 +192,12 @@ std::size_t StoredMatrix::bytes() const {
          elements / static_cast<std::size_t>(quant.group_k) * scale;
 }
 
-bool StoredMatrix::holds(WeightType type) const { return weight_type_of(quant) == type; }
+std::optional<WeightType> StoredMatrix::held_as() const {
+  return code_reader ? held : weight_type_of(quant);
+}
 
 void StoredMatrix::read_codes(std::int64_t i, std::byte* codes, float* into) const {
+  if (code_reader) return code_reader(*this, i, codes, into);
   std::memcpy(codes, first_code(*this, i), static_cast<std::size_t>(quant.row_bytes(columns)));
   if (quant.scale == ScaleKind::power_of_two) {
     const std::byte* exponents = scales.data + first_scale(*this, i);

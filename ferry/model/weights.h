@@ -54,9 +54,15 @@ struct ExpertWeights {
                                          // none in dense layers
   };
 
+  /// Memory of blocks that came later, `block_bytes` from one to the next; slots may point into it.
+  struct Blocks {
+    Buffer memory;
+    std::size_t block_bytes = 0;
+  };
+
   std::vector<Layer> layers;
-  std::vector<Buffer> more;  // blocks that came later; slots may point into them
-  Rank rank = 0;             // whose
+  std::vector<Blocks> more;
+  Rank rank = 0;  // whose
 };
 
 /// One routed expert as a block: gate and up, then down, then their biases, in one piece.
@@ -73,6 +79,9 @@ struct WeightChoice {
   WeightType type = WeightType::f32;
   /// Matrices outside the routed experts that the checkpoint does not hold quantised stay so.
   bool plain_stays = false;
+  /// `type` is that of elements, and matrices whose codes a type of weights has as they are keep
+  /// them, each by itself: docs/checkpoints.md, "GGUF".
+  bool as_stored = false;
 };
 
 /// What --weights says, else as the checkpoint has them (f16 is held as f32, which loses nothing).

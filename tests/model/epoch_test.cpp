@@ -320,7 +320,7 @@ Holding holding_of(const ExpertWeights& weights) {
                                layer.slots[slot].gate_up.data);
     }
   }
-  for (const Buffer& memory : weights.more) holding.bytes += memory.size();
+  for (const auto& [memory, block_bytes] : weights.more) holding.bytes += memory.size();
   return holding;
 }
 
