@@ -183,7 +183,7 @@ void put_scales(WeightType type, const Block& block, std::int64_t column, std::b
 }
 
 /// Bytes of all columns' scales for one block.
-std::int64_t scale_bytes(WeightType type) {
+std::int64_t scale_row_bytes(WeightType type) {
   switch (type) {
     case WeightType::q4_1:
       return 2 * kHalfRow;
@@ -197,7 +197,7 @@ std::int64_t scale_bytes(WeightType type) {
   }
 }
 
-std::int64_t code_bytes(WeightType type, std::int64_t k) {
+std::int64_t panel_code_bytes(WeightType type, std::int64_t k) {
   if (type == WeightType::q8_0) return k * kPanelColumns;
   const CodeUnit unit = code_unit(type);
   return k / unit.k * unit.bytes;
@@ -214,13 +214,13 @@ void pack_ggml(const PackArgs& args) {
   for (std::int64_t panel = 0; panel < ceil_div(args.n, kPanelColumns); ++panel) {
     std::byte* out = args.out + panel * args.panel_step * static_cast<std::int64_t>(panel_bytes);
     std::memset(out, 0, panel_bytes);
-    std::byte* scales = out + code_bytes(args.type, args.k);
+    std::byte* scales = out + panel_code_bytes(args.type, args.k);
     for (std::int64_t c = 0; c < kPanelColumns && panel * kPanelColumns + c < args.n; ++c) {
       const std::byte* row = args.source + (panel * kPanelColumns + c) * row_bytes;
       for (std::int64_t b = 0; b < blocks; ++b) {
         read_block(args.type, row + b * shape.bytes, block);
         put_codes(args.type, block, b * shape.k, c, out);
-        put_scales(args.type, block, c, scales + b * scale_bytes(args.type));
+        put_scales(args.type, block, c, scales + b * scale_row_bytes(args.type));
       }
     }
   }

@@ -30,7 +30,7 @@ constexpr std::array kRows = {TypeRow{WeightType::f32, "f32"},
 
 constexpr std::size_t kMade = static_cast<std::size_t>(WeightType::q8_0);
 
-constexpr auto kTypes = [] {
+constexpr auto kAllTypes = [] {
   std::array<WeightType, kRows.size()> all{};
   for (std::size_t i = 0; i < all.size(); ++i) all.at(i) = kRows.at(i).type;
   return all;
@@ -56,9 +56,9 @@ std::int64_t ggml_panel_bits(WeightType type, std::int64_t k) {
 
 }  // namespace
 
-std::span<const WeightType> weight_types() { return std::span(kTypes).first(kMade); }
+std::span<const WeightType> weight_types() { return std::span(kAllTypes).first(kMade); }
 
-std::span<const WeightType> ggml_types() { return std::span(kTypes).subspan(kMade); }
+std::span<const WeightType> ggml_types() { return std::span(kAllTypes).subspan(kMade); }
 
 std::string_view weight_type_name(WeightType type) {
   return kRows.at(static_cast<std::size_t>(type)).name;
