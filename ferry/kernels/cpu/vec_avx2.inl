@@ -229,18 +229,6 @@ inline F32x16 min(F32x16 a, F32x16 b) {
   return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
 }
 
-inline F32x16 as_bf16(F32x16 x) {
-  const auto eight = [](__m256 half) {
-    const __m256i bits = _mm256_castps_si256(half);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i rounded =
-        _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
-    const __m256i upper_half = _mm256_set1_epi32(static_cast<int>(0xffff0000U));
-    return _mm256_castsi256_ps(_mm256_and_si256(rounded, upper_half));
-  };
-  return {eight(x.low), eight(x.high)};
-}
-
 inline F32x16 load_powers(const std::byte* p) {
   const auto eight = [](const std::byte* from) {
     const auto* in = reinterpret_cast<const __m128i_u*>(from);

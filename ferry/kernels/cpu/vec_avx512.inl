@@ -188,14 +188,6 @@ inline F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 
 inline F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 
-inline F32x16 as_bf16(F32x16 x) {
-  const __m512i bits = _mm512_castps_si512(x.v);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-  const __m512i upper_half = _mm512_set1_epi32(static_cast<int>(0xffff0000U));
-  return {_mm512_castsi512_ps(_mm512_and_si512(rounded, upper_half))};
-}
-
 inline F32x16 load_powers(const std::byte* p) {
   const __m128i exponents = _mm_loadu_si128(reinterpret_cast<const __m128i_u*>(p));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu8_epi32(exponents), 23))};

@@ -131,15 +131,6 @@ inline void store_bf16_pairs(std::byte* p, const Pairs& pairs) {
   }
 }
 
-/// Rounded to bf16, nearest even, as f32. REQUIRES: finite, or a NaN without bits in its lower
-/// half.
-inline F32x16 as_bf16(F32x16 x) {
-  return each_lane([&](int j) {
-    const std::uint32_t bits = bits_of(x.lane[j]);
-    return float_of((bits + 0x7fffU + (bits >> 16 & 1U)) & 0xffff0000U);
-  });
-}
-
 /// 16 bytes s as 2^(s - 127). REQUIRES: 1 to 254.
 inline F32x16 load_powers(const std::byte* p) {
   return each_lane([&](int j) { return float_of(static_cast<std::uint32_t>(p[j]) << 23); });
