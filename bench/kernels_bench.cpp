@@ -226,7 +226,10 @@ void register_all() {
                                   WeightType::fp8,
                                   WeightType::mxfp4,
                                   WeightType::int8,
-                                  WeightType::int4}) {
+                                  WeightType::int4,
+                                  WeightType::q8_0,
+                                  WeightType::q4_k,
+                                  WeightType::q6_k}) {
       const std::string peak_name = "Peak/" + std::string(ferry::isa_name(isa)) + "/" +
                                     std::string(ferry::weight_type_name(type));
       benchmark::RegisterBenchmark(peak_name.c_str(), peak, isa, type);

@@ -185,7 +185,7 @@ class Report {
         "{:.1f} GB/s and multiplies "
         "at {:.2f} TFLOP/s\n",
         o.model.string(),
-        weight_type_name(session.model.weights().type),
+        session.model.held_as(),
         kv_type_name(session.model.kv_type()),
         arithmetic_name(o.numerics),
         o.launch.ranks,
@@ -262,7 +262,7 @@ class Report {
   Json row(
       const Test& test, const Summary& rate, double cpu_us, const Work& work, double floor) const {
     const RunOptions& o = session_.options;
-    return {{"weights", weight_type_name(session_.model.weights().type)},
+    return {{"weights", session_.model.held_as()},
             {"kv_cache_dtype", kv_type_name(session_.model.kv_type())},
             {"ep", o.launch.ranks},
             {"tp", o.decoder.tp},

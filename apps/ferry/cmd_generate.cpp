@@ -117,7 +117,7 @@ void print_json(const Session& session,
   report["backend"] = backend_name(o.decoder.backend);
   report["transport"] = o.launch.transport;
   report["threads"] = o.threads;
-  report["weights"] = weight_type_name(session.model.weights().type);
+  report["weights"] = session.model.held_as();
   report["kv_cache_dtype"] = kv_type_name(session.model.kv_type());
   report["isa"] = isa_name(kernels().isa);
   report["numerics"] = numerics_name(o.numerics);

@@ -87,8 +87,8 @@ std::string stored_as(const Checkpoint& checkpoint) {
 }
 
 /// Without --weights.
-std::string_view held_as(const Checkpoint& checkpoint) {
-  return weight_type_name(choose_weights(checkpoint, {}).type);
+std::string held_as(const Checkpoint& checkpoint) {
+  return held_names(checkpoint, choose_weights(checkpoint, {}));
 }
 
 /// What the layers' kinds of mixers say, those of one kind once.

@@ -70,7 +70,7 @@ void print_summary(const Session& session, const EngineStats& stats) {
       described_groups(o.decoder),
       o.launch.transport,
       backend_name(o.decoder.backend),
-      weight_type_name(session.model.weights().type),
+      session.model.held_as(),
       o.decoder.kv_type
           ? fmt::format("keys and values as {}, ", kv_type_name(session.model.kv_type()))
           : "",

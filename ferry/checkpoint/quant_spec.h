@@ -66,8 +66,10 @@ constexpr QuantSpec quant_spec(WeightType type) {
   return {.code = Code::uint4, .group_k = kInt4Group, .zero = ZeroPoint::middle};
 }
 
-/// The type of weights that hold such codes and scales as they are; absent where none does.
-constexpr std::optional<WeightType> weight_type_of(const QuantSpec& spec) {
+/// The type of weights that hold such codes and scales as they are; absent where none does. fp8's
+/// scales may be powers of two.
+constexpr std::optional<WeightType> weight_type_of(QuantSpec spec) {
+  if (spec.code == Code::e4m3) spec.scale = ScaleKind::number;
   for (const WeightType type :
        {WeightType::fp8, WeightType::int8, WeightType::int4, WeightType::mxfp4})
     if (spec == quant_spec(type)) return type;

@@ -71,6 +71,10 @@ class StoredFormat {
   /// What whoever runs the model should know of how it is held, a line; may be empty.
   virtual std::string note() const { return {}; }
 
+  /// Whether matrices are of several types, each to be held as it is where weights can be; the rest
+  /// becomes elements.
+  virtual bool holds_each() const { return false; }
+
   /// The type of weights that holds its codes as they are; absent: they become elements.
   virtual std::optional<WeightType> held() const { return weight_type_of(spec()); }
 };

@@ -95,6 +95,13 @@ float code_value(Code code, const std::byte* row, std::int64_t j) {
   return 0;
 }
 
+/// Of E8M0; that of 255 is NaN.
+double power_of(std::uint8_t exponent) {
+  return exponent == 255 ? std::nan("") : std::ldexp(1.0, exponent - 127);
+}
+
+float power_number(std::uint8_t exponent) { return static_cast<float>(power_of(exponent)); }
+
 float zero_point(const StoredMatrix& matrix, std::int64_t scale) {
   if (matrix.quant.zero == ZeroPoint::none) return 0;
   if (matrix.quant.zero == ZeroPoint::middle) return matrix.quant.code == Code::uint4 ? 8 : 0;
@@ -110,7 +117,9 @@ void scale_group(const StoredMatrix& matrix, std::int64_t scale, std::span<float
   if (matrix.quant.zero != ZeroPoint::none)
     for (float& x : elements) x -= zero;  // integers: exact
   if (matrix.quant.scale == ScaleKind::power_of_two) {
-    const double power = std::ldexp(1.0, std::to_integer<int>(matrix.scales.data[scale]) - 127);
+    const auto exponent = std::to_integer<std::uint8_t>(matrix.scales.data[scale]);
+    const bool mxfp4 = matrix.quant.code == Code::e2m1;  // whose 255 is 2^128
+    const double power = mxfp4 ? std::ldexp(1.0, exponent - 127) : power_of(exponent);
     for (float& x : elements) x = static_cast<float>(static_cast<double>(x) * power);
     return;
   }
@@ -192,14 +201,18 @@ std::size_t StoredMatrix::bytes() const {
          elements / static_cast<std::size_t>(quant.group_k) * scale;
 }
 
-bool StoredMatrix::holds(WeightType type) const { return weight_type_of(quant) == type; }
+std::optional<WeightType> StoredMatrix::held_as() const {
+  return code_reader ? held : weight_type_of(quant);
+}
 
 void StoredMatrix::read_codes(std::int64_t i, std::byte* codes, float* into) const {
+  if (code_reader) return code_reader(*this, i, codes, into);
   std::memcpy(codes, first_code(*this, i), static_cast<std::size_t>(quant.row_bytes(columns)));
   if (quant.scale == ScaleKind::power_of_two) {
     const std::byte* exponents = scales.data + first_scale(*this, i);
-    std::transform(exponents, exponents + quant.groups(columns), into, [](std::byte exponent) {
-      return power_scale(std::to_integer<std::uint8_t>(exponent));
+    std::transform(exponents, exponents + quant.groups(columns), into, [&](std::byte exponent) {
+      const auto power = std::to_integer<std::uint8_t>(exponent);
+      return quant.code == Code::e2m1 ? power_scale(power) : power_number(power);
     });
     return;
   }

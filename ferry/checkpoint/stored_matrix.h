@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 
 #include "ferry/checkpoint/quant_spec.h"
@@ -19,6 +20,10 @@ struct StoredMatrix;
 /// several at once.
 using RowReader = std::function<void(
     const StoredMatrix& matrix, std::int64_t first, std::int64_t count, float* out)>;
+
+/// Row `row`'s codes and scales, as quantize_row writes them. Threads: likewise.
+using CodeReader = std::function<void(
+    const StoredMatrix& matrix, std::int64_t row, std::byte* codes, float* scales)>;
 
 /// Borrowed from the files. Threads: safe for several.
 struct StoredMatrix {
@@ -39,6 +44,9 @@ struct StoredMatrix {
   /// set, `data` is what it reads mostly, and quant.code is `own`.
   RowReader reader = {};
   std::size_t reader_bytes = 0;  ///< of what it reads besides `data`
+  /// Likewise, as weights of type `held` have them; null where none hold such codes as they are.
+  CodeReader code_reader = {};
+  WeightType held = WeightType::f32;  ///< where there is a code_reader
 
   bool row_after_row() const { return row_step == 0; }
 
@@ -52,8 +60,10 @@ struct StoredMatrix {
 
   bool is_plain() const { return quant.code == Code::element; }
 
-  /// Whether it has the codes that weights of that type are held as.
-  bool holds(WeightType type) const;
+  /// The type of weights that has its codes as they are; absent where none has.
+  std::optional<WeightType> held_as() const;
+
+  bool holds(WeightType type) const { return held_as() == type; }
 
   /// One row's codes as they are, and its scales: as quantize_row writes them. REQUIRES: holds(..).
   void read_codes(std::int64_t row, std::byte* codes, float* scales) const;

@@ -72,7 +72,10 @@ Balancer::Balancer(const BalanceOptions& options,
 /// behind such memory get no huge pages, and steps are more than moves.
 void Balancer::make_mover() {
   ExpertHolding holding;
-  if (transport_.capabilities().one_process) holding.memory = &experts_.share_blocks(transport_);
+  if (transport_.capabilities().one_process)
+    holding.memory = &experts_.share_blocks(transport_);
+  else
+    experts_.level_blocks();
   for (const int layer : sparse_layers_) {
     holding.placements.push_back(experts_.placement(layer));
     holding.blocks.push_back(experts_.blocks(layer));

@@ -7,6 +7,7 @@
 //     from 0, one over the odd k from 0, the two added, then added to the accumulator.
 //   gemm, f32 weights: one chain of fused multiply-adds over k from 0.
 //   gemm, mxfp4 weights: as bf16 ones of the same values, with the same bits.
+//   gemm, ggml's blocks: as bf16 ones of what an element is, rounded to f32 and then to bf16.
 //   gemm, fp8 weights: as bf16 over each 128 k, then one fused multiply-add with the scale.
 //   gemm, int8 and int4 weights: exact integer sums over each group, then the same.
 //   every other reduction over a row (scores, sum of squares, sum of exponentials): "lane16": lane

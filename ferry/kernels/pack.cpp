@@ -216,6 +216,8 @@ void pack_mxfp4(const PackArgs& args) {
 void pack_matrix(const PackArgs& args) {
   if (args.type == WeightType::mxfp4)
     pack_mxfp4(args);
+  else if (is_ggml(args.type))
+    pack_ggml(args);
   else if (is_quantized(args.type))
     pack_codes(args);
   else

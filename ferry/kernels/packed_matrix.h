@@ -20,15 +20,29 @@ enum class WeightType : std::uint8_t {
   fp8,    ///< e4m3fn, one scale for 128 columns x 128 k (DeepSeek-V3's blocks); inputs stay bf16
   int4,   ///< -8..7, one scale for 64 k of a column; inputs as for int8
   mxfp4,  ///< e2m1, a power of two for 32 k of a column (OCP's MXFP4); inputs stay bf16
+  // ggml's blocks, held as a GGUF file has them and made of nothing else; inputs stay bf16.
+  q8_0,    ///< code * scale: -128..127, an f16 for 32 k of a column
+  q4_0,    ///< (code - 8) * scale: 0..15, as above
+  iq4_nl,  ///< the same of 16 numbers that lie closer together around zero
+  q4_1,    ///< code * scale + least: 0..15, two f16 for 32 k
+  q4_k,    ///< as q4_1, but scale and least are 6 bits for 32 k times an f16 for 256
+  q5_k,    ///< likewise: 0..31
+  q6_k,    ///< (code - 32) * scale: 0..63, 8 bits for 16 k times an f16 for 256
 };
 
-/// All of them, in the order of the enumeration.
+/// Those that any matrix can be held as, in the order of the enumeration.
 std::span<const WeightType> weight_types();
+
+/// ggml's, likewise.
+std::span<const WeightType> ggml_types();
+
+constexpr bool is_ggml(WeightType type) { return type >= WeightType::q8_0; }
 
 /// The name that flags and JSON use: the enumerator's.
 std::string_view weight_type_name(WeightType type);
 
-/// The type of that name. Throws ConfigError that names `option` and lists the known ones.
+/// The one of weight_types() of that name. Throws ConfigError that names `option` and lists the
+/// known ones.
 WeightType parse_weight_type(std::string_view name, std::string_view option);
 
 /// Weights held as elements of `type`. REQUIRES: f32 or bf16.
@@ -52,8 +66,33 @@ inline constexpr int kIntKBlock = 64;     // int8 and int4 panels to this many
 inline constexpr int kInt4Group = 64;     // k of a column that share a scale
 inline constexpr int kFp8Block = 128;     // k, and columns of the checkpoint, that share a scale
 inline constexpr int kMxfp4Group = 32;    // k of a column that share a scale
+inline constexpr int kGgmlGroup = 32;     // k of a column that share a scale, in ggml's blocks
+inline constexpr int kGgmlSuper = 256;    // in those whose scales share one: q4_k, q5_k, q6_k
 
-/// Scales of one column.
+/// A block of ggml's as files have it: k of a column, and bytes. REQUIRES: is_ggml(type).
+struct GgmlBlock {
+  std::int64_t k = 0;
+  std::int64_t bytes = 0;
+};
+
+constexpr GgmlBlock ggml_block(WeightType type) {
+  switch (type) {
+    case WeightType::q8_0:
+      return {kGgmlGroup, 2 + 32};
+    case WeightType::q4_1:
+      return {kGgmlGroup, 4 + 16};
+    case WeightType::q4_k:
+      return {kGgmlSuper, 4 + 12 + 128};
+    case WeightType::q5_k:
+      return {kGgmlSuper, 4 + 12 + 32 + 128};
+    case WeightType::q6_k:
+      return {kGgmlSuper, 128 + 64 + 16 + 2};
+    default:
+      return {kGgmlGroup, 2 + 16};
+  }
+}
+
+/// Scales of one column that lie beside its codes.
 constexpr std::int64_t weight_groups(WeightType type, std::int64_t k) {
   if (type == WeightType::int8) return 1;
   if (type == WeightType::int4) return ceil_div(k, kInt4Group);
@@ -75,6 +114,18 @@ constexpr std::int64_t weight_groups(WeightType type, std::int64_t k) {
 ///   mxfp4  [k_padded / 4][32 bytes], the byte of an even and the odd k behind it (in the upper
 ///          half) of column c at (k % 4 / 2) * 8 + (c / 4 % 2) * 16 + (c / 8) * 4 + c % 4; then
 ///          scales, a byte s for 2^(s - 127), 1 to 254, [groups][16 columns]; then to whole lines
+///   ggml's blocks: codes, then scales, then to whole lines; a "pair" is an even k and the odd one
+///          behind it, [16 columns], the odd one in the upper half. k is whole blocks
+///     q8_0              [k][16 columns]
+///     q4_0, q4_1, q4_k  [k / 2] pairs
+///     iq4_nl            likewise
+///     q5_k              [k / 8][4 pairs, then [16 columns] of the fifth bits, k after k]
+///     q6_k              [k / 4][2 pairs, then [16 columns] of the upper two bits, k after k]
+///   and their scales, f16 unless said; one that is not finite is NaN
+///     q8_0, q4_0, iq4_nl  [k / 32][16 columns]
+///     q4_1                [k / 32][scale, -least][16 columns]
+///     q4_k, q5_k          [k / 256][scale, least: f16; 8 scales, 8 leasts: bytes][16 columns]
+///     q6_k                [k / 256][scale: f16; 16 scales: bytes with sign][16 columns]
 /// Other scales are f32 [groups][16 columns]; k_padded = k rounded up to whole blocks.
 struct PackedMatrix {
   WeightType type = WeightType::f32;
@@ -98,8 +149,9 @@ constexpr std::int64_t rows_per_scale(WeightType type) {
 }
 
 /// Bytes of a quantised row's codes: int8 and fp8 a byte each, int4 (as code + 8) and mxfp4 two in
-/// a byte, the lower half first.
+/// a byte, the lower half first; ggml's blocks as files have them, scales and all.
 constexpr std::int64_t code_row_bytes(WeightType type, std::int64_t k) {
+  if (is_ggml(type)) return k / ggml_block(type).k * ggml_block(type).bytes;
   return type == WeightType::int4 || type == WeightType::mxfp4 ? ceil_div(k, 2) : k;
 }
 
@@ -119,10 +171,10 @@ constexpr std::uint8_t power_exponent(float scale) {
 void fp8_block_scales(
     const std::byte* rows, DType dtype, std::int64_t num_rows, std::int64_t k, float* scales);
 
-/// Quantises one plain row of k elements. Rows that share scales (fp8) are given them; others'
-/// are written, [weight_groups]. An infinity or a NaN makes its scale NaN, and the whole group
-/// infinite with mxfp4, which has no such scale. The thread flushes denormals, as for kernels.
-/// `codes`: [code_row_bytes].
+/// Quantises one plain row of k elements. REQUIRES: not is_ggml(type), here and below. Rows that
+/// share scales (fp8) are given them; others' are written, [weight_groups]. An infinity or a NaN
+/// makes its scale NaN, and the whole group infinite with mxfp4, which has no such scale. The
+/// thread flushes denormals, as for kernels. `codes`: [code_row_bytes].
 void quantize_row(WeightType type,
                   const std::byte* row,
                   DType dtype,
@@ -146,7 +198,7 @@ struct PackArgs {
   WeightType type = WeightType::f32;  ///< of the packed weights
   const std::byte* source = nullptr;  ///< [n, k] row-major of source_type, or codes
   DType source_type = DType::f32;     ///< of plain rows
-  const float* scales = nullptr;      ///< of codes, [ceil(n / scale_rows)][weight_groups]
+  const float* scales = nullptr;      ///< of codes, [ceil(n / scale_rows)][weight_groups]; or none
   std::int64_t scale_rows = 1;        ///< rows that share scales
   std::int64_t k = 0;
   std::int64_t n = 0;
@@ -156,5 +208,8 @@ struct PackArgs {
 };
 
 void pack_matrix(const PackArgs& args);
+
+/// The same where is_ggml(args.type), which pack_matrix calls. REQUIRES: k is whole blocks.
+void pack_ggml(const PackArgs& args);
 
 }  // namespace ferry

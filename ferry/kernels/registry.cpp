@@ -279,7 +279,7 @@ std::string_view gemm_method(WeightType type) {
       return integers ? "AVX2 VPMADDUBSW" : "AVX2 FMA";
     case Isa::amx:
       if (type == WeightType::bf16) return "AMX tiles, one or two rows AVX-512 FMA";
-      if (type == WeightType::fp8 || type == WeightType::mxfp4)
+      if (type == WeightType::fp8 || type == WeightType::mxfp4 || is_ggml(type))
         return "AMX tiles, up to seven rows AVX-512 FMA";
       if (type == WeightType::int8) return "AMX tiles, one or two rows AVX-512 VNNI";
       [[fallthrough]];

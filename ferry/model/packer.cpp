@@ -21,22 +21,85 @@ std::size_t packed_bytes(WeightType type, std::int64_t k, std::int64_t panels) {
 
 std::byte* as_bytes(float* x) { return reinterpret_cast<std::byte*>(x); }
 
+StoredMatrix stored(const Checkpoint& checkpoint,
+                    std::string_view pattern,
+                    std::vector<std::int64_t> shape,
+                    const TensorPlace& at) {
+  return checkpoint.matrix({.name = tensor_name(checkpoint.names(), pattern, at.layer, at.expert),
+                            .shape = std::move(shape),
+                            .layer = at.layer,
+                            .expert = at.expert});
+}
+
+/// What the matrix of a product is made of.
+struct Sources {
+  std::vector<StoredMatrix> gate_up, down;
+
+  void add(const Checkpoint& checkpoint, const FfnPart& part, const TensorPlace& at) {
+    gate_up.push_back(stored(checkpoint, part.names.gate, {part.inter, part.hidden}, at));
+    gate_up.push_back(stored(checkpoint, part.names.up, {part.inter, part.hidden}, at));
+    down.push_back(stored(checkpoint, part.names.down, {part.hidden, part.inter}, at));
+  }
+};
+
 }  // namespace
 
 std::size_t FfnLayout::gate_up_bytes() const {
-  return packed_bytes(type, hidden, 2 * panels_of(slice.columns(inter).size()));
+  return packed_bytes(gate_up_type, hidden, 2 * panels_of(slice.columns(inter).size()));
 }
 
 std::size_t FfnLayout::down_bytes() const {
-  return packed_bytes(type, inter, panels_of(slice.columns(hidden).size()));
+  return packed_bytes(down_type, inter, panels_of(slice.columns(hidden).size()));
 }
 
 GatedFfnWeights FfnLayout::view(const std::byte* gate_up, const std::byte* down) const {
   const std::int64_t own_inter = slice.columns(inter).size();
   const std::int64_t own_hidden = slice.columns(hidden).size();
-  return {.gate_up = {.type = type, .k = hidden, .n = 2 * own_inter, .data = gate_up},
-          .down = {.type = type, .k = inter, .n = own_hidden, .data = down},
+  return {.gate_up = {.type = gate_up_type, .k = hidden, .n = 2 * own_inter, .data = gate_up},
+          .down = {.type = down_type, .k = inter, .n = own_hidden, .data = down},
           .biased = biased};
+}
+
+WeightType type_for(const WeightChoice& choice, std::span<const StoredMatrix> sources) {
+  const WeightType elements = weight_type(activation_type(choice.type));
+  if (choice.as_stored) {
+    const std::optional<WeightType> held = sources.front().held_as();
+    const bool alike = std::ranges::all_of(
+        sources, [&](const StoredMatrix& source) { return source.held_as() == held; });
+    return alike ? held.value_or(elements) : elements;
+  }
+  const bool plain = std::ranges::all_of(sources, &StoredMatrix::is_plain);
+  return plain && choice.plain_stays ? elements : choice.type;
+}
+
+FfnLayout ffn_layout(const Checkpoint& checkpoint,
+                     const WeightChoice& choice,
+                     const FfnPart& part,
+                     const TensorPlace& at) {
+  Sources sources;
+  sources.add(checkpoint, part, at);
+  // A form that is one for all is gate's.
+  const WeightType all = type_for(choice, {sources.gate_up.data(), 1});
+  return {choice.as_stored ? type_for(choice, sources.gate_up) : all,
+          choice.as_stored ? type_for(choice, sources.down) : all,
+          part.hidden,
+          part.inter,
+          part.biased};
+}
+
+FfnLayout expert_layout(const Checkpoint& checkpoint,
+                        const WeightChoice& choice,
+                        const FfnPart& expert,
+                        int layer,
+                        const GroupMember& slice) {
+  FfnLayout layout{choice.type, choice.type, expert.hidden, expert.inter, expert.biased, slice};
+  if (!choice.as_stored) return layout;
+  Sources sources;
+  for (int e = 0; e < checkpoint.config().moe.experts; ++e)
+    sources.add(checkpoint, expert, {layer, e});
+  layout.gate_up_type = type_for(choice, sources.gate_up);
+  layout.down_type = type_for(choice, sources.down);
+  return layout;
 }
 
 Packer::Packer(const Checkpoint& checkpoint,
@@ -86,7 +149,8 @@ OwnedMatrix Packer::matrix(const TensorList& tensors,
     sources.push_back(find(pattern, rows, k, at));
     columns += rows;
   }
-  const WeightType type = how.elements ? type_of_elements() : how.type.value_or(type_for(sources));
+  const WeightType type =
+      how.elements ? type_of_elements() : how.type.value_or(type_for(weights_, sources));
   const PanelRange own = member_.panels(columns);
   OwnedMatrix matrix;
   matrix.memory = Buffer(packed_bytes(type, k, panels_of(columns)));
@@ -112,7 +176,7 @@ void Packer::ffn(const FfnPart& part,
                  const FfnLayout& layout,
                  std::byte* gate_up,
                  std::byte* down) {
-  const std::size_t panel = PackedMatrix::packed_panel_bytes(layout.type, layout.hidden);
+  const std::size_t panel = PackedMatrix::packed_panel_bytes(layout.gate_up_type, layout.hidden);
   const StoredMatrix gate = find(part.names.gate, part.inter, part.hidden, at);
   const StoredMatrix up = find(part.names.up, part.inter, part.hidden, at);
   const bool sliced = layout.slice.tp > 1;
@@ -121,10 +185,10 @@ void Packer::ffn(const FfnPart& part,
   const PanelRange own_hidden = member.panels(layout.hidden);
   const std::int64_t first_inter = sliced ? own_inter.begin : 0;
   const std::int64_t first_hidden = sliced ? own_hidden.begin : 0;
-  pack({&gate, 1}, {layout.type, gate_up, 2, {&own_inter, 1}, first_inter});
-  pack({&up, 1}, {layout.type, gate_up + panel, 2, {&own_inter, 1}, first_inter});
+  pack({&gate, 1}, {layout.gate_up_type, gate_up, 2, {&own_inter, 1}, first_inter});
+  pack({&up, 1}, {layout.gate_up_type, gate_up + panel, 2, {&own_inter, 1}, first_inter});
   const StoredMatrix source = find(part.names.down, part.hidden, part.inter, at);
-  pack({&source, 1}, {layout.type, down, 1, {&own_hidden, 1}, first_hidden});
+  pack({&source, 1}, {layout.down_type, down, 1, {&own_hidden, 1}, first_hidden});
 }
 
 void Packer::ffn_biases(const FfnPart& part,
@@ -147,8 +211,7 @@ void Packer::ffn_biases(const FfnPart& part,
 }
 
 OwnedFfn Packer::ffn(const FfnPart& part, const TensorPlace& at) {
-  const StoredMatrix gate = find(part.names.gate, part.inter, part.hidden, at);
-  const FfnLayout layout{type_for({&gate, 1}), part.hidden, part.inter};
+  const FfnLayout layout = ffn_layout(checkpoint_, weights_, part, at);
   OwnedFfn owned{Buffer(layout.gate_up_bytes()), Buffer(layout.down_bytes()), {}};
   ffn(part, at, layout, owned.gate_up.data(), owned.down.data());
   owned.view = layout.view(owned.gate_up.data(), owned.down.data());
@@ -180,11 +243,7 @@ StoredMatrix Packer::find(std::string_view pattern,
 StoredMatrix Packer::find(std::string_view pattern,
                           std::vector<std::int64_t> shape,
                           const TensorPlace& at) const {
-  StoredMatrix matrix =
-      checkpoint_.matrix({.name = tensor_name(checkpoint_.names(), pattern, at.layer, at.expert),
-                          .shape = std::move(shape),
-                          .layer = at.layer,
-                          .expert = at.expert});
+  StoredMatrix matrix = stored(checkpoint_, pattern, std::move(shape), at);
   advise_read_soon(matrix.data);
   return matrix;
 }
@@ -192,11 +251,6 @@ StoredMatrix Packer::find(std::string_view pattern,
 void Packer::done_with(const StoredMatrix& matrix) {
   advise_read_done(matrix.data);
   report(matrix.bytes());
-}
-
-WeightType Packer::type_for(std::span<const StoredMatrix> sources) const {
-  const bool plain = std::ranges::all_of(sources, &StoredMatrix::is_plain);
-  return plain && weights_.plain_stays ? type_of_elements() : weights_.type;
 }
 
 HeadMatrices Packer::head_matrices(std::int64_t num_heads, std::int64_t k, std::int64_t n) const {

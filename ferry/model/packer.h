@@ -23,7 +23,8 @@ struct TensorPlace {
 /// The shapes of a packed block, whole or a slice of it: a member's columns of each product, and no
 /// memory for the others'.
 struct FfnLayout {
-  WeightType type = WeightType::f32;
+  WeightType gate_up_type = WeightType::f32;
+  WeightType down_type = WeightType::f32;
   std::int64_t hidden = 0;
   std::int64_t inter = 0;
   bool biased = false;
@@ -33,6 +34,22 @@ struct FfnLayout {
   std::size_t down_bytes() const;
   GatedFfnWeights view(const std::byte* gate_up, const std::byte* down) const;
 };
+
+/// How a matrix made of these is held.
+WeightType type_for(const WeightChoice& choice, std::span<const StoredMatrix> sources);
+
+/// A block outside the routed experts.
+FfnLayout ffn_layout(const Checkpoint& checkpoint,
+                     const WeightChoice& choice,
+                     const FfnPart& part,
+                     const TensorPlace& at);
+
+/// Each expert of a sparse layer, whose blocks are alike. `slice`: its columns that are here.
+FfnLayout expert_layout(const Checkpoint& checkpoint,
+                        const WeightChoice& choice,
+                        const FfnPart& expert,
+                        int layer,
+                        const GroupMember& slice = {});
 
 /// Packs tensors of one checkpoint on all threads and counts the bytes read. Borrows all but the
 /// choice and the member. Threads: one at a time. Errors: ModelError that names the tensor.
@@ -101,9 +118,6 @@ class Packer {
                     const TensorPlace& at) const;
 
   void done_with(const StoredMatrix& matrix);
-
-  /// How a matrix made of these is held.
-  WeightType type_for(std::span<const StoredMatrix> sources) const;
 
   WeightType type_of_elements() const { return weight_type(activation_type(weights_.type)); }
 

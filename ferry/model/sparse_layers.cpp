@@ -239,10 +239,11 @@ std::vector<std::byte*> SparseLayers::blocks(int layer) {
 }
 
 std::size_t SparseLayers::block_bytes() const {
-  const auto sparse = std::ranges::find(config_.layer_kinds, LayerKind::sparse);
-  FERRY_CHECK(sparse != config_.layer_kinds.end(), "no layer has experts");
-  const auto layer = static_cast<std::size_t>(sparse - config_.layer_kinds.begin());
-  return expert_block_bytes(experts_.layers[layer].slots.front());
+  std::size_t most = 0;
+  for (const ExpertWeights::Layer& layer : experts_.layers)
+    if (!layer.slots.empty()) most = std::max(most, expert_block_bytes(layer.slots.front()));
+  FERRY_CHECK(most > 0, "no layer has experts");
+  return most;
 }
 
 Region& SparseLayers::share_blocks(Transport& transport) {
@@ -259,7 +260,7 @@ Region& SparseLayers::share_blocks(Transport& transport) {
   for (ExpertWeights::Layer& layer : experts_.layers) {
     for (GatedFfnWeights& slot : layer.slots) {
       if (slot.gate_up.data) {
-        std::memcpy(next, slot.gate_up.data, bytes);
+        std::memcpy(next, slot.gate_up.data, expert_block_bytes(slot));
         slot = at_block(slot, next);
       }
       next += bytes;
@@ -270,9 +271,31 @@ Region& SparseLayers::share_blocks(Transport& transport) {
   return *region_;
 }
 
+void SparseLayers::level_blocks() {
+  const std::size_t bytes = block_bytes();
+  const bool level = std::ranges::all_of(experts_.layers, [&](const ExpertWeights::Layer& layer) {
+    return layer.slots.empty() || expert_block_bytes(layer.slots.front()) == bytes;
+  });
+  if (level) return;
+  std::vector<ExpertWeights::Blocks> all;
+  for (ExpertWeights::Layer& layer : experts_.layers) {
+    if (layer.slots.empty()) continue;
+    all.push_back({Buffer(layer.slots.size() * bytes), bytes});
+    std::byte* next = all.back().memory.data();
+    for (GatedFfnWeights& slot : layer.slots) {
+      if (slot.gate_up.data == nullptr) continue;
+      std::memcpy(next, slot.gate_up.data, expert_block_bytes(slot));
+      slot = at_block(slot, std::exchange(next, next + bytes));
+    }
+    layer.memory = Buffer();
+  }
+  experts_.more = std::move(all);
+}
+
 std::vector<std::byte*> SparseLayers::spare_blocks(std::size_t count) {
   const std::size_t bytes = block_bytes();
-  const Buffer& memory = experts_.more.emplace_back(count * bytes);
+  experts_.more.push_back({Buffer(count * bytes), bytes});
+  const Buffer& memory = experts_.more.back().memory;
   std::vector<std::byte*> blocks;
   for (std::size_t i = 0; i < count; ++i) blocks.push_back(memory.data() + i * bytes);
   return blocks;
@@ -284,12 +307,12 @@ ExpertWeights SparseLayers::take_experts() {
   const std::size_t bytes = block_bytes();
   std::size_t count = 0;
   for (const ExpertWeights::Layer& layer : experts_.layers) count += layer.slots.size();
-  const Buffer& memory = experts_.more.emplace_back(count * bytes);
-  std::byte* next = memory.data();
+  experts_.more.push_back({Buffer(count * bytes), bytes});
+  std::byte* next = experts_.more.back().memory.data();
   for (ExpertWeights::Layer& layer : experts_.layers) {
     for (GatedFfnWeights& slot : layer.slots) {
       if (!slot.gate_up.data) continue;
-      std::memcpy(next, slot.gate_up.data, bytes);
+      std::memcpy(next, slot.gate_up.data, expert_block_bytes(slot));
       slot = at_block(slot, std::exchange(next, next + bytes));
     }
   }

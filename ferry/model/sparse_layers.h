@@ -64,11 +64,15 @@ class SparseLayers {
   const Placement& placement(int layer) const;
 
   /// The blocks of this rank's experts in such a layer [slots_per_rank], null in empty slots, and
-  /// how large one is.
+  /// how large the largest of any layer is.
   std::vector<std::byte*> blocks(int layer);
   std::size_t block_bytes() const;
 
-  /// Memory for `count` more experts' blocks, kept as long as this.
+  /// Where layers' blocks are not of one size, they move into memory that has room for the largest
+  /// in the place of each, so that any place serves any layer. blocks() are others afterwards.
+  void level_blocks();
+
+  /// Memory for `count` more experts' blocks, each the largest, kept as long as this.
   std::vector<std::byte*> spare_blocks(std::size_t count);
 
   /// Collective: the experts move into memory that peers map, kept as long as this: blocks

@@ -1,5 +1,7 @@
 #include "ferry/model/summary.h"
 
+#include <set>
+
 #include "ferry/model/layer_tables.h"
 #include "ferry/model/packer.h"
 #include "ferry/model/weights.h"
@@ -24,14 +26,20 @@ class MemoryCounter final : public TensorTable {
               const TensorList& tensors,
               std::int64_t k,
               const MatrixPacking& how) override {
-    bool plain = true;
+    std::vector<StoredMatrix> sources;
     std::int64_t columns = 0;
     for (const TensorRows& tensor : tensors) {
-      plain = plain && is_plain(tensor.pattern, tensor.rows, k);
+      sources.push_back(
+          checkpoint_.matrix({.name = tensor_name(checkpoint_.names(), tensor.pattern, layer_),
+                              .shape = {tensor.rows, k},
+                              .layer = layer_}));
       columns += tensor.rows;
     }
-    const WeightType type = how.elements ? elements() : how.type.value_or(held(plain));
+    const WeightType elements = weight_type(activation_type(choice_.type));
+    const WeightType held = how.type.value_or(type_for(choice_, sources));
+    const WeightType type = how.elements ? elements : held;
     bytes_ += packed_matrix_bytes(type, k, columns);
+    if (!how.type) types_.insert(type);
   }
 
   void vector(std::vector<float>& /*to*/, const TensorList& tensors, TensorRole /*role*/) override {
@@ -50,9 +58,9 @@ class MemoryCounter final : public TensorTable {
   }
 
   void ffn(OwnedFfn& /*to*/, const FfnPart& part) override {
-    const FfnLayout layout{
-        held(is_plain(part.names.gate, part.inter, part.hidden)), part.hidden, part.inter};
+    const FfnLayout layout = ffn_layout(checkpoint_, choice_, part, {.layer = layer_});
     bytes_ += layout.gate_up_bytes() + layout.down_bytes();
+    types_.insert({layout.gate_up_type, layout.down_type});
   }
 
   /// A mixer's own matrices are of elements, with a little more for panels that are not full.
@@ -66,24 +74,12 @@ class MemoryCounter final : public TensorTable {
 
   std::uint64_t bytes() const { return bytes_; }
 
+  /// Of the matrices that it has counted, but for those that are always of one.
+  const std::set<WeightType>& types() const { return types_; }
+
  private:
   void add(std::int64_t elements, std::size_t size) {
     bytes_ += static_cast<std::uint64_t>(elements) * size;
-  }
-
-  bool is_plain(std::string_view pattern, std::int64_t rows, std::int64_t k) const {
-    return checkpoint_
-        .matrix({.name = tensor_name(checkpoint_.names(), pattern, layer_),
-                 .shape = {rows, k},
-                 .layer = layer_})
-        .is_plain();
-  }
-
-  WeightType elements() const { return weight_type(activation_type(choice_.type)); }
-
-  /// As the packer decides.
-  WeightType held(bool plain) const {
-    return plain && choice_.plain_stays ? elements() : choice_.type;
   }
 
   const Checkpoint& checkpoint_;
@@ -91,21 +87,29 @@ class MemoryCounter final : public TensorTable {
   const int layer_;
   const GroupMember alone_;
   std::uint64_t bytes_ = 0;
+  std::set<WeightType> types_;
 };
 
-std::uint64_t dense_memory(const Checkpoint& checkpoint, const WeightChoice& choice) {
+/// Of all but the routed experts.
+struct DenseMemory {
+  std::uint64_t bytes = 0;
+  std::set<WeightType> types;
+};
+
+DenseMemory dense_memory(const Checkpoint& checkpoint, const WeightChoice& choice) {
   const ModelConfig& config = checkpoint.config();
   DenseWeights nothing;
   MemoryCounter outside(checkpoint, choice, -1);
   read_embedding(config, outside, nothing);
   read_head(config, outside, nothing);
-  std::uint64_t bytes = outside.bytes();
+  DenseMemory memory{outside.bytes(), outside.types()};
   for (int layer = 0; layer < config.layers; ++layer) {
     MemoryCounter table(checkpoint, choice, layer);
     read_layer(config, layer, table);
-    bytes += table.bytes();
+    memory.bytes += table.bytes();
+    memory.types.insert(table.types().begin(), table.types().end());
   }
-  return bytes;
+  return memory;
 }
 
 }  // namespace
@@ -133,6 +137,23 @@ ModelSummary summarize(const Checkpoint& checkpoint) {
   return summary;
 }
 
+std::string held_names(const Checkpoint& checkpoint, const WeightChoice& choice) {
+  if (!choice.as_stored) return std::string(weight_type_name(choice.type));
+  const ModelConfig& config = checkpoint.config();
+  std::set<WeightType> types = dense_memory(checkpoint, choice).types;
+  for (int layer = 0; layer < config.layers; ++layer) {
+    if (!config.sparse(layer)) continue;
+    const FfnLayout layout = expert_layout(checkpoint, choice, expert_part(config), layer);
+    types.insert({layout.gate_up_type, layout.down_type});
+  }
+  std::string names;
+  for (const WeightType type : types) {
+    names += names.empty() ? "" : ", ";
+    names += weight_type_name(type);
+  }
+  return names;
+}
+
 std::vector<RankBytes> bytes_per_rank(const Checkpoint& checkpoint, int ranks) {
   const Placement placement = Placement::identity(checkpoint.config().moe.experts, ranks);
   std::vector<RankBytes> result(static_cast<std::size_t>(ranks));
@@ -142,11 +163,13 @@ std::vector<RankBytes> bytes_per_rank(const Checkpoint& checkpoint, int ranks) {
   }
   const ModelConfig& config = checkpoint.config();
   const WeightChoice choice = choose_weights(checkpoint, {});
-  const std::uint64_t dense = dense_memory(checkpoint, choice);
-  const FfnPart expert = expert_part(config);
-  const FfnLayout layout{choice.type, expert.hidden, expert.inter, expert.biased};
-  const std::uint64_t block =
-      config.sparse_layers() > 0 ? expert_block_bytes(layout.view(nullptr, nullptr)) : 0;
+  const std::uint64_t dense = dense_memory(checkpoint, choice).bytes;
+  std::uint64_t blocks = 0;  // one of each sparse layer
+  for (int layer = 0; layer < config.layers; ++layer) {
+    if (!config.sparse(layer)) continue;
+    const FfnLayout layout = expert_layout(checkpoint, choice, expert_part(config), layer);
+    blocks += expert_block_bytes(layout.view(nullptr, nullptr));
+  }
   std::uint64_t dense_in_file = 0;
   for_each_tensor(unstacked(checkpoint.config()), [&](const TensorSpec& spec) {
     const std::uint64_t bytes = checkpoint.stored_bytes(spec);
@@ -160,8 +183,7 @@ std::vector<RankBytes> bytes_per_rank(const Checkpoint& checkpoint, int ranks) {
   for (RankBytes& rank : result) {
     rank.file.dense = dense_in_file;
     rank.memory.dense = dense;
-    rank.memory.experts = block * static_cast<std::uint64_t>(rank.experts_held) *
-                          static_cast<std::uint64_t>(config.sparse_layers());
+    rank.memory.experts = blocks * static_cast<std::uint64_t>(rank.experts_held);
   }
   return result;
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ferry/model/checkpoint.h"
+#include "ferry/model/weights.h"
 
 namespace ferry {
 
@@ -42,6 +43,9 @@ struct RankBytes {
   WeightBytes memory;    ///< packed, without --weights
   int experts_held = 0;  ///< per sparse layer
 };
+
+/// How matrices are held, for people: "bf16", "bf16, q4_k, q6_k".
+std::string held_names(const Checkpoint& checkpoint, const WeightChoice& choice);
 
 /// For R ranks with ceil(E / R) slots each, experts in order. REQUIRES: ranks >= 1.
 std::vector<RankBytes> bytes_per_rank(const Checkpoint& checkpoint, int ranks);

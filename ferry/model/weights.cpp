@@ -92,17 +92,29 @@ ExpertWeights placed_experts(const ModelConfig& config,
   return weights;
 }
 
-FfnLayout expert_layout(const WeightChoice& choice,
-                        const FfnPart& expert,
-                        const GroupMember& slice) {
-  return {choice.type, expert.hidden, expert.inter, expert.biased, slice};
+/// Of each layer; those of dense ones are empty.
+std::vector<FfnLayout> expert_layouts(const Checkpoint& checkpoint,
+                                      const WeightChoice& choice,
+                                      const GroupMember& slice) {
+  const ModelConfig& config = checkpoint.config();
+  std::vector<FfnLayout> layouts(static_cast<std::size_t>(config.layers));
+  for (int layer = 0; layer < config.layers; ++layer)
+    if (config.sparse(layer))
+      layouts[static_cast<std::size_t>(layer)] =
+          expert_layout(checkpoint, choice, expert_part(config), layer, slice);
+  return layouts;
+}
+
+std::size_t block_bytes(const FfnLayout& layout) {
+  return expert_block_bytes(layout.view(nullptr, nullptr));
 }
 
 /// The blocks of an older epoch. A block that is taken is in use; the others may be written over.
 class HeldBlocks {
  public:
-  HeldBlocks(ExpertWeights held, std::size_t block_bytes)
-      : block_bytes_(block_bytes), memory_(std::move(held.more)) {
+  /// `layouts`: of all layers.
+  HeldBlocks(ExpertWeights held, std::span<const FfnLayout> layouts)
+      : memory_(std::move(held.more)) {
     for (std::size_t i = 0; i < held.layers.size(); ++i) {
       ExpertWeights::Layer& layer = held.layers[i];
       const auto first = static_cast<SlotId>(held.holder.rank * std::ssize(layer.slots));
@@ -112,7 +124,7 @@ class HeldBlocks {
         const ExpertId expert = layer.placement.expert_of(first + static_cast<SlotId>(slot));
         blocks_.emplace(std::pair(static_cast<int>(i), expert), block);
       }
-      memory_.push_back(std::move(layer.memory));
+      memory_.push_back({std::move(layer.memory), block_bytes(layouts[i])});
     }
   }
 
@@ -124,28 +136,70 @@ class HeldBlocks {
     return found.mapped();
   }
 
-  /// Gives memory without a block in use back, and says which blocks of the rest are free.
-  std::vector<std::byte*> free_blocks() {
-    std::vector<std::byte*> free;
-    std::erase_if(memory_, [&](const Buffer& memory) {
+  /// Gives memory without a block in use back, and says which blocks of the rest are free, by their
+  /// room.
+  std::multimap<std::size_t, std::byte*> free_blocks() {
+    std::multimap<std::size_t, std::byte*> free;
+    std::erase_if(memory_, [&](const ExpertWeights::Blocks& blocks) {
+      const Buffer& memory = blocks.memory;
       const auto used = used_.lower_bound(memory.data());
       return used == used_.end() || *used >= memory.data() + memory.size();
     });
-    for (const Buffer& memory : memory_) {
-      for (std::size_t at = 0; at + block_bytes_ <= memory.size(); at += block_bytes_)
-        if (!used_.contains(memory.data() + at)) free.push_back(memory.data() + at);
+    for (const auto& [memory, bytes] : memory_) {
+      for (std::size_t at = 0; at + bytes <= memory.size(); at += bytes)
+        if (!used_.contains(memory.data() + at)) free.emplace(bytes, memory.data() + at);
     }
     return free;
   }
 
-  std::vector<Buffer> memory() && { return std::move(memory_); }
+  std::vector<ExpertWeights::Blocks> memory() && { return std::move(memory_); }
 
  private:
-  const std::size_t block_bytes_;
-  std::vector<Buffer> memory_;
+  std::vector<ExpertWeights::Blocks> memory_;
   std::multimap<std::pair<int, ExpertId>, const std::byte*> blocks_;
   std::set<const std::byte*, std::less<>> used_;
 };
+
+/// An expert that a slot wants and no block has.
+struct Missing {
+  TensorPlace at;
+  GatedFfnWeights* slot = nullptr;  // of its shapes
+
+  std::size_t bytes() const { return expert_block_bytes(*slot); }
+};
+
+/// A block for each: the smallest free one that has room, else one in new memory. The largest
+/// choose first, so that none is left without a block that would have held it.
+std::vector<std::pair<std::byte*, const Missing*>> places_for(
+    std::span<const Missing> missing,
+    std::multimap<std::size_t, std::byte*>& free,
+    std::vector<ExpertWeights::Blocks>& more) {
+  std::vector<const Missing*> order;
+  for (const Missing& one : missing) order.push_back(&one);
+  std::ranges::stable_sort(order, std::ranges::greater{}, &Missing::bytes);
+  std::vector<std::pair<std::byte*, const Missing*>> places;
+  std::vector<const Missing*> left;
+  for (const Missing* one : order) {
+    const auto block = free.lower_bound(one->bytes());
+    if (block == free.end()) {
+      left.push_back(one);
+      continue;
+    }
+    places.emplace_back(block->second, one);
+    free.erase(block);
+  }
+  while (!left.empty()) {
+    const std::size_t bytes = left.front()->bytes();
+    const auto end =
+        std::ranges::find_if(left, [&](const Missing* one) { return one->bytes() != bytes; });
+    const auto count = static_cast<std::size_t>(end - left.begin());
+    more.push_back({Buffer(count * bytes), bytes});
+    for (std::size_t n = 0; n < count; ++n)
+      places.emplace_back(more.back().memory.data() + n * bytes, left[n]);
+    left.erase(left.begin(), end);
+  }
+  return places;
+}
 
 /// Whether all routed experts are stored as that type holds them. Four bits are too few to round to
 /// unasked.
@@ -185,6 +239,8 @@ WeightChoice choose_weights(const Checkpoint& checkpoint, std::optional<WeightTy
   if (wanted) return {.type = *wanted};
   if (const StoredFormat* format = checkpoint.config().stored_format.get()) {
     // What no type holds as it is becomes elements: another quantised type would round again.
+    const bool of_bf16 = checkpoint.weight_type() == DType::bf16;
+    if (format->holds_each() && of_bf16) return {.type = WeightType::bf16, .as_stored = true};
     const auto held = format->held();
     if (held && (held != WeightType::mxfp4 || experts_hold(checkpoint, *held)))
       return {.type = *held, .plain_stays = true};
@@ -227,7 +283,7 @@ ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
                                   const LoadProgress& progress) {
   const ModelConfig& config = checkpoint.config();
   const FfnPart expert = expert_part(config);
-  const FfnLayout layout = expert_layout(choice, expert, holder.slice);
+  const std::vector<FfnLayout> layouts = expert_layouts(checkpoint, choice, holder.slice);
   ExpertWeights weights = placed_experts(config, placement, holder);
   const auto here = [&](const TensorSpec& spec) -> std::uint64_t {
     if (spec.expert < 0) return 0;
@@ -238,14 +294,9 @@ ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
   };
   Packer packer(checkpoint, choice, pool, progress, tensor_bytes(checkpoint, here));
   for (int layer = 0; layer < config.layers; ++layer) {
-    if (config.sparse(layer)) {
-      load_slots(packer,
-                 expert,
-                 layout,
-                 holder.rank,
-                 layer,
-                 weights.layers[static_cast<std::size_t>(layer)]);
-    }
+    const auto i = static_cast<std::size_t>(layer);
+    if (config.sparse(layer))
+      load_slots(packer, expert, layouts[i], holder.rank, layer, weights.layers[i]);
   }
   return weights;
 }
@@ -272,15 +323,9 @@ ExpertWeights next_expert_weights(ExpertWeights held,
                                   const ExpertPlacement& placement,
                                   const ExpertHolder& holder,
                                   ThreadPool& pool) {
-  struct Missing {
-    TensorPlace at;
-    GatedFfnWeights* slot = nullptr;
-  };
-
   const ModelConfig& config = checkpoint.config();
   const FfnPart expert = expert_part(config);
-  const FfnLayout layout = expert_layout(choice, expert, holder.slice);
-  const std::size_t block_bytes = expert_block_bytes(layout.view(nullptr, nullptr));
+  const std::vector<FfnLayout> layouts = expert_layouts(checkpoint, choice, holder.slice);
   ExpertWeights weights = placed_experts(config, placement, holder);
   const GroupMember& slice = held.holder.slice;
   FERRY_CHECK(
@@ -290,12 +335,13 @@ ExpertWeights next_expert_weights(ExpertWeights held,
       slice.tp,
       holder.slice.member,
       holder.slice.tp);
-  HeldBlocks blocks(std::move(held), block_bytes);
+  HeldBlocks blocks(std::move(held), layouts);
   std::vector<Missing> missing;
   for (int i = 0; i < config.layers; ++i) {
     if (!config.sparse(i)) continue;
     ExpertWeights::Layer& layer = weights.layers[static_cast<std::size_t>(i)];
     const int slots = layer.placement.slots_per_rank();
+    const FfnLayout& layout = layouts[static_cast<std::size_t>(i)];
     layer.slots.assign(static_cast<std::size_t>(slots), layout.view(nullptr, nullptr));
     for (int local = 0; local < slots; ++local) {
       const ExpertId wanted = layer.placement.expert_of(holder.rank * slots + local);
@@ -307,18 +353,14 @@ ExpertWeights next_expert_weights(ExpertWeights held,
         missing.push_back({.at = {i, wanted}, .slot = &slot});
     }
   }
-  std::vector<std::byte*> free = blocks.free_blocks();
+  std::multimap<std::size_t, std::byte*> free = blocks.free_blocks();
   weights.more = std::move(blocks).memory();
-  if (missing.size() > free.size()) {
-    const std::size_t count = missing.size() - free.size();
-    const Buffer& memory = weights.more.emplace_back(count * block_bytes);
-    for (std::size_t n = 0; n < count; ++n) free.push_back(memory.data() + n * block_bytes);
-  }
   const LoadProgress silent;
   Packer packer(checkpoint, choice, pool, silent, /*total=*/0);
-  for (std::size_t n = 0; n < missing.size(); ++n) {
-    load_block(packer, expert, layout, missing[n].at, free[n]);
-    *missing[n].slot = at_block(*missing[n].slot, free[n]);
+  for (const auto& [block, one] : places_for(missing, free, weights.more)) {
+    const FfnLayout& layout = layouts[static_cast<std::size_t>(one->at.layer)];
+    load_block(packer, expert, layout, one->at, block);
+    *one->slot = at_block(*one->slot, block);
   }
   return weights;
 }

@@ -61,9 +61,15 @@ struct ExpertWeights {
                                          // none in dense layers
   };
 
+  /// Memory of blocks that came later, `block_bytes` from one to the next; slots may point into it.
+  struct Blocks {
+    Buffer memory;
+    std::size_t block_bytes = 0;
+  };
+
   std::vector<Layer> layers;
-  std::vector<Buffer> more;  // blocks that came later; slots may point into them
-  ExpertHolder holder;       // whose
+  std::vector<Blocks> more;
+  ExpertHolder holder;  // whose
 };
 
 /// One routed expert as a block: gate and up, then down, then their biases, in one piece.
@@ -80,6 +86,9 @@ struct WeightChoice {
   WeightType type = WeightType::f32;
   /// Matrices outside the routed experts that the checkpoint does not hold quantised stay so.
   bool plain_stays = false;
+  /// `type` is that of elements, and matrices whose codes a type of weights has as they are keep
+  /// them, each by itself: docs/checkpoints.md, "GGUF".
+  bool as_stored = false;
 };
 
 /// What --weights says, else as the checkpoint has them (f16 is held as f32, which loses nothing).

@@ -10,6 +10,7 @@
 #include "ferry/core/types.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/kv_type.h"
+#include "ferry/model/summary.h"
 #include "ferry/runtime/core_map.h"
 #include "ferry/runtime/kv_memory.h"
 #include "ferry/transport/registry.h"
@@ -88,6 +89,7 @@ Model::Model(const ModelOptions& options, ModelListener listener, Checkpoint che
       experts_(placement_for(options, checkpoint_.config(), options.launch.ranks)) {
   max_context_ = resolve_context(config(), options.engine.max_context);
   weights_ = choose_weights(checkpoint_, options.weights);
+  held_as_ = held_names(checkpoint_, weights_);
   check_kv_type(options.decoder.kv_type, config());
 }
 
@@ -126,7 +128,7 @@ void Model::agree() {
                  {"experts", std::to_string(c.moe.experts)},
                  {"hidden size", std::to_string(c.hidden)},
                  {"top-k", std::to_string(c.moe.topk)},
-                 {"weight type", std::string(weight_type_name(weights_.type))},
+                 {"weight type", held_as_},
                  {"context", std::to_string(max_context_)},
                  {"expert location", fmt::format("{:016x}", experts_.hash())},
                  {"model files", fmt::format("{:016x}", fingerprint(checkpoint_.source()))}})

@@ -57,6 +57,9 @@ class Model {
 
   const WeightChoice& weights() const { return weights_; }
 
+  /// How matrices are held, for people: "bf16", "bf16, q4_k, q6_k".
+  const std::string& held_as() const { return held_as_; }
+
   /// Of keys and values as they are kept.
   WireType kv_type() const;
 
@@ -123,6 +126,7 @@ class Model {
   std::unique_ptr<Grammars> grammars_;
   int max_context_;
   WeightChoice weights_;
+  std::string held_as_;
   ExpertPlacement experts_;
 };
 

@@ -3,7 +3,9 @@
 
 #include <gmock/gmock.h>
 
+#include <array>
 #include <bit>
+#include <cmath>
 #include <functional>
 
 #include "ferry/core/error.h"
@@ -195,6 +197,47 @@ TEST(GgufBlocks, AreReadAsThePackageReadsThem) {
   std::size_t supported = 0;
   for (const GgufType& type : gguf_types()) supported += type.bytes > 0 ? 1 : 0;
   EXPECT_EQ(checked, supported);
+}
+
+/// All 256 scales; 2^-127 aside, which a thread may flush while it reads.
+TEST(GgufTypes, Mxfp4IsReadAsWeightsHaveIt) {
+  constexpr std::array<double, 8> kMagnitudes = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+  const GgufType& type = *find_gguf_type("MXFP4");
+  ASSERT_EQ(type.held, WeightType::mxfp4);
+  constexpr std::int64_t kColumns = 64;
+  std::vector<std::byte> row(static_cast<std::size_t>(type.row_bytes(kColumns)));
+  std::vector<std::byte> codes(kColumns / 2);
+  std::vector<float> scales(2);
+  std::vector<float> numbers(kColumns);
+  for (int exponent = 1; exponent < 256; ++exponent) {
+    for (std::size_t i = 0; i < row.size(); ++i) row[i] = static_cast<std::byte>(i * 37 + 11);
+    row[0] = static_cast<std::byte>(exponent);
+    row[17] = static_cast<std::byte>(256 - exponent);
+    type.read_row(row.data(), kColumns, numbers.data());
+    type.read_codes(row.data(), kColumns, codes.data(), scales.data());
+    for (std::size_t i = 0; i < kColumns; ++i) {
+      const auto code = std::to_integer<unsigned>(codes[i / 2] >> (i % 2 * 4) & std::byte{15});
+      const double magnitude =
+          std::ldexp(kMagnitudes.at(code % 8), power_exponent(scales[i / 32]) - 127);
+      EXPECT_EQ(numbers[i], static_cast<float>(code < 8 ? magnitude : -magnitude)) << exponent;
+    }
+  }
+}
+
+/// As they are, for packing.
+TEST(GgufTypes, EveryKindOfBlockIsHeld) {
+  for (const GgufType& type : gguf_types()) {
+    if (type.bytes == 0 || type.dtype) continue;
+    ASSERT_TRUE(type.held) << type.name;
+    if (type.held == WeightType::mxfp4) continue;
+    EXPECT_EQ(ggml_block(*type.held).k, type.elements) << type.name;
+    EXPECT_EQ(ggml_block(*type.held).bytes, type.bytes) << type.name;
+    std::vector<std::byte> row(static_cast<std::size_t>(type.bytes));
+    for (std::size_t i = 0; i < row.size(); ++i) row[i] = static_cast<std::byte>(i * 37);
+    std::vector<std::byte> codes(row.size());
+    type.read_codes(row.data(), type.elements, codes.data(), nullptr);
+    EXPECT_EQ(codes, row) << type.name;
+  }
 }
 
 }  // namespace

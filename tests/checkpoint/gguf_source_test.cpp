@@ -317,12 +317,12 @@ TEST_F(GgufModelFile, HalfOfAMatrixInTwoIsRefused) {
               HasSubstr("self_attn.v_b_proj.weight: expected [2, 2, 4], found no such tensor"));
 }
 
-TEST_F(GgufModelFile, SaysWhichBlocksBecomeElements) {
+TEST_F(GgufModelFile, SaysWhichBlocksAreHeld) {
   const auto note = [](const TensorSource& source) {
     const json config = config_of(source);
     return read_stored_format(ConfigReader(config["quantization_config"], "q"))->note();
   };
-  EXPECT_THAT(note(*open(test::small_gguf())), HasSubstr("blocks of Q8_0 become elements"));
+  EXPECT_THAT(note(*open(test::small_gguf())), HasSubstr("blocks of Q8_0 are held as they are"));
   EXPECT_EQ(note(*open(deepseek())), "");
 }
 

@@ -110,6 +110,8 @@ float contract_sum(const Problem& problem, const Case& c, std::int64_t r, std::i
     case WeightType::int8:
     case WeightType::int4:
       return int_sum(problem, c, r, column);
+    default:  // ggml's: ggml_test.cpp
+      break;
   }
   return sum;
 }

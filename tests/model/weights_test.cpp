@@ -15,6 +15,7 @@
 #include "ferry/model/mixers/attention.h"
 #include "ferry/model/mixers/latent_attention.h"
 #include "ferry/model/quantized_checkpoint.h"
+#include "ferry/model/summary.h"
 #include "support/files.h"
 #include "support/golden_model.h"
 
@@ -428,6 +429,31 @@ TEST(WeightType, FollowsTheCheckpointUnlessToldOtherwise) {
   EXPECT_EQ(type_of("gpt_oss_mxfp4", {}), WeightType::mxfp4);
   EXPECT_EQ(type_of("qwen3_f16_tied_sharded", {}), WeightType::f32);
   for (const WeightType type : weight_types()) EXPECT_EQ(type_of("qwen3_bf16", type), type);
+}
+
+/// Its layers' blocks are of one type and another.
+TEST(WeightType, EachMatrixOfAGgufFileKeepsItsOwn) {
+  const Checkpoint checkpoint = Checkpoint::open(test::data_dir("gguf/layers_in_turn.gguf"));
+  ThreadPool pool(2);
+  const WeightChoice choice = choose_weights(checkpoint, {});
+  EXPECT_TRUE(choice.as_stored);
+  EXPECT_EQ(held_names(checkpoint, choice), "q8_0, q4_0");
+  EXPECT_EQ(held_names(checkpoint, choose_weights(checkpoint, WeightType::bf16)), "bf16");
+  const DenseWeights dense = load_dense_weights(checkpoint, choice, pool, {});
+  EXPECT_EQ(dense.head.view.type, WeightType::q8_0);
+  EXPECT_EQ(dense.dtype, DType::bf16);
+  const ExpertWeights experts = load_expert_weights(checkpoint, choice, {0}, 1, pool, {});
+  std::uint64_t bytes = 0;
+  for (std::size_t i = 0; i < experts.layers.size(); ++i) {
+    const WeightType type = i % 2 == 0 ? WeightType::q8_0 : WeightType::q4_0;
+    EXPECT_EQ(dense.layers[i].router.view.type, WeightType::f32);
+    for (const GatedFfnWeights& slot : experts.layers[i].slots) {
+      EXPECT_EQ(slot.gate_up.type, type);
+      EXPECT_EQ(slot.down.type, type);
+      bytes += expert_block_bytes(slot);
+    }
+  }
+  EXPECT_EQ(bytes_per_rank(checkpoint, 1)[0].memory.experts, bytes);
 }
 
 /// Bytes of a matrix that are not zero.

@@ -88,8 +88,19 @@ def test_blocks_are_what_the_package_makes_of_them(kind, tmp_path):
     ids = prompts("kimi_k2", tmp_path)
     expected = answers(files[1], ids, "--weights", "f32")
     assert answers(files[0], ids, "--weights", "f32") == expected
-    assert answers(files[0], ids) != expected  # held as bf16
-    assert answers(files[0], ids) == answers(files[1], ids, "--weights", "bf16")
+    as_bf16 = answers(files[1], ids, "--weights", "bf16")
+    assert as_bf16 != expected
+    assert answers(files[0], ids) == as_bf16  # held as blocks
+    assert answers(files[0], ids, "--weights", "bf16") == as_bf16
+
+
+@pytest.mark.parametrize("flags", [(), ("--ep", "2"), ("--ep", "2", "--tp", "2"), ("--ep", "2", "--enable-eplb", "--eplb-canary",
+                                   "--eplb-rebalance-num-iterations", "4", "--eplb-min-gain", "0")])
+def test_layers_whose_blocks_are_of_two_sizes_give_the_bytes_of_bf16(flags, tmp_path):
+    file = DATA / "gguf" / "layers_in_turn.gguf"
+    ids = tmp_path / "ids.txt"
+    ids.write_text("1,2,3,4,5,6,7\n200,100,50,25\n")
+    assert answers(file, ids, *flags, tokens=24) == answers(file, ids, "--weights", "bf16", tokens=24)
 
 
 def test_parts_are_one_model(tmp_path):

@@ -4,6 +4,10 @@ package gguf on PyPI (llama.cpp's converter itself is not there). Needs gguf and
 
     python tools/golden/gguf_files.py DIR OUT.gguf [--type f32|f16|bf16|q8_0|...] [--parts N]
 
+tests/data/gguf/layers_in_turn.gguf, whose layers are of one type and the other, is --type q8_0,q4_0 of what `ferry
+make-model --preset tiny --hidden 64 --inter 32 --heads 4 --kv-heads 2 --head-dim 32 --layers 3 --experts 5 --topk 2
+--vocab 300` writes, with an empty tokenizer_config.json.
+
 What has two dimensions or more becomes --type where its rows allow, as the file has it where no type is named; the
 rest and the router become F32, as in published files. Metadata that GGUF does not have is left out, so a model whose
 config.json says there what llama.cpp takes for granted otherwise is another model afterwards.
@@ -413,6 +417,14 @@ def stored(tensor: Tensor, kind, writer, name: str, elements: bool) -> None:
             writer.add_tensor(name, blocks, raw_dtype=kind)
 
 
+def of_layer(kinds, name: str):
+    """Of several types the one whose turn it is in the tensor's layer."""
+    if not isinstance(kinds, list):
+        return kinds
+    parts = name.split(".")
+    return kinds[int(parts[1]) % len(kinds) if parts[0] == "blk" else 0]
+
+
 def write(directory: Path, out: Path, kind=None, pre: str = "qwen2", parts: int = 1, elements: bool = False) -> None:
     config, tensors = read_directory(directory)
     arch, own = ARCHITECTURES[config["architectures"][0]]
@@ -429,7 +441,7 @@ def write(directory: Path, out: Path, kind=None, pre: str = "qwen2", parts: int 
         new = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if new is None:
             raise ValueError(f"{name}: no name in GGUF")
-        stored(tensor, kind, writer, new, elements)
+        stored(tensor, of_layer(kind, new), writer, new, elements)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -440,12 +452,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--type", default=None, help="of matrices: f32, f16, bf16, q8_0, q4_0, q4_1, ...")
+    parser.add_argument("--type", default=None, help="of matrices: f32, f16, bf16, q8_0, q4_0, q4_1, ...; several: of layers in turn")
     parser.add_argument("--pre", default="qwen2", help="name of how texts are cut into words")
     parser.add_argument("--parts", type=int, default=1)
     args = parser.parse_args()
-    kind = gguf.GGMLQuantizationType[args.type.upper()] if args.type else None
-    write(args.directory, args.out, kind, args.pre, args.parts)
+    kinds = [gguf.GGMLQuantizationType[kind.upper()] for kind in args.type.split(",")] if args.type else [None]
+    write(args.directory, args.out, kinds if len(kinds) > 1 else kinds[0], args.pre, args.parts)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,15 @@ struct GgufOrder {
   }
 };
 
+/// For a matrix whose columns lie in their order.
+CodeReader straight_codes(const TensorView& part, const GgufOrder& order) {
+  return [rows = GgufRows(part), order](
+             const StoredMatrix& m, std::int64_t row, std::byte* codes, float* scales) {
+    const std::byte* from = rows.data + order.row(row) * rows.type->row_bytes(m.columns);
+    rows.type->read_codes(from, m.columns, codes, scales);
+  };
+}
+
 RowReader straight_reader(const TensorView& part, const GgufOrder& order) {
   return [rows = GgufRows(part), order](
              const StoredMatrix& m, std::int64_t first, std::int64_t count, float* out) {
@@ -164,11 +173,13 @@ class Gguf final : public StoredFormat {
 
   QuantSpec spec() const override { return {.code = Code::own}; }
 
+  bool holds_each() const override { return true; }
+
   std::string note() const override {
     if (blocks_.empty()) return {};
     return fmt::format(
-        "blocks of {} become elements in memory, since no kernel reads them; --weights int8 or "
-        "int4 rounds them once more, to less",
+        "blocks of {} are held as they are; embeddings, and matrices whose columns lie in another "
+        "order, become elements",
         blocks_);
   }
 
@@ -221,6 +232,11 @@ class Gguf final : public StoredFormat {
             order.heads.key_heads == 0 || in_heads == order.heads.value_heads * order.each,
             parts);
       matrix.reader = straight_reader(parts[0], order);
+      const GgufType& type = *find_gguf_type(parts[0].type);
+      if (type.held && !order.columns) {
+        matrix.code_reader = straight_codes(parts[0], order);
+        matrix.held = *type.held;
+      }
       return matrix;
     }
     matrix.reader_bytes = parts[1].bytes;

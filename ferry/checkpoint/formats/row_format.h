@@ -14,6 +14,7 @@ class RowFormat final : public StoredFormat {
     std::string_view scale_suffix;  ///< "_scale"
     QuantSpec spec;                 ///< REQUIRES: no zero points are stored
     std::string_view code_suffix = {};
+    bool powers = false;  ///< scales may be powers of two (E8M0), whatever the spec says
   };
 
   explicit RowFormat(const Options& options) : options_(options) {}

@@ -129,14 +129,14 @@ constexpr std::array kTypes = {
     GgufType{0, "F32", 1, 4, DType::f32},
     GgufType{1, "F16", 1, 2, DType::f16},
     GgufType{30, "BF16", 1, 2, DType::bf16},
-    GgufType{2, "Q4_0", kSmall, 2 + 16, {}, read_q4_0},
-    GgufType{3, "Q4_1", kSmall, 4 + 16, {}, read_q4_1},
-    GgufType{8, "Q8_0", kSmall, 2 + 32, {}, read_q8_0},
-    GgufType{12, "Q4_K", kSuper, 4 + kPackedScales + 128, {}, read_q4_k},
-    GgufType{13, "Q5_K", kSuper, 4 + kPackedScales + 32 + 128, {}, read_q5_k},
-    GgufType{14, "Q6_K", kSuper, 128 + 64 + 16 + 2, {}, read_q6_k},
-    GgufType{20, "IQ4_NL", kSmall, 2 + 16, {}, read_iq4_nl},
-    GgufType{39, "MXFP4", kSmall, 1 + 16, {}, read_mxfp4},
+    GgufType{2, "Q4_0", kSmall, 2 + 16, {}, read_q4_0, WeightType::q4_0},
+    GgufType{3, "Q4_1", kSmall, 4 + 16, {}, read_q4_1, WeightType::q4_1},
+    GgufType{8, "Q8_0", kSmall, 2 + 32, {}, read_q8_0, WeightType::q8_0},
+    GgufType{12, "Q4_K", kSuper, 4 + kPackedScales + 128, {}, read_q4_k, WeightType::q4_k},
+    GgufType{13, "Q5_K", kSuper, 4 + kPackedScales + 32 + 128, {}, read_q5_k, WeightType::q5_k},
+    GgufType{14, "Q6_K", kSuper, 128 + 64 + 16 + 2, {}, read_q6_k, WeightType::q6_k},
+    GgufType{20, "IQ4_NL", kSmall, 2 + 16, {}, read_iq4_nl, WeightType::iq4_nl},
+    GgufType{39, "MXFP4", kSmall, 1 + 16, {}, read_mxfp4, WeightType::mxfp4},
     // Not supported; errors name them.
     GgufType{6, "Q5_0"}, GgufType{7, "Q5_1"}, GgufType{9, "Q8_1"}, GgufType{10, "Q2_K"},
     GgufType{11, "Q3_K"}, GgufType{15, "Q8_K"}, GgufType{16, "IQ2_XXS"}, GgufType{17, "IQ2_XS"},
@@ -155,6 +155,22 @@ void GgufType::read_row(const std::byte* row, std::int64_t columns, float* out) 
     return;
   }
   for (std::int64_t j = 0; j < columns; j += elements, row += bytes) read_block(row, out + j);
+}
+
+/// mxfp4's are put in order; all others are packed as they are.
+void GgufType::read_codes(const std::byte* row,
+                          std::int64_t columns,
+                          std::byte* codes,
+                          float* scales) const {
+  if (held != WeightType::mxfp4) {
+    std::memcpy(codes, row, static_cast<std::size_t>(row_bytes(columns)));
+    return;
+  }
+  for (std::int64_t j = 0; j < columns; j += elements, row += bytes) {
+    *scales++ = power_scale(std::to_integer<std::uint8_t>(row[0]));
+    for (int i = 0; i < kSmall; i += 2)
+      *codes++ = static_cast<std::byte>(small_code(row + 1, i) | small_code(row + 1, i + 1) << 4);
+  }
 }
 
 std::span<const GgufType> gguf_types() { return kTypes; }

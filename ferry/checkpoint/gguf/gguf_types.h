@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "ferry/core/types.h"
+#include "ferry/kernels/packed_matrix.h"
 
 namespace ferry {
 
@@ -20,12 +21,20 @@ struct GgufType {
   /// One block as f32, each product and sum rounded once, as ggml's own code does. Null for plain
   /// elements.
   void (*read_block)(const std::byte* block, float* out) = nullptr;
+  /// The type of weights that holds such blocks as they are. Absent for plain elements.
+  std::optional<WeightType> held = {};
 
   /// REQUIRES: `elements` divides columns.
   std::int64_t row_bytes(std::int64_t columns) const { return columns / elements * bytes; }
 
   /// One row of so many columns as f32.
   void read_row(const std::byte* row, std::int64_t columns, float* out) const;
+
+  /// The same as weights of type `held` have it: [code_row_bytes] and [weight_groups].
+  void read_codes(const std::byte* row,
+                  std::int64_t columns,
+                  std::byte* codes,
+                  float* scales) const;
 };
 
 /// All that have a name, also those that are not supported.

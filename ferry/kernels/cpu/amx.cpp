@@ -1,4 +1,4 @@
-// Products of more than a few rows with bf16, fp8, mxfp4 and int8 weights, on AMX tiles. Everything
+// Products of more than a few rows with all weights but f32 and int4, on AMX tiles. Everything
 // else of the amx table is the AVX-512 one with VNNI.
 #include <immintrin.h>
 
@@ -25,6 +25,7 @@ namespace {
 #include "ferry/kernels/cpu/gemm_common.inl"
 #include "ferry/kernels/cpu/fp8_panels.inl"
 #include "ferry/kernels/cpu/mxfp4_panels.inl"
+#include "ferry/kernels/cpu/ggml_panels.inl"
 #include "ferry/kernels/cpu/int_rows.inl"
 #include "ferry/kernels/cpu/tiles.inl"
 
@@ -111,6 +112,24 @@ struct Mxfp4Tiles : TilesInPlace<Bf16Rows> {
   static TilePanels ready_panels(const std::byte* packed, std::int64_t tiles, std::byte* room) {
     for (std::int64_t p = 0; p < P; ++p) {
       unpack_mxfp4(
+          packed + p * panel_bytes(tiles), tiles * kBf16KBlock, room + p * tiles * kTileBytes);
+    }
+    return {.tiles = room, .step = tiles * kTileBytes, .scales = nullptr, .scale_step = 0};
+  }
+};
+
+template <class Pairs16>
+struct GgmlTiles : TilesInPlace<Bf16Rows> {
+  static std::int64_t panel_bytes(std::int64_t tiles) {
+    return Pairs16::panel_bytes(tiles * kBf16KBlock);
+  }
+
+  static std::int64_t unpacked_bytes(std::int64_t tiles) { return 2 * tiles * kTileBytes; }
+
+  template <int P>
+  static TilePanels ready_panels(const std::byte* packed, std::int64_t tiles, std::byte* room) {
+    for (std::int64_t p = 0; p < P; ++p) {
+      unpack_ggml<Pairs16>(
           packed + p * panel_bytes(tiles), tiles * kBf16KBlock, room + p * tiles * kTileBytes);
     }
     return {.tiles = room, .step = tiles * kTileBytes, .scales = nullptr, .scale_step = 0};
@@ -219,7 +238,8 @@ struct Int8Tiles : TilesInPlace<Int8Products> {
 /// read weights as fast. Measured with bf16, where one and two rows do. fp8 and mxfp4: fewer do not
 /// pay for unpacking.
 constexpr std::int64_t fewest_tile_rows(WeightType weights) {
-  return weights == WeightType::fp8 || weights == WeightType::mxfp4 ? 8 : 3;
+  const bool unpacks = weights == WeightType::fp8 || weights >= WeightType::mxfp4;
+  return unpacks ? 8 : 3;
 }
 
 /// Calls body with the tiles of these weights. False where they have none.
@@ -241,6 +261,9 @@ bool with_tiles(WeightType weights, Body body) {
     case WeightType::f32:
     case WeightType::int4:
       break;
+    default:
+      with_ggml_pairs(weights, [&]<class Pairs16>(Pairs16) { body(GgmlTiles<Pairs16>{}); });
+      return true;
   }
   return false;
 }

@@ -4,7 +4,8 @@
 inline std::size_t gemm_scratch_bytes(WeightType weights, std::int64_t k) {
   if (weights == WeightType::f32) return 0;
   if (weights == WeightType::int8 || weights == WeightType::int4) return int_gemm_scratch_bytes(k);
-  if (weights == WeightType::mxfp4) return mxfp4_gemm_scratch_bytes(k);
+  if (weights == WeightType::mxfp4 || weights >= WeightType::q8_0)
+    return unpacked_gemm_scratch_bytes(k);
   return weights == WeightType::fp8 ? fp8_gemm_scratch_bytes(k) : widened_scratch_bytes(k);
 }
 
@@ -21,5 +22,15 @@ inline void gemm(const GemmArgs& args) {
     case WeightType::int8:
     case WeightType::int4:
       return int_gemm(args);
+    case WeightType::q8_0:
+    case WeightType::q4_0:
+    case WeightType::iq4_nl:
+    case WeightType::q4_1:
+    case WeightType::q4_k:
+    case WeightType::q5_k:
+    case WeightType::q6_k:
+      return with_ggml_pairs(args.weights->type, [&]<class Pairs16>(Pairs16) {
+        gemm_in_blocks_or<Pairs16>(gemm_ggml<Pairs16>, args);
+      });
   }
 }

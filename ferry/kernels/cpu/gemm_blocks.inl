@@ -1,5 +1,5 @@
-// gemm for many rows where registers are few: bf16, fp8 and mxfp4 weights, in the same order as
-// PairSums of gemm_fma.inl. Included after gemm_mxfp4.inl, inside an anonymous namespace.
+// gemm for many rows where registers are few: weights that meet bf16 rows, in the same order as
+// PairSums of gemm_fma.inl. Included after gemm_ggml.inl, inside an anonymous namespace.
 //
 // With sixteen registers there is room for the sums of two rows, so each pair of weights would be
 // read and widened again for every two rows, from a panel that the L1 cache does not hold. Here a
@@ -44,7 +44,7 @@ void widen_piece(
     const auto factor = Pairs16::factor(panel, k, block);
     for (std::int64_t i = 0; i < kBf16KBlock; i += 2 * kPairs) {
       Pairs y[kPairs];
-      Pairs16::load(panel + Pairs16::bytes(block + i), factor, y);
+      Pairs16::load(panel + Pairs16::bytes(block + i), factor, i, y);
       for (int pair = 0; pair < kPairs; ++pair) {
         float* even = out + (i / 2 + pair) * kPanelColumns;
         store(even, y[pair].even);

@@ -106,7 +106,7 @@ struct PairSums {
         const std::byte* from = panels.at(p) + Pairs16::bytes(i);
         fetch.reading(from);
         Pairs y[kPairs];
-        Pairs16::load(from, factor[p], y);
+        Pairs16::load(from, factor[p], i - block, y);
         for (int pair = 0; pair < kPairs; ++pair) {
           for (int r = 0; r < R; ++r) {
             const float* x = floats_of(a[r]) + i + std::ptrdiff_t{2} * pair;
@@ -175,7 +175,11 @@ struct Bf16Pairs {
     return {};
   }
 
-  static void load(const std::byte* p, NoFactor /*one*/, Pairs (&out)[kPairs]) {
+  /// `at`: the first k among those of the block that share the factor.
+  static void load(const std::byte* p,
+                   NoFactor /*one*/,
+                   std::int64_t /*at*/,
+                   Pairs (&out)[kPairs]) {
     out[0] = load_bf16_pairs(p);
   }
 };

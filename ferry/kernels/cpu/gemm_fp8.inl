@@ -21,7 +21,10 @@ struct Fp8Pairs {
     return {};
   }
 
-  static void load(const std::byte* p, NoFactor /*one*/, Pairs (&out)[kPairs]) {
+  static void load(const std::byte* p,
+                   NoFactor /*one*/,
+                   std::int64_t /*at*/,
+                   Pairs (&out)[kPairs]) {
     const Sixteens x = load_two_finite_fp8(p);
     out[0] = {x.first, x.second};
   }

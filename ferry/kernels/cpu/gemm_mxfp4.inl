@@ -20,30 +20,34 @@ struct Mxfp4Pairs {
     return mxfp4_scale(panel, k, block);
   }
 
-  static void load(const std::byte* p, const Factor& scale, Pairs (&out)[kPairs]) {
+  static void load(const std::byte* p,
+                   const Factor& scale,
+                   std::int64_t /*at*/,
+                   Pairs (&out)[kPairs]) {
     load_e2m1(p, scale, out);
   }
 };
 
 static_assert(kMxfp4Group == kBf16KBlock);  // a block's numbers share their factor
 
-/// Panels that have become bf16 in scratch, a group at a time.
-struct UnpackedMxfp4Panels {
+/// Panels that become bf16 in scratch, a group at a time.
+struct Bf16OfCodes {
   const std::byte* data;
   std::int64_t bytes;  ///< of a panel of codes
   std::int64_t k;
   std::byte* unpacked;  ///< room for kGroupPanels
+  void (*unpack)(const std::byte* panel, std::int64_t k, std::byte* out);
 
   const std::byte* source(std::int64_t panel) const { return data + panel * bytes; }
 
   const std::byte* at(std::int64_t panel, std::int64_t panels) const {
     for (std::int64_t p = 0; p < panels; ++p)
-      unpack_mxfp4(source(panel + p), k, unpacked + p * Bf16Pairs::panel_bytes(k));
+      unpack(source(panel + p), k, unpacked + p * Bf16Pairs::panel_bytes(k));
     return unpacked;
   }
 };
 
-inline std::size_t mxfp4_gemm_scratch_bytes(std::int64_t k) {
+inline std::size_t unpacked_gemm_scratch_bytes(std::int64_t k) {
   const std::int64_t padded = round_up_to(k, kBf16KBlock);
   return widened_scratch_bytes(k) +
          static_cast<std::size_t>(kGroupPanels * Bf16Pairs::panel_bytes(padded));
@@ -51,12 +55,12 @@ inline std::size_t mxfp4_gemm_scratch_bytes(std::int64_t k) {
 
 inline void gemm_mxfp4(const GemmArgs& args) {
   const std::int64_t k = round_up_to(args.weights->k, kBf16KBlock);
-  std::byte* unpacked = aligned_scratch(args, mxfp4_gemm_scratch_bytes(args.weights->k));
+  std::byte* unpacked = aligned_scratch(args, unpacked_gemm_scratch_bytes(args.weights->k));
   auto* wide = reinterpret_cast<float*>(unpacked + kGroupPanels * Bf16Pairs::panel_bytes(k));
   const std::int64_t bytes = Mxfp4Pairs::panel_bytes(k);
   if (args.rows < kFewestUnpackedRows)
     gemm_widened<PairSums<Mxfp4Pairs>>(args, wide, PanelsInPlace{args.weights->data, bytes});
   else
     gemm_widened<PairSums<Bf16Pairs>>(
-        args, wide, UnpackedMxfp4Panels{args.weights->data, bytes, k, unpacked});
+        args, wide, Bf16OfCodes{args.weights->data, bytes, k, unpacked, unpack_mxfp4});
 }

@@ -78,3 +78,37 @@ inline std::int32_t fold_integers(I32x16 a) {
 inline F32x16 to_floats(I32x16 a) {
   return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)};
 }
+
+/// Sixteen bytes, without sign.
+inline I32x16 widen_bytes(const std::byte* p) {
+  const __m128i x = load_eight(p);
+  return {_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128(x, 8))};
+}
+
+inline I32x16 masked(I32x16 a, std::int32_t mask) {
+  const __m256i bits = _mm256_set1_epi32(mask);
+  return {_mm256_and_si256(a.low, bits), _mm256_and_si256(a.high, bits)};
+}
+
+inline I32x16 either(I32x16 a, I32x16 b) {
+  return {_mm256_or_si256(a.low, b.low), _mm256_or_si256(a.high, b.high)};
+}
+
+/// Moved to the left by so many bits, or to the right.
+template <int Left>
+I32x16 moved(I32x16 a) {
+  if constexpr (Left > 0) return {_mm256_slli_epi32(a.low, Left), _mm256_slli_epi32(a.high, Left)};
+  if constexpr (Left < 0)
+    return {_mm256_srli_epi32(a.low, -Left), _mm256_srli_epi32(a.high, -Left)};
+  return a;
+}
+
+/// The numbers at these places, 0 to 15.
+inline F32x16 look_up(const float* numbers, I32x16 at) {
+  const auto eight = [&](__m256i places) {
+    const __m256 lower = _mm256_permutevar8x32_ps(_mm256_loadu_ps(numbers), places);
+    const __m256 upper = _mm256_permutevar8x32_ps(_mm256_loadu_ps(numbers + 8), places);
+    return _mm256_blendv_ps(lower, upper, _mm256_castsi256_ps(_mm256_slli_epi32(places, 28)));
+  };
+  return {eight(at.low), eight(at.high)};
+}

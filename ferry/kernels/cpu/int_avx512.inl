@@ -63,3 +63,27 @@ inline I32x16 subtract(I32x16 a, std::int32_t b) {
 inline std::int32_t fold_integers(I32x16 a) { return _mm512_reduce_add_epi32(a.v); }
 
 inline F32x16 to_floats(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+
+/// Sixteen bytes, without sign.
+inline I32x16 widen_bytes(const std::byte* p) {
+  return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i_u*>(p)))};
+}
+
+inline I32x16 masked(I32x16 a, std::int32_t mask) {
+  return {_mm512_and_si512(a.v, _mm512_set1_epi32(mask))};
+}
+
+inline I32x16 either(I32x16 a, I32x16 b) { return {_mm512_or_si512(a.v, b.v)}; }
+
+/// Moved to the left by so many bits, or to the right.
+template <int Left>
+I32x16 moved(I32x16 a) {
+  if constexpr (Left > 0) return {_mm512_slli_epi32(a.v, Left)};
+  if constexpr (Left < 0) return {_mm512_srli_epi32(a.v, -Left)};
+  return a;
+}
+
+/// The numbers at these places, 0 to 15.
+inline F32x16 look_up(const float* numbers, I32x16 at) {
+  return {_mm512_permutexvar_ps(at.v, _mm512_loadu_ps(numbers))};
+}

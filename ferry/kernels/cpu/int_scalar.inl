@@ -83,3 +83,33 @@ inline std::int32_t fold_integers(I32x16 a) {
 inline F32x16 to_floats(I32x16 a) {
   return each_lane([&](int j) { return static_cast<float>(a.lane[j]); });
 }
+
+/// Sixteen bytes, without sign.
+inline I32x16 widen_bytes(const std::byte* p) {
+  I32x16 out;
+  for (int j = 0; j < 16; ++j) out.lane[j] = std::to_integer<std::int32_t>(p[j]);
+  return out;
+}
+
+inline I32x16 masked(I32x16 a, std::int32_t mask) {
+  for (std::int32_t& x : a.lane) x &= mask;
+  return a;
+}
+
+inline I32x16 either(I32x16 a, const I32x16& b) {
+  for (int j = 0; j < 16; ++j) a.lane[j] |= b.lane[j];
+  return a;
+}
+
+/// Moved to the left by so many bits, or to the right. REQUIRES: no sign.
+template <int Left>
+I32x16 moved(I32x16 a) {
+  for (std::int32_t& x : a.lane)
+    x = Left > 0 ? x << (Left > 0 ? Left : 0) : x >> (Left > 0 ? 0 : -Left);
+  return a;
+}
+
+/// The numbers at these places, 0 to 15.
+inline F32x16 look_up(const float* numbers, const I32x16& at) {
+  return each_lane([&](int j) { return numbers[at.lane[j]]; });
+}

@@ -1,0 +1,216 @@
+// ggml's blocks as weights: the bytes that the same numbers give as bf16, whatever codes and
+// scales. What the numbers are says the room that reads files.
+#include <algorithm>
+#include <cmath>
+
+#include "ferry/checkpoint/gguf/gguf_types.h"
+#include "kernels/gemm_testing.h"
+#include "support/long_tests.h"
+
+namespace ferry::testing {
+
+namespace {
+
+const GgufType& stored_type(WeightType type) {
+  const auto types = gguf_types();
+  return *std::ranges::find(types, std::optional(type), &GgufType::held);
+}
+
+/// Where the f16 lie in a block.
+std::vector<std::int64_t> halves_of(WeightType type) {
+  if (type == WeightType::q6_k) return {ggml_block(type).bytes - 2};
+  if (type == WeightType::q4_1 || type == WeightType::q4_k || type == WeightType::q5_k)
+    return {0, 2};
+  return {0};
+}
+
+/// A matrix [n, k] of random blocks as a GGUF file has it, held as it is and as bf16.
+class TwoForms {
+ public:
+  /// half_of(): an f16.
+  template <class Half>
+  TwoForms(WeightType type, std::int64_t n, std::int64_t k, std::uint32_t seed, Half half_of)
+      : codes_{.type = type, .k = k, .n = n}, elements_{.type = WeightType::bf16, .k = k, .n = n} {
+    const GgufType& stored = stored_type(type);
+    std::mt19937 engine(seed);
+    std::vector<std::byte> blocks(static_cast<std::size_t>(n * stored.row_bytes(k)));
+    for (std::byte& byte : blocks) byte = static_cast<std::byte>(engine());
+    for (std::size_t block = 0; block < blocks.size();
+         block += static_cast<std::size_t>(stored.bytes)) {
+      for (const std::int64_t at : halves_of(type)) {
+        const std::uint16_t half = half_of(engine);
+        std::memcpy(blocks.data() + block + at, &half, sizeof half);
+      }
+    }
+    values_.resize(static_cast<std::size_t>(n * k));
+    for (std::int64_t row = 0; row < n; ++row)
+      stored.read_row(blocks.data() + row * stored.row_bytes(k), k, values_.data() + row * k);
+    const std::vector<std::byte> bf16 = to_type(values_, DType::bf16);
+    pack(codes_, codes_memory_, {.type = type, .source = blocks.data()});
+    pack(elements_,
+         elements_memory_,
+         {.type = WeightType::bf16, .source = bf16.data(), .source_type = DType::bf16});
+  }
+
+  const PackedMatrix& codes() const { return codes_; }
+
+  const std::vector<float>& values() const { return values_; }
+
+  void expect_same_products(const Kernels& kernels,
+                            const std::vector<std::byte>& rows,
+                            std::int64_t num_rows) const {
+    const auto as_elements = product(kernels_for(Isa::scalar), elements_, rows, num_rows);
+    const auto as_codes = product(kernels, codes_, rows, num_rows);
+    ASSERT_TRUE(same_bytes(as_codes, as_elements, DType::f32))
+        << weight_type_name(codes_.type) << " k " << codes_.k << " n " << codes_.n << " rows "
+        << num_rows;
+  }
+
+  static std::vector<std::byte> product(const Kernels& kernels,
+                                        const PackedMatrix& weights,
+                                        const std::vector<std::byte>& rows,
+                                        std::int64_t num_rows) {
+    std::vector<std::byte> out(static_cast<std::size_t>(num_rows * weights.n) * 4);
+    std::vector<std::byte> scratch(kernels.gemm_scratch_bytes(weights.type, weights.k));
+    GemmArgs args;
+    args.in = {rows.data(), weights.k * 2, nullptr};
+    args.rows = num_rows;
+    args.weights = &weights;
+    args.last_panel = weights.panels();
+    args.out = {out.data(), weights.n * 4};
+    args.scratch = scratch;
+    kernels.gemm(args);
+    return out;
+  }
+
+ private:
+  static void pack(PackedMatrix& matrix, Buffer& memory, PackArgs args) {
+    memory = Buffer(static_cast<std::size_t>(matrix.panels()) * matrix.panel_bytes());
+    std::fill_n(memory.data(), memory.size(), std::byte{0x77});
+    args.k = matrix.k;
+    args.n = matrix.n;
+    args.out = memory.data();
+    pack_matrix(args);
+    matrix.data = memory.data();
+  }
+
+  PackedMatrix codes_, elements_;
+  Buffer codes_memory_, elements_memory_;
+  std::vector<float> values_;
+};
+
+/// Any finite one.
+std::uint16_t any_half(std::mt19937& engine) {
+  constexpr unsigned kExponent = 0x7c00;
+  auto half = static_cast<std::uint16_t>(engine());
+  if ((half & kExponent) == kExponent) half &= 0xbfff;
+  return half;
+}
+
+/// Of the size that scales have.
+std::uint16_t usual_half(std::mt19937& engine) {
+  return static_cast<std::uint16_t>(0x0800 + engine() % 0x1400);
+}
+
+class GgmlOfIsa : public GemmOfIsa {};
+
+TEST_P(GgmlOfIsa, GivesTheBytesOfBf16OnRaggedShapes) {
+  RandomValues random(3);
+  std::uint32_t seed = 5;
+  for (const WeightType type : ggml_types()) {
+    for (const std::int64_t blocks : {1, 2, 3, 5}) {
+      const std::int64_t k = blocks * ggml_block(type).k;
+      if (slow_run() && k > 512) continue;
+      for (const std::int64_t n : {1, 15, 17, 40, 72}) {
+        const TwoForms forms(type, n, k, ++seed, usual_half);
+        for (const std::int64_t rows : {0, 1, 2, 3, 7, 8, 33}) {
+          const auto in = to_type(random.row(rows * k, Values::mixed), DType::bf16);
+          forms.expect_same_products(fast(), in, rows);
+        }
+      }
+    }
+  }
+}
+
+/// Rows that have one number each show every weight by itself, in the pass of few rows and in that
+/// of many.
+TEST_P(GgmlOfIsa, GivesTheBytesOfBf16ForEveryWeight) {
+  for (const WeightType type : ggml_types()) {
+    const std::int64_t k = ggml_block(type).k;
+    const TwoForms forms(type, 48, k, 17, any_half);
+    std::vector<float> rows(static_cast<std::size_t>(k * k), 0.0F);
+    for (std::int64_t r = 0; r < k; ++r) rows[static_cast<std::size_t>(r * k + r)] = 1;
+    const auto in = to_type(rows, DType::bf16);
+    forms.expect_same_products(fast(), in, k);
+    for (std::int64_t r = 0; r < k; r += 3)
+      forms.expect_same_products(fast(), {in.begin() + r * k * 2, in.begin() + (r + 1) * k * 2}, 1);
+  }
+}
+
+/// The first block of each row has scales that are infinite or NaN.
+TEST_P(GgmlOfIsa, AScaleThatIsNotFiniteIsANan) {
+  for (const std::uint16_t half : {0x7c00, 0xfc00, 0x7fff, 0xfc01}) {
+    for (const WeightType type : ggml_types()) {
+      const std::int64_t k = 2 * ggml_block(type).k;
+      int at = 0;
+      const auto scales = static_cast<int>(halves_of(type).size());
+      const TwoForms forms(type, 20, k, 23, [&](std::mt19937& engine) {
+        return at++ % (2 * scales) < scales ? half : usual_half(engine);
+      });
+      std::vector<float> rows(static_cast<std::size_t>(9 * k), 0.0F);
+      for (std::int64_t r = 0; r < 9; ++r)
+        rows[static_cast<std::size_t>(r * k + (r % 2 == 0 ? r : k - 1 - r))] = 1;
+      for (const std::int64_t count : {1, 2, 9}) {
+        const auto out =
+            TwoForms::product(fast(), forms.codes(), to_type(rows, DType::bf16), count);
+        for (const float x : to_floats(out.data(), DType::f32, count * 20))
+          ASSERT_TRUE(std::isnan(x)) << weight_type_name(type);  // 0 * NaN, too
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kernels,
+                         GgmlOfIsa,
+                         ::testing::Values(Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx),
+                         isa_test_name);
+
+/// A bit or two more than in the file, where scales of six bits get a byte.
+TEST(GgmlWeights, TakeTheRoomOfTheFile) {
+  for (const WeightType type : ggml_types()) {
+    constexpr std::int64_t kDepth = 2048;
+    const double held = static_cast<double>(PackedMatrix::packed_panel_bytes(type, kDepth));
+    const auto stored = static_cast<double>(kPanelColumns * code_row_bytes(type, kDepth));
+    EXPECT_GE(held, stored) << weight_type_name(type);
+    EXPECT_LE(held, 1.03 * stored) << weight_type_name(type);
+  }
+}
+
+/// The product that the file's own numbers give, in double: what rounding them to bf16 costs.
+TEST(GgmlWeights, AreOffByTheRoundingToBf16) {
+  RandomValues random(9);
+  for (const WeightType type : ggml_types()) {
+    const std::int64_t k = 2 * ggml_block(type).k;
+    const TwoForms forms(type, 16, k, 31, usual_half);
+    const auto in = to_type(random.row(k), DType::bf16);
+    const std::vector<float> row = to_floats(in.data(), DType::bf16, k);
+    const auto out = TwoForms::product(kernels(), forms.codes(), in, 1);
+    const std::vector<float> sums = to_floats(out.data(), DType::f32, 16);
+    for (std::int64_t c = 0; c < 16; ++c) {
+      double exact = 0;
+      double magnitudes = 0;
+      for (std::int64_t i = 0; i < k; ++i) {
+        const double product = double{row[static_cast<std::size_t>(i)]} *
+                               forms.values()[static_cast<std::size_t>(c * k + i)];
+        exact += product;
+        magnitudes += std::abs(product);
+      }
+      EXPECT_NEAR(sums[static_cast<std::size_t>(c)], exact, magnitudes * 0x1p-8)
+          << weight_type_name(type);
+    }
+  }
+}
+
+}  // namespace
+
+}  // namespace ferry::testing
