@@ -49,6 +49,7 @@ GeneratorOptions generator_options(const ferry_engine_options& o) {
   GeneratorOptions options{.model = need(o.model, "model"),
                            .ranks = o.ranks,
                            .tp = o.tp,
+                           .expert_slices = o.expert_slices,
                            .threads = o.threads,
                            .weights = text_or(o.weights, ""),
                            .kv_type = text_or(o.kv_cache_dtype, "auto"),

@@ -49,6 +49,7 @@ ModelOptions model_options(const GeneratorOptions& o) {
   options.decoder.kv_type = parse_kv_type(o.kv_type, "kv_type");
   options.numerics = parse_numerics(o.numerics, "numerics");
   options.decoder.tp = o.tp;
+  options.decoder.expert_slices = o.expert_slices;
   options.decoder.max_tokens = o.max_tokens_per_step;
   options.decoder.backend = parse_backend(o.backend);
   options.decoder.deepep_mode = DeepepMode::automatic;

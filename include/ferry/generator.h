@@ -19,12 +19,13 @@ namespace ferry {
 
 /// How a Generator holds and runs its model; names are those of the program's flags.
 struct GeneratorOptions {
-  std::string model;    ///< checkpoint directory, or "org/name" in the local Hugging Face cache
-  int ranks = 0;        ///< that experts are spread over, as threads; 0: as tp, or one for
-                        ///< each NUMA node
-  int tp = 1;           ///< ranks that share out attention and dense layers; divides ranks
-  int threads = 0;      ///< of each rank; 0: cores / ranks
-  std::string weights;  ///< "f32", "bf16", "int8", "fp8", "int4", "mxfp4"; empty: as stored
+  std::string model;      ///< checkpoint directory, or "org/name" in the local Hugging Face cache
+  int ranks = 0;          ///< that experts are spread over, as threads; 0: as tp, or one for
+                          ///< each NUMA node
+  int tp = 1;             ///< ranks that share out attention and dense layers; divides ranks
+  int expert_slices = 1;  ///< ranks that share out each expert's columns; divides tp
+  int threads = 0;        ///< of each rank; 0: cores / ranks
+  std::string weights;    ///< "f32", "bf16", "int8", "fp8", "int4", "mxfp4"; empty: as stored
   /// Keys and values are kept as "auto" (as activations), "f32", "bf16", "int8", "fp8_e4m3".
   std::string kv_type = "auto";
   /// "exact": the same bits on every machine. "fast": the machine's dot products of bf16, in an

@@ -43,6 +43,14 @@ def test_keys_and_values_may_be_kept_narrower(engine):
         tokenferry.Engine(MODEL, ranks=1, threads=1, kv_cache_dtype="fp4")
 
 
+def test_slices_of_experts_change_no_token(engine):
+    params = tokenferry.SamplingParams(temperature=0, max_tokens=12)
+    with tokenferry.Engine(MODEL, tp=2, expert_slices=2, threads=1) as sliced:
+        assert sliced.generate("Once upon", params)[0].outputs[0].token_ids == engine.generate("Once upon", params)[0].outputs[0].token_ids
+    with pytest.raises(tokenferry.ConfigError, match="slices"):
+        tokenferry.Engine(MODEL, tp=2, expert_slices=3)
+
+
 def test_numerics_are_exact_unless_asked_for():
     lines = []
     params = tokenferry.SamplingParams(temperature=0, max_tokens=4)

@@ -67,6 +67,10 @@ TEST(Generator, GroupsOfRanksGiveTheSameTokens) {
   GeneratorOptions options = golden(0);
   options.tp = 2;
   EXPECT_EQ(Generator(options).generate({p.prompt}, greedy(32)).at(0).ids, p.greedy);
+  options.expert_slices = 2;
+  EXPECT_EQ(Generator(options).generate({p.prompt}, greedy(32)).at(0).ids, p.greedy);
+  options.expert_slices = 3;
+  EXPECT_THROW(Generator{options}, ConfigError);
 }
 
 TEST(Generator, DraftsChangeNoChoice) {

@@ -110,6 +110,7 @@ GeneratorOptions generator_options(Settings& settings) {
   o.model = settings.get<std::string>("model", {});
   o.ranks = settings.get("ranks", 0);
   o.tp = settings.get("tp", 1);
+  o.expert_slices = settings.get("expert_slices", o.expert_slices);
   o.threads = settings.get("threads", 0);
   o.weights = settings.get<std::string>("weights", {});
   o.kv_type = settings.get<std::string>("kv_cache_dtype", o.kv_type);
