@@ -6,7 +6,8 @@
 namespace {
 
 struct Whole {
-  std::string text;
+  std::string thinking;
+  std::string content;
   std::string calls;
 
   bool operator==(const Whole&) const = default;
@@ -18,7 +19,8 @@ Whole parsed(const ferry::CallStyle& style, std::string_view text, std::size_t p
       thinking, ferry::Thought::unknown, style.make({{"f", {{"a", "string"}}}}));
   Whole whole;
   const auto add = [&](const ferry::AnswerPiece& out) {
-    whole.text += out.thinking + out.content;
+    whole.thinking += out.thinking;
+    whole.content += out.content;
     for (const ferry::CallPiece& call : out.calls) whole.calls += call.name + call.arguments;
   };
   for (std::size_t at = 0; at < text.size(); at += piece) {
