@@ -20,10 +20,15 @@ const std::byte* as_bytes(const float* x) { return reinterpret_cast<const std::b
 
 std::byte* as_bytes(float* x) { return reinterpret_cast<std::byte*>(x); }
 
+/// Columns that share a scale.
+std::int64_t group_width(const StoredMatrix& matrix) {
+  return matrix.quant.group_k == 0 ? matrix.columns : matrix.quant.group_k;
+}
+
 /// Number of the row's first scale.
 std::int64_t first_scale(const StoredMatrix& matrix, std::int64_t row) {
   const QuantSpec& quant = matrix.quant;
-  if (!matrix.row_after_row()) return row * matrix.row_step / quant.group_k;
+  if (!matrix.row_after_row()) return row * matrix.row_step / group_width(matrix);
   return row / quant.group_n * quant.groups(matrix.columns);
 }
 
@@ -135,7 +140,7 @@ void read_coded_rows(const StoredMatrix& matrix,
                      std::int64_t count,
                      float* out) {
   const std::int64_t columns = matrix.columns;
-  const std::int64_t group = matrix.quant.group_k == 0 ? columns : matrix.quant.group_k;
+  const std::int64_t group = group_width(matrix);
   const Code code = matrix.quant.code;
   for (std::int64_t i = first; i < first + count; ++i, out += columns) {
     const std::byte* codes = first_code(matrix, i);
