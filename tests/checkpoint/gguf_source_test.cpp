@@ -247,9 +247,10 @@ TEST_F(GgufModelFile, PutsHeadsOfValuesOfADeltaNetTogether) {
   expect_rows("in_proj_z.weight", 12, 0, 2);
   expect_rows("in_proj_b.weight", 6, 0, 1);
   const std::vector<float> out = all_rows(*source, layer + "out_proj.weight", 2, 12);
-  for (std::int64_t i = 0; i < 24; ++i)
-    EXPECT_EQ(out[static_cast<std::size_t>(i)],
-              static_cast<float>(i / 12 * 12 + row_of(i % 12, 0, 2)));
+  for (std::int64_t i = 0; i < 24; ++i) {
+    const std::int64_t stored = i / 12 * 12 + row_of(i % 12, 0, 2);
+    EXPECT_EQ(out[static_cast<std::size_t>(i)], static_cast<float>(stored));
+  }
   const auto floats = [&](const std::string& name) {
     const auto data = source->find(layer + name)->data;
     std::vector<float> values(data.size() / sizeof(float));
