@@ -15,9 +15,7 @@ MoeContext::Options moe_options(const ModelConfig& config,
                                 const DecoderOptions& options,
                                 DType type,
                                 int slots_per_rank,
-                                TensorGroup& group,
-                                TensorGroup& slices,
-                                StepClock* clock) {
+                                TensorGroup& slices) {
   const MoeConfig& moe = config.moe;
   ExchangeOptions exchange = exchange_options(options.backend, options.deepep_mode);
   exchange.format = options.layout.value_or(exchange.format);
@@ -41,9 +39,7 @@ MoeContext::Options moe_options(const ModelConfig& config,
       .gating = moe.gating,
       .shared_inter = moe.shared_inter,
       .dtype = type,
-      .group = &group,
-      .slices = &slices,
-      .clock = clock};
+      .slices = &slices};
 }
 
 /// The widest rows gathered are those between the experts' projections, and f32 results.
@@ -146,10 +142,10 @@ SparseLayers::SparseLayers(const ModelConfig& config,
     local.placement = with_choice(local.placement);
     if (!context_) {
       const int slots_per_rank = local.placement.slots_per_rank();
-      context_.emplace(
-          moe_options(config_, options, dense.dtype, slots_per_rank, links.group, slices_, clock),
-          track_,
-          links.group.pool());
+      MoeContext::Options own = moe_options(config_, options, dense.dtype, slots_per_rank, slices_);
+      own.group = &links.group;
+      own.clock = clock;
+      context_.emplace(own, track_, links.group.pool());
     }
     MoeWeights weights{.router = layer.router.view,
                        .router_bias = layer.router_bias,
