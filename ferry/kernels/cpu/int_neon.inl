@@ -85,3 +85,48 @@ inline std::int32_t fold_integers(I32x16 a) {
 inline F32x16 to_floats(I32x16 a) {
   return {vcvtq_f32_s32(a.q0), vcvtq_f32_s32(a.q1), vcvtq_f32_s32(a.q2), vcvtq_f32_s32(a.q3)};
 }
+
+/// Sixteen bytes, without sign.
+inline I32x16 widen_bytes(const std::byte* p) {
+  const uint8x16_t x = load_sixteen(p);
+  const uint16x8_t low = vmovl_u8(vget_low_u8(x));
+  const uint16x8_t high = vmovl_high_u8(x);
+  return {vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(low))),
+          vreinterpretq_s32_u32(vmovl_high_u16(low)),
+          vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(high))),
+          vreinterpretq_s32_u32(vmovl_high_u16(high))};
+}
+
+inline I32x16 masked(I32x16 a, std::int32_t mask) {
+  const int32x4_t bits = vdupq_n_s32(mask);
+  return {
+      vandq_s32(a.q0, bits), vandq_s32(a.q1, bits), vandq_s32(a.q2, bits), vandq_s32(a.q3, bits)};
+}
+
+inline I32x16 either(I32x16 a, I32x16 b) {
+  return {
+      vorrq_s32(a.q0, b.q0), vorrq_s32(a.q1, b.q1), vorrq_s32(a.q2, b.q2), vorrq_s32(a.q3, b.q3)};
+}
+
+/// Moved to the left by so many bits, or to the right. REQUIRES: no sign.
+template <int Left>
+I32x16 moved(I32x16 a) {
+  const int32x4_t left = vdupq_n_s32(Left);  // USHL and SSHL move to the right by less than nothing
+  return {
+      vshlq_s32(a.q0, left), vshlq_s32(a.q1, left), vshlq_s32(a.q2, left), vshlq_s32(a.q3, left)};
+}
+
+/// The numbers at these places, 0 to 15.
+inline F32x16 look_up(const float* numbers, I32x16 at) {
+  const auto* bytes = reinterpret_cast<const std::byte*>(numbers);
+  const uint8x16x4_t table = {{load_sixteen(bytes),
+                               load_sixteen(bytes + 16),
+                               load_sixteen(bytes + 32),
+                               load_sixteen(bytes + 48)}};
+  const auto four = [&](int32x4_t places) {
+    // The places of a number's four bytes.
+    const int32x4_t of_bytes = vmlaq_s32(vdupq_n_s32(0x03020100), places, vdupq_n_s32(0x04040404));
+    return vreinterpretq_f32_u8(vqtbl4q_u8(table, vreinterpretq_u8_s32(of_bytes)));
+  };
+  return {four(at.q0), four(at.q1), four(at.q2), four(at.q3)};
+}

@@ -44,6 +44,8 @@ struct Tiling {
 #include "ferry/kernels/cpu/gemm_fp8.inl"
 #include "ferry/kernels/cpu/mxfp4_panels.inl"
 #include "ferry/kernels/cpu/gemm_mxfp4.inl"
+#include "ferry/kernels/cpu/ggml_panels.inl"
+#include "ferry/kernels/cpu/gemm_ggml.inl"
 #include "ferry/kernels/cpu/gemm_blocks.inl"
 #include "ferry/kernels/cpu/int_rows.inl"
 #include "ferry/kernels/cpu/gemm_int.inl"
