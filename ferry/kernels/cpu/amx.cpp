@@ -235,10 +235,11 @@ struct Int8Tiles : TilesInPlace<Int8Products> {
 };
 
 /// Fewer rows go through the loops of the AVX-512 table, whose results have the same bits: they
-/// read weights as fast. Measured with bf16, where one and two rows do. fp8 and mxfp4: fewer do not
-/// pay for unpacking.
+/// read weights as fast. Measured with bf16, where one and two rows do. fp8, mxfp4 and blocks:
+/// fewer do not pay for unpacking.
 constexpr std::int64_t fewest_tile_rows(WeightType weights) {
-  const bool unpacks = weights == WeightType::fp8 || weights >= WeightType::mxfp4;
+  const bool unpacks =
+      weights == WeightType::fp8 || weights == WeightType::mxfp4 || is_ggml(weights);
   return unpacks ? 8 : 3;
 }
 

@@ -33,55 +33,13 @@ struct Tiling {
 #include "ferry/kernels/cpu/vec_x86.inl"
 #include "ferry/kernels/cpu/vec_avx2.inl"
 #include "ferry/kernels/cpu/int_avx2.inl"
-#include "ferry/kernels/cpu/math.inl"
-#include "ferry/kernels/cpu/row_ops.inl"
-#include "ferry/kernels/cpu/delta.inl"
-#include "ferry/kernels/cpu/wire.inl"
-#include "ferry/kernels/cpu/gemm_common.inl"
-#include "ferry/kernels/cpu/attend.inl"
-#include "ferry/kernels/cpu/index_scores.inl"
-#include "ferry/kernels/cpu/gemm_fma.inl"
-#include "ferry/kernels/cpu/fp8_panels.inl"
-#include "ferry/kernels/cpu/gemm_fp8.inl"
-#include "ferry/kernels/cpu/mxfp4_panels.inl"
-#include "ferry/kernels/cpu/gemm_mxfp4.inl"
-#include "ferry/kernels/cpu/ggml_panels.inl"
-#include "ferry/kernels/cpu/gemm_ggml.inl"
-#include "ferry/kernels/cpu/gemm_blocks.inl"
-#include "ferry/kernels/cpu/int_rows.inl"
-#include "ferry/kernels/cpu/gemm_int.inl"
-#include "ferry/kernels/cpu/gemm.inl"
-#include "ferry/kernels/cpu/peaks.inl"
+#include "ferry/kernels/cpu/all_kernels.inl"
 #include "ferry/kernels/cpu/sampling_avx2.inl"
-#include "ferry/kernels/cpu/sampling.inl"
+#include "ferry/kernels/cpu/table.inl"
 // clang-format on
 
 }  // namespace
 
-constinit const Kernels kAvx2{.isa = Isa::avx2,
-                              .name = "avx2",
-                              .gemm_scratch_bytes = gemm_scratch_bytes,
-                              .gemm = gemm,
-                              .attend = attend,
-                              .index_scores = index_scores,
-                              .weighted_sum = weighted_sum,
-                              .delta_rule = delta_rule,
-                              .rms_norm = rms_norm,
-                              .rope = rope,
-                              .softmax = softmax,
-                              .sigmoid = sigmoid_row,
-                              .scale = scale,
-                              .add = add_row,
-                              .convert = convert,
-                              .stream_copy = stream_copy,
-                              .stream_fence = stream_fence,
-                              .encode = encode,
-                              .decode = decode,
-                              .multiply_in_registers = multiply_in_registers,
-                              .greatest = greatest,
-                              .weigh = weigh,
-                              .exp_sum = exp_sum,
-                              .count_weights = count_weights,
-                              .pick_weights = pick_weights};
+constinit const Kernels kAvx2 = table_of(Isa::avx2, "avx2");
 
 }  // namespace ferry::cpu

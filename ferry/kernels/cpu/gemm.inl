@@ -4,8 +4,7 @@
 inline std::size_t gemm_scratch_bytes(WeightType weights, std::int64_t k) {
   if (weights == WeightType::f32) return 0;
   if (weights == WeightType::int8 || weights == WeightType::int4) return int_gemm_scratch_bytes(k);
-  if (weights == WeightType::mxfp4 || weights >= WeightType::q8_0)
-    return unpacked_gemm_scratch_bytes(k);
+  if (weights == WeightType::mxfp4 || is_ggml(weights)) return unpacked_gemm_scratch_bytes(k);
   return weights == WeightType::fp8 ? fp8_gemm_scratch_bytes(k) : widened_scratch_bytes(k);
 }
 
