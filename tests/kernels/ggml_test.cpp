@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "ferry/checkpoint/gguf/gguf_types.h"
-#include "kernels/gemm_testing.h"
+#include "kernels/two_forms.h"
 #include "support/long_tests.h"
 
 namespace ferry::testing {
@@ -25,12 +25,12 @@ std::vector<std::int64_t> halves_of(WeightType type) {
 }
 
 /// A matrix [n, k] of random blocks as a GGUF file has it, held as it is and as bf16.
-class TwoForms {
+class GgmlForms : public TwoForms {
  public:
   /// half_of(): an f16.
   template <class Half>
-  TwoForms(WeightType type, std::int64_t n, std::int64_t k, std::uint32_t seed, Half half_of)
-      : codes_{.type = type, .k = k, .n = n}, elements_{.type = WeightType::bf16, .k = k, .n = n} {
+  GgmlForms(WeightType type, std::int64_t n, std::int64_t k, std::uint32_t seed, Half half_of)
+      : TwoForms(type, n, k) {
     const GgufType& stored = stored_type(type);
     std::mt19937 engine(seed);
     std::vector<std::byte> blocks(static_cast<std::size_t>(n * stored.row_bytes(k)));
@@ -45,57 +45,12 @@ class TwoForms {
     values_.resize(static_cast<std::size_t>(n * k));
     for (std::int64_t row = 0; row < n; ++row)
       stored.read_row(blocks.data() + row * stored.row_bytes(k), k, values_.data() + row * k);
-    const std::vector<std::byte> bf16 = to_type(values_, DType::bf16);
-    pack(codes_, codes_memory_, {.type = type, .source = blocks.data()});
-    pack(elements_,
-         elements_memory_,
-         {.type = WeightType::bf16, .source = bf16.data(), .source_type = DType::bf16});
+    pack({.type = type, .source = blocks.data()}, values_);
   }
-
-  const PackedMatrix& codes() const { return codes_; }
 
   const std::vector<float>& values() const { return values_; }
 
-  void expect_same_products(const Kernels& kernels,
-                            const std::vector<std::byte>& rows,
-                            std::int64_t num_rows) const {
-    const auto as_elements = product(kernels_for(Isa::scalar), elements_, rows, num_rows);
-    const auto as_codes = product(kernels, codes_, rows, num_rows);
-    ASSERT_TRUE(same_bytes(as_codes, as_elements, DType::f32))
-        << weight_type_name(codes_.type) << " k " << codes_.k << " n " << codes_.n << " rows "
-        << num_rows;
-  }
-
-  static std::vector<std::byte> product(const Kernels& kernels,
-                                        const PackedMatrix& weights,
-                                        const std::vector<std::byte>& rows,
-                                        std::int64_t num_rows) {
-    std::vector<std::byte> out(static_cast<std::size_t>(num_rows * weights.n) * 4);
-    std::vector<std::byte> scratch(kernels.gemm_scratch_bytes(weights.type, weights.k));
-    GemmArgs args;
-    args.in = {rows.data(), weights.k * 2, nullptr};
-    args.rows = num_rows;
-    args.weights = &weights;
-    args.last_panel = weights.panels();
-    args.out = {out.data(), weights.n * 4};
-    args.scratch = scratch;
-    kernels.gemm(args);
-    return out;
-  }
-
  private:
-  static void pack(PackedMatrix& matrix, Buffer& memory, PackArgs args) {
-    memory = Buffer(static_cast<std::size_t>(matrix.panels()) * matrix.panel_bytes());
-    std::fill_n(memory.data(), memory.size(), std::byte{0x77});
-    args.k = matrix.k;
-    args.n = matrix.n;
-    args.out = memory.data();
-    pack_matrix(args);
-    matrix.data = memory.data();
-  }
-
-  PackedMatrix codes_, elements_;
-  Buffer codes_memory_, elements_memory_;
   std::vector<float> values_;
 };
 
@@ -122,7 +77,7 @@ TEST_P(GgmlOfIsa, GivesTheBytesOfBf16OnRaggedShapes) {
       const std::int64_t k = blocks * ggml_block(type).k;
       if (slow_run() && k > 512) continue;
       for (const std::int64_t n : {1, 15, 17, 40, 72}) {
-        const TwoForms forms(type, n, k, ++seed, usual_half);
+        const GgmlForms forms(type, n, k, ++seed, usual_half);
         for (const std::int64_t rows : {0, 1, 2, 3, 7, 8, 33}) {
           const auto in = to_type(random.row(rows * k, Values::mixed), DType::bf16);
           forms.expect_same_products(fast(), in, rows);
@@ -137,7 +92,7 @@ TEST_P(GgmlOfIsa, GivesTheBytesOfBf16OnRaggedShapes) {
 TEST_P(GgmlOfIsa, GivesTheBytesOfBf16ForEveryWeight) {
   for (const WeightType type : ggml_types()) {
     const std::int64_t k = ggml_block(type).k;
-    const TwoForms forms(type, 48, k, 17, any_half);
+    const GgmlForms forms(type, 48, k, 17, any_half);
     std::vector<float> rows(static_cast<std::size_t>(k * k), 0.0F);
     for (std::int64_t r = 0; r < k; ++r) rows[static_cast<std::size_t>(r * k + r)] = 1;
     const auto in = to_type(rows, DType::bf16);
@@ -154,7 +109,7 @@ TEST_P(GgmlOfIsa, AScaleThatIsNotFiniteIsANan) {
       const std::int64_t k = 2 * ggml_block(type).k;
       int at = 0;
       const auto scales = static_cast<int>(halves_of(type).size());
-      const TwoForms forms(type, 20, k, 23, [&](std::mt19937& engine) {
+      const GgmlForms forms(type, 20, k, 23, [&](std::mt19937& engine) {
         return at++ % (2 * scales) < scales ? half : usual_half(engine);
       });
       std::vector<float> rows(static_cast<std::size_t>(9 * k), 0.0F);
@@ -162,7 +117,7 @@ TEST_P(GgmlOfIsa, AScaleThatIsNotFiniteIsANan) {
         rows[static_cast<std::size_t>(r * k + (r % 2 == 0 ? r : k - 1 - r))] = 1;
       for (const std::int64_t count : {1, 2, 9}) {
         const auto out =
-            TwoForms::product(fast(), forms.codes(), to_type(rows, DType::bf16), count);
+            GgmlForms::product(fast(), forms.codes(), to_type(rows, DType::bf16), count);
         for (const float x : to_floats(out.data(), DType::f32, count * 20))
           ASSERT_TRUE(std::isnan(x)) << weight_type_name(type);  // 0 * NaN, too
       }
@@ -191,10 +146,10 @@ TEST(GgmlWeights, AreOffByTheRoundingToBf16) {
   RandomValues random(9);
   for (const WeightType type : ggml_types()) {
     const std::int64_t k = 2 * ggml_block(type).k;
-    const TwoForms forms(type, 16, k, 31, usual_half);
+    const GgmlForms forms(type, 16, k, 31, usual_half);
     const auto in = to_type(random.row(k), DType::bf16);
     const std::vector<float> row = to_floats(in.data(), DType::bf16, k);
-    const auto out = TwoForms::product(kernels(), forms.codes(), in, 1);
+    const auto out = GgmlForms::product(kernels(), forms.codes(), in, 1);
     const std::vector<float> sums = to_floats(out.data(), DType::f32, 16);
     for (std::int64_t c = 0; c < 16; ++c) {
       double exact = 0;

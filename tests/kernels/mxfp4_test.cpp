@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/gemm_testing.h"
+#include "kernels/two_forms.h"
 #include "support/long_tests.h"
 
 namespace ferry::testing {
@@ -11,13 +11,12 @@ namespace {
 
 /// Codes and scales of a matrix [n, k] as checkpoints store them, and the matrix as mxfp4 and as
 /// bf16.
-class TwoForms {
+class Mxfp4Forms : public TwoForms {
  public:
   /// exponent_of(row, group), code_of(row, i)
   template <class Exponent, class Code>
-  TwoForms(std::int64_t n, std::int64_t k, Exponent exponent_of, Code code_of)
-      : codes_{.type = WeightType::mxfp4, .k = k, .n = n},
-        elements_{.type = WeightType::bf16, .k = k, .n = n} {
+  Mxfp4Forms(std::int64_t n, std::int64_t k, Exponent exponent_of, Code code_of)
+      : TwoForms(WeightType::mxfp4, n, k) {
     const std::int64_t groups = weight_groups(WeightType::mxfp4, k);
     std::vector<std::byte> codes(
         static_cast<std::size_t>(n * code_row_bytes(WeightType::mxfp4, k)));
@@ -37,54 +36,8 @@ class TwoForms {
         values.push_back(static_cast<float>(std::ldexp(double{e2m1_value(code)}, power)));
       }
     }
-    const std::vector<std::byte> bf16 = to_type(values, DType::bf16);
-    pack(codes_,
-         codes_memory_,
-         {.type = WeightType::mxfp4, .source = codes.data(), .scales = scales.data()});
-    pack(elements_,
-         elements_memory_,
-         {.type = WeightType::bf16, .source = bf16.data(), .source_type = DType::bf16});
+    pack({.type = WeightType::mxfp4, .source = codes.data(), .scales = scales.data()}, values);
   }
-
-  void expect_same_products(const Kernels& kernels,
-                            const std::vector<std::byte>& rows,
-                            std::int64_t num_rows) const {
-    const auto as_elements = product(kernels_for(Isa::scalar), elements_, rows, num_rows);
-    const auto as_codes = product(kernels, codes_, rows, num_rows);
-    ASSERT_TRUE(same_bytes(as_codes, as_elements, DType::f32))
-        << "k " << codes_.k << " n " << codes_.n << " rows " << num_rows;
-  }
-
- private:
-  static void pack(PackedMatrix& matrix, Buffer& memory, PackArgs args) {
-    memory = Buffer(static_cast<std::size_t>(matrix.panels()) * matrix.panel_bytes());
-    std::fill_n(memory.data(), memory.size(), std::byte{0x77});
-    args.k = matrix.k;
-    args.n = matrix.n;
-    args.out = memory.data();
-    pack_matrix(args);
-    matrix.data = memory.data();
-  }
-
-  static std::vector<std::byte> product(const Kernels& kernels,
-                                        const PackedMatrix& weights,
-                                        const std::vector<std::byte>& rows,
-                                        std::int64_t num_rows) {
-    std::vector<std::byte> out(static_cast<std::size_t>(num_rows * weights.n) * 4);
-    std::vector<std::byte> scratch(kernels.gemm_scratch_bytes(weights.type, weights.k));
-    GemmArgs args;
-    args.in = {rows.data(), weights.k * 2, nullptr};
-    args.rows = num_rows;
-    args.weights = &weights;
-    args.last_panel = weights.panels();
-    args.out = {out.data(), weights.n * 4};
-    args.scratch = scratch;
-    kernels.gemm(args);
-    return out;
-  }
-
-  PackedMatrix codes_, elements_;
-  Buffer codes_memory_, elements_memory_;
 };
 
 class Mxfp4OfIsa : public GemmOfIsa {};
@@ -95,7 +48,7 @@ TEST_P(Mxfp4OfIsa, GivesTheBytesOfBf16OnRaggedShapes) {
   for (const std::int64_t k : {1, 2, 31, 32, 33, 96, 200, 517}) {
     if (slow_run() && k > 100) continue;
     for (const std::int64_t n : {1, 15, 17, 40, 72}) {
-      const TwoForms forms(
+      const Mxfp4Forms forms(
           n,
           k,
           [](std::int64_t row, std::int64_t g) { return 110 + (row * 7 + g * 3) % 30; },
@@ -112,7 +65,7 @@ TEST_P(Mxfp4OfIsa, GivesTheBytesOfBf16OnRaggedShapes) {
 /// it leaves the range of f32 or is flushed. The columns of one panel have scales of their own.
 TEST_P(Mxfp4OfIsa, GivesTheBytesOfBf16ForEveryScaleAndCode) {
   constexpr std::int64_t kDepth = kMxfp4Group;
-  const TwoForms forms(
+  const Mxfp4Forms forms(
       256,
       kDepth,
       [](std::int64_t row, std::int64_t) { return row; },
@@ -135,7 +88,7 @@ TEST_P(Mxfp4OfIsa, FlushesWhatBf16Flushes) {
   RandomValues random(8);
   std::mt19937 engine(9);
   for (const int exponent : {0, 1, 2, 20, 60, 127, 200, 240, 252, 253, 254, 255}) {
-    const TwoForms forms(
+    const Mxfp4Forms forms(
         20,
         kDepth,
         [&](std::int64_t row, std::int64_t g) {
