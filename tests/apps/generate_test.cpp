@@ -45,6 +45,19 @@ std::string write_golden_ids(const test::TempDir& directory, const std::string& 
   return file;
 }
 
+/// Of each golden prompt, on one thread a rank.
+Arguments six_tokens(const test::TempDir& directory, const std::string& model) {
+  return {"generate",
+          "--model",
+          model_dir(model),
+          "--input-ids",
+          write_golden_ids(directory, model),
+          "--max-new-tokens",
+          "6",
+          "--threads",
+          "1"};
+}
+
 class Hashes : public testing::TestWithParam<const char*> {};
 
 TEST_P(Hashes, AreTheSameForAllRanksTransportsThreadsAndInstructionSets) {
@@ -80,15 +93,7 @@ TEST_P(Hashes, AreTheSameForAllRanksTransportsThreadsAndInstructionSets) {
 /// Heads and columns that do not divide, groups of some ranks and of all.
 TEST_P(Hashes, AreTheSameForAllSizesOfGroups) {
   const test::TempDir directory;
-  const Arguments common{"generate",
-                         "--model",
-                         model_dir(GetParam()),
-                         "--input-ids",
-                         write_golden_ids(directory, GetParam()),
-                         "--max-new-tokens",
-                         "6",
-                         "--threads",
-                         "1"};
+  const Arguments common = six_tokens(directory, GetParam());
   const json expected = run_json(common)["results"];
   std::vector<Arguments> ways{
       {"--tp", "2"},
@@ -108,15 +113,7 @@ TEST_P(Hashes, AreTheSameForAllSizesOfGroups) {
 /// Slices over all ranks and over groups, with whole groups of other ranks beside them.
 TEST_P(Hashes, AreTheSameForAllExpertSlices) {
   const test::TempDir directory;
-  const Arguments common{"generate",
-                         "--model",
-                         model_dir(GetParam()),
-                         "--input-ids",
-                         write_golden_ids(directory, GetParam()),
-                         "--max-new-tokens",
-                         "6",
-                         "--threads",
-                         "1"};
+  const Arguments common = six_tokens(directory, GetParam());
   const json expected = run_json(common)["results"];
   const Arguments four{"--ep", "4", "--tp", "4"};
   std::vector<Arguments> ways{
