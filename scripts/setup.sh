@@ -4,9 +4,9 @@
 # program, tests and ci each include the ones before; fuzz is tests and what libFuzzer needs; bench is tests and
 # the libraries that benchmarks compare with; clients is tests and the programs that talk to a server in them;
 # all-clients adds those that fill a gigabyte; sglang is clients and SGLang's front-end, six gigabytes with its
-# torch; vllm is tests and a vLLM for CPUs with our plug-in, some gigabytes in build/venv-vllm; cuda is program and a compiler for CUDA devices (-DFERRY_WITH_CUDA=ON), which ci
-# has too; arm is tests, a compiler for 64-bit ARM, an emulator, and Debian's arm64 libraries in build/arm64
-# (docs/arm.md).
+# torch; vllm is tests and a vLLM for CPUs with our plug-in, some gigabytes in build/venv-vllm; cuda is program and
+# a compiler for CUDA devices (-DFERRY_WITH_CUDA=ON), which ci has too; arm is tests, a compiler for
+# 64-bit ARM, an emulator, and Debian's arm64 libraries in build/arm64 (docs/arm.md).
 #
 # The one list of packages; README.md says why each ("Dependencies"), and tools/lint.sh checks that
 # it knows them all.

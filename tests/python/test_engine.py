@@ -75,6 +75,8 @@ def test_conversations_are_put_as_the_template_has_them(engine):
     assert engine.decode(engine.encode_chat(unfinished, continue_final_message=True)).endswith("It is")
     with pytest.raises(tokenferry.ConfigError, match="role"):
         engine.chat([{"content": "?"}])
+    with pytest.raises(tokenferry.ConfigError, match="messages.*not JSON serializable"):
+        engine.chat([{"role": "user", "content": {1}}])
     with pytest.raises(tokenferry.ConfigError, match='"temperature" is not known here'):
         engine.encode_chat(question, temperature=1)
 

@@ -77,11 +77,14 @@ def _with_form(values):
         # vLLM keeps notes of its own there.
         given["structured_outputs"] = {n: v for n, v in structured.items() if v is not None and not n.startswith("_")}
     given = {name: value for name, value in given.items() if value is not None}
+    return values | {"form": _json(given) if given else None}
+
+
+def _json(members):
     try:
-        form = json.dumps(given) if given else None
-    except TypeError as error:
-        raise ConfigError(f"{', '.join(given)}: {error}") from None
-    return values | {"form": form}
+        return json.dumps(members)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{', '.join(members)}: {error}") from None
 
 
 @dataclass
@@ -172,7 +175,8 @@ class Engine:
     """Loads a checkpoint directory, or a file .gguf, and runs it on ranks that are threads of this process.
 
     ranks: that experts are spread over; 0: one for each NUMA node, or `tp`. tp: ranks that share out
-    attention and dense layers. expert_slices: ranks that share out each expert's columns; divides tp. threads: of each rank; 0: cores / ranks. weights: 'f32', 'bf16', 'int8',
+    attention and dense layers. expert_slices: ranks that share out each expert's columns; divides tp. threads:
+    of each rank; 0: cores / ranks. weights: 'f32', 'bf16', 'int8',
     'fp8', 'int4' or 'mxfp4'; None: as stored. kv_cache_dtype: keys and values are kept as 'auto' (as activations),
     'f32', 'bf16', 'int8' or 'fp8_e4m3'. numerics: 'exact', the same bits on every machine, or 'fast', the machine's
     own dot products of bf16 where it has them (the log says so). backend: how tokens travel. max_context: positions of a sequence;
@@ -243,7 +247,7 @@ class Engine:
         """The ids of one conversation. members: what else POST /v1/chat/completions has of this, such as tools,
         chat_template_kwargs, reasoning_effort, add_generation_prompt, continue_final_message."""
         members = {name: value for name, value in members.items() if value is not None}
-        return self._generator.encode_chat(json.dumps({"messages": list(messages)} | members))
+        return self._generator.encode_chat(_json({"messages": list(messages)} | members))
 
     def stream(self, prompts, sampling_params=None, **options):
         """The same, token by token: a TokenStream."""
