@@ -241,6 +241,8 @@ std::vector<std::int32_t> Generator::encode_chat(const std::string& request) con
   if (tools != nullptr && !tools->is_array())
     fail<ConfigError>("\"tools\" must be a list, not {}", shown_value(*tools));
   const std::string prompt = chat_prompt(fields, impl_->chat(), tools);
+  if (tools != nullptr && !tools->empty() && prompt == chat_prompt(fields, impl_->chat()))
+    fail<ConfigError>("the model's chat template passes over \"tools\"; leave them out");
   fields.refuse_unread();
   return impl_->model().need_tokenizer().encode(prompt, /*add_special=*/false);
 }

@@ -114,6 +114,13 @@ TEST(Generator, ConversationsAreWhatTheTemplateMakesOfThem) {
   EXPECT_NE(refusal("[").find("no JSON"), std::string::npos);
   EXPECT_NE(refusal(fmt::format(R"({{"messages": [{}], "tools": 1}})", question)).find("tools"),
             std::string::npos);
+  EXPECT_NE(refusal(fmt::format(R"({{"messages": [{}], "tools": [{{"type": "function", "function":)"
+                                R"({{"name": "f"}}}}]}})",
+                                question))
+                .find("passes over \"tools\""),
+            std::string::npos)
+      << "the demo model knows none";
+  EXPECT_EQ(refusal(fmt::format(R"({{"messages": [{}], "tools": []}})", question)), "");
   EXPECT_EQ(refusal(fmt::format(R"({{"messages": [{}], "top_k": 1}})", question)),
             "\"top_k\" is not known here");
   EXPECT_THROW(static_cast<void>(Generator(golden(1)).encode_chat(
