@@ -104,8 +104,12 @@ inline I32x16 either(I32x16 a, const I32x16& b) {
 /// Moved to the left by so many bits, or to the right. REQUIRES: no sign.
 template <int Left>
 I32x16 moved(I32x16 a) {
-  for (std::int32_t& x : a.lane)
-    x = Left > 0 ? x << (Left > 0 ? Left : 0) : x >> (Left > 0 ? 0 : -Left);
+  for (std::int32_t& x : a.lane) {
+    if constexpr (Left > 0)
+      x <<= Left;
+    else
+      x >>= -Left;
+  }
   return a;
 }
 
