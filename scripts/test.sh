@@ -18,8 +18,11 @@ scripts/setup.sh tests
 # Configured again only where an earlier run.sh left the tests out, or setup.sh has just brought Python.
 python=OFF
 [[ ! -x build/venv/bin/python ]] || python=ON
+# A build folder that is there keeps its way of building; a new one is built once, and whole.
+unity=()
+[[ -f build/release/CMakeCache.txt ]] || unity=(-DFERRY_UNITY=ON)
 configured() { grep -qs "$1:BOOL=$2" build/release/CMakeCache.txt; }
 configured FERRY_BUILD_TESTS ON && configured FERRY_BUILD_PYTHON $python && [[ -f build/release/build.ninja ]] ||
-  cmake --preset release -DFERRY_BUILD_TESTS=ON -DFERRY_BUILD_BENCH=ON -DFERRY_BUILD_PYTHON=$python
+  cmake --preset release "${unity[@]}" -DFERRY_BUILD_TESTS=ON -DFERRY_BUILD_BENCH=ON -DFERRY_BUILD_PYTHON=$python
 cmake --build --preset release
 ctest --preset release -j 4 "${long[@]}" "$@"

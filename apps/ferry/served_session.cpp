@@ -1,5 +1,7 @@
 #include "apps/ferry/served_session.h"
 
+#include <spdlog/spdlog.h>
+
 #include <ctime>
 #include <filesystem>
 

@@ -13,7 +13,8 @@ CombineMessages::CombineMessages(LaneState& lane, PeerLink& link, const Dispatch
                    static_cast<std::size_t>(lane.options.tp) *
                    static_cast<std::size_t>(lane.options.slots_per_rank)),
       results_expected_(static_cast<std::size_t>(lane.ranks)),
-      has_results_(static_cast<std::size_t>(lane.ranks)) {}
+      has_results_(static_cast<std::size_t>(lane.ranks) *
+                   static_cast<std::size_t>(lane.options.tp)) {}
 
 void CombineMessages::send(Rank home, std::uint32_t puts) {
   const ExchangeLayout& layout = lane_.layout;
@@ -52,7 +53,7 @@ std::size_t CombineMessages::write(Rank home, std::uint32_t puts) {
 
 void CombineMessages::receive(Rank peer) {
   const auto p = static_cast<std::size_t>(peer);
-  has_results_[p] = 0;
+  has_none(peer);
   if (!link_.await(peer, ExchangeSignal::combine_message, lane_.epoch)) return;
   const auto* header = link_.at<const CombineHeader>(lane_.layout.combine_inbox +
                                                      p * lane_.layout.combine_message_bytes);
@@ -72,8 +73,12 @@ void CombineMessages::receive(Rank peer) {
   results_expected_[p] += header->payload_puts;
   if (header->payload_puts &&
       !link_.await(peer, ExchangeSignal::combine_rows, results_expected_[p]))
-    return;
-  has_results_[p] = 1;
+    has_none(peer);
+}
+
+void CombineMessages::has_none(Rank peer) {
+  const auto first = has_results_.begin() + static_cast<std::ptrdiff_t>(share_at(peer, 0));
+  std::fill_n(first, lane_.options.tp, std::uint8_t{0});
 }
 
 /// False: not the rows of what was sent to `peer`.
@@ -84,13 +89,13 @@ bool CombineMessages::read_rows(Rank peer, const CombineHeader& header) {
   const auto* next = reinterpret_cast<const std::int64_t*>(&header + 1);
   for (std::size_t share = 0; share < plans.size(); ++share) {
     const std::span<const std::uint32_t> counts = plans[share].counts(peer);
-    std::int64_t* first_rows =
-        result_rows_.data() + (static_cast<std::size_t>(peer) * plans.size() + share) * slots;
+    std::int64_t* first_rows = result_rows_.data() + share_at(peer, share) * slots;
     const std::int64_t listed = *next++;
-    // Of a member that it masked, the peer may have computed nothing.
-    if (listed == 0 && link_.is_masked(lane_.base_of(lane_.rank) + static_cast<Rank>(share)))
-      continue;
-    sane &= listed == std::count_if(counts.begin(), counts.end(), [](auto n) { return n > 0; });
+    const auto sent = std::ranges::count_if(counts, [](auto n) { return n > 0; });
+    // The peer may have masked another member, whose end this rank need not have noticed yet.
+    if (listed == 0 && sent > 0 && lane_.masks() && share != lane_.member_of(lane_.rank)) continue;
+    has_results_[share_at(peer, share)] = 1;
+    sane &= listed == sent;
     for (std::size_t slot = 0; sane && slot < counts.size(); ++slot) {
       if (counts[slot] == 0) continue;
       first_rows[slot] = *next++;
@@ -115,9 +120,7 @@ bool CombineMessages::arrived(Rank peer) {
 
 std::span<const std::int64_t> CombineMessages::result_rows(Rank peer, std::size_t share) const {
   const auto slots = static_cast<std::size_t>(lane_.options.slots_per_rank);
-  const auto tp = static_cast<std::size_t>(lane_.options.tp);
-  return std::span(result_rows_)
-      .subspan((static_cast<std::size_t>(peer) * tp + share) * slots, slots);
+  return std::span(result_rows_).subspan(share_at(peer, share) * slots, slots);
 }
 
 }  // namespace ferry

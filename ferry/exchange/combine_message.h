@@ -25,7 +25,10 @@ class CombineMessages {
   /// Whether receive() would find everything; never blocks.
   bool arrived(Rank peer);
 
-  bool has_results(Rank peer) const { return has_results_[static_cast<std::size_t>(peer)] != 0; }
+  /// Whether `peer` has results for the tokens that a member of this rank's group sent.
+  bool has_results(Rank peer, std::size_t share) const {
+    return has_results_[share_at(peer, share)] != 0;
+  }
 
   /// [L] first rows of a member's results in the slots of `peer`; only slots with records count.
   std::span<const std::int64_t> result_rows(Rank peer, std::size_t share) const;
@@ -33,13 +36,18 @@ class CombineMessages {
  private:
   std::size_t write(Rank home, std::uint32_t puts);
   bool read_rows(Rank peer, const CombineHeader& header);
+  void has_none(Rank peer);
+
+  std::size_t share_at(Rank peer, std::size_t share) const {
+    return static_cast<std::size_t>(peer) * static_cast<std::size_t>(lane_.options.tp) + share;
+  }
 
   LaneState& lane_;
   PeerLink& link_;
   const DispatchMessages& messages_;
   std::vector<std::int64_t> result_rows_;        // [R][tp][L]
   std::vector<std::uint64_t> results_expected_;  // [R] cumulative pushed rows
-  std::vector<std::uint8_t> has_results_;        // [R]
+  std::vector<std::uint8_t> has_results_;        // [R][tp]
 };
 
 }  // namespace ferry

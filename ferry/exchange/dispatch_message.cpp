@@ -117,11 +117,9 @@ void DispatchMessages::append_row_weights(Rank peer,
 }
 
 void DispatchMessages::receive(Rank home) {
+  forget(home);
   const auto h = static_cast<std::size_t>(home);
   const std::span<std::uint32_t> counts = counts_of(home);
-  std::fill(counts.begin(), counts.end(), 0U);
-  messages_[h] = {.counts = counts};
-  tokens_of_[h] = 0;
   if (!link_.await(home, ExchangeSignal::dispatch_message, lane_.epoch)) return;
   const DispatchHeader* header = &header_of(home);
   if (!sane(*header)) throw contradiction(home);
@@ -145,6 +143,13 @@ void DispatchMessages::receive(Rank home) {
   if (!count_records(home, header->tokens, message.records) || !sane(message))
     throw contradiction(home);
   messages_[h] = message;
+}
+
+void DispatchMessages::forget(Rank home) {
+  const std::span<std::uint32_t> counts = counts_of(home);
+  std::fill(counts.begin(), counts.end(), 0U);
+  messages_[static_cast<std::size_t>(home)] = {.counts = counts};
+  tokens_of_[static_cast<std::size_t>(home)] = 0;
 }
 
 /// Whether what follows the header fits into a message, and is of this exchange.

@@ -23,6 +23,10 @@ class DispatchMessages {
   /// Waits for the message of `home` and checks that nothing in it leads outside our buffers.
   void receive(Rank home);
 
+  /// The rows of `home` will not come: from here on it is as if it had sent no token, so that its
+  /// group is told so rather than given results of nothing.
+  void forget(Rank home);
+
   /// Throws where ranks that hold the same tokens do not say so.
   void check_groups() const;
 

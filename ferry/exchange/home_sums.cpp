@@ -66,7 +66,7 @@ void HomeSums::list_rank_sums(std::size_t token, SumList& list) {
     for (int k = 0; k < lane_.options.topk; ++k)
       has_part |= summing_rank(plan.place(static_cast<int>(token), k).rank) == peer;
     if (!has_part) continue;
-    if (!combined_.has_results(peer)) {
+    if (!combined_.has_results(peer, share)) {
       lost_[token] = 1;
       continue;
     }
@@ -90,7 +90,7 @@ void HomeSums::list_results(std::span<const float> weights, std::size_t token, S
   for (std::size_t k = 0; k < topk; ++k) {
     const RecordPlace place = plan.place(static_cast<int>(token), static_cast<int>(k));
     if (place.rank < 0) continue;
-    if (!combined_.has_results(place.rank)) {
+    if (!combined_.has_results(place.rank, share)) {
       lost_[token] = 1;
       continue;
     }

@@ -97,6 +97,7 @@ void RowReceiver::bring(Rank home) {
   if (message.payload_puts && !link_.await(home, ExchangeSignal::dispatch_rows, expected)) {
     // The results of what stands in these places will go nowhere; but it must be memory.
     if (points()) point_at_nothing(home);
+    messages_.forget(home);
     return;
   }
   lane_.sources[static_cast<std::size_t>(home)].rows_received += message.records.size();

@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstring>
 #include <optional>
 #include <string>
@@ -11,6 +12,8 @@
 
 #include "exchange_harness.h"
 #include "ferry/core/error.h"
+#include "ferry/exchange/exchange_layout.h"
+#include "support/counting_transport.h"
 #include "support/ranks.h"
 
 namespace ferry {
@@ -150,6 +153,12 @@ const Setting kSettings[] = {
     {.name = "networkPerExpert", .backend = MoeA2ABackend::alltoallv, .network = true},
     {.name = "networkGathered", .backend = MoeA2ABackend::none, .network = true},
     {.name = "groups", .tp = 2},
+    {.name = "groupsGathered", .backend = MoeA2ABackend::none, .tp = 2},
+    {.name = "networkGroups", .network = true, .tp = 2},
+    {.name = "networkGroupsPerExpert",
+     .backend = MoeA2ABackend::alltoallv,
+     .network = true,
+     .tp = 2},
     {.name = "twoRanks", .ranks = 2},
 };
 
@@ -168,6 +177,94 @@ INSTANTIATE_TEST_SUITE_P(All,
                                                               DiesBefore::combine_send,
                                                               DiesBefore::combine_recv)),
                          label);
+
+class DeadRanksGroups : public ::testing::TestWithParam<Setting> {};
+
+/// The victim ends after it has sent all it had to send: who waits longer hears of it within the
+/// exchange, who does not hears later. A member of its group must take both their answers.
+TEST_P(DeadRanksGroups, TakesAnswersOfRanksThatKnowAndOfRanksThatDoNot) {
+  const Setting& setting = GetParam();
+  constexpr Rank kKnows = 2;
+  RanksOptions on{.ranks = setting.ranks};
+  if (setting.network) on.faults = Faults{.network = true};
+  for (std::uint64_t seed = 90; seed < 100; ++seed) {
+    std::atomic<bool> has_sent_all = false;
+    on_ranks(on, [&](Transport& transport) {
+      const Rank rank = transport.rank();
+      ThreadPool pool(1);
+      const DispatcherOptions options = options_of(setting);
+      Dispatcher dispatcher(options, transport, pool);
+      ExchangeCase exchange{.options = options, .ranks = setting.ranks, .seed = seed};
+      try {
+        exchange_once(dispatcher, exchange, transport, [&](DiesBefore point) {
+          if (rank == kVictim && point == DiesBefore::combine_recv) {
+            has_sent_all = true;
+            throw Ended();
+          }
+          if (rank != kKnows || point != DiesBefore::dispatch_recv) return;
+          while (!has_sent_all) {  // what this rank sent still leaves
+            static_cast<void>(dispatcher.poll());
+            std::this_thread::yield();
+          }
+          dispatcher.mask(kVictim);
+        });
+        dispatcher.mask(kVictim);
+        ++exchange.seed;
+        exchange_once(dispatcher, exchange, transport, [](DiesBefore) {});
+      } catch (const Ended&) {
+      }
+    });
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All,
+                         DeadRanksGroups,
+                         ::testing::ValuesIn([] {
+                           std::vector<Setting> groups(std::begin(kSettings), std::end(kSettings));
+                           std::erase_if(groups, [](const Setting& s) { return s.tp == 1; });
+                           return groups;
+                         }()),
+                         [](const auto& setting) { return setting.param.name; });
+
+/// Says that the victim has died where its rows are waited for, once all of it has been sent.
+class HearsBetweenMessageAndRows final : public CountingTransport {
+ public:
+  HearsBetweenMessageAndRows(Transport& inner, const std::atomic<bool>* victim_has_sent_all)
+      : CountingTransport(inner, 1, SIZE_MAX), victim_has_sent_all_(victim_has_sent_all) {}
+
+  WaitResult wait(Region& region, int signal, std::uint64_t count, Deadline deadline) override {
+    const int rows = kVictim * kExchangeSignals + static_cast<int>(ExchangeSignal::dispatch_rows);
+    if (victim_has_sent_all_ != nullptr && signal == rows) {
+      while (!*victim_has_sent_all_) std::this_thread::yield();
+      throw TransportError(TransportError::Kind::peer_died, kVictim, "it died");
+    }
+    return CountingTransport::wait(region, signal, count, deadline);
+  }
+
+ private:
+  const std::atomic<bool>* victim_has_sent_all_;  // nullptr: hears nothing
+};
+
+TEST(DeadRanksGroup, GetsNoResultsOfRowsThatNeverCame) {
+  const DispatcherOptions options = options_of({.name = "", .tp = 2});
+  for (std::uint64_t seed = 90; seed < 100; ++seed) {
+    std::atomic<bool> has_sent_all = false;
+    on_ranks({.ranks = 4}, [&](Transport& inner) {
+      HearsBetweenMessageAndRows transport(inner, inner.rank() == 2 ? &has_sent_all : nullptr);
+      ThreadPool pool(1);
+      Dispatcher dispatcher(options, transport, pool);
+      const ExchangeCase exchange{.options = options, .ranks = 4, .seed = seed};
+      try {
+        exchange_once(dispatcher, exchange, transport, [&](DiesBefore point) {
+          if (inner.rank() != kVictim || point != DiesBefore::combine_recv) return;
+          has_sent_all = true;
+          throw Ended();
+        });
+      } catch (const Ended&) {
+      }
+    });
+  }
+}
 
 TEST(LateRank, IsMaskedAfterTheTimeoutAndToldSo) {
 #ifdef __SANITIZE_THREAD__

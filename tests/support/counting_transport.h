@@ -12,7 +12,7 @@
 
 namespace ferry {
 
-class CountingTransport final : public Transport {
+class CountingTransport : public Transport {
  public:
   struct Count {
     std::uint64_t puts = 0;
