@@ -128,13 +128,20 @@ Place place(int number) {
       return {{Kind::json_schema, schema}, R"({"name": "Mia", "age": 12, "tags": ["re)", "d"};
     case 3:  // any object
       return {{Kind::json, ""}, R"({"a": [1, {"b": "x)", "y"};
+    case 4:
+      return {{Kind::json_schema, R"({"type": "string", "maxLength": 200})"}, "\"Mi", "a"};
     default:
       return {{Kind::regex, "[A-Z][a-z]+( [A-Z][a-z]+)*"}, "Onc", "e"};
   }
 }
 
-constexpr const char* kPlaces[] = {
-    "in a string", "in a number", "in an enum", "in any object", "in a regex"};
+constexpr const char* kPlaces[] = {"in a string",
+                                   "in a number",
+                                   "in an enum",
+                                   "in any object",
+                                   "in a string with maxLength",
+                                   "in a regex"};
+constexpr int kLast = static_cast<int>(std::size(kPlaces)) - 1;
 
 /// Before the last token, with the mask for it there.
 std::unique_ptr<GrammarState> state_at(const Place& at) {
@@ -197,8 +204,8 @@ void floor(benchmark::State& bench) {
 }
 
 BENCHMARK(floor);
-BENCHMARK(token)->DenseRange(0, 4)->UseRealTime();
-BENCHMARK(mask)->DenseRange(0, 4)->UseManualTime()->Iterations(200);
+BENCHMARK(token)->DenseRange(0, kLast)->UseRealTime();
+BENCHMARK(mask)->DenseRange(0, kLast)->UseManualTime()->Iterations(200);
 BENCHMARK(first)->UseRealTime();
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include "ferry/text/compile_thread.h"
 #include "ferry/text/grammars.h"
 #include "ferry/text/json_schema.h"
+#include "ferry/text/short_repetitions.h"
 #include "ferry/text/tokenizer.h"
 
 namespace xgrammar {
@@ -84,7 +85,7 @@ std::string first_line(std::string message) {
 /// A regular expression as one automaton, whose masks take bounded time; a dot is no line break.
 std::string ebnf_of_regex(const std::string& regex) {
   std::string quoted;
-  for (const char c : regex) {
+  for (const char c : with_short_repetitions(regex)) {
     if (c == '\n') {
       quoted += "\\n";
     } else if (c == '\r') {

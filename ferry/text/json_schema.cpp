@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ferry/core/error.h"
+#include "ferry/text/short_repetitions.h"
 
 namespace ferry {
 
@@ -195,6 +196,8 @@ class Schemas {
 
   static void string(Json& schema, const std::string& path) {
     bound_length(schema, path);
+    if (schema.contains("pattern") && schema["pattern"].is_string())
+      schema["pattern"] = with_short_repetitions(schema["pattern"].get<std::string>());
     if (!schema.contains("format")) return;
     const Json& format = schema["format"];
     const std::string name = format.is_string() ? format.get<std::string>() : format.dump();

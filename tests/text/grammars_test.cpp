@@ -276,6 +276,40 @@ TEST_F(GrammarsTest, StringsOfAnyLengthAreOnesOfJson) {
   }
 }
 
+/// Whether a JSON string of so many characters is one of the grammar.
+bool takes_string_of(Grammars& grammars,
+                     const Tokenizer& tokenizer,
+                     const GrammarText& grammar,
+                     int characters) {
+  const std::string text = '"' + std::string(static_cast<std::size_t>(characters), 'a') + '"';
+  const auto state = grammars.begin(grammar);
+  std::vector<float> logits(static_cast<std::size_t>(kVocab));
+  for (const std::int32_t id : tokenizer.encode(text, false)) {
+    std::ranges::fill(logits, 1.0F);
+    state->mask(logits);
+    if (logits[static_cast<std::size_t>(id)] != 1.0F) return false;
+    state->advance(id);
+  }
+  return true;
+}
+
+TEST_F(GrammarsTest, StringsHaveAsManyCharactersAsTheirSchemaSays) {
+  const std::pair<int, int> bounds[] = {
+      {0, 200}, {127, 129}, {128, 128}, {130, 140}, {5, 257}, {256, 300}, {200, -1}, {700, 1024}};
+  for (const auto& [least, most] : bounds) {
+    std::string schema = R"({"type": "string", "minLength": )" + std::to_string(least);
+    if (most >= 0) schema += R"(, "maxLength": )" + std::to_string(most);
+    const GrammarText grammar{Kind::json_schema, schema + "}"};
+    grammars_.check(grammar);
+    for (const int length : {1,   126, 127, 128, 129, 130, 131, 139, 140, 141,  199,  200, 201,
+                             255, 256, 257, 258, 299, 300, 301, 699, 700, 1023, 1024, 1025}) {
+      const bool within = length >= least && (most < 0 || length <= most);
+      EXPECT_EQ(takes_string_of(grammars_, tokenizer_, grammar, length), within)
+          << grammar.text << length;
+    }
+  }
+}
+
 TEST_F(GrammarsTest, FewAreKeptHoweverManyCome) {
   for (int i = 0; i < 300; ++i) grammars_.check({Kind::regex, "a{" + std::to_string(i + 1) + "}"});
   const std::size_t many = grammars_.kept_bytes();
