@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <exception>
 #include <list>
 #include <mutex>
@@ -332,12 +333,19 @@ class Place final : public GrammarState {
                 logits.size());
     if (!restricts_) return;
     constexpr std::size_t kBits = 32;
+    constexpr float kNever = -std::numeric_limits<float>::infinity();
     for (std::size_t word = 0; word < mask_.size(); ++word) {
-      const auto bits = static_cast<std::uint32_t>(mask_[word]);
-      if (bits == ~std::uint32_t{0}) continue;
-      const std::size_t end = std::min(logits.size(), (word + 1) * kBits);
-      for (std::size_t i = word * kBits; i < end; ++i)
-        if ((bits >> (i % kBits) & 1U) == 0) logits[i] = -std::numeric_limits<float>::infinity();
+      const std::span<float> of_word =
+          logits.subspan(word * kBits, std::min(kBits, logits.size() - word * kBits));
+      auto banned = ~static_cast<std::uint32_t>(mask_[word]);
+      if (banned == ~std::uint32_t{0}) {
+        std::ranges::fill(of_word, kNever);
+        continue;
+      }
+      for (; banned != 0; banned &= banned - 1) {
+        const auto i = static_cast<std::size_t>(std::countr_zero(banned));
+        if (i < of_word.size()) of_word[i] = kNever;
+      }
     }
   }
 
