@@ -273,7 +273,7 @@ class Schemas {
     if (found == schema.end()) return;
     if (!found->is_object()) fail<ConfigError>("{}: \"{}\" must be an object", shown(path), name);
     for (auto& [key, value] : found->items())
-      complete(value, path + "/" + name + "/" + key, depth + 1);
+      complete(value, fmt::format("{}/{}/{}", path, name, key), depth + 1);
   }
 
   void each_item(Json& schema, const std::string& name, const std::string& path, int depth) {
