@@ -59,13 +59,11 @@ void CombineMessages::receive(Rank peer) {
                                                      p * lane_.layout.combine_message_bytes);
   if (!read_rows(peer, *header)) {
     throw TransportError(TransportError::Kind::io,
-                         peer,
-                         fmt::format("combine_recv (layer {}, exchange {}): the message of rank {} "
-                                     "leads outside its results (exchange {}); the ranks run "
-                                     "different options or versions",
-                                     lane_.layer,
-                                     lane_.epoch,
-                                     peer,
+                         link_.known_as(peer),
+                         fmt::format("{}: the message of rank {} leads outside its results "
+                                     "(exchange {}); the ranks run different options or versions",
+                                     lane_.where(),
+                                     link_.known_as(peer),
                                      header->epoch));
   }
   // A rank that has ended since may have told only some of us how much it still had to send.

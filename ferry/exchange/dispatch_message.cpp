@@ -228,11 +228,11 @@ TransportError DispatchMessages::contradiction(Rank home) const {
   const DispatchHeader* header = &header_of(home);
   return {
       TransportError::Kind::io,
-      home,
+      link_.known_as(home),
       fmt::format("{}: the message of rank {} contradicts itself or this rank (exchange {}, {} "
                   "tokens, {} records{}); the ranks run different options, routings or versions",
                   lane_.where(),
-                  home,
+                  link_.known_as(home),
                   header->epoch,
                   header->tokens,
                   header->records,

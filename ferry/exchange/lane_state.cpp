@@ -24,6 +24,7 @@ RelayPlan plan_relays(const ExchangeOptions& exchange, const Transport& transpor
 LaneState::LaneState(const DispatcherOptions& o, const Transport& transport)
     : options(o),
       rank(transport.rank()),
+      known_rank(transport.known_as(rank)),
       ranks(transport.size()),
       pull(transport.capabilities().load_store),
       relays(plan_relays(o.exchange, transport)),
@@ -44,7 +45,7 @@ LaneState::LaneState(const DispatcherOptions& o, const Transport& transport)
       sources(static_cast<std::size_t>(ranks)) {}
 
 std::string LaneState::where() const {
-  return fmt::format("{} of rank {} (layer {}, exchange {})", phase, rank, layer, epoch);
+  return fmt::format("{} of rank {} (layer {}, exchange {})", phase, known_rank, layer, epoch);
 }
 
 }  // namespace ferry

@@ -61,6 +61,7 @@ struct LaneState {
 
   const DispatcherOptions options;
   const Rank rank;
+  const Rank known_rank;  // as errors name it
   const int ranks;
   const bool pull;  // all peers' memory can be read, so that nothing is pushed
   const RelayPlan relays;

@@ -117,12 +117,12 @@ bool PeerLink::await(Rank peer, ExchangeSignal signal, std::uint64_t count) {
   }
   throw TransportError(
       TransportError::Kind::timeout,
-      peer,
+      known_as(peer),
       fmt::format("{} waited {} s for rank {}: expected {} messages, saw {}; that rank hangs or is "
                   "slow (raise --timeout)",
                   lane_.where(),
                   std::chrono::duration<double>(lane_.timeout).count(),
-                  peer,
+                  known_as(peer),
                   count,
                   plane_.signal_value(transport_, *region_, signal_index(peer, signal))));
 }
@@ -168,11 +168,11 @@ void PeerLink::throw_if_masked_by_others() {
     const int index = signal_index(peer, ExchangeSignal::masked);
     if (is_masked(peer) || plane_.signal_value(transport_, *region_, index) == 0) continue;
     throw TransportError(TransportError::Kind::aborted,
-                         peer,
+                         known_as(peer),
                          fmt::format("{}: rank {} waited too long for this rank and went on "
                                      "without it; start it again with the next group",
                                      lane_.where(),
-                                     peer));
+                                     known_as(peer)));
   }
 }
 

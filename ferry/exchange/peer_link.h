@@ -50,6 +50,9 @@ class PeerLink {
 
   void mask(Rank peer);
 
+  /// As errors name it.
+  Rank known_as(Rank peer) const { return transport_.known_as(peer); }
+
   bool is_masked(Rank peer) const { return masked_[static_cast<std::size_t>(peer)] != 0; }
 
   void throw_if_masked_by_others();

@@ -35,6 +35,8 @@ class TrackTransport final : public Transport {
   /// As the group numbers hosts: consecutive where each host has whole runs of `stride` ranks.
   int host_of(Rank rank) const override { return group_.host_of(in_group(rank)); }
 
+  Rank known_as(Rank rank) const override { return group_.known_as(in_group(rank)); }
+
   std::unique_ptr<Region> allocate_region(std::size_t bytes, int num_signals) override;
   std::unique_ptr<Region> register_region(std::span<std::byte> memory, int num_signals) override;
   std::unique_ptr<Transport> split(int color, int key) override;

@@ -105,6 +105,10 @@ class FERRY_API Transport {
   /// one host have windows to each other's memory; between hosts there is a network.
   virtual int host_of(Rank) const { return 0; }
 
+  /// The number by which errors name a rank: its own here, unless this group is a part of another
+  /// that its errors come from.
+  virtual Rank known_as(Rank rank) const { return rank; }
+
   /// Collective: every rank calls it with the same arguments in the same order, else it throws on
   /// every rank. Memory is zeroed, page aligned, and costs nothing until touched; signals start
   /// at 0.

@@ -11,6 +11,7 @@
 #include "exchange_harness.h"
 #include "ferry/core/error.h"
 #include "ferry/launch.h"
+#include "ferry/transport/track.h"
 #include "support/long_tests.h"
 #include "support/ranks.h"
 
@@ -196,6 +197,28 @@ TEST(Dispatcher, NamesPhaseAndRankWhenAPeerHangs) {
   EXPECT_NE(message.find("dispatch_recv"), std::string::npos) << message;
   EXPECT_NE(message.find("layer 5"), std::string::npos) << message;
   EXPECT_NE(message.find("waited 0.1 s for rank 1"), std::string::npos) << message;
+}
+
+TEST(Dispatcher, NamesRanksAsTheWholeGroupKnowsThemOnATrackOfIt) {
+  on_ranks({.ranks = 4}, [&](Transport& group) {
+    TrackTransport track(group, 2);
+    ThreadPool pool(1);
+    const HarnessOptions options = harness(MoeA2ABackend::pplx, Routing::random, WireType::f32);
+    Dispatcher dispatcher(options.dispatcher, track, pool);
+    if (group.rank() == 1) {
+      dispatcher.dispatch_send({.timeout = std::chrono::milliseconds(50)});
+      try {
+        dispatcher.dispatch_recv();
+        ADD_FAILURE() << "nobody answered, and it went on";
+      } catch (const TransportError& e) {
+        EXPECT_EQ(e.peer(), 3);
+        const std::string what = e.what();
+        EXPECT_NE(what.find("dispatch_recv of rank 1 "), std::string::npos) << what;
+        EXPECT_NE(what.find("waited 0.05 s for rank 3:"), std::string::npos) << what;
+      }
+    }
+    EXPECT_EQ(group.barrier(deadline_in(std::chrono::seconds(20))), WaitResult::reached);
+  });
 }
 
 TEST(Dispatcher, TakesAnotherTimeoutForOneExchange) {

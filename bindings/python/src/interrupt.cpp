@@ -33,6 +33,8 @@ class InterruptibleTransport final : public Transport {
 
   int host_of(Rank rank) const override { return inner_->host_of(rank); }
 
+  Rank known_as(Rank rank) const override { return inner_->known_as(rank); }
+
   std::unique_ptr<Region> allocate_region(std::size_t bytes, int num_signals) override {
     std::unique_ptr<Region> region;
     together([&] { region = inner_->allocate_region(bytes, num_signals); });
