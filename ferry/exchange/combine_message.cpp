@@ -91,7 +91,10 @@ bool CombineMessages::read_rows(Rank peer, const CombineHeader& header) {
     const std::int64_t listed = *next++;
     const auto sent = std::ranges::count_if(counts, [](auto n) { return n > 0; });
     // The peer may have masked another member, whose end this rank need not have noticed yet.
-    if (listed == 0 && sent > 0 && lane_.masks() && share != lane_.member_of(lane_.rank)) continue;
+    if (listed == 0 && sent > 0 && lane_.masks() && share != lane_.member_of(lane_.rank)) {
+      link_.mask_as_others(lane_.base_of(lane_.rank) + static_cast<Rank>(share));
+      continue;
+    }
     has_results_[share_at(peer, share)] = 1;
     sane &= listed == sent;
     for (std::size_t slot = 0; sane && slot < counts.size(); ++slot) {

@@ -112,7 +112,7 @@ bool PeerLink::await(Rank peer, ExchangeSignal signal, std::uint64_t count) {
   if (result == WaitResult::reached) return true;
   if (is_masked(peer)) return false;
   if (lane_.masks() && peer != lane_.rank) {
-    mask_late(peer);
+    mask_and_tell(peer);
     return false;
   }
   throw TransportError(
@@ -156,8 +156,12 @@ bool PeerLink::mask_after(const TransportError& error) {
   return true;
 }
 
+void PeerLink::mask_as_others(Rank peer) {
+  if (!is_masked(peer)) mask_and_tell(peer);
+}
+
 /// A rank that may still live must learn that the others have gone on.
-void PeerLink::mask_late(Rank peer) {
+void PeerLink::mask_and_tell(Rank peer) {
   throw_if_masked_by_others();
   put(peer, 0, {}, ExchangeSignal::masked);
   mask(peer);

@@ -49,6 +49,8 @@ class PeerLink {
   void progress();
 
   void mask(Rank peer);
+  /// Another rank has masked it, so that it ends, if it has not yet.
+  void mask_as_others(Rank peer);
 
   /// As errors name it.
   Rank known_as(Rank peer) const { return transport_.known_as(peer); }
@@ -65,7 +67,7 @@ class PeerLink {
   WaitResult timed_wait(Rank peer, ExchangeSignal signal, std::uint64_t count);
   void put_all(std::span<const Put> puts);
   bool mask_after(const TransportError& error);
-  void mask_late(Rank peer);
+  void mask_and_tell(Rank peer);
   static int signal_index(Rank source, ExchangeSignal signal);
 
   LaneState& lane_;
