@@ -53,7 +53,7 @@ std::size_t CombineMessages::write(Rank home, std::uint32_t puts) {
 
 void CombineMessages::receive(Rank peer) {
   const auto p = static_cast<std::size_t>(peer);
-  has_none(peer);
+  clear_results(peer);
   if (!link_.await(peer, ExchangeSignal::combine_message, lane_.epoch)) return;
   const auto* header = link_.at<const CombineHeader>(lane_.layout.combine_inbox +
                                                      p * lane_.layout.combine_message_bytes);
@@ -71,10 +71,10 @@ void CombineMessages::receive(Rank peer) {
   results_expected_[p] += header->payload_puts;
   if (header->payload_puts &&
       !link_.await(peer, ExchangeSignal::combine_rows, results_expected_[p]))
-    has_none(peer);
+    clear_results(peer);
 }
 
-void CombineMessages::has_none(Rank peer) {
+void CombineMessages::clear_results(Rank peer) {
   const auto first = has_results_.begin() + static_cast<std::ptrdiff_t>(share_at(peer, 0));
   std::fill_n(first, lane_.options.tp, std::uint8_t{0});
 }

@@ -36,7 +36,7 @@ class CombineMessages {
  private:
   std::size_t write(Rank home, std::uint32_t puts);
   bool read_rows(Rank peer, const CombineHeader& header);
-  void has_none(Rank peer);
+  void clear_results(Rank peer);
 
   std::size_t share_at(Rank peer, std::size_t share) const {
     return static_cast<std::size_t>(peer) * static_cast<std::size_t>(lane_.options.tp) + share;

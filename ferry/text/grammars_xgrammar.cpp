@@ -86,7 +86,8 @@ std::string first_line(std::string message) {
 /// A regular expression as one automaton, whose masks take bounded time; a dot is no line break.
 std::string ebnf_of_regex(const std::string& regex) {
   std::string quoted;
-  for (const char c : with_short_repetitions(regex)) {
+  std::int64_t states = kStatesForRepetitions;
+  for (const char c : with_short_repetitions(regex, states)) {
     if (c == '\n') {
       quoted += "\\n";
     } else if (c == '\r') {

@@ -11,9 +11,6 @@ namespace ferry {
 
 namespace {
 
-/// Of the automaton that a repetition becomes, about: then it is worth its memory and its making.
-constexpr std::int64_t kMostStates = 2048;
-
 struct Bounds {
   std::int64_t least = 0;
   std::int64_t most = 0;  // -1: any number
@@ -45,17 +42,27 @@ std::string in_pieces(std::string_view what, Bounds left, std::int64_t piece) {
 /// Reads an expression once, from left to right.
 class Cutter {
  public:
-  Cutter(std::string_view regex, std::int64_t piece) : regex_(regex), piece_(piece) {}
+  Cutter(std::string_view regex, std::int64_t most_states, std::int64_t piece)
+      : regex_(regex), most_states_(most_states), piece_(piece) {}
 
-  /// Empty: it cannot be told where the parts of the expression end.
+  /// Empty: it cannot be told where the parts of the expression end, or the automaton is too large.
   std::optional<std::string> run() {
     while (at_ < regex_.size())
-      if (!part()) return std::nullopt;
+      if (!part() || states_ > most_states_) return std::nullopt;
     if (!groups_.empty()) return std::nullopt;
     return std::move(out_);
   }
 
+  /// Of the automaton, about.
+  std::int64_t states() const { return states_; }
+
  private:
+  /// Of out_, up to its end.
+  struct Part {
+    std::size_t begin = 0;
+    std::int64_t states_before = 0;
+  };
+
   bool part() {
     switch (regex_[at_]) {
       case '\\':
@@ -63,14 +70,14 @@ class Cutter {
       case '[':
         return atom(class_bytes());
       case '(':
-        groups_.push_back(out_.size());
+        groups_.push_back({.begin = out_.size(), .states_before = states_});
         return copy(1);
       case ')': {
         if (groups_.empty()) return false;
-        const std::size_t begin = groups_.back();
+        const Part group = groups_.back();
         groups_.pop_back();
         copy(1);
-        atom_ = begin;
+        atom_ = group;
         return true;
       }
       case '{':
@@ -98,21 +105,21 @@ class Cutter {
   /// 0 bytes: it has no end, or none that is known.
   bool atom(std::size_t bytes) {
     if (bytes == 0 || at_ + bytes > regex_.size()) return false;
-    const std::size_t begin = out_.size();
+    const Part one{.begin = out_.size(), .states_before = states_++};
     copy(bytes);
-    atom_ = begin;
+    atom_ = one;
     return true;
   }
 
   bool repetition() {
     const auto bounds = bounds_here();
     if (!bounds || !atom_) return false;
-    const std::string what = out_.substr(*atom_);
-    const bool group = what.front() == '(';
-    const std::int64_t most = std::max(bounds->least, bounds->most);
-    const bool cut = most > piece_ && !what.starts_with("(?<") &&
-                     most <= kMostStates / (group ? std::ssize(what) : 1);
-    out_.resize(*atom_);
+    const std::string what = out_.substr(atom_->begin);
+    const std::int64_t times = std::max<std::int64_t>({bounds->least, bounds->most, 1});
+    const std::int64_t states = atom_->states_before + (states_ - atom_->states_before) * times;
+    const bool cut = times > piece_ && states <= most_states_ && !what.starts_with("(?<");
+    if (cut || times <= piece_) states_ = states;
+    out_.resize(atom_->begin);
     out_ += cut ? in_pieces(what, *bounds, piece_) : once(what, *bounds);
     at_ += bounds->bytes;
     if (!cut) atom_ = std::nullopt;
@@ -192,17 +199,25 @@ class Cutter {
   }
 
   const std::string_view regex_;
+  const std::int64_t most_states_;
   const std::int64_t piece_;
   std::size_t at_ = 0;
   std::string out_;
-  std::vector<std::size_t> groups_;  // where those that are open begin in out_
-  std::optional<std::size_t> atom_;  // where the part begins that a repetition would repeat
+  std::int64_t states_ = 0;
+  std::vector<Part> groups_;  // that are open
+  std::optional<Part> atom_;  // what a repetition would repeat
 };
 
 }  // namespace
 
-std::string with_short_repetitions(std::string_view regex, std::int64_t piece) {
-  return Cutter(regex, piece).run().value_or(std::string(regex));
+std::string with_short_repetitions(std::string_view regex,
+                                   std::int64_t& states_left,
+                                   std::int64_t piece) {
+  Cutter cutter(regex, states_left, piece);
+  std::optional<std::string> shorter = cutter.run();
+  if (!shorter) return std::string(regex);
+  states_left -= cutter.states();
+  return *std::move(shorter);
 }
 
 }  // namespace ferry
