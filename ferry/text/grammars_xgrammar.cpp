@@ -86,8 +86,7 @@ std::string first_line(std::string message) {
 /// A regular expression as one automaton, whose masks take bounded time; a dot is no line break.
 std::string ebnf_of_regex(const std::string& regex) {
   std::string quoted;
-  std::int64_t states = kStatesForRepetitions;
-  for (const char c : with_short_repetitions(regex, states)) {
+  for (const char c : with_short_repetitions(regex)) {
     if (c == '\n') {
       quoted += "\\n";
     } else if (c == '\r') {

@@ -194,11 +194,10 @@ class Schemas {
     }
   }
 
-  void string(Json& schema, const std::string& path) {
+  static void string(Json& schema, const std::string& path) {
     bound_length(schema, path);
     if (schema.contains("pattern") && schema["pattern"].is_string())
-      schema["pattern"] =
-          with_short_repetitions(schema["pattern"].get<std::string>(), states_left_);
+      schema["pattern"] = with_short_repetitions(schema["pattern"].get<std::string>());
     if (!schema.contains("format")) return;
     const Json& format = schema["format"];
     const std::string name = format.is_string() ? format.get<std::string>() : format.dump();
@@ -285,8 +284,6 @@ class Schemas {
     for (std::size_t i = 0; i < found->size(); ++i)
       complete((*found)[i], fmt::format("{}/{}/{}", path, name, i), depth + 1);
   }
-
-  std::int64_t states_left_ = kStatesForRepetitions;
 };
 
 Json parsed(std::string_view text, const char* what) {

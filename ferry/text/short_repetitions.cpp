@@ -11,6 +11,10 @@ namespace ferry {
 
 namespace {
 
+/// Of an expression's automaton, about. Up to here one is made no later than what counts: a
+/// repetition of 1,000 takes 0.17 s cut and 0.27 s counted.
+constexpr std::int64_t kMostStates = 4096;
+
 struct Bounds {
   std::int64_t least = 0;
   std::int64_t most = 0;  // -1: any number
@@ -42,19 +46,15 @@ std::string in_pieces(std::string_view what, Bounds left, std::int64_t piece) {
 /// Reads an expression once, from left to right.
 class Cutter {
  public:
-  Cutter(std::string_view regex, std::int64_t most_states, std::int64_t piece)
-      : regex_(regex), most_states_(most_states), piece_(piece) {}
+  Cutter(std::string_view regex, std::int64_t piece) : regex_(regex), piece_(piece) {}
 
   /// Empty: it cannot be told where the parts of the expression end, or the automaton is too large.
   std::optional<std::string> run() {
     while (at_ < regex_.size())
-      if (!part() || states_ > most_states_) return std::nullopt;
+      if (!part() || states_ > kMostStates) return std::nullopt;
     if (!groups_.empty()) return std::nullopt;
     return std::move(out_);
   }
-
-  /// Of the automaton, about.
-  std::int64_t states() const { return states_; }
 
  private:
   /// Of out_, up to its end.
@@ -117,7 +117,7 @@ class Cutter {
     const std::string what = out_.substr(atom_->begin);
     const std::int64_t times = std::max<std::int64_t>({bounds->least, bounds->most, 1});
     const std::int64_t states = atom_->states_before + (states_ - atom_->states_before) * times;
-    const bool cut = times > piece_ && states <= most_states_ && !what.starts_with("(?<");
+    const bool cut = times > piece_ && states <= kMostStates && !what.starts_with("(?<");
     if (cut || times <= piece_) states_ = states;
     out_.resize(atom_->begin);
     out_ += cut ? in_pieces(what, *bounds, piece_) : once(what, *bounds);
@@ -199,7 +199,6 @@ class Cutter {
   }
 
   const std::string_view regex_;
-  const std::int64_t most_states_;
   const std::int64_t piece_;
   std::size_t at_ = 0;
   std::string out_;
@@ -210,14 +209,8 @@ class Cutter {
 
 }  // namespace
 
-std::string with_short_repetitions(std::string_view regex,
-                                   std::int64_t& states_left,
-                                   std::int64_t piece) {
-  Cutter cutter(regex, states_left, piece);
-  std::optional<std::string> shorter = cutter.run();
-  if (!shorter) return std::string(regex);
-  states_left -= cutter.states();
-  return *std::move(shorter);
+std::string with_short_repetitions(std::string_view regex, std::int64_t piece) {
+  return Cutter(regex, piece).run().value_or(std::string(regex));
 }
 
 }  // namespace ferry

@@ -7,17 +7,11 @@
 
 namespace ferry {
 
-/// States that a grammar's automata may have for it, some 0.7 s to compile.
-inline constexpr std::int64_t kStatesForRepetitions = 4096;
-
 /// A regular expression of the same language in which no repetition that would be counted while a
 /// text is read is left, but for those whose automaton would be too large; or the expression as it
 /// is, also where it is none. xgrammar counts repetitions of more than 128, and every mask inside
 /// one then tries the whole vocabulary; shorter ones are parts of an automaton, whose masks are
-/// made once. `states_left`: what the automaton may have at most; what it has, about, is taken off.
-/// `piece`: the longest repetition that may stay.
-std::string with_short_repetitions(std::string_view regex,
-                                   std::int64_t& states_left,
-                                   std::int64_t piece = 128);
+/// made once. `piece`: the longest repetition that may stay.
+std::string with_short_repetitions(std::string_view regex, std::int64_t piece = 128);
 
 }  // namespace ferry
