@@ -1,8 +1,6 @@
 // What the benchmarks share: clocks, percentiles, routings, and memory that ranks report through.
 #pragma once
 
-#include <sys/mman.h>
-
 #include <chrono>
 #include <cstdint>
 #include <span>
@@ -12,6 +10,7 @@
 #include <vector>
 
 #include "ferry/core/error.h"
+#include "ferry/core/shared_array.h"
 #include "ferry/core/types.h"
 #include "ferry/launch.h"
 
@@ -82,39 +81,6 @@ class Stopwatch {
 
  private:
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
-
-/// Zeroed elements that ranks and the launching process share, also when ranks are processes
-/// themselves: memory that a fork keeps common. Untouched
-/// pages cost nothing. To be made before the ranks.
-template <class T>
-class SharedArray {
-  static_assert(std::is_trivially_destructible_v<T>);
-
- public:
-  explicit SharedArray(std::size_t count)
-      : bytes_(count * sizeof(T)),
-        data_(mmap(nullptr,
-                   bytes_,
-                   PROT_READ | PROT_WRITE,
-                   MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE,
-                   -1,
-                   0)) {
-    if (data_ == MAP_FAILED) fail<Error>("bench: cannot map {} bytes that ranks share", bytes_);
-  }
-
-  ~SharedArray() { munmap(data_, bytes_); }
-
-  SharedArray(const SharedArray&) = delete;
-  SharedArray& operator=(const SharedArray&) = delete;
-
-  T& operator[](std::size_t i) const { return static_cast<T*>(data_)[i]; }
-
-  std::span<std::byte> bytes() const { return {static_cast<std::byte*>(data_), bytes_}; }
-
- private:
-  std::size_t bytes_;
-  void* data_;
 };
 
 }  // namespace ferry

@@ -123,6 +123,13 @@ CommonOptions::CommonOptions(Command& app) {
                  "Rows as experts get them: padded, ragged, row_pointers [the backend's]")
       ->type_name("L")
       ->group(kGroup);
+  app.add_option("--choose-by",
+                 choose_by_,
+                 "How auto chooses: measured (ranks try each for a moment at the start) or counted "
+                 "(bytes and messages, the same on every machine) [measured; counted with "
+                 "--elastic, and with --allow-prereduce, where the choice changes bits]")
+      ->type_name("HOW")
+      ->group(kGroup);
   app.add_flag("--allow-prereduce",
                allow_prereduce_,
                "auto may sum on each rank first: fewer bytes, other bits for other --ep")
@@ -219,6 +226,17 @@ std::chrono::nanoseconds CommonOptions::timeout() const {
       std::chrono::duration<double>(timeout_s_));
 }
 
+ChooseBy CommonOptions::choose_by(bool elastic) const {
+  if (choose_by_.empty())
+    return elastic || allow_prereduce_ ? ChooseBy::counted : ChooseBy::measured;
+  const ChooseBy by = parse_choose_by(choose_by_, "--choose-by");
+  if (elastic && by == ChooseBy::measured)
+    fail<ConfigError>(
+        "--choose-by measured: a rank that comes to an --elastic group later has nobody to measure "
+        "with; choose counted, or name the backend");
+  return by;
+}
+
 RunOptions CommonOptions::resolve(bool elastic) const {
   RunOptions o;
   o.launch = resolve_launch(elastic ? elastic_world() : started_world());
@@ -254,6 +272,7 @@ RunOptions CommonOptions::resolve(bool elastic) const {
   o.load_report = balance_.report();
   o.expert_location = balance_.location();
   o.allow_prereduce = allow_prereduce_;
+  o.choose_by = choose_by(elastic);
   o.json = json_;
   const std::optional<World>& world = elastic ? o.elastic : o.launch.world;
   o.quiet = quiet_ || (world && world->rank != 0);  // rank 0 speaks for all

@@ -39,6 +39,7 @@ class CommonOptions {
   void add_network_options(Command& app);
   LaunchOptions resolve_launch(const std::optional<World>& world) const;
   std::chrono::nanoseconds timeout() const;
+  ChooseBy choose_by(bool elastic) const;
 
   std::string model_;
   std::optional<int> ep_;
@@ -47,6 +48,7 @@ class CommonOptions {
   std::string backend_ = "pplx";
   std::string deepep_mode_ = "auto";
   std::string layout_;
+  std::string choose_by_;
   bool allow_prereduce_ = false;
   bool two_batch_overlap_ = false;
   std::string transport_;

@@ -89,6 +89,11 @@ BackendChoice choose_mode(const BackendSituation& s) {
 
 }  // namespace
 
+std::string BackendCost::name() const {
+  if (backend != MoeA2ABackend::deepep) return std::string(backend_name(backend));
+  return fmt::format("deepep {}", deepep_mode_name(mode));
+}
+
 std::vector<BackendCost> backend_costs(const BackendSituation& situation) {
   std::vector<BackendCost> costs;
   const auto consider = [&](MoeA2ABackend backend, DeepepMode mode) {
@@ -119,20 +124,15 @@ BackendChoice choose_backend(MoeA2ABackend asked,
   if (asked != MoeA2ABackend::automatic) return {asked, mode, ""};
   const std::vector<BackendCost> costs = backend_costs(situation);
   const BackendCost& best = costs.front();
-  const auto name = [](const BackendCost& cost) {
-    return cost.backend == MoeA2ABackend::deepep
-               ? fmt::format("deepep {}", deepep_mode_name(cost.mode))
-               : std::string(backend_name(cost.backend));
-  };
   return {best.backend,
           best.mode,
           fmt::format("auto chose {}: {:.0f} us an exchange over {} with {} tokens a rank, next {} "
                       "with {:.0f}{}",
-                      name(best),
+                      best.name(),
                       best.us,
                       link_of(situation),
                       situation.tokens,
-                      name(costs[1]),
+                      costs[1].name(),
                       costs[1].us,
                       better_wire(exchange_options(best.backend, best.mode), situation))};
 }

@@ -17,29 +17,14 @@ MoeContext::Options moe_options(const ModelConfig& config,
                                 int slots_per_rank,
                                 TensorGroup& slices) {
   const MoeConfig& moe = config.moe;
-  ExchangeOptions exchange = exchange_options(options.backend, options.deepep_mode);
-  exchange.format = options.layout.value_or(exchange.format);
-  exchange.fixed_format = options.layout.has_value();
-  return {
-      .router = moe.router,
-      .dispatcher = {.exchange = exchange,
-                     .slots_per_rank = slots_per_rank,
-                     .hidden = config.hidden,
-                     .result_columns = static_cast<int>(slices.own_columns(config.hidden).size()),
-                     .topk = moe.topk,
-                     .max_tokens = options.max_tokens,
-                     .tp = options.tp / slices.tp(),
-                     .dispatch_wire = options.dispatch_wire.value_or(wire_type(type)),
-                     .expert_type = wire_type(type),
-                     .combine_wire = options.combine_wire.value_or(wire_type(type)),
-                     .row_weights = moe.weigh_rows,
-                     .timeout = options.timeout},
-      .two_batch_overlap = options.two_batch_overlap,
-      .inter = moe.inter,
-      .gating = moe.gating,
-      .shared_inter = moe.shared_inter,
-      .dtype = type,
-      .slices = &slices};
+  return {.router = moe.router,
+          .dispatcher = expert_exchange(config, options, type, slots_per_rank, slices.self()),
+          .two_batch_overlap = options.two_batch_overlap,
+          .inter = moe.inter,
+          .gating = moe.gating,
+          .shared_inter = moe.shared_inter,
+          .dtype = type,
+          .slices = &slices};
 }
 
 /// The widest rows gathered are those between the experts' projections, and f32 results.
@@ -76,6 +61,28 @@ std::unique_ptr<Transport> own_track(const ModelConfig& config,
 }
 
 }  // namespace
+
+DispatcherOptions expert_exchange(const ModelConfig& config,
+                                  const DecoderOptions& options,
+                                  DType type,
+                                  int slots_per_rank,
+                                  const GroupMember& slice) {
+  ExchangeOptions exchange = exchange_options(options.backend, options.deepep_mode);
+  exchange.format = options.layout.value_or(exchange.format);
+  exchange.fixed_format = options.layout.has_value();
+  return {.exchange = exchange,
+          .slots_per_rank = slots_per_rank,
+          .hidden = config.hidden,
+          .result_columns = static_cast<int>(slice.columns(config.hidden).size()),
+          .topk = config.moe.topk,
+          .max_tokens = options.max_tokens,
+          .tp = options.tp / slice.tp,
+          .dispatch_wire = options.dispatch_wire.value_or(wire_type(type)),
+          .expert_type = wire_type(type),
+          .combine_wire = options.combine_wire.value_or(wire_type(type)),
+          .row_weights = config.moe.weigh_rows,
+          .timeout = options.timeout};
+}
 
 void check_slices(const DecoderOptions& options, const ModelConfig& config) {
   const int slices = options.expert_slices;

@@ -10,12 +10,21 @@
 #include <vector>
 
 #include "ferry/compute/tensor_group.h"
+#include "ferry/dispatcher.h"
 #include "ferry/model/config.h"
 #include "ferry/model/decoder_options.h"
 #include "ferry/model/weights.h"
 #include "ferry/transport.h"
 
 namespace ferry {
+
+/// The exchange of a model's experts, of activations of `type`, by a rank that holds `slice` of its
+/// experts' columns. The backend must be chosen.
+DispatcherOptions expert_exchange(const ModelConfig& config,
+                                  const DecoderOptions& options,
+                                  DType type,
+                                  int slots_per_rank,
+                                  const GroupMember& slice);
 
 /// Throws ConfigError, in the words of the program's options, where experts cannot be in slices as
 /// these say. The backend must be chosen. That members are of one host, SparseLayers itself finds

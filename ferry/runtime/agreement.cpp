@@ -127,6 +127,7 @@ Agreement agreement_of(const ModelOptions& options) {
                weights,
                numerics,
                decoder,
+               choose_by,
                allow_prereduce,
                engine,
                kv_memory_fraction,
@@ -137,6 +138,7 @@ Agreement agreement_of(const ModelOptions& options) {
   Agreement agreement = {{"version", std::string(version())}};
   agreement.emplace_back("--numerics, as the machine has it", numerics_name(numerics));
   add(decoder, agreement);
+  agreement.emplace_back("--choose-by", choose_by_name(choose_by));
   agreement.emplace_back("--allow-prereduce", yes_no(allow_prereduce));
   add(launch, agreement);
   add(engine, agreement);

@@ -115,4 +115,13 @@ void bind_this_thread(const CpuList& cpus) {
     fail<Error>("threads cannot be bound to processors: {}", std::strerror(errno));
 }
 
+int run_bound_ranks(const LaunchOptions& launch, const std::function<int(Transport&)>& body) {
+  const std::vector<CpuList> cores =
+      launch.world ? std::vector<CpuList>{} : cores_of_ranks(this_machine(), launch.ranks);
+  return run_ranks(launch, [&](Transport& transport) {
+    if (!cores.empty()) bind_this_thread(cores[static_cast<std::size_t>(transport.rank())]);
+    return body(transport);
+  });
+}
+
 }  // namespace ferry

@@ -2,10 +2,12 @@
 // on one NUMA node.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "ferry/core/types.h"
+#include "ferry/launch.h"
 
 namespace ferry {
 
@@ -40,5 +42,9 @@ std::vector<CpuList> cores_of_ranks(const Machine& machine, int ranks);
 /// From now on this thread and those it starts run on these processors alone; memory they touch
 /// first lies beside them. Does nothing for an empty list. Throws Error when the system refuses.
 void bind_this_thread(const CpuList& cpus);
+
+/// run_ranks(), in which every rank binds its thread to its cores first. Launchers have bound what
+/// they started, or were told not to.
+int run_bound_ranks(const LaunchOptions& launch, const std::function<int(Transport&)>& body);
 
 }  // namespace ferry

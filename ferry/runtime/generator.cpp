@@ -53,6 +53,7 @@ ModelOptions model_options(const GeneratorOptions& o) {
   options.decoder.max_tokens = o.max_tokens_per_step;
   options.decoder.backend = parse_backend(o.backend);
   options.decoder.deepep_mode = DeepepMode::automatic;
+  options.choose_by = ChooseBy::measured;
   options.engine.max_sequences_per_rank = o.max_sequences_per_rank;
   options.engine.max_tokens_per_step = o.max_tokens_per_step;
   options.engine.max_context = o.max_context;

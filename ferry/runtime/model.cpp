@@ -11,6 +11,7 @@
 #include "ferry/kernels/kernels.h"
 #include "ferry/model/kv_type.h"
 #include "ferry/model/summary.h"
+#include "ferry/runtime/backend_trial.h"
 #include "ferry/runtime/core_map.h"
 #include "ferry/runtime/kv_memory.h"
 #include "ferry/transport/registry.h"
@@ -113,7 +114,13 @@ void Model::choose_backend() {
       .allow_prereduce = options_.allow_prereduce && slices == 1};
   situation.experts_take_pointers = situation.dispatch_wire == own;
   const BackendChoice choice =
-      ferry::choose_backend(decoder.backend, decoder.deepep_mode, situation);
+      options_.choose_by == ChooseBy::measured && config().sparse_layers() > 0
+          ? try_backends(options_,
+                         config(),
+                         activation_type(weights_.type),
+                         experts_.slots_per_rank(),
+                         situation)
+          : ferry::choose_backend(decoder.backend, decoder.deepep_mode, situation);
   decoder.backend = choice.backend;
   decoder.deepep_mode = choice.mode;
   if (!choice.why.empty() && listener_.info) listener_.info(choice.why);
@@ -239,11 +246,7 @@ int Model::run(const std::function<int(Decoder&, Transport&)>& body) const {
   // to it. Ranks that were started apart meet first, to learn early when something is wrong, and
   // load their share alone.
   const auto dense = launch.world ? nullptr : load_dense();
-  // Launchers have bound what they started, or were told not to.
-  const std::vector<CpuList> cores =
-      launch.world ? std::vector<CpuList>{} : cores_of_ranks(this_machine(), launch.ranks);
-  return run_ranks(launch, [&](Transport& transport) {
-    if (!cores.empty()) bind_this_thread(cores[static_cast<std::size_t>(transport.rank())]);
+  return run_bound_ranks(launch, [&](Transport& transport) {
     ThreadPool pool(options_.threads, &kernels(options_.numerics));
     Decoder decoder = decoder_on(transport, pool, dense);
     return body(decoder, transport);

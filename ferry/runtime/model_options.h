@@ -1,8 +1,10 @@
 // How a model is opened and run on ranks, and what ranks that were started apart must have alike.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <optional>
+#include <string_view>
 
 #include "ferry/engine/engine.h"
 #include "ferry/kernels/kernels.h"
@@ -13,6 +15,16 @@
 
 namespace ferry {
 
+/// How Model::open() chooses where backend or mode are `automatic`.
+enum class ChooseBy : std::uint8_t {
+  counted,  ///< by bytes and messages: the same on every machine
+  measured  ///< by what exchanges take: the ranks are launched once more for it, for a moment
+};
+
+/// From and to the names of the program's flag. Throws ConfigError.
+ChooseBy parse_choose_by(std::string_view name, std::string_view option);
+std::string_view choose_by_name(ChooseBy by);
+
 struct ModelOptions {
   std::filesystem::path model;  ///< checkpoint directory, or a file .gguf
   /// The ranks. Also where the caller brings a transport of its own: then transport and ranks say
@@ -21,7 +33,9 @@ struct ModelOptions {
   int threads = 1;                    ///< of each rank
   std::optional<WeightType> weights;  ///< none: as in the checkpoint
   Numerics numerics = Numerics::exact;
-  DecoderOptions decoder;        ///< backend and mode may be `automatic`: Model::open() chooses
+  DecoderOptions decoder;  ///< backend and mode may be `automatic`: Model::open() chooses
+  /// `measured` is not for those who bring a transport of their own.
+  ChooseBy choose_by = ChooseBy::counted;
   bool allow_prereduce = false;  ///< `automatic` may sum on each rank first: other bits for other R
   EngineOptions engine;
   /// Of the memory that is available once the weights are loaded, for keys and values where

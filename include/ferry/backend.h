@@ -42,6 +42,8 @@ struct ExchangeOptions {
   /// Padded rows are reserved for the worst case, which costs nothing only where memory that nobody
   /// touches is free: elsewhere (pinned, or on a device) `padded` means ragged, unless this is set.
   bool fixed_format = false;
+
+  bool operator==(const ExchangeOptions&) const = default;
 };
 
 /// The format of such an exchange where reserved memory costs as much as used memory, or not.

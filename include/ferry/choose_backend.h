@@ -1,5 +1,5 @@
 // The choice behind `--moe-a2a-backend auto` and `--deepep-mode auto`: what each row of the table
-// would cost on this link, counted in bytes and messages.
+// would cost on this link, counted in bytes and messages, or what it took when it was tried.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ferry/backend.h"
+#include "ferry/dispatcher.h"
 #include "ferry/export.h"
 #include "ferry/wire.h"
 
@@ -32,6 +33,8 @@ struct BackendCost {
   MoeA2ABackend backend = MoeA2ABackend::pplx;
   DeepepMode mode = DeepepMode::low_latency;
   double us = 0;
+
+  FERRY_API std::string name() const;  ///< "pplx", "deepep normal"
 };
 
 struct BackendChoice {
@@ -48,5 +51,18 @@ FERRY_API std::vector<BackendCost> backend_costs(const BackendSituation& situati
 FERRY_API BackendChoice choose_backend(MoeA2ABackend asked,
                                        DeepepMode mode,
                                        const BackendSituation& situation);
+
+/// The same by trial: exchanges of every candidate, of one token a rank and of shape.max_tokens
+/// (fewer, where their rows exceed 32 MiB), in which experts read each row and write its result
+/// once. A round takes what its slowest rank takes, a candidate what a quarter of its rounds are
+/// faster than, and the one is chosen that loses least at both sizes. Runs nothing where nothing is
+/// left to choose. Collective: all ranks pass the same and get the same. `shape`: the dispatcher to
+/// be; of its exchange a fixed format is kept and the rest not read. Throws TransportError.
+FERRY_API BackendChoice measure_backend(MoeA2ABackend asked,
+                                        DeepepMode mode,
+                                        const BackendSituation& situation,
+                                        const DispatcherOptions& shape,
+                                        Transport& transport,
+                                        ThreadPool& pool);
 
 }  // namespace ferry

@@ -163,6 +163,9 @@ TEST_P(ElasticServe, WhatDoesNotGoWithItIsRefused) {
   refused({"--transport", "shm", "--init-expert-location", "plan.json"},
           variables(0, 2),
           "plan.json places experts for one number of ranks");
+  refused({"--transport", "shm", "--choose-by", "measured"},
+          variables(0, 2),
+          "has nobody to measure with");
   refused({"--transport", "inproc"}, variables(0, 2), "use --transport shm or fabric");
 }
 

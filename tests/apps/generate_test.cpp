@@ -322,7 +322,10 @@ TEST(Generate, BackendsThatCombinePerExpertGiveTheSameBits) {
   EXPECT_EQ(results({"deepep"}), pplx);
   EXPECT_EQ(results({"mooncake"}), pplx);
   EXPECT_EQ(results({"ascend_fuseep"}), pplx);
-  EXPECT_EQ(results({"auto"}), pplx);
+  for (const char* by : {"measured", "counted"}) {
+    EXPECT_EQ(results({"auto", "--choose-by", by}), pplx) << by;
+    EXPECT_EQ(results({"auto", "--choose-by", by, "--transport", "shm"}), pplx) << by;
+  }
   EXPECT_EQ(results({"pplx", "--layout", "row_pointers", "--transport", "shm"}), pplx);
   EXPECT_EQ(results({"pplx", "--layout", "ragged", "--two-batch-overlap"}), pplx);
   // These sum on each rank first: stable, if not equal.

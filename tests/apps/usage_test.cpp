@@ -82,6 +82,7 @@ INSTANTIATE_TEST_SUITE_P(
                  "--expert-slices 64: this model's"),
         generate("UnknownBackend", {"--moe-a2a-backend", "x"}, "pplx"),
         generate("UnknownDeepepMode", {"--deepep-mode", "x"}, "low_latency"),
+        generate("UnknownChoice", {"--choose-by", "x"}, "known: counted, measured"),
         generate("UnknownLayout", {"--layout", "x"}, "row_pointers"),
         generate("UnknownTransport", {"--transport", "x"}, "inproc"),
         generate("UnknownWeights", {"--weights", "int3"}, "bf16"),

@@ -33,6 +33,7 @@ TEST(Agreement, EveryOptionThatRanksShareIsComparedUnderItsName) {
       {"--moe-a2a-backend", [](auto& o) { o.decoder.backend = MoeA2ABackend::automatic; }},
       {"--deepep-mode", [](auto& o) { o.decoder.deepep_mode = DeepepMode::normal; }},
       {"--layout", [](auto& o) { o.decoder.layout = DispatchFormat::ragged; }},
+      {"--choose-by", [](auto& o) { o.choose_by = ChooseBy::measured; }},
       {"--allow-prereduce", [](auto& o) { o.allow_prereduce = true; }},
       {"--two-batch-overlap", [](auto& o) { o.decoder.two_batch_overlap = true; }},
       {"--dispatch-wire", [](auto& o) { o.decoder.dispatch_wire = WireType::int8; }},

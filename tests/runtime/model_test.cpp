@@ -195,6 +195,32 @@ TEST(Model, TellsWhatItLoadsAndChoosesToItsListener) {
   EXPECT_EQ(ended, tasks);
 }
 
+/// Ranks are launched to measure and once more to run; those of shm are processes.
+TEST(Model, ChoosesABackendByTryingThem) {
+  for (const char* transport : {"inproc", "shm"}) {
+    for (const int slices : {1, 2}) {
+      ModelOptions options = options_for(4);
+      options.launch.transport = transport;
+      options.choose_by = ChooseBy::measured;
+      options.decoder.backend = MoeA2ABackend::automatic;
+      options.decoder.tp = slices;
+      options.decoder.expert_slices = slices;
+      std::vector<std::string> lines;
+      const Model model =
+          Model::open(options, {.info = [&](const std::string& line) { lines.push_back(line); }});
+      const DecoderOptions& chosen = model.options().decoder;
+      EXPECT_EQ(exchange_options(chosen.backend, chosen.deepep_mode).reduce_at,
+                ExchangeOptions::ReduceAt::home);
+      ASSERT_EQ(lines.size(), 1U);
+      EXPECT_NE(lines[0].find("tokens a rank took"), std::string::npos) << lines[0];
+      EXPECT_NE(lines[0].find(transport), std::string::npos) << lines[0];
+      EXPECT_EQ(model.run_engine(
+                    [&](Engine& engine) { return are_golden(continue_all(engine)) ? 0 : 1; }),
+                0);
+    }
+  }
+}
+
 TEST(Model, WhatRanksMustHaveAlikeNamesTheModelAndWhatTheCallerAdds) {
   const auto agreed = [](ModelOptions options, const std::string& name) {
     options.launch.agreement = {{"mine", "1"}};
