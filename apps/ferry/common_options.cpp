@@ -152,8 +152,8 @@ CommonOptions::CommonOptions(Command& app) {
   app.add_option(
          "--numerics",
          numerics_,
-         "exact: the same bits on every processor; fast: bf16 weights by the processor's own "
-         "products, where it has them")
+         "exact: the same bits on every processor; fast: weights of bf16, or that become bf16, by "
+         "the processor's own products, where it has them")
       ->type_name("N")
       ->capture_default_str()
       ->group(kGroup);

@@ -285,10 +285,10 @@ const Kernels& kernels();
 const Kernels& kernels(Numerics numerics);
 
 /// What the class comes to here, for people and for ranks that must have it alike: "exact", "fast
-/// (bf16 weights by VDPBF16PS)".
+/// (bf16 by VDPBF16PS)".
 std::string_view numerics_name(Numerics numerics);
 
-/// "avx512", "avx512, fast (bf16 weights by VDPBF16PS)": for the lines at a start and an end.
+/// "avx512", "avx512, fast (bf16 by VDPBF16PS)": for the lines at a start and an end.
 std::string arithmetic_name(Numerics numerics);
 
 /// Throws ConfigError that names `option`.

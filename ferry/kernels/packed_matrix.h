@@ -38,6 +38,12 @@ std::span<const WeightType> ggml_types();
 
 constexpr bool is_ggml(WeightType type) { return type >= WeightType::q8_0; }
 
+/// Whose products are bf16's: numbers of bf16, or codes that become such.
+constexpr bool multiplies_bf16(WeightType type) {
+  return type == WeightType::bf16 || type == WeightType::fp8 || type == WeightType::mxfp4 ||
+         is_ggml(type);
+}
+
 /// The name that flags and JSON use: the enumerator's.
 std::string_view weight_type_name(WeightType type);
 

@@ -124,15 +124,15 @@ const Kernels& vnni_table() {
 }
 
 void fast_gemm(const GemmArgs& args) {
-  if (args.weights->type == WeightType::bf16)
+  if (multiplies_bf16(args.weights->type))
     cpu::dot_gemm(args);
   else
     vnni_table().gemm(args);
 }
 
 std::uint64_t fast_multiply_in_registers(WeightType weights, std::int64_t rounds) {
-  return weights == WeightType::bf16 ? cpu::dot_multiply_in_registers(rounds)
-                                     : vnni_table().multiply_in_registers(weights, rounds);
+  return multiplies_bf16(weights) ? cpu::dot_multiply_in_registers(rounds)
+                                  : vnni_table().multiply_in_registers(weights, rounds);
 }
 
 const Kernels& fast_table() {
@@ -255,7 +255,7 @@ const Kernels& kernels([[maybe_unused]] Numerics numerics) {
 }
 
 std::string_view numerics_name(Numerics numerics) {
-  return &kernels(numerics) == &kernels() ? "exact" : "fast (bf16 weights by VDPBF16PS)";
+  return &kernels(numerics) == &kernels() ? "exact" : "fast (bf16 by VDPBF16PS)";
 }
 
 std::string arithmetic_name(Numerics numerics) {

@@ -11,18 +11,20 @@ namespace {
 
 std::vector<Case> cases() {
   std::vector<Case> all;
-  for (const auto& [rows, k, n] : {std::array<std::int64_t, 3>{1, 64, 32},
-                                   {2, 33, 17},
-                                   {3, 1, 1},
-                                   {7, 100, 80},
-                                   {13, 256, 48},
-                                   {40, 129, 200}}) {
-    Case c{.type = WeightType::bf16, .rows = rows, .k = k, .n = n};
-    all.push_back(c);
-    c.pointers = true;
-    c.bias = true;
-    c.out_type = DType::bf16;
-    all.push_back(c);
+  for (const WeightType type : {WeightType::bf16, WeightType::fp8, WeightType::mxfp4}) {
+    for (const auto& [rows, k, n] : {std::array<std::int64_t, 3>{1, 64, 32},
+                                     {2, 33, 17},
+                                     {3, 1, 1},
+                                     {7, 100, 80},
+                                     {13, 256, 48},
+                                     {40, 129, 200}}) {
+      Case c{.type = type, .rows = rows, .k = k, .n = n};
+      all.push_back(c);
+      c.pointers = true;
+      c.bias = true;
+      c.out_type = DType::bf16;
+      all.push_back(c);
+    }
   }
   return all;
 }
@@ -42,8 +44,10 @@ TEST(FastNumerics, AreNearTheRealSums) {
           sum += term;
           magnitude += std::abs(term);
         }
-        // Every product and every sum of a chain is rounded once at most, by half a unit.
-        const double bound = magnitude * static_cast<double>(c.k + 2) * 0x1p-24;
+        // Every product and every sum of a chain is rounded once at most, by half a unit; with fp8
+        // so is what each block's sum becomes.
+        const std::int64_t roundings = c.type == WeightType::fp8 ? c.k + c.k / 64 + 4 : c.k + 2;
+        const double bound = magnitude * static_cast<double>(roundings) * 0x1p-24;
         EXPECT_LE(std::abs(double{row[static_cast<std::size_t>(column)]} - sum), bound)
             << c << " at " << r << ", " << column;
       }
@@ -70,7 +74,7 @@ TEST(FastNumerics, GiveARowTheSameBytesAloneAndAmongOthers) {
 }
 
 TEST(FastNumerics, LeaveOtherWeightsExact) {
-  for (const WeightType type : {WeightType::f32, WeightType::int8, WeightType::fp8}) {
+  for (const WeightType type : {WeightType::f32, WeightType::int8, WeightType::int4}) {
     const Problem problem({.type = type, .rows = 5, .k = 96, .n = 40});
     EXPECT_EQ(problem.run(kernels(Numerics::fast)), problem.run(kernels()))
         << weight_type_name(type);

@@ -70,6 +70,7 @@ std::uint16_t usual_half(std::mt19937& engine) {
 class GgmlOfIsa : public GemmOfIsa {};
 
 TEST_P(GgmlOfIsa, GivesTheBytesOfBf16OnRaggedShapes) {
+  const Kernels& in_class_fast = kernels(Numerics::fast);
   RandomValues random(3);
   std::uint32_t seed = 5;
   for (const WeightType type : ggml_types()) {
@@ -81,6 +82,8 @@ TEST_P(GgmlOfIsa, GivesTheBytesOfBf16OnRaggedShapes) {
         for (const std::int64_t rows : {0, 1, 2, 3, 7, 8, 33}) {
           const auto in = to_type(random.row(rows * k, Values::mixed), DType::bf16);
           forms.expect_same_products(fast(), in, rows);
+          if (GetParam() == Isa::avx512)
+            forms.expect_same_products(in_class_fast, in, rows, in_class_fast);
         }
       }
     }
@@ -97,6 +100,10 @@ TEST_P(GgmlOfIsa, GivesTheBytesOfBf16ForEveryWeight) {
     for (std::int64_t r = 0; r < k; ++r) rows[static_cast<std::size_t>(r * k + r)] = 1;
     const auto in = to_type(rows, DType::bf16);
     forms.expect_same_products(fast(), in, k);
+    if (GetParam() == Isa::avx512) {
+      const Kernels& in_class_fast = kernels(Numerics::fast);
+      forms.expect_same_products(in_class_fast, in, k, in_class_fast);
+    }
     for (std::int64_t r = 0; r < k; r += 3)
       forms.expect_same_products(fast(), {in.begin() + r * k * 2, in.begin() + (r + 1) * k * 2}, 1);
   }

@@ -43,6 +43,7 @@ class Mxfp4Forms : public TwoForms {
 class Mxfp4OfIsa : public GemmOfIsa {};
 
 TEST_P(Mxfp4OfIsa, GivesTheBytesOfBf16OnRaggedShapes) {
+  const Kernels& in_class_fast = kernels(Numerics::fast);
   RandomValues random(3);
   std::mt19937 engine(5);
   for (const std::int64_t k : {1, 2, 31, 32, 33, 96, 200, 517}) {
@@ -56,6 +57,8 @@ TEST_P(Mxfp4OfIsa, GivesTheBytesOfBf16OnRaggedShapes) {
       for (const std::int64_t rows : {0, 1, 2, 3, 7, 8, 33}) {
         const auto in = to_type(random.row(rows * k, Values::mixed), DType::bf16);
         forms.expect_same_products(fast(), in, rows);
+        if (GetParam() == Isa::avx512)
+          forms.expect_same_products(in_class_fast, in, rows, in_class_fast);
       }
     }
   }
@@ -75,6 +78,10 @@ TEST_P(Mxfp4OfIsa, GivesTheBytesOfBf16ForEveryScaleAndCode) {
     for (std::int64_t r = 0; r < kDepth; ++r) rows[static_cast<std::size_t>(r * kDepth + r)] = x;
     const auto in = to_type(rows, DType::bf16);
     forms.expect_same_products(fast(), in, kDepth);
+    if (GetParam() == Isa::avx512) {
+      const Kernels& in_class_fast = kernels(Numerics::fast);
+      forms.expect_same_products(in_class_fast, in, kDepth, in_class_fast);
+    }
     for (std::int64_t r = 0; r < kDepth; r += 5)
       forms.expect_same_products(
           fast(), {in.begin() + r * kDepth * 2, in.begin() + (r + 1) * kDepth * 2}, 1);

@@ -15,10 +15,12 @@ class TwoForms {
  public:
   const PackedMatrix& codes() const { return codes_; }
 
+  /// `elements_by`: what multiplies the bf16 form; in the class `fast` the same table.
   void expect_same_products(const Kernels& kernels,
                             const std::vector<std::byte>& rows,
-                            std::int64_t num_rows) const {
-    const auto as_elements = product(kernels_for(Isa::scalar), elements_, rows, num_rows);
+                            std::int64_t num_rows,
+                            const Kernels& elements_by = kernels_for(Isa::scalar)) const {
+    const auto as_elements = product(elements_by, elements_, rows, num_rows);
     const auto as_codes = product(kernels, codes_, rows, num_rows);
     ASSERT_TRUE(same_bytes(as_codes, as_elements, DType::f32))
         << weight_type_name(codes_.type) << " k " << codes_.k << " n " << codes_.n << " rows "

@@ -1,5 +1,5 @@
-// Products with bf16 weights by VDPBF16PS, for the numeric class `fast`, compiled with its own -m
-// flags. Everything else of the table is the exact class's.
+// Products with weights of bf16, or that become bf16, by VDPBF16PS, for the numeric class `fast`,
+// compiled with its own -m flags. Everything else of the table is the exact class's.
 #include <immintrin.h>
 
 #include <cstddef>
@@ -29,11 +29,18 @@ struct Tiling {
 #include "ferry/kernels/cpu/bits.inl"
 #include "ferry/kernels/cpu/vec_x86.inl"
 #include "ferry/kernels/cpu/vec_avx512.inl"
+#include "ferry/kernels/cpu/int_avx512.inl"
 #include "ferry/kernels/cpu/math.inl"
 #include "ferry/kernels/cpu/row_ops.inl"
 #include "ferry/kernels/cpu/wire.inl"
 #include "ferry/kernels/cpu/gemm_common.inl"
 #include "ferry/kernels/cpu/gemm_fma.inl"
+#include "ferry/kernels/cpu/fp8_panels.inl"
+#include "ferry/kernels/cpu/gemm_fp8.inl"
+#include "ferry/kernels/cpu/mxfp4_panels.inl"
+#include "ferry/kernels/cpu/gemm_mxfp4.inl"
+#include "ferry/kernels/cpu/ggml_panels.inl"
+#include "ferry/kernels/cpu/gemm_ggml.inl"
 #include "ferry/kernels/cpu/gemm_dot.inl"
 // clang-format on
 

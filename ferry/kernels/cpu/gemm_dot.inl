@@ -1,18 +1,68 @@
-// gemm with bf16 weights in the numeric class `fast`: VDPBF16PS multiplies pairs of k as they lie
-// in a panel and adds both products to a sum, without widening either side. Its order and roundings
-// are the processor's own (docs/numerics.md), but one chain over all pairs of k for any number of
-// rows: a row's sums do not depend on the others. Included after gemm_fma.inl, inside an anonymous
-// namespace.
+// gemm in the numeric class `fast`, with weights of bf16 or that become bf16: VDPBF16PS multiplies
+// pairs of k as they lie in a panel and adds both products to a sum, without widening either side.
+// Its order and roundings are the processor's own (docs/numerics.md), but one chain over all pairs
+// of k (fp8: of each block of 128) for any number of rows: a row's sums do not depend on the
+// others, nor on whether codes become bf16 in registers or in scratch. Included after
+// gemm_ggml.inl, inside an anonymous namespace.
+
+/// A load's pairs of bf16, as VDPBF16PS reads them.
+template <class Pairs16>
+inline void load_dot_pairs(const std::byte* from,
+                           const typename Pairs16::Factor& factor,
+                           std::int64_t at,
+                           __m512i (&out)[Pairs16::kPairs]) {
+  if constexpr (std::is_base_of_v<Bf16Pairs, Pairs16>) {
+    out[0] = _mm512_loadu_si512(from);
+  } else {
+    Pairs pairs[Pairs16::kPairs];
+    Pairs16::load(from, factor, at, pairs);
+    for (int i = 0; i < Pairs16::kPairs; ++i) out[i] = bf16_pairs(pairs[i]);
+  }
+}
 
 /// As PairSums, over rows of bf16 padded with zeros to whole blocks.
+template <class Pairs16>
 struct DotSums {
   static constexpr int kRows = Tiling::kRows;
   static constexpr int kPanels = Tiling::kPanels;
-  static constexpr bool kUnpacks = false;
+  static constexpr bool kUnpacks = Pairs16::kUnpacks;
 
-  static std::int64_t panel_bytes(std::int64_t k) { return k * kPanelColumns * 2; }
+  static std::int64_t panel_bytes(std::int64_t k) { return Pairs16::panel_bytes(k); }
 
   static std::int64_t steps(std::int64_t k) { return k / kBf16KBlock; }
+
+  /// Adds one block's products to the sums.
+  template <int R, int P, class Fetch>
+  static void add_block(const std::byte* const* a,
+                        const PanelGroup& panels,
+                        std::int64_t block,
+                        Fetch& fetch,
+                        F32x16 (&sum)[R][P]) {
+    constexpr int kPairs = Pairs16::kPairs;
+    typename Pairs16::Factor factor[P];
+    for (int p = 0; p < P; ++p) factor[p] = Pairs16::factor(panels.at(p), panels.k, block);
+    for (std::int64_t i = block; i < block + kBf16KBlock; i += 2 * kPairs) {
+      __m512i y[P][kPairs];
+      for (int p = 0; p < P; ++p) {
+        const std::byte* from = panels.at(p) + Pairs16::bytes(i);
+        fetch.reading(from);
+        load_dot_pairs<Pairs16>(from, factor[p], i - block, y[p]);
+      }
+      for (int r = 0; r < R; ++r) {
+        for (int pair = 0; pair < kPairs; ++pair) {
+          std::int32_t both;
+          std::memcpy(&both, a[r] + 2 * i + pair * std::ptrdiff_t{sizeof both}, sizeof both);
+          const __m512i x = _mm512_set1_epi32(both);
+          for (int p = 0; p < P; ++p) {
+            sum[r][p] = F32x16{_mm512_dpbf16_ps(sum[r][p].v,
+                                                reinterpret_cast<const __m512bh&>(x),
+                                                reinterpret_cast<const __m512bh&>(y[p][pair]))};
+          }
+        }
+      }
+    }
+    fetch.step();
+  }
 
   template <int R, int P, class Fetch>
   static void run(const std::byte* const* a,
@@ -21,33 +71,30 @@ struct DotSums {
                   std::int64_t w_step,
                   Fetch& fetch,
                   float* sums) {
-    constexpr std::int64_t kPairBytes = 2 * kPanelColumns * 2;
-    F32x16 sum[R][P];
+    F32x16 total[R][P];
     for (int r = 0; r < R; ++r)
-      for (int p = 0; p < P; ++p) sum[r][p] = splat(0.0F);
-    for (std::int64_t block = 0; block < k; block += kBf16KBlock) {
-      for (std::int64_t i = block / 2; i < (block + kBf16KBlock) / 2; ++i) {
-        __m512i y[P];
+      for (int p = 0; p < P; ++p) total[r][p] = splat(0.0F);
+    if constexpr (Pairs16::kGroup == 0) {
+      for (std::int64_t block = 0; block < k; block += kBf16KBlock)
+        add_block<R, P>(a, {w, w_step, k}, block, fetch, total);
+    } else {
+      const std::byte* scales = w + Pairs16::bytes(k);
+      for (std::int64_t first = 0; first < k;
+           first += Pairs16::kGroup, scales += kPanelColumns * 4) {
+        F32x16 sum[R][P];
+        for (int r = 0; r < R; ++r)
+          for (int p = 0; p < P; ++p) sum[r][p] = splat(0.0F);
+        const std::int64_t end = smaller(k, first + Pairs16::kGroup);
+        for (std::int64_t block = first; block < end; block += kBf16KBlock)
+          add_block<R, P>(a, {w, w_step, k}, block, fetch, sum);
         for (int p = 0; p < P; ++p) {
-          const std::byte* from = w + p * w_step + i * kPairBytes;
-          fetch.reading(from);
-          y[p] = _mm512_loadu_si512(from);
-        }
-        for (int r = 0; r < R; ++r) {
-          std::int32_t pair;
-          std::memcpy(&pair, a[r] + i * sizeof pair, sizeof pair);
-          const __m512i x = _mm512_set1_epi32(pair);
-          for (int p = 0; p < P; ++p) {
-            sum[r][p] = F32x16{_mm512_dpbf16_ps(sum[r][p].v,
-                                                reinterpret_cast<const __m512bh&>(x),
-                                                reinterpret_cast<const __m512bh&>(y[p]))};
-          }
+          const F32x16 scale = load(floats_of(scales + p * w_step));
+          for (int r = 0; r < R; ++r) total[r][p] = fma(sum[r][p], scale, total[r][p]);
         }
       }
-      fetch.step();
     }
     for (int r = 0; r < R; ++r)
-      for (int p = 0; p < P; ++p) store(sums + (r * kGroupPanels + p) * kPanelColumns, sum[r][p]);
+      for (int p = 0; p < P; ++p) store(sums + (r * kGroupPanels + p) * kPanelColumns, total[r][p]);
   }
 };
 
@@ -61,10 +108,9 @@ inline void pad_rows(const GemmArgs& args, std::int64_t k, std::byte* out) {
   }
 }
 
-inline void gemm_dot(const GemmArgs& args) {
-  const std::int64_t k = round_up_to(args.weights->k, kBf16KBlock);
-  std::byte* padded = aligned_scratch(args, widened_scratch_bytes(args.weights->k));
-  const PanelsInPlace panels{args.weights->data, DotSums::panel_bytes(k)};
+/// All rows and panels; k counts the padding. `padded`: room for widened_scratch_bytes().
+template <class Sums, class Panels>
+void dot_rows(const GemmArgs& args, std::int64_t k, std::byte* padded, const Panels& panels) {
   for (std::int64_t first = 0, rows; first < args.rows; first += rows) {
     rows = kReadyRows.next(args.rows - first, k * 2);
     const GemmArgs part = part_of(args, first, rows);
@@ -73,7 +119,55 @@ inline void gemm_dot(const GemmArgs& args) {
       pad_rows(part, k, padded);
       in = {padded, k * 2, nullptr};
     }
-    all_panels<DotSums>(part, in, k, panels);
+    all_panels<Sums>(part, in, k, panels);
+  }
+}
+
+/// From so many rows on codes become bf16 in scratch, once for all of them.
+constexpr std::int64_t kFewestDotUnpackedRows = 3;
+
+template <class Pairs16>
+void gemm_dot_of_codes(const GemmArgs& args,
+                       std::int64_t k,
+                       void (*unpack)(const std::byte* panel, std::int64_t k, std::byte* out)) {
+  std::byte* unpacked = aligned_scratch(args, unpacked_gemm_scratch_bytes(args.weights->k));
+  std::byte* padded = unpacked + kGroupPanels * Bf16Pairs::panel_bytes(k);
+  const std::int64_t bytes = Pairs16::panel_bytes(k);
+  const std::byte* data = args.weights->data;
+  if (args.rows < kFewestDotUnpackedRows)
+    dot_rows<DotSums<Pairs16>>(args, k, padded, PanelsInPlace{data, bytes});
+  else
+    dot_rows<DotSums<Bf16Pairs>>(args, k, padded, Bf16OfCodes{data, bytes, k, unpacked, unpack});
+}
+
+inline void gemm_dot_fp8(const GemmArgs& args, std::int64_t k) {
+  std::byte* unpacked = aligned_scratch(args, fp8_gemm_scratch_bytes(args.weights->k));
+  std::byte* padded = unpacked + kGroupPanels * UnpackedFp8Pairs::panel_bytes(k);
+  const std::int64_t bytes = Fp8Pairs::panel_bytes(k);
+  const std::byte* data = args.weights->data;
+  if (args.rows < kFewestDotUnpackedRows)
+    dot_rows<DotSums<Fp8Pairs>>(args, k, padded, PanelsInPlace{data, bytes});
+  else
+    dot_rows<DotSums<UnpackedFp8Pairs>>(args, k, padded, UnpackedPanels{data, bytes, k, unpacked});
+}
+
+/// REQUIRES: multiplies_bf16(type).
+inline void gemm_dot(const GemmArgs& args) {
+  const PackedMatrix& w = *args.weights;
+  const std::int64_t k = round_up_to(w.k, kBf16KBlock);
+  if (w.type == WeightType::bf16) {
+    dot_rows<DotSums<Bf16Pairs>>(args,
+                                 k,
+                                 aligned_scratch(args, widened_scratch_bytes(w.k)),
+                                 PanelsInPlace{w.data, Bf16Pairs::panel_bytes(k)});
+  } else if (w.type == WeightType::fp8) {
+    gemm_dot_fp8(args, k);
+  } else if (w.type == WeightType::mxfp4) {
+    gemm_dot_of_codes<Mxfp4Pairs>(args, k, unpack_mxfp4);
+  } else {
+    with_ggml_pairs(w.type, [&]<class Pairs16>(Pairs16) {
+      gemm_dot_of_codes<Pairs16>(args, k, unpack_ggml<Pairs16>);
+    });
   }
 }
 

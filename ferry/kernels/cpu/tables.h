@@ -18,7 +18,7 @@ extern const Kernels kAvx512;
 void vnni_gemm(const GemmArgs& args);
 std::uint64_t vnni_multiply_in_registers(WeightType weights, std::int64_t rounds);
 
-/// Of bf16 weights, in the numeric class `fast`.
+/// In the numeric class `fast`, of weights that multiplies_bf16() names.
 void dot_gemm(const GemmArgs& args);
 std::uint64_t dot_multiply_in_registers(std::int64_t rounds);
 

@@ -165,13 +165,17 @@ inline Pairs load_bf16_pairs(const std::byte* p) {
           {_mm512_castsi512_ps(_mm512_and_si512(pairs, high))}};
 }
 
-inline void store_bf16_pairs(std::byte* p, const Pairs& pairs) {
+/// The pairs as they lie in a panel of bf16. REQUIRES: numbers that bf16 holds.
+inline __m512i bf16_pairs(const Pairs& pairs) {
   constexpr int kFirstOrSecondUnderMask = 0xf8;
   const __m512i even = _mm512_srli_epi32(_mm512_castps_si512(pairs.even.v), 16);
   const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000U));
-  _mm512_storeu_si512(p,
-                      _mm512_ternarylogic_epi32(
-                          even, _mm512_castps_si512(pairs.odd.v), high, kFirstOrSecondUnderMask));
+  return _mm512_ternarylogic_epi32(
+      even, _mm512_castps_si512(pairs.odd.v), high, kFirstOrSecondUnderMask);
+}
+
+inline void store_bf16_pairs(std::byte* p, const Pairs& pairs) {
+  _mm512_storeu_si512(p, bf16_pairs(pairs));
 }
 
 inline F32x16 add(F32x16 a, F32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
