@@ -30,6 +30,13 @@ void TensorGroup::multiply(const GemmScratch& scratch, const GemmArgs& args) con
   parallel_gemm(pool_, scratch, args, panels);
 }
 
+void TensorGroup::multiply(const GemmScratch& scratch,
+                           const GemmArgs& args,
+                           std::span<const PackedMatrix> strips) const {
+  const std::array own{own_columns(columns_of(strips))};
+  parallel_gemm(pool_, scratch, args, strips, own);
+}
+
 void TensorGroup::gather_columns(const MutableRowsView& rows,
                                  std::int64_t count,
                                  std::int64_t n,

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "ferry/compute/parallel_gemm.h"
@@ -14,14 +15,6 @@
 #include "ferry/transport/group_gather.h"
 
 namespace ferry {
-
-/// Columns [begin, end) of a product.
-struct ColumnRange {
-  std::int64_t begin = 0;
-  std::int64_t end = 0;
-
-  std::int64_t size() const { return end - begin; }
-};
 
 /// One member of a group.
 struct GroupMember {
@@ -59,6 +52,12 @@ class TensorGroup {
 
   /// This rank's columns of the product; the others' stay as they are. Fills in panels and scratch.
   void multiply(const GemmScratch& scratch, const GemmArgs& args) const;
+
+  /// The same with a matrix that lies in strips (parallel_gemm.h). A strip that ends inside a panel
+  /// may have this rank write some columns next to its own.
+  void multiply(const GemmScratch& scratch,
+                const GemmArgs& args,
+                std::span<const PackedMatrix> strips) const;
 
   /// Every member has its own_columns(n) of `count` rows of n elements of `type`; afterwards all.
   void gather_columns(const MutableRowsView& rows,

@@ -362,12 +362,10 @@ std::span<const float> Decoder::Impl::logits() {
   if (n == 0) return {};
   norm(wanted_, dense_->final_norm, n);
   const Scope head(&clock_, Phase::head);
-  group_.multiply(gemm_scratch_,
-                  {.in = normed_.rows(),
-                   .rows = n,
-                   .weights = &dense_->head.view,
-                   .out = logits_.mutable_rows(),
-                   .out_type = DType::f32});
+  group_.multiply(
+      gemm_scratch_,
+      {.in = normed_.rows(), .rows = n, .out = logits_.mutable_rows(), .out_type = DType::f32},
+      dense_->head.strips);
   group_.gather_columns(logits_.mutable_rows(), n, config_.vocab, DType::f32, {.name = "logits"});
   return {logits_.floats(), static_cast<std::size_t>(n * config_.vocab)};
 }

@@ -5,14 +5,21 @@
 
 #include "ferry/buffer.h"
 #include "ferry/compute/gated_ffn.h"
+#include "ferry/core/error.h"
 #include "ferry/kernels/packed_matrix.h"
 
 namespace ferry {
 
-/// One packed matrix and its memory.
+/// One matrix and its memory.
 struct OwnedMatrix {
   Buffer memory;
-  PackedMatrix view;
+  std::vector<PackedMatrix> strips;  // side by side (parallel_gemm.h); none: no matrix
+
+  /// A matrix of one strip, or of none: no data. REQUIRES: at most one.
+  PackedMatrix whole() const {
+    FERRY_CHECK(strips.size() <= 1, "{} strips of a matrix that is to have one", strips.size());
+    return strips.empty() ? PackedMatrix{} : strips.front();
+  }
 };
 
 /// A gated feed-forward block and its memory; no data where a layer has none.

@@ -60,16 +60,48 @@ GatedFfnWeights FfnLayout::view(const std::byte* gate_up, const std::byte* down)
           .biased = biased};
 }
 
+namespace {
+
+WeightType elements_of(const WeightChoice& choice) {
+  return weight_type(activation_type(choice.type));
+}
+
+/// How one tensor is held.
+WeightType held_type(const WeightChoice& choice, const StoredMatrix& source) {
+  if (choice.as_stored) return source.held_as().value_or(elements_of(choice));
+  return source.is_plain() && choice.plain_stays ? elements_of(choice) : choice.type;
+}
+
+}  // namespace
+
 WeightType type_for(const WeightChoice& choice, std::span<const StoredMatrix> sources) {
-  const WeightType elements = weight_type(activation_type(choice.type));
-  if (choice.as_stored) {
-    const std::optional<WeightType> held = sources.front().held_as();
-    const bool alike = std::ranges::all_of(
-        sources, [&](const StoredMatrix& source) { return source.held_as() == held; });
-    return alike ? held.value_or(elements) : elements;
+  const WeightType first = held_type(choice, sources.front());
+  const bool alike = std::ranges::all_of(
+      sources, [&](const StoredMatrix& source) { return held_type(choice, source) == first; });
+  return alike ? first : elements_of(choice);
+}
+
+std::size_t StripPlan::bytes() const {
+  return packed_bytes(type, sources.front().columns, panels_of(columns));
+}
+
+std::vector<StripPlan> plan_strips(const WeightChoice& choice,
+                                   const MatrixPacking& how,
+                                   std::span<const StoredMatrix> sources) {
+  const auto type_of = [&](const StoredMatrix& source) {
+    if (how.elements) return elements_of(choice);
+    return how.type ? *how.type : held_type(choice, source);
+  };
+  std::vector<StripPlan> strips;
+  for (std::size_t i = 0; i < sources.size(); ++i) {
+    const WeightType type = type_of(sources[i]);
+    if (strips.empty() || strips.back().type != type)
+      strips.push_back({.type = type, .sources = sources.subspan(i, 0)});
+    StripPlan& strip = strips.back();
+    strip.sources = {strip.sources.data(), strip.sources.size() + 1};
+    strip.columns += sources[i].rows;
   }
-  const bool plain = std::ranges::all_of(sources, &StoredMatrix::is_plain);
-  return plain && choice.plain_stays ? elements : choice.type;
+  return strips;
 }
 
 FfnLayout ffn_layout(const Checkpoint& checkpoint,
@@ -78,10 +110,8 @@ FfnLayout ffn_layout(const Checkpoint& checkpoint,
                      const TensorPlace& at) {
   Sources sources;
   sources.add(checkpoint, part, at);
-  // A form that is one for all is gate's.
-  const WeightType all = type_for(choice, {sources.gate_up.data(), 1});
-  return {choice.as_stored ? type_for(choice, sources.gate_up) : all,
-          choice.as_stored ? type_for(choice, sources.down) : all,
+  return {type_for(choice, sources.gate_up),
+          type_for(choice, sources.down),
           part.hidden,
           part.inter,
           part.biased};
@@ -149,16 +179,25 @@ OwnedMatrix Packer::matrix(const TensorList& tensors,
     sources.push_back(find(pattern, rows, k, at));
     columns += rows;
   }
-  const WeightType type =
-      how.elements ? type_of_elements() : how.type.value_or(type_for(weights_, sources));
-  const PanelRange own = member_.panels(columns);
-  OwnedMatrix matrix;
-  matrix.memory = Buffer(packed_bytes(type, k, panels_of(columns)));
-  matrix.view = {.type = type, .k = k, .n = columns, .data = matrix.memory.data()};
-  pack(sources,
-       {.type = type,
-        .data = matrix.memory.data(),
-        .panels = how.shared_out ? std::span(&own, 1) : how.panels});
+  const std::vector<StripPlan> plan = plan_strips(weights_, how, sources);
+  std::size_t bytes = 0;
+  for (const StripPlan& strip : plan) bytes += strip.bytes();
+  OwnedMatrix matrix{Buffer(bytes), {}};
+  const ColumnRange all{0, columns};
+  const ColumnRange own = member_.columns(columns);
+  std::span<const ColumnRange> wanted = how.columns.empty() ? std::span(&all, 1) : how.columns;
+  if (how.shared_out) wanted = {&own, 1};
+  std::byte* next = matrix.memory.data();
+  std::int64_t first = 0;
+  for (const StripPlan& strip : plan) {
+    StripPanels cover(first, strip.columns);
+    std::vector<PanelRange> panels;
+    for (const ColumnRange& range : wanted) panels.push_back(cover.next(range));
+    pack(strip.sources, {.type = strip.type, .data = next, .panels = panels});
+    matrix.strips.push_back({.type = strip.type, .k = k, .n = strip.columns, .data = next});
+    next += strip.bytes();
+    first += strip.columns;
+  }
   return matrix;
 }
 

@@ -35,8 +35,23 @@ struct FfnLayout {
   GatedFfnWeights view(const std::byte* gate_up, const std::byte* down) const;
 };
 
-/// How a matrix made of these is held.
+/// How these are held where they must be of one type: in that of each, else as elements.
 WeightType type_for(const WeightChoice& choice, std::span<const StoredMatrix> sources);
+
+/// Tensors that become one strip of a matrix.
+struct StripPlan {
+  WeightType type = WeightType::f32;
+  std::span<const StoredMatrix> sources;  // [columns, k] each, one behind the other
+  std::int64_t columns = 0;               // of all of them
+
+  std::size_t bytes() const;
+};
+
+/// The strips of a matrix made of these: a new one wherever the type in which a tensor is held is
+/// another than that of the one before it. REQUIRES: sources is not empty.
+std::vector<StripPlan> plan_strips(const WeightChoice& choice,
+                                   const MatrixPacking& how,
+                                   std::span<const StoredMatrix> sources);
 
 /// A block outside the routed experts.
 FfnLayout ffn_layout(const Checkpoint& checkpoint,
@@ -68,7 +83,7 @@ class Packer {
   /// A tensor [rows, 1, taps] as f32.
   std::vector<float> taps(const TensorRows& tensor, std::int64_t taps, const TensorPlace& at);
 
-  /// Matrices [rows, k] packed as one of [k, sum of rows].
+  /// Matrices [rows, k] packed as one of [k, sum of rows], in as many strips as they have types.
   OwnedMatrix matrix(const TensorList& tensors,
                      std::int64_t k,
                      const MatrixPacking& how,

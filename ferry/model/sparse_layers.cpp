@@ -154,12 +154,12 @@ SparseLayers::SparseLayers(const ModelConfig& config,
       own.clock = clock;
       context_.emplace(own, track_, links.group.pool());
     }
-    MoeWeights weights{.router = layer.router.view,
+    MoeWeights weights{.router = layer.router.whole(),
                        .router_bias = layer.router_bias,
                        .selection_bias = layer.selection_bias,
                        .local = local.slots,
                        .shared = {},
-                       .shared_gate = layer.shared_gate.view};
+                       .shared_gate = layer.shared_gate.whole()};
     if (config_.moe.shared_inter > 0) weights.shared = layer.shared.view;
     layers_[static_cast<std::size_t>(i)].emplace(*context_, local.placement, std::move(weights), i);
   }

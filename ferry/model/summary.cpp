@@ -11,11 +11,6 @@ namespace ferry {
 
 namespace {
 
-std::uint64_t packed_matrix_bytes(WeightType type, std::int64_t k, std::int64_t columns) {
-  return PackedMatrix::packed_panel_bytes(type, k) *
-         static_cast<std::uint64_t>(ceil_div(columns, kPanelColumns));
-}
-
 /// Counts the memory that the tables' tensors become.
 class MemoryCounter final : public TensorTable {
  public:
@@ -27,19 +22,16 @@ class MemoryCounter final : public TensorTable {
               std::int64_t k,
               const MatrixPacking& how) override {
     std::vector<StoredMatrix> sources;
-    std::int64_t columns = 0;
     for (const TensorRows& tensor : tensors) {
       sources.push_back(
           checkpoint_.matrix({.name = tensor_name(checkpoint_.names(), tensor.pattern, layer_),
                               .shape = {tensor.rows, k},
                               .layer = layer_}));
-      columns += tensor.rows;
     }
-    const WeightType elements = weight_type(activation_type(choice_.type));
-    const WeightType held = how.type.value_or(type_for(choice_, sources));
-    const WeightType type = how.elements ? elements : held;
-    bytes_ += packed_matrix_bytes(type, k, columns);
-    if (!how.type) types_.insert(type);
+    for (const StripPlan& strip : plan_strips(choice_, how, sources)) {
+      bytes_ += strip.bytes();
+      if (!how.type) types_.insert(strip.type);
+    }
   }
 
   void vector(std::vector<float>& /*to*/, const TensorList& tensors, TensorRole /*role*/) override {

@@ -30,11 +30,11 @@ using TensorList = std::vector<TensorRows>;
 /// How a matrix is held.
 struct MatrixPacking {
   TensorRole role = TensorRole::matrix;
-  std::optional<WeightType> type = {};      ///< none: as the user chose
-  std::span<const PanelRange> panels = {};  ///< those that are wanted; empty: all
-  bool shared_out = false;                  ///< the member's columns alone, instead of `panels`
-  bool listed_before = false;               ///< the table names this tensor in another place
-  bool elements = false;                    ///< of the activations' type, whatever the user chose
+  std::optional<WeightType> type = {};        ///< none: as the user chose
+  std::span<const ColumnRange> columns = {};  ///< those that are wanted, rising; empty: all
+  bool shared_out = false;                    ///< the member's columns alone, instead of `columns`
+  bool listed_before = false;                 ///< the table names this tensor in another place
+  bool elements = false;                      ///< of the activations' type, whatever the user chose
 };
 
 /// Names of the three matrices of a gated feed-forward block, and of their biases.
@@ -58,7 +58,8 @@ class TensorTable {
  public:
   virtual ~TensorTable() = default;
 
-  /// Matrices [rows, k], packed side by side as one [k, sum of rows].
+  /// Matrices [rows, k], packed side by side as one [k, sum of rows]: a strip for those of one type
+  /// that follow each other.
   virtual void matrix(OwnedMatrix& to,
                       const TensorList& tensors,
                       std::int64_t k,

@@ -42,9 +42,10 @@ std::vector<float> random_floats(std::mt19937& gen, std::int64_t n, float mean, 
 
 OwnedMatrix pack(const std::vector<float>& source, std::int64_t n, std::int64_t k) {
   OwnedMatrix m;
-  m.view = {.type = WeightType::f32, .k = k, .n = n};
-  m.memory = Buffer(static_cast<std::size_t>(m.view.panels()) * m.view.panel_bytes());
-  m.view.data = m.memory.data();
+  PackedMatrix strip{.type = WeightType::f32, .k = k, .n = n};
+  m.memory = Buffer(static_cast<std::size_t>(strip.panels()) * strip.panel_bytes());
+  strip.data = m.memory.data();
+  m.strips = {strip};
   pack_matrix({.type = WeightType::f32,
                .source = reinterpret_cast<const std::byte*>(source.data()),
                .source_type = DType::f32,

@@ -55,18 +55,29 @@ TEST(HeadShare, PanelsHoldEveryColumnOfTheShareAndNoneTwice) {
       for (int tp = 1; tp <= 5; ++tp) {
         for (int m = 0; m < tp; ++m) {
           const HeadShare share = head_share(heads, kv_heads, {m, tp});
-          std::vector<int> times(static_cast<std::size_t>(heads + 2 * kv_heads) * 3 + 1);
-          for (const PanelRange& range : head_panels(share, heads, kv_heads, head_dim))
-            for (auto p = range.begin; p < range.end; ++p) ++times.at(static_cast<std::size_t>(p));
-          ASSERT_LE(*std::ranges::max_element(times), 1);
-          const auto expect_covered = [&](int first_head, const HeadRange& own) {
-            const int end = (first_head + own.end) * head_dim;
-            for (int c = (first_head + own.begin) * head_dim; c < end; ++c)
-              ASSERT_EQ(times.at(static_cast<std::size_t>(c / kPanelColumns)), 1) << "column " << c;
-          };
-          expect_covered(0, share.query);
-          expect_covered(heads, share.kv);
-          expect_covered(heads + kv_heads, share.kv);
+          const int q = heads * head_dim;
+          const int kv = kv_heads * head_dim;
+          const auto ranges = head_columns(share, heads, kv_heads, head_dim);
+          // As one strip, values by themselves, and each by itself.
+          for (const std::vector<int>& strips :
+               {std::vector{q + 2 * kv}, std::vector{q + kv, kv}, std::vector{q, kv, kv}}) {
+            std::vector<int> times(static_cast<std::size_t>(q + 2 * kv));
+            int first = 0;
+            for (const int width : strips) {
+              StripPanels panels(first, width);
+              for (const ColumnRange& range : ranges) {
+                const PanelRange own = panels.next(range);
+                const std::int64_t end = std::min<std::int64_t>(own.end * kPanelColumns, width);
+                for (auto c = own.begin * kPanelColumns; c < end; ++c)
+                  ++times.at(static_cast<std::size_t>(first + c));
+              }
+              first += width;
+            }
+            ASSERT_LE(*std::ranges::max_element(times), 1);
+            for (const ColumnRange& range : ranges)
+              for (auto c = range.begin; c < range.end; ++c)
+                ASSERT_EQ(times.at(static_cast<std::size_t>(c)), 1) << "column " << c;
+          }
         }
       }
     }

@@ -163,11 +163,11 @@ TEST_P(Weights, AttentionStandsSideBySide) {
     for (int layer = 0; layer < config_.layers; ++layer) {
       if (mixer_of(config_, layer).name() != kAttention) continue;
       const auto& l = mixer_weights<AttentionWeights>(weights, layer);
-      EXPECT_EQ(l.qkv.view.n, q + 2 * kv);
-      expect_columns(l.qkv.view, 0, stored(names_.q_weight, {q, h}, layer));
-      expect_columns(l.qkv.view, q, stored(names_.k_weight, {kv, h}, layer));
-      expect_columns(l.qkv.view, q + kv, stored(names_.v_weight, {kv, h}, layer));
-      expect_columns(l.output.view, 0, stored(names_.o_weight, {h, results}, layer));
+      EXPECT_EQ(l.qkv.whole().n, q + 2 * kv);
+      expect_columns(l.qkv.whole(), 0, stored(names_.q_weight, {q, h}, layer));
+      expect_columns(l.qkv.whole(), q, stored(names_.k_weight, {kv, h}, layer));
+      expect_columns(l.qkv.whole(), q + kv, stored(names_.v_weight, {kv, h}, layer));
+      expect_columns(l.output.whole(), 0, stored(names_.o_weight, {h, results}, layer));
       ASSERT_EQ(std::ssize(l.qkv_bias), config_.attention_bias ? q + 2 * kv : 0);
       if (config_.attention_bias) {
         const Stored k_bias = stored(names_.k_bias, {kv}, layer);
@@ -195,13 +195,13 @@ TEST_P(Weights, LatentAttentionHasKeysAndValuesByHead) {
   for (int layer = 0; layer < config_.layers; ++layer) {
     const auto& l = mixer_weights<LatentAttentionWeights>(weights, layer);
     const std::int64_t first = latent.query_rank > 0 ? latent.query_rank : q;
-    EXPECT_EQ(l.down.view.n, first + row);
-    expect_columns(l.down.view, first, stored(names_.latent_down, {row, h}, layer));
+    EXPECT_EQ(l.down.whole().n, first + row);
+    expect_columns(l.down.whole(), first, stored(names_.latent_down, {row, h}, layer));
     if (latent.query_rank > 0) {
-      expect_columns(l.down.view, 0, stored(names_.query_down, {first, h}, layer));
-      expect_columns(l.query_up.view, 0, stored(names_.query_up, {q, first}, layer));
+      expect_columns(l.down.whole(), 0, stored(names_.query_down, {first, h}, layer));
+      expect_columns(l.query_up.whole(), 0, stored(names_.query_up, {q, first}, layer));
     } else {
-      expect_columns(l.down.view, 0, stored(names_.q_weight, {q, h}, layer));
+      expect_columns(l.down.whole(), 0, stored(names_.q_weight, {q, h}, layer));
     }
     const Stored up = stored(names_.latent_up, {config_.heads * both, latent.rank}, layer);
     for (std::int64_t head = 0; head < config_.heads; ++head) {
@@ -231,11 +231,12 @@ TEST_P(Weights, FeedForwardBlocksAlternateGateAndUp) {
                    config_.dense_inter,
                    layer,
                    -1);
-        EXPECT_EQ(l.router.view.data, nullptr);
+        EXPECT_EQ(l.router.whole().data, nullptr);
         continue;
       }
-      EXPECT_EQ(l.router.view.type, WeightType::f32);
-      expect_columns(l.router.view, 0, stored(names_.router, {moe.experts, config_.hidden}, layer));
+      EXPECT_EQ(l.router.whole().type, WeightType::f32);
+      expect_columns(
+          l.router.whole(), 0, stored(names_.router, {moe.experts, config_.hidden}, layer));
       if (moe.shared_inter > 0) {
         expect_ffn(l.shared.view,
                    {names_.shared_gate, names_.shared_up, names_.shared_down},
@@ -243,7 +244,7 @@ TEST_P(Weights, FeedForwardBlocksAlternateGateAndUp) {
                    layer,
                    -1);
       }
-      EXPECT_EQ(l.shared_gate.view.data != nullptr, moe.shared_gate);
+      EXPECT_EQ(l.shared_gate.whole().data != nullptr, moe.shared_gate);
     }
   }
 }
@@ -363,8 +364,8 @@ TEST_P(Weights, EmbeddingAndHeadHoldTheVocabulary) {
     for (std::int64_t k = 0; k < config_.hidden; ++k)
       ASSERT_EQ(weights.embedding.as<float>()[row * config_.hidden + k], embedding.at(row, k));
   }
-  EXPECT_EQ(weights.head.view.n, config_.vocab);
-  expect_columns(weights.head.view,
+  EXPECT_EQ(weights.head.whole().n, config_.vocab);
+  expect_columns(weights.head.whole(),
                  0,
                  config_.tied_embeddings ? embedding : stored(names_.lm_head, shape, -1));
 }
@@ -440,13 +441,13 @@ TEST(WeightType, EachMatrixOfAGgufFileKeepsItsOwn) {
   EXPECT_EQ(held_names(checkpoint, choice), "q8_0, q4_0");
   EXPECT_EQ(held_names(checkpoint, choose_weights(checkpoint, WeightType::bf16)), "bf16");
   const DenseWeights dense = load_dense_weights(checkpoint, choice, pool, {});
-  EXPECT_EQ(dense.head.view.type, WeightType::q8_0);
+  EXPECT_EQ(dense.head.whole().type, WeightType::q8_0);
   EXPECT_EQ(dense.dtype, DType::bf16);
   const ExpertWeights experts = load_expert_weights(checkpoint, choice, {0}, 1, pool, {});
   std::uint64_t bytes = 0;
   for (std::size_t i = 0; i < experts.layers.size(); ++i) {
     const WeightType type = i % 2 == 0 ? WeightType::q8_0 : WeightType::q4_0;
-    EXPECT_EQ(dense.layers[i].router.view.type, WeightType::f32);
+    EXPECT_EQ(dense.layers[i].router.whole().type, WeightType::f32);
     for (const GatedFfnWeights& slot : experts.layers[i].slots) {
       EXPECT_EQ(slot.gate_up.type, type);
       EXPECT_EQ(slot.down.type, type);

@@ -103,6 +103,36 @@ def test_layers_whose_blocks_are_of_two_sizes_give_the_bytes_of_bf16(flags, tmp_
     assert answers(file, ids, *flags, tokens=24) == answers(file, ids, "--weights", "bf16", tokens=24)
 
 
+# Of queries, keys and values; of gate, up and down; of both parts of a latent; of a delta net's projections.
+MIXED = {
+    "qwen3_bf16": {"attn_q": "Q8_0", "attn_v": "Q4_0"},
+    "glm4_moe_air_bf16": {"attn_k": "F32", "attn_v": "Q8_0", "ffn_down_exps": "Q8_0", "ffn_up_shexp": "Q8_0"},
+    "kimi_k2": {"attn_kv_a_mqa": "Q8_0", "ffn_down": "Q4_1"},
+    "deepseek_v2_groups_bf16": {"attn_kv_a_mqa": "Q8_0", "attn_q": "F16"},
+    "qwen3_next_bf16": {"attn_gate": "Q8_0", "attn_k": "Q4_0", "token_embd": "Q8_0"},
+}
+
+
+@pytest.mark.parametrize("golden", MIXED)
+def test_tensors_of_one_matrix_may_be_of_several_types(golden, tmp_path):
+    file = tmp_path / "model.gguf"
+    but = {name: gguf.GGMLQuantizationType[kind] for name, kind in MIXED[golden].items()}
+    gguf_files.write(DATA / golden, file, gguf.GGMLQuantizationType.BF16, but=but)
+    ids = prompts(golden, tmp_path)
+    expected = answers(file, ids, "--weights", "bf16")
+    assert answers(file, ids) == expected
+    assert answers(file, ids, "--ep", "2", "--tp", "2") == expected
+    assert answers(file, ids, "--ep", "3") == expected
+
+
+@pytest.mark.parametrize("flags", [(), ("--ep", "2"), ("--ep", "3"), ("--ep", "2", "--tp", "2"), ("--ep", "3", "--tp", "3")])
+def test_queries_keys_and_values_of_several_types_give_the_bytes_of_bf16(flags, tmp_path):
+    file = DATA / "gguf" / "mixed_types.gguf"
+    ids = tmp_path / "ids.txt"
+    ids.write_text("1,2,3,4,5,6,7\n200,100,50,25\n")
+    assert answers(file, ids, *flags) == answers(file, ids, "--weights", "bf16")
+
+
 def test_parts_are_one_model(tmp_path):
     gguf_files.write(DATA / "qwen3_untied", tmp_path / "m.gguf", parts=3)
     names = sorted(p.name for p in tmp_path.iterdir())

@@ -129,6 +129,7 @@ struct ModelRun {
   int threads = 1;         ///< of each rank
   int chunk = 512;         ///< tokens of a sequence in one step
   bool together = true;    ///< all sequences in each step, else one after the other
+  bool as_found = false;   ///< weights are held as the checkpoint has them, whatever `weights` says
   bool own_share = false;  ///< each rank loads the dense weights that it computes with, no more
   MoeA2ABackend backend = MoeA2ABackend::pplx;
   std::optional<WireType> kv_type = {};
@@ -163,9 +164,11 @@ inline std::vector<std::vector<float>> run_model(
     const ModelRun& run) {
   const Checkpoint checkpoint = Checkpoint::open(data_dir(model));
   const ModelConfig& config = checkpoint.config();
+  const WeightChoice choice =
+      choose_weights(checkpoint, run.as_found ? std::nullopt : std::optional(run.weights));
   ThreadPool loader(1);
-  const auto dense = std::make_shared<const DenseWeights>(
-      load_dense_weights(checkpoint, {run.weights}, loader, {}));
+  const auto dense =
+      std::make_shared<const DenseWeights>(load_dense_weights(checkpoint, choice, loader, {}));
   const auto steps = cut_into_steps(sequences, run);
   int max_tokens = 1;
   for (const auto& step : steps) {
@@ -185,11 +188,11 @@ inline std::vector<std::vector<float>> run_model(
         Decoder decoder(
             config,
             run.own_share ? std::make_shared<const DenseWeights>(
-                                load_dense_weights(checkpoint, {run.weights}, pool, {}, member))
+                                load_dense_weights(checkpoint, choice, pool, {}, member))
                           : dense,
             load_expert_weights(
                 checkpoint,
-                {run.weights},
+                choice,
                 ExpertPlacement::identity(config.layers,
                                           config.sparse_layers() > 0 ? config.moe.experts : 1,
                                           transport.size() / run.expert_slices,

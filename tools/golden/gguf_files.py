@@ -2,11 +2,16 @@
 """GGUF files of Hugging Face directories, as llama.cpp's converter writes them, with the writer and the names of the
 package gguf on PyPI (llama.cpp's converter itself is not there). Needs gguf and numpy, nothing else.
 
-    python tools/golden/gguf_files.py DIR OUT.gguf [--type f32|f16|bf16|q8_0|...] [--parts N]
+    python tools/golden/gguf_files.py DIR OUT.gguf [--type f32|f16|bf16|q8_0|...] [--but NAME=TYPE,...] [--parts N]
 
 tests/data/gguf/layers_in_turn.gguf, whose layers are of one type and the other, is --type q8_0,q4_0 of what `ferry
 make-model --preset tiny --hidden 64 --inter 32 --heads 4 --kv-heads 2 --head-dim 32 --layers 3 --experts 5 --topk 2
 --vocab 300` writes, with an empty tokenizer_config.json.
+
+tests/data/gguf/mixed_types.gguf, whose queries, keys and values are of different types, is --type q4_k --but
+attn_v=q6_k,blk.1.attn_q=q8_0,blk.1.attn_k=bf16,blk.1.attn_v=f32,blk.2.attn_v=q4_k,attn_output=q4_0,ffn_down_exps=q4_0,output=q6_k
+of --preset tiny --hidden 256 --inter 32 --heads 12 --kv-heads 3 --head-dim 8 --layers 4 --experts 3 --topk 2 --vocab 264
+likewise.
 
 What has two dimensions or more becomes --type where its rows allow, as the file has it where no type is named; the
 rest and the router become F32, as in published files. Metadata that GGUF does not have is left out, so a model whose
@@ -19,6 +24,7 @@ import struct
 from pathlib import Path
 
 import gguf
+import k_blocks
 import numpy as np
 
 BF16 = gguf.GGMLQuantizationType.BF16
@@ -405,27 +411,32 @@ def stored(tensor: Tensor, kind, writer, name: str, elements: bool) -> None:
         kind = BF16 if tensor.bf16 else F16 if tensor.data.dtype == np.float16 else F32
     if tensor.data.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] != 0:
         kind = F16
-    if kind == BF16 and tensor.bf16:
-        writer.add_tensor(name, tensor.data.view(np.uint8), raw_dtype=kind)
+    if kind == BF16:
+        data = tensor.data if tensor.bf16 else gguf.quants.quantize(tensor.floats(), kind)
+        writer.add_tensor(name, data.view(np.uint8), raw_dtype=kind)
     elif kind in (F32, F16):
         writer.add_tensor(name, tensor.floats().astype(np.float32 if kind == F32 else np.float16))
     else:
-        blocks = gguf.quants.quantize(tensor.floats(), kind)
+        blocks = k_blocks.quantize(tensor.floats(), kind)
         if elements:
             writer.add_tensor(name, gguf.quants.dequantize(blocks, kind).astype(np.float32))
         else:
             writer.add_tensor(name, blocks, raw_dtype=kind)
 
 
-def of_layer(kinds, name: str):
-    """Of several types the one whose turn it is in the tensor's layer."""
+def of_layer(kinds, name: str, but: dict):
+    """The type that `but` has for the tensor, the longest name first; of several the one whose turn it is in its layer."""
+    for part in sorted(but, key=len, reverse=True):
+        if f".{part}." in f".{name}":
+            return but[part]
     if not isinstance(kinds, list):
         return kinds
     parts = name.split(".")
     return kinds[int(parts[1]) % len(kinds) if parts[0] == "blk" else 0]
 
 
-def write(directory: Path, out: Path, kind=None, pre: str = "qwen2", parts: int = 1, elements: bool = False) -> None:
+def write(directory: Path, out: Path, kind=None, pre: str = "qwen2", parts: int = 1, elements: bool = False,
+          but: dict | None = None) -> None:
     config, tensors = read_directory(directory)
     arch, own = ARCHITECTURES[config["architectures"][0]]
     writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[arch])
@@ -441,7 +452,7 @@ def write(directory: Path, out: Path, kind=None, pre: str = "qwen2", parts: int 
         new = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if new is None:
             raise ValueError(f"{name}: no name in GGUF")
-        stored(tensor, of_layer(kind, new), writer, new, elements)
+        stored(tensor, of_layer(kind, new, but or {}), writer, new, elements)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -453,11 +464,13 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--type", default=None, help="of matrices: f32, f16, bf16, q8_0, q4_0, q4_1, ...; several: of layers in turn")
+    parser.add_argument("--but", default="", help="types of other tensors than the rest, such as attn_v=q6_k,blk.0.ffn_down=q8_0")
     parser.add_argument("--pre", default="qwen2", help="name of how texts are cut into words")
     parser.add_argument("--parts", type=int, default=1)
     args = parser.parse_args()
     kinds = [gguf.GGMLQuantizationType[kind.upper()] for kind in args.type.split(",")] if args.type else [None]
-    write(args.directory, args.out, kinds if len(kinds) > 1 else kinds[0], args.pre, args.parts)
+    but = {name: gguf.GGMLQuantizationType[kind.upper()] for name, kind in (p.split("=") for p in args.but.split(",") if p)}
+    write(args.directory, args.out, kinds if len(kinds) > 1 else kinds[0], args.pre, args.parts, but=but)
 
 
 if __name__ == "__main__":

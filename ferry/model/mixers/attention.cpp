@@ -18,11 +18,11 @@ std::int64_t query_stride_of(const ModelConfig& config) {
   return std::int64_t{config.head_dim} * (config.attention_gate ? 2 : 1);
 }
 
-/// The panels of a member's columns of the projections.
-std::array<PanelRange, 3> qkv_panels(const ModelConfig& config, HeadShare own) {
+/// A member's columns of the projections.
+std::array<ColumnRange, 3> qkv_columns(const ModelConfig& config, HeadShare own) {
   const int each = config.attention_gate ? 2 : 1;
   own.query = {own.query.begin * each, own.query.end * each};
-  return head_panels(own, config.heads * each, config.kv_heads, config.head_dim);
+  return head_columns(own, config.heads * each, config.kv_heads, config.head_dim);
 }
 
 }  // namespace
@@ -95,7 +95,7 @@ void Attention::forward(const RowsView& normed, const MutableRowsView& residual)
                 .kv_heads = s.kv_heads,
                 .head_dim = s.head_dim},
                num_tokens(),
-               weights_.output.view,
+               weights_.output.strips,
                weights_.output_bias,
                residual);
 }
@@ -113,15 +113,15 @@ void Attention::project_qkv(const RowsView& normed) {
   const MutableRowsView qkv{s.qkv.data(), row_bytes(s.qkv_width, DType::f32)};
   const GemmArgs product{.in = normed,
                          .rows = num_tokens(),
-                         .weights = &weights_.qkv.view,
                          .bias = or_null(weights_.qkv_bias),
                          .out = qkv,
                          .out_type = DType::f32};
   if (s.config.qk_norm != QkNorm::whole) {
-    const auto panels = qkv_panels(s.config, s.own);
-    return parallel_gemm(s.pool, s.gemm_scratch, product, panels);
+    const auto columns = qkv_columns(s.config, s.own);
+    return parallel_gemm(s.pool, s.gemm_scratch, product, weights_.qkv.strips, columns);
   }
-  s.group.multiply(s.gemm_scratch, product);  // the norm of each head needs all heads
+  // The norm of each head needs all heads.
+  s.group.multiply(s.gemm_scratch, product, weights_.qkv.strips);
   s.group.gather_columns(
       qkv, num_tokens(), s.qkv_width, DType::f32, {.name = "queries and keys", .layer = layer_});
 }
@@ -265,12 +265,12 @@ class AttentionKind final : public MixerKind {
     const std::int64_t q = queries_width(config);
     const std::int64_t kv = kv_width(config);
     const bool whole = config.qk_norm == QkNorm::whole;  // the norm needs all heads
-    const auto own = qkv_panels(config, head_share(config.heads, config.kv_heads, table.member()));
+    const auto own = qkv_columns(config, head_share(config.heads, config.kv_heads, table.member()));
     auto w = std::make_unique<AttentionWeights>();
     table.matrix(w->qkv,
                  {{names.q_weight, q}, {names.k_weight, kv}, {names.v_weight, kv}},
                  hidden,
-                 whole ? MatrixPacking{.shared_out = true} : MatrixPacking{.panels = own});
+                 whole ? MatrixPacking{.shared_out = true} : MatrixPacking{.columns = own});
     table.matrix(w->output, {{names.o_weight, hidden}}, results, {.shared_out = true});
     if (config.attention_bias) {
       table.vector(w->qkv_bias,

@@ -118,7 +118,7 @@ OutputProjection::OutputProjection(int max_tokens,
 void OutputProjection::add(int layer,
                            const HeadRows& heads,
                            std::int64_t tokens,
-                           const PackedMatrix& weights,
+                           std::span<const PackedMatrix> weights,
                            const std::vector<float>& bias,
                            const MutableRowsView& residual) const {
   const auto first_byte = [&](int member) {
@@ -132,10 +132,10 @@ void OutputProjection::add(int layer,
   group_.multiply(gemm_scratch_,
                   {.in = {heads.rows.base, heads.rows.stride},
                    .rows = tokens,
-                   .weights = &weights,
                    .bias = bias.empty() ? nullptr : bias.data(),
                    .out = projected,
-                   .out_type = DType::f32});
+                   .out_type = DType::f32},
+                  weights);
   const RowsView results{projected.base, projected.stride};
   add_to_residual(pool_, results, group_.own_columns(hidden_), residual, type_, tokens);
   group_.gather_columns(

@@ -150,11 +150,12 @@ class OutputProjection {
                    ThreadPool& pool,
                    const GemmScratch& gemm_scratch);
 
-  /// `heads`: of the activation type; `bias`: may be empty; `layer`: for messages.
+  /// `heads`: of the activation type; `weights`: strips; `bias`: may be empty; `layer`: for
+  /// messages.
   void add(int layer,
            const HeadRows& heads,
            std::int64_t tokens,
-           const PackedMatrix& weights,
+           std::span<const PackedMatrix> weights,
            const std::vector<float>& bias,
            const MutableRowsView& residual) const;
 

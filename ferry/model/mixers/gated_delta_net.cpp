@@ -50,23 +50,22 @@ std::array<std::int64_t, 2> rate_columns(const DeltaConfig& delta, int head) {
   return {beta, beta + readers};
 }
 
-/// The panels of a member's columns of the projections.
-std::array<PanelRange, 4> own_panels(const DeltaConfig& delta, const GroupMember& who) {
+/// A member's columns of the projections.
+std::array<ColumnRange, 4> own_columns(const DeltaConfig& delta, const GroupMember& who) {
   const HeadShare own = head_share(delta.value_heads, delta.key_heads, who);
   if (own.query.size() == 0) return {};
   if (delta.by_key_head) {
     const std::int64_t each = 2 * (delta.key_width() + delta.value_width()) / delta.key_heads;
-    return covering_panels(
-        std::array<ColumnRange, 4>{ColumnRange{own.kv.begin * each, own.kv.end * each}});
+    return {ColumnRange{own.kv.begin * each, own.kv.end * each}};
   }
   const auto columns = [](std::int64_t first, const HeadRange& heads, int width) {
     return ColumnRange{first + std::int64_t{heads.begin} * width,
                        first + std::int64_t{heads.end} * width};
   };
-  return covering_panels(std::array{columns(0, own.kv, delta.key_dim),
-                                    columns(delta.key_width(), own.kv, delta.key_dim),
-                                    columns(2 * delta.key_width(), own.query, delta.value_dim),
-                                    columns(delta.channels(), own.query, delta.value_dim)});
+  return {columns(0, own.kv, delta.key_dim),
+          columns(delta.key_width(), own.kv, delta.key_dim),
+          columns(2 * delta.key_width(), own.query, delta.value_dim),
+          columns(delta.channels(), own.query, delta.value_dim)};
 }
 
 /// x * sigmoid(x) in place; `scratch` has as many elements.
@@ -192,7 +191,7 @@ void GatedDeltaNet::forward(const RowsView& normed, const MutableRowsView& resid
                 .kv_heads = s.delta.key_heads,
                 .head_dim = s.delta.value_dim},
                s.tokens,
-               weights_.output.view,
+               weights_.output.strips,
                {},
                residual);
 }
@@ -219,17 +218,17 @@ void GatedDeltaNet::project(const RowsView& normed, std::int64_t tokens) {
                 s.gemm_scratch,
                 {.in = normed,
                  .rows = tokens,
-                 .weights = &weights_.in.view,
                  .out = {s.projected.data(), row_bytes(s.in_width, DType::f32)},
                  .out_type = DType::f32},
-                own_panels(s.delta, s.group.self()));
+                weights_.in.strips,
+                own_columns(s.delta, s.group.self()));
   parallel_gemm(s.pool,
                 s.gemm_scratch,
                 {.in = normed,
                  .rows = tokens,
-                 .weights = &weights_.rates.view,
                  .out = {s.rates.data(), row_bytes(2 * s.delta.value_heads, DType::f32)},
-                 .out_type = DType::f32});
+                 .out_type = DType::f32},
+                weights_.rates.strips);
   s.pool.parallel_for(tokens, kAttentionRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t t = begin; t < end; ++t) rates_of(t);
   });
@@ -386,10 +385,10 @@ class GatedDeltaNetKind final : public MixerKind {
     const std::int64_t hidden = config.hidden;
     const std::int64_t values = delta.value_width();
     const int heads = delta.value_heads;
-    const auto own = own_panels(delta, table.member());
+    const auto own = own_columns(delta, table.member());
     auto w = std::make_unique<GatedDeltaNetWeights>();
     if (delta.by_key_head) {
-      table.matrix(w->in, {{names.delta_in, delta.channels() + values}}, hidden, {.panels = own});
+      table.matrix(w->in, {{names.delta_in, delta.channels() + values}}, hidden, {.columns = own});
       table.matrix(w->rates,
                    {{names.delta_rates, 2 * heads}},
                    hidden,
@@ -398,7 +397,7 @@ class GatedDeltaNetKind final : public MixerKind {
       table.matrix(w->in,
                    {{names.delta_in, delta.channels()}, {names.delta_gate, values}},
                    hidden,
-                   {.panels = own});
+                   {.columns = own});
       table.matrix(w->rates,
                    {{names.delta_beta, heads}, {names.delta_decay, heads}},
                    hidden,

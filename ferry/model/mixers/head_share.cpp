@@ -18,16 +18,16 @@ HeadShare head_share(int heads, int kv_heads, const GroupMember& who) {
   return {query, {query.begin / readers, static_cast<int>(ceil_div(query.end, readers))}};
 }
 
-std::array<PanelRange, 3> head_panels(const HeadShare& share,
-                                      int heads,
-                                      int kv_heads,
-                                      std::int64_t head_dim) {
+std::array<ColumnRange, 3> head_columns(const HeadShare& share,
+                                        int heads,
+                                        int kv_heads,
+                                        std::int64_t head_dim) {
   const auto columns = [&](std::int64_t first_head, const HeadRange& own) {
     return ColumnRange{(first_head + own.begin) * head_dim, (first_head + own.end) * head_dim};
   };
-  return covering_panels(std::array{columns(0, share.query),
-                                    columns(heads, share.kv),
-                                    columns(std::int64_t{heads} + kv_heads, share.kv)});
+  return {columns(0, share.query),
+          columns(heads, share.kv),
+          columns(std::int64_t{heads} + kv_heads, share.kv)};
 }
 
 }  // namespace ferry

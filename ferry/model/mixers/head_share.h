@@ -1,13 +1,10 @@
 // Which attention heads each member of a group computes that shares out attention.
 #pragma once
 
-#include <algorithm>
 #include <array>
-#include <cstddef>
 #include <cstdint>
 
 #include "ferry/compute/tensor_group.h"
-#include "ferry/core/types.h"
 
 namespace ferry {
 
@@ -31,27 +28,10 @@ struct HeadShare {
 /// of consecutive members follow each other. REQUIRES: heads % kv_heads == 0.
 HeadShare head_share(int heads, int kv_heads, const GroupMember& who);
 
-/// The panels that hold any of these columns, which rise; a panel that two ranges touch belongs to
-/// the first.
-template <std::size_t N>
-std::array<PanelRange, N> covering_panels(const std::array<ColumnRange, N>& columns) {
-  std::array<PanelRange, N> panels;
-  std::int64_t end = 0;
-  for (std::size_t i = 0; i < N; ++i) {
-    panels[i].begin = std::max(end, columns[i].begin / kPanelColumns);
-    panels[i].end = panels[i].begin;
-    if (columns[i].size() > 0)
-      panels[i].end = std::max(panels[i].end, ceil_div(columns[i].end, kPanelColumns));
-    end = panels[i].end;
-  }
-  return panels;
-}
-
-/// The panels of a matrix of all query heads', all keys' and all values' columns in which this
-/// share has any.
-std::array<PanelRange, 3> head_panels(const HeadShare& share,
-                                      int heads,
-                                      int kv_heads,
-                                      std::int64_t head_dim);
+/// The columns of this share in a matrix of all query heads', all keys' and all values' columns.
+std::array<ColumnRange, 3> head_columns(const HeadShare& share,
+                                        int heads,
+                                        int kv_heads,
+                                        std::int64_t head_dim);
 
 }  // namespace ferry

@@ -113,9 +113,9 @@ void Indexer::keep_keys(int layer, const IndexerWeights& weights, const Inputs& 
                 gemm_scratch_,
                 {.in = in.normed,
                  .rows = std::ssize(tokens_),
-                 .weights = &weights.key_weights.view,
                  .out = {key_weights_.data(), row_bytes(width, DType::f32)},
-                 .out_type = DType::f32});
+                 .out_type = DType::f32},
+                weights.key_weights.strips);
   const Kernels& kernels = kernels_of(pool_);
   const auto share = static_cast<float>(1.0 / std::sqrt(static_cast<double>(indexer_.heads)));
   pool_.parallel_for(
@@ -143,9 +143,9 @@ void Indexer::make_queries(const IndexerWeights& weights,
                 gemm_scratch_,
                 {.in = {in.compressed.base + first * in.compressed.stride, in.compressed.stride},
                  .rows = count,
-                 .weights = &weights.queries.view,
                  .out = {queries_.data(), row_bytes(width, DType::f32)},
-                 .out_type = DType::f32});
+                 .out_type = DType::f32},
+                weights.queries.strips);
   pool_.parallel_for(count, kAttentionRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t t = begin; t < end; ++t)
       for (std::int64_t h = 0; h < indexer_.heads; ++h)

@@ -52,22 +52,21 @@ HeadRange own_heads(const ModelConfig& config, const GroupMember& who) {
   return head_share(config.heads, config.heads, who).query;
 }
 
-/// The panels of `down` that a member computes. What latents and compressed queries are made of is
+/// The columns of `down` that a member computes. What latents and compressed queries are made of is
 /// needed by every member.
-std::array<PanelRange, 2> down_panels(const ModelConfig& config, const HeadRange& own) {
+std::array<ColumnRange, 2> down_columns(const ModelConfig& config, const HeadRange& own) {
   const std::int64_t head_dim = config.head_dim;
   const std::int64_t queries = from_down_width(config);
   const ColumnRange own_queries = config.latent.query_rank > 0
                                       ? ColumnRange{0, queries}
                                       : ColumnRange{own.begin * head_dim, own.end * head_dim};
-  return covering_panels(
-      std::array{own_queries, ColumnRange{queries, queries + row_width(config)}});
+  return {own_queries, ColumnRange{queries, queries + row_width(config)}};
 }
 
 /// Likewise of `query_up`.
-std::array<PanelRange, 1> query_panels(const ModelConfig& config, const HeadRange& own) {
+std::array<ColumnRange, 1> query_columns(const ModelConfig& config, const HeadRange& own) {
   const std::int64_t head_dim = config.head_dim;
-  return covering_panels(std::array{ColumnRange{own.begin * head_dim, own.end * head_dim}});
+  return {ColumnRange{own.begin * head_dim, own.end * head_dim}};
 }
 
 }  // namespace
@@ -163,7 +162,7 @@ void LatentAttention::forward(const RowsView& normed, const MutableRowsView& res
                 .kv_heads = heads,
                 .head_dim = s.latent.value_dim},
                num_tokens(),
-               weights_.output.view,
+               weights_.output.strips,
                no_bias,
                residual);
 }
@@ -175,10 +174,10 @@ void LatentAttention::project_down(const RowsView& normed) {
                 s.gemm_scratch,
                 {.in = normed,
                  .rows = num_tokens(),
-                 .weights = &weights_.down.view,
                  .out = {s.down.data(), row_bytes(s.from_down + s.row, DType::f32)},
                  .out_type = DType::f32},
-                down_panels(s.config, s.own));
+                weights_.down.strips,
+                down_columns(s.config, s.own));
 }
 
 void LatentAttention::store_latents() {
@@ -229,10 +228,10 @@ void LatentAttention::project_queries() {
                 s.gemm_scratch,
                 {.in = {s.compressed.data(), row_bytes(width, s.type)},
                  .rows = num_tokens(),
-                 .weights = &weights_.query_up.view,
                  .out = {s.projected.data(), row_bytes(s.heads * s.head_dim, DType::f32)},
                  .out_type = DType::f32},
-                query_panels(s.config, s.own));
+                weights_.query_up.strips,
+                query_columns(s.config, s.own));
 }
 
 /// s.queries of some tokens: what does not turn through the head's key matrix, what turns behind
@@ -433,8 +432,8 @@ class LatentAttentionKind final : public MixerKind {
                                      TensorTable& table) const override {
     const LatentConfig& latent = config.latent;
     const HeadRange own = own_heads(config, table.member());
-    const auto down_own = down_panels(config, own);
-    const auto up_own = query_panels(config, own);
+    const auto down_own = down_columns(config, own);
+    const auto up_own = query_columns(config, own);
     const std::int64_t q = queries_width(config);
     auto w = std::make_unique<LatentAttentionWeights>();
     const TensorRows queries = latent.query_rank > 0
@@ -443,10 +442,10 @@ class LatentAttentionKind final : public MixerKind {
     table.matrix(w->down,
                  {queries, {names.latent_down, row_width(config)}},
                  config.hidden,
-                 {.panels = down_own});
+                 {.columns = down_own});
     if (latent.query_rank > 0) {
       table.vector(w->query_norm, {{names.query_down_norm, latent.query_rank}}, TensorRole::norm);
-      table.matrix(w->query_up, {{names.query_up, q}}, latent.query_rank, {.panels = up_own});
+      table.matrix(w->query_up, {{names.query_up, q}}, latent.query_rank, {.columns = up_own});
     }
     table.vector(w->latent_norm, {{names.latent_norm, latent.rank}}, TensorRole::norm);
     table.own_way(

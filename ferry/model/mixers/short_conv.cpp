@@ -24,13 +24,14 @@ ColumnRange own_channels(const ModelConfig& config, const GroupMember& member) {
   return {own.begin * each, own.end * each};
 }
 
-std::array<PanelRange, 3> own_panels(const ModelConfig& config, const GroupMember& member) {
+/// A member's columns of the projections, which are none where it has no channels.
+std::array<ColumnRange, 3> own_columns(const ModelConfig& config, const GroupMember& member) {
   const ColumnRange own = own_channels(config, member);
   if (own.size() == 0) return {};
   const auto columns = [&](std::int64_t part) {
     return ColumnRange{part * config.hidden + own.begin, part * config.hidden + own.end};
   };
-  return covering_panels(std::array{columns(0), columns(1), columns(2)});
+  return {columns(0), columns(1), columns(2)};
 }
 
 std::int64_t kept_tokens(const ModelConfig& config) { return config.conv_taps - 1; }
@@ -84,10 +85,10 @@ void ShortConv::forward(const RowsView& normed, const MutableRowsView& residual)
                   s.gemm_scratch,
                   {.in = normed,
                    .rows = s.tokens,
-                   .weights = &weights_.in.view,
                    .out = {s.projected.data(), row_bytes(3 * s.hidden, DType::f32)},
                    .out_type = DType::f32},
-                  own_panels(s.config, s.group.self()));
+                  weights_.in.strips,
+                  own_columns(s.config, s.group.self()));
     s.pool.parallel_for(
         s.tokens, kAttentionRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
           for (std::int64_t t = begin; t < end; ++t) gate(t);
@@ -107,7 +108,7 @@ void ShortConv::forward(const RowsView& normed, const MutableRowsView& residual)
                 .kv_heads = s.heads,
                 .head_dim = s.hidden / s.heads},
                s.tokens,
-               weights_.output.view,
+               weights_.output.strips,
                {},
                residual);
 }
@@ -182,9 +183,9 @@ class ShortConvKind final : public MixerKind {
                                      const TensorNames& names,
                                      TensorTable& table) const override {
     const std::int64_t hidden = config.hidden;
-    const auto own = own_panels(config, table.member());
+    const auto own = own_columns(config, table.member());
     auto w = std::make_unique<ShortConvWeights>();
-    table.matrix(w->in, {{names.conv_in, 3 * hidden}}, hidden, {.panels = own});
+    table.matrix(w->in, {{names.conv_in, 3 * hidden}}, hidden, {.columns = own});
     table.taps(w->taps, {names.conv_taps, hidden}, config.conv_taps);
     by_tap(w->taps, config.conv_taps);
     table.matrix(w->output, {{names.conv_out, hidden}}, hidden, {.shared_out = true});
