@@ -37,8 +37,8 @@ const std::byte* first_code(const StoredMatrix& matrix, std::int64_t row) {
   return matrix.data.data() + row * matrix.row_step / matrix.quant.codes_a_byte();
 }
 
-/// Rows of blocks are rows of the fp8 wire, but for their scales, which lie apart and may have
-/// another type: each row is put together as the wire has it, and the wire's decoder reads it.
+/// Blocks are those of the fp8 wire, but for their scales, which lie apart and may have another
+/// type: each block of a row is put together as the wire has it, and the wire's decoder reads it.
 bool like_fp8_wire(const StoredMatrix& matrix) {
   return matrix.quant.code == Code::e4m3 && matrix.quant.group_k == kWireBlock &&
          matrix.quant.scale == ScaleKind::number;
@@ -46,17 +46,18 @@ bool like_fp8_wire(const StoredMatrix& matrix) {
 
 void read_fp8_rows(const StoredMatrix& matrix, std::int64_t first, std::int64_t count, float* out) {
   const std::int64_t columns = matrix.columns;
-  const WireScales layout = wire_scales(WireType::fp8, columns);
-  std::vector<std::byte> wire(wire_row_bytes(WireType::fp8, columns));
+  const DType type = matrix.scales.dtype;
+  alignas(float) std::array<std::byte, 2 * kWireBlock> wire{};
   for (std::int64_t i = first; i < first + count; ++i, out += columns) {
-    std::memcpy(wire.data(), first_code(matrix, i), static_cast<std::size_t>(columns));
-    kernels().convert(
-        matrix.scales.data + first_scale(matrix, i) * element_bytes(matrix.scales.dtype),
-        matrix.scales.dtype,
-        wire.data() + layout.offset,
-        DType::f32,
-        layout.count);
-    kernels().decode(wire.data(), WireType::fp8, as_bytes(out), DType::f32, columns);
+    const std::byte* codes = first_code(matrix, i);
+    const std::byte* scale = matrix.scales.data + first_scale(matrix, i) * element_bytes(type);
+    for (std::int64_t j = 0; j < columns; j += kWireBlock, scale += element_bytes(type)) {
+      const std::int64_t wide = std::min<std::int64_t>(kWireBlock, columns - j);
+      std::memcpy(wire.data(), codes + j, static_cast<std::size_t>(wide));
+      kernels().convert(
+          scale, type, wire.data() + wire_scales(WireType::fp8, wide).offset, DType::f32, 1);
+      kernels().decode(wire.data(), WireType::fp8, as_bytes(out + j), DType::f32, wide);
+    }
   }
 }
 

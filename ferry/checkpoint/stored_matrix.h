@@ -44,6 +44,9 @@ struct StoredMatrix {
   /// set, `data` is what it reads mostly, and quant.code is `own`.
   RowReader reader = {};
   std::size_t reader_bytes = 0;  ///< of what it reads besides `data`
+  /// It reads nothing but what it is given with the matrix: copies of the views may take their
+  /// place.
+  bool reads_views_alone = false;
   /// Likewise, as weights of type `held` have them; null where none hold such codes as they are.
   CodeReader code_reader = {};
   WeightType held = WeightType::f32;  ///< where there is a code_reader

@@ -1,7 +1,6 @@
 #include "ferry/model/decoder.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -146,6 +145,7 @@ class Decoder::Impl {
 
   std::uint64_t steps_ = 0;
   // The tokens of the step.
+  std::vector<std::int32_t> tokens_;
   std::vector<TokenPlace> places_;
   std::vector<std::int64_t> wanted_;  // rows whose logits are wanted
   // Of each sequence, none of which is accepted yet; empty when there is nothing to commit.
@@ -202,6 +202,7 @@ Decoder::Impl::Impl(const ModelConfig& config,
       sparse_layers_(config_, *dense_, std::move(experts), options_, {transport, group_}, &clock_) {
   check_kv_type(options.kv_type, config);
   const auto max_tokens = static_cast<std::size_t>(options.max_tokens);
+  tokens_.reserve(max_tokens);
   places_.reserve(max_tokens);
   pending_.reserve(max_tokens);
   wanted_.reserve(max_tokens);
@@ -294,19 +295,23 @@ void Decoder::Impl::plan(std::span<const SequenceStep> batch) {
 }
 
 void Decoder::Impl::embed(std::span<const SequenceStep> batch) {
-  const MutableRowsView residual = residual_.mutable_rows();
-  std::int64_t row = 0;
+  tokens_.clear();
   for (const SequenceStep& step : batch) {
     for (const std::int32_t token : step.tokens) {
       FERRY_CHECK(token >= 0 && token < config_.vocab,
                   "token {} of a vocabulary of {}",
                   token,
                   config_.vocab);
-      std::memcpy(residual.row(row++),
-                  dense_->embedding.data() + token * residual.stride,
-                  static_cast<std::size_t>(residual.stride));
+      tokens_.push_back(token);
     }
   }
+  const MutableRowsView residual = residual_.mutable_rows();
+  pool_.parallel_for(num_tokens(), kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      float* scratch = block_out_.floats() + row * config_.hidden;  // which nothing uses yet
+      dense_->embedding.read(tokens_[static_cast<std::size_t>(row)], residual.row(row), scratch);
+    }
+  });
 }
 
 void Decoder::Impl::norm_to(const MutableRowsView& out,

@@ -71,7 +71,7 @@ class Lister final : public TensorTable {
     add(tensor.pattern, {tensor.rows, 1, taps}, TensorRole::matrix);
   }
 
-  void rows(Buffer&, const TensorRows& tensor, std::int64_t width, TensorRole role) override {
+  void rows(HeldRows&, const TensorRows& tensor, std::int64_t width, TensorRole role) override {
     add(tensor.pattern, {tensor.rows, width}, role);
   }
 

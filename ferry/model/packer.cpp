@@ -11,8 +11,6 @@ namespace ferry {
 
 namespace {
 
-constexpr std::int64_t kRowGrain = 64;
-
 std::int64_t panels_of(std::int64_t columns) { return ceil_div(columns, kPanelColumns); }
 
 std::size_t packed_bytes(WeightType type, std::int64_t k, std::int64_t panels) {
@@ -257,17 +255,11 @@ OwnedFfn Packer::ffn(const FfnPart& part, const TensorPlace& at) {
   return owned;
 }
 
-Buffer Packer::rows(const TensorRows& tensor, std::int64_t width, const TensorPlace& at) {
-  const std::int64_t rows = tensor.rows;
-  const StoredMatrix source = find(tensor.pattern, rows, width, at);
-  const DType dtype = activation_type(weights_.type);
-  const auto row_bytes = width * static_cast<std::ptrdiff_t>(dtype_bytes(dtype));
-  Buffer out(static_cast<std::size_t>(rows * row_bytes));
-  pool_.parallel_for(rows, kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
-    source.read_rows(begin, end - begin, dtype, out.data() + begin * row_bytes);
-  });
+HeldRows Packer::rows(const TensorRows& tensor, std::int64_t width, const TensorPlace& at) {
+  const StoredMatrix source = find(tensor.pattern, tensor.rows, width, at);
+  HeldRows rows(source, activation_type(weights_.type), pool_);
   done_with(source);
-  return out;
+  return rows;
 }
 
 StoredMatrix Packer::find(std::string_view pattern,

@@ -89,8 +89,8 @@ class Packer {
                      const MatrixPacking& how,
                      const TensorPlace& at);
 
-  /// Rows as elements of the activations' type.
-  Buffer rows(const TensorRows& tensor, std::int64_t width, const TensorPlace& at);
+  /// Rows to be looked up as elements of the activations' type.
+  HeldRows rows(const TensorRows& tensor, std::int64_t width, const TensorPlace& at);
 
   /// A gated block into memory of this layout, of a whole one the member's share; gate's and up's
   /// panels alternate.
@@ -169,7 +169,7 @@ class LayerPacker final : public TensorTable {
     to = packer_.taps(tensor, taps, at_);
   }
 
-  void rows(Buffer& to, const TensorRows& tensor, std::int64_t width, TensorRole) override {
+  void rows(HeldRows& to, const TensorRows& tensor, std::int64_t width, TensorRole) override {
     to = packer_.rows(tensor, width, at_);
   }
 

@@ -1,5 +1,6 @@
 #include "ferry/model/summary.h"
 
+#include <numeric>
 #include <set>
 
 #include "ferry/model/layer_tables.h"
@@ -22,12 +23,7 @@ class MemoryCounter final : public TensorTable {
               std::int64_t k,
               const MatrixPacking& how) override {
     std::vector<StoredMatrix> sources;
-    for (const TensorRows& tensor : tensors) {
-      sources.push_back(
-          checkpoint_.matrix({.name = tensor_name(checkpoint_.names(), tensor.pattern, layer_),
-                              .shape = {tensor.rows, k},
-                              .layer = layer_}));
-    }
+    for (const TensorRows& tensor : tensors) sources.push_back(stored(tensor, k));
     for (const StripPlan& strip : plan_strips(choice_, how, sources)) {
       bytes_ += strip.bytes();
       if (!how.type) types_.insert(strip.type);
@@ -42,11 +38,11 @@ class MemoryCounter final : public TensorTable {
     add(tensor.rows * taps, sizeof(float));
   }
 
-  void rows(Buffer& /*to*/,
+  void rows(HeldRows& /*to*/,
             const TensorRows& tensor,
             std::int64_t width,
             TensorRole /*role*/) override {
-    add(tensor.rows * width, dtype_bytes(activation_type(choice_.type)));
+    looked_up_ += HeldRows::bytes_of(stored(tensor, width), activation_type(choice_.type));
   }
 
   void ffn(OwnedFfn& /*to*/, const FfnPart& part) override {
@@ -64,12 +60,22 @@ class MemoryCounter final : public TensorTable {
 
   const GroupMember& member() const override { return alone_; }
 
+  /// Of what a step reads.
   std::uint64_t bytes() const { return bytes_; }
+
+  /// Of rows that are looked up.
+  std::uint64_t looked_up() const { return looked_up_; }
 
   /// Of the matrices that it has counted, but for those that are always of one.
   const std::set<WeightType>& types() const { return types_; }
 
  private:
+  StoredMatrix stored(const TensorRows& tensor, std::int64_t columns) const {
+    return checkpoint_.matrix({.name = tensor_name(checkpoint_.names(), tensor.pattern, layer_),
+                               .shape = {tensor.rows, columns},
+                               .layer = layer_});
+  }
+
   void add(std::int64_t elements, std::size_t size) {
     bytes_ += static_cast<std::uint64_t>(elements) * size;
   }
@@ -79,29 +85,35 @@ class MemoryCounter final : public TensorTable {
   const int layer_;
   const GroupMember alone_;
   std::uint64_t bytes_ = 0;
+  std::uint64_t looked_up_ = 0;
   std::set<WeightType> types_;
 };
 
-/// Of all but the routed experts.
-struct DenseMemory {
-  std::uint64_t bytes = 0;
+struct Held {
+  HeldBytes bytes;
   std::set<WeightType> types;
 };
 
-DenseMemory dense_memory(const Checkpoint& checkpoint, const WeightChoice& choice) {
+Held held(const Checkpoint& checkpoint, const WeightChoice& choice) {
   const ModelConfig& config = checkpoint.config();
   DenseWeights nothing;
   MemoryCounter outside(checkpoint, choice, -1);
   read_embedding(config, outside, nothing);
   read_head(config, outside, nothing);
-  DenseMemory memory{outside.bytes(), outside.types()};
+  Held all{{.dense = outside.bytes(), .looked_up = outside.looked_up(), .experts = {}},
+           outside.types()};
   for (int layer = 0; layer < config.layers; ++layer) {
     MemoryCounter table(checkpoint, choice, layer);
     read_layer(config, layer, table);
-    memory.bytes += table.bytes();
-    memory.types.insert(table.types().begin(), table.types().end());
+    all.bytes.dense += table.bytes();
+    all.types.insert(table.types().begin(), table.types().end());
+    std::uint64_t& expert = all.bytes.experts.emplace_back();
+    if (!config.sparse(layer)) continue;
+    const FfnLayout layout = expert_layout(checkpoint, choice, expert_part(config), layer);
+    expert = expert_block_bytes(layout.view(nullptr, nullptr));
+    all.types.insert({layout.gate_up_type, layout.down_type});
   }
-  return memory;
+  return all;
 }
 
 }  // namespace
@@ -129,17 +141,14 @@ ModelSummary summarize(const Checkpoint& checkpoint) {
   return summary;
 }
 
+HeldBytes held_bytes(const Checkpoint& checkpoint, const WeightChoice& choice) {
+  return held(checkpoint, choice).bytes;
+}
+
 std::string held_names(const Checkpoint& checkpoint, const WeightChoice& choice) {
   if (!choice.as_stored) return std::string(weight_type_name(choice.type));
-  const ModelConfig& config = checkpoint.config();
-  std::set<WeightType> types = dense_memory(checkpoint, choice).types;
-  for (int layer = 0; layer < config.layers; ++layer) {
-    if (!config.sparse(layer)) continue;
-    const FfnLayout layout = expert_layout(checkpoint, choice, expert_part(config), layer);
-    types.insert({layout.gate_up_type, layout.down_type});
-  }
   std::string names;
-  for (const WeightType type : types) {
+  for (const WeightType type : held(checkpoint, choice).types) {
     names += names.empty() ? "" : ", ";
     names += weight_type_name(type);
   }
@@ -153,15 +162,9 @@ std::vector<RankBytes> bytes_per_rank(const Checkpoint& checkpoint, int ranks) {
     if (placement.expert_of(slot) < 0) continue;
     ++result[static_cast<std::size_t>(placement.rank_of(slot))].experts_held;
   }
-  const ModelConfig& config = checkpoint.config();
-  const WeightChoice choice = choose_weights(checkpoint, {});
-  const std::uint64_t dense = dense_memory(checkpoint, choice).bytes;
-  std::uint64_t blocks = 0;  // one of each sparse layer
-  for (int layer = 0; layer < config.layers; ++layer) {
-    if (!config.sparse(layer)) continue;
-    const FfnLayout layout = expert_layout(checkpoint, choice, expert_part(config), layer);
-    blocks += expert_block_bytes(layout.view(nullptr, nullptr));
-  }
+  const HeldBytes held = held_bytes(checkpoint, choose_weights(checkpoint, {}));
+  const std::uint64_t blocks =  // one of each sparse layer
+      std::accumulate(held.experts.begin(), held.experts.end(), std::uint64_t{0});
   std::uint64_t dense_in_file = 0;
   for_each_tensor(unstacked(checkpoint.config()), [&](const TensorSpec& spec) {
     const std::uint64_t bytes = checkpoint.stored_bytes(spec);
@@ -174,7 +177,7 @@ std::vector<RankBytes> bytes_per_rank(const Checkpoint& checkpoint, int ranks) {
   });
   for (RankBytes& rank : result) {
     rank.file.dense = dense_in_file;
-    rank.memory.dense = dense;
+    rank.memory.dense = held.dense + held.looked_up;
     rank.memory.experts = blocks * static_cast<std::uint64_t>(rank.experts_held);
   }
   return result;

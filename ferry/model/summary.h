@@ -44,6 +44,15 @@ struct RankBytes {
   int experts_held = 0;  ///< per sparse layer
 };
 
+/// Bytes of weights as they are held, of which a step reads each at most once.
+struct HeldBytes {
+  std::uint64_t dense = 0;             ///< what every step reads
+  std::uint64_t looked_up = 0;         ///< of which a token reads one row
+  std::vector<std::uint64_t> experts;  ///< one routed expert of each layer; 0: a dense layer
+};
+
+HeldBytes held_bytes(const Checkpoint& checkpoint, const WeightChoice& choice);
+
 /// How matrices are held, for people: "bf16", "bf16, q4_k, q6_k".
 std::string held_names(const Checkpoint& checkpoint, const WeightChoice& choice);
 

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "ferry/checkpoint/held_rows.h"
 #include "ferry/checkpoint/stored_matrix.h"
 #include "ferry/compute/tensor_group.h"
 #include "ferry/function_ref.h"
@@ -68,8 +69,11 @@ class TensorTable {
   virtual void vector(std::vector<float>& to, const TensorList& tensors, TensorRole role) = 0;
   /// What each channel is convolved with, [rows, 1, taps], as f32.
   virtual void taps(std::vector<float>& to, const TensorRows& tensor, std::int64_t taps) = 0;
-  /// A matrix [rows, width] as rows of the activations' type.
-  virtual void rows(Buffer& to, const TensorRows& tensor, std::int64_t width, TensorRole role) = 0;
+  /// A matrix [rows, width] whose rows are looked up, as the activations' type.
+  virtual void rows(HeldRows& to,
+                    const TensorRows& tensor,
+                    std::int64_t width,
+                    TensorRole role) = 0;
   virtual void ffn(OwnedFfn& to, const FfnPart& part) = 0;
   /// A matrix [rows, k] that a mixer packs in its own way.
   virtual void own_way(const TensorRows& tensor,

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "ferry/buffer.h"
+#include "ferry/checkpoint/held_rows.h"
 #include "ferry/compute/tensor_group.h"
 #include "ferry/core/threads.h"
 #include "ferry/expert_placement.h"
@@ -38,8 +39,8 @@ struct DenseWeights {
   };
 
   GroupMember member;        // whose share this is; alone: everybody's
-  DType dtype = DType::f32;  // of activations and embedding: f32 or bf16
-  Buffer embedding;          // [vocab, H] of dtype
+  DType dtype = DType::f32;  // of activations: f32 or bf16
+  HeldRows embedding;        // [vocab, H], read as dtype
   std::vector<float> final_norm;
   OwnedMatrix head;  // [H, vocab]
   std::vector<Layer> layers;
@@ -80,8 +81,8 @@ GatedFfnWeights at_block(GatedFfnWeights weights, const std::byte* block);
 /// Called with bytes of the checkpoint read and bytes to read in all; from the loading thread.
 using LoadProgress = std::function<void(std::uint64_t done, std::uint64_t total)>;
 
-/// How matrices are held. Router, norms and embeddings are not meant: they stay f32, or elements
-/// of the activations' type.
+/// How matrices are held. Router and norms are not meant, they stay f32; nor embeddings, which stay
+/// as they are or become elements of the activations' type.
 struct WeightChoice {
   WeightType type = WeightType::f32;
   /// Matrices outside the routed experts that the checkpoint does not hold quantised stay so.

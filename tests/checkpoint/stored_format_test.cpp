@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "ferry/checkpoint/config_reader.h"
+#include "ferry/checkpoint/held_rows.h"
 #include "ferry/core/error.h"
 #include "ferry/core/threads.h"
 #include "ferry/core/types.h"
@@ -320,6 +321,37 @@ TEST_P(Form, ReadsAnyRowsAndNothingOutsideItsParts) {
     matrix.read_rows(i, 1, DType::bf16, reinterpret_cast<std::byte*>(half.data()));
     EXPECT_EQ(std::memcmp(row.data(), all.data() + i * c.columns, row.size() * 4), 0) << i;
     EXPECT_EQ(std::memcmp(half.data(), all_half.data() + i * c.columns, half.size() * 2), 0) << i;
+  }
+}
+
+/// Also when what they were copied from is gone, and in no more memory than elements take.
+TEST_P(Form, HeldRowsAreTheSame) {
+  const Case& c = GetParam();
+  ThreadPool pool(2);
+  for (const DType type : {DType::f32, DType::bf16}) {
+    auto source = dir_.open(good_parts());
+    const auto row_bytes = static_cast<std::size_t>(c.columns) * dtype_bytes(type);
+    std::vector<std::byte> expected(static_cast<std::size_t>(c.rows) * row_bytes);
+    std::size_t stored = 0;
+    HeldRows held;
+    {
+      const StoredMatrix matrix = find(*source);
+      matrix.read_rows(0, c.rows, type, expected.data());
+      held = HeldRows(matrix, type, pool);
+      EXPECT_EQ(held.bytes(), HeldRows::bytes_of(matrix, type));
+      stored = matrix.bytes();
+    }
+    source.reset();
+    EXPECT_LE(held.bytes(), expected.size());
+    if (!c.stack && format_->spec().code != Code::own) {
+      EXPECT_EQ(held.bytes(), std::min(stored, expected.size()));
+    }
+    std::vector<float> scratch(static_cast<std::size_t>(c.columns));
+    std::vector<std::byte> row(row_bytes);
+    for (std::int64_t i = c.rows - 1; i >= 0; --i) {
+      held.read(i, row.data(), scratch.data());
+      EXPECT_EQ(std::memcmp(row.data(), expected.data() + i * std::ssize(row), row_bytes), 0) << i;
+    }
   }
 }
 

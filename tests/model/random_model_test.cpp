@@ -294,7 +294,7 @@ TEST(Summary, SaysTheMemoryThatLoadingTakes) {
     const Checkpoint checkpoint = Checkpoint::open(test::data_dir(model));
     const WeightChoice choice = choose_weights(checkpoint, {});
     const DenseWeights dense = load_dense_weights(checkpoint, choice, pool, {});
-    std::uint64_t least = dense.embedding.size() + dense.head.memory.size();
+    std::uint64_t least = dense.embedding.bytes() + dense.head.memory.size();
     for (const DenseWeights::Layer& layer : dense.layers) {
       for (const OwnedFfn* ffn : {&layer.ffn, &layer.shared})
         least += ffn->gate_up.size() + ffn->down.size();

@@ -38,7 +38,7 @@ std::vector<WeightType> types_of(const OwnedMatrix& matrix) {
 std::uint64_t bytes_of(const DenseWeights& weights) {
   const auto floats = [](const std::vector<float>& x) { return x.size() * sizeof(float); };
   std::uint64_t bytes =
-      weights.embedding.size() + floats(weights.final_norm) + weights.head.memory.size();
+      weights.embedding.bytes() + floats(weights.final_norm) + weights.head.memory.size();
   for (std::size_t i = 0; i < weights.layers.size(); ++i) {
     const DenseWeights::Layer& layer = weights.layers[i];
     const AttentionWeights& mixer = attention_of(weights, i);
@@ -66,6 +66,9 @@ TEST(MatrixStrips, EachTensorKeepsItsType) {
   EXPECT_THAT(qkv(2), testing::ElementsAre(q4_k));
   EXPECT_EQ(held_names(checkpoint, choice), "bf16, q8_0, q4_0, q4_k, q6_k");
   EXPECT_THROW(attention_of(dense, 0).qkv.whole(), BrokenContract);
+  // Rows that are looked up lie as in the file.
+  EXPECT_EQ(dense.embedding.bytes(), 264 * code_row_bytes(q4_k, 256));
+  EXPECT_EQ(held_bytes(checkpoint, choice).looked_up, dense.embedding.bytes());
   EXPECT_EQ(bytes_per_rank(checkpoint, 1)[0].memory.dense, bytes_of(dense));
   const DenseWeights plain = load_dense_weights(checkpoint, {.type = bf16}, pool, {});
   EXPECT_THAT(types_of(attention_of(plain, 0).qkv), testing::ElementsAre(bf16));

@@ -360,9 +360,11 @@ TEST_P(Weights, EmbeddingAndHeadHoldTheVocabulary) {
   const DenseWeights weights = load_dense_weights(checkpoint_, {WeightType::f32}, pool_, {});
   const std::vector<std::int64_t> shape = {config_.vocab, config_.hidden};
   const Stored embedding = stored(names_.embedding, shape, -1);
+  std::vector<float> found(static_cast<std::size_t>(config_.hidden));
   for (std::int64_t row = 0; row < config_.vocab; ++row) {
+    weights.embedding.read(row, reinterpret_cast<std::byte*>(found.data()), nullptr);
     for (std::int64_t k = 0; k < config_.hidden; ++k)
-      ASSERT_EQ(weights.embedding.as<float>()[row * config_.hidden + k], embedding.at(row, k));
+      ASSERT_EQ(found[static_cast<std::size_t>(k)], embedding.at(row, k));
   }
   EXPECT_EQ(weights.head.whole().n, config_.vocab);
   expect_columns(weights.head.whole(),

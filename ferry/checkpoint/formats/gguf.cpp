@@ -81,20 +81,18 @@ struct GgufOrder {
 };
 
 /// For a matrix whose columns lie in their order.
-CodeReader straight_codes(const TensorView& part, const GgufOrder& order) {
-  return [rows = GgufRows(part), order](
-             const StoredMatrix& m, std::int64_t row, std::byte* codes, float* scales) {
-    const std::byte* from = rows.data + order.row(row) * rows.type->row_bytes(m.columns);
-    rows.type->read_codes(from, m.columns, codes, scales);
+CodeReader straight_codes(const GgufType& type, const GgufOrder& order) {
+  return [&type, order](const StoredMatrix& m, std::int64_t row, std::byte* codes, float* scales) {
+    type.read_codes(m.row(order.row(row)), m.columns, codes, scales);
   };
 }
 
-RowReader straight_reader(const TensorView& part, const GgufOrder& order) {
-  return [rows = GgufRows(part), order](
-             const StoredMatrix& m, std::int64_t first, std::int64_t count, float* out) {
+/// `type` is one of the table's, which stay.
+RowReader straight_reader(const GgufType& type, const GgufOrder& order) {
+  return [&type, order](const StoredMatrix& m, std::int64_t first, std::int64_t count, float* out) {
     std::vector<float> stored(static_cast<std::size_t>(order.columns ? m.columns : 0));
     for (std::int64_t i = first; i < first + count; ++i, out += m.columns) {
-      rows.read(order.row(i), order.columns ? stored.data() : out);
+      type.read_row(m.row(order.row(i)), m.columns, order.columns ? stored.data() : out);
       for (std::int64_t c = 0; order.columns && c < m.columns; ++c)
         out[c] = stored[static_cast<std::size_t>(order.heads.stored(c, order.each))];
     }
@@ -178,8 +176,8 @@ class Gguf final : public StoredFormat {
   std::string note() const override {
     if (blocks_.empty()) return {};
     return fmt::format(
-        "blocks of {} are held as they are; embeddings, and matrices whose columns lie in another "
-        "order, become elements",
+        "blocks of {} are held as they are; matrices whose columns lie in another order become "
+        "elements",
         blocks_);
   }
 
@@ -231,10 +229,11 @@ class Gguf final : public StoredFormat {
       check(place,
             order.heads.key_heads == 0 || in_heads == order.heads.value_heads * order.each,
             parts);
-      matrix.reader = straight_reader(parts[0], order);
       const GgufType& type = *find_gguf_type(parts[0].type);
+      matrix.reader = straight_reader(type, order);
+      matrix.reads_views_alone = true;
       if (type.held && !order.columns) {
-        matrix.code_reader = straight_codes(parts[0], order);
+        matrix.code_reader = straight_codes(type, order);
         matrix.held = *type.held;
       }
       return matrix;
