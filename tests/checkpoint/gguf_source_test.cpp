@@ -2,6 +2,7 @@
 // has them.
 #include "ferry/checkpoint/gguf/gguf_source.h"
 
+#include <fmt/core.h>
 #include <gmock/gmock.h>
 
 #include <array>
@@ -307,6 +308,19 @@ TEST_F(GgufModelFile, GatesAndUpsOfAllExpertsMayLieTogether) {
                 count_up(odd, "blk.0.ffn_gate_up_exps.weight", {32, 63, 3});
               }),
               HasSubstr("expected as many gates as ups"));
+}
+
+TEST_F(GgufModelFile, ExpertsAreAsManyAsTheMetadataSays) {
+  for (const std::uint64_t experts : {1U, 2U, 4U, 1U << 16}) {
+    EXPECT_THAT(error([&](GgufBytes& file) {
+                  std::erase_if(file.tensors,
+                                [](const auto& t) { return t.name == "blk.0.ffn_up_exps.weight"; });
+                  count_up(file, "blk.0.ffn_up_exps.weight", {1, experts});
+                }),
+                HasSubstr(fmt::format(
+                    "blk.0.ffn_up_exps.weight: expected that of 3 experts (expert_count), found {}",
+                    experts)));
+  }
 }
 
 TEST_F(GgufModelFile, HalfOfAMatrixInTwoIsRefused) {

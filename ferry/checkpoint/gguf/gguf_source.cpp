@@ -223,6 +223,15 @@ class GgufSource final : public TensorSource {
                        all.shape.size());
     }
     const std::int64_t experts = all.shape.front();
+    // Each becomes a tensor by itself: as many as the shape says could be millions.
+    const std::int64_t meant = GgufFields(files_.front()).size_or(".expert_count", 0);
+    if (experts != meant) {
+      fail<ModelError>("{}: tensor {}: expected that of {} experts (expert_count), found {}",
+                       file_names_[all.file].path,
+                       all.name,
+                       meant,
+                       experts);
+    }
     const std::size_t bytes = all.data.size() / static_cast<std::size_t>(experts);
     all.shape.erase(all.shape.begin());
     for (std::int64_t expert = 0; expert < experts; ++expert) {
