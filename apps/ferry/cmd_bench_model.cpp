@@ -177,7 +177,10 @@ std::vector<Test> tests_of(const BenchModelOptions& o, int max_context) {
 /// Rank 0's report: rows as they are measured, or one array at the end.
 class Report {
  public:
-  Report(const Session& session, const MachinePeaks& peaks) : session_(session), peaks_(peaks) {
+  Report(const Session& session, const MachinePeaks& peaks)
+      : session_(session),
+        peaks_(peaks),
+        held_(step_weights(session.model.checkpoint(), session.model.weights())) {
     if (session.options.json) return;
     const RunOptions& o = session.options;
     fmt::print(
@@ -210,10 +213,9 @@ class Report {
     }
     const Summary rate = summarize(std::move(rates));
     const double cpu_us = summarize(std::move(cpu)).p50;
-    const WeightType weights = session_.model.weights().type;
-    const Work work = test.prompt ? prompt_work(session_.config(), weights, test.tokens, test.batch)
+    const Work work = test.prompt ? prompt_work(session_.config(), held_, test.tokens, test.batch)
                                   : decode_work(session_.config(),
-                                                weights,
+                                                held_,
                                                 test.tokens,
                                                 test.batch,
                                                 session_.options.decoder.kv_type);
@@ -285,6 +287,7 @@ class Report {
 
   const Session& session_;
   const MachinePeaks& peaks_;
+  const StepWeights held_;
   Json all_ = Json::array();
 };
 

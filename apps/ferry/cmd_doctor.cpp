@@ -172,7 +172,12 @@ void measure(const DoctorOptions& o, Json& report) {
   std::optional<Checkpoint> checkpoint;
   if (!o.model.empty()) checkpoint = Checkpoint::open(find_model(o.model));
   std::optional<WeightType> weights = parse_weights_option("--weights", o.weights);
-  if (checkpoint) weights = choose_weights(*checkpoint, weights).type;
+  StepWeights held;
+  if (checkpoint) {
+    const WeightChoice choice = choose_weights(*checkpoint, weights);
+    held = step_weights(*checkpoint, choice);
+    weights = choice.type;
+  }
   constexpr int kPrompt = 512;
   constexpr int kGenerated = 64;
   const int all = default_threads(1);
@@ -185,8 +190,8 @@ void measure(const DoctorOptions& o, Json& report) {
                      {"int8_peak_tops", of_bytes.operations_per_s * 1e-12}};
     if (checkpoint) {
       const ModelConfig& config = checkpoint->config();
-      const double prompt = prompt_work(config, *weights, kPrompt, 1).seconds(peaks);
-      const double token = decode_work(config, *weights, kGenerated, 1).seconds(peaks);
+      const double prompt = prompt_work(config, held, kPrompt, 1).seconds(peaks);
+      const double token = decode_work(config, held, kGenerated, 1).seconds(peaks);
       measured[fmt::format("pp{}_at_most_tokens_per_s", kPrompt)] = kPrompt / prompt;
       measured[fmt::format("tg{}_at_most_tokens_per_s", kGenerated)] = 1 / token;
     }

@@ -81,12 +81,13 @@ ForecastTokens tokens_of(const SimulateFlags& o) {
 /// The part of a step that is not experts: mixers, routers, shared experts and dense blocks, head.
 Work other_work(ModelConfig config, WeightType weights, const SimulateFlags& o, int tokens) {
   config.moe.topk = 0;
+  const StepWeights held = step_weights(config, weights);
   const double n = tokens;
   const double context = o.context;
   if (o.prefill)
-    return step_work(config, weights, {.tokens = n, .wanted = 1, .attended = n * (n + 1) / 2});
+    return step_work(config, held, {.tokens = n, .wanted = 1, .attended = n * (n + 1) / 2});
   return step_work(
-      config, weights, {.tokens = n, .wanted = n, .attended = n * context, .cached = n * context});
+      config, held, {.tokens = n, .wanted = n, .attended = n * context, .cached = n * context});
 }
 
 WeightType weights_of(const SimulateFlags& o, const std::optional<ModelConfig>& model) {

@@ -101,40 +101,55 @@ double experts_touched(int experts, int topk, double tokens) {
   return experts * (1.0 - std::pow(missed, tokens));
 }
 
-Work step_work(const ModelConfig& config, WeightType weights, const StepShape& step) {
+StepWeights step_weights(const Checkpoint& checkpoint, const WeightChoice& choice) {
+  return {held_bytes(checkpoint, choice), activation_type(choice.type)};
+}
+
+StepWeights step_weights(const ModelConfig& config, WeightType type) {
   const double hidden = config.hidden;
   const MoeConfig& moe = config.moe;
-  const double expert = 3 * hidden * moe.inter;
-  double held = 0;    // weights that the step touches
-  double active = 0;  // weights that one token meets
-  double router = 0;
+  const double each = bytes_per_weight(type, config.hidden);
+  const auto bytes = [](double count) { return static_cast<std::uint64_t>(count); };
+  StepWeights weights{.activations = activation_type(type)};
+  double dense = hidden * config.vocab * each;
+  for (int layer = 0; layer < config.layers; ++layer) {
+    const bool sparse = config.sparse(layer);
+    const double block = 3 * hidden * (sparse ? moe.shared_inter : config.dense_inter);
+    dense += (mixer_of(config, layer).work(config).weights + block) * each;
+    if (sparse) dense += hidden * moe.experts * sizeof(float);
+    weights.bytes.experts.push_back(sparse ? bytes(3 * hidden * moe.inter * each) : 0);
+  }
+  weights.bytes.dense = bytes(dense);
+  return weights;
+}
+
+Work step_work(const ModelConfig& config, const StepWeights& weights, const StepShape& step) {
+  const double hidden = config.hidden;
+  const MoeConfig& moe = config.moe;
+  double active = 0;    // weights that one token meets
   double position = 0;  // multiply-adds of a token for each position that it sees
+  double bytes = static_cast<double>(weights.bytes.dense);
   for (int layer = 0; layer < config.layers; ++layer) {
     const MixerWork mixer = mixer_of(config, layer).work(config);
     position += mixer.position;
-    double both = mixer.weights;
-    if (config.sparse(layer)) {
-      both += 3 * hidden * moe.shared_inter;
-      router += hidden * moe.experts;
-      held += expert * experts_touched(moe.experts, moe.topk, step.tokens);
-      active += expert * moe.topk;
-    } else {
-      both += 3 * hidden * config.dense_inter;
+    active += mixer.weights;
+    if (!config.sparse(layer)) {
+      active += 3 * hidden * config.dense_inter;
+      continue;
     }
-    held += both;
-    active += both;
+    active += hidden * (3.0 * moe.shared_inter + 3.0 * moe.inter * moe.topk + moe.experts);
+    bytes += static_cast<double>(weights.bytes.experts[static_cast<std::size_t>(layer)]) *
+             experts_touched(moe.experts, moe.topk, step.tokens);
   }
   const double head = hidden * config.vocab;
-  const WireType kv_type = step.kv_type.value_or(wire_type(activation_type(weights)));
+  const WireType kv_type = step.kv_type.value_or(wire_type(weights.activations));
   const auto kept =
       static_cast<double>(StateLayout(state_specs(config, kv_type)).bytes_per_position());
-  return {.bytes = (held + head) * bytes_per_weight(weights, config.hidden) +
-                   router * sizeof(float) + step.cached * kept,
-          .operations = 2 * (step.tokens * (active + router) + step.wanted * head +
-                             step.attended * position)};
+  return {.bytes = bytes + step.cached * kept,
+          .operations = 2 * (step.tokens * active + step.wanted * head + step.attended * position)};
 }
 
-Work prompt_work(const ModelConfig& config, WeightType weights, int tokens, int batch) {
+Work prompt_work(const ModelConfig& config, const StepWeights& weights, int tokens, int batch) {
   const double n = tokens;
   return step_work(
       config,
@@ -143,7 +158,7 @@ Work prompt_work(const ModelConfig& config, WeightType weights, int tokens, int 
 }
 
 Work decode_work(const ModelConfig& config,
-                 WeightType weights,
+                 const StepWeights& weights,
                  int tokens,
                  int batch,
                  std::optional<WireType> kv_type) {

@@ -9,6 +9,7 @@
 #include "ferry/kernels/kernels.h"
 #include "ferry/kernels/packed_matrix.h"
 #include "ferry/model/config.h"
+#include "ferry/model/summary.h"
 #include "ferry/wire.h"
 
 namespace ferry {
@@ -40,8 +41,20 @@ struct StepShape {
   std::optional<WireType> kv_type = {};  ///< of what is read; default: as activations
 };
 
+/// The weights of a model as a step reads them.
+struct StepWeights {
+  HeldBytes bytes;
+  DType activations = DType::f32;
+};
+
+/// As a checkpoint's are held.
+StepWeights step_weights(const Checkpoint& checkpoint, const WeightChoice& choice);
+
+/// Where there are none: matrices of one type, but routers of f32; norms and the like not counted.
+StepWeights step_weights(const ModelConfig& config, WeightType type);
+
 /// One step of a whole model; experts as even routing touches them.
-Work step_work(const ModelConfig& config, WeightType weights, const StepShape& step);
+Work step_work(const ModelConfig& config, const StepWeights& weights, const StepShape& step);
 
 /// Of a packed matrix with columns of k.
 double bytes_per_weight(WeightType type, std::int64_t k);
@@ -50,11 +63,11 @@ double bytes_per_weight(WeightType type, std::int64_t k);
 double experts_touched(int experts, int topk, double tokens);
 
 /// Prompts of `tokens` tokens for `batch` sequences in one step.
-Work prompt_work(const ModelConfig& config, WeightType weights, int tokens, int batch);
+Work prompt_work(const ModelConfig& config, const StepWeights& weights, int tokens, int batch);
 
 /// The mean step of generating `tokens` tokens from nothing for `batch` sequences.
 Work decode_work(const ModelConfig& config,
-                 WeightType weights,
+                 const StepWeights& weights,
                  int tokens,
                  int batch,
                  std::optional<WireType> kv_type = {});
