@@ -395,6 +395,15 @@ TEST_F(GgufModelFile, TensorsThatNobodyKnowsAreRefused) {
     EXPECT_THAT(error([&](GgufBytes& f) { f.tensor(name, {4}, kF32, 16); }),
                 AllOf(HasSubstr(name), HasSubstr("that qwen3moe is known to have")));
   }
+  EXPECT_THAT(
+      error([&](GgufBytes& f) { f.tensor("blk.1.attn_q.weight", {4}, kF32, 16); }),
+      HasSubstr("blk.1.attn_q.weight: expected one of 1 layers (block_count), found another"));
+  EXPECT_THAT(error([](GgufBytes& f) {
+                const std::string key = "qwen3moe.block_count";
+                const std::int32_t none = 0;
+                std::memcpy(f.values.data() + f.values.find(key) + key.size() + 4, &none, 4);
+              }),
+              HasSubstr("block_count\": expected 1 to 4096, found 0"));
   EXPECT_THAT(error([](GgufBytes& f) { f.tensors.front().name = "embd"; }),
               HasSubstr("token_embd.weight: expected one, found none"));
   EXPECT_THAT(error([](GgufBytes& f) {

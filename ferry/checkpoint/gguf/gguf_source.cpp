@@ -158,11 +158,13 @@ class GgufSource final : public TensorSource {
     GgufModel model{.fields = fields, .tensors = {}, .dtype = config_dtype(files_)};
     model.blocks = block_types(files_);
     const std::int64_t blocks = fields.size(".block_count");
-    if (blocks > kMostLayers) fields.refuse(".block_count", fmt::format("at most {}", kMostLayers));
+    if (blocks < 1 || blocks > kMostLayers)
+      fields.refuse(".block_count", fmt::format("1 to {}", kMostLayers));
     const std::int64_t further = fields.size_or(".nextn_predict_layers", 0);
     if (further >= blocks)
       fields.refuse(".nextn_predict_layers", fmt::format("fewer than {} layers", blocks));
     model.layers = layers_ = blocks - further;
+    all_layers_ = blocks;
     std::size_t count = 0;
     for (const GgufFile& file : files_) {
       file_names_.push_back({file.path(), file.file_bytes()});
@@ -195,6 +197,12 @@ class GgufSource final : public TensorSource {
                         .shape = tensor.shape,
                         .data = tensor.data,
                         .file = file};
+    if (layer >= all_layers_) {
+      fail<ModelError>("{}: tensor {}: expected one of {} layers (block_count), found another",
+                       file_names_[file].path,
+                       tensor.name,
+                       all_layers_);
+    }
     if (layer >= layers_) {
       tensors_.push_back(std::move(listed));
       return;
@@ -330,6 +338,7 @@ class GgufSource final : public TensorSource {
   std::vector<SourceFile> file_names_;
   std::string config_;
   std::int64_t layers_ = 0;
+  std::int64_t all_layers_ = 0;  // with those that predict further tokens
   std::vector<SourceTensor> tensors_;
   std::deque<std::vector<float>> made_;  // small tensors that are not as the file has them
   std::unordered_map<std::string_view, std::size_t> by_name_;  // keys borrow from tensors_
