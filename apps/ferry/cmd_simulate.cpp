@@ -51,6 +51,8 @@ struct SimulateFlags {
   std::string policy = "identity";
   int redundant = 0;
   std::string replicas = "hash";
+  std::string step_balance = "none";
+  int window = 0;
   int draws = 3;
   int context = 1024;
   bool prefill = false;
@@ -59,14 +61,16 @@ struct SimulateFlags {
 };
 
 ForecastTokens tokens_of(const SimulateFlags& o) {
-  ForecastTokens tokens{.exponent = o.exponent, .seed = o.seed};
+  ForecastTokens tokens{.exponent = o.exponent, .window = o.window, .seed = o.seed};
   constexpr std::array<std::pair<std::string_view, ForecastRouting>, 3> kNames{
       {{"uniform", ForecastRouting::uniform},
        {"zipf", ForecastRouting::zipf},
        {"one_hot", ForecastRouting::one_hot}}};
   for (const auto& [name, routing] : kNames) {
     tokens.routing = routing;
-    if (o.routing == name) return tokens;
+    if (o.routing != name) continue;
+    if (o.window > 0) fail<ConfigError>("--routing-window is of a recording, not of '{}'", name);
+    return tokens;
   }
   std::error_code code;
   if (!std::filesystem::exists(o.routing, code)) {
@@ -160,6 +164,7 @@ int run_simulate(const SimulateFlags& o) {
                            .policy = parse_policy(o.policy),
                            .redundant = o.redundant,
                            .replicas = parse_replica_rule(o.replicas),
+                           .step_balance = parse_step_balance(o.step_balance),
                            .draws = o.draws};
   for (const int ranks : o.ranks) cluster.check_ranks(ranks);
   std::vector<Forecasted> all;
@@ -222,6 +227,13 @@ void add_routing_flags(Command& command, SimulateFlags& o) {
                   o.routing,
                   "uniform, zipf, one_hot, or a file that --record-expert-distribution wrote")
       ->capture_default_str();
+  command
+      .add_option("--routing-window",
+                  o.window,
+                  "Tokens are as in so many steps in a row of the file, policies plan from its "
+                  "others; 0: both from all")
+      ->range(0, 1 << 24)
+      ->capture_default_str();
   command.add_option("--exponent", o.exponent, "Of zipf: popularity falls as 1/rank^N")
       ->range(0.0, 10.0)
       ->capture_default_str();
@@ -237,6 +249,13 @@ void add_routing_flags(Command& command, SimulateFlags& o) {
       ->range(0, 1 << 16)
       ->capture_default_str();
   command.add_option("--eplb-replica-choice", o.replicas, fmt::format("Of {}", kReplicaRuleNames))
+      ->capture_default_str();
+  command
+      .add_option(
+          "--per-step-balance",
+          o.step_balance,
+          "As if, in each step, surplus rows of hot experts went to other replicas, or also to "
+          "ranks that fetch the weights; forecast only. Of none, replicas, weights")
       ->capture_default_str();
 }
 

@@ -23,10 +23,21 @@ struct RankLoad {
     double written_after = 0;
   };
 
+  /// Of experts.
+  struct Work {
+    double bytes = 0;       ///< weights of the slots that have rows, and the rows
+    double near_bytes = 0;  ///< weights that lie in a neighbour's memory
+    double operations = 0;  ///< two for each multiply-add
+  };
+
   Phase dispatch, combine;
   double rows = 0;
-  double expert_bytes = 0;       ///< weights of the slots that have rows, and the rows
-  double expert_operations = 0;  ///< two for each multiply-add
+  Work own;
+
+  // Of per-step balance (step_balance.h).
+  Phase counts;  ///< what is told before dispatch
+  Phase fetch;   ///< dispatch, and weights behind it
+  Work fetched;  ///< what waits for these weights
 };
 
 /// What the experts cost.

@@ -25,7 +25,25 @@ std::uint64_t seed_of(std::uint64_t seed, int draw, Rank rank) {
   return stream.next();
 }
 
-Popularity popularity_of(const ForecastOptions& o, int draw) {
+/// The window of a recording that a draw is from, and the steps beside it, which are all where no
+/// other is left.
+Popularity recorded_popularity(const ForecastTokens& tokens, int draw, bool seen) {
+  const auto steps = static_cast<int>(tokens.recorded.size());
+  const int window = tokens.window == 0 ? steps : std::min(tokens.window, steps);
+  Popularity::Stream stream(seed_of(tokens.seed, draw, -3));
+  const int first =
+      static_cast<int>(stream.next() % static_cast<std::uint64_t>(steps - window + 1));
+  Trace chosen;
+  for (int s = 0; s < steps; ++s) {
+    const bool inside = s >= first && s < first + window;
+    if (inside != seen || window == steps) chosen.push_back(tokens.recorded[index(s)]);
+  }
+  const ExpertLoad load = total_load(chosen);
+  return Popularity(load.layer(draw % load.layers));
+}
+
+/// seen: of the tokens that a policy plans from.
+Popularity popularity_of(const ForecastOptions& o, int draw, bool seen) {
   const int experts = o.shape.experts;
   switch (o.routing.routing) {
     case ForecastRouting::uniform:
@@ -37,10 +55,8 @@ Popularity popularity_of(const ForecastOptions& o, int draw) {
       weights.front() = 1e12;
       return Popularity(weights);
     }
-    case ForecastRouting::recorded: {
-      const ExpertLoad load = total_load(o.routing.recorded);
-      return Popularity(load.layer(draw % load.layers));
-    }
+    case ForecastRouting::recorded:
+      return recorded_popularity(o.routing, draw, seen);
   }
   return Popularity::uniform(experts);
 }
@@ -48,12 +64,10 @@ Popularity popularity_of(const ForecastOptions& o, int draw) {
 /// A layer as the ranks run it: where experts lie and which replicas tokens of each rank choose.
 class PlacedLayer {
  public:
-  PlacedLayer(const ForecastOptions& o,
-              const Cluster& cluster,
-              const Popularity& popularity,
-              int draw)
+  PlacedLayer(const ForecastOptions& o, const Cluster& cluster, int draw)
       : options_(o), nodes_(std::max(1, o.ranks / cluster.ranks_per_host)) {
     const ForecastShape& s = o.shape;
+    const Popularity popularity = popularity_of(o, draw, /*seen=*/true);
     ExpertLoad seen(1, s.experts);
     Popularity::Stream stream(seed_of(o.routing.seed + 1, draw, -2));
     std::vector<ExpertId> chosen(index(s.topk));
@@ -91,31 +105,51 @@ class PlacedLayer {
   std::vector<float> shares_;
 };
 
-std::vector<RankTraffic> draw_exchange(const ForecastOptions& o,
-                                       const Cluster& cluster,
-                                       const LinkLevels& levels,
-                                       int draw) {
-  const Popularity popularity = popularity_of(o, draw);
-  const PlacedLayer layer(o, cluster, popularity, draw);
-  TrafficOptions traffic;
-  traffic.dispatcher = {.exchange = o.exchange,
-                        .slots_per_rank = layer.placement().slots_per_rank(),
-                        .hidden = o.shape.hidden,
-                        .topk = o.shape.topk,
-                        .max_tokens = std::max(1, o.tokens),
-                        .dispatch_wire = o.dispatch_wire,
-                        .expert_type = o.dispatch_wire,
-                        .combine_wire = o.combine_wire};
-  traffic.tokens.assign(index(o.ranks), o.tokens);
-  traffic.threads = cluster.threads;
-  std::vector<ExpertId> ids;
-  return count_exchange(traffic, levels, [&](Rank home, std::span<SlotId> slots) {
-    Popularity::Stream stream(seed_of(o.routing.seed, draw, home));
-    ids.resize(slots.size());
-    popularity.draw(stream, o.shape.topk, ids);
-    layer.place(home, ids, slots);
-  });
-}
+/// A layer's tokens, whom they choose and where that lies. The same however often it is asked.
+class DrawnLayer {
+ public:
+  DrawnLayer(const ForecastOptions& o, const Cluster& cluster, int draw)
+      : options_(o),
+        cluster_(cluster),
+        draw_(draw),
+        popularity_(popularity_of(o, draw, /*seen=*/false)),
+        layer_(o, cluster, draw) {}
+
+  const Placement& placement() const { return layer_.placement(); }
+
+  void route(Rank home, std::span<SlotId> slots) {
+    Popularity::Stream stream(seed_of(options_.routing.seed, draw_, home));
+    ids_.resize(slots.size());
+    popularity_.draw(stream, options_.shape.topk, ids_);
+    layer_.place(home, ids_, slots);
+  }
+
+  std::vector<RankTraffic> count(const LinkLevels& levels,
+                                 int slots_per_rank,
+                                 const RoutingOf& routing) const {
+    const ForecastOptions& o = options_;
+    TrafficOptions traffic;
+    traffic.dispatcher = {.exchange = o.exchange,
+                          .slots_per_rank = slots_per_rank,
+                          .hidden = o.shape.hidden,
+                          .topk = o.shape.topk,
+                          .max_tokens = std::max(1, o.tokens),
+                          .dispatch_wire = o.dispatch_wire,
+                          .expert_type = o.dispatch_wire,
+                          .combine_wire = o.combine_wire};
+    traffic.tokens.assign(index(o.ranks), o.tokens);
+    traffic.threads = cluster_.threads;
+    return count_exchange(traffic, levels, routing);
+  }
+
+ private:
+  const ForecastOptions& options_;
+  const Cluster& cluster_;
+  int draw_;
+  Popularity popularity_;
+  PlacedLayer layer_;
+  std::vector<ExpertId> ids_;
+};
 
 ExpertWork expert_work(const ForecastOptions& o) {
   const double weights = 3.0 * o.shape.hidden * o.shape.inter;
@@ -125,6 +159,57 @@ ExpertWork expert_work(const ForecastOptions& o) {
   return {.bytes_per_slot = weights * o.shape.bytes_per_weight,
           .bytes_per_row = in + out,
           .operations_per_row = 2 * weights};
+}
+
+struct Drawn {
+  std::vector<RankTraffic> ranks;
+  std::vector<RankLoad> loads;
+  LayerTime time;
+};
+
+void add_loads(const ForecastOptions& o, Drawn& drawn) {
+  for (const RankTraffic& rank : drawn.ranks) drawn.loads.push_back(load_of(rank, expert_work(o)));
+}
+
+/// The layer with what ranks would fetch, instead of `drawn` where it takes less time.
+void balance_step(const ForecastOptions& o,
+                  const Cluster& cluster,
+                  const LinkLevels& levels,
+                  DrawnLayer& layer,
+                  bool tiles,
+                  Drawn& drawn,
+                  StepBalanceForecast& sum) {
+  sum.layer_us_without += drawn.time.layer_us / o.draws;
+  const int per_rank = layer.placement().slots_per_rank();
+  std::vector<std::int64_t> rows;
+  double dispatch = 0;
+  for (const RankTraffic& rank : drawn.ranks)
+    rows.insert(rows.end(), rank.slot_rows.begin(), rank.slot_rows.end());
+  for (const RankTime& rank : drawn.time.ranks) dispatch += rank.dispatch / o.ranks;
+  const ExpertWork work = expert_work(o);
+  const std::vector<Fetch> fetches = plan_fetches(
+      rows, layer.placement(), levels, step_costs(cluster, levels, work, dispatch), o.step_balance);
+  if (fetches.empty()) return;
+
+  FetchedSlots slots_of(rows, fetches, o.ranks, per_rank);
+  Drawn balanced;
+  balanced.ranks =
+      layer.count(levels, slots_of.slots_per_rank(), [&](Rank home, std::span<SlotId> slots) {
+        layer.route(home, slots);
+        for (SlotId& slot : slots) slot = slots_of.next(slot);
+      });
+  add_loads(o, balanced);
+  add_fetches(fetches, work, levels, o.shape.experts, balanced.loads);
+  balanced.time = time_layer(balanced.loads, cluster, levels, tiles);
+  if (balanced.time.layer_us >= drawn.time.layer_us) return;
+  drawn = std::move(balanced);
+  const double part = 1.0 / o.draws;
+  sum.layers += part;
+  for (const Fetch& f : fetches) {
+    sum.fetches += f.own() ? 0 : part;
+    sum.rows += static_cast<double>(f.rows) * part;
+    if (f.through == f.to && !levels.near(f.source, f.to)) sum.bytes += work.bytes_per_slot * part;
+  }
 }
 
 Percentiles percentiles(std::vector<double> values) {
@@ -221,6 +306,7 @@ void check(const ForecastOptions& o, const Cluster& cluster) {
                       s.experts,
                       s.topk,
                       s.layers);
+  if (o.routing.window < 0) fail<ConfigError>("windows of {} recorded steps", o.routing.window);
   if (s.topk > s.experts) fail<ConfigError>("top-{} of {} experts", s.topk, s.experts);
   if (o.routing.routing == ForecastRouting::recorded) {
     const int experts = total_load(o.routing.recorded).experts;
@@ -244,31 +330,34 @@ Forecast make_forecast(const ForecastOptions& o, const Cluster& cluster) {
   for (std::size_t l = 0; l < levels.levels(); ++l)
     f.dispatch.push_back({l == kOwnLevel ? "own" : cluster.links[l - 1].name});
   f.combine = f.dispatch;
+  if (o.step_balance != StepBalance::none) f.step_balance.emplace();
 
   DrawnLoads drawn;
   std::vector<double> dispatch, experts, combine;
   f.balancedness = 0;
   for (int draw = 0; draw < o.draws; ++draw) {
-    const std::vector<RankTraffic> ranks = draw_exchange(o, cluster, levels, draw);
-    f.slots_per_rank = static_cast<int>(ranks.front().slot_rows.size());
+    DrawnLayer layer(o, cluster, draw);
+    f.slots_per_rank = layer.placement().slots_per_rank();
+    Drawn now;
+    now.ranks = layer.count(
+        levels, f.slots_per_rank, [&](Rank home, std::span<SlotId> s) { layer.route(home, s); });
+    add_loads(o, now);
+    now.time = time_layer(now.loads, cluster, levels, tiles);
+    if (f.step_balance) balance_step(o, cluster, levels, layer, tiles, now, *f.step_balance);
     const double weight = 1.0 / (static_cast<double>(o.ranks) * o.draws);
-    add_levels(ranks, &RankTraffic::dispatch, weight, f.dispatch);
-    add_levels(ranks, &RankTraffic::combine, weight, f.combine);
+    add_levels(now.ranks, &RankTraffic::dispatch, weight, f.dispatch);
+    add_levels(now.ranks, &RankTraffic::combine, weight, f.combine);
     std::vector<double> rows;
-    std::vector<RankLoad>& loads = drawn.emplace_back();
-    for (const RankTraffic& rank : ranks) {
-      rows.push_back(static_cast<double>(rank.rows));
-      loads.push_back(load_of(rank, expert_work(o)));
-    }
+    for (const RankTraffic& rank : now.ranks) rows.push_back(static_cast<double>(rank.rows));
     f.balancedness += balancedness(rows) / o.draws;
-    const LayerTime time = time_layer(loads, cluster, levels, tiles);
-    f.layer_us += time.layer_us / o.draws;
-    for (std::size_t b = 0; b < kBounds; ++b) f.shares[b] += time.bound_us[b];
-    for (const RankTime& rank : time.ranks) {
+    f.layer_us += now.time.layer_us / o.draws;
+    for (std::size_t b = 0; b < kBounds; ++b) f.shares[b] += now.time.bound_us[b];
+    for (const RankTime& rank : now.time.ranks) {
       dispatch.push_back(rank.dispatch);
       experts.push_back(rank.experts);
       combine.push_back(rank.combine);
     }
+    drawn.push_back(std::move(now.loads));
   }
   const double parts = std::accumulate(f.shares.begin(), f.shares.end(), 0.0);
   for (double& share : f.shares) share /= parts > 0 ? parts : 1;

@@ -45,8 +45,8 @@ TEST(TimeLayer, IsTheSumOfWhatTheSlowestRankWaitsFor) {
   load.dispatch.in_bytes[2] = 3'000;
   load.dispatch.read_after[kOwnLevel] = 15'000;  // with what is written 2 us
   load.dispatch.written_after = 5'000;
-  load.expert_bytes = 40'000;    // 4 us
-  load.expert_operations = 7e6;  // 7 us: longer
+  load.own.bytes = 40'000;       // 4 us
+  load.own.operations = 7e6;     // 7 us: longer
   load.combine.out_puts[2] = 6;  // 6 us
   load.combine.out_bytes[2] = 1'000;
   load.combine.in_puts[2] = 6;
@@ -63,7 +63,7 @@ TEST(TimeLayer, IsTheSumOfWhatTheSlowestRankWaitsFor) {
     EXPECT_DOUBLE_EQ(time.bound_us[b], expected[b]) << kBoundNames[b];
 
   RankLoad slow = load;
-  slow.expert_operations = 17e6;
+  slow.own.operations = 17e6;
   const RankLoad uneven[] = {load, slow};
   const LayerTime waits = time_layer(uneven, c, levels, false);
   EXPECT_DOUBLE_EQ(waits.ranks[0].combine, 6 + 5 + 1 + 10);  // for the slow one
