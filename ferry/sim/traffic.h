@@ -41,6 +41,9 @@ class LinkLevels {
 
   std::size_t between(Rank a, Rank b) const;
 
+  /// Of every `stride`-th rank. Throws ConfigError where hosts have no whole runs of so many.
+  LinkLevels track(int stride) const;
+
  private:
   int ranks_;
   std::vector<int> spans_;
@@ -71,7 +74,7 @@ struct PhaseTraffic {
 };
 
 struct RankTraffic {
-  int tokens = 0;
+  int tokens = 0;  ///< of its group
   PhaseTraffic dispatch;
   PhaseTraffic combine;
   ExchangeStats stats;  ///< as its Dispatcher would count
@@ -81,18 +84,27 @@ struct RankTraffic {
 
 struct TrafficOptions {
   DispatcherOptions dispatcher;
-  std::vector<int> tokens;               ///< [R] of each rank
+  std::vector<int> tokens;               ///< [R] of each rank; with tp of its group, alike there
   std::size_t max_put_bytes = SIZE_MAX;  ///< of the transport (Capabilities)
   int threads = 1;                       ///< of a rank: sums leave in blocks of so many
 };
 
-/// Fills [tokens, K] slots of a home's tokens, -1 = none.
+/// Fills [tokens, K] slots of a home's tokens, -1 = none. With tp it is asked once for a group, by
+/// its first rank.
 using RoutingOf = std::function<void(Rank home, std::span<SlotId> slots)>;
 
-/// [R] One exchange of all ranks. Throws ConfigError as a Dispatcher does, and for groups of ranks
-/// (tp) and hidden_partition, which are not counted.
+/// [R] One exchange of all ranks. Throws ConfigError as a Dispatcher does, and for
+/// hidden_partition, which is not counted.
 std::vector<RankTraffic> count_exchange(const TrafficOptions& options,
                                         const LinkLevels& levels,
                                         const RoutingOf& routing);
+
+/// [R] The exchanges of all tracks of experts in `slices`, of which each host has whole holders:
+/// rank r is holder r / slices, and its results have slice r % slices of the columns. `options` and
+/// `routing` are of holders; levels of ranks. Throws ConfigError also where slices span hosts.
+std::vector<RankTraffic> count_tracks(const TrafficOptions& options,
+                                      int slices,
+                                      const LinkLevels& levels,
+                                      const RoutingOf& routing);
 
 }  // namespace ferry
