@@ -39,6 +39,8 @@ struct SimulateFlags {
   std::string weights;
   std::vector<int> ranks{8, 16, 32, 64};
   std::vector<int> tokens{128};
+  int tp = 1;
+  int slices = 1;
   std::vector<std::string> backends{"pplx"};
   std::string mode = "low_latency";
   std::string layout = "default";
@@ -91,6 +93,28 @@ Work other_work(ModelConfig config, WeightType weights, const SimulateFlags& o, 
     return step_work(config, weights, {.tokens = n, .wanted = 1, .attended = n * (n + 1) / 2});
   return step_work(
       config, weights, {.tokens = n, .wanted = n, .attended = n * context, .cached = n * context});
+}
+
+/// Of a group: mixers twice in a layer, dense blocks and shared experts twice, logits; as rows of
+/// hidden elements, but for what lies between projections.
+GatherLoad other_gathers(const ModelConfig& config, const SimulateFlags& o, int tokens) {
+  constexpr double kNarrow = 2, kWide = 4;  // bytes of an element
+  GatherLoad all{.members = o.tp};
+  const auto add = [&](double width, double bytes, double rows) {
+    all.gathers += 1;
+    all.bytes += width * bytes * rows;
+  };
+  for (int layer = 0; tokens > 0 && layer < config.layers; ++layer) {
+    add(config.hidden, kNarrow, tokens);
+    add(config.hidden, kNarrow, tokens);
+    const bool sparse = config.sparse(layer);
+    const int inter = sparse ? config.moe.shared_inter : config.dense_inter;
+    if (inter == 0) continue;
+    add(inter, kNarrow, tokens);
+    if (!sparse || o.tp != o.slices) add(config.hidden, sparse ? kWide : kNarrow, tokens);
+  }
+  if (tokens > 0) add(config.vocab, kWide, o.prefill ? 1 : tokens);
+  return all;
 }
 
 WeightType weights_of(const SimulateFlags& o, const std::optional<ModelConfig>& model) {
@@ -157,7 +181,9 @@ int run_simulate(const SimulateFlags& o) {
   const WeightType weights = weights_of(o, model);
   const bool bytes = weights == WeightType::int8 || weights == WeightType::int4;
   const Cluster cluster = read_cluster(o.cluster, bytes);
-  ForecastOptions forecast{.shape = shape_of(o, model, weights),
+  ForecastOptions forecast{.tp = o.tp,
+                           .slices = o.slices,
+                           .shape = shape_of(o, model, weights),
                            .routing = tokens_of(o),
                            .dispatch_wire = parse_wire_type(o.dispatch_wire, "--dispatch-wire"),
                            .combine_wire = parse_wire_type(o.combine_wire, "--combine-wire"),
@@ -177,6 +203,7 @@ int run_simulate(const SimulateFlags& o) {
           const Work other = other_work(*model, weights, o, tokens);
           forecast.other_bytes = other.bytes;
           forecast.other_operations = other.operations;
+          forecast.other_gathers = other_gathers(*model, o, tokens);
         }
         std::string label = choose_exchange(o, cluster, backend, forecast);
         all.push_back({std::move(label), tokens, make_forecast(forecast, cluster)});
@@ -278,7 +305,15 @@ void add_simulate(Command& app, int& status) {
     return command->add_option(name, values, help)->delimiter(',')->capture_default_str();
   };
   list("--ep", o->ranks, "Ranks")->range(1, kMostForecastRanks);
-  list("--tokens", o->tokens, "Tokens per rank")->range(0, 1 << 20);
+  list("--tokens", o->tokens, "Tokens per rank; with --tp per group")->range(0, 1 << 20);
+  command->add_option("--tp", o->tp, "Ranks of a group that has the same tokens")
+      ->range(1, kMostForecastRanks)
+      ->capture_default_str();
+  command
+      ->add_option(
+          "--expert-slices", o->slices, "Ranks that share out each expert's columns; divides --tp")
+      ->range(1, kMostForecastRanks)
+      ->capture_default_str();
   list("--moe-a2a-backend", o->backends, listed(all_backends(), backend_name));
   command
       ->add_option("--deepep-mode",

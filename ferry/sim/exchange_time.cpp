@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "ferry/core/error.h"
+#include "ferry/transport/group_gather.h"
 
 namespace ferry {
 
@@ -156,6 +157,37 @@ class Clock {
   const LinkLevels& levels_;
 };
 
+/// A gather's time by what it is of.
+struct GatherTime {
+  double latency = 0;
+  double bandwidth = 0;
+  double memory = 0;
+
+  double us() const { return latency + bandwidth + memory; }
+};
+
+/// A member copies its columns to its slab, and all others' from theirs; over a network they are
+/// sent.
+GatherTime gather_time(const GatherLoad& load, const Cluster& cluster, const LinkLevels& levels) {
+  if (load.members == 1 || load.gathers == 0) return {};
+  const double part = load.bytes / load.members;
+  const double memory = cluster.memory_gbytes_per_s * kBytesPerUs;
+  const int near = std::min(load.members, levels.ranks_per_host());
+  const std::size_t level = levels.between(0, load.members - 1);
+  const ClusterLink& host = cluster.links.front();
+  const ClusterLink& furthest = cluster.links[level - 1];
+  const double rounds = std::max(load.gathers, part / static_cast<double>(GroupGather::kSlabBytes));
+  GatherTime time{.latency = rounds * furthest.latency_us, .memory = part / memory};
+  time.bandwidth =
+      (near - 1) * part / (std::min(host.gbytes_per_s, cluster.memory_gbytes_per_s) * kBytesPerUs);
+  if (level > kHostLevel) {
+    time.bandwidth += (load.members - near) * part * furthest.ranks_per_port /
+                      (furthest.gbytes_per_s * kBytesPerUs);
+    time.memory += (load.members - near) * part / memory;
+  }
+  return time;
+}
+
 /// One layer of all ranks, without saying what it is of.
 struct Run {
   std::vector<RankTime> ranks;
@@ -196,6 +228,7 @@ Run run_layer(std::span<const RankLoad> loads,
       run.fetch_us = std::max(run.fetch_us, wait);
       time.experts += wait + last;
     }
+    time.experts += gather_us(loads[r].between, cluster, levels);
     ready[r] = time.dispatch + time.experts + cluster.start_us + clock.before_us(loads[r].combine);
     const double num_tiles = std::max(1.0, loads[r].rows / kTileRows);
     if (tiles) head_start[r] = time.experts * (1 - 1 / num_tiles);
@@ -204,13 +237,17 @@ Run run_layer(std::span<const RankLoad> loads,
   for (std::size_t r = 0; r < loads.size(); ++r) {
     RankTime& time = run.ranks[r];
     time.combine = clock.end_us(arrival[r], ready[r], clock.add_us(loads[r].combine)) -
-                   time.dispatch - time.experts;
+                   time.dispatch - time.experts + gather_us(loads[r].results, cluster, levels);
     run.layer_us = std::max(run.layer_us, time.layer());
   }
   return run;
 }
 
 }  // namespace
+
+double gather_us(const GatherLoad& load, const Cluster& cluster, const LinkLevels& levels) {
+  return gather_time(load, cluster, levels).us();
+}
 
 RankLoad load_of(const RankTraffic& traffic, const ExpertWork& experts) {
   RankLoad load;
@@ -260,7 +297,14 @@ RankLoad mean_load(std::span<const RankLoad> loads) {
     to.near_bytes += from.near_bytes / n;
     to.operations += from.operations / n;
   };
+  const auto add_gather = [n](const GatherLoad& from, GatherLoad& to) {
+    to.members = from.members;
+    to.gathers += from.gathers / n;
+    to.bytes += from.bytes / n;
+  };
   for (const RankLoad& load : loads) {
+    add_gather(load.between, mean.between);
+    add_gather(load.results, mean.results);
     add(load.dispatch, mean.dispatch);
     add(load.combine, mean.combine);
     add(load.counts, mean.counts);
@@ -292,6 +336,12 @@ LayerTime time_layer(std::span<const RankLoad> loads,
     of(parts->link.messages > parts->link.bandwidth ? Bound::messages : Bound::bandwidth) +=
         parts->link.us();
   of(Bound::bandwidth) += even.fetch_us;
+  for (const GatherLoad* gather : {&mean.between, &mean.results}) {
+    const GatherTime parts = gather_time(*gather, cluster, levels);
+    of(Bound::latency) += parts.latency;
+    of(Bound::bandwidth) += parts.bandwidth;
+    of(Bound::memory) += parts.memory;
+  }
   for (const RankLoad::Work* work : {&mean.own, &mean.fetched})
     of(clock.arithmetic_us(*work) > clock.weights_us(*work) ? Bound::arithmetic : Bound::memory) +=
         clock.experts_us(*work);

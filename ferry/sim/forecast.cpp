@@ -66,19 +66,20 @@ class PlacedLayer {
  public:
   PlacedLayer(const ForecastOptions& o, const Cluster& cluster, int draw)
       : options_(o), nodes_(std::max(1, o.ranks / cluster.ranks_per_host)) {
+    const int holders = o.ranks / o.slices;
     const ForecastShape& s = o.shape;
     const Popularity popularity = popularity_of(o, draw, /*seen=*/true);
     ExpertLoad seen(1, s.experts);
     Popularity::Stream stream(seed_of(o.routing.seed + 1, draw, -2));
     std::vector<ExpertId> chosen(index(s.topk));
-    const std::int64_t all = std::int64_t{o.ranks} * std::max(1, o.tokens);
+    const std::int64_t all = std::int64_t{o.ranks / o.tp} * std::max(1, o.tokens);
     for (std::int64_t t = 0; t < std::min(all, kSeenTokens); ++t) {
       popularity.draw(stream, s.topk, chosen);
       for (const ExpertId e : chosen) seen.layer(0)[index(e)] += 1;
     }
     const Plan plan = plan_placement(seen,
                                      std::nullopt,
-                                     {.ranks = o.ranks, .nodes = nodes_},
+                                     {.ranks = holders, .nodes = nodes_},
                                      {.policy = o.policy,
                                       .redundant = o.redundant,
                                       .weighted = o.replicas == ReplicaRule::weighted});
@@ -94,7 +95,12 @@ class PlacedLayer {
       return;
     }
     const bool nearest = options_.replicas == ReplicaRule::nearest;
-    placement_->choosing({.shares = shares_, .source = home, .nearest = nearest, .nodes = nodes_})
+    placement_
+        ->choosing({.shares = shares_,
+                    .source = home,
+                    .nearest = nearest,
+                    .nodes = nodes_,
+                    .tp = options_.tp / options_.slices})
         .place(ids, options_.shape.topk, slots);
   }
 
@@ -134,12 +140,13 @@ class DrawnLayer {
                           .hidden = o.shape.hidden,
                           .topk = o.shape.topk,
                           .max_tokens = std::max(1, o.tokens),
+                          .tp = o.tp / o.slices,
                           .dispatch_wire = o.dispatch_wire,
                           .expert_type = o.dispatch_wire,
                           .combine_wire = o.combine_wire};
-    traffic.tokens.assign(index(o.ranks), o.tokens);
+    traffic.tokens.assign(index(o.ranks / o.slices), o.tokens);
     traffic.threads = cluster_.threads;
-    return count_exchange(traffic, levels, routing);
+    return count_tracks(traffic, o.slices, levels, routing);
   }
 
  private:
@@ -152,12 +159,12 @@ class DrawnLayer {
 };
 
 ExpertWork expert_work(const ForecastOptions& o) {
-  const double weights = 3.0 * o.shape.hidden * o.shape.inter;
+  const double weights = 3.0 * o.shape.hidden * o.shape.inter / o.slices;
   const double in = static_cast<double>(wire_row_bytes(o.dispatch_wire, o.shape.hidden));
   const double out = static_cast<double>(wire_row_bytes(o.combine_wire, o.shape.hidden));
   if (o.shape.inter == 0) return {};
   return {.bytes_per_slot = weights * o.shape.bytes_per_weight,
-          .bytes_per_row = in + out,
+          .bytes_per_row = in + out / o.slices,
           .operations_per_row = 2 * weights};
 }
 
@@ -168,7 +175,17 @@ struct Drawn {
 };
 
 void add_loads(const ForecastOptions& o, Drawn& drawn) {
-  for (const RankTraffic& rank : drawn.ranks) drawn.loads.push_back(load_of(rank, expert_work(o)));
+  for (const RankTraffic& rank : drawn.ranks) {
+    RankLoad& load = drawn.loads.emplace_back(load_of(rank, expert_work(o)));
+    if (o.slices == 1 || o.shape.inter == 0) continue;
+    const auto gather = [&](double rows, int columns, DType type) {
+      return GatherLoad{.members = o.slices,
+                        .gathers = rows > 0 ? 1.0 : 0.0,
+                        .bytes = rows * columns * static_cast<double>(dtype_bytes(type))};
+    };
+    load.between = gather(load.rows, o.shape.inter, DType::bf16);
+    load.results = gather(rank.tokens, o.shape.hidden, DType::f32);
+  }
 }
 
 /// The layer with what ranks would fetch, instead of `drawn` where it takes less time.
@@ -228,9 +245,10 @@ Percentiles percentiles(std::vector<double> values) {
 
 using DrawnLoads = std::vector<std::vector<RankLoad>>;  // [draw][R]
 
-double other_us(const ForecastOptions& o, const Cluster& c) {
-  return std::max(o.other_bytes / (c.memory_gbytes_per_s * 1e3),
-                  o.other_operations / (c.tflops * 1e6));
+double other_us(const ForecastOptions& o, const Cluster& c, const LinkLevels& levels) {
+  return std::max(o.other_bytes / o.tp / (c.memory_gbytes_per_s * 1e3),
+                  o.other_operations / o.tp / (c.tflops * 1e6)) +
+         gather_us(o.other_gathers, c, levels);
 }
 
 double mean_layer_us(const DrawnLoads& drawn,
@@ -248,7 +266,7 @@ std::vector<Sensitivity> sensitivities_of(const ForecastOptions& o,
                                           const DrawnLoads& drawn,
                                           bool tiles) {
   const auto step = [&](const Cluster& c) {
-    return o.shape.layers * mean_layer_us(drawn, c, levels, tiles) + other_us(o, c);
+    return o.shape.layers * mean_layer_us(drawn, c, levels, tiles) + other_us(o, c, levels);
   };
   const double now = step(cluster);
   Cluster worse = cluster;
@@ -291,6 +309,32 @@ void add_levels(const std::vector<RankTraffic>& ranks,
   }
 }
 
+void check_groups(const ForecastOptions& o, const Cluster& cluster) {
+  if (o.tp < 1 || o.slices < 1 || o.ranks % o.tp != 0)
+    fail<ConfigError>("{} ranks do not make groups of {} (--tp must divide --ep)", o.ranks, o.tp);
+  if (o.slices == 1) return;
+  const int slices = o.slices;
+  if (o.tp % slices != 0) {
+    fail<ConfigError>("--expert-slices {}: --tp {} does not divide by that", slices, o.tp);
+  }
+  if (cluster.ranks_per_host % slices != 0) {
+    fail<ConfigError>("--expert-slices {}: hosts of {} ranks do not have whole holders of experts",
+                      slices,
+                      cluster.ranks_per_host);
+  }
+  if (o.exchange.reduce_at != ExchangeOptions::ReduceAt::home ||
+      o.exchange.on_dead_rank == ExchangeOptions::OnDeadRank::mask) {
+    fail<ConfigError>(
+        "--expert-slices {}: this backend sums on each rank first, or goes on without a rank that "
+        "dies; choose pplx",
+        slices);
+  }
+  if (is_quantized(o.combine_wire))
+    fail<ConfigError>("--expert-slices {}: results travel as f32 or bf16", slices);
+  if (o.step_balance != StepBalance::none)
+    fail<ConfigError>("--expert-slices {}: --per-step-balance moves whole experts", slices);
+}
+
 void check(const ForecastOptions& o, const Cluster& cluster) {
   const ForecastShape& s = o.shape;
   if (o.ranks < 1 || o.tokens < 0 || o.draws < 1 || o.redundant < 0)
@@ -314,6 +358,7 @@ void check(const ForecastOptions& o, const Cluster& cluster) {
       fail<ConfigError>("the recorded load is of {} experts, not of {}", experts, s.experts);
   }
   cluster.check_ranks(o.ranks);
+  check_groups(o, cluster);
 }
 
 }  // namespace
@@ -364,9 +409,9 @@ Forecast make_forecast(const ForecastOptions& o, const Cluster& cluster) {
   f.dispatch_us = percentiles(std::move(dispatch));
   f.experts_us = percentiles(std::move(experts));
   f.combine_us = percentiles(std::move(combine));
-  f.other_us = other_us(o, cluster);
+  f.other_us = other_us(o, cluster, levels);
   f.step_us = o.shape.layers * f.layer_us + f.other_us;
-  if (f.step_us > 0) f.tokens_per_s = 1e6 * o.ranks * o.tokens / f.step_us;
+  if (f.step_us > 0) f.tokens_per_s = 1e6 * (o.ranks / o.tp) * o.tokens / f.step_us;
   f.tokens_per_s_per_host = f.tokens_per_s / f.hosts;
   f.sensitivities = sensitivities_of(o, cluster, levels, drawn, tiles);
   return f;

@@ -41,7 +41,9 @@ struct ForecastShape {
 
 struct ForecastOptions {
   int ranks = 1;
-  int tokens = 1;  ///< of each rank
+  int tokens = 1;  ///< of each rank; of each group of tp
+  int tp = 1;      ///< ranks of a group
+  int slices = 1;  ///< of which so many share out each expert's columns; divides tp
   ForecastShape shape;
   ForecastTokens routing;
   ExchangeOptions exchange;
@@ -52,9 +54,10 @@ struct ForecastOptions {
   ReplicaRule replicas = ReplicaRule::hash;
   StepBalance step_balance = StepBalance::none;
   int draws = 3;  ///< layers that are made up; the others of a step are like them
-  /// Of a rank in a step, beside its sparse layers' exchanges and experts.
+  /// Of a group in a step, beside its sparse layers' exchanges and experts; its ranks share it out.
   double other_bytes = 0;
   double other_operations = 0;
+  GatherLoad other_gathers = {};
 };
 
 /// What per-step balance would do, mean over the layers drawn.

@@ -80,6 +80,21 @@ TEST_F(Simulate, TakesTheShapeOfAModelAndTheRestOfItsStep) {
             whole["other_us"]);
 }
 
+TEST_F(Simulate, ForecastsGroupsAndSlices) {
+  const std::string model = test::data_dir("qwen2_untied").string();
+  const Arguments two{"--model", model, "--ep", "2", "--tokens", "1"};
+  const json alone = json_of(two)["forecasts"][0];
+  const json group = json_of(two + Arguments{"--tp", "2"})["forecasts"][0];
+  const json sliced = json_of(two + Arguments{"--tp", "2", "--expert-slices", "2"})["forecasts"][0];
+  EXPECT_NE(group["other_us"], alone["other_us"]);  // half of the work, and gathers
+  EXPECT_EQ(sliced["balancedness"], 1.0);
+  EXPECT_EQ(alone["slots_per_rank"], 3);  // of five experts
+  EXPECT_EQ(sliced["slots_per_rank"], 5);
+  test::expect_one_line(test::run_program(call(two + Arguments{"--expert-slices", "2"})),
+                        2,
+                        "--expert-slices 2: --tp 1 does not divide by that");
+}
+
 TEST_F(Simulate, PrintsATableAndDraws) {
   const std::string plot = (directory_.path() / "p.svg").string();
   const auto outcome =
