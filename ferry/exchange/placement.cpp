@@ -40,29 +40,68 @@ std::vector<double> parts_of(std::span<const SlotId> replicas, std::span<const f
   return parts;
 }
 
-/// What each replica takes of the tokens of `source` when all ranks have equally many, adding up to
-/// one rank's. Every rank works out the flow of all of them, so what they take fits together.
-std::vector<double> nearest_parts(std::vector<double> parts,
-                                  std::span<const SlotId> replicas,
-                                  const Placement& p,
-                                  const ReplicaChoice& choice) {
-  std::vector<double> left(static_cast<std::size_t>(p.ranks()), 1.0 / p.ranks());
-  std::vector<double> mine(parts.size(), 0.0);
-  const int ranks_per_node = p.ranks() / choice.nodes;
-  for (const int reach : {1, ranks_per_node, p.ranks()}) {
-    for (Rank from = 0; from < p.ranks(); ++from) {
-      double& tokens = left[static_cast<std::size_t>(from)];
-      for (std::size_t i = 0; i < parts.size() && tokens > 0; ++i) {
-        if (p.rank_of(replicas[i]) / reach != from / reach) continue;
-        const double flow = std::min(tokens, parts[i]);
-        tokens -= flow;
-        parts[i] -= flow;
-        if (from == choice.source) mine[i] += flow;
+/// Tokens that flow from ranks, each of which has equally many, to the replicas of one expert, each
+/// as far as its part goes: own replicas first, then those of the node, then any; ranks and
+/// replicas in order. Every rank works out the flow of all, so what they take fits together;
+/// nothing is gone through that no token can flow to.
+class NearestFlow {
+ public:
+  NearestFlow(std::vector<double> parts,
+              std::span<const SlotId> replicas,
+              const Placement& placement,
+              const ReplicaChoice& choice)
+      : parts_(std::move(parts)),
+        replicas_(replicas),
+        placement_(placement),
+        source_(choice.source),
+        ranks_per_node_(placement.ranks() / choice.nodes),
+        left_(static_cast<std::size_t>(placement.ranks()), 1.0 / placement.ranks()),
+        mine_(parts_.size(), 0.0) {}
+
+  /// What each replica takes of the source's tokens.
+  std::vector<double> run() {
+    for (std::size_t i = 0; i < parts_.size(); ++i) flow(rank_of(i), i);
+    for (std::size_t i = 0; i < parts_.size();) i = flow_on_node(i);
+    // Whoever comes behind the source changes nothing for it, and a full replica stays full.
+    std::size_t open = 0;
+    for (Rank from = 0; from <= source_; ++from) {
+      while (left_[static_cast<std::size_t>(from)] > 0 && open < parts_.size()) {
+        flow(from, open);
+        if (left_[static_cast<std::size_t>(from)] > 0) ++open;
       }
     }
+    return std::move(mine_);
   }
-  return mine;
-}
+
+ private:
+  Rank rank_of(std::size_t replica) const { return placement_.rank_of(replicas_[replica]); }
+
+  void flow(Rank from, std::size_t to) {
+    double& tokens = left_[static_cast<std::size_t>(from)];
+    const double flow = std::min(tokens, parts_[to]);
+    tokens -= flow;
+    parts_[to] -= flow;
+    if (from == source_) mine_[to] += flow;
+  }
+
+  /// Replicas are in order of their ranks; returns the first behind those of this one's node.
+  std::size_t flow_on_node(std::size_t first) {
+    const int node = rank_of(first) / ranks_per_node_;
+    std::size_t end = first;
+    while (end < parts_.size() && rank_of(end) / ranks_per_node_ == node) ++end;
+    for (Rank from = node * ranks_per_node_; from < (node + 1) * ranks_per_node_; ++from)
+      for (std::size_t i = first; i < end; ++i) flow(from, i);
+    return end;
+  }
+
+  std::vector<double> parts_;  // that replicas have left
+  std::span<const SlotId> replicas_;
+  const Placement& placement_;
+  const Rank source_;
+  const int ranks_per_node_;
+  std::vector<double> left_;  // [R] tokens that have gone nowhere yet
+  std::vector<double> mine_;
+};
 
 }  // namespace
 
@@ -150,7 +189,7 @@ void Placement::divide(const ReplicaChoice& choice) {
     std::uint32_t* const until = until_.data() + first_replica_[static_cast<std::size_t>(e)];
     if (choices.size() == 1) continue;
     std::vector<double> parts = parts_of(choices, choice.shares);
-    if (choice.nearest) parts = nearest_parts(std::move(parts), choices, *this, choice);
+    if (choice.nearest) parts = NearestFlow(std::move(parts), choices, *this, choice).run();
     double all = 0;
     for (const double part : parts) all += part;
     double before = 0;
