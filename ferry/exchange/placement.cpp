@@ -42,8 +42,8 @@ std::vector<double> parts_of(std::span<const SlotId> replicas, std::span<const f
 
 /// Tokens that flow from ranks, each of which has equally many, to the replicas of one expert, each
 /// as far as its part goes: own replicas first, then those of the node, then any; ranks and
-/// replicas in order. Every rank works out the flow of all, so what they take fits together;
-/// nothing is gone through that no token can flow to.
+/// replicas in order. Every rank works out the flow of all, so what they take fits together. Ranks
+/// on nodes without a replica are all alike and only counted.
 class NearestFlow {
  public:
   NearestFlow(std::vector<double> parts,
@@ -54,30 +54,24 @@ class NearestFlow {
         replicas_(replicas),
         placement_(placement),
         source_(choice.source),
-        ranks_per_node_(placement.ranks() / choice.nodes),
-        left_(static_cast<std::size_t>(placement.ranks()), 1.0 / placement.ranks()),
+        // Where all share a node, its replicas are any.
+        ranks_per_node_(choice.nodes == 1 ? 1 : placement.ranks() / choice.nodes),
+        of_rank_(1.0 / placement.ranks()),
+        own_left_(of_rank_),
+        untouched_before_(choice.source),
         mine_(parts_.size(), 0.0) {}
 
   /// What each replica takes of the source's tokens.
   std::vector<double> run() {
-    for (std::size_t i = 0; i < parts_.size(); ++i) flow(rank_of(i), i);
     for (std::size_t i = 0; i < parts_.size();) i = flow_on_node(i);
-    // Whoever comes behind the source changes nothing for it, and a full replica stays full.
-    std::size_t open = 0;
-    for (Rank from = 0; from <= source_; ++from) {
-      while (left_[static_cast<std::size_t>(from)] > 0 && open < parts_.size()) {
-        flow(from, open);
-        if (left_[static_cast<std::size_t>(from)] > 0) ++open;
-      }
-    }
+    flow_anywhere();
     return std::move(mine_);
   }
 
  private:
   Rank rank_of(std::size_t replica) const { return placement_.rank_of(replicas_[replica]); }
 
-  void flow(Rank from, std::size_t to) {
-    double& tokens = left_[static_cast<std::size_t>(from)];
+  void flow(Rank from, double& tokens, std::size_t to) {
     const double flow = std::min(tokens, parts_[to]);
     tokens -= flow;
     parts_[to] -= flow;
@@ -86,12 +80,39 @@ class NearestFlow {
 
   /// Replicas are in order of their ranks; returns the first behind those of this one's node.
   std::size_t flow_on_node(std::size_t first) {
-    const int node = rank_of(first) / ranks_per_node_;
-    std::size_t end = first;
-    while (end < parts_.size() && rank_of(end) / ranks_per_node_ == node) ++end;
-    for (Rank from = node * ranks_per_node_; from < (node + 1) * ranks_per_node_; ++from)
-      for (std::size_t i = first; i < end; ++i) flow(from, i);
-    return end;
+    const Rank begin = rank_of(first) / ranks_per_node_ * ranks_per_node_;
+    const Rank end = begin + ranks_per_node_;
+    left_.assign(static_cast<std::size_t>(ranks_per_node_), of_rank_);
+    const auto left = [&](Rank r) -> double& { return left_[static_cast<std::size_t>(r - begin)]; };
+    std::size_t last = first;
+    for (; last < parts_.size() && rank_of(last) < end; ++last)
+      flow(rank_of(last), left(rank_of(last)), last);
+    std::size_t open = first;
+    for (Rank from = begin; from < end; ++from) {
+      while (left(from) > 0 && open < last) {
+        flow(from, left(from), open);
+        if (left(from) > 0) ++open;
+      }
+      if (from == source_) own_left_ = left(from);
+      if (from < source_) {
+        --untouched_before_;
+        left_before_ += left(from);
+      }
+    }
+    return last;
+  }
+
+  /// What ranks before the source have left fills the parts that are left, one after the other; the
+  /// source goes on where that ends.
+  void flow_anywhere() {
+    const double begin = left_before_ + untouched_before_ * of_rank_;
+    const double end = begin + own_left_;
+    double from = 0;
+    for (std::size_t i = 0; i < parts_.size() && from < end; ++i) {
+      const double to = from + parts_[i];
+      mine_[i] += std::max(0.0, std::min(end, to) - std::max(begin, from));
+      from = to;
+    }
   }
 
   std::vector<double> parts_;  // that replicas have left
@@ -99,7 +120,11 @@ class NearestFlow {
   const Placement& placement_;
   const Rank source_;
   const int ranks_per_node_;
-  std::vector<double> left_;  // [R] tokens that have gone nowhere yet
+  const double of_rank_;      // tokens
+  double own_left_;           // of the source's
+  double left_before_ = 0;    // of those of ranks before it, on nodes with a replica
+  int untouched_before_;      // ranks before it on other nodes
+  std::vector<double> left_;  // of each rank of the node in hand
   std::vector<double> mine_;
 };
 
