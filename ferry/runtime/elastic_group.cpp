@@ -80,7 +80,9 @@ ElasticGroup::ElasticGroup(const Model& model, const ElasticOptions& options, St
       held_(foreseen_experts(model, options, store, pool_)),
       membership_(member_of(options, store)),
       board_(store, options.join.group, membership_.name()),
-      size_(options.join.size) {}
+      size_(options.join.size) {
+  membership_.watch([this](const std::string& name) { return board_.has_left(name); });
+}
 
 std::optional<Epoch> ElasticGroup::first() {
   try {
