@@ -168,6 +168,17 @@ ExpertWork expert_work(const ForecastOptions& o) {
           .operations_per_row = 2 * weights};
 }
 
+/// Where layers are timed.
+struct Place {
+  const Cluster& cluster;
+  const LinkLevels& levels;
+  bool tiles;
+
+  LayerTime time(std::span<const RankLoad> loads) const {
+    return time_layer(loads, cluster, levels, tiles);
+  }
+};
+
 struct Drawn {
   std::vector<RankTraffic> ranks;
   std::vector<RankLoad> loads;
@@ -190,12 +201,11 @@ void add_loads(const ForecastOptions& o, Drawn& drawn) {
 
 /// The layer with what ranks would fetch, instead of `drawn` where it takes less time.
 void balance_step(const ForecastOptions& o,
-                  const Cluster& cluster,
-                  const LinkLevels& levels,
+                  const Place& place,
                   DrawnLayer& layer,
-                  bool tiles,
                   Drawn& drawn,
                   StepBalanceForecast& sum) {
+  const LinkLevels& levels = place.levels;
   sum.layer_us_without += drawn.time.layer_us / o.draws;
   const int per_rank = layer.placement().slots_per_rank();
   std::vector<std::int64_t> rows;
@@ -204,8 +214,11 @@ void balance_step(const ForecastOptions& o,
     rows.insert(rows.end(), rank.slot_rows.begin(), rank.slot_rows.end());
   for (const RankTime& rank : drawn.time.ranks) dispatch += rank.dispatch / o.ranks;
   const ExpertWork work = expert_work(o);
-  const std::vector<Fetch> fetches = plan_fetches(
-      rows, layer.placement(), levels, step_costs(cluster, levels, work, dispatch), o.step_balance);
+  const std::vector<Fetch> fetches = plan_fetches(rows,
+                                                  layer.placement(),
+                                                  levels,
+                                                  step_costs(place.cluster, levels, work, dispatch),
+                                                  o.step_balance);
   if (fetches.empty()) return;
 
   FetchedSlots slots_of(rows, fetches, o.ranks, per_rank);
@@ -217,7 +230,7 @@ void balance_step(const ForecastOptions& o,
       });
   add_loads(o, balanced);
   add_fetches(fetches, work, levels, o.shape.experts, balanced.loads);
-  balanced.time = time_layer(balanced.loads, cluster, levels, tiles);
+  balanced.time = place.time(balanced.loads);
   if (balanced.time.layer_us >= drawn.time.layer_us) return;
   drawn = std::move(balanced);
   const double part = 1.0 / o.draws;
@@ -251,22 +264,19 @@ double other_us(const ForecastOptions& o, const Cluster& c, const LinkLevels& le
          gather_us(o.other_gathers, c, levels);
 }
 
-double mean_layer_us(const DrawnLoads& drawn,
-                     const Cluster& cluster,
-                     const LinkLevels& levels,
-                     bool tiles) {
+double mean_layer_us(const DrawnLoads& drawn, const Place& place) {
   double sum = 0;
-  for (const auto& loads : drawn) sum += time_layer(loads, cluster, levels, tiles).layer_us;
+  for (const auto& loads : drawn) sum += place.time(loads).layer_us;
   return sum / static_cast<double>(drawn.size());
 }
 
 std::vector<Sensitivity> sensitivities_of(const ForecastOptions& o,
-                                          const Cluster& cluster,
-                                          const LinkLevels& levels,
-                                          const DrawnLoads& drawn,
-                                          bool tiles) {
+                                          const Place& place,
+                                          const DrawnLoads& drawn) {
+  const Cluster& cluster = place.cluster;
+  const LinkLevels& levels = place.levels;
   const auto step = [&](const Cluster& c) {
-    return o.shape.layers * mean_layer_us(drawn, c, levels, tiles) + other_us(o, c, levels);
+    return o.shape.layers * mean_layer_us(drawn, {c, levels, place.tiles}) + other_us(o, c, levels);
   };
   const double now = step(cluster);
   Cluster worse = cluster;
@@ -372,6 +382,7 @@ Forecast make_forecast(const ForecastOptions& o, const Cluster& cluster) {
   const LinkLevels levels(o.ranks, cluster.spans());
   Forecast f{.ranks = o.ranks, .hosts = o.ranks / levels.ranks_per_host()};
   const bool tiles = o.exchange.pipeline == ExchangeOptions::Pipeline::tiles && f.hosts > 1;
+  const Place place{cluster, levels, tiles};
   for (std::size_t l = 0; l < levels.levels(); ++l)
     f.dispatch.push_back({l == kOwnLevel ? "own" : cluster.links[l - 1].name});
   f.combine = f.dispatch;
@@ -387,8 +398,8 @@ Forecast make_forecast(const ForecastOptions& o, const Cluster& cluster) {
     now.ranks = layer.count(
         levels, f.slots_per_rank, [&](Rank home, std::span<SlotId> s) { layer.route(home, s); });
     add_loads(o, now);
-    now.time = time_layer(now.loads, cluster, levels, tiles);
-    if (f.step_balance) balance_step(o, cluster, levels, layer, tiles, now, *f.step_balance);
+    now.time = place.time(now.loads);
+    if (f.step_balance) balance_step(o, place, layer, now, *f.step_balance);
     const double weight = 1.0 / (static_cast<double>(o.ranks) * o.draws);
     add_levels(now.ranks, &RankTraffic::dispatch, weight, f.dispatch);
     add_levels(now.ranks, &RankTraffic::combine, weight, f.combine);
@@ -413,7 +424,7 @@ Forecast make_forecast(const ForecastOptions& o, const Cluster& cluster) {
   f.step_us = o.shape.layers * f.layer_us + f.other_us;
   if (f.step_us > 0) f.tokens_per_s = 1e6 * (o.ranks / o.tp) * o.tokens / f.step_us;
   f.tokens_per_s_per_host = f.tokens_per_s / f.hosts;
-  f.sensitivities = sensitivities_of(o, cluster, levels, drawn, tiles);
+  f.sensitivities = sensitivities_of(o, place, drawn);
   return f;
 }
 
