@@ -422,7 +422,7 @@ Forecast make_forecast(const ForecastOptions& o, const Cluster& cluster) {
   f.combine_us = percentiles(std::move(combine));
   f.other_us = other_us(o, cluster, levels);
   f.step_us = o.shape.layers * f.layer_us + f.other_us;
-  if (f.step_us > 0) f.tokens_per_s = 1e6 * (o.ranks / o.tp) * o.tokens / f.step_us;
+  if (f.step_us > 0) f.tokens_per_s = 1e6 * o.ranks / o.tp * o.tokens / f.step_us;
   f.tokens_per_s_per_host = f.tokens_per_s / f.hosts;
   f.sensitivities = sensitivities_of(o, place, drawn);
   return f;
