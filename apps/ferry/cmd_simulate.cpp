@@ -39,6 +39,8 @@ struct SimulateFlags {
   std::string weights;
   std::vector<int> ranks{8, 16, 32, 64};
   std::vector<int> tokens{128};
+  int tp = 1;
+  int slices = 1;
   std::vector<std::string> backends{"pplx"};
   std::string mode = "low_latency";
   std::string layout = "default";
@@ -51,6 +53,8 @@ struct SimulateFlags {
   std::string policy = "identity";
   int redundant = 0;
   std::string replicas = "hash";
+  std::string step_balance = "none";
+  int window = 0;
   int draws = 3;
   int context = 1024;
   bool prefill = false;
@@ -59,14 +63,16 @@ struct SimulateFlags {
 };
 
 ForecastTokens tokens_of(const SimulateFlags& o) {
-  ForecastTokens tokens{.exponent = o.exponent, .seed = o.seed};
+  ForecastTokens tokens{.exponent = o.exponent, .window = o.window, .seed = o.seed};
   constexpr std::array<std::pair<std::string_view, ForecastRouting>, 3> kNames{
       {{"uniform", ForecastRouting::uniform},
        {"zipf", ForecastRouting::zipf},
        {"one_hot", ForecastRouting::one_hot}}};
   for (const auto& [name, routing] : kNames) {
     tokens.routing = routing;
-    if (o.routing == name) return tokens;
+    if (o.routing != name) continue;
+    if (o.window > 0) fail<ConfigError>("--routing-window is of a recording, not of '{}'", name);
+    return tokens;
   }
   std::error_code code;
   if (!std::filesystem::exists(o.routing, code)) {
@@ -88,6 +94,28 @@ Work other_work(ModelConfig config, WeightType weights, const SimulateFlags& o, 
     return step_work(config, held, {.tokens = n, .wanted = 1, .attended = n * (n + 1) / 2});
   return step_work(
       config, held, {.tokens = n, .wanted = n, .attended = n * context, .cached = n * context});
+}
+
+/// Of a group: mixers twice in a layer, dense blocks and shared experts twice, logits; as rows of
+/// hidden elements, but for what lies between projections.
+GatherLoad other_gathers(const ModelConfig& config, const SimulateFlags& o, int tokens) {
+  constexpr double kNarrow = 2, kWide = 4;  // bytes of an element
+  GatherLoad all{.members = o.tp};
+  const auto add = [&](double width, double bytes, double rows) {
+    all.gathers += 1;
+    all.bytes += width * bytes * rows;
+  };
+  for (int layer = 0; tokens > 0 && layer < config.layers; ++layer) {
+    add(config.hidden, kNarrow, tokens);
+    add(config.hidden, kNarrow, tokens);
+    const bool sparse = config.sparse(layer);
+    const int inter = sparse ? config.moe.shared_inter : config.dense_inter;
+    if (inter == 0) continue;
+    add(inter, kNarrow, tokens);
+    if (!sparse || o.tp != o.slices) add(config.hidden, sparse ? kWide : kNarrow, tokens);
+  }
+  if (tokens > 0) add(config.vocab, kWide, o.prefill ? 1 : tokens);
+  return all;
 }
 
 WeightType weights_of(const SimulateFlags& o, const std::optional<ModelConfig>& model) {
@@ -154,13 +182,16 @@ int run_simulate(const SimulateFlags& o) {
   const WeightType weights = weights_of(o, model);
   const bool bytes = weights == WeightType::int8 || weights == WeightType::int4;
   const Cluster cluster = read_cluster(o.cluster, bytes);
-  ForecastOptions forecast{.shape = shape_of(o, model, weights),
+  ForecastOptions forecast{.tp = o.tp,
+                           .slices = o.slices,
+                           .shape = shape_of(o, model, weights),
                            .routing = tokens_of(o),
                            .dispatch_wire = parse_wire_type(o.dispatch_wire, "--dispatch-wire"),
                            .combine_wire = parse_wire_type(o.combine_wire, "--combine-wire"),
                            .policy = parse_policy(o.policy),
                            .redundant = o.redundant,
                            .replicas = parse_replica_rule(o.replicas),
+                           .step_balance = parse_step_balance(o.step_balance),
                            .draws = o.draws};
   for (const int ranks : o.ranks) cluster.check_ranks(ranks);
   std::vector<Forecasted> all;
@@ -173,6 +204,7 @@ int run_simulate(const SimulateFlags& o) {
           const Work other = other_work(*model, weights, o, tokens);
           forecast.other_bytes = other.bytes;
           forecast.other_operations = other.operations;
+          forecast.other_gathers = other_gathers(*model, o, tokens);
         }
         std::string label = choose_exchange(o, cluster, backend, forecast);
         all.push_back({std::move(label), tokens, make_forecast(forecast, cluster)});
@@ -223,6 +255,13 @@ void add_routing_flags(Command& command, SimulateFlags& o) {
                   o.routing,
                   "uniform, zipf, one_hot, or a file that --record-expert-distribution wrote")
       ->capture_default_str();
+  command
+      .add_option("--routing-window",
+                  o.window,
+                  "Tokens are as in so many steps in a row of the file, policies plan from its "
+                  "others; 0: both from all")
+      ->range(0, 1 << 24)
+      ->capture_default_str();
   command.add_option("--exponent", o.exponent, "Of zipf: popularity falls as 1/rank^N")
       ->range(0.0, 10.0)
       ->capture_default_str();
@@ -238,6 +277,13 @@ void add_routing_flags(Command& command, SimulateFlags& o) {
       ->range(0, 1 << 16)
       ->capture_default_str();
   command.add_option("--eplb-replica-choice", o.replicas, fmt::format("Of {}", kReplicaRuleNames))
+      ->capture_default_str();
+  command
+      .add_option(
+          "--per-step-balance",
+          o.step_balance,
+          "As if, in each step, surplus rows of hot experts went to other replicas, or also to "
+          "ranks that fetch the weights; forecast only. Of none, replicas, weights")
       ->capture_default_str();
 }
 
@@ -260,7 +306,15 @@ void add_simulate(Command& app, int& status) {
     return command->add_option(name, values, help)->delimiter(',')->capture_default_str();
   };
   list("--ep", o->ranks, "Ranks")->range(1, kMostForecastRanks);
-  list("--tokens", o->tokens, "Tokens per rank")->range(0, 1 << 20);
+  list("--tokens", o->tokens, "Tokens per rank; with --tp per group")->range(0, 1 << 20);
+  command->add_option("--tp", o->tp, "Ranks of a group that has the same tokens")
+      ->range(1, kMostForecastRanks)
+      ->capture_default_str();
+  command
+      ->add_option(
+          "--expert-slices", o->slices, "Ranks that share out each expert's columns; divides --tp")
+      ->range(1, kMostForecastRanks)
+      ->capture_default_str();
   list("--moe-a2a-backend", o->backends, listed(all_backends(), backend_name));
   command
       ->add_option("--deepep-mode",

@@ -51,25 +51,33 @@ ForecastJson one_json(const Forecasted& f) {
                           {"origin", origin_name(s.origin)},
                           {"step_percent_if_10_percent_worse", s.percent}});
   }
-  return {{"ranks", o.ranks},
-          {"hosts", o.hosts},
-          {"tokens", f.tokens},
-          {"backend", f.backend},
-          {"slots_per_rank", o.slots_per_rank},
-          {"dispatch_us", percentiles_json(o.dispatch_us)},
-          {"experts_us", percentiles_json(o.experts_us)},
-          {"combine_us", percentiles_json(o.combine_us)},
-          {"layer_us", o.layer_us},
-          {"other_us", o.other_us},
-          {"step_us", o.step_us},
-          {"tokens_per_s", o.tokens_per_s},
-          {"tokens_per_s_per_host", o.tokens_per_s_per_host},
-          {"balancedness", o.balancedness},
-          {"binds", kBoundNames[static_cast<std::size_t>(o.bound())]},
-          {"layer_shares", std::move(shares)},
-          {"dispatch_links", levels_json(o.dispatch)},
-          {"combine_links", levels_json(o.combine)},
-          {"parameters", std::move(parameters)}};
+  ForecastJson json{{"ranks", o.ranks},
+                    {"hosts", o.hosts},
+                    {"tokens", f.tokens},
+                    {"backend", f.backend},
+                    {"slots_per_rank", o.slots_per_rank},
+                    {"dispatch_us", percentiles_json(o.dispatch_us)},
+                    {"experts_us", percentiles_json(o.experts_us)},
+                    {"combine_us", percentiles_json(o.combine_us)},
+                    {"layer_us", o.layer_us},
+                    {"other_us", o.other_us},
+                    {"step_us", o.step_us},
+                    {"tokens_per_s", o.tokens_per_s},
+                    {"tokens_per_s_per_host", o.tokens_per_s_per_host},
+                    {"balancedness", o.balancedness},
+                    {"binds", kBoundNames[static_cast<std::size_t>(o.bound())]},
+                    {"layer_shares", std::move(shares)},
+                    {"dispatch_links", levels_json(o.dispatch)},
+                    {"combine_links", levels_json(o.combine)},
+                    {"parameters", std::move(parameters)}};
+  if (const auto& b = o.step_balance) {
+    json["per_step_balance"] = {{"layers", b->layers},
+                                {"fetches", b->fetches},
+                                {"bytes_between_hosts", b->bytes},
+                                {"rows_moved", b->rows},
+                                {"layer_us_without", b->layer_us_without}};
+  }
+  return json;
 }
 
 std::string levels_lines(const char* phase, const std::vector<LevelForecast>& levels) {
@@ -119,6 +127,18 @@ std::string details(const Forecasted& f) {
   text += "  a layer's time is";
   for (std::size_t b = 0; b < kBounds; ++b)
     text += fmt::format("{} {} {:.0f} %", b > 0 ? "," : "", kBoundNames[b], 100 * o.shares[b]);
+  if (const auto& b = o.step_balance) {
+    text += fmt::format(
+        "\n  per-step balance: {} instead of {} for a layer; {:.0f} % of layers gain; {:.1f} "
+        "experts "
+        "fetched, {:.0f} bytes between hosts, {:.0f} rows moved",
+        short_time(o.layer_us),
+        short_time(b->layer_us_without),
+        100 * b->layers,
+        b->fetches,
+        b->bytes,
+        b->rows);
+  }
   text +=
       fmt::format("\n  {:<32} {:>12} {:<10} step, if it were a tenth worse\n", "parameter", "", "");
   for (const Sensitivity& s : o.sensitivities) {

@@ -40,29 +40,93 @@ std::vector<double> parts_of(std::span<const SlotId> replicas, std::span<const f
   return parts;
 }
 
-/// What each replica takes of the tokens of `source` when all ranks have equally many, adding up to
-/// one rank's. Every rank works out the flow of all of them, so what they take fits together.
-std::vector<double> nearest_parts(std::vector<double> parts,
-                                  std::span<const SlotId> replicas,
-                                  const Placement& p,
-                                  const ReplicaChoice& choice) {
-  std::vector<double> left(static_cast<std::size_t>(p.ranks()), 1.0 / p.ranks());
-  std::vector<double> mine(parts.size(), 0.0);
-  const int ranks_per_node = p.ranks() / choice.nodes;
-  for (const int reach : {1, ranks_per_node, p.ranks()}) {
-    for (Rank from = 0; from < p.ranks(); ++from) {
-      double& tokens = left[static_cast<std::size_t>(from)];
-      for (std::size_t i = 0; i < parts.size() && tokens > 0; ++i) {
-        if (p.rank_of(replicas[i]) / reach != from / reach) continue;
-        const double flow = std::min(tokens, parts[i]);
-        tokens -= flow;
-        parts[i] -= flow;
-        if (from == choice.source) mine[i] += flow;
+/// Tokens that flow from ranks, each of which has equally many, to the replicas of one expert, each
+/// as far as its part goes: own replicas first, then those of the node, then any; ranks and
+/// replicas in order. Every rank works out the flow of all, so what they take fits together. Ranks
+/// on nodes without a replica are all alike and only counted.
+class NearestFlow {
+ public:
+  NearestFlow(std::vector<double> parts,
+              std::span<const SlotId> replicas,
+              const Placement& placement,
+              const ReplicaChoice& choice)
+      : parts_(std::move(parts)),
+        replicas_(replicas),
+        placement_(placement),
+        source_(choice.source),
+        // Where all share a node, its replicas are any.
+        ranks_per_node_(choice.nodes == 1 ? 1 : placement.ranks() / choice.nodes),
+        of_rank_(1.0 / placement.ranks()),
+        own_left_(of_rank_),
+        untouched_before_(choice.source),
+        mine_(parts_.size(), 0.0) {}
+
+  /// What each replica takes of the source's tokens.
+  std::vector<double> run() {
+    for (std::size_t i = 0; i < parts_.size();) i = flow_on_node(i);
+    flow_anywhere();
+    return std::move(mine_);
+  }
+
+ private:
+  Rank rank_of(std::size_t replica) const { return placement_.rank_of(replicas_[replica]); }
+
+  void flow(Rank from, double& tokens, std::size_t to) {
+    const double flow = std::min(tokens, parts_[to]);
+    tokens -= flow;
+    parts_[to] -= flow;
+    if (from == source_) mine_[to] += flow;
+  }
+
+  /// Replicas are in order of their ranks; returns the first behind those of this one's node.
+  std::size_t flow_on_node(std::size_t first) {
+    const Rank begin = rank_of(first) / ranks_per_node_ * ranks_per_node_;
+    const Rank end = begin + ranks_per_node_;
+    left_.assign(static_cast<std::size_t>(ranks_per_node_), of_rank_);
+    const auto left = [&](Rank r) -> double& { return left_[static_cast<std::size_t>(r - begin)]; };
+    std::size_t last = first;
+    for (; last < parts_.size() && rank_of(last) < end; ++last)
+      flow(rank_of(last), left(rank_of(last)), last);
+    std::size_t open = first;
+    for (Rank from = begin; from < end; ++from) {
+      while (left(from) > 0 && open < last) {
+        flow(from, left(from), open);
+        if (left(from) > 0) ++open;
+      }
+      if (from == source_) own_left_ = left(from);
+      if (from < source_) {
+        --untouched_before_;
+        left_before_ += left(from);
       }
     }
+    return last;
   }
-  return mine;
-}
+
+  /// What ranks before the source have left fills the parts that are left, one after the other; the
+  /// source goes on where that ends.
+  void flow_anywhere() {
+    const double begin = left_before_ + untouched_before_ * of_rank_;
+    const double end = begin + own_left_;
+    double from = 0;
+    for (std::size_t i = 0; i < parts_.size() && from < end; ++i) {
+      const double to = from + parts_[i];
+      mine_[i] += std::max(0.0, std::min(end, to) - std::max(begin, from));
+      from = to;
+    }
+  }
+
+  std::vector<double> parts_;  // that replicas have left
+  std::span<const SlotId> replicas_;
+  const Placement& placement_;
+  const Rank source_;
+  const int ranks_per_node_;
+  const double of_rank_;      // tokens
+  double own_left_;           // of the source's
+  double left_before_ = 0;    // of those of ranks before it, on nodes with a replica
+  int untouched_before_;      // ranks before it on other nodes
+  std::vector<double> left_;  // of each rank of the node in hand
+  std::vector<double> mine_;
+};
 
 }  // namespace
 
@@ -150,7 +214,7 @@ void Placement::divide(const ReplicaChoice& choice) {
     std::uint32_t* const until = until_.data() + first_replica_[static_cast<std::size_t>(e)];
     if (choices.size() == 1) continue;
     std::vector<double> parts = parts_of(choices, choice.shares);
-    if (choice.nearest) parts = nearest_parts(std::move(parts), choices, *this, choice);
+    if (choice.nearest) parts = NearestFlow(std::move(parts), choices, *this, choice).run();
     double all = 0;
     for (const double part : parts) all += part;
     double before = 0;

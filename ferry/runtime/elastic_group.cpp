@@ -30,6 +30,18 @@ Membership member_of(const ElasticOptions& options, Store& store) {
                          : Membership::announce(options.join, store);
 }
 
+/// What a newcomer will hold if it is taken in next. Where that turns out otherwise, the boundary
+/// reads what is missing.
+ExpertWeights foreseen_experts(const Model& model,
+                               const ElasticOptions& options,
+                               Store& store,
+                               ThreadPool& pool) {
+  if (options.founder) return {};
+  const std::optional<int> size = MemberBoard::size_with_next(store, options.join.group);
+  if (!size || *size < 1 || *size > GroupSize::kMost) return {};
+  return model.experts_of(*size - 1, *size, pool);
+}
+
 }  // namespace
 
 void GroupSize::want(int ranks) {
@@ -65,9 +77,12 @@ ElasticGroup::ElasticGroup(const Model& model, const ElasticOptions& options, St
       options_(options),
       pool_(model.options().threads),
       dense_(model.load_dense()),
+      held_(foreseen_experts(model, options, store, pool_)),
       membership_(member_of(options, store)),
       board_(store, options.join.group, membership_.name()),
-      size_(options.join.size) {}
+      size_(options.join.size) {
+  membership_.watch([this](const std::string& name) { return board_.has_left(name); });
+}
 
 std::optional<Epoch> ElasticGroup::first() {
   try {
@@ -88,10 +103,18 @@ bool ElasticGroup::wants_next(const RankSet& gone) {
     next_look_ = Clock::now() + options_.look_every;
     waiting_ = look_for_newcomers();
     size_.set_waiting(waiting_);
+    tell_size_with_next();
   }
   const int wanted = size_.wanted();
   const int members = static_cast<int>(membership_.members().size());
   return members > wanted || (members < wanted && !waiting_.empty());
+}
+
+/// A newcomer gets the rank behind all others. A full group takes one only when a member has gone.
+void ElasticGroup::tell_size_with_next() {
+  const int members = static_cast<int>(membership_.members().size());
+  const int size = std::max(1, std::min(members + 1, size_.wanted()));
+  if (std::exchange(told_size_, size) != size) board_.tell_size_with_next(size);
 }
 
 std::vector<std::string> ElasticGroup::look_for_newcomers() {
@@ -159,6 +182,7 @@ Epoch ElasticGroup::hand_out() {
   handed_out_ = members;
   party_ = members;
   size_.set_members(epoch.number, members);
+  if (leads()) tell_size_with_next();
   return epoch;
 }
 

@@ -66,7 +66,8 @@ struct ElasticOptions {
 /// time, but for size().
 class ElasticGroup final : public Epochs {
  public:
-  /// Borrows model and store. Loads the dense weights, and only then announces a newcomer.
+  /// Borrows model and store. Loads the dense weights, and for a newcomer the experts of the rank
+  /// that it will most likely be; only then announces it.
   ElasticGroup(const Model& model, const ElasticOptions& options, Store& store);
 
   /// The epoch that this rank begins with; nothing where it was not taken in. Throws as
@@ -91,18 +92,19 @@ class ElasticGroup final : public Epochs {
   void call_members();
   void choose_members(const std::set<std::string>& came);
   void blame(const TransportError& error);
+  void tell_size_with_next();
   std::vector<std::string> look_for_newcomers();
 
   const Model& model_;
   const ElasticOptions options_;
   ThreadPool pool_;
   std::shared_ptr<const DenseWeights> dense_;
+  ExpertWeights held_;  // between two epochs, and before the first
   Membership membership_;
   MemberBoard board_;
   GroupSize size_;
   std::unique_ptr<Transport> transport_;
   std::unique_ptr<Decoder> decoder_;
-  ExpertWeights held_;                   // between two epochs
   std::vector<std::string> handed_out_;  // the members of the epoch that the engine had last
   std::vector<std::string> dead_;        // members that this rank knows to be dead
   // Of the leader:
@@ -110,6 +112,7 @@ class ElasticGroup final : public Epochs {
   std::set<std::string> dismissed_;  // who left since the group is to be smaller
   std::set<std::string> refused_;    // newcomers with whom no epoch could be made
   std::vector<std::string> waiting_;
+  int told_size_ = 0;  // the last that tell_size_with_next() told
   std::chrono::steady_clock::time_point next_look_;
 };
 

@@ -10,8 +10,22 @@
 
 namespace ferry {
 
+namespace {
+
+std::string prefix_of(const std::string& group) { return fmt::format("ferry/{}/board/", group); }
+
+constexpr const char* kSizeWithNext = "size with next";
+
+}  // namespace
+
+std::optional<int> MemberBoard::size_with_next(Store& store, const std::string& group) {
+  const auto value = store.get(prefix_of(group) + kSizeWithNext);
+  if (!value) return std::nullopt;
+  return ByteReader(*value).number<std::int32_t>();
+}
+
 MemberBoard::MemberBoard(Store& store, const std::string& group, std::string name)
-    : store_(store), prefix_(fmt::format("ferry/{}/board/", group)), name_(std::move(name)) {
+    : store_(store), prefix_(prefix_of(group)), name_(std::move(name)) {
   store_.set(key("process", name_), ByteWriter().text(this_host()).number(this_process()).bytes());
 }
 
@@ -43,6 +57,10 @@ void MemberBoard::forget(const std::vector<std::string>& names, std::uint64_t tr
 }
 
 void MemberBoard::leave() { store_.set_text(key("left", name_), "yes"); }
+
+void MemberBoard::tell_size_with_next(int ranks) {
+  store_.set(prefix_ + kSizeWithNext, ByteWriter().number<std::int32_t>(ranks).bytes());
+}
 
 void MemberBoard::dismiss(const std::string& name) {
   store_.set_text(key("dismissed", name), "yes");

@@ -15,6 +15,10 @@ namespace ferry {
 /// time. Errors: TransportError where the store cannot be reached.
 class MemberBoard {
  public:
+  /// The ranks that the leader means to have with the next newcomer, whose rank will be the last;
+  /// none: it has not said.
+  static std::optional<int> size_with_next(Store& store, const std::string& group);
+
   /// Says which process this is.
   MemberBoard(Store& store, const std::string& group, std::string name);
 
@@ -30,6 +34,9 @@ class MemberBoard {
 
   /// This one does not come again.
   void leave();
+
+  /// The leader: see size_with_next().
+  void tell_size_with_next(int ranks);
 
   /// The leader: the group goes on without this member, as it was asked to.
   void dismiss(const std::string& name);

@@ -203,6 +203,15 @@ Decoder Model::decoder_on(Transport& transport,
   return {config(), std::move(dense), std::move(experts), options_.decoder, transport, pool};
 }
 
+ExpertWeights Model::experts_of(Rank rank, int ranks, ThreadPool& pool) const {
+  return load_expert_weights(checkpoint_,
+                             weights_,
+                             placement_for(options_, config(), ranks),
+                             holder_of(rank),
+                             pool,
+                             loading("experts"));
+}
+
 Decoder Model::next_decoder_on(Transport& transport,
                                ThreadPool& pool,
                                ExpertWeights held,

@@ -91,6 +91,10 @@ class Model {
                      ThreadPool& pool,
                      std::shared_ptr<const DenseWeights> dense = nullptr) const;
 
+  /// What `rank` of so many holds: as `held` for next_decoder_on(), for a rank that foresees what
+  /// it will be.
+  ExpertWeights experts_of(Rank rank, int ranks, ThreadPool& pool) const;
+
   /// The decoder of this rank in the next epoch (membership.h), over however many ranks that is;
   /// collective. `held`: what SparseLayers::take_experts() of its last decoder gave, or nothing for
   /// a newcomer. `dense` as above; a rank that stays gives what it had. Experts lie as the options

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "ferry/core/error.h"
+#include "ferry/transport/group_gather.h"
 
 namespace ferry {
 
@@ -51,14 +52,16 @@ class Clock {
     return memory_us(phase.moved_before) + sum_us(phase.summed_before);
   }
 
-  double weights_us(const RankLoad& load) const { return memory_us(load.expert_bytes); }
-
-  double arithmetic_us(const RankLoad& load) const {
-    return load.expert_operations / (cluster_.tflops * kOperationsPerUs);
+  double weights_us(const RankLoad::Work& work) const {
+    return memory_us(work.bytes) + work.near_bytes / near_rate();
   }
 
-  double experts_us(const RankLoad& load) const {
-    return std::max(weights_us(load), arithmetic_us(load));
+  double arithmetic_us(const RankLoad::Work& work) const {
+    return work.operations / (cluster_.tflops * kOperationsPerUs);
+  }
+
+  double experts_us(const RankLoad::Work& work) const {
+    return std::max(weights_us(work), arithmetic_us(work));
   }
 
   /// When all is there: rows to where experts want them; neighbours' come over the host's link.
@@ -72,9 +75,12 @@ class Clock {
            std::max(near_us(phase), sum_us(phase.read_after[kHostLevel]));
   }
 
-  double near_us(const Phase& phase) const {
-    const double rate = std::min(cluster_.links.front().gbytes_per_s, cluster_.memory_gbytes_per_s);
-    return phase.read_after[kHostLevel] / (rate * kBytesPerUs);
+  double near_us(const Phase& phase) const { return phase.read_after[kHostLevel] / near_rate(); }
+
+  /// Bytes of a neighbour's memory in a microsecond.
+  double near_rate() const {
+    return std::min(cluster_.links.front().gbytes_per_s, cluster_.memory_gbytes_per_s) *
+           kBytesPerUs;
   }
 
   /// When a phase is over on a rank that was `ready` to send and had everything at `arrival`.
@@ -151,12 +157,50 @@ class Clock {
   const LinkLevels& levels_;
 };
 
+/// A gather's time by what it is of.
+struct GatherTime {
+  double latency = 0;
+  double bandwidth = 0;
+  double memory = 0;
+
+  double us() const { return latency + bandwidth + memory; }
+};
+
+/// A member copies its columns to its slab, and all others' from theirs; over a network they are
+/// sent.
+GatherTime gather_time(const GatherLoad& load, const Cluster& cluster, const LinkLevels& levels) {
+  if (load.members == 1 || load.gathers == 0) return {};
+  const double part = load.bytes / load.members;
+  const double memory = cluster.memory_gbytes_per_s * kBytesPerUs;
+  const int near = std::min(load.members, levels.ranks_per_host());
+  const std::size_t level = levels.between(0, load.members - 1);
+  const ClusterLink& host = cluster.links.front();
+  const ClusterLink& furthest = cluster.links[level - 1];
+  const double rounds = std::max(load.gathers, part / static_cast<double>(GroupGather::kSlabBytes));
+  GatherTime time{.latency = rounds * furthest.latency_us, .memory = part / memory};
+  time.bandwidth =
+      (near - 1) * part / (std::min(host.gbytes_per_s, cluster.memory_gbytes_per_s) * kBytesPerUs);
+  if (level > kHostLevel) {
+    time.bandwidth += (load.members - near) * part * furthest.ranks_per_port /
+                      (furthest.gbytes_per_s * kBytesPerUs);
+    time.memory += (load.members - near) * part / memory;
+  }
+  return time;
+}
+
 /// One layer of all ranks, without saying what it is of.
 struct Run {
   std::vector<RankTime> ranks;
   double layer_us = 0;
-  Parts dispatch, combine;
+  Parts counts, dispatch, combine;
+  double fetch_us = 0;  ///< that the last rank waits for weights
 };
+
+bool tells_counts(std::span<const RankLoad> loads) {
+  return std::ranges::any_of(loads, [](const RankLoad& load) {
+    return std::ranges::any_of(load.counts.out_puts, [](double puts) { return puts > 0; });
+  });
+}
 
 Run run_layer(std::span<const RankLoad> loads,
               const Cluster& cluster,
@@ -168,11 +212,23 @@ Run run_layer(std::span<const RankLoad> loads,
   std::vector<double> ready(loads.size()), arrival, head_start(loads.size(), 0.0);
   for (std::size_t r = 0; r < loads.size(); ++r)
     ready[r] = cluster.start_us + clock.before_us(loads[r].dispatch);
+  std::vector<double> weights(loads.size(), 0.0);
+  if (tells_counts(loads)) {
+    clock.arrival_us(&RankLoad::counts, std::vector<double>(ready), head_start, ready, run.counts);
+    Parts unused;
+    clock.arrival_us(&RankLoad::fetch, ready, head_start, weights, unused);
+  }
   clock.arrival_us(&RankLoad::dispatch, ready, head_start, arrival, run.dispatch);
   for (std::size_t r = 0; r < loads.size(); ++r) {
     RankTime& time = run.ranks[r];
     time.dispatch = clock.end_us(arrival[r], ready[r], clock.copy_us(loads[r].dispatch));
-    time.experts = clock.experts_us(loads[r]);
+    time.experts = clock.experts_us(loads[r].own);
+    if (const double last = clock.experts_us(loads[r].fetched); last > 0) {
+      const double wait = std::max(0.0, weights[r] - time.dispatch - time.experts);
+      run.fetch_us = std::max(run.fetch_us, wait);
+      time.experts += wait + last;
+    }
+    time.experts += gather_us(loads[r].between, cluster, levels);
     ready[r] = time.dispatch + time.experts + cluster.start_us + clock.before_us(loads[r].combine);
     const double num_tiles = std::max(1.0, loads[r].rows / kTileRows);
     if (tiles) head_start[r] = time.experts * (1 - 1 / num_tiles);
@@ -181,13 +237,17 @@ Run run_layer(std::span<const RankLoad> loads,
   for (std::size_t r = 0; r < loads.size(); ++r) {
     RankTime& time = run.ranks[r];
     time.combine = clock.end_us(arrival[r], ready[r], clock.add_us(loads[r].combine)) -
-                   time.dispatch - time.experts;
+                   time.dispatch - time.experts + gather_us(loads[r].results, cluster, levels);
     run.layer_us = std::max(run.layer_us, time.layer());
   }
   return run;
 }
 
 }  // namespace
+
+double gather_us(const GatherLoad& load, const Cluster& cluster, const LinkLevels& levels) {
+  return gather_time(load, cluster, levels).us();
+}
 
 RankLoad load_of(const RankTraffic& traffic, const ExpertWork& experts) {
   RankLoad load;
@@ -209,9 +269,9 @@ RankLoad load_of(const RankTraffic& traffic, const ExpertWork& experts) {
   load.rows = static_cast<double>(traffic.rows);
   const auto touched =
       std::ranges::count_if(traffic.slot_rows, [](std::int32_t rows) { return rows > 0; });
-  load.expert_bytes =
+  load.own.bytes =
       static_cast<double>(touched) * experts.bytes_per_slot + load.rows * experts.bytes_per_row;
-  load.expert_operations = load.rows * experts.operations_per_row;
+  load.own.operations = load.rows * experts.operations_per_row;
   return load;
 }
 
@@ -232,12 +292,26 @@ RankLoad mean_load(std::span<const RankLoad> loads) {
     to.summed_before += from.summed_before / n;
     to.written_after += from.written_after / n;
   };
+  const auto add_work = [n](const RankLoad::Work& from, RankLoad::Work& to) {
+    to.bytes += from.bytes / n;
+    to.near_bytes += from.near_bytes / n;
+    to.operations += from.operations / n;
+  };
+  const auto add_gather = [n](const GatherLoad& from, GatherLoad& to) {
+    to.members = from.members;
+    to.gathers += from.gathers / n;
+    to.bytes += from.bytes / n;
+  };
   for (const RankLoad& load : loads) {
+    add_gather(load.between, mean.between);
+    add_gather(load.results, mean.results);
     add(load.dispatch, mean.dispatch);
     add(load.combine, mean.combine);
+    add(load.counts, mean.counts);
+    add(load.fetch, mean.fetch);
     mean.rows += load.rows / n;
-    mean.expert_bytes += load.expert_bytes / n;
-    mean.expert_operations += load.expert_operations / n;
+    add_work(load.own, mean.own);
+    add_work(load.fetched, mean.fetched);
   }
   return mean;
 }
@@ -256,12 +330,21 @@ LayerTime time_layer(std::span<const RankLoad> loads,
   const auto of = [&](Bound bound) -> double& {
     return time.bound_us[static_cast<std::size_t>(bound)];
   };
-  of(Bound::latency) = 2 * cluster.start_us + even.dispatch.latency + even.combine.latency;
-  for (const Parts* parts : {&even.dispatch, &even.combine})
+  of(Bound::latency) =
+      2 * cluster.start_us + even.counts.latency + even.dispatch.latency + even.combine.latency;
+  for (const Parts* parts : {&even.counts, &even.dispatch, &even.combine})
     of(parts->link.messages > parts->link.bandwidth ? Bound::messages : Bound::bandwidth) +=
         parts->link.us();
-  of(clock.arithmetic_us(mean) > clock.weights_us(mean) ? Bound::arithmetic : Bound::memory) +=
-      clock.experts_us(mean);
+  of(Bound::bandwidth) += even.fetch_us;
+  for (const GatherLoad* gather : {&mean.between, &mean.results}) {
+    const GatherTime parts = gather_time(*gather, cluster, levels);
+    of(Bound::latency) += parts.latency;
+    of(Bound::bandwidth) += parts.bandwidth;
+    of(Bound::memory) += parts.memory;
+  }
+  for (const RankLoad::Work* work : {&mean.own, &mean.fetched})
+    of(clock.arithmetic_us(*work) > clock.weights_us(*work) ? Bound::arithmetic : Bound::memory) +=
+        clock.experts_us(*work);
   of(Bound::memory) += clock.before_us(mean.dispatch) + clock.before_us(mean.combine) +
                        clock.copy_us(mean.dispatch) + clock.add_us(mean.combine);
   // Tiles, and copies that overlap, hide a part of the time of links and memory; what the parts

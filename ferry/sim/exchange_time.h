@@ -13,6 +13,13 @@
 
 namespace ferry {
 
+/// Rows that the members of a group share out and bring together (GroupGather).
+struct GatherLoad {
+  int members = 1;
+  double gathers = 0;  ///< at least one round each
+  double bytes = 0;    ///< of whole rows, over all of them
+};
+
 /// What one rank does in a layer, as numbers that can be averaged.
 struct RankLoad {
   struct Phase {
@@ -23,10 +30,23 @@ struct RankLoad {
     double written_after = 0;
   };
 
+  /// Of experts.
+  struct Work {
+    double bytes = 0;       ///< weights of the slots that have rows, and the rows
+    double near_bytes = 0;  ///< weights that lie in a neighbour's memory
+    double operations = 0;  ///< two for each multiply-add
+  };
+
   Phase dispatch, combine;
   double rows = 0;
-  double expert_bytes = 0;       ///< weights of the slots that have rows, and the rows
-  double expert_operations = 0;  ///< two for each multiply-add
+  Work own;
+  GatherLoad between;  ///< of slices: the experts' projections
+  GatherLoad results;  ///< and their results at home
+
+  // Of per-step balance (step_balance.h).
+  Phase counts;  ///< what is told before dispatch
+  Phase fetch;   ///< dispatch, and weights behind it
+  Work fetched;  ///< what waits for these weights
 };
 
 /// What the experts cost.
@@ -63,6 +83,9 @@ struct LayerTime {
   double layer_us = 0;   ///< of the slowest rank
   Shares bound_us = {};  ///< adds up to layer_us
 };
+
+/// Of one rank's gathers, which its group of consecutive ranks makes.
+double gather_us(const GatherLoad& load, const Cluster& cluster, const LinkLevels& levels);
 
 /// tiles: results leave while experts still compute (Pipeline::tiles between hosts).
 LayerTime time_layer(std::span<const RankLoad> loads,

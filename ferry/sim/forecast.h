@@ -13,6 +13,7 @@
 #include "ferry/planner.h"
 #include "ferry/sim/cluster.h"
 #include "ferry/sim/exchange_time.h"
+#include "ferry/sim/step_balance.h"
 #include "ferry/wire.h"
 
 namespace ferry {
@@ -24,6 +25,8 @@ struct ForecastTokens {
   ForecastRouting routing = ForecastRouting::uniform;
   double exponent = 1;  ///< of zipf
   Trace recorded = {};  ///< steps of a dump: layers of their sum, one after the other
+  int window =
+      0;  ///< of them that tokens are drawn from, policies see the others; 0: the sum of all
   std::uint64_t seed = 1;
 };
 
@@ -38,7 +41,9 @@ struct ForecastShape {
 
 struct ForecastOptions {
   int ranks = 1;
-  int tokens = 1;  ///< of each rank
+  int tokens = 1;  ///< of each rank; of each group of tp
+  int tp = 1;      ///< ranks of a group
+  int slices = 1;  ///< of which so many share out each expert's columns; divides tp
   ForecastShape shape;
   ForecastTokens routing;
   ExchangeOptions exchange;
@@ -47,10 +52,21 @@ struct ForecastOptions {
   Policy policy = Policy::identity;
   int redundant = 0;
   ReplicaRule replicas = ReplicaRule::hash;
+  StepBalance step_balance = StepBalance::none;
   int draws = 3;  ///< layers that are made up; the others of a step are like them
-  /// Of a rank in a step, beside its sparse layers' exchanges and experts.
+  /// Of a group in a step, beside its sparse layers' exchanges and experts; its ranks share it out.
   double other_bytes = 0;
   double other_operations = 0;
+  GatherLoad other_gathers = {};
+};
+
+/// What per-step balance would do, mean over the layers drawn.
+struct StepBalanceForecast {
+  double layers = 0;            ///< part of them that it makes shorter; the others stay as they are
+  double fetches = 0;           ///< experts that ranks fetch in a layer
+  double bytes = 0;             ///< of weights, between hosts
+  double rows = 0;              ///< that move
+  double layer_us_without = 0;  ///< what the layer takes as it is
 };
 
 /// Over all ranks and draws.
@@ -83,6 +99,7 @@ struct Forecast {
   double balancedness = 1;  ///< mean over draws of mean over max of the ranks' rows
   int slots_per_rank = 0;
   std::vector<LevelForecast> dispatch, combine;
+  std::optional<StepBalanceForecast> step_balance;  ///< where it was asked for
   std::vector<Sensitivity> sensitivities;
   double tokens_per_s = 0;
   double tokens_per_s_per_host = 0;

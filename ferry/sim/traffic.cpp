@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "ferry/compute/tensor_group.h"
 #include "ferry/core/error.h"
 #include "ferry/exchange/compatibility.h"
 #include "ferry/exchange/dispatch_plan.h"
@@ -39,29 +40,26 @@ class ExchangeCounter {
         layout_(d_, ranks_, levels.ranks() == levels.ranks_per_host()),
         relays_(hosts_of_ranks(levels), 0, once_per_host(d_.exchange)),
         sums_(d_.exchange.reduce_at == ExchangeOptions::ReduceAt::rank_then_home),
-        host_sums_(sums_ && once_per_host(d_.exchange)),
+        host_sums_(sums_ && once_per_host(d_.exchange) && d_.tp == 1),
         plan_(ranks_, d_.slots_per_rank, d_.topk, d_.max_tokens),
         slots_(index(d_.max_tokens) * index(d_.topk)),
         first_entry_(index(ranks_) + 1),
         entry_tokens_(slots_.size()),
         counts_(index(ranks_) * index(ranks_) * index(d_.slots_per_rank)),
+        combine_puts_(index(ranks_) * index(d_.tp)),
         result_(index(ranks_)) {}
 
   std::vector<RankTraffic> run(const RoutingOf& routing) {
-    for (Rank home = 0; home < ranks_; ++home) {
-      const int tokens = options_.tokens[index(home)];
+    for (Rank base = 0; base < ranks_; base += d_.tp) {
+      const int tokens = options_.tokens[index(base)];
       const auto slots = std::span(slots_).first(index(tokens) * index(d_.topk));
-      routing(home, slots);
-      plan_.set_takers(relays_.takers(home));
-      plan_.build(slots, tokens);
-      list_entries(slots);
-      result_[index(home)].tokens = tokens;
-      ++result_[index(home)].stats.exchanges;
-      for (Rank peer = 0; peer < ranks_; ++peer) {
-        count_dispatch(home, peer);
-        count_combine(home, peer);
-      }
-      count_home_sums(home, slots);
+      routing(base, slots);
+      std::ranges::fill(combine_puts_, 0U);
+      for (int member = 0; member < d_.tp; ++member) count_home(base, member, slots, tokens);
+      for (int member = 0; member < d_.tp; ++member)
+        for (Rank peer = 0; peer < ranks_; ++peer)
+          note_connection(
+              &RankTraffic::combine, peer, base + member, combine_puts_to(member, peer));
     }
     count_sum_signals();
     for (Rank rank = 0; rank < ranks_; ++rank) count_rows(rank);
@@ -69,6 +67,38 @@ class ExchangeCounter {
   }
 
  private:
+  /// What a member of a group sends, and what all of it get for that.
+  void count_home(Rank base, int member, std::span<const SlotId> slots, int tokens) {
+    const Rank home = base + member;
+    own_.assign(slots.begin(), slots.end());
+    for (std::size_t i = 0; i < own_.size(); ++i)
+      if (i / index(d_.topk) % index(d_.tp) != index(member)) own_[i] = -1;
+    plan_.set_takers(relays_.takers(home));
+    plan_.build(slots, tokens, {.member = member, .tp = d_.tp});
+    list_entries(own_);
+    result_[index(home)].tokens = tokens;
+    ++result_[index(home)].stats.exchanges;
+    for (Rank peer = 0; peer < ranks_; ++peer) {
+      count_dispatch(home, peer);
+      count_results(home, peer);
+      for (Rank to = base; to < base + d_.tp; ++to) count_combine(home, peer, to);
+    }
+    for (Rank to = base; to < base + d_.tp; ++to) count_home_sums(home, to);
+    result_[index(home)].combine.written_after +=
+        index(tokens) * index(d_.columns_of_results()) * dtype_bytes(DType::bf16);
+  }
+
+  /// Of the tokens of a rank's group those that it sends itself.
+  std::uint64_t own_tokens(Rank rank) const {
+    const auto tokens = static_cast<std::uint64_t>(options_.tokens[index(rank)]);
+    const std::uint64_t tp = index(d_.tp);
+    return (tokens + tp - 1 - index(rank) % tp) / tp;
+  }
+
+  std::uint32_t& combine_puts_to(int member, Rank peer) {
+    return combine_puts_[index(member) * index(ranks_) + index(peer)];
+  }
+
   /// The tokens of the entries of each rank, in order, one for each (token, k) there.
   void list_entries(std::span<const SlotId> slots) {
     std::fill(first_entry_.begin(), first_entry_.end(), std::size_t{0});
@@ -137,10 +167,10 @@ class ExchangeCounter {
 
   LinkCount dispatched_rows(Rank home, Rank peer) const {
     const std::size_t bytes = layout_.dispatch_row_bytes;
-    const auto tokens = static_cast<std::uint64_t>(options_.tokens[index(home)]);
+    const std::uint64_t tokens = own_tokens(home);
     switch (d_.exchange.send_per) {
-      case SendPer::rank:
-        return {puts_of(tokens, bytes), tokens * bytes};
+      case SendPer::rank:  // neighbouring rows of the stage are several members'
+        return {d_.tp == 1 ? puts_of(tokens, bytes) : tokens * puts_of(1, bytes), tokens * bytes};
       case SendPer::token_rank:
         return runs_to(peer, bytes);
       case SendPer::token_expert:
@@ -184,17 +214,36 @@ class ExchangeCounter {
     std::ranges::copy(counts, counts_of(peer, home).begin());
   }
 
-  /// What `peer` returns for the tokens of `home`.
-  void count_combine(Rank home, Rank peer) {
+  /// What `peer` makes of the rows of `home` before they leave.
+  void count_results(Rank home, Rank peer) {
+    if (sums_) {
+      count_rank_sums(entries(peer), peer);
+      if (host_sums_ && !levels_.near(home, peer) && levels_.ranks_per_host() > 1 &&
+          relays_.taker(home, peer) == peer)
+        count_host_sums(peer);
+    } else if (is_quantized(d_.combine_wire)) {
+      result_[index(peer)].combine.moved_before +=
+          plan_.records(peer).size() * (layout_.output_row_bytes + layout_.combine_row_bytes);
+    }
+  }
+
+  /// What `peer` returns to `to` for the tokens that `home` of the same group has sent. One message
+  /// is for those of all.
+  void count_combine(Rank home, Rank peer, Rank to) {
     constexpr auto kPhase = &RankTraffic::combine;
     const std::span<const std::uint32_t> counts = plan_.counts(peer);
     const auto used = static_cast<std::size_t>(
         std::ranges::count_if(counts, [](std::uint32_t n) { return n > 0; }));
-    add_puts(kPhase, peer, home, 1, sizeof(CombineHeader) + (used + 1) * sizeof(std::int64_t));
+    const bool first = home % d_.tp == 0;
+    add_puts(kPhase,
+             peer,
+             to,
+             first ? 1 : 0,
+             (first ? sizeof(CombineHeader) : 0) + (used + 1) * sizeof(std::int64_t));
     LinkCount rows;
-    if (levels_.near(home, peer)) {
-      if (home != peer) {
-        result_[index(home)].stats.bytes_wire +=
+    if (levels_.near(to, peer)) {
+      if (to != peer) {
+        result_[index(to)].stats.bytes_wire +=
             plan_.records(peer).size() * layout_.combine_slice_bytes;
       }
     } else if (!sums_) {
@@ -203,28 +252,23 @@ class ExchangeCounter {
         rows.bytes += count * layout_.combine_slice_bytes;
       }
     } else if (!host_sums_ || levels_.ranks_per_host() == 1) {
-      rows = pushed_sums(entries(peer));
-    } else if (relays_.taker(home, peer) == peer) {
+      rows = pushed_sums(entries(peer), /*in_blocks=*/!levels_.near(home, peer));
+    } else if (relays_.taker(to, peer) == peer) {
       rows = runs_to(peer, layout_.combine_row_bytes);
-      count_host_sums(peer);
     }
-    add_rows(kPhase, peer, home, rows.puts, rows.bytes);
-    note_connection(kPhase, peer, home, 1 + rows.puts);
-    if (sums_) count_rank_sums(entries(peer), peer);
-    if (is_quantized(d_.combine_wire) && !sums_) {
-      result_[index(peer)].combine.moved_before +=
-          plan_.records(peer).size() * (layout_.output_row_bytes + layout_.combine_row_bytes);
-    }
+    add_rows(kPhase, peer, to, rows.puts, rows.bytes);
+    combine_puts_to(to % d_.tp, peer) += static_cast<std::uint32_t>((first ? 1 : 0) + rows.puts);
   }
 
   /// Of PartialSums: sums leave in blocks of whole tokens, in each of which neighbouring tokens'
   /// leave together.
-  LinkCount pushed_sums(std::span<const std::uint32_t> tokens) const {
+  LinkCount pushed_sums(std::span<const std::uint32_t> tokens, bool in_blocks) const {
     constexpr std::size_t kPushedSumsBytes = std::size_t{128} << 10;
     constexpr std::size_t kSumGrain = 8;
     const std::size_t row_bytes = layout_.combine_row_bytes;
-    const std::size_t block = std::max(kPushedSumsBytes / row_bytes, kSumGrain) * index(d_.topk) *
-                              index(options_.threads);
+    const std::size_t block = in_blocks ? std::max(kPushedSumsBytes / row_bytes, kSumGrain) *
+                                              index(d_.topk) * index(options_.threads)
+                                        : tokens.size();
     LinkCount count;
     for (std::size_t first = 0, end = 0; first < tokens.size(); first = end) {
       end = std::min(first + block, tokens.size());
@@ -263,11 +307,11 @@ class ExchangeCounter {
     combine.moved_before += written * layout_.combine_row_bytes;
   }
 
-  /// What home reads for its tokens' sums, and writes.
-  void count_home_sums(Rank home, std::span<const SlotId> slots) {
-    PhaseTraffic& combine = result_[index(home)].combine;
+  /// What `to` reads for the sums of tokens that `home` of its group has sent.
+  void count_home_sums(Rank home, Rank to) {
+    PhaseTraffic& combine = result_[index(to)].combine;
     for (Rank peer = 0; peer < ranks_; ++peer) {
-      const bool near = levels_.near(home, peer);
+      const bool near = levels_.near(to, peer);
       std::uint64_t rows = entries(peer).size();
       if (sums_) rows = distinct(entries(peer));
       if (sums_ && !near && host_sums_ && levels_.ranks_per_host() > 1) {
@@ -275,11 +319,9 @@ class ExchangeCounter {
         if (relays_.taker(home, peer) == peer)
           for (const TokenRun& run : plan_.runs(peer)) rows += run.count;
       }
-      const std::size_t level = near ? levels_.between(home, peer) : kOwnLevel;
+      const std::size_t level = near ? levels_.between(to, peer) : kOwnLevel;
       combine.read_after[level] += rows * layout_.combine_slice_bytes;
     }
-    combine.written_after +=
-        slots.size() / index(d_.topk) * index(d_.hidden) * dtype_bytes(DType::bf16);
   }
 
   void count_sum_signals() {
@@ -315,7 +357,7 @@ class ExchangeCounter {
     // Rows of the wire's own type have been written where they leave from.
     if (d_.dispatch_wire != WireType::bf16) {
       traffic.dispatch.moved_before +=
-          index(traffic.tokens) *
+          own_tokens(rank) *
           (layout_.dispatch_row_bytes + index(d_.hidden) * dtype_bytes(DType::bf16));
     }
   }
@@ -330,55 +372,54 @@ class ExchangeCounter {
   const bool host_sums_;
   SendPlan plan_;  // of the home in hand
   std::vector<SlotId> slots_;
-  std::vector<std::size_t> first_entry_;     // [R + 1] into entry_tokens_
-  std::vector<std::size_t> next_entry_;      // [R] cursor
+  std::vector<SlotId> own_;               // of the home in hand, -1 where others of its group send
+  std::vector<std::size_t> first_entry_;  // [R + 1] into entry_tokens_
+  std::vector<std::size_t> next_entry_;   // [R] cursor
   std::vector<std::uint32_t> entry_tokens_;  // rank by rank
   std::vector<std::uint32_t> counts_;        // [R][home][L]
+  std::vector<std::uint32_t> combine_puts_;  // [tp][R] to each member of the group in hand
   std::vector<RankTraffic> result_;
 };
 
 }  // namespace
-
-LinkLevels::LinkLevels(int ranks, std::span<const int> spans) : ranks_(ranks) {
-  FERRY_CHECK(ranks >= 1 && !spans.empty(), "{} ranks, {} levels of links", ranks, spans.size());
-  for (const int span : spans) {
-    if (!spans_.empty() && spans_.back() >= ranks) break;  // nobody is further away
-    if (!spans_.empty() && span % spans_.back() != 0)
-      fail<ConfigError>(
-          "links that join {} ranks do not join whole runs of {}", span, spans_.back());
-    if (spans_.empty() && ranks % std::min(span, ranks) != 0)
-      fail<ConfigError>("{} ranks are not a multiple of {} ranks a host", ranks, span);
-    spans_.push_back(std::min(span, ranks));
-  }
-  if (spans_.size() + 1 > kMaxLinkLevels)
-    fail<ConfigError>("{} levels of links; at most {}", spans_.size(), kMaxLinkLevels - 1);
-  if (spans_.back() < ranks)
-    fail<ConfigError>("the last level of links joins {} of {} ranks", spans_.back(), ranks);
-}
-
-std::size_t LinkLevels::between(Rank a, Rank b) const {
-  if (a == b) return kOwnLevel;
-  std::size_t level = kHostLevel;
-  for (const int span : spans_) {
-    if (a / span == b / span) break;
-    ++level;
-  }
-  return level;
-}
 
 std::vector<RankTraffic> count_exchange(const TrafficOptions& options,
                                         const LinkLevels& levels,
                                         const RoutingOf& routing) {
   const DispatcherOptions& d = options.dispatcher;
   check_options(d, levels.ranks());
-  if (d.tp != 1 || d.exchange.hidden_partition)
-    fail<ConfigError>("exchanges of groups (tp {}) and of parts of rows are not forecast", d.tp);
+  if (d.exchange.hidden_partition) fail<ConfigError>("exchanges of parts of rows are not forecast");
   FERRY_CHECK(options.tokens.size() == static_cast<std::size_t>(levels.ranks()),
               "tokens of {} ranks for {}",
               options.tokens.size(),
               levels.ranks());
   FERRY_CHECK(options.threads >= 1, "{} threads", options.threads);
   return ExchangeCounter(options, levels).run(routing);
+}
+
+std::vector<RankTraffic> count_tracks(const TrafficOptions& options,
+                                      int slices,
+                                      const LinkLevels& levels,
+                                      const RoutingOf& routing) {
+  if (slices == 1) return count_exchange(options, levels, routing);
+  const LinkLevels track = levels.track(slices);
+  std::vector<RankTraffic> all(index(levels.ranks()));
+  TrafficOptions own = options;
+  int counted = -1;
+  std::vector<RankTraffic> of_track;
+  for (int slice = 0; slice < slices; ++slice) {
+    const int columns =
+        static_cast<int>(GroupMember{slice, slices}.columns(options.dispatcher.hidden).size());
+    if (columns == 0)
+      fail<ConfigError>("{} slices of {} hidden columns", slices, options.dispatcher.hidden);
+    own.dispatcher.result_columns = columns;
+    // Tracks differ in the columns of results alone.
+    if (columns != counted) of_track = count_exchange(own, track, routing);
+    counted = columns;
+    for (std::size_t holder = 0; holder < of_track.size(); ++holder)
+      all[holder * index(slices) + index(slice)] = of_track[holder];
+  }
+  return all;
 }
 
 }  // namespace ferry

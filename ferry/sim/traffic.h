@@ -13,38 +13,9 @@
 
 #include "ferry/core/types.h"
 #include "ferry/dispatcher.h"
+#include "ferry/sim/link_levels.h"
 
 namespace ferry {
-
-/// Links by how far they reach: 0 is a rank's own memory, 1 its host, then networks.
-inline constexpr std::size_t kMaxLinkLevels = 5;
-inline constexpr std::size_t kOwnLevel = 0;
-inline constexpr std::size_t kHostLevel = 1;
-
-/// Which level joins two ranks: equal runs of consecutive ranks are joined, the first of hosts.
-class LinkLevels {
- public:
-  /// spans: ranks that each level from the host's on joins, rising; the last joins all. Throws
-  /// ConfigError for spans that are not multiples of each other or do not divide the ranks.
-  LinkLevels(int ranks, std::span<const int> spans);
-
-  int ranks() const { return ranks_; }
-
-  /// With the level of a rank's own memory.
-  std::size_t levels() const { return spans_.size() + 1; }
-
-  int ranks_per_host() const { return spans_.front(); }
-
-  int host_of(Rank rank) const { return rank / ranks_per_host(); }
-
-  bool near(Rank a, Rank b) const { return host_of(a) == host_of(b); }
-
-  std::size_t between(Rank a, Rank b) const;
-
- private:
-  int ranks_;
-  std::vector<int> spans_;
-};
 
 struct LinkCount {
   std::uint64_t puts = 0;
@@ -71,7 +42,7 @@ struct PhaseTraffic {
 };
 
 struct RankTraffic {
-  int tokens = 0;
+  int tokens = 0;  ///< of its group
   PhaseTraffic dispatch;
   PhaseTraffic combine;
   ExchangeStats stats;  ///< as its Dispatcher would count
@@ -81,18 +52,27 @@ struct RankTraffic {
 
 struct TrafficOptions {
   DispatcherOptions dispatcher;
-  std::vector<int> tokens;               ///< [R] of each rank
+  std::vector<int> tokens;               ///< [R] of each rank; with tp of its group, alike there
   std::size_t max_put_bytes = SIZE_MAX;  ///< of the transport (Capabilities)
   int threads = 1;                       ///< of a rank: sums leave in blocks of so many
 };
 
-/// Fills [tokens, K] slots of a home's tokens, -1 = none.
+/// Fills [tokens, K] slots of a home's tokens, -1 = none. With tp it is asked once for a group, by
+/// its first rank.
 using RoutingOf = std::function<void(Rank home, std::span<SlotId> slots)>;
 
-/// [R] One exchange of all ranks. Throws ConfigError as a Dispatcher does, and for groups of ranks
-/// (tp) and hidden_partition, which are not counted.
+/// [R] One exchange of all ranks. Throws ConfigError as a Dispatcher does, and for
+/// hidden_partition, which is not counted.
 std::vector<RankTraffic> count_exchange(const TrafficOptions& options,
                                         const LinkLevels& levels,
                                         const RoutingOf& routing);
+
+/// [R] The exchanges of all tracks of experts in `slices`, of which each host has whole holders:
+/// rank r is holder r / slices, and its results have slice r % slices of the columns. `options` and
+/// `routing` are of holders; levels of ranks. Throws ConfigError also where slices span hosts.
+std::vector<RankTraffic> count_tracks(const TrafficOptions& options,
+                                      int slices,
+                                      const LinkLevels& levels,
+                                      const RoutingOf& routing);
 
 }  // namespace ferry

@@ -132,6 +132,9 @@ std::unique_ptr<Transport> Membership::next() {
   options.rank = static_cast<Rank>(own - names.begin());
   options.size = static_cast<int>(names.size());
   options.epoch = tried_;
+  if (has_left_) {
+    options.has_left = [&](Rank rank) { return has_left_(names[static_cast<std::size_t>(rank)]); };
+  }
   options.agreement.emplace_back("the members of the epoch", names_text(names));
   try {
     auto transport = join(options, *store_);

@@ -17,6 +17,7 @@ using Kind = TransportError::Kind;
 constexpr std::uint32_t kLanguage = 0x464a4e31;  // changes when what ranks say does
 constexpr std::size_t kNonceBytes = 16;
 constexpr const char* kVerdict = "verdict";
+constexpr std::chrono::milliseconds kLookInterval{50};
 
 /// What a rank leaves in the store.
 struct Hello {
@@ -155,6 +156,20 @@ std::vector<Bytes> RollCall::gather(const Bytes& card) {
   return hear_verdict();
 }
 
+/// What a rank says under a key, or nothing once the deadline is over. Throws where the rank is
+/// known to say nothing any more.
+std::optional<Store::Value> RollCall::await(const std::string& said, Rank rank, Deadline deadline) {
+  if (!options_.has_left) return store_.wait(said, deadline);
+  for (;;) {
+    const Deadline look = std::min<Deadline>(deadline, Clock::now() + kLookInterval);
+    if (auto value = store_.wait(said, look)) return value;
+    if (look == deadline) return std::nullopt;
+    if (!options_.has_left(rank)) continue;
+    if (auto value = store_.get(said)) return value;  // its last word
+    throw TransportError(Kind::peer_died, rank, fmt::format("rank {} ended before it came", rank));
+  }
+}
+
 std::vector<Bytes> RollCall::judge(const Bytes& card) {
   Verdict verdict;
   std::vector<Agreement> agreements{options_.agreement};
@@ -162,7 +177,14 @@ std::vector<Bytes> RollCall::judge(const Bytes& card) {
   verdict.cards.push_back(card);
   std::vector<Rank> missing;
   for (Rank r = 1; r < options_.size; ++r) {
-    const auto said = store_.wait(key("rank", r), deadline_);
+    std::optional<Store::Value> said;
+    try {
+      said = await(key("rank", r), r, deadline_);
+    } catch (const TransportError& e) {
+      if (e.kind() != Kind::peer_died) throw;
+      verdict.refuse(e.kind(), r, e.what());
+      break;  // nobody needs to be waited for
+    }
     if (!said) {
       missing.push_back(r);
       continue;
@@ -211,7 +233,7 @@ std::vector<Bytes> RollCall::judge(const Bytes& card) {
 
 std::vector<Bytes> RollCall::hear_verdict() {
   const Deadline patient = deadline_ == kNoDeadline ? kNoDeadline : deadline_ + kVerdictMargin;
-  const auto said = store_.wait(kVerdict, patient);
+  const auto said = await(kVerdict, 0, patient);
   if (!said) {
     fail_joining(options_.rank,
                  Kind::timeout,

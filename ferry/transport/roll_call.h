@@ -2,6 +2,7 @@
 // and its verdict is the same for everybody.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -52,6 +53,7 @@ class RollCall {
 
  private:
   std::vector<Bytes> judge(const Bytes& card);
+  std::optional<Store::Value> await(const std::string& said, Rank rank, Deadline deadline);
   std::vector<Bytes> hear_verdict();
   std::string key(const char* what, Rank rank) const;
 

@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -41,6 +42,9 @@ struct JoinOptions {
   int fabric_rails = 0;              ///< interfaces of a rank; 0: all of an RDMA network, else one
   bool fabric_progress_thread =
       false;  ///< data moves while a rank computes, at the price of a core
+  /// Asked now and then while a rank is waited for: whether it is known to come no more, so that
+  /// nobody waits out join_timeout for it. By the thread that joins; empty: nobody knows.
+  std::function<bool(Rank)> has_left = {};
 };
 
 /// Meets the other ranks through the store and returns this rank's end. All call it, once for each

@@ -8,9 +8,11 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "ferry/export.h"
@@ -52,6 +54,9 @@ class FERRY_API Membership {
   /// ConfigError where the leader is not among them or one stands there twice.
   void publish(std::span<const Rank> survivors, std::span<const std::string> newcomers);
 
+  /// Who is known to come no more, by name: next() does not wait for them. Called within next().
+  void watch(std::function<bool(const std::string&)> has_left) { has_left_ = std::move(has_left); }
+
   /// Everybody: waits for what is published next and joins it; null where this process is not in
   /// it. The old transport may be destroyed before or after. Throws as join() by
   /// options.join_timeout, and names who was missing. Then the old epoch still holds, and next()
@@ -73,6 +78,7 @@ class FERRY_API Membership {
   bool is_founder_ = false;
   bool is_invited_ = true;
   std::vector<std::string> members_;
+  std::function<bool(const std::string&)> has_left_;
   std::uint64_t published_ = 0;  // the leader: its latest epoch
 };
 

@@ -80,6 +80,21 @@ TEST_F(Simulate, TakesTheShapeOfAModelAndTheRestOfItsStep) {
             whole["other_us"]);
 }
 
+TEST_F(Simulate, ForecastsGroupsAndSlices) {
+  const std::string model = test::data_dir("qwen2_untied").string();
+  const Arguments two{"--model", model, "--ep", "2", "--tokens", "1"};
+  const json alone = json_of(two)["forecasts"][0];
+  const json group = json_of(two + Arguments{"--tp", "2"})["forecasts"][0];
+  const json sliced = json_of(two + Arguments{"--tp", "2", "--expert-slices", "2"})["forecasts"][0];
+  EXPECT_NE(group["other_us"], alone["other_us"]);  // half of the work, and gathers
+  EXPECT_EQ(sliced["balancedness"], 1.0);
+  EXPECT_EQ(alone["slots_per_rank"], 3);  // of five experts
+  EXPECT_EQ(sliced["slots_per_rank"], 5);
+  test::expect_one_line(test::run_program(call(two + Arguments{"--expert-slices", "2"})),
+                        2,
+                        "--expert-slices 2: --tp 1 does not divide by that");
+}
+
 TEST_F(Simulate, PrintsATableAndDraws) {
   const std::string plot = (directory_.path() / "p.svg").string();
   const auto outcome =
@@ -107,6 +122,19 @@ TEST_F(Simulate, PrintsATableAndDraws) {
   EXPECT_NE(test::read_file(plot).find("<svg"), std::string::npos);
 }
 
+TEST_F(Simulate, SaysWhatPerStepBalanceWouldBring) {
+  const Arguments hot{
+      "--ep", "4", "--tokens", "256", "--routing", "one_hot", "--experts", "8", "--topk", "1"};
+  const json plain = json_of(hot)["forecasts"][0];
+  EXPECT_FALSE(plain.contains("per_step_balance"));
+  const Arguments asked = hot + Arguments{"--per-step-balance", "weights"};
+  const json balanced = json_of(asked)["forecasts"][0];
+  EXPECT_EQ(balanced["per_step_balance"]["layer_us_without"], plain["layer_us"]);
+  EXPECT_LT(balanced["layer_us"], plain["layer_us"]);
+  const auto outcome = test::run_program(call(asked));
+  EXPECT_NE(outcome.out.find("per-step balance: "), std::string::npos);
+}
+
 /// Published times that nothing is taken from, by the median of their errors; docs/simulate.md.
 TEST_F(Simulate, IsNearerToPublishedTimesThanInterpolation) {
   if (slow_run()) GTEST_SKIP() << "forecasts of hundreds of ranks";
@@ -128,6 +156,8 @@ TEST_F(Simulate, SaysInOneLineWhatIsWrong) {
   refuses({"--ep", "8"}, "8 ranks, but the cluster has 2 hosts of 2");
   refuses({"--ep", "2", "--topk", "9", "--experts", "8"}, "top-9 of 8 experts");
   refuses({"--ep", "2", "--routing", "wild"}, "unknown --routing 'wild'");
+  refuses({"--ep", "2", "--per-step-balance", "some"}, "unknown per-step balance \"some\"");
+  refuses({"--ep", "2", "--routing-window", "1"}, "--routing-window is of a recording");
   refuses({"--ep", "2", "--moe-a2a-backend", "x"}, "unknown --moe-a2a-backend 'x'");
   refuses({"--ep", "2", "--routing", file("load.json", R"({"logical_count": [[1, 2]]})")},
           "the recorded load is of 2 experts, not of 256");

@@ -2,7 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <limits>
+#include <numeric>
+#include <random>
+#include <span>
 #include <vector>
 
 #include "ferry/core/error.h"
@@ -169,6 +173,64 @@ TEST(ReplicaChoice, NearestServesItsOwnRankThenItsNodeAndLeavesEveryReplicaItsPa
     EXPECT_NEAR(own, 3 * kTokens, 400);  // each has at least one rank's part to give
     // The most that can stay in a node: all four ranks of the first, what the second has room for.
     EXPECT_NEAR(node, (4 + part[2]) * kTokens, 400);
+  }
+}
+
+/// The definition: every rank in turn looks at every replica within each reach. [replica] parts.
+std::vector<double> nearest_by_definition(
+    const Placement& p, ExpertId expert, std::span<const float> shares, Rank source, int nodes) {
+  const std::span<const SlotId> replicas = p.replicas(expert);
+  std::vector<double> parts, mine(replicas.size(), 0.0);
+  double sum = 0;
+  for (const SlotId slot : replicas)
+    sum += static_cast<double>(shares[static_cast<std::size_t>(slot)]);
+  for (const SlotId slot : replicas)
+    parts.push_back(sum > 0 ? static_cast<double>(shares[static_cast<std::size_t>(slot)]) / sum
+                            : 1.0 / static_cast<double>(replicas.size()));
+  std::vector<double> left(static_cast<std::size_t>(p.ranks()), 1.0 / p.ranks());
+  for (const int reach : {1, p.ranks() / nodes, p.ranks()}) {
+    for (Rank from = 0; from < p.ranks(); ++from) {
+      for (std::size_t i = 0; i < parts.size(); ++i) {
+        if (p.rank_of(replicas[i]) / reach != from / reach) continue;
+        double& tokens = left[static_cast<std::size_t>(from)];
+        const double flow = std::min(tokens, parts[i]);
+        tokens -= flow;
+        parts[i] -= flow;
+        if (from == source) mine[i] += flow;
+      }
+    }
+  }
+  const double all = std::accumulate(mine.begin(), mine.end(), 0.0);
+  for (double& part : mine) part /= all;
+  return mine;
+}
+
+TEST(ReplicaChoice, NearestIsItsDefinitionOnAnyMap) {
+  std::mt19937 engine(3);
+  for (int round = 0; round < 60; ++round) {
+    const int nodes = 1 + round % 4;
+    const int ranks = nodes * (1 + round % 5);
+    const int experts = 1 + round % 7;
+    const int per_rank = 1 + experts / ranks + round % 3;
+    std::vector<ExpertId> map;
+    for (int slot = 0; slot < ranks * per_rank; ++slot)
+      map.push_back(
+          slot < experts ? slot : static_cast<ExpertId>(engine() % static_cast<unsigned>(experts)));
+    std::ranges::shuffle(map, engine);
+    std::vector<float> shares;
+    for (std::size_t slot = 0; slot < map.size(); ++slot)
+      shares.push_back(engine() % 3 == 0 ? 0.0F : static_cast<float>(engine() % 100));
+    const Placement p(map, experts, ranks);
+    for (Rank source = 0; source < ranks; ++source) {
+      const Placement mine =
+          p.choosing({.shares = shares, .source = source, .nearest = true, .nodes = nodes});
+      for (ExpertId e = 0; e < experts; ++e) {
+        const std::vector<double> expected = nearest_by_definition(p, e, shares, source, nodes);
+        if (expected.size() == 1) continue;
+        for (std::size_t i = 0; i < expected.size(); ++i)
+          ASSERT_NEAR(mine.part(e, i), expected[i], 1e-9) << "expert " << e << " of " << ranks;
+      }
+    }
   }
 }
 

@@ -294,6 +294,7 @@ TEST(Elastic, AGroupShrinksAndGrowsAsItIsTold) {
   };
   run_elastic(model, {.join = elastic_join("inproc", 0, 3), .look_every = 1ms}, store, serve);
   others.clear();
+  EXPECT_EQ(MemberBoard::size_with_next(store, JoinOptions{}.group), 4);
   ASSERT_GE(members.size(), 3u);
   EXPECT_EQ(members[0], (std::vector<std::string>{"founder 0", "founder 1", "founder 2"}));
   EXPECT_EQ(members[1], (std::vector<std::string>{"founder 0", "founder 1"}));

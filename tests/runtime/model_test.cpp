@@ -139,6 +139,34 @@ TEST(Model, ServesOnWithOtherRanksInTheNextEpoch) {
   }
 }
 
+/// A newcomer that has foreseen its rank reads nothing of its experts when the ranks meet; one that
+/// has not has the same experts all the same.
+TEST(Model, ExpertsThatWereForeseenStayWhereTheyLie) {
+  const Model model = Model::open(options_for(1));
+  const auto ends = make_inproc(1);
+  ThreadPool pool(1);
+  for (const Rank foreseen : {0, 1}) {
+    const int ranks = foreseen == 0 ? 1 : 2;
+    ExpertWeights held = model.experts_of(foreseen, ranks, pool);
+    std::vector<const void*> before;
+    for (const ExpertWeights::Layer& layer : held.layers)
+      for (const GatedFfnWeights& slot : layer.slots) before.push_back(slot.gate_up.data);
+    Decoder decoder = model.next_decoder_on(*ends[0], pool, std::move(held));
+    const ExpertWeights after = decoder.sparse_layers().take_experts();
+    std::vector<const void*> all, stayed;
+    for (const ExpertWeights::Layer& layer : after.layers)
+      for (const GatedFfnWeights& slot : layer.slots) all.push_back(slot.gate_up.data);
+    for (const void* place : all)
+      if (std::ranges::find(before, place) != before.end()) stayed.push_back(place);
+    EXPECT_FALSE(before.empty());
+    EXPECT_EQ(stayed.size(), before.size());
+    if (foreseen == 0)
+      EXPECT_EQ(all, before);
+    else
+      EXPECT_GT(all.size(), before.size());
+  }
+}
+
 TEST(Model, TheNextEpochMustDivideIntoGroupsToo) {
   ModelOptions options = options_for(2);
   options.decoder.tp = 2;

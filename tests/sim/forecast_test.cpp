@@ -45,8 +45,8 @@ TEST(TimeLayer, IsTheSumOfWhatTheSlowestRankWaitsFor) {
   load.dispatch.in_bytes[2] = 3'000;
   load.dispatch.read_after[kOwnLevel] = 15'000;  // with what is written 2 us
   load.dispatch.written_after = 5'000;
-  load.expert_bytes = 40'000;    // 4 us
-  load.expert_operations = 7e6;  // 7 us: longer
+  load.own.bytes = 40'000;       // 4 us
+  load.own.operations = 7e6;     // 7 us: longer
   load.combine.out_puts[2] = 6;  // 6 us
   load.combine.out_bytes[2] = 1'000;
   load.combine.in_puts[2] = 6;
@@ -63,7 +63,7 @@ TEST(TimeLayer, IsTheSumOfWhatTheSlowestRankWaitsFor) {
     EXPECT_DOUBLE_EQ(time.bound_us[b], expected[b]) << kBoundNames[b];
 
   RankLoad slow = load;
-  slow.expert_operations = 17e6;
+  slow.own.operations = 17e6;
   const RankLoad uneven[] = {load, slow};
   const LayerTime waits = time_layer(uneven, c, levels, false);
   EXPECT_DOUBLE_EQ(waits.ranks[0].combine, 6 + 5 + 1 + 10);  // for the slow one
@@ -170,6 +170,69 @@ TEST(Forecast, HasNoTimeForNothingButWaits) {
   EXPECT_EQ(f.tokens_per_s, 0);
   EXPECT_GE(f.layer_us, 10);  // two messages over the network
   EXPECT_EQ(f.bound(), Bound::latency);
+}
+
+/// By hand: 1 MiB of f32 rows of which each of 4 members has a quarter.
+TEST(GatherTime, IsThatOfSlabsAndOfWhatOthersHave) {
+  const Cluster c = cluster_of(2, 4);
+  const int spans[] = {4, 8};
+  const LinkLevels levels(8, spans);
+  const double part = 256 * 1024;
+  const GatherLoad load{.members = 4, .gathers = 1, .bytes = 4 * part};
+  EXPECT_NEAR(gather_us(load, c, levels), 1 + part / 10e3 + 3 * part / 10e3, 1e-9);
+  // Eight slabs of 1 MiB: so many rounds.
+  EXPECT_NEAR(gather_us({.members = 4, .gathers = 1, .bytes = 32 * 1024 * 1024.0}, c, levels),
+              8 + 8 * 1024 * 1024 * 4 / 10e3,
+              1e-6);
+  // Over two hosts: three near members, four beyond the network at 1 GB/s.
+  EXPECT_NEAR(gather_us({.members = 8, .gathers = 1, .bytes = 8 * part}, c, levels),
+              5 + part / 10e3 + 3 * part / 10e3 + 4 * part / 1e3 + 4 * part / 10e3,
+              1e-9);
+  EXPECT_EQ(gather_us({.members = 1, .gathers = 9, .bytes = 1e9}, c, levels), 0);
+}
+
+TEST(Forecast, SlicesShareOutEveryExpertsWeights) {
+  Cluster c = cluster_of(1, 2);
+  c.links.front().latency_us = 0;
+  c.memory_gbytes_per_s = 1;
+  ForecastOptions o = options_of(2, 1);
+  o.exchange = exchange_options(MoeA2ABackend::pplx);
+  o.tp = 2;
+  const Forecast whole = make_forecast(o, c);
+  o.slices = 2;
+  const Forecast sliced = make_forecast(o, c);
+  EXPECT_EQ(sliced.balancedness, 1);
+  EXPECT_EQ(sliced.slots_per_rank, 32);
+  // Each reads half of the weights of all four experts; before, the busier rank those of two to
+  // four.
+  const double half = 4 * 3.0 * 512 * 256 * 2 / 2 / 1e3;
+  EXPECT_GE(sliced.experts_us.max, half);
+  EXPECT_LT(sliced.experts_us.max, 1.02 * half);
+  EXPECT_GT(whole.experts_us.max, 1.2 * half);
+  EXPECT_GT(sliced.tokens_per_s, whole.tokens_per_s);
+  // One token of the group in a layer.
+  EXPECT_NEAR(sliced.tokens_per_s, 1e6 / sliced.step_us, 1e-9);
+}
+
+TEST(Forecast, RefusesGroupsThatCannotBe) {
+  const Cluster c = cluster_of(2, 4);
+  const auto refuses = [&](auto change) {
+    ForecastOptions o = options_of(8, 1);
+    o.exchange = exchange_options(MoeA2ABackend::pplx);
+    o.tp = 4;
+    o.slices = 2;
+    static_cast<void>(make_forecast(o, c));
+    change(o);
+    EXPECT_THROW(static_cast<void>(make_forecast(o, c)), ConfigError);
+  };
+  refuses([](ForecastOptions& o) { o.tp = 3; });
+  refuses([](ForecastOptions& o) { o.slices = 3; });
+  refuses([](ForecastOptions& o) { o.tp = o.slices = 8; });  // over two hosts
+  refuses([](ForecastOptions& o) { o.combine_wire = WireType::fp8; });
+  refuses([](ForecastOptions& o) { o.step_balance = StepBalance::weights; });
+  refuses([](ForecastOptions& o) {
+    o.exchange = exchange_options(MoeA2ABackend::deepep, DeepepMode::normal);
+  });
 }
 
 TEST(Forecast, RefusesWhatCannotBe) {

@@ -10,10 +10,12 @@
 #include <vector>
 
 #include "ferry/backend.h"
+#include "ferry/compute/tensor_group.h"
 #include "ferry/core/error.h"
 #include "ferry/core/threads.h"
 #include "ferry/exchange/exchange_layout.h"
 #include "ferry/placement.h"
+#include "ferry/transport/track.h"
 #include "support/counting_transport.h"
 #include "support/ranks.h"
 
@@ -25,6 +27,10 @@ enum class Load { uneven, none, one_expert, repeated };
 struct Shape {
   int ranks = 1;
   int ranks_per_host = 1;
+  int tp = 1;      // ranks of a group; with slices holders of one
+  int slices = 1;  // ranks of a holder
+
+  int holders() const { return ranks / slices; }
 };
 
 struct Backend {
@@ -42,10 +48,11 @@ const std::vector<Backend> kBackends{{MoeA2ABackend::none},
 constexpr int kTopk = 3;
 constexpr int kMaxTokens = 23;
 
-/// One exchange as all ranks know it.
+/// One exchange as all ranks know it: of holders, each of `slices` ranks.
 struct Exchange {
   TrafficOptions options;
   std::vector<std::vector<SlotId>> slots;  // [home][tokens, K]
+  int slices = 1;
 };
 
 int tokens_of(Load load, Rank rank) {
@@ -54,28 +61,31 @@ int tokens_of(Load load, Rank rank) {
 }
 
 Exchange exchange_of(const Backend& backend, const Shape& shape, Load load, WireType wire) {
-  const int experts = 2 * shape.ranks + 1;  // which the ranks do not divide
-  const Placement all = Placement::identity(experts, shape.ranks, /*redundant=*/3);
+  const int experts = 2 * shape.holders() + 1;  // which the ranks do not divide
+  const Placement all = Placement::identity(experts, shape.holders(), /*redundant=*/3);
   Exchange e;
+  e.slices = shape.slices;
   e.options.dispatcher = {.exchange = exchange_options(backend.backend, backend.mode),
                           .slots_per_rank = all.slots_per_rank(),
                           .hidden = 32,
                           .topk = kTopk,
                           .max_tokens = kMaxTokens,
+                          .tp = shape.tp,
                           .dispatch_wire = wire,
                           .expert_type = wire,
                           .combine_wire = wire};
-  for (Rank home = 0; home < shape.ranks; ++home) {
-    const int tokens = tokens_of(load, home);
+  for (Rank home = 0; home < shape.holders(); ++home) {
+    const Rank group = home / shape.tp;
+    const int tokens = tokens_of(load, group);
     e.options.tokens.push_back(tokens);
-    std::mt19937 engine(static_cast<unsigned>(home) + 1);
+    std::mt19937 engine(static_cast<unsigned>(group) + 1);
     std::vector<ExpertId> ids(static_cast<std::size_t>(tokens * kTopk));
     for (ExpertId& id : ids) {
       id = static_cast<ExpertId>(engine() % static_cast<unsigned>(experts + 1)) - 1;
       if (load == Load::one_expert) id = experts / 2;
       if (load == Load::repeated) id = std::max(id / 3, 0);
     }
-    const Placement mine = all.choosing({.source = home});
+    const Placement mine = all.choosing({.source = home, .tp = shape.tp});
     e.slots.emplace_back(ids.size());
     mine.place(ids, kTopk, e.slots.back());
   }
@@ -110,12 +120,14 @@ void check_rank(const Exchange& e,
   std::uint64_t rows = 0;
   for (const SourceStats& source : dispatcher.source_stats()) rows += source.rows_received;
   EXPECT_EQ(expected.rows, rows);
-  EXPECT_EQ(expected.tokens, e.options.tokens[static_cast<std::size_t>(transport.rank())]);
+  EXPECT_EQ(expected.tokens,
+            e.options.tokens[static_cast<std::size_t>(transport.rank() / e.slices)]);
 }
 
-/// Runs the exchange on this rank, whose experts write zeros. Returns the rows that each computed.
+/// Runs the exchange on this rank of its track, whose experts write zeros. Returns the rows that
+/// each computed.
 std::vector<std::int32_t> run_exchange(const Exchange& e, Rank rank, Dispatcher& dispatcher) {
-  const DispatcherOptions& d = e.options.dispatcher;
+  const DispatcherOptions& d = dispatcher.options();
   const std::vector<SlotId>& slots = e.slots[static_cast<std::size_t>(rank)];
   const std::vector<float> weights(slots.size(), 0.5F);
   const int tokens = e.options.tokens[static_cast<std::size_t>(rank)];
@@ -133,7 +145,7 @@ std::vector<std::int32_t> run_exchange(const Exchange& e, Rank rank, Dispatcher&
       computed[s] += in.counts[s];
       for (std::int64_t i = in.offsets[s]; i < in.offsets[s] + in.counts[s]; ++i)
         std::fill_n(in.out.row(i),
-                    static_cast<std::size_t>(d.hidden) * dtype_bytes(in.out_type),
+                    static_cast<std::size_t>(d.columns_of_results()) * dtype_bytes(in.out_type),
                     std::byte{0});
     }
   });
@@ -144,7 +156,7 @@ std::vector<std::int32_t> run_exchange(const Exchange& e, Rank rank, Dispatcher&
 }
 
 std::vector<RankTraffic> counted(const Exchange& e, const LinkLevels& levels) {
-  return count_exchange(e.options, levels, [&](Rank home, std::span<SlotId> slots) {
+  return count_tracks(e.options, e.slices, levels, [&](Rank home, std::span<SlotId> slots) {
     std::ranges::copy(e.slots[static_cast<std::size_t>(home)], slots.begin());
   });
 }
@@ -155,9 +167,16 @@ void run_rank(const Exchange& e,
               Transport& inner) {
   const auto rank = static_cast<std::size_t>(inner.rank());
   CountingTransport transport(inner, levels.ranks_per_host(), e.options.max_put_bytes);
+  TrackTransport track(transport, e.slices);
+  DispatcherOptions options = e.options.dispatcher;
+  if (e.slices > 1) {
+    const GroupMember slice{inner.rank() % e.slices, e.slices};
+    options.result_columns = static_cast<int>(slice.columns(options.hidden).size());
+  }
   ThreadPool pool(e.options.threads);
-  Dispatcher dispatcher(e.options.dispatcher, transport, pool);
-  EXPECT_EQ(run_exchange(e, inner.rank(), dispatcher), expected[rank].slot_rows);
+  Dispatcher dispatcher(options, track, pool);
+  transport.forget();
+  EXPECT_EQ(run_exchange(e, track.rank(), dispatcher), expected[rank].slot_rows);
   check_rank(e, levels, expected[rank], transport, dispatcher);
   ASSERT_EQ(transport.barrier(deadline_in(std::chrono::seconds(30))), WaitResult::reached);
 }
@@ -210,11 +229,50 @@ TEST_P(Traffic, EqualsThemWithQuantisedWiresThreadsAndSmallPuts) {
   }
 }
 
+TEST_P(Traffic, EqualsThemWhereGroupsHoldTheSameTokens) {
+  for (const Shape& shape : {Shape{2, 2, 2},
+                             Shape{4, 2, 2},
+                             Shape{6, 3, 3},
+                             Shape{6, 2, 3},  // groups over two hosts
+                             Shape{8, 4, 2},
+                             Shape{4, 1, 2}}) {
+    for (const Load load : {Load::uneven, Load::none, Load::repeated}) {
+      for (const WireType wire : {WireType::bf16, WireType::fp8}) {
+        SCOPED_TRACE(::testing::Message()
+                     << shape.ranks << " by " << shape.ranks_per_host << " in groups of "
+                     << shape.tp << ", load " << static_cast<int>(load));
+        compare(exchange_of(GetParam(), shape, load, wire), shape);
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Backends, Traffic, ::testing::ValuesIn(kBackends), [](const auto& of) {
   std::string name(backend_name(of.param.backend));
   std::erase(name, '_');
   return name + (of.param.mode == DeepepMode::normal ? "Normal" : "");
 });
+
+/// Slices of uneven width, and holders that are groups themselves.
+TEST(TrafficOfSlices, EqualsTheCountersOfRealTracks) {
+  for (const Backend& backend : {Backend{MoeA2ABackend::pplx},
+                                 Backend{MoeA2ABackend::alltoallv},
+                                 Backend{MoeA2ABackend::ascend_fuseep}}) {
+    for (const Shape& shape : {Shape{4, 4, 1, 2},
+                               Shape{4, 2, 1, 2},
+                               Shape{6, 3, 1, 3},
+                               Shape{8, 4, 2, 2},
+                               Shape{8, 8, 4, 2},
+                               Shape{12, 6, 2, 3}}) {
+      SCOPED_TRACE(::testing::Message() << backend_name(backend.backend) << ", " << shape.ranks
+                                        << " by " << shape.ranks_per_host << " in groups of "
+                                        << shape.tp * shape.slices << ", slices " << shape.slices);
+      Exchange e = exchange_of(backend, shape, Load::uneven, WireType::bf16);
+      e.options.dispatcher.hidden = 80;  // five panels
+      compare(e, shape);
+    }
+  }
+}
 
 /// Blocks in which sums leave cut runs of tokens: only long rows and many tokens show it.
 TEST(TrafficOfSums, LeaveInTheBlocksOfRealRanks) {
@@ -275,10 +333,12 @@ TEST(TrafficErrors, NameWhatDoesNotGoTogether) {
   EXPECT_EQ(message([&] { LinkLevels(8, std::span(host).first(1)); }),
             "the last level of links joins 4 of 8 ranks");
   Exchange e = exchange_of({MoeA2ABackend::pplx}, {2, 2}, Load::none, WireType::bf16);
-  e.options.dispatcher.tp = 2;
   const int two[] = {2};
+  e.options.dispatcher.exchange.hidden_partition = true;
   EXPECT_EQ(message([&] { count_exchange(e.options, LinkLevels(2, two), {}); }),
-            "exchanges of groups (tp 2) and of parts of rows are not forecast");
+            "exchanges of parts of rows are not forecast");
+  EXPECT_EQ(message([&] { count_tracks(e.options, 3, LinkLevels(2, two), {}); }),
+            "3 slices of experts on hosts of 2 ranks: no memory is shared");
 }
 
 }  // namespace

@@ -72,6 +72,27 @@ INSTANTIATE_TEST_SUITE_P(Transports,
                          testing::Values("inproc", "shm", "fabric"),
                          [](const auto& p) { return std::string(p.param); });
 
+/// Founder 2 ends at the boundary, and the others know it: nobody waits out the 20 seconds.
+TEST_P(MembershipTest, NobodyIsWaitedForWhoIsKnownToComeNoMore) {
+  const auto heard = in_ranks_of(transport(), 3, [&](int index, Store& store) -> std::string {
+    Membership self = member(transport(), index, 3, store);
+    std::unique_ptr<Transport> end = self.next();
+    self.watch([](const std::string& name) { return name == "founder 2"; });
+    if (index == 0) self.publish(std::vector{0, 1, 2}, {});
+    if (index == 2) return "gone";
+    end.reset();
+    const auto begin = std::chrono::steady_clock::now();
+    try {
+      end = self.next();
+      return "met";
+    } catch (const TransportError& e) {
+      if (std::chrono::steady_clock::now() - begin > seconds(10)) return "late";
+      return fmt::format("{} {}", e.peer(), e.kind() == TransportError::Kind::peer_died);
+    }
+  });
+  EXPECT_EQ(heard, (std::vector<std::string>{"2 true", "2 true", "gone"}));
+}
+
 TEST_P(MembershipTest, AGroupGrowsStaysAndShrinks) {
   const auto heard = in_ranks_of(transport(), 4, [&](int index, Store& store) {
     Membership self = member(transport(), index, 2, store);
