@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "ferry/core/types.h"
 #include "ferry/kernels/kernels.h"
@@ -14,11 +15,70 @@ namespace ferry {
 namespace {
 
 constexpr std::int64_t kChunk = 256;  // k at a time: 16 columns of f32 are 16 KB
+constexpr std::int64_t kUnitRowBytes = std::int64_t{kPanelColumns} * 4;
 
 /// One panel's chunk: 16 columns of up to kChunk elements of the packed type, column after column.
 struct Chunk {
   alignas(64) std::byte data[kPanelColumns * kChunk * 4];
 };
+
+/// Four neighbouring units of a column. Written for whatever vectors the compiler's target has.
+using Units = std::uint32_t __attribute__((vector_size(16)));
+
+Units load_units(const std::byte* from) {
+  Units units;
+  std::memcpy(&units, from, sizeof units);
+  return units;
+}
+
+/// Four units of four columns, the other way round: `out` is the first one's place.
+template <class Change>
+void put_four_by_four(const std::byte* const* columns,
+                      std::int64_t first,
+                      Change change,
+                      std::byte* out) {
+  const auto at = [&](int c) { return change(load_units(columns[c] + 4 * first)); };
+  const Units a = at(0);
+  const Units b = at(1);
+  const Units c = at(2);
+  const Units d = at(3);
+  const Units ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+  const Units ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Units cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+  const Units cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  const auto put = [&](int unit, Units row) {
+    std::memcpy(out + std::ptrdiff_t{unit} * kUnitRowBytes, &row, sizeof row);
+  };
+  put(0, __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5));
+  put(1, __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7));
+  put(2, __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5));
+  put(3, __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7));
+}
+
+/// Writes 16 columns side by side, in units of four bytes: one f32, a pair of bf16, four or eight
+/// codes. `change` makes of four units what a panel has. A line of each column at a time: columns
+/// are often a multiple of 4 KiB apart, and then few of their lines fit in the first cache
+/// together.
+template <class Change>
+void put_units(const std::byte* const* columns, std::int64_t units, Change change, std::byte* out) {
+  constexpr std::int64_t kLineUnits = 16;
+  std::int64_t first = 0;
+  for (; first + kLineUnits <= units; first += kLineUnits)
+    for (std::int64_t c = 0; c < kPanelColumns; c += 4)
+      for (std::int64_t u = first; u < first + kLineUnits; u += 4)
+        put_four_by_four(columns + c, u, change, out + u * kUnitRowBytes + c * 4);
+  for (; first < units; ++first) {
+    for (std::int64_t c = 0; c < kPanelColumns; ++c) {
+      std::uint32_t unit = 0;
+      std::memcpy(&unit, columns[c] + 4 * first, sizeof unit);
+      const Units four = change(Units{unit, 0, 0, 0});
+      unit = four[0];
+      std::memcpy(out + first * kUnitRowBytes + c * 4, &unit, sizeof unit);
+    }
+  }
+}
+
+Units as_they_are(Units units) { return units; }
 
 /// Reads k elements from `first` on of the panel's columns, zeros beyond the matrix.
 void read_chunk(const PackArgs& args,
@@ -42,69 +102,112 @@ void read_chunk(const PackArgs& args,
   }
 }
 
-/// Writes columns side by side: in units of one f32, or of one pair of bf16.
-void write_chunk(const Chunk& chunk, std::int64_t units, std::int64_t chunk_units, std::byte* out) {
-  for (std::int64_t u = 0; u < units; ++u)
-    for (std::int64_t c = 0; c < kPanelColumns; ++c)
-      std::memcpy(out + (u * kPanelColumns + c) * 4, chunk.data + (c * chunk_units + u) * 4, 4);
-}
-
 void pack_plain(const PackArgs& args) {
   const bool pairs = args.type == WeightType::bf16;
+  const DType type = activation_type(args.type);
+  const auto bytes = static_cast<std::int64_t>(dtype_bytes(type));
   const std::int64_t k = pairs ? round_up(args.k, kBf16KBlock) : args.k;
   const std::int64_t per_unit = pairs ? 2 : 1;
   const auto panel_bytes =
       static_cast<std::int64_t>(PackedMatrix::packed_panel_bytes(args.type, args.k));
   Chunk chunk;
+  const std::byte* columns[kPanelColumns];
   for (std::int64_t panel = 0; panel < ceil_div(args.n, kPanelColumns); ++panel) {
     std::byte* out = args.out + panel * args.panel_step * panel_bytes;
+    const bool whole = k == args.k && (panel + 1) * kPanelColumns <= args.n;
+    if (whole && args.source_type == type) {
+      for (std::int64_t c = 0; c < kPanelColumns; ++c)
+        columns[c] = args.source + (panel * kPanelColumns + c) * k * bytes;
+      put_units(columns, k / per_unit, as_they_are, out);
+      continue;
+    }
+    for (std::int64_t c = 0; c < kPanelColumns; ++c) columns[c] = chunk.data + c * kChunk * bytes;
     for (std::int64_t first = 0; first < k; first += kChunk) {
       const std::int64_t count = std::min(kChunk, k - first);
       read_chunk(args, panel, first, count, chunk);
-      write_chunk(
-          chunk, count / per_unit, kChunk / per_unit, out + first / per_unit * kPanelColumns * 4);
+      put_units(columns, count / per_unit, as_they_are, out + first / per_unit * kUnitRowBytes);
     }
   }
 }
 
-/// One column's codes into its panel, which holds the codes of zeros.
-void put_int8(const std::byte* codes, std::int64_t k, std::byte* out) {
-  constexpr std::uint32_t kSignBits = 0x80808080U;  // flipping them adds 128 to each
-  for (std::int64_t i = 0; i < k; i += 4, out += std::ptrdiff_t{4} * kPanelColumns) {
-    std::uint32_t four = 0;
-    std::memcpy(&four, codes + i, static_cast<std::size_t>(std::min<std::int64_t>(4, k - i)));
-    four ^= kSignBits;
-    std::memcpy(out, &four, sizeof four);
-  }
-}
+/// Four codes, each plus 128: flipping their signs does that.
+Units int8_units(Units codes) { return codes ^ 0x80808080U; }
 
 /// Eight k are four bytes of the row, 0|1 2|3 4|5 6|7, and of the panel, 0|4 1|5 2|6 3|7.
-void put_int4(const std::byte* codes, std::int64_t k, std::byte* out) {
-  constexpr auto kLower = std::byte{0x0f};
-  constexpr auto kUpper = std::byte{0xf0};
-  const std::int64_t bytes = ceil_div(k, 2);
-  for (std::int64_t i = 0; i < bytes; i += 4, out += std::ptrdiff_t{4} * kPanelColumns) {
-    std::byte in[4] = {std::byte{0x88}, std::byte{0x88}, std::byte{0x88}, std::byte{0x88}};
-    std::memcpy(in, codes + i, static_cast<std::size_t>(std::min<std::int64_t>(4, bytes - i)));
-    out[0] = (in[0] & kLower) | in[2] << 4;
-    out[1] = in[0] >> 4 | (in[2] & kUpper);
-    out[2] = (in[1] & kLower) | in[3] << 4;
-    out[3] = in[1] >> 4 | (in[3] & kUpper);
-  }
+Units int4_units(Units codes) {
+  const Units low = codes & 0x0f0f0f0fU;           // 0 2 4 6
+  const Units high = (codes >> 4U) & 0x0f0f0f0fU;  // 1 3 5 7
+  const Units first = (low & 0xffU) | (high & 0xffU) << 8U | (low & 0xff00U) << 8U |
+                      (high & 0xff00U) << 16U;  // 0 1 2 3
+  const Units last = (low >> 16U & 0xffU) | (high >> 16U & 0xffU) << 8U | (low >> 24U) << 16U |
+                     (high >> 24U) << 24U;  // 4 5 6 7
+  return first | last << 4U;
 }
 
-void put_codes(WeightType type,
-               const std::byte* codes,
-               std::int64_t k,
-               std::int64_t column,
-               std::byte* panel) {
-  if (type == WeightType::int8) {
-    put_int8(codes, k, panel + 4 * column);
-  } else if (type == WeightType::int4) {
-    put_int4(codes, k, panel + 4 * column);
-  } else {
-    for (std::int64_t i = 0; i < k; ++i) panel[i * kPanelColumns + column] = codes[i];
+/// Codes of 16 columns, [k][16 columns].
+void put_bytes(const std::byte* const* columns, std::int64_t k, std::byte* out) {
+  using Bytes = std::uint8_t __attribute__((vector_size(16)));
+  std::int64_t i = 0;
+  for (; i + kPanelColumns <= k; i += kPanelColumns) {
+    Bytes rows[kPanelColumns];
+    Bytes next[kPanelColumns];
+    for (int c = 0; c < kPanelColumns; ++c) std::memcpy(&rows[c], columns[c] + i, sizeof rows[c]);
+    // Row c beside row c + 8, four times: each time a bit of the column becomes one of the row.
+    for (int times = 0; times < 4; ++times) {
+      for (int c = 0; c < kPanelColumns / 2; ++c) {
+        next[2 * c] = __builtin_shufflevector(rows[c],
+                                              rows[c + kPanelColumns / 2],
+                                              0,
+                                              16,
+                                              1,
+                                              17,
+                                              2,
+                                              18,
+                                              3,
+                                              19,
+                                              4,
+                                              20,
+                                              5,
+                                              21,
+                                              6,
+                                              22,
+                                              7,
+                                              23);
+        next[2 * c + 1] = __builtin_shufflevector(rows[c],
+                                                  rows[c + kPanelColumns / 2],
+                                                  8,
+                                                  24,
+                                                  9,
+                                                  25,
+                                                  10,
+                                                  26,
+                                                  11,
+                                                  27,
+                                                  12,
+                                                  28,
+                                                  13,
+                                                  29,
+                                                  14,
+                                                  30,
+                                                  15,
+                                                  31);
+      }
+      std::memcpy(rows, next, sizeof rows);
+    }
+    std::memcpy(out + i * kPanelColumns, rows, sizeof rows);
   }
+  for (; i < k; ++i)
+    for (std::int64_t c = 0; c < kPanelColumns; ++c) out[i * kPanelColumns + c] = columns[c][i];
+}
+
+/// One panel's codes, of whole units of all its columns.
+void put_codes(WeightType type, const std::byte* const* columns, std::int64_t k, std::byte* out) {
+  if (type == WeightType::int8)
+    put_units(columns, k / 4, int8_units, out);
+  else if (type == WeightType::int4)
+    put_units(columns, k / 8, int4_units, out);
+  else
+    put_bytes(columns, k, out);
 }
 
 /// Whether any of these fp8 codes is a NaN.
@@ -121,30 +224,62 @@ void move_nan_to_scales(const std::byte* codes, std::int64_t k, float* scales) {
       *scales = std::numeric_limits<float>::quiet_NaN();
 }
 
+/// Of a row, not of a panel.
 std::byte code_of_zeros(WeightType type) {
-  if (type == WeightType::int8) return std::byte{0x80};
   return type == WeightType::int4 ? std::byte{0x88} : std::byte{0};
 }
 
+/// One panel's columns where codes are, each of whole units: copies of those that end before.
+class CodeColumns {
+ public:
+  CodeColumns(const PackArgs& args, std::int64_t padded_k)
+      : args_(args),
+        row_bytes_(code_row_bytes(args.type, args.k)),
+        padded_bytes_(code_row_bytes(args.type, padded_k)) {}
+
+  const std::byte* const* of(std::int64_t panel) {
+    const std::int64_t first = panel * kPanelColumns;
+    const bool whole = row_bytes_ == padded_bytes_ && first + kPanelColumns <= args_.n;
+    if (!whole)
+      copies_.assign(static_cast<std::size_t>(kPanelColumns * padded_bytes_),
+                     code_of_zeros(args_.type));
+    for (std::int64_t c = 0; c < kPanelColumns; ++c) {
+      const std::byte* row = args_.source + (first + c) * row_bytes_;
+      columns_[c] = whole ? row : copies_.data() + c * padded_bytes_;
+      if (!whole && first + c < args_.n)
+        std::memcpy(copies_.data() + c * padded_bytes_, row, static_cast<std::size_t>(row_bytes_));
+    }
+    return columns_;
+  }
+
+ private:
+  const PackArgs& args_;
+  const std::int64_t row_bytes_;
+  const std::int64_t padded_bytes_;
+  std::vector<std::byte> copies_;
+  const std::byte* columns_[kPanelColumns] = {};
+};
+
 void pack_codes(const PackArgs& args) {
   const std::int64_t groups = weight_groups(args.type, args.k);
+  const std::int64_t padded_k =
+      round_up(args.k, args.type == WeightType::fp8 ? kBf16KBlock : kIntKBlock);
   const auto panel_bytes =
       static_cast<std::int64_t>(PackedMatrix::packed_panel_bytes(args.type, args.k));
   const std::int64_t scales_at = panel_bytes - groups * kPanelColumns * 4;
   const float factor = args.type == WeightType::fp8 ? 256.0F : 1.0F;
+  CodeColumns columns(args, padded_k);
   for (std::int64_t panel = 0; panel < ceil_div(args.n, kPanelColumns); ++panel) {
     std::byte* out = args.out + panel * args.panel_step * panel_bytes;
-    std::memset(
-        out, std::to_integer<int>(code_of_zeros(args.type)), static_cast<std::size_t>(scales_at));
+    const std::byte* const* codes = columns.of(panel);
+    put_codes(args.type, codes, padded_k, out);
     auto* scales = reinterpret_cast<float*>(out + scales_at);
     std::fill_n(scales, groups * kPanelColumns, 0.0F);
     for (std::int64_t c = 0; c < kPanelColumns && panel * kPanelColumns + c < args.n; ++c) {
       const std::int64_t row = panel * kPanelColumns + c;
-      const std::byte* codes = args.source + row * code_row_bytes(args.type, args.k);
-      put_codes(args.type, codes, args.k, c, out);
       for (std::int64_t g = 0; g < groups; ++g)
         scales[g * kPanelColumns + c] = args.scales[row / args.scale_rows * groups + g] * factor;
-      if (args.type == WeightType::fp8) move_nan_to_scales(codes, args.k, scales + c);
+      if (args.type == WeightType::fp8) move_nan_to_scales(codes[c], args.k, scales + c);
     }
   }
 }

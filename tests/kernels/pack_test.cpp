@@ -80,6 +80,70 @@ TEST(PackMatrix, PanelStepLeavesTheOtherPanelsAlone) {
         std::memcmp(&memory[2 * panel * panel_bytes], &plain[panel * panel_bytes], panel_bytes), 0);
 }
 
+/// Where a panel of such codes has number k of a column: the byte, and which half of it (int4).
+struct CodePlace {
+  std::int64_t at = 0;
+  int half = 0;
+};
+
+CodePlace code_place(WeightType type, std::int64_t k, std::int64_t c) {
+  if (type == WeightType::int8) return {k / 4 * 64 + c * 4 + k % 4, 0};
+  if (type == WeightType::int4) return {k / 8 * 64 + c * 4 + k % 4, static_cast<int>(k % 8 / 4)};
+  return {k * kPanelColumns + c, 0};
+}
+
+int half_of(std::byte both, int half) { return std::to_integer<int>(both) >> (4 * half) & 15; }
+
+TEST(PackMatrix, PutsEveryCodeAtItsPlaceAndCodesOfZeroElsewhere) {
+  RandomValues random(13);
+  for (const WeightType type : {WeightType::int8, WeightType::int4, WeightType::fp8}) {
+    for (const std::int64_t k : {1, 5, 31, 64, 128, 200, 256}) {
+      for (const std::int64_t n : {1, 16, 40}) {
+        const std::int64_t row_bytes = code_row_bytes(type, k);
+        std::vector<std::byte> codes;
+        for (const float value : random.row(n * row_bytes))
+          codes.push_back(
+              std::byte(static_cast<std::uint8_t>(static_cast<int>(value * 997)) % 127));
+        if (type == WeightType::int4 && k % 2 == 1)  // as quantize_row leaves it
+          for (std::int64_t i = 1; i <= n; ++i)
+            codes[static_cast<std::size_t>(i * row_bytes - 1)] =
+                (codes[static_cast<std::size_t>(i * row_bytes - 1)] & std::byte{15}) |
+                std::byte{0x80};
+        const std::vector<float> scales = random.row(n * weight_groups(type, k));
+        const PackedMatrix packed{type, k, n, nullptr};
+        std::vector<std::byte> memory(
+            static_cast<std::size_t>(packed.panels()) * packed.panel_bytes(), std::byte{0x77});
+        pack_matrix({.type = type,
+                     .source = codes.data(),
+                     .scales = scales.data(),
+                     .k = k,
+                     .n = n,
+                     .out = memory.data()});
+        const std::int64_t padded = round_up(k, type == WeightType::fp8 ? kBf16KBlock : kIntKBlock);
+        for (std::int64_t column = 0; column < round_up(n, kPanelColumns); ++column) {
+          const std::byte* panel =
+              memory.data() +
+              column / kPanelColumns * static_cast<std::int64_t>(packed.panel_bytes());
+          for (std::int64_t i = 0; i < padded; ++i) {
+            const CodePlace place = code_place(type, i, column % kPanelColumns);
+            const bool there = i < k && column < n;
+            const std::byte* row = codes.data() + column * row_bytes;
+            if (type == WeightType::int4)
+              ASSERT_EQ(half_of(panel[place.at], place.half),
+                        there ? half_of(row[i / 2], static_cast<int>(i % 2)) : 8)
+                  << "k " << i << " column " << column;
+            else
+              ASSERT_EQ(panel[place.at],
+                        (there ? row[i] : std::byte{0}) ^
+                            (type == WeightType::int8 ? std::byte{0x80} : std::byte{0}))
+                  << "k " << i << " column " << column;
+          }
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 }  // namespace ferry::testing
