@@ -1,4 +1,5 @@
-// ferry inspect: what a checkpoint holds and what each rank would load of it. Reads headers only.
+// ferry inspect: what a checkpoint holds and what each rank would load of it. Reads headers only,
+// but for --check.
 #include <fmt/core.h>
 
 #include <memory>
@@ -11,6 +12,7 @@
 #include "apps/ferry/command.h"
 #include "apps/ferry/command_line.h"
 #include "ferry/checkpoint/hub_cache.h"
+#include "ferry/checkpoint/packed_file.h"
 #include "ferry/checkpoint/stored_format.h"
 #include "ferry/core/error.h"
 #include "ferry/model/checkpoint.h"
@@ -31,6 +33,7 @@ struct InspectOptions {
   int ep = 1;
   std::string kv_type = "auto";
   bool json = false;
+  bool check = false;
 };
 
 constexpr int kMaxRanks = 1 << 16;
@@ -223,11 +226,19 @@ void print_tables(const Checkpoint& checkpoint,
   }
 }
 
+void check_packed(const Checkpoint& checkpoint) {
+  const PackedFile* packed = checkpoint.source().packed();
+  if (packed == nullptr)
+    fail<ConfigError>("--check: {} has no checksums, not being packed", checkpoint.directory());
+  packed->verify();
+}
+
 int inspect(const InspectOptions& o) {
   if (o.ep < 1 || o.ep > kMaxRanks)
     fail<ConfigError>("--ep must be 1 to {}, not {}", kMaxRanks, o.ep);
   const std::filesystem::path directory = find_model(o.directory);
   const Checkpoint checkpoint = Checkpoint::open(directory);
+  if (o.check) check_packed(checkpoint);
   const WireType kv_type = kv_type_of(checkpoint, o);
   const ModelSummary summary = summarize(checkpoint);
   const std::vector<RankBytes> ranks = bytes_per_rank(checkpoint, o.ep);
@@ -260,6 +271,8 @@ void add_inspect(Command& app, int& status) {
                    "Keys and values as auto (as activations), f32, bf16, int8, fp8_e4m3 (or fp8)")
       ->type_name("T")
       ->capture_default_str();
+  command->add_flag(
+      "--check", options->check, "Read all of a packed checkpoint and compare its checksums, too");
   command->add_flag("--json", options->json, "As JSON");
   command->callback([options, &status] { status = inspect(*options); });
 }

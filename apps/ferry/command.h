@@ -13,6 +13,7 @@ void add_chat(Command& app, int& status);
 void add_eval(Command& app, int& status);
 void add_inspect(Command& app, int& status);
 void add_make_model(Command& app, int& status);
+void add_pack(Command& app, int& status);
 void add_quantize(Command& app, int& status);
 void add_doctor(Command& app, int& status);
 void add_bench(Command& app, int& status);

@@ -149,6 +149,13 @@ CommonOptions::CommonOptions(Command& app) {
          "the checkpoint]")
       ->type_name("W")
       ->group(kGroup);
+  app.add_option("--load",
+                 load_,
+                 "A packed checkpoint is read into memory, or mapped: pages of the file, shared "
+                 "by all that map it")
+      ->type_name("HOW")
+      ->capture_default_str()
+      ->group(kGroup);
   app.add_option(
          "--numerics",
          numerics_,
@@ -248,6 +255,9 @@ RunOptions CommonOptions::resolve(bool elastic) const {
   o.threads = threads_ == 0 ? default_threads(o.launch.ranks)
                             : in_range("--threads", threads_, 1, kMaxThreads);
   o.weights = parse_weights_option("--weights", weights_);
+  if (load_ != "read" && load_ != "mapped")
+    fail<ConfigError>("--load {}: no such way; known: read, mapped", load_);
+  o.mapped = load_ == "mapped";
   o.numerics = parse_numerics(numerics_, "--numerics");
   o.decoder = {.tp = tp_,
                .expert_slices = expert_slices_,

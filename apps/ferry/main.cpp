@@ -63,6 +63,7 @@ int run(int argc, char** argv) {
   add_inspect(app, status);
   add_make_model(app, status);
   add_quantize(app, status);
+  add_pack(app, status);
   add_doctor(app, status);
   add_bench(app, status);
   add_eplb(app, status);

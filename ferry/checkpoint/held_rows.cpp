@@ -57,6 +57,13 @@ HeldRows::HeldRows(const StoredMatrix& source, DType type, ThreadPool& pool)
   matrix_.zeros = copy(source.zeros);
 }
 
+HeldRows HeldRows::in_place(const StoredMatrix& source, DType type) {
+  HeldRows rows;
+  rows.type_ = type;
+  rows.matrix_ = source;
+  return rows;
+}
+
 void HeldRows::read(std::int64_t row, std::byte* out, float* scratch) const {
   if (matrix_.is_plain() || type_ == DType::f32) return matrix_.read_rows(row, 1, type_, out);
   auto* elements = reinterpret_cast<std::byte*>(scratch);

@@ -13,13 +13,17 @@ namespace ferry {
 
 /// A copy of a matrix's rows: as the file has them where that takes less memory than elements of
 /// the wanted type do, and every row then becomes elements whenever it is read; else as elements.
-/// Both ways read the same bytes. Threads: const and safe for several.
+/// Both ways read the same bytes. `in_place` they are read where they lie. Threads: const and safe
+/// for several.
 class HeldRows {
  public:
   HeldRows() = default;  ///< none
 
   /// Copies on all threads.
   HeldRows(const StoredMatrix& source, DType type, ThreadPool& pool);
+
+  /// No copy: rows are read where they lie, which somebody else keeps. REQUIRES: plain ones.
+  static HeldRows in_place(const StoredMatrix& source, DType type);
 
   /// What such a copy takes.
   static std::size_t bytes_of(const StoredMatrix& source, DType type);
@@ -36,7 +40,7 @@ class HeldRows {
  private:
   DType type_ = DType::f32;
   Buffer memory_;
-  StoredMatrix matrix_;  // in memory_
+  StoredMatrix matrix_;  // in memory_, or in place
 };
 
 }  // namespace ferry

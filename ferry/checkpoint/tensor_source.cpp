@@ -6,6 +6,7 @@
 #include <array>
 
 #include "ferry/checkpoint/gguf/gguf_source.h"
+#include "ferry/checkpoint/packed_directory.h"
 #include "ferry/checkpoint/safetensors_directory.h"
 #include "ferry/core/error.h"
 #include "ferry/core/hash.h"
@@ -21,6 +22,7 @@ struct SourceKind {
 
 /// The first that recognises a path opens it.
 constexpr std::array kSources = {
+    SourceKind{is_packed_directory, open_packed_directory},
     SourceKind{is_safetensors_directory, open_safetensors_directory},
     SourceKind{is_gguf_file, open_gguf_file},
 };

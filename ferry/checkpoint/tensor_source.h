@@ -17,6 +17,8 @@
 
 namespace ferry {
 
+class PackedFile;
+
 /// One tensor of a source. Borrowed from it.
 struct SourceTensor {
   std::string name;
@@ -68,6 +70,10 @@ class TensorSource {
 
   /// Null when there is none.
   virtual const SourceTensor* find(std::string_view name) const = 0;
+
+  /// Weights as they lie in memory, of a source that has them so; else null. Its matrices cannot be
+  /// read as rows.
+  virtual const PackedFile* packed() const { return nullptr; }
 
   /// The tensor of exactly this shape. Throws ModelError naming file, tensor, what was expected and
   /// what was found, as the two below do.

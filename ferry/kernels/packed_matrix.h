@@ -106,6 +106,11 @@ constexpr std::int64_t weight_groups(WeightType type, std::int64_t k) {
   return type == WeightType::fp8 ? ceil_div(k, kFp8Block) : 0;
 }
 
+/// Counts the layouts of panels that there have been, all types together: files of packed weights
+/// (ferry/checkpoint/packed_file.h) of another one are refused. The same for all instruction sets.
+/// Raise it with every change of what the next comment says.
+inline constexpr std::uint32_t kPanelLayout = 1;
+
 /// A weight matrix [k, n] (out = in * W) packed once at load into panels of 16 columns, panel after
 /// panel, columns beyond n and k beyond the padded end zero. Borrowed memory, 64-byte aligned.
 ///   f32    [k][16 columns]

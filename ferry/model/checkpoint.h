@@ -16,8 +16,8 @@
 
 namespace ferry {
 
-/// Owns the source; views borrow from it. Opening reads headers only: pages of weights come in when
-/// somebody reads them. Threads: const and safe for several.
+/// Owns the source, with whoever asks for a share; views borrow from it. Opening reads headers
+/// only: pages of weights come in when somebody reads them. Threads: const and safe for several.
 class Checkpoint {
  public:
   /// Opens the source and checks that every tensor the config asks for is there, with the right
@@ -29,6 +29,9 @@ class Checkpoint {
   const std::string& directory() const { return source_->path(); }
 
   const TensorSource& source() const { return *source_; }
+
+  /// For who keeps what lies in its files.
+  std::shared_ptr<const TensorSource> shared_source() const { return source_; }
 
   const ModelConfig& config() const { return config_; }
 
@@ -67,7 +70,7 @@ class Checkpoint {
   void untie();
   void refuse_unmeant() const;
 
-  std::unique_ptr<const TensorSource> source_;
+  std::shared_ptr<const TensorSource> source_;
   ModelConfig config_;
   std::vector<std::string> notes_;
 };

@@ -1,4 +1,5 @@
-// Packed weights together with the memory they lie in.
+// Packed weights together with the memory they lie in. It is empty where they lie in the file of a
+// packed checkpoint, which then somebody else keeps mapped.
 #pragma once
 
 #include <vector>

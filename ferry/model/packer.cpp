@@ -4,8 +4,10 @@
 #include <utility>
 
 #include "ferry/checkpoint/mapped_file.h"
+#include "ferry/core/error.h"
 #include "ferry/core/types.h"
 #include "ferry/model/family.h"
+#include "ferry/model/packed_pieces.h"
 
 namespace ferry {
 
@@ -106,6 +108,8 @@ FfnLayout ffn_layout(const Checkpoint& checkpoint,
                      const WeightChoice& choice,
                      const FfnPart& part,
                      const TensorPlace& at) {
+  if (const PackedPiece* piece = packed_block(checkpoint, part, at))
+    return {piece->type, piece->down_type, part.hidden, part.inter, part.biased};
   Sources sources;
   sources.add(checkpoint, part, at);
   return {type_for(choice, sources.gate_up),
@@ -121,6 +125,18 @@ FfnLayout expert_layout(const Checkpoint& checkpoint,
                         int layer,
                         const GroupMember& slice) {
   FfnLayout layout{choice.type, choice.type, expert.hidden, expert.inter, expert.biased, slice};
+  if (checkpoint.source().packed() != nullptr) {
+    for (int e = 0; e < checkpoint.config().moe.experts; ++e) {
+      const PackedPiece& piece = *packed_block(checkpoint, expert, {layer, e});
+      if (e == 0) layout.gate_up_type = piece.type;
+      if (e == 0) layout.down_type = piece.down_type;
+      if (piece.type == layout.gate_up_type && piece.down_type == layout.down_type) continue;
+      fail<ModelError>("{}: tensor {}: expected the types of the layer's other experts",
+                       checkpoint.source().packed()->path(),
+                       piece.names.front());
+    }
+    return layout;
+  }
   if (!choice.as_stored) return layout;
   Sources sources;
   for (int e = 0; e < checkpoint.config().moe.experts; ++e)
@@ -177,14 +193,19 @@ OwnedMatrix Packer::matrix(const TensorList& tensors,
     sources.push_back(find(pattern, rows, k, at));
     columns += rows;
   }
-  const std::vector<StripPlan> plan = plan_strips(weights_, how, sources);
-  std::size_t bytes = 0;
-  for (const StripPlan& strip : plan) bytes += strip.bytes();
-  OwnedMatrix matrix{Buffer(bytes), {}};
   const ColumnRange all{0, columns};
   const ColumnRange own = member_.columns(columns);
   std::span<const ColumnRange> wanted = how.columns.empty() ? std::span(&all, 1) : how.columns;
   if (how.shared_out) wanted = {&own, 1};
+  if (checkpoint_.source().packed() != nullptr) {
+    OwnedMatrix matrix = packed(packed_matrix(checkpoint_, tensors, k, at), how, wanted);
+    for (const StoredMatrix& source : sources) done_with(source);
+    return matrix;
+  }
+  const std::vector<StripPlan> plan = plan_strips(weights_, how, sources);
+  std::size_t bytes = 0;
+  for (const StripPlan& strip : plan) bytes += strip.bytes();
+  OwnedMatrix matrix{Buffer(bytes), {}};
   std::byte* next = matrix.memory.data();
   std::int64_t first = 0;
   for (const StripPlan& strip : plan) {
@@ -195,6 +216,43 @@ OwnedMatrix Packer::matrix(const TensorList& tensors,
     matrix.strips.push_back({.type = strip.type, .k = k, .n = strip.columns, .data = next});
     next += strip.bytes();
     first += strip.columns;
+  }
+  return matrix;
+}
+
+OwnedMatrix Packer::packed(std::span<const PackedPiece* const> pieces,
+                           const MatrixPacking& how,
+                           std::span<const ColumnRange> wanted) {
+  std::size_t bytes = 0;
+  for (const PackedPiece* piece : pieces) bytes += piece->data.size();
+  OwnedMatrix matrix;
+  if (!in_place()) matrix.memory = Buffer(bytes);
+  std::byte* next = matrix.memory.data();
+  std::int64_t first = 0;
+  for (const PackedPiece* piece : pieces) {
+    const WeightType type = how.elements ? type_of_elements() : how.type.value_or(piece->type);
+    if (type != piece->type) {
+      fail<ModelError>("{}: tensor {}: expected panels of {}, found {}",
+                       checkpoint_.source().packed()->path(),
+                       piece->names.front(),
+                       weight_type_name(type),
+                       weight_type_name(piece->type));
+    }
+    PackedMatrix strip{
+        .type = type, .k = piece->shape.back(), .n = piece->columns(), .data = piece->data.data()};
+    if (!in_place()) {
+      strip.data = next;
+      StripPanels cover(first, strip.n);
+      for (const ColumnRange& range : wanted) {
+        const PanelRange panels = cover.next(range);
+        const std::size_t begin = static_cast<std::size_t>(panels.begin) * strip.panel_bytes();
+        const std::size_t end = static_cast<std::size_t>(panels.end) * strip.panel_bytes();
+        copy_on_all(piece->data.data() + begin, next + begin, end - begin, pool_);
+      }
+      next += piece->data.size();
+    }
+    matrix.strips.push_back(strip);
+    first += strip.n;
   }
   return matrix;
 }
@@ -213,6 +271,11 @@ void Packer::ffn(const FfnPart& part,
                  const FfnLayout& layout,
                  std::byte* gate_up,
                  std::byte* down) {
+  if (const PackedPiece* piece = packed_block(checkpoint_, part, at)) {
+    advise_read_soon(piece->data);
+    copy_block(*piece, layout, member_, gate_up, down, pool_);
+    return done_with(part, at);
+  }
   const std::size_t panel = PackedMatrix::packed_panel_bytes(layout.gate_up_type, layout.hidden);
   const StoredMatrix gate = find(part.names.gate, part.inter, part.hidden, at);
   const StoredMatrix up = find(part.names.up, part.inter, part.hidden, at);
@@ -228,10 +291,31 @@ void Packer::ffn(const FfnPart& part,
   pack({&source, 1}, {layout.down_type, down, 1, {&own_hidden, 1}, first_hidden});
 }
 
+void Packer::block(const FfnPart& part,
+                   const TensorPlace& at,
+                   const FfnLayout& layout,
+                   std::byte* block) {
+  std::byte* const down = block + layout.gate_up_bytes();
+  ffn(part, at, layout, block, down);
+  if (layout.biased)
+    ffn_biases(part, at, layout, reinterpret_cast<float*>(down + layout.down_bytes()));
+}
+
+bool Packer::in_place() const {
+  return weights_.in_place && checkpoint_.source().packed() != nullptr;
+}
+
+const std::byte* Packer::block_in_place(const FfnPart& part, const TensorPlace& at) {
+  done_with(part, at);
+  return packed_block(checkpoint_, part, at)->data.data();
+}
+
 void Packer::ffn_biases(const FfnPart& part,
                         const TensorPlace& at,
                         const FfnLayout& layout,
                         float* out) {
+  if (const PackedPiece* piece = packed_block(checkpoint_, part, at))
+    return copy_block_biases(*piece, layout, reinterpret_cast<std::byte*>(out));
   const auto gate = vector({{part.names.gate_bias, part.inter}}, at);
   const auto up = vector({{part.names.up_bias, part.inter}}, at);
   const auto down = vector({{part.names.down_bias, part.hidden}}, at);
@@ -249,6 +333,10 @@ void Packer::ffn_biases(const FfnPart& part,
 
 OwnedFfn Packer::ffn(const FfnPart& part, const TensorPlace& at) {
   const FfnLayout layout = ffn_layout(checkpoint_, weights_, part, at);
+  if (in_place()) {
+    const std::byte* const block = block_in_place(part, at);
+    return {Buffer(), Buffer(), layout.view(block, block + layout.gate_up_bytes())};
+  }
   OwnedFfn owned{Buffer(layout.gate_up_bytes()), Buffer(layout.down_bytes()), {}};
   ffn(part, at, layout, owned.gate_up.data(), owned.down.data());
   owned.view = layout.view(owned.gate_up.data(), owned.down.data());
@@ -257,7 +345,9 @@ OwnedFfn Packer::ffn(const FfnPart& part, const TensorPlace& at) {
 
 HeldRows Packer::rows(const TensorRows& tensor, std::int64_t width, const TensorPlace& at) {
   const StoredMatrix source = find(tensor.pattern, tensor.rows, width, at);
-  HeldRows rows(source, activation_type(weights_.type), pool_);
+  const DType type = activation_type(weights_.type);
+  HeldRows rows = in_place() && source.is_plain() ? HeldRows::in_place(source, type)
+                                                  : HeldRows(source, type, pool_);
   done_with(source);
   return rows;
 }
@@ -280,8 +370,19 @@ StoredMatrix Packer::find(std::string_view pattern,
 }
 
 void Packer::done_with(const StoredMatrix& matrix) {
-  advise_read_done(matrix.data);
+  if (!in_place()) advise_read_done(matrix.data);
   report(matrix.bytes());
+}
+
+void Packer::done_with(const FfnPart& part, const TensorPlace& at) {
+  const auto [names, hidden, inter, biased] = part;
+  for (const std::string_view pattern : {names.gate, names.up})
+    done_with(stored(checkpoint_, pattern, {inter, hidden}, at));
+  done_with(stored(checkpoint_, names.down, {hidden, inter}, at));
+  if (!biased) return;
+  for (const std::string_view pattern : {names.gate_bias, names.up_bias})
+    done_with(stored(checkpoint_, pattern, {inter}, at));
+  done_with(stored(checkpoint_, names.down_bias, {hidden}, at));
 }
 
 HeadMatrices Packer::head_matrices(std::int64_t num_heads, std::int64_t k, std::int64_t n) const {

@@ -14,6 +14,8 @@
 
 namespace ferry {
 
+struct PackedPiece;
+
 /// The layer and the routed expert that a pattern stands for; -1: none.
 struct TensorPlace {
   int layer = -1;
@@ -106,6 +108,15 @@ class Packer {
 
   OwnedFfn ffn(const FfnPart& part, const TensorPlace& at);
 
+  /// A block of this layout in one piece, biases and all: [expert_block_bytes].
+  void block(const FfnPart& part, const TensorPlace& at, const FfnLayout& layout, std::byte* block);
+
+  /// Such a block where it lies in the file. REQUIRES: in_place(), a layout of whole blocks.
+  const std::byte* block_in_place(const FfnPart& part, const TensorPlace& at);
+
+  /// Whether weights stay where the checkpoint has them: it is packed, and that was the choice.
+  bool in_place() const;
+
   /// Hands `pack` the matrix as it is stored, and counts it.
   void own_way(const TensorRows& tensor,
                std::int64_t k,
@@ -133,6 +144,14 @@ class Packer {
                     const TensorPlace& at) const;
 
   void done_with(const StoredMatrix& matrix);
+
+  /// Counts the tensors of a block.
+  void done_with(const FfnPart& part, const TensorPlace& at);
+
+  /// These columns of what such pieces hold, a strip each.
+  OwnedMatrix packed(std::span<const PackedPiece* const> pieces,
+                     const MatrixPacking& how,
+                     std::span<const ColumnRange> wanted);
 
   WeightType type_of_elements() const { return weight_type(activation_type(weights_.type)); }
 

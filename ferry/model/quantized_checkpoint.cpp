@@ -7,12 +7,12 @@
 #include <string>
 #include <vector>
 
-#include "ferry/checkpoint/json_file.h"
 #include "ferry/checkpoint/new_directory.h"
 #include "ferry/checkpoint/pack_stored.h"
 #include "ferry/checkpoint/safetensors_writer.h"
 #include "ferry/checkpoint/stored_format.h"
 #include "ferry/core/error.h"
+#include "ferry/model/checkpoint_texts.h"
 #include "ferry/model/family.h"
 
 namespace ferry {
@@ -102,7 +102,7 @@ class Writer {
       const json index = {{"metadata", {{"total_size", bytes}}}, {"weight_map", weight_map}};
       files.add_text("model.safetensors.index.json", index.dump(2));
     }
-    copy_others(files);
+    write_texts(source_, config(), files);
     files.finish();
   }
 
@@ -174,34 +174,8 @@ class Writer {
     }
   }
 
-  /// Everything beside the weights: the tokenizer's files as they are, config.json with a line
-  /// more.
-  void copy_others(NewDirectory& files) const {
-    const fs::path from = source_.directory();
-    std::error_code ignored;
-    if (!fs::is_directory(from, ignored)) return write_texts(files);
-    for (const auto& entry : fs::directory_iterator(from)) {
-      const std::string name = entry.path().filename().string();
-      const bool weights = name.find(".safetensors") != std::string::npos;
-      if (!entry.is_regular_file() || weights || name == "config.json") continue;
-      const fs::path to = files.add(name);
-      std::error_code code;
-      if (!fs::copy_file(entry.path(), to, code))
-        fail<Error>("{}: cannot be copied: {}", entry.path().string(), code.message());
-    }
-    write_config(files);
-  }
-
-  /// The same where the source keeps such things in another form.
-  void write_texts(NewDirectory& files) const {
-    for (const char* name : {"generation_config.json", "tokenizer.json", "tokenizer_config.json"})
-      if (const auto text = source_.source().text(name)) files.add_text(name, text->text);
-    write_config(files);
-  }
-
-  void write_config(NewDirectory& files) const {
-    const SourceText text = source_.source().text("config.json").value();
-    json config = parse_json(text.text, text.file);
+  json config() const {
+    json config = config_of(source_);
     config["quantization_config"] = json::parse(format_.config);
     if (source_.config().tied_embeddings) {
       config["tie_word_embeddings"] = false;
@@ -209,7 +183,7 @@ class Writer {
       if (text_fields != nullptr && config.contains(text_fields))
         config[text_fields]["tie_word_embeddings"] = false;
     }
-    files.add_text("config.json", config.dump(2));
+    return config;
   }
 
   const Checkpoint& source_;

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "ferry/model/layer_tables.h"
+#include "ferry/model/packed_pieces.h"
 #include "ferry/model/packer.h"
 #include "ferry/model/weights.h"
 #include "ferry/placement.h"
@@ -22,6 +23,13 @@ class MemoryCounter final : public TensorTable {
               const TensorList& tensors,
               std::int64_t k,
               const MatrixPacking& how) override {
+    if (checkpoint_.source().packed() != nullptr) {
+      for (const PackedPiece* piece : packed_matrix(checkpoint_, tensors, k, {.layer = layer_})) {
+        bytes_ += piece->data.size();
+        if (!how.type) types_.insert(piece->type);
+      }
+      return;
+    }
     std::vector<StoredMatrix> sources;
     for (const TensorRows& tensor : tensors) sources.push_back(stored(tensor, k));
     for (const StripPlan& strip : plan_strips(choice_, how, sources)) {

@@ -5,6 +5,7 @@
 #include <set>
 #include <utility>
 
+#include "ferry/checkpoint/packed_file.h"
 #include "ferry/checkpoint/stored_format.h"
 #include "ferry/core/error.h"
 #include "ferry/model/family.h"
@@ -31,16 +32,9 @@ std::uint64_t tensor_bytes(const Checkpoint& checkpoint, const Wanted& wanted) {
   return bytes;
 }
 
-/// One expert into a block.
-void load_block(Packer& packer,
-                const FfnPart& expert,
-                const FfnLayout& layout,
-                const TensorPlace& at,
-                std::byte* block) {
-  std::byte* down = block + layout.gate_up_bytes();
-  packer.ffn(expert, at, layout, block, down);
-  if (layout.biased)
-    packer.ffn_biases(expert, at, layout, reinterpret_cast<float*>(down + layout.down_bytes()));
+/// A slice is not one piece of a file.
+bool stay_in_file(const Packer& packer, const FfnLayout& layout) {
+  return packer.in_place() && layout.slice.tp == 1;
 }
 
 /// Fills the slots of one sparse layer that hold an expert.
@@ -58,14 +52,19 @@ void load_slots(Packer& packer,
   for (int slot = 0; slot < slots; ++slot) filled += holds(slot) ? 1 : 0;
   // Panels are multiples of 64 bytes, so every part is aligned as kernels want it.
   const std::size_t block_bytes = expert_block_bytes(layout.view(nullptr, nullptr));
-  layer.memory = Buffer(filled * block_bytes);
+  const bool in_place = stay_in_file(packer, layout);
+  if (!in_place) layer.memory = Buffer(filled * block_bytes);
   std::byte* next = layer.memory.data();
   for (int slot = 0; slot < slots; ++slot) {
     if (!holds(slot)) continue;
-    std::byte* block = std::exchange(next, next + block_bytes);
     const TensorPlace at{layer_idx, layer.placement.expert_of(first + slot)};
-    load_block(packer, expert, layout, at, block);
     GatedFfnWeights& view = layer.slots[static_cast<std::size_t>(slot)];
+    if (in_place) {
+      view = at_block(view, packer.block_in_place(expert, at));
+      continue;
+    }
+    std::byte* block = std::exchange(next, next + block_bytes);
+    packer.block(expert, at, layout, block);
     view = at_block(view, block);
   }
 }
@@ -236,6 +235,18 @@ GatedFfnWeights at_block(GatedFfnWeights w, const std::byte* block) {
 }
 
 WeightChoice choose_weights(const Checkpoint& checkpoint, std::optional<WeightType> wanted) {
+  if (const PackedFile* packed = checkpoint.source().packed()) {
+    const PackedChoice& choice = packed->choice();
+    if (wanted && weight_type_name(*wanted) != choice.asked) {
+      fail<ConfigError>(
+          "--weights {}: {} is packed {}; leave it out, or give the checkpoint that "
+          "it was made of",
+          weight_type_name(*wanted),
+          checkpoint.directory(),
+          choice.asked.empty() ? "as its checkpoint had them" : "as " + choice.asked);
+    }
+    return {.type = choice.type, .plain_stays = choice.plain_stays, .as_stored = choice.as_stored};
+  }
   if (wanted) return {.type = *wanted};
   if (const StoredFormat* format = checkpoint.config().stored_format.get()) {
     // What no type holds as it is becomes elements: another quantised type would round again.
@@ -272,6 +283,7 @@ DenseWeights load_dense_weights(const Checkpoint& checkpoint,
     weights.layers.push_back(read_layer(config, layer, table));
   }
   read_head(config, outside, weights);
+  if (packer.in_place()) weights.file = checkpoint.shared_source();
   return weights;
 }
 
@@ -298,6 +310,7 @@ ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
     if (config.sparse(layer))
       load_slots(packer, expert, layouts[i], holder.rank, layer, weights.layers[i]);
   }
+  if (packer.in_place()) weights.file = checkpoint.shared_source();
   return weights;
 }
 
@@ -357,9 +370,15 @@ ExpertWeights next_expert_weights(ExpertWeights held,
   weights.more = std::move(blocks).memory();
   const LoadProgress silent;
   Packer packer(checkpoint, choice, pool, silent, /*total=*/0);
+  if (packer.in_place()) weights.file = checkpoint.shared_source();
+  std::erase_if(missing, [&](const Missing& one) {
+    const bool stays = stay_in_file(packer, layouts[static_cast<std::size_t>(one.at.layer)]);
+    if (stays) *one.slot = at_block(*one.slot, packer.block_in_place(expert, one.at));
+    return stays;
+  });
   for (const auto& [block, one] : places_for(missing, free, weights.more)) {
     const FfnLayout& layout = layouts[static_cast<std::size_t>(one->at.layer)];
-    load_block(packer, expert, layout, one->at, block);
+    packer.block(expert, one->at, layout, block);
     *one->slot = at_block(*one->slot, block);
   }
   return weights;

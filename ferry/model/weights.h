@@ -44,6 +44,7 @@ struct DenseWeights {
   std::vector<float> final_norm;
   OwnedMatrix head;  // [H, vocab]
   std::vector<Layer> layers;
+  std::shared_ptr<const TensorSource> file;  // of what lies there, WeightChoice::in_place
 };
 
 /// Whose routed experts. Several ranks that hold slices of the same ones are one rank to a
@@ -70,7 +71,8 @@ struct ExpertWeights {
 
   std::vector<Layer> layers;
   std::vector<Blocks> more;
-  ExpertHolder holder;  // whose
+  ExpertHolder holder;                       // whose
+  std::shared_ptr<const TensorSource> file;  // of slots that point into it, WeightChoice::in_place
 };
 
 /// One routed expert as a block: gate and up, then down, then their biases, in one piece.
@@ -90,9 +92,13 @@ struct WeightChoice {
   /// `type` is that of elements, and matrices whose codes a type of weights has as they are keep
   /// them, each by itself: docs/checkpoints.md, "GGUF".
   bool as_stored = false;
+  /// What a packed checkpoint has as it is to be held stays in its file, which is mapped; nobody
+  /// may write there. Slices of experts are read all the same. Means nothing for other checkpoints.
+  bool in_place = false;
 };
 
 /// What --weights says, else as the checkpoint has them (f16 is held as f32, which loses nothing).
+/// A packed one has them in one way: throws ConfigError where --weights says another.
 WeightChoice choose_weights(const Checkpoint& checkpoint, std::optional<WeightType> wanted);
 
 /// Packs all but the routed experts; f32 weights held as bf16 are rounded to nearest even, what is

@@ -125,6 +125,7 @@ Agreement agreement_of(const ModelOptions& options) {
                launch,
                threads,
                weights,
+               mapped,
                numerics,
                decoder,
                choose_by,
@@ -134,7 +135,7 @@ Agreement agreement_of(const ModelOptions& options) {
                expert_location] = options;
   // What these make of the model is compared instead (Model::open).
   of_each_rank(model, weights, expert_location);
-  of_each_rank(threads);
+  of_each_rank(threads, mapped);
   Agreement agreement = {{"version", std::string(version())}};
   agreement.emplace_back("--numerics, as the machine has it", numerics_name(numerics));
   add(decoder, agreement);

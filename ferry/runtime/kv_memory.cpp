@@ -14,7 +14,10 @@ namespace {
 constexpr std::uint64_t kUnknown = UINT64_MAX;
 
 /// Of this rank; all ranks of its host share what is left.
-std::uint64_t own_tokens(double fraction, const Decoder& decoder, const Transport& transport) {
+std::uint64_t own_tokens(double fraction,
+                         const Decoder& decoder,
+                         std::uint64_t mapped_bytes,
+                         const Transport& transport) {
   const std::optional<std::size_t> available = available_memory();
   if (!available) return kUnknown;
   int sharing = 0;
@@ -22,7 +25,8 @@ std::uint64_t own_tokens(double fraction, const Decoder& decoder, const Transpor
     sharing += transport.host_of(r) == transport.host_of(transport.rank()) ? 1 : 0;
   const std::size_t bytes = decoder.state_layout().bytes_per_position();
   if (bytes == 0) return kUnknown;  // a member of a group that has no head of any layer
-  const double budget = fraction * static_cast<double>(*available);
+  const double budget =
+      fraction * static_cast<double>(*available - std::min<std::size_t>(*available, mapped_bytes));
   return std::max<std::uint64_t>(
       kPagePositions, static_cast<std::uint64_t>(budget / sharing / static_cast<double>(bytes)));
 }
@@ -31,9 +35,10 @@ std::uint64_t own_tokens(double fraction, const Decoder& decoder, const Transpor
 
 std::int64_t kv_tokens_in_memory(double fraction,
                                  const Decoder& decoder,
+                                 std::uint64_t mapped_bytes,
                                  std::chrono::nanoseconds timeout,
                                  Transport& transport) {
-  const std::uint64_t own = own_tokens(fraction, decoder, transport);
+  const std::uint64_t own = own_tokens(fraction, decoder, mapped_bytes, transport);
   const std::vector<std::uint64_t> all =
       gather_words({&own, 1}, "memory for keys and values", timeout, transport);
   const std::uint64_t least = *std::min_element(all.begin(), all.end());

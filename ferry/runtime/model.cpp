@@ -90,6 +90,7 @@ Model::Model(const ModelOptions& options, ModelListener listener, Checkpoint che
       experts_(placement_for(options, checkpoint_.config(), options.launch.ranks)) {
   max_context_ = resolve_context(config(), options.engine.max_context);
   weights_ = choose_weights(checkpoint_, options.weights);
+  weights_.in_place = options.mapped;
   held_as_ = held_names(checkpoint_, weights_);
   check_kv_type(options.decoder.kv_type, config());
 }
@@ -177,6 +178,13 @@ std::shared_ptr<const DenseWeights> Model::load_dense() const {
   return load_dense({}, pool);
 }
 
+/// Where experts move from one place to another, these are written to.
+WeightChoice Model::choice_of_experts() const {
+  WeightChoice choice = weights_;
+  if (options_.engine.balance.rebalance.enabled) choice.in_place = false;
+  return choice;
+}
+
 ExpertHolder Model::holder_of(Rank rank) const {
   const int slices = options_.decoder.expert_slices;
   return {.rank = rank / slices, .slice = {.member = rank % slices, .tp = slices}};
@@ -195,7 +203,7 @@ Decoder Model::decoder_on(Transport& transport,
   if (!dense) dense = load_dense({.member = rank % tp, .tp = tp}, pool);
   ExpertWeights experts =
       load_expert_weights(checkpoint_,
-                          weights_,
+                          choice_of_experts(),
                           experts_,
                           holder_of(rank),
                           pool,
@@ -222,7 +230,7 @@ Decoder Model::next_decoder_on(Transport& transport,
   if (!dense) dense = load_dense({.member = rank % tp, .tp = tp}, pool);
   ExpertWeights experts = next_expert_weights(std::move(held),
                                               checkpoint_,
-                                              weights_,
+                                              choice_of_experts(),
                                               placement_for(options_, config(), transport.size()),
                                               holder_of(rank),
                                               pool);
@@ -232,14 +240,21 @@ Decoder Model::next_decoder_on(Transport& transport,
 Engine Model::engine_on(Decoder& decoder, Transport& transport) const {
   EngineOptions options = engine_options();
   if (options.max_kv_tokens == 0 && options_.kv_memory_fraction > 0) {
-    options.max_kv_tokens =
-        kv_tokens_in_memory(options_.kv_memory_fraction, decoder, options.timeout, transport);
+    options.max_kv_tokens = kv_tokens_in_memory(
+        options_.kv_memory_fraction, decoder, mapped_bytes(), options.timeout, transport);
   }
   return {options, decoder, transport};
 }
 
 Engine Model::late_engine_on(Decoder& decoder, Transport& transport) const {
   return {engine_options(), decoder, transport};
+}
+
+std::uint64_t Model::mapped_bytes() const {
+  std::uint64_t bytes = 0;
+  if (!weights_.in_place || checkpoint_.source().packed() == nullptr) return bytes;
+  for (const SourceFile& file : checkpoint_.source().files()) bytes += file.bytes;
+  return bytes;
 }
 
 EngineOptions Model::engine_options() const {

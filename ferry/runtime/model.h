@@ -119,6 +119,8 @@ class Model {
   void choose_backend();
   void agree();
   LoadProgress loading(std::string_view what) const;
+  WeightChoice choice_of_experts() const;
+  std::uint64_t mapped_bytes() const;
   ExpertHolder holder_of(Rank rank) const;
   std::shared_ptr<const DenseWeights> load_dense(const GroupMember& member, ThreadPool& pool) const;
 

@@ -32,6 +32,9 @@ struct ModelOptions {
   LaunchOptions launch;
   int threads = 1;                    ///< of each rank
   std::optional<WeightType> weights;  ///< none: as in the checkpoint
+  /// What a packed checkpoint has stays in its file, which is mapped; else it is read into memory
+  /// of this process. Experts that may move (engine.balance) are read all the same.
+  bool mapped = false;
   Numerics numerics = Numerics::exact;
   DecoderOptions decoder;  ///< backend and mode may be `automatic`: Model::open() chooses
   /// `measured` is not for those who bring a transport of their own.

@@ -317,8 +317,8 @@ TEST(Model, KeysAndValuesGetTheirPartOfTheMemory) {
   std::vector<std::int64_t> of_half(2), of_quarter(2);
   model.run([&](Decoder& decoder, Transport& transport) {
     const auto rank = static_cast<std::size_t>(transport.rank());
-    of_half[rank] = kv_tokens_in_memory(0.5, decoder, std::chrono::seconds(30), transport);
-    of_quarter[rank] = kv_tokens_in_memory(0.25, decoder, std::chrono::seconds(30), transport);
+    of_half[rank] = kv_tokens_in_memory(0.5, decoder, 0, std::chrono::seconds(30), transport);
+    of_quarter[rank] = kv_tokens_in_memory(0.25, decoder, 0, std::chrono::seconds(30), transport);
     return 0;
   });
   EXPECT_EQ(of_half[0], of_half[1]);
