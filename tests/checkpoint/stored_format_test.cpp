@@ -566,8 +566,8 @@ TEST(StoredFormats, ErrorsListTheTable) {
   };
   EXPECT_THAT(error({{"quant_method", "bitsandbytes"}}, stored_formats()),
               HasSubstr("config.json: field quant_method: expected \"fp8\", \"mxfp4\", "
-                        "\"compressed-tensors\", \"gptq\", \"awq\", \"gguf\", \"ferry_int8\" or "
-                        "\"ferry_int4\" (no other"));
+                        "\"compressed-tensors\", \"gptq\", \"awq\", \"gguf\", \"ferry_int8\", "
+                        "\"ferry_int4\" or \"ferry_packed\" (no other"));
   EXPECT_THAT(error(json::object(), more_formats()), HasSubstr("\"grouped\" or \"blocks\" (no"));
   EXPECT_THAT(error({{"quant_method", "grouped"}}, more_formats()), HasSubstr("group_size"));
   EXPECT_THAT(error({{"quant_method", "fp8"}}, stored_formats()), HasSubstr("weight_block_size"));
