@@ -46,6 +46,30 @@ void advise(std::span<const std::byte> part, int advice, bool whole_pages_only) 
   if (bytes > 0) ::madvise(const_cast<std::byte*>(begin), bytes, advice);
 }
 
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
+
+/// Reserves addresses first, so that the mapping begins where a huge page can: the system maps a
+/// file's huge pages as such only where address and offset agree.
+void* map_at_huge_page(std::size_t size, int fd) {
+  void* const reserved = ::mmap(
+      nullptr, size + kHugePage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (reserved == MAP_FAILED) return reserved;
+  auto* const begin = static_cast<std::byte*>(reserved);
+  const std::size_t before = (0 - reinterpret_cast<std::uintptr_t>(reserved)) % kHugePage;
+  void* const data = ::mmap(begin + before, size, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, 0);
+  if (data == MAP_FAILED) {
+    const int why = errno;
+    ::munmap(reserved, size + kHugePage);
+    errno = why;
+    return data;
+  }
+  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  const std::size_t mapped = (size + page - 1) / page * page;
+  if (before > 0) ::munmap(begin, before);
+  ::munmap(begin + before + mapped, kHugePage - before);
+  return data;
+}
+
 }  // namespace
 
 MappedFile::MappedFile(const std::filesystem::path& path) {
@@ -62,7 +86,8 @@ MappedFile::MappedFile(const std::filesystem::path& path) {
   }
   const auto size = static_cast<std::size_t>(status.st_size);
   if (size == 0) return;  // nothing can be mapped
-  void* data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd.get(), 0);
+  void* data = size < kHugePage ? ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd.get(), 0)
+                                : map_at_huge_page(size, fd.get());
   if (data == MAP_FAILED) {
     fail<ModelError>("{}: cannot map {} bytes: {}", path.string(), size, std::strerror(errno));
   }

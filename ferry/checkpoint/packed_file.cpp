@@ -11,6 +11,7 @@
 #include <numeric>
 #include <optional>
 
+#include "ferry/buffer.h"
 #include "ferry/checkpoint/json_file.h"
 #include "ferry/core/error.h"
 #include "ferry/core/hash.h"
@@ -190,6 +191,8 @@ std::uint64_t PackedPiece::gate_up_bytes() const {
 
 PackedFile::PackedFile(const std::filesystem::path& path) : path_(path.string()), file_(path) {
   const auto bytes = file_.bytes();
+  // A system that keeps this file in huge pages then reads it in and maps it so.
+  advise_huge_pages(const_cast<std::byte*>(bytes.data()), bytes.size());
   const Head wanted;
   Head head;
   if (bytes.size() >= sizeof head) std::memcpy(&head, bytes.data(), sizeof head);
@@ -332,6 +335,9 @@ void PackedFileWriter::close() {
   head.hash = hash_of(head);
   if (::pwrite(fd_, &head, sizeof head, 0) != static_cast<ssize_t>(sizeof head))
     fail<Error>("{}: cannot be written: {}", path_, std::strerror(errno));
+  // What has just been written is in small pages; what is read again comes in huge ones.
+  if (::fsync(fd_) != 0) fail<Error>("{}: cannot be written: {}", path_, std::strerror(errno));
+  static_cast<void>(::posix_fadvise(fd_, 0, 0, POSIX_FADV_DONTNEED));
   const int fd = std::exchange(fd_, -1);
   if (::close(fd) != 0) fail<Error>("{}: cannot be written: {}", path_, std::strerror(errno));
 }

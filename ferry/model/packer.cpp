@@ -272,7 +272,6 @@ void Packer::ffn(const FfnPart& part,
                  std::byte* gate_up,
                  std::byte* down) {
   if (const PackedPiece* piece = packed_block(checkpoint_, part, at)) {
-    advise_read_soon(piece->data);
     copy_block(*piece, layout, member_, gate_up, down, pool_);
     return done_with(part, at);
   }
@@ -365,7 +364,8 @@ StoredMatrix Packer::find(std::string_view pattern,
                           std::vector<std::int64_t> shape,
                           const TensorPlace& at) const {
   StoredMatrix matrix = stored(checkpoint_, pattern, std::move(shape), at);
-  advise_read_soon(matrix.data);
+  // A packed file is read in by huge pages, which this would keep from it.
+  if (checkpoint_.source().packed() == nullptr) advise_read_soon(matrix.data);
   return matrix;
 }
 
