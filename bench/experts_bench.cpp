@@ -52,7 +52,7 @@ Buffer random_bf16(std::size_t count, unsigned seed) {
 }
 
 /// Every expert's matrices as a checkpoint has them; all experts have the same numbers.
-struct Checkpoint {
+struct PlainWeights {
   Buffer gate = random_bf16(std::size_t{kInter} * kHidden, 1);
   Buffer up = random_bf16(std::size_t{kInter} * kHidden, 2);
   Buffer down = random_bf16(std::size_t{kHidden} * kInter, 3);
@@ -108,7 +108,7 @@ class Layer {
     }
   }
 
-  const Checkpoint& checkpoint() const { return checkpoint_; }
+  const PlainWeights& checkpoint() const { return checkpoint_; }
 
   const std::byte* in() const { return in_.data(); }
 
@@ -140,7 +140,7 @@ class Layer {
                  .panel_step = step});
   }
 
-  Checkpoint checkpoint_;
+  PlainWeights checkpoint_;
   Buffer in_;   // bf16 [rows, hidden]
   Buffer out_;  // f32 [rows, hidden]
   Buffer weights_;
@@ -229,7 +229,7 @@ void register_all(ExpertsPeer* experts_peer) {
 int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-  const ferry::Checkpoint& source = ferry::layer().checkpoint();
+  const auto& source = ferry::layer().checkpoint();
   const std::unique_ptr<ferry::ExpertsPeer> peer =
       ferry::make_experts_peer({.hidden = ferry::kHidden,
                                 .inter = ferry::kInter,
