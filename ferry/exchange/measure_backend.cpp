@@ -227,8 +227,7 @@ BackendChoice measure_backend(MoeA2ABackend asked,
   sort_by_loss(all);
   const auto& [best, times] = all.front();
   const auto& [next, times_of_next] = all[1];
-  const bool sums = exchange_of(best).reduce_at ==
-                    ExchangeOptions::ReduceAt::rank_then_home;
+  const bool sums = exchange_of(best).reduce_at == ExchangeOptions::ReduceAt::rank_then_home;
   return {best.backend,
           best.mode,
           fmt::format(
