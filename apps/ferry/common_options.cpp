@@ -80,33 +80,7 @@ void CommonOptions::add_network_options(Command& app) {
       ->group(kGroup);
 }
 
-CommonOptions::CommonOptions(Command& app) {
-  app.add_option("--model,--model-path",
-                 model_,
-                 "Checkpoint directory, file .gguf, or org/name in the local Hugging Face cache "
-                 "[the demo model]")
-      ->type_name("DIR")
-      ->group(kGroup);
-  app.add_option("--ep",
-                 ep_,
-                 "Ranks that the experts are spread over [as --tp; one for each NUMA node; as many "
-                 "as were started]")
-      ->type_name("N")
-      ->group(kGroup);
-  app.add_option("--tp",
-                 tp_,
-                 "Ranks that hold the same sequences and share out attention, dense layers and "
-                 "head; divides --ep")
-      ->type_name("N")
-      ->capture_default_str()
-      ->group(kGroup);
-  app.add_option("--expert-slices",
-                 expert_slices_,
-                 "Ranks of one host that share out the columns of every expert, as --tp does the "
-                 "rest; divides --tp, 1: whole experts")
-      ->type_name("N")
-      ->capture_default_str()
-      ->group(kGroup);
+void CommonOptions::add_exchange_options(Command& app) {
   app.add_option("--moe-a2a-backend",
                  backend_,
                  "How tokens travel to experts: pplx, deepep, alltoallv, mooncake, ascend_fuseep, "
@@ -138,10 +112,18 @@ CommonOptions::CommonOptions(Command& app) {
                two_batch_overlap_,
                "Half of a step's tokens travel while the experts compute the other half")
       ->group(kGroup);
-  add_network_options(app);
-  app.add_option("--threads", threads_, "Threads of each rank [cores / ranks]")
-      ->type_name("N")
+  app.add_option("--dispatch-wire",
+                 dispatch_wire_,
+                 "Rows travel out as f32, bf16, fp8, fp8_pow2, int8, int8_block [as activations]")
+      ->type_name("W")
       ->group(kGroup);
+  app.add_option(
+         "--combine-wire", combine_wire_, "Results come back as one of these [as activations]")
+      ->type_name("W")
+      ->group(kGroup);
+}
+
+void CommonOptions::add_weight_options(Command& app) {
   app.add_option(
          "--weights",
          weights_,
@@ -164,15 +146,41 @@ CommonOptions::CommonOptions(Command& app) {
       ->type_name("N")
       ->capture_default_str()
       ->group(kGroup);
-  app.add_option("--dispatch-wire",
-                 dispatch_wire_,
-                 "Rows travel out as f32, bf16, fp8, fp8_pow2, int8, int8_block [as activations]")
-      ->type_name("W")
+}
+
+CommonOptions::CommonOptions(Command& app) {
+  app.add_option("--model,--model-path",
+                 model_,
+                 "Checkpoint directory, file .gguf, or org/name in the local Hugging Face cache "
+                 "[the demo model]")
+      ->type_name("DIR")
       ->group(kGroup);
-  app.add_option(
-         "--combine-wire", combine_wire_, "Results come back as one of these [as activations]")
-      ->type_name("W")
+  app.add_option("--ep",
+                 ep_,
+                 "Ranks that the experts are spread over [as --tp; one for each NUMA node; as many "
+                 "as were started]")
+      ->type_name("N")
       ->group(kGroup);
+  app.add_option("--tp",
+                 tp_,
+                 "Ranks that hold the same sequences and share out attention, dense layers and "
+                 "head; divides --ep")
+      ->type_name("N")
+      ->capture_default_str()
+      ->group(kGroup);
+  app.add_option("--expert-slices",
+                 expert_slices_,
+                 "Ranks of one host that share out the columns of every expert, as --tp does the "
+                 "rest; divides --tp, 1: whole experts")
+      ->type_name("N")
+      ->capture_default_str()
+      ->group(kGroup);
+  add_exchange_options(app);
+  add_network_options(app);
+  app.add_option("--threads", threads_, "Threads of each rank [cores / ranks]")
+      ->type_name("N")
+      ->group(kGroup);
+  add_weight_options(app);
   app.add_option("--kv-cache-dtype",
                  kv_type_,
                  "Keep keys and values as auto (as activations), f32, bf16, int8, fp8_e4m3 (or "

@@ -36,7 +36,9 @@ class CommonOptions {
   RunOptions resolve(bool elastic = false) const;
 
  private:
+  void add_exchange_options(Command& app);
   void add_network_options(Command& app);
+  void add_weight_options(Command& app);
   LaunchOptions resolve_launch(const std::optional<World>& world) const;
   std::chrono::nanoseconds timeout() const;
   ChooseBy choose_by(bool elastic) const;

@@ -53,7 +53,7 @@ class PackedFiles : public testing::Test {
  protected:
   PackedFiles() {
     PackedFileWriter writer(path_, {.asked = "int8", .type = WeightType::int8});
-    for (PackedPiece piece : pieces_) {
+    for (const PackedPiece& piece : pieces_) {
       data_.push_back(
           numbered(static_cast<std::size_t>(piece.bytes()), static_cast<int>(data_.size())));
       writer.add(piece, data_.back());
