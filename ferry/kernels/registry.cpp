@@ -27,7 +27,7 @@ struct Supported {
   bool avx2 = false;
   bool avx512 = false;
   bool vnni = false;  // no level of its own: it makes avx512 faster
-  bool bf16 = false;  // likewise, in the numeric class `fast`
+  bool bf16 = false;  // likewise, and neon, in the numeric class `fast`
   bool amx = false;
   bool neon = false;
   bool sdot = false;   // no level of its own: it makes neon faster
@@ -97,6 +97,7 @@ Supported detect() {
   have.neon = true;
   have.sdot = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
   have.smmla = have.sdot && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
+  have.bf16 = (getauxval(AT_HWCAP2) & HWCAP2_BF16) != 0;
   return have;
 }
 
@@ -123,29 +124,6 @@ const Kernels& vnni_table() {
   return table;
 }
 
-void fast_gemm(const GemmArgs& args) {
-  if (multiplies_bf16(args.weights->type))
-    cpu::dot_gemm(args);
-  else
-    vnni_table().gemm(args);
-}
-
-std::uint64_t fast_multiply_in_registers(WeightType weights, std::int64_t rounds) {
-  return multiplies_bf16(weights) ? cpu::dot_multiply_in_registers(rounds)
-                                  : vnni_table().multiply_in_registers(weights, rounds);
-}
-
-const Kernels& fast_table() {
-  static const Kernels table = [] {
-    Kernels t = vnni_table();
-    t.name = "avx512 fast";
-    t.gemm = fast_gemm;
-    t.multiply_in_registers = fast_multiply_in_registers;
-    return t;
-  }();
-  return table;
-}
-
 #elif defined(__aarch64__)
 
 const Kernels& neon_table() {
@@ -158,6 +136,43 @@ const Kernels& neon_table() {
       t.gemm = cpu::sdot_gemm;
       t.multiply_in_registers = cpu::sdot_multiply_in_registers;
     }
+    return t;
+  }();
+  return table;
+}
+
+#endif
+
+#if defined(__x86_64__) || defined(__aarch64__)
+
+/// The exact table that the class `fast` takes its other products from. Not amx, on whose tiles
+/// bf16 is as fast in the exact order.
+const Kernels& base_of_fast() {
+#if defined(__x86_64__)
+  return vnni_table();
+#else
+  return neon_table();
+#endif
+}
+
+void fast_gemm(const GemmArgs& args) {
+  if (multiplies_bf16(args.weights->type))
+    cpu::dot_gemm(args);
+  else
+    base_of_fast().gemm(args);
+}
+
+std::uint64_t fast_multiply_in_registers(WeightType weights, std::int64_t rounds) {
+  return multiplies_bf16(weights) ? cpu::dot_multiply_in_registers(rounds)
+                                  : base_of_fast().multiply_in_registers(weights, rounds);
+}
+
+const Kernels& fast_table() {
+  static const Kernels table = [] {
+    Kernels t = base_of_fast();
+    t.name = t.isa == Isa::neon ? "neon fast" : "avx512 fast";
+    t.gemm = fast_gemm;
+    t.multiply_in_registers = fast_multiply_in_registers;
     return t;
   }();
   return table;
@@ -246,16 +261,17 @@ const Kernels& kernels() {
 
 const Kernels& kernels([[maybe_unused]] Numerics numerics) {
   const Kernels& exact = kernels();
-#if defined(__x86_64__)
-  // On tiles bf16 is as fast in the exact order.
-  if (numerics == Numerics::fast && exact.isa == Isa::avx512 && supported().bf16)
+#if defined(__x86_64__) || defined(__aarch64__)
+  if (numerics == Numerics::fast && supported().bf16 && exact.isa == base_of_fast().isa)
     return fast_table();
 #endif
   return exact;
 }
 
 std::string_view numerics_name(Numerics numerics) {
-  return &kernels(numerics) == &kernels() ? "exact" : "fast (bf16 by VDPBF16PS)";
+  const Kernels& own = kernels(numerics);
+  if (&own == &kernels()) return "exact";
+  return own.isa == Isa::neon ? "fast (bf16 by BFDOT)" : "fast (bf16 by VDPBF16PS)";
 }
 
 std::string arithmetic_name(Numerics numerics) {

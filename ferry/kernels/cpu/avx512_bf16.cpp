@@ -22,6 +22,7 @@ struct Tiling {
   static constexpr int kRows = 6;
   static constexpr int kPanels = 4;
   static constexpr int kBlockRows = 0;
+  static constexpr int kSums = 16;
 };
 
 // Each builds on those before it.
@@ -41,8 +42,24 @@ struct Tiling {
 #include "ferry/kernels/cpu/gemm_mxfp4.inl"
 #include "ferry/kernels/cpu/ggml_panels.inl"
 #include "ferry/kernels/cpu/gemm_ggml.inl"
-#include "ferry/kernels/cpu/gemm_dot.inl"
+
 // clang-format on
+
+struct DotPairs {
+  __m512i v;
+};
+
+inline DotPairs panel_pairs(const std::byte* from) { return {_mm512_loadu_si512(from)}; }
+
+inline DotPairs pairs_of(const Pairs& pairs) { return {bf16_pairs(pairs)}; }
+
+inline F32x16 dot(F32x16 sum, const DotPairs& weights, std::int32_t pair) {
+  const __m512i x = _mm512_set1_epi32(pair);
+  return {_mm512_dpbf16_ps(
+      sum.v, reinterpret_cast<const __m512bh&>(x), reinterpret_cast<const __m512bh&>(weights.v))};
+}
+
+#include "ferry/kernels/cpu/gemm_dot.inl"
 
 }  // namespace
 

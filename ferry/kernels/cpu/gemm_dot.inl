@@ -1,22 +1,26 @@
-// gemm in the numeric class `fast`, with weights of bf16 or that become bf16: VDPBF16PS multiplies
-// pairs of k as they lie in a panel and adds both products to a sum, without widening either side.
-// Its order and roundings are the processor's own (docs/numerics.md), but one chain over all pairs
-// of k (fp8: of each block of 128) for any number of rows: a row's sums do not depend on the
-// others, nor on whether codes become bf16 in registers or in scratch. Included after
-// gemm_ggml.inl, inside an anonymous namespace.
+// gemm in the numeric class `fast`, with weights of bf16 or that become bf16: the processor's own
+// instruction (VDPBF16PS, BFDOT) multiplies pairs of k as they lie in a panel and adds both
+// products to a sum, without widening either side. Its order and roundings are the processor's own
+// (docs/numerics.md), but one chain over all pairs of k (fp8: of each block of 128) for any number
+// of rows: a row's sums do not depend on the others, nor on whether codes become bf16 in registers
+// or in scratch.
+// Included after gemm_ggml.inl, inside an anonymous namespace that wraps the instruction:
+//   DotPairs: 16 columns' pairs as they lie in a panel; panel_pairs(from) loads them,
+//     pairs_of(Pairs) makes them of numbers that bf16 holds
+//   dot(sum, weights, pair): both products with a row's pair of bf16 are added
 
-/// A load's pairs of bf16, as VDPBF16PS reads them.
+/// A load's pairs.
 template <class Pairs16>
 inline void load_dot_pairs(const std::byte* from,
                            const typename Pairs16::Factor& factor,
                            std::int64_t at,
-                           __m512i (&out)[Pairs16::kPairs]) {
+                           DotPairs (&out)[Pairs16::kPairs]) {
   if constexpr (std::is_base_of_v<Bf16Pairs, Pairs16>) {
-    out[0] = _mm512_loadu_si512(from);
+    out[0] = panel_pairs(from);
   } else {
     Pairs pairs[Pairs16::kPairs];
     Pairs16::load(from, factor, at, pairs);
-    for (int i = 0; i < Pairs16::kPairs; ++i) out[i] = bf16_pairs(pairs[i]);
+    for (int i = 0; i < Pairs16::kPairs; ++i) out[i] = pairs_of(pairs[i]);
   }
 }
 
@@ -42,7 +46,7 @@ struct DotSums {
     typename Pairs16::Factor factor[P];
     for (int p = 0; p < P; ++p) factor[p] = Pairs16::factor(panels.at(p), panels.k, block);
     for (std::int64_t i = block; i < block + kBf16KBlock; i += 2 * kPairs) {
-      __m512i y[P][kPairs];
+      DotPairs y[P][kPairs];
       for (int p = 0; p < P; ++p) {
         const std::byte* from = panels.at(p) + Pairs16::bytes(i);
         fetch.reading(from);
@@ -52,12 +56,7 @@ struct DotSums {
         for (int pair = 0; pair < kPairs; ++pair) {
           std::int32_t both;
           std::memcpy(&both, a[r] + 2 * i + pair * std::ptrdiff_t{sizeof both}, sizeof both);
-          const __m512i x = _mm512_set1_epi32(both);
-          for (int p = 0; p < P; ++p) {
-            sum[r][p] = F32x16{_mm512_dpbf16_ps(sum[r][p].v,
-                                                reinterpret_cast<const __m512bh&>(x),
-                                                reinterpret_cast<const __m512bh&>(y[p][pair]))};
-          }
+          for (int p = 0; p < P; ++p) sum[r][p] = dot(sum[r][p], y[p][pair], both);
         }
       }
     }
@@ -171,18 +170,21 @@ inline void gemm_dot(const GemmArgs& args) {
   }
 }
 
+/// As peaks.inl has it of other instructions.
 inline std::uint64_t multiply_pairs_of_bf16(std::int64_t rounds) {
-  constexpr int kSums = 16;
+  constexpr int kSums = Tiling::kSums;
   F32x16 sum[kSums];
   for (F32x16& s : sum) s = splat(0.0F);
-  __m512i x = _mm512_set1_epi32(0x3f803f80);
+  const DotPairs ones = pairs_of({splat(1.0F), splat(1.0F)});
+  std::int32_t pair = 0x3f803f80;
   for (std::int64_t i = 0; i < rounds; ++i) {
-    asm volatile("" : "+v"(x));
-    for (F32x16& s : sum) {
-      s = F32x16{_mm512_dpbf16_ps(
-          s.v, reinterpret_cast<const __m512bh&>(x), reinterpret_cast<const __m512bh&>(x))};
-    }
+    asm volatile("" : "+r"(pair));  // for all the compiler knows, another than in the last round
+    for (F32x16& s : sum) s = dot(s, ones, pair);
   }
-  for (const F32x16& s : sum) asm volatile("" : : "v"(s.v));
+  alignas(64) float out[kPanelColumns];
+  for (const F32x16& s : sum) {
+    store(out, s);
+    asm volatile("" : : "r"(out) : "memory");
+  }
   return static_cast<std::uint64_t>(rounds) * kSums * 2 * 2 * kPanelColumns;
 }

@@ -18,10 +18,6 @@ extern const Kernels kAvx512;
 void vnni_gemm(const GemmArgs& args);
 std::uint64_t vnni_multiply_in_registers(WeightType weights, std::int64_t rounds);
 
-/// In the numeric class `fast`, of weights that multiplies_bf16() names.
-void dot_gemm(const GemmArgs& args);
-std::uint64_t dot_multiply_in_registers(std::int64_t rounds);
-
 /// The avx512 table with VNNI and these. REQUIRES: the process may use tiles.
 const Kernels& amx_table();
 void amx_gemm(const GemmArgs& args);
@@ -38,6 +34,11 @@ std::uint64_t sdot_multiply_in_registers(WeightType weights, std::int64_t rounds
 void smmla_gemm(const GemmArgs& args);
 std::uint64_t smmla_multiply_in_registers(WeightType weights, std::int64_t rounds);
 #endif
+
+/// In the numeric class `fast`, where the processor multiplies pairs of bf16: of weights that
+/// multiplies_bf16() names.
+void dot_gemm(const GemmArgs& args);
+std::uint64_t dot_multiply_in_registers(std::int64_t rounds);
 
 /// Start of the call's scratch, rounded up to a cache line (gemm_scratch_bytes counts that in).
 /// Asserts that `needed` bytes follow.
