@@ -132,10 +132,7 @@ TEST_P(GgmlOfIsa, AScaleThatIsNotFiniteIsANan) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernels,
-                         GgmlOfIsa,
-                         ::testing::Values(Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx),
-                         isa_test_name);
+INSTANTIATE_TEST_SUITE_P(Kernels, GgmlOfIsa, ::testing::ValuesIn(kAllIsas), isa_test_name);
 
 /// A bit or two more than in the file, where scales of six bits get a byte.
 TEST(GgmlWeights, TakeTheRoomOfTheFile) {
