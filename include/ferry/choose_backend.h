@@ -29,12 +29,12 @@ struct BackendSituation {
 };
 
 /// What one exchange costs a rank, in microseconds.
-struct BackendCost {
+struct FERRY_API BackendCost {
   MoeA2ABackend backend = MoeA2ABackend::pplx;
   DeepepMode mode = DeepepMode::low_latency;
   double us = 0;
 
-  FERRY_API std::string name() const;  ///< "pplx", "deepep normal"
+  std::string name() const;  ///< "pplx", "deepep normal"
 };
 
 struct BackendChoice {
