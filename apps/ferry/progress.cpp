@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <exception>
 #include <utility>
 
 namespace ferry {
@@ -29,6 +30,7 @@ Progress::Progress(std::string label, bool visible, std::string doing, std::stri
       did_(std::move(did)),
       visible_(visible),
       terminal_(isatty(STDERR_FILENO) == 1),
+      exceptions_(std::uncaught_exceptions()),
       begin_(Clock::now()),
       shown_(begin_) {}
 
@@ -36,6 +38,7 @@ Progress::~Progress() {
   if (!visible_ || total_ == 0) return;
   const double seconds = std::chrono::duration<double>(Clock::now() - begin_).count();
   if (terminal_) fmt::print(stderr, "\r\x1b[K");
+  if (std::uncaught_exceptions() > exceptions_) return;
   spdlog::info("{} {}: {:.1f} MB in {:.2f} s", did_, label_, megabytes(total_), seconds);
 }
 

@@ -9,7 +9,8 @@
 
 namespace ferry {
 
-/// One task with a known number of bytes. Ends its line when destroyed.
+/// One task with a known number of bytes. Ends its line when destroyed, and says that it is done
+/// unless an exception ends it.
 class Progress {
  public:
   /// `label`: "dense weights". Not visible: prints nothing. `doing` and `did`: what is done with
@@ -39,6 +40,7 @@ class Progress {
   bool terminal_;
   std::uint64_t done_ = 0;
   std::uint64_t total_ = 0;
+  int exceptions_;  // in flight when it began
   Clock::time_point begin_;
   Clock::time_point shown_;
 };

@@ -71,6 +71,11 @@ Model Model::open(const ModelOptions& options, ModelListener listener) {
   Model model(options, std::move(listener), Checkpoint::open(options.model));
   for (const std::string& note : model.checkpoint().notes())
     if (model.listener_.warn) model.listener_.warn(note);
+  if (options.mapped && model.checkpoint().source().packed() == nullptr && model.listener_.warn) {
+    model.listener_.warn(fmt::format(
+        "--load mapped: {} is not packed, so its weights are read; `ferry pack` packs it",
+        options.model.string()));
+  }
   if (Tokenizer::exists(options.model)) {
     model.tokenizer_ = std::make_unique<const Tokenizer>(Tokenizer::load(options.model));
     model.grammars_ =

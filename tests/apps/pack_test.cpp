@@ -102,7 +102,7 @@ TEST_F(Pack, RefusesWhatItCannotDoInOneLine) {
                         2,
                         "expected a new or empty directory");
   const std::string other = (directory_.path() / "other").string();
-  test::expect_one_line(test::run_program({"quantize", "--model", out_, "--out", other, "--quiet"}),
+  test::expect_one_line(test::run_program({"quantize", "--model", out_, "--out", other}),
                         1,
                         "packed weights cannot be taken apart again");
   EXPECT_FALSE(std::filesystem::exists(other));
