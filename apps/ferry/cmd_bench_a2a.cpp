@@ -79,9 +79,7 @@ std::vector<std::string> expanded(const std::vector<std::string>& names,
 void set_exchange(A2aCase& a2a, const std::string& layout, bool allow_prereduce) {
   MoeA2ABackend backend = parse_backend(a2a.backend);
   DeepepMode mode = a2a.mode.empty() ? DeepepMode::low_latency : parse_deepep_mode(a2a.mode);
-  const bool automatic = backend == MoeA2ABackend::automatic ||
-                         (backend == MoeA2ABackend::deepep && mode == DeepepMode::automatic);
-  if (automatic) {
+  if (leaves_choice(backend, mode)) {
     const BackendChoice choice =
         choose_backend(backend,
                        mode,

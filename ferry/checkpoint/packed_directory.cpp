@@ -2,11 +2,8 @@
 
 #include <fmt/core.h>
 
-#include <unordered_map>
-
-#include "ferry/checkpoint/json_file.h"
+#include "ferry/checkpoint/directory_source.h"
 #include "ferry/checkpoint/packed_file.h"
-#include "ferry/checkpoint/safetensors_directory.h"
 #include "ferry/core/error.h"
 
 namespace ferry {
@@ -15,34 +12,13 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr const char* kConfig = "config.json";
-
-class PackedDirectory final : public TensorSource {
+class PackedDirectory final : public DirectorySource {
  public:
   explicit PackedDirectory(const fs::path& directory)
-      : path_(directory.string()),
-        config_{(directory / kConfig).string(), read_text_file(directory / kConfig)},
-        packed_(directory / kPackedFile),
-        files_{{packed_.path(), packed_.file_bytes()}} {
+      : DirectorySource(directory), packed_(directory / kPackedFile) {
+    files_.push_back({packed_.path(), packed_.file_bytes()});
     for (const PackedPiece& piece : packed_.pieces()) list(piece);
-    for (std::size_t i = 0; i < tensors_.size(); ++i) by_name_.emplace(tensors_[i].name, i);
-  }
-
-  const std::string& path() const override { return path_; }
-
-  std::string_view described_by() const override { return kConfig; }
-
-  std::optional<SourceText> text(const std::string& name) const override {
-    return name == kConfig ? config_ : directory_text(path_, name);
-  }
-
-  std::span<const SourceFile> files() const override { return files_; }
-
-  std::span<const SourceTensor> tensors() const override { return tensors_; }
-
-  const SourceTensor* find(std::string_view name) const override {
-    const auto it = by_name_.find(name);
-    return it == by_name_.end() ? nullptr : &tensors_[it->second];
+    index_tensors();
   }
 
   const PackedFile* packed() const override { return &packed_; }
@@ -82,12 +58,7 @@ class PackedDirectory final : public TensorSource {
     return dtype == DType::bf16 ? "BF16" : "F16";
   }
 
-  std::string path_;
-  SourceText config_;
   PackedFile packed_;
-  std::vector<SourceFile> files_;
-  std::vector<SourceTensor> tensors_;
-  std::unordered_map<std::string_view, std::size_t> by_name_;  // keys borrow from tensors_
 };
 
 }  // namespace

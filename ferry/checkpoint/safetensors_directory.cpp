@@ -2,8 +2,8 @@
 
 #include <map>
 #include <nlohmann/json.hpp>
-#include <unordered_map>
 
+#include "ferry/checkpoint/directory_source.h"
 #include "ferry/checkpoint/json_file.h"
 #include "ferry/checkpoint/safetensors.h"
 #include "ferry/core/error.h"
@@ -15,7 +15,6 @@ using nlohmann::json;
 
 namespace {
 
-constexpr const char* kConfig = "config.json";
 constexpr const char* kSingleFile = "model.safetensors";
 constexpr const char* kIndexFile = "model.safetensors.index.json";
 
@@ -42,11 +41,9 @@ std::map<std::string, std::string> read_weight_map(const fs::path& index) {
   return result;
 }
 
-class SafetensorsDirectory final : public TensorSource {
+class SafetensorsDirectory final : public DirectorySource {
  public:
-  explicit SafetensorsDirectory(const fs::path& directory)
-      : path_(directory.string()),
-        config_{(directory / kConfig).string(), read_text_file(directory / kConfig)} {
+  explicit SafetensorsDirectory(const fs::path& directory) : DirectorySource(directory) {
     std::error_code code;
     if (fs::exists(directory / kIndexFile, code)) {
       open_shards(directory / kIndexFile);
@@ -56,24 +53,7 @@ class SafetensorsDirectory final : public TensorSource {
       fail<ModelError>("{}: expected {} or {}, found neither", path_, kSingleFile, kIndexFile);
     mapped_.emplace_back(directory / kSingleFile);
     list_tensors();
-    for (std::size_t i = 0; i < tensors_.size(); ++i) by_name_.emplace(tensors_[i].name, i);
-  }
-
-  const std::string& path() const override { return path_; }
-
-  std::string_view described_by() const override { return kConfig; }
-
-  std::optional<SourceText> text(const std::string& name) const override {
-    return name == kConfig ? config_ : directory_text(path_, name);
-  }
-
-  std::span<const SourceFile> files() const override { return files_; }
-
-  std::span<const SourceTensor> tensors() const override { return tensors_; }
-
-  const SourceTensor* find(std::string_view name) const override {
-    const auto it = by_name_.find(name);
-    return it == by_name_.end() ? nullptr : &tensors_[it->second];
+    index_tensors();
   }
 
  private:
@@ -115,12 +95,7 @@ class SafetensorsDirectory final : public TensorSource {
     }
   }
 
-  std::string path_;
-  SourceText config_;
   std::vector<SafetensorsFile> mapped_;
-  std::vector<SourceFile> files_;
-  std::vector<SourceTensor> tensors_;
-  std::unordered_map<std::string_view, std::size_t> by_name_;  // keys borrow from tensors_
 };
 
 }  // namespace
@@ -132,13 +107,6 @@ bool is_safetensors_directory(const fs::path& path) {
 
 std::unique_ptr<TensorSource> open_safetensors_directory(const fs::path& path) {
   return std::make_unique<SafetensorsDirectory>(path);
-}
-
-std::optional<SourceText> directory_text(const fs::path& directory, const std::string& name) {
-  const fs::path path = directory / name;
-  std::error_code code;
-  if (!fs::exists(path, code)) return std::nullopt;
-  return SourceText{path.string(), read_text_file(path)};
 }
 
 }  // namespace ferry

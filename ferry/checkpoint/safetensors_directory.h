@@ -16,8 +16,4 @@ bool is_safetensors_directory(const std::filesystem::path& path);
 /// file, what was expected and what was found.
 std::unique_ptr<TensorSource> open_safetensors_directory(const std::filesystem::path& path);
 
-/// The text of a file of the directory, absent where there is no such file.
-std::optional<SourceText> directory_text(const std::filesystem::path& directory,
-                                         const std::string& name);
-
 }  // namespace ferry

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 
+#include "ferry/checkpoint/directory_source.h"
 #include "ferry/checkpoint/gguf/gguf_source.h"
 #include "ferry/checkpoint/packed_directory.h"
 #include "ferry/checkpoint/safetensors_directory.h"

@@ -43,10 +43,8 @@ ExchangeOptions exchange_of(const BackendCost& cost) {
 std::vector<Candidate> candidates(MoeA2ABackend asked,
                                   DeepepMode mode,
                                   const BackendSituation& situation) {
-  const bool open = asked == MoeA2ABackend::automatic ||
-                    (asked == MoeA2ABackend::deepep && mode == DeepepMode::automatic);
   std::vector<Candidate> all;
-  if (!open) return all;
+  if (!leaves_choice(asked, mode)) return all;
   for (const BackendCost& cost : backend_costs(situation)) {
     if (asked != MoeA2ABackend::automatic && cost.backend != asked) continue;
     const bool known = std::ranges::any_of(all, [&](const Candidate& other) {

@@ -30,11 +30,6 @@ void tell(const BackendChoice& choice, ToldChoice& told) {
   std::memcpy(told.why.data(), choice.why.data(), std::min(choice.why.size(), told.why.size() - 1));
 }
 
-bool leaves_open(const DecoderOptions& options) {
-  return options.backend == MoeA2ABackend::automatic ||
-         (options.backend == MoeA2ABackend::deepep && options.deepep_mode == DeepepMode::automatic);
-}
-
 }  // namespace
 
 BackendChoice try_backends(const ModelOptions& options,
@@ -43,7 +38,7 @@ BackendChoice try_backends(const ModelOptions& options,
                            int slots_per_rank,
                            const BackendSituation& situation) {
   const DecoderOptions& asked = options.decoder;
-  if (!leaves_open(asked) || situation.ranks == 1)
+  if (!leaves_choice(asked.backend, asked.deepep_mode) || situation.ranks == 1)
     return choose_backend(asked.backend, asked.deepep_mode, situation);
   DecoderOptions named = asked;
   named.backend = MoeA2ABackend::pplx;  // any: what is tried takes its place

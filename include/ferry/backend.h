@@ -66,6 +66,12 @@ enum class MoeA2ABackend : std::uint8_t {
 /// expert home (decode); `automatic` ("auto") stands for one of them.
 enum class DeepepMode : std::uint8_t { normal, low_latency, automatic };
 
+/// Whether there is something to choose: backend `automatic`, or mode `automatic` of deepep.
+constexpr bool leaves_choice(MoeA2ABackend backend, DeepepMode mode) {
+  return backend == MoeA2ABackend::automatic ||
+         (backend == MoeA2ABackend::deepep && mode == DeepepMode::automatic);
+}
+
 /// The row of a backend; `mode` matters to deepep alone. Throws BrokenContract for what is still
 /// automatic.
 FERRY_API ExchangeOptions exchange_options(MoeA2ABackend backend,

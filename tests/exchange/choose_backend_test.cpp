@@ -134,7 +134,6 @@ TEST(MeasureBackend, RanksChooseAlikeAndSayByWhatTheyDid) {
     for (const MoeA2ABackend asked : {MoeA2ABackend::automatic, MoeA2ABackend::deepep}) {
       const std::string choice = chosen_by_all({.ranks = ranks}, asked, shape_for());
       EXPECT_FALSE(choice.empty()) << ranks;
-      EXPECT_EQ(choice.find("auto"), choice.find("auto chose")) << choice;
       if (asked == MoeA2ABackend::deepep) {
         // Without leave to sum on ranks there is one mode alone, and nothing to measure.
         EXPECT_EQ(choice.find("deepep low_latency;"), 0U) << choice;
