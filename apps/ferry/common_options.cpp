@@ -263,9 +263,7 @@ RunOptions CommonOptions::resolve(bool elastic) const {
   o.threads = threads_ == 0 ? default_threads(o.launch.ranks)
                             : in_range("--threads", threads_, 1, kMaxThreads);
   o.weights = parse_weights_option("--weights", weights_);
-  if (load_ != "read" && load_ != "mapped")
-    fail<ConfigError>("--load {}: no such way; known: read, mapped", load_);
-  o.mapped = load_ == "mapped";
+  o.mapped = parse_load(load_, "--load");
   o.numerics = parse_numerics(numerics_, "--numerics");
   o.decoder = {.tp = tp_,
                .expert_slices = expert_slices_,

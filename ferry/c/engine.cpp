@@ -52,6 +52,7 @@ GeneratorOptions generator_options(const ferry_engine_options& o) {
                            .expert_slices = o.expert_slices,
                            .threads = o.threads,
                            .weights = text_or(o.weights, ""),
+                           .load = text_or(o.load, "read"),
                            .kv_type = text_or(o.kv_cache_dtype, "auto"),
                            .numerics = text_or(o.numerics, "exact"),
                            .backend = text_or(o.backend, "pplx"),

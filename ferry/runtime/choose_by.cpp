@@ -9,6 +9,12 @@ ChooseBy parse_choose_by(std::string_view name, std::string_view option) {
   fail<ConfigError>("unknown {} '{}'; known: counted, measured", option, name);
 }
 
+bool parse_load(std::string_view name, std::string_view option) {
+  if (name != "read" && name != "mapped")
+    fail<ConfigError>("{} {}: no such way; known: read, mapped", option, name);
+  return name == "mapped";
+}
+
 std::string_view choose_by_name(ChooseBy by) {
   return by == ChooseBy::counted ? "counted" : "measured";
 }

@@ -46,6 +46,7 @@ ModelOptions model_options(const GeneratorOptions& o) {
     fail<ConfigError>("a part of {} of the memory; above 0 and up to 1 are possible",
                       o.kv_memory_fraction);
   if (!o.weights.empty()) options.weights = parse_weight_type(o.weights, "weights");
+  options.mapped = parse_load(o.load, "load");
   options.decoder.kv_type = parse_kv_type(o.kv_type, "kv_type");
   options.numerics = parse_numerics(o.numerics, "numerics");
   options.decoder.tp = o.tp;

@@ -25,6 +25,10 @@ enum class ChooseBy : std::uint8_t {
 ChooseBy parse_choose_by(std::string_view name, std::string_view option);
 std::string_view choose_by_name(ChooseBy by);
 
+/// Whether weights are mapped, by the name of a way to load them: "read" or "mapped". Throws
+/// ConfigError for another.
+bool parse_load(std::string_view name, std::string_view option);
+
 struct ModelOptions {
   std::filesystem::path model;  ///< checkpoint directory, or a file .gguf
   /// The ranks. Also where the caller brings a transport of its own: then transport and ranks say

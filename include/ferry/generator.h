@@ -26,6 +26,9 @@ struct GeneratorOptions {
   int expert_slices = 1;  ///< ranks that share out each expert's columns; divides tp
   int threads = 0;        ///< of each rank; 0: cores / ranks
   std::string weights;    ///< "f32", "bf16", "int8", "fp8", "int4", "mxfp4"; empty: as stored
+  /// "read": weights are copied into memory of this process. "mapped": those of a packed checkpoint
+  /// stay in its file, so that programs share them and none waits for them (docs/checkpoints.md).
+  std::string load = "read";
   /// Keys and values are kept as "auto" (as activations), "f32", "bf16", "int8", "fp8_e4m3".
   std::string kv_type = "auto";
   /// "exact": the same bits on every machine. "fast": the machine's dot products of bf16, in an

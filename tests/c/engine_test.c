@@ -222,6 +222,7 @@ void test_engine(void) {
   WRONG(numerics, "wild", FERRY_INVALID, "wild");
   WRONG(draft_tokens, -1, FERRY_INVALID, "-1");
   WRONG(expert_slices, 3, FERRY_INVALID, "slices");
+  WRONG(load, "carried", FERRY_INVALID, "carried");
   WRONG(backend, "tram", FERRY_INVALID, "tram");
   WRONG(ranks, -1, FERRY_INVALID, "-1 ranks");
   WRONG(tp, 3, FERRY_INVALID, "3");

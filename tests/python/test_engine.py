@@ -61,6 +61,16 @@ def test_numerics_are_exact_unless_asked_for():
         tokenferry.Engine(MODEL, ranks=1, threads=1, numerics="wild")
 
 
+def test_weights_are_mapped_where_asked_for(engine):
+    lines = []
+    params = tokenferry.SamplingParams(temperature=0, max_tokens=8)
+    with tokenferry.Engine(MODEL, ranks=1, threads=1, load="mapped", log=lines.append) as mapped:
+        assert mapped.generate("Once upon", params)[0].outputs[0].token_ids == engine.generate("Once upon", params)[0].outputs[0].token_ids
+    assert any("is not packed" in line for line in lines)
+    with pytest.raises(tokenferry.ConfigError, match="load carried"):
+        tokenferry.Engine(MODEL, ranks=1, threads=1, load="carried")
+
+
 def test_conversations_are_put_as_the_template_has_them(engine):
     question = [{"role": "user", "content": "12 + 34 ="}]
     params = dict(temperature=0, max_tokens=8)

@@ -9,7 +9,11 @@
 #include <thread>
 
 #include "ferry/core/error.h"
+#include "ferry/core/threads.h"
+#include "ferry/model/checkpoint.h"
+#include "ferry/model/packed_checkpoint.h"
 #include "ferry/refused.h"
+#include "support/files.h"
 #include "support/golden_model.h"
 #include "support/paths.h"
 
@@ -70,6 +74,28 @@ TEST(Generator, GroupsOfRanksGiveTheSameTokens) {
   options.expert_slices = 2;
   EXPECT_EQ(Generator(options).generate({p.prompt}, greedy(32)).at(0).ids, p.greedy);
   options.expert_slices = 3;
+  EXPECT_THROW(Generator{options}, ConfigError);
+}
+
+TEST(Generator, APackedModelIsReadOrMapped) {
+  const test::GoldenPrompt p = test::golden_prompts(kModel).at(0);
+  const test::TempDir out;
+  ThreadPool pool(1);
+  write_packed(Checkpoint::open(test::data_dir(kModel)), std::nullopt, out.path(), pool, {});
+  GeneratorOptions options = golden(2);
+  options.model = out.path().string();
+  std::vector<std::string> lines;
+  options.log = [&](const std::string& line) { lines.push_back(line); };
+  for (const char* load : {"read", "mapped"}) {
+    options.load = load;
+    EXPECT_EQ(Generator(options).generate({p.prompt}, greedy(32)).at(0).ids, p.greedy) << load;
+  }
+  EXPECT_EQ(lines.size(), 0U);
+  options.model = test::data_dir(kModel);  // not packed
+  EXPECT_EQ(Generator(options).generate({p.prompt}, greedy(32)).at(0).ids, p.greedy);
+  ASSERT_EQ(lines.size(), 1U);
+  EXPECT_NE(lines[0].find("is not packed, so its weights are read"), std::string::npos);
+  options.load = "carried";
   EXPECT_THROW(Generator{options}, ConfigError);
 }
 

@@ -46,12 +46,14 @@ typedef struct ferry_engine_options {
   int32_t draft_ngram_min;
   int32_t draft_ngram_max;
   int32_t expert_slices;  ///< ranks that share out each expert's columns; divides tp
+  const char*
+      load;  ///< "read", or "mapped": a packed checkpoint's weights stay in its file; NULL: "read"
 } ferry_engine_options;
 
 #define FERRY_ENGINE_OPTIONS_INIT                                                                 \
   {                                                                                               \
     sizeof(ferry_engine_options), FERRY_ENGINE_OPTIONS_MAGIC, FERRY_PLACE_HOST, NULL, NULL, NULL, \
-        0, 1, 0, 0, 512, 16, 0, 0, 0.8, NULL, NULL, NULL, NULL, 0, 2, 8, 1                        \
+        0, 1, 0, 0, 512, 16, 0, 0, 0.8, NULL, NULL, NULL, NULL, 0, 2, 8, 1, NULL                  \
   }
 
 /// Returns when the model is loaded and runs.
