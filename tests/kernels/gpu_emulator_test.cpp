@@ -98,6 +98,23 @@ void prefix_sums(int seed) {
 }
 
 template <Plant plant>
+void sum_copies(int seed) {
+  GpuEmulator gpu(with_seed(seed));
+  constexpr int kRounds = 3, kThreads = 64;
+  auto* const values = allocate<std::uint32_t>(gpu, kRounds * kThreads * 4);
+  auto* const sums = allocate<std::uint32_t>(gpu, kThreads);
+  std::iota(values, values + kRounds * kThreads * 4, 7U);
+  gpu.launch(CopiedSum<plant>{values, sums, kRounds},
+             {.blocks = 1, .threads = kThreads, .shared_bytes = std::size_t{2} * kThreads * 16});
+  for (int thread = 0; thread < kThreads; ++thread) {
+    std::uint32_t sum = 0;
+    for (int i = 0; i < kRounds * 4; ++i)
+      sum += values[(i / 4 * kThreads + (thread + 1) % kThreads) * 4 + i % 4];
+    check_equal(sums[thread], sum);
+  }
+}
+
+template <Plant plant>
 void sum_in_last_block(int seed) {
   GpuEmulator gpu(with_seed(seed));
   auto* const values = allocate<std::uint32_t>(gpu, 4 * 32);
@@ -212,6 +229,7 @@ INSTANTIATE_TEST_SUITE_P(GpuEmulator,
                              {"BlockSum", sum_blocks<kNothing>, ""},
                              {"WarpNeighbours", add_neighbours<kNothing>, ""},
                              {"PrefixSum", prefix_sums<kNothing>, ""},
+                             {"CopiedSum", sum_copies<kNothing>, ""},
                              {"LastBlockSum", sum_in_last_block<kNothing>, ""},
                              {"MessagesInOneLaunch", pass_messages<kNothing, kNothing>, ""},
                              {"Messages", exchange_messages<kNothing, kNothing>, ""},
@@ -251,6 +269,9 @@ INSTANTIATE_TEST_SUITE_P(
         {"PrefixSumEarlyRelease", prefix_sums<Plant::early_release>, "race"},
         {"PrefixSumOneOff", prefix_sums<Plant::one_off>, "race"},
         {"PrefixSumEndless", prefix_sums<Plant::endless>, "has not ended"},
+        {"CopiedSumWithoutWait", sum_copies<Plant::no_wait>, "nobody has written"},
+        {"CopiedSumWithoutBarrier", sum_copies<Plant::no_barrier>, "shared memory"},
+        {"CopiedSumWithoutSecondBarrier", sum_copies<Plant::no_second_barrier>, "shared memory"},
         {"LastBlockSumWithoutFence", sum_in_last_block<Plant::no_fence>, "race"},
         {"LastBlockSumWithoutFenceBehind", sum_in_last_block<Plant::no_fence_behind>, "race"},
         {"LastBlockSumFenceOfAnother", sum_in_last_block<Plant::fence_of_another>, "race"},

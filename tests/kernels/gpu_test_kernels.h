@@ -29,6 +29,7 @@ enum class Plant {
   early_return,          ///< of lanes that others shuffle with
   no_sync_warp,          ///< between lanes that share memory
   endless,               ///< a wait for what nobody does
+  no_wait,               ///< for copies that are under way
   overlapping_messages,  ///< the sender does not wait until a slot is free
 };
 
@@ -319,6 +320,47 @@ struct PassMessages {
     } else {
       take(t);
     }
+  }
+};
+
+/// sums[block, thread]: each thread adds up what its neighbour copies, 4 numbers in each round,
+/// while the next round's are under way.
+template <Plant plant = Plant::nothing>
+struct CopiedSum {
+  const std::uint32_t* values;  ///< [rounds, threads, 4]
+  std::uint32_t* sums;
+  int rounds;
+
+  template <class Thread>
+  FERRY_GPU void operator()(Thread& t) const {
+    std::uint32_t sum = 0;
+    fetch(t, 0);
+    for (int round = 0; round < rounds; ++round) {
+      fetch(t, round + 1);
+      t.template wait_copies<plant == Plant::no_wait ? 2 : 1>();
+      if (plant != Plant::no_barrier) t.sync();
+      const auto* neighbour =
+          reinterpret_cast<const std::uint32_t*>(stage(t, round, (t.thread() + 1) % t.threads()));
+      for (int i = 0; i < 4; ++i) sum += t.load(neighbour + i);
+      if (plant != Plant::no_second_barrier) t.sync();
+    }
+    t.store(sums + t.block() * t.threads() + t.thread(), sum);
+  }
+
+ private:
+  template <class Thread>
+  FERRY_GPU std::byte* stage(Thread& t, int round, int thread) const {
+    return t.shared() + (round % 2 * t.threads() + thread) * 16;
+  }
+
+  // Behind the last round there are zeros.
+  template <class Thread>
+  FERRY_GPU void fetch(Thread& t, int round) const {
+    const bool there = round < rounds;
+    const auto* from = reinterpret_cast<const std::byte*>(
+        values + (there ? round * t.threads() + t.thread() : 0) * 4);
+    t.copy_async(stage(t, round, t.thread()), from, there);
+    t.commit_copies();
   }
 };
 

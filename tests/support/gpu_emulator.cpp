@@ -3,7 +3,9 @@
 #include <cxxabi.h>
 #include <fmt/core.h>
 
+#include <array>
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <map>
 #include <new>
@@ -74,6 +76,68 @@ std::uint64_t EmulatedThread::shuffle_up_bits(std::uint64_t v,
 std::uint32_t EmulatedThread::ballot(bool b, Site site) const {
   return static_cast<std::uint32_t>(
       self_.launch->warp_step(self_, WarpStep::ballot, 0, b ? 1 : 0, 0, site));
+}
+
+void EmulatedThread::copy_async(std::byte* to, const std::byte* from, bool there, Site site) {
+  self_.launch->start_copy(self_, to, site);
+  copies_.push_back({.to = to, .from = there ? from : nullptr});
+}
+
+void EmulatedThread::commit_copies() {
+  std::size_t in_groups = 0;
+  for (const std::size_t copies : groups_) in_groups += copies;
+  groups_.push_back(copies_.size() - in_groups);
+}
+
+void EmulatedThread::finish_copies(std::size_t groups_left, Site site) {
+  using Line = std::array<std::byte, 16>;
+  while (groups_.size() > groups_left) {
+    for (std::size_t i = 0; i < groups_.front(); ++i) {
+      const Copy& copy = copies_[i];
+      const Line line =
+          copy.from != nullptr ? load(reinterpret_cast<const Line*>(copy.from), site) : Line{};
+      store(reinterpret_cast<Line*>(copy.to), line, site);
+    }
+    copies_.erase(copies_.begin(), copies_.begin() + static_cast<std::ptrdiff_t>(groups_.front()));
+    groups_.erase(groups_.begin());
+  }
+}
+
+MatrixWords EmulatedThread::load_matrices(const std::byte* row, Site site) const {
+  MatrixWords m{};
+  for (int i = 0; i < 4; ++i) {
+    const std::byte* from = shuffle(row, i * 8 + lane() / 4, site);
+    m.word[i] = load(reinterpret_cast<const std::uint32_t*>(from) + lane() % 4, site);
+  }
+  return m;
+}
+
+void EmulatedThread::multiply(
+    float (&sums)[4], const MatrixWords& a, std::uint32_t b0, std::uint32_t b1, Site site) const {
+  const auto pair = [](std::uint32_t low, std::uint32_t high) {
+    return std::uint64_t{high} << 32 | low;
+  };
+  const auto value = [](std::uint64_t four, int i) {  // of four bf16, in halves of each word
+    return std::bit_cast<float>(static_cast<std::uint32_t>(four >> 16 * i) << 16);
+  };
+  // Of the rows of a that this lane sums, and the columns of b: 16 numbers each, as four lanes hold
+  // them: two of the first eight and two of the others.
+  std::uint64_t upper[4], lower[4], columns[2][4];
+  for (int q = 0; q < 4; ++q) {
+    const int of_row = lane() / 4 * 4 + q;
+    upper[q] = shuffle(pair(a.word[0], a.word[2]), of_row, site);
+    lower[q] = shuffle(pair(a.word[1], a.word[3]), of_row, site);
+    for (int c = 0; c < 2; ++c)
+      columns[c][q] = shuffle(pair(b0, b1), (lane() % 4 * 2 + c) * 4 + q, site);
+  }
+  for (int k = 0; k < 16; ++k) {
+    const int q = k % 8 / 2;
+    const int i = k % 2 + k / 8 * 2;
+    for (int c = 0; c < 2; ++c) {
+      sums[c] = std::fma(value(upper[q], i), value(columns[c][q], i), sums[c]);
+      sums[2 + c] = std::fma(value(lower[q], i), value(columns[c][q], i), sums[2 + c]);
+    }
+  }
 }
 
 template <class V>

@@ -40,6 +40,7 @@
 #include <string>
 #include <type_traits>
 #include <typeinfo>
+#include <vector>
 
 #include "ferry/kernels/gpu/thread.h"
 #include "support/gpu/site.h"
@@ -139,9 +140,30 @@ class EmulatedThread {
   void add_release(std::uint64_t* p, std::uint64_t v, Site site = Site::current()) const;
   void fence(Site site = Site::current()) const;
   void pause(Site site = Site::current()) const;
+  /// Done by the wait for it, or at the end; until then nobody has written there.
+  void copy_async(std::byte* to, const std::byte* from, bool there, Site site = Site::current());
+  void commit_copies();
+
+  template <int Groups>
+  void wait_copies(Site site = Site::current()) {
+    finish_copies(Groups, site);
+  }
+
+  MatrixWords load_matrices(const std::byte* row, Site site = Site::current()) const;
+  /// In order of the depth, fused.
+  void multiply(float (&sums)[4],
+                const MatrixWords& a,
+                std::uint32_t b0,
+                std::uint32_t b1,
+                Site site = Site::current()) const;
   std::uint64_t nanoseconds() const;
 
  private:
+  struct Copy {
+    std::byte* to = nullptr;
+    const std::byte* from = nullptr;  ///< null: zeros
+  };
+
   template <class V>
   struct Bytes {
     std::byte bytes[sizeof(V)];
@@ -181,8 +203,11 @@ class EmulatedThread {
   void release_word(V* p, V v, Site site) const;
   template <class V>
   void add_release_word(V* p, V v, Site site) const;
+  void finish_copies(std::size_t groups_left, Site site);
 
   gpu::Thread& self_;
+  std::vector<Copy> copies_;         // that are under way
+  std::vector<std::size_t> groups_;  // of committed ones: how many copies are in each
   int block_, blocks_, thread_, threads_;
   std::byte* shared_;
 };

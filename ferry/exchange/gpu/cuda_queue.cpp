@@ -119,6 +119,8 @@ void check(CUresult result, std::string_view call) {
   fail<Error>("{}: {}", call, text != nullptr ? text : "unknown error");
 }
 
+constexpr std::size_t kExchangeKernels = 4;  // the first ones of GpuKernel
+
 /// A device's context with the kernels in it, for all queues of the process.
 class Device {
  public:
@@ -128,8 +130,11 @@ class Device {
     make_current();
     check(driver().load_module(&module_, ferry_cuda_image), "cuModuleLoadData");
     // In the order of GpuKernel.
-    constexpr std::array kNames = {
-        "ferry_send_tokens", "ferry_receive_tokens", "ferry_send_results", "ferry_sum_results"};
+    constexpr std::array kNames = {"ferry_send_tokens",
+                                   "ferry_receive_tokens",
+                                   "ferry_send_results",
+                                   "ferry_sum_results",
+                                   "ferry_grouped_product"};
     static_assert(kNames.size() == std::variant_size_v<GpuKernel>);
     for (const char* name : kNames) {
       kernels_.emplace_back();
@@ -156,12 +161,12 @@ class Device {
     return value;
   }
 
-  /// Of the kernel of which the fewest fit.
+  /// Of the kernel of an exchange of which the fewest fit: others wait for nobody.
   int blocks_per_multiprocessor(int threads, std::size_t shared) const {
     int least = 1 << 16;
-    for (const CUfunction kernel : kernels_) {
+    for (std::size_t i = 0; i < kExchangeKernels; ++i) {
       int blocks = 0;
-      check(driver().occupancy(&blocks, kernel, threads, shared), "cuOccupancy...");
+      check(driver().occupancy(&blocks, kernels_[i], threads, shared), "cuOccupancy...");
       least = std::min(least, blocks);
     }
     return least;

@@ -60,6 +60,9 @@ class GpuExchange {
 
   const DispatcherOptions& options() const { return options_; }
 
+  /// Rows that the memory of ExpertRows has room for.
+  std::int64_t expert_rows() const { return args_.layout.expert_rows; }
+
  private:
   enum class Phase : std::uint8_t { idle, dispatch_sent, dispatched, combine_sent };
 

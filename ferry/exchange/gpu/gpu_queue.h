@@ -10,6 +10,7 @@
 #include <variant>
 #include <vector>
 
+#include "ferry/kernels/gpu/grouped_product.h"
 #include "ferry/exchange/gpu/combine_results.h"
 #include "ferry/exchange/gpu/receive_tokens.h"
 #include "ferry/exchange/gpu/send_tokens.h"
@@ -17,9 +18,12 @@
 
 namespace ferry {
 
-/// The kernels of an exchange.
-using GpuKernel =
-    std::variant<gpu::SendTokens, gpu::ReceiveTokens, gpu::SendResults, gpu::SumResults>;
+/// All kernels: those of an exchange, and those of experts.
+using GpuKernel = std::variant<gpu::SendTokens,
+                               gpu::ReceiveTokens,
+                               gpu::SendResults,
+                               gpu::SumResults,
+                               gpu::GroupedProduct>;
 
 /// Memory of a device, of this rank or opened from a peer's.
 class GpuMemory {

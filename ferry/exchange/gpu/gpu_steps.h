@@ -98,15 +98,4 @@ constexpr std::int64_t pieces_of(std::int64_t n, std::int64_t piece) {
   return (n + piece - 1) / piece;
 }
 
-/// The last i with begins[i] <= x. REQUIRES: rising, begins[0] <= x.
-template <class Thread>
-FERRY_GPU int find_last(Thread& t, const std::uint32_t* begins, int n, std::uint32_t x) {
-  int low = 0;
-  for (int high = n; high - low > 1;) {
-    const int middle = (low + high) / 2;
-    (t.load(begins + middle) <= x ? low : high) = middle;
-  }
-  return low;
-}
-
 }  // namespace ferry::gpu

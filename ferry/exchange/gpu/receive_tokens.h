@@ -4,6 +4,7 @@
 #pragma once
 
 #include "ferry/exchange/gpu/gpu_steps.h"
+#include "ferry/kernels/gpu/prefix_sums.h"
 
 namespace ferry::gpu {
 
@@ -29,9 +30,9 @@ struct ReceiveTokens {
     count_slots(t);
     t.sync();
     if (t.warp() == 0) {
-      add_up(t, first_record(t), [](std::uint32_t count) { return count; });
+      prefix_sums(t, first_record(t), layout.slots, [](std::uint32_t count) { return count; });
     } else if (t.warp() == 1) {
-      add_up(t, first_row(t), [&](std::uint32_t count) {
+      prefix_sums(t, first_row(t), layout.slots, [&](std::uint32_t count) {
         const auto unit = static_cast<std::uint32_t>(layout.alignment);
         return layout.padded ? static_cast<std::uint32_t>(layout.slot_capacity)
                              : (count + unit - 1) / unit * unit;
@@ -88,25 +89,6 @@ struct ReceiveTokens {
       t.store(first_record(t) + slot, rows);
       t.store(first_row(t) + slot, rows);
     }
-  }
-
-  /// Turns counts into where each begins, by one warp; the sum goes behind them.
-  template <class Thread, class Room>
-  FERRY_GPU void add_up(Thread& t, std::uint32_t* begins, Room room) const {
-    const int slots = args.layout.slots;
-    std::uint32_t before = 0;
-    for (int begin = 0; begin < slots; begin += kWarpThreads) {
-      const int slot = begin + t.lane();
-      const std::uint32_t own = slot < slots ? room(t.load(begins + slot)) : 0;
-      std::uint32_t sum = own;
-      for (int lanes = 1; lanes < kWarpThreads; lanes *= 2) {
-        const std::uint32_t below = t.shuffle_up(sum, lanes);
-        if (t.lane() >= lanes) sum += below;
-      }
-      if (slot < slots) t.store(begins + slot, before + sum - own);
-      before += t.shuffle(sum, kWarpThreads - 1);
-    }
-    if (t.lane() == 0) t.store(begins + slots, before);
   }
 
   /// To experts: counts and offsets. To every home: where its results will begin.

@@ -106,6 +106,40 @@ class CudaThread {
 
   FERRY_GPU void fence() const { __threadfence_system(); }
 
+  FERRY_GPU void copy_async(void* to, const void* from, bool there) const {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :
+                 : "r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0)
+                 : "memory");
+  }
+
+  FERRY_GPU void commit_copies() const { asm volatile("cp.async.commit_group;" : : : "memory"); }
+
+  template <int Groups>
+  FERRY_GPU void wait_copies() const {
+    asm volatile("cp.async.wait_group %0;" : : "n"(Groups) : "memory");
+  }
+
+  FERRY_GPU MatrixWords load_matrices(const void* row) const {
+    MatrixWords m;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(m.word[0]), "=r"(m.word[1]), "=r"(m.word[2]), "=r"(m.word[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+    return m;
+  }
+
+  FERRY_GPU void multiply(float (&sums)[4],
+                          const MatrixWords& a,
+                          std::uint32_t b0,
+                          std::uint32_t b1) const {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b0), "r"(b1));
+  }
+
   FERRY_GPU void pause() const { __nanosleep(20); }
 
   FERRY_GPU std::uint64_t nanoseconds() const {
@@ -115,6 +149,10 @@ class CudaThread {
   }
 
  private:
+  static FERRY_GPU unsigned shared_address(const void* p) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(p));
+  }
+
   static constexpr unsigned kWholeWarp = 0xffffffffU;
 };
 

@@ -32,6 +32,22 @@
 //                            block's barrier and then one thread's release publish the block's.
 //   fence()                  orders this thread's accesses before it with those after it, for all
 //                            devices and the host
+//   copy_async(to, from, there)  16 bytes of global memory into shared, some time before
+//                            wait_copies(); zeros where `there` is false. Both aligned to 16.
+//   commit_copies()          ends a group of copies, which may be empty
+//   wait_copies<N>()         until at most the latest N of this thread's groups are under way.
+//   Other
+//                            threads see them behind a barrier.
+//   load_matrices(p)         of a whole warp: four 8 x 8 matrices of 16-bit numbers from shared
+//                            memory, lane l's p the place of row l % 8 of matrix l / 8, aligned to
+//                            16. Word i of lane l: numbers l % 4 * 2 and the next of row l / 4 of
+//                            matrix i.
+//   multiply(sums, a, b0, b1)  of a whole warp: sums [16, 8] f32 += a [16, 16] bf16 * b [8, 16]
+//   bf16
+//                            transposed, in an order of the device's own (numeric class `fast`). a:
+//                            matrices rows 0-7 and 8-15, then the same of columns 8-15; b: columns
+//                            0-7, 8-15. Sums 0 and 1 of lane l: columns l % 4 * 2 and the next of
+//                            row l / 4; 2 and 3: of row l / 4 + 8.
 //   pause()                  in every turn of a loop that waits for another thread
 //   nanoseconds()            of a clock that goes on; std::uint64_t
 //
@@ -40,16 +56,25 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #ifdef __CUDACC__
 #define FERRY_GPU __device__ __forceinline__
+/// Before a loop that indexes registers: an index that varies would put them into memory.
+#define FERRY_GPU_UNROLL _Pragma("unroll")
 #else
 #define FERRY_GPU inline
+#define FERRY_GPU_UNROLL
 #endif
 
 namespace ferry {
 
 inline constexpr int kWarpThreads = 32;
+
+/// What load_matrices() gives a lane.
+struct MatrixWords {
+  std::uint32_t word[4];
+};
 
 /// The shape of a launch.
 struct GpuGrid {

@@ -283,6 +283,12 @@ void Launch::access(Thread& thread, const void* p, std::size_t size, Access kind
   });
 }
 
+void Launch::start_copy(Thread& thread, const void* to, Site site) {
+  access(thread, to, 16, Access::write, site);
+  if (!device_.options.watch) return;
+  guard(thread, [&] { device_.memory.unwrite(*thread.block->shared, to, site); });
+}
+
 void Launch::pause(Thread& thread) {
   thread.state = Thread::State::pausing;
   pausing_.push_back(&thread);

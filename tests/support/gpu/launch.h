@@ -95,6 +95,8 @@ class Launch {
 
   void call(EmulatedThread& handle) const;
   void access(Thread& thread, const void* p, std::size_t size, Access kind, Site site);
+  /// A line of shared memory is written some time from now on.
+  void start_copy(Thread& thread, const void* to, Site site);
   void sync(Thread& thread, Site site);
   /// `value` for the other lanes; what lane `source` gave. Of a ballot, the bits.
   std::uint64_t warp_step(

@@ -227,6 +227,14 @@ void Memory::access(
   check_races(actor, *region, at, static_cast<unsigned>(size), kind, site);
 }
 
+void Memory::unwrite(Region& shared, const void* p, Site site) {
+  const auto at = reinterpret_cast<std::uintptr_t>(p);
+  if (!shared.holds(at, 16))
+    throw GpuFault(fmt::format(
+        "copy_async() ({}) to {}: not in shared memory", describe(site), where(p, &shared)));
+  shared.line(at).written = 0;
+}
+
 void Memory::host_access(
     const Actor& actor, const void* p, std::size_t bytes, bool write, Site site) {
   const auto begin = reinterpret_cast<std::uintptr_t>(p);

@@ -92,8 +92,11 @@ class Memory {
   /// Throws GpuFault. `shared` is that of the actor's block.
   void access(
       const Actor& actor, Region* shared, const void* p, std::size_t size, Access kind, Site site);
-  /// The same for a thread of the host and any number of bytes.
+  /// As access(), for a thread of the host and any number of bytes.
   void host_access(const Actor& actor, const void* p, std::size_t bytes, bool write, Site site);
+
+  /// From here on nobody has written the line at `p` of a block's shared memory.
+  void unwrite(Region& shared, const void* p, Site site);
 
   /// Whether any of these bytes is memory that kernels may reach.
   bool touches(const void* p, std::size_t bytes) const;
