@@ -5,8 +5,9 @@
 #   pack      builds with FERRY_WITH_CUDA and puts what a run needs into build/gpu_check, libraries too: on any
 #             machine, with a device or not. That folder and the tree are all that must travel (its size is printed).
 #   run       packs if that has not been done; then the exchange's conformance with 1, 2, 4 and 8 ranks on the first
-#             device, `ferry bench a2a --device cuda`, and torch's index-and-copy of the same rows where a python3
-#             with torch is there. Writes table.txt, exchange.json and peer.json into FOLDER (build/gpu_check/out).
+#             device, experts and whole layers there, `ferry bench a2a --device cuda`, experts with 512 rows each, and
+#             torch's index-and-copy and products of the same shapes where a python3 with torch is there. Writes
+#             table.txt, exchange.json, experts.json and peer.json into FOLDER (build/gpu_check/out).
 #   sanitize  a part of the conformance under compute-sanitizer: memcheck, then racecheck.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,20 +25,22 @@ copy_libraries() {
 pack() {
   cmake --preset release -B build/gpu -DFERRY_WITH_CUDA=ON -DFERRY_BUILD_TESTS=ON -DFERRY_BUILD_BENCH=OFF \
     -DFERRY_BUILD_PYTHON=OFF -DFERRY_UNITY=ON >/dev/null
-  cmake --build build/gpu -j "$(nproc)" --target ferry_app exchange_test
+  cmake --build build/gpu -j "$(nproc)" --target ferry_app exchange_test moe_test
   mkdir -p "$packed/lib"
-  cp build/gpu/ferry build/gpu/exchange_test "$packed"
-  copy_libraries build/gpu/ferry
-  copy_libraries build/gpu/exchange_test
-  strip "$packed/ferry" "$packed/exchange_test"
+  local program
+  for program in ferry exchange_test moe_test; do
+    cp "build/gpu/$program" "$packed"
+    copy_libraries "build/gpu/$program"
+    strip "$packed/$program"
+  done
   echo "gpu_check: $packed holds what a run needs, $(du -sh "$packed" | cut -f1)"
 }
 
-conformance() {  # conformance FILTER [COMMAND...]: fails where all tests are skipped, too
-  local filter=$1 log
-  shift
+conformance() {  # conformance ROOM FILTER [COMMAND...]: fails where all tests are skipped, too
+  local room=$1 filter=$2 log
+  shift 2
   log=$(mktemp)
-  LD_LIBRARY_PATH=$packed/lib "$@" "$packed/exchange_test" --gtest_filter="$filter" | tee "$log"
+  LD_LIBRARY_PATH=$packed/lib "$@" "$packed/${room}_test" --gtest_filter="$filter" | tee "$log"
   if grep -q '  SKIPPED  ' "$log"; then
     echo "gpu_check: no CUDA device was used; the reason is above" >&2
     return 1
@@ -48,6 +51,9 @@ measure() {
   local shape=(--hidden 7168 --experts 256 --topk 8 --ep "2,4,8" --transport inproc --device cuda)
   LD_LIBRARY_PATH=$packed/lib "$packed/ferry" bench a2a "${shape[@]}" --tokens 1,8,128,4096 --json >"$out/exchange.json"
   LD_LIBRARY_PATH=$packed/lib "$packed/ferry" bench a2a "${shape[@]}" --tokens 1,8,128,4096 | tee "$out/table.txt"
+  local experts=(--hidden 7168 --experts 16 --topk 8 --ep 1 --transport inproc --device cuda --inter 2048 --tokens 1024)
+  LD_LIBRARY_PATH=$packed/lib "$packed/ferry" bench a2a "${experts[@]}" --json >"$out/experts.json"
+  LD_LIBRARY_PATH=$packed/lib "$packed/ferry" bench a2a "${experts[@]}" | tee -a "$out/table.txt"
   if python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
     python3 tools/gpu_copy_peer.py --json "$out/peer.json" | tee -a "$out/table.txt"
   else
@@ -58,15 +64,17 @@ measure() {
 case "$what" in
   pack) pack ;;
   run)
-    [[ -x $packed/ferry && -x $packed/exchange_test ]] || pack
+    [[ -x $packed/ferry && -x $packed/exchange_test && -x $packed/moe_test ]] || pack
     mkdir -p "$out"
-    conformance '*GpuDevice*'
+    conformance exchange '*GpuDevice*'
+    conformance moe '*GpuDevice*'
     measure
     ;;
   sanitize)
-    [[ -x $packed/exchange_test ]] || pack
+    [[ -x $packed/exchange_test && -x $packed/moe_test ]] || pack
     for tool in memcheck racecheck; do
-      conformance '*GpuDevice*/1' compute-sanitizer --tool "$tool" --error-exitcode 1
+      conformance exchange '*GpuDevice*/1' compute-sanitizer --tool "$tool" --error-exitcode 1
+      conformance moe '*GpuDevice*' compute-sanitizer --tool "$tool" --error-exitcode 1
     done
     ;;
   *) echo "usage: tools/gpu_check.sh [pack|run|sanitize] [FOLDER]" >&2; exit 2 ;;

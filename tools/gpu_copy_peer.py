@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What torch takes on one device for the rows that an exchange moves there: index_select of every (token, expert)'s
 row into expert order, and a weighted index_add of the results into the tokens. No planning, no ranks, no signals:
-a peer for `ferry bench a2a --device cuda`, whose shapes these are. tools/gpu_check.sh runs it.
+a peer for `ferry bench a2a --device cuda`, whose shapes these are; and the products of 16 experts with 512 rows each,
+by batched products of its library. tools/gpu_check.sh runs it.
 
 Usage: tools/gpu_copy_peer.py [--json FILE]
 """
@@ -52,6 +53,20 @@ def measured(ranks, tokens):
     return {"ranks": ranks, "tokens": tokens, "dispatch_us": microseconds(dispatch), "combine_us": microseconds(combine)}
 
 
+def measured_experts(experts=16, rows=512, inter=2048):
+    """Gate and up in one product, silu(gate) * up, and the product back."""
+    x = torch.randn(experts, rows, HIDDEN, device="cuda", dtype=torch.bfloat16)
+    w13 = torch.randn(experts, HIDDEN, 2 * inter, device="cuda", dtype=torch.bfloat16) / HIDDEN**0.5
+    w2 = torch.randn(experts, inter, HIDDEN, device="cuda", dtype=torch.bfloat16) / inter**0.5
+
+    def products():
+        gate, up = torch.bmm(x, w13).chunk(2, dim=-1)
+        torch.bmm(torch.nn.functional.silu(gate) * up, w2)
+
+    us = microseconds(products)
+    return {"experts": experts, "rows": rows, "inter": inter, "experts_us": us, "tflops": 6 * experts * rows * HIDDEN * inter / us / 1e6}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", metavar="FILE")
@@ -63,6 +78,8 @@ def main():
         for tokens in TOKENS:
             rows.append(measured(ranks, tokens))
             print(f"{ranks:2}  {tokens:6}  {rows[-1]['dispatch_us']:8.1f}  {rows[-1]['combine_us']:7.1f}", flush=True)
+    rows.append(measured_experts())
+    print("experts: {experts} x {rows} rows, inter {inter}: {experts_us:.1f} us, {tflops:.1f} TFLOP/s".format(**rows[-1]))
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump(rows, file, indent=2)

@@ -29,6 +29,7 @@ struct A2aCase {
   WireType dispatch_wire = WireType::bf16;
   WireType expert_type = WireType::bf16;  ///< what experts take: the wire's own rows, or bf16
   WireType combine_wire = WireType::bf16;
+  int inter = 0;       ///< on a device: inner width of the experts between; 0: none
   double seconds = 1;  ///< about how long to measure
 
   int slots_per_rank() const { return static_cast<int>(ceil_div(experts, ranks)); }

@@ -48,6 +48,7 @@ struct BenchOptions {
   bool json = false;
   std::string plot;
   std::string device = "cpu";
+  int inter = 0;
 };
 
 template <class Values, class Name>
@@ -185,6 +186,7 @@ int run_on_cuda(const BenchOptions& options) {
   std::vector<std::pair<A2aCase, GpuTimes>> all;
   for (A2aCase a2a : cases_of(options)) {
     if (a2a.transport != "inproc") continue;
+    a2a.inter = options.inter;
     a2a.exchange.fixed_format = options.layouts.front() != "default";
     a2a.exchange.format = format_for(a2a.exchange, /*reserved_costs=*/true);
     check_gpu_options(a2a.dispatcher(), a2a.ranks);
@@ -202,6 +204,10 @@ int run_on_cuda(const BenchOptions& options) {
 
 int run(const BenchOptions& options) {
   if (options.device == "cuda") return run_on_cuda(options);
+  if (options.inter > 0)
+    fail<ConfigError>(
+        "--inter {}: experts are timed with --device cuda; `ferry bench moe` has those of CPUs",
+        options.inter);
   if (options.device != "cpu") fail<ConfigError>("--device {}: choose cpu or cuda", options.device);
   const std::vector<A2aCase> cases = cases_of(options);
   std::ofstream plot;
@@ -283,6 +289,13 @@ void add_bench_a2a(Command& bench, int& status) {
          o->device,
          "cpu, or cuda: ranks that share this machine's first CUDA device, beside its copy "
          "of as many bytes (times are those of the queue; nothing consumes the rows)")
+      ->capture_default_str();
+  a2a->add_option(
+         "--inter",
+         o->inter,
+         "With --device cuda: inner width of experts in bf16 between dispatch and combine, "
+         "which are timed too; 0: none")
+      ->range(0, 1 << 20)
       ->capture_default_str();
   a2a->add_option("--seconds", o->seconds, "About how long to measure each case")
       ->range(0.01, 3600.0)

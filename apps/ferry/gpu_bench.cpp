@@ -7,11 +7,14 @@
 #include <cmath>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <random>
 
 #include "ferry/core/error.h"
 #include "ferry/core/threads.h"
 #include "ferry/exchange/gpu/gpu_exchange.h"
+#include "ferry/kernels/gpu/elements.h"
 #include "ferry/launch.h"
+#include "ferry/moe/gpu_experts.h"
 
 namespace ferry {
 
@@ -62,6 +65,7 @@ class GpuRank {
     out_ = queue.allocate(tokens * hidden * sizeof(std::uint16_t));
     from_ = queue.allocate(std::max(dispatch_bytes(), combine_bytes()) / 2);
     to_ = queue.allocate(from_->size());
+    if (a2a.inter > 0) make_experts();
   }
 
   GpuTimes run() {
@@ -70,6 +74,7 @@ class GpuRank {
     queue_.synchronise();
     GpuTimes times{.iterations = agreed_iterations()};
     measure_phases(times);
+    if (experts_of_device_) measure_experts(times);
     times.floor_dispatch = measure_copy(times.iterations, dispatch_bytes() / 2);
     times.floor_combine = measure_copy(times.iterations, combine_bytes() / 2);
     meet();
@@ -84,6 +89,53 @@ class GpuRank {
   }
 
  private:
+  /// Random weights, of a size that keeps numbers as they are; the same for every expert.
+  void make_experts() {
+    const auto hidden = static_cast<std::size_t>(a2a_.hidden);
+    const auto inter = static_cast<std::size_t>(a2a_.inter);
+    const auto slots = static_cast<std::size_t>(layout_.slots);
+    const auto weights = [&](std::size_t of_expert, std::size_t depth) {
+      std::mt19937 engine(1);
+      std::vector<std::uint16_t> all(slots * of_expert);
+      const float scale = 2.0F / std::sqrt(static_cast<float>(depth)) / 4294967296.0F;
+      const auto end_of_first = all.begin() + static_cast<std::ptrdiff_t>(of_expert);
+      std::generate(all.begin(), end_of_first, [&] {
+        return gpu::f32_to_bf16((static_cast<float>(engine()) - 2147483648.0F) * scale);
+      });
+      for (std::size_t i = of_expert; i < all.size(); ++i) all[i] = all[i - of_expert];
+      return all;
+    };
+    experts_of_device_ =
+        std::make_unique<GpuExperts>(GpuExpertsOptions{.slots = layout_.slots,
+                                                       .hidden = a2a_.hidden,
+                                                       .inter = a2a_.inter,
+                                                       .max_rows = exchange_.expert_rows()},
+                                     weights(2 * inter * hidden, hidden),
+                                     weights(hidden * inter, inter),
+                                     queue_);
+  }
+
+  void measure_experts(GpuTimes& times) {
+    meet();
+    dispatch();
+    std::vector<double> all;
+    queue_.mark();
+    for (int i = 0; i < times.iterations; ++i) {
+      experts_of_device_->run(experts_);
+      queue_.mark();
+    }
+    combine();
+    exchange_.synchronise();
+    for (std::size_t i = 0; i < static_cast<std::size_t>(times.iterations); ++i)
+      all.push_back(queue_.microseconds(i, i + 1));
+    queue_.forget_marks();
+    times.experts = median(all);
+    std::vector<std::int32_t> counts(experts_.counts.size());
+    queue_.copy(counts.data(), experts_.counts.data(), counts.size() * sizeof(std::int32_t));
+    queue_.synchronise();
+    for (const std::int32_t count : counts) times.rows += count;
+  }
+
   std::size_t entries() const {
     return static_cast<std::size_t>(a2a_.tokens) * static_cast<std::size_t>(a2a_.topk);
   }
@@ -224,6 +276,7 @@ class GpuRank {
   GpuExchange exchange_;
   const gpu::GpuLayout layout_;
   ExpertRows experts_;
+  std::unique_ptr<GpuExperts> experts_of_device_;
   std::unique_ptr<GpuMemory> num_tokens_, slots_, weights_, rows_, out_, from_, to_;
 };
 
@@ -239,8 +292,10 @@ GpuTimes measure_gpu_exchange(const A2aCase& a2a, const MakeGpuQueue& make_queue
     const GpuTimes own = GpuRank(a2a, transport, *queue).run();
     const std::lock_guard lock(mutex);
     slowest.iterations = own.iterations;
+    if (own.experts > slowest.experts) slowest.rows = own.rows;
     for (const auto field : {&GpuTimes::dispatch,
                              &GpuTimes::combine,
+                             &GpuTimes::experts,
                              &GpuTimes::floor_dispatch,
                              &GpuTimes::floor_combine,
                              &GpuTimes::exchange})
@@ -251,21 +306,29 @@ GpuTimes measure_gpu_exchange(const A2aCase& a2a, const MakeGpuQueue& make_queue
   return slowest;
 }
 
+double tflops(const A2aCase& a2a, const GpuTimes& t) {
+  if (t.experts <= 0) return 0;
+  return 6.0 * a2a.hidden * a2a.inter * static_cast<double>(t.rows) / t.experts / 1e6;
+}
+
 std::string gpu_heading(const A2aCase& first, const std::string& device) {
   return fmt::format(
       "H {}, {} experts, top-{}, {}/{}, ranks on one {}; us, median on the slowest rank; floor: "
       "the device's copy of as many bytes\n"
-      "ep  tokens  dispatch   floor      x   combine   floor      x  exchange\n",
+      "ep  tokens  dispatch   floor      x   combine   floor      x  exchange{}\n",
       first.hidden,
       first.experts,
       first.topk,
       wire_type_name(first.dispatch_wire),
       wire_type_name(first.combine_wire),
-      device);
+      device,
+      first.inter > 0 ? "   experts  TFLOP/s" : "");
 }
 
 std::string gpu_line(const A2aCase& a2a, const GpuTimes& t) {
-  return fmt::format("{:2}  {:6}  {:8.1f}{:8.1f}{:7.2f}  {:8.1f}{:8.1f}{:7.2f}  {:8.1f}\n",
+  const std::string experts =
+      a2a.inter > 0 ? fmt::format("  {:8.1f}  {:7.1f}", t.experts, tflops(a2a, t)) : "";
+  return fmt::format("{:2}  {:6}  {:8.1f}{:8.1f}{:7.2f}  {:8.1f}{:8.1f}{:7.2f}  {:8.1f}{}\n",
                      a2a.ranks,
                      a2a.tokens,
                      t.dispatch,
@@ -274,7 +337,8 @@ std::string gpu_line(const A2aCase& a2a, const GpuTimes& t) {
                      t.combine,
                      t.floor_combine,
                      t.combine / t.floor_combine,
-                     t.exchange);
+                     t.exchange,
+                     experts);
 }
 
 std::string gpu_json(const std::vector<std::pair<A2aCase, GpuTimes>>& all,
@@ -294,7 +358,11 @@ std::string gpu_json(const std::vector<std::pair<A2aCase, GpuTimes>>& all,
                     {"dispatch_floor_us", t.floor_dispatch},
                     {"combine_us", t.combine},
                     {"combine_floor_us", t.floor_combine},
-                    {"exchange_us", t.exchange}});
+                    {"exchange_us", t.exchange},
+                    {"inter", a2a.inter},
+                    {"expert_rows", t.rows},
+                    {"experts_us", t.experts},
+                    {"experts_tflops", tflops(a2a, t)}});
   }
   return rows.dump(2) + "\n";
 }

@@ -2,6 +2,7 @@
 // own with its share of the multiprocessors, beside the device's own copy of as many bytes.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -16,9 +17,14 @@ namespace ferry {
 struct GpuTimes {
   double dispatch = 0, combine = 0;              ///< each with both of its phases
   double floor_dispatch = 0, floor_combine = 0;  ///< a copy of half the bytes read and written
+  double experts = 0;                            ///< between them, where there are some
   double exchange = 0;                           ///< back to back, without marks between
+  std::int64_t rows = 0;  ///< of a rank's experts, of the rank that took longest over them
   int iterations = 0;
 };
+
+/// Of the experts, 10^12 a second on one rank; 0: there are none.
+double tflops(const A2aCase& a2a, const GpuTimes& times);
 
 /// The queue of one of so many ranks.
 using MakeGpuQueue = std::function<std::unique_ptr<GpuQueue>(int ranks)>;

@@ -38,6 +38,19 @@ TEST(GpuBench, MeasuresRanksThatShareADevice) {
   }
 }
 
+TEST(GpuBench, MeasuresExpertsBetweenThem) {
+  A2aCase a2a = small_case(2, 3);
+  a2a.inter = 32;
+  const GpuTimes times = measured(a2a);
+  EXPECT_GT(times.experts, 0);
+  EXPECT_GT(times.rows, 0);
+  EXPECT_LE(times.rows, 2 * 3 * a2a.topk);
+  EXPECT_NEAR(
+      tflops(a2a, times), 6e-6 * 64 * 32 * static_cast<double>(times.rows) / times.experts, 1e-12);
+  EXPECT_NE(gpu_heading(a2a, "a device").find("TFLOP/s"), std::string::npos);
+  EXPECT_EQ(tflops(small_case(2, 3), {}), 0);
+}
+
 TEST(GpuBench, MeasuresQuantisedWires) {
   A2aCase a2a = small_case(1, 3);
   a2a.dispatch_wire = WireType::fp8;
