@@ -9,6 +9,7 @@
 
 #include "ferry/c/comm_state.h"
 #include "ferry/c/exchange_arguments.h"
+#include "ferry/c/exchange_lane.h"
 #include "ferry/c/status.h"
 
 struct ferry_routing {  // NOLINT(readability-identifier-naming): as C has it
@@ -30,17 +31,26 @@ class AllToAll : public OnComm {
  public:
   enum class Phase : std::uint8_t { idle, dispatch_sent, dispatched, combine_sent };
 
-  AllToAll(Comm& comm, const DispatcherOptions& options)
-      : OnComm(comm), dispatcher_(options, comm.transport(), comm.pool()) {}
+  AllToAll(Comm& comm, const MemoryPlace& place, const DispatcherOptions& options)
+      : OnComm(comm), lane_(make_exchange_lane(place, options, comm.transport(), comm.pool())) {}
 
-  Dispatcher& dispatcher() { return dispatcher_; }
+  ExchangeLane& lane() { return *lane_; }
+
+  /// For `what` is asked. Throws ConfigError on a device.
+  Dispatcher& dispatcher(const char* what) {
+    if (lane_->dispatcher() == nullptr)
+      fail<ConfigError>("{}: not there for an exchange in device memory", what);
+    return *lane_->dispatcher();
+  }
 
   void mask(Rank rank) override {
     if (options().exchange.on_dead_rank == ExchangeOptions::OnDeadRank::mask)
-      dispatcher_.mask(rank);
+      lane_->dispatcher()->mask(rank);
   }
 
-  bool is_masked(Rank rank) const override { return dispatcher_.is_masked(rank); }
+  bool is_masked(Rank rank) const override {
+    return lane_->dispatcher() != nullptr && lane_->dispatcher()->is_masked(rank);
+  }
 
   /// Runs a phase that follows `expected`: `check` first, which reads what it is handed and changes
   /// nothing. What `body` throws leaves the exchange as it is, and the comm has failed.
@@ -52,7 +62,7 @@ class AllToAll : public OnComm {
           check();
         },
         [&] {
-          body(dispatcher_);
+          body(*lane_);
           phase_ = next;
         });
   }
@@ -62,9 +72,10 @@ class AllToAll : public OnComm {
   void run_between(const char* name, Phase either, Phase or_else, Body&& body) {
     comm().exchange(
         [&] {
+          dispatcher(name);
           if (phase_ != either) check_phase(name, or_else);
         },
-        [&] { body(dispatcher_); });
+        [&] { body(dispatcher(name)); });
   }
 
   RoutedTokens tokens_of(const ferry_dispatch_input& in) const;
@@ -82,7 +93,11 @@ class AllToAll : public OnComm {
     if (phase_ != expected) fail<OutOfOrder>("{} called out of turn, after {}", name, phase_name());
   }
 
-  const DispatcherOptions& options() const { return dispatcher_.options(); }
+  const DispatcherOptions& options() const { return lane_->options(); }
+
+  int ranks() const { return comm().transport().size(); }
+
+  MemoryPlace place_of(const ferry_place& given, const char* name) const;
 
   const char* phase_name() const {
     switch (phase_) {
@@ -100,7 +115,7 @@ class AllToAll : public OnComm {
 
   void check_slots(std::span<const SlotId> slots) const;
 
-  Dispatcher dispatcher_;
+  std::unique_ptr<ExchangeLane> lane_;
   Phase phase_ = Phase::idle;
   int tokens_ = 0;                                // of the exchange in progress
   std::shared_ptr<const CachedRouting> routing_;  // that it uses
@@ -112,9 +127,25 @@ AllToAll& of(ferry_all_to_all* handle) {
   return *reinterpret_cast<AllToAll*>(need(handle, "the all-to-all"));
 }
 
+/// Throws unless what is handed over lies where the exchange is, on its queue.
+MemoryPlace AllToAll::place_of(const ferry_place& given, const char* name) const {
+  const MemoryPlace own = lane_->place();
+  if (own.kind == MemoryKind::host) return place(given, name);
+  const MemoryPlace theirs = any_place(given);
+  if (theirs != own) {
+    fail<ConfigError>(
+        "{}: {} memory; this exchange works in memory of device {}, on the queue that "
+        "it was made with",
+        name,
+        memory_kind_name(theirs.kind),
+        own.device);
+  }
+  return own;
+}
+
 /// Whether all can be computed, and, with row weights, no token names a slot twice.
 void AllToAll::check_slots(std::span<const SlotId> slots) const {
-  const int num_slots = options().slots_per_rank * dispatcher_.ranks();
+  const int num_slots = options().slots_per_rank * ranks();
   const auto topk = static_cast<std::size_t>(options().topk);
   for (std::size_t i = 0; i < slots.size(); ++i) {
     if (slots[i] < -1 || slots[i] >= num_slots) {
@@ -136,7 +167,7 @@ RoutedTokens AllToAll::tokens_of(const ferry_dispatch_input& in) const {
   if (in.tokens < 0 || in.tokens > o.max_tokens)
     fail<ConfigError>("{} tokens; 0 to {} are possible", in.tokens, o.max_tokens);
   if (in.chunks < 1) fail<ConfigError>("{} chunks; at least 1 is possible", in.chunks);
-  RoutedTokens tokens{.place = place(in.place, "ferry_dispatch_input"),
+  RoutedTokens tokens{.place = place_of(in.place, "ferry_dispatch_input"),
                       .rows = rows(in.rows, in.stride, in.tokens, "rows"),
                       .type = dtype(in.type, "type"),
                       .encoded = in.encoded != 0,
@@ -145,13 +176,17 @@ RoutedTokens AllToAll::tokens_of(const ferry_dispatch_input& in) const {
                       .layer = in.layer,
                       .timeout = timeout_of_call(in.timeout_s)};
   check_row_type(o, tokens.type, tokens.encoded);
-  const MutableRowsView registered = dispatcher_.registered_input();
+  const MutableRowsView registered = lane_->registered_input();
   if (tokens.rows.base == registered.base && in.tokens > 0 &&
       (tokens.rows.stride != registered.stride ||
        (!tokens.encoded &&
         (tokens.type == DType::f16 || wire_type(tokens.type) != o.dispatch_wire))))
     fail<ConfigError>("rows in the registered input must have its type and its stride of {} bytes",
                       registered.stride);
+  const bool on_host = tokens.place.kind == MemoryKind::host;
+  if (!on_host && (in.routing != nullptr || in.chunks > 1 || in.timeout_s >= 0))
+    fail<ConfigError>(
+        "an exchange in device memory has no kept routing, chunks or timeout of its own");
   if (in.routing != nullptr) {
     if (in.routing->tokens != in.tokens)
       fail<ConfigError>("{} tokens with the kept routing of {}", in.tokens, in.routing->tokens);
@@ -160,7 +195,7 @@ RoutedTokens AllToAll::tokens_of(const ferry_dispatch_input& in) const {
   }
   const std::int64_t entries = std::int64_t{in.tokens} * o.topk;
   tokens.slots = array(in.slots, entries, "slots");
-  check_slots(tokens.slots);
+  if (on_host) check_slots(tokens.slots);  // on a device the kernels look
   if (o.exchange.reduce_at == ExchangeOptions::ReduceAt::rank_then_home)
     tokens.weights = array(in.weights, entries, "weights, which ranks sum by,");
   if (o.row_weights) tokens.row_weights = array(in.row_weights, entries, "row_weights");
@@ -170,13 +205,17 @@ RoutedTokens AllToAll::tokens_of(const ferry_dispatch_input& in) const {
 CombineTarget AllToAll::target_of(const ferry_combine_output& out) const {
   const DType type = dtype(out.type, "type");
   const std::int64_t entries = std::int64_t{tokens_} * options().topk;
-  return {
-      .place = place(out.place, "ferry_combine_output"),
-      .weights = array(out.weights, entries, "weights"),
-      .rows = rows(
-          out.rows, out.stride, tokens_, row_bytes(options(), dispatcher_.ranks(), type), "rows"),
-      .type = type,
-      .accumulate = out.accumulate != 0};
+  return {.place = place_of(out.place, "ferry_combine_output"),
+          .weights = array(out.weights, entries, "weights"),
+          .rows = rows(out.rows, out.stride, tokens_, row_bytes(options(), ranks(), type), "rows"),
+          .type = type,
+          .accumulate = out.accumulate != 0};
+}
+
+/// Host memory without a queue, or a device's with one.
+MemoryPlace place_of_options(const ferry_place& given) {
+  const MemoryPlace there = any_place(given);
+  return there.kind == MemoryKind::host ? place(given, "ferry_all_to_all_options") : there;
 }
 
 /// Runs what changes nothing for the others.
@@ -202,7 +241,7 @@ ferry_status ferry_all_to_all_mem_size(ferry_comm* comm,
     need(bytes, "bytes");
     const auto o = exchange_options(*need(options, "options"), t.size(), t.capabilities());
     check_sizes(o);
-    *bytes = ferry::Dispatcher::mem_size(o, t.size(), t.capabilities());
+    *bytes = exchange_lane_bytes(place_of_options(options->place), o, t);
   });
 }
 
@@ -215,8 +254,9 @@ ferry_status ferry_all_to_all_create(ferry_comm* comm,
     const ferry::Transport& t = c.transport();
     const auto o = exchange_options(*need(options, "options"), t.size(), t.capabilities());
     check_sizes(o);
+    const ferry::MemoryPlace there = place_of_options(options->place);
     c.call([&] {
-      *out = reinterpret_cast<ferry_all_to_all*>(std::make_unique<AllToAll>(c, o).release());
+      *out = reinterpret_cast<ferry_all_to_all*>(std::make_unique<AllToAll>(c, there, o).release());
     });
   });
 }
@@ -240,9 +280,9 @@ ferry_status ferry_all_to_all_dispatch_send(ferry_all_to_all* a2a,
         Phase::idle,
         Phase::dispatch_sent,
         [&] { tokens = x.tokens_of(in); },
-        [&](ferry::Dispatcher& d) {
+        [&](ExchangeLane& lane) {
           x.sent(in);
-          d.dispatch_send(tokens);
+          lane.dispatch_send(tokens);
         });
   });
 }
@@ -254,7 +294,7 @@ ferry_status ferry_all_to_all_dispatch_recv(ferry_all_to_all* a2a, ferry_expert_
         Phase::dispatch_sent,
         Phase::dispatched,
         [&] { check_head(rows); },
-        [&](ferry::Dispatcher& d) { fill_struct(rows, expert_rows(d.dispatch_recv())); });
+        [&](ExchangeLane& lane) { fill_struct(rows, expert_rows(lane.dispatch_recv())); });
   });
 }
 
@@ -266,9 +306,12 @@ ferry_status ferry_all_to_all_dispatch_recv_with(ferry_all_to_all* a2a,
         "dispatch_recv_with",
         Phase::dispatch_sent,
         Phase::dispatched,
-        [&] { need(experts, "experts"); },
-        [&](ferry::Dispatcher& d) {
-          d.dispatch_recv(
+        [&] {
+          need(experts, "experts");
+          of(a2a).dispatcher("dispatch_recv_with");
+        },
+        [&](ExchangeLane& lane) {
+          lane.dispatcher()->dispatch_recv(
               [&](const ferry::ExpertRows& rows) { call_experts(experts, context, rows); });
         });
   });
@@ -281,7 +324,7 @@ ferry_status ferry_all_to_all_combine_send(ferry_all_to_all* a2a) {
         Phase::dispatched,
         Phase::combine_sent,
         [] {},
-        [](ferry::Dispatcher& d) { d.combine_send(); });
+        [](ExchangeLane& lane) { lane.combine_send(); });
   });
 }
 
@@ -296,7 +339,14 @@ ferry_status ferry_all_to_all_combine_recv(ferry_all_to_all* a2a,
         Phase::combine_sent,
         Phase::idle,
         [&] { target = x.target_of(out); },
-        [&](ferry::Dispatcher& d) { d.combine_recv(target); });
+        [&](ExchangeLane& lane) { lane.combine_recv(target); });
+  });
+}
+
+ferry_status ferry_all_to_all_synchronise(ferry_all_to_all* a2a) {
+  return guarded([&] {
+    AllToAll& x = of(a2a);
+    x.comm().exchange([] {}, [&] { x.lane().synchronise(); });
   });
 }
 
@@ -328,7 +378,7 @@ ferry_status ferry_all_to_all_registered_input(ferry_all_to_all* a2a,
                                                void** rows,
                                                int64_t* stride) {
   return look(a2a, [&](AllToAll& x) {
-    const ferry::MutableRowsView view = x.dispatcher().registered_input();
+    const ferry::MutableRowsView view = x.lane().registered_input();
     *need(rows, "rows") = view.base;
     *need(stride, "stride") = view.stride;
   });
@@ -338,20 +388,22 @@ ferry_status ferry_all_to_all_lost_tokens(ferry_all_to_all* a2a,
                                           const int32_t** tokens,
                                           int32_t* count) {
   return look(a2a, [&](AllToAll& x) {
-    const auto lost = x.dispatcher().lost_tokens();
+    const auto lost = x.dispatcher("lost_tokens").lost_tokens();
     *need(tokens, "tokens") = lost.data();
     *need(count, "count") = static_cast<int32_t>(lost.size());
   });
 }
 
 ferry_status ferry_all_to_all_chunks_of_all(ferry_all_to_all* a2a, int32_t* chunks) {
-  return look(a2a, [&](AllToAll& x) { *need(chunks, "chunks") = x.dispatcher().chunks_of_all(); });
+  return look(a2a, [&](AllToAll& x) {
+    *need(chunks, "chunks") = x.dispatcher("chunks_of_all").chunks_of_all();
+  });
 }
 
 ferry_status ferry_all_to_all_stats(ferry_all_to_all* a2a, ferry_exchange_stats* stats) {
   return look(a2a, [&](AllToAll& x) {
     check_head(stats);
-    fill_struct(stats, exchange_stats(x.dispatcher().stats()));
+    fill_struct(stats, exchange_stats(x.dispatcher("stats").stats()));
   });
 }
 
@@ -361,7 +413,7 @@ ferry_status ferry_all_to_all_source_stats(ferry_all_to_all* a2a,
                                            uint64_t* combine_wait_ns,
                                            uint64_t* rows_received) {
   return look(a2a, [&](AllToAll& x) {
-    const std::span<const ferry::SourceStats> sources = x.dispatcher().source_stats();
+    const std::span<const ferry::SourceStats> sources = x.dispatcher("source_stats").source_stats();
     if (static_cast<std::size_t>(ranks) != sources.size())
       ferry::fail<ferry::ConfigError>(
           "arrays of {} ranks, but the group has {}", ranks, sources.size());

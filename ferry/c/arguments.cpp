@@ -11,15 +11,21 @@ std::chrono::nanoseconds duration(double seconds, const char* name) {
   return std::chrono::nanoseconds(static_cast<std::int64_t>(seconds * 1e9));
 }
 
+MemoryPlace any_place(const ferry_place& given) {
+  return {.kind = enumerator(given.memory, MemoryKind::device, "ferry_place::memory"),
+          .device = given.device,
+          .queue = given.queue};
+}
+
 MemoryPlace place(const ferry_place& given, const char* name) {
-  const MemoryKind kind = enumerator(given.memory, MemoryKind::device, "ferry_place::memory");
-  if (kind != MemoryKind::host || given.queue != nullptr) {
-    fail<ConfigError>("{}: {} memory{}; this build works on host memory without a queue",
+  MemoryPlace ours = any_place(given);
+  if (ours.kind != MemoryKind::host || ours.queue != nullptr) {
+    fail<ConfigError>("{}: {} memory{}; this works on host memory without a queue",
                       name,
-                      memory_kind_name(kind),
-                      given.queue != nullptr ? " with a queue" : "");
+                      memory_kind_name(ours.kind),
+                      ours.queue != nullptr ? " with a queue" : "");
   }
-  return {.kind = kind, .device = given.device};
+  return ours;
 }
 
 ferry_place place(const MemoryPlace& ours) {

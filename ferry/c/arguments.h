@@ -128,8 +128,11 @@ inline WireType wire(std::int32_t number, const char* name) {
   return enumerator(number, WireType::int8_block, name);
 }
 
-/// Throws for a place that this build cannot work at.
+/// Throws for a place but ordinary memory.
 MemoryPlace place(const ferry_place& given, const char* name);
+
+/// As it is. Throws for no kind of memory.
+MemoryPlace any_place(const ferry_place& given);
 
 ferry_place place(const MemoryPlace& ours);
 

@@ -41,7 +41,6 @@ DispatcherOptions exchange_options(const ferry_all_to_all_options& options,
                                    int ranks,
                                    const Capabilities& transport) {
   const ferry_all_to_all_options given = read_struct(&options);
-  place(given.place, "ferry_all_to_all_options");
   need_at_least(1, given.hidden, "hidden");
   need_at_least(1, given.max_tokens, "max_tokens");
   need_at_least(1, given.tp, "tp");

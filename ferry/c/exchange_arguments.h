@@ -12,8 +12,8 @@ struct ferry_placement {  // NOLINT(readability-identifier-naming): as C has it
 
 namespace ferry::c {
 
-/// The options of an exchange on such a transport; `slots_per_rank` and `topk` may be 0. Throws
-/// ConfigError.
+/// The options of an exchange on such a transport, wherever it is to be; `slots_per_rank` and
+/// `topk` may be 0. Throws ConfigError.
 DispatcherOptions exchange_options(const ferry_all_to_all_options& given,
                                    int ranks,
                                    const Capabilities& transport);

@@ -56,6 +56,7 @@ MoeAllToAll::Options moe_options(const ferry_moe_options* options,
   if (with_topk.topk != 0 && with_topk.topk != o.topk)
     fail<ConfigError>("topk is {} of the exchange and {} of the router", with_topk.topk, o.topk);
   with_topk.topk = o.topk;
+  place(with_topk.place, "ferry_all_to_all_options");
   const DispatcherOptions d =
       exchange_options(with_topk, transport.size(), transport.capabilities());
   const Placement placement = Placement::identity(o.experts, transport.size(), o.redundant);

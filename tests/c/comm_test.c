@@ -99,7 +99,7 @@ static void option_errors(void) {
   OK(create(&o));
   o = alone();
   o.place.memory = FERRY_DEVICE;
-  FAILS(FERRY_INVALID, "device memory; this build works on host memory", create(&o));
+  FAILS(FERRY_INVALID, "device memory; this works on host memory", create(&o));
   o = alone();
   o.place.memory = 7;
   FAILS(FERRY_INVALID, "ferry_place::memory is 7", create(&o));

@@ -196,6 +196,7 @@ static void wrong_options(ferry_comm* comm) {
   WRONG(on_dead_rank, 3, "on_dead_rank is 3");
   WRONG(timeout_s, -1, "timeout_s is -1");
   WRONG(place.memory, FERRY_HOST_PINNED, "host_pinned memory");
+  WRONG(place.memory, FERRY_DEVICE, "device memory: ");
 #undef WRONG
 }
 

@@ -60,7 +60,7 @@ struct SumResults {
   FERRY_GPU void operator()(Thread& t) const {
     if (!await_all(t, args, GpuSignal::results)) return;
     const std::int64_t pieces = pieces_of(args.layout.hidden, kPieceValues);
-    for_units(t, t.load(args.tokens) * pieces, [&](std::int64_t unit) {
+    for_units(t, num_tokens(t, args) * pieces, [&](std::int64_t unit) {
       const std::int64_t token = unit / pieces;
       const Term term = t.lane() < args.layout.topk ? term_of(t, token, t.lane()) : Term{};
       weighted_sum(t,

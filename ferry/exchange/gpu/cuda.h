@@ -21,4 +21,8 @@ CudaDevices find_cuda_devices();
 /// whose kernels must fit on it at once. Throws ConfigError where there is no such device.
 std::unique_ptr<GpuQueue> make_cuda_queue(int device, int ranks_there);
 
+/// The same over a stream of the caller's (CUstream, of the device's primary context), which
+/// outlives it.
+std::unique_ptr<GpuQueue> use_cuda_stream(int device, int ranks_there, void* stream);
+
 }  // namespace ferry

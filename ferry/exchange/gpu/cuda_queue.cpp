@@ -238,15 +238,22 @@ struct Shared {
 class CudaQueue final : public GpuQueue {
  public:
   CudaQueue(int number, int ranks_there)
-      : number_(number), ranks_there_(ranks_there), device_(device_of(number)) {
+      : number_(number), ranks_there_(ranks_there), owns_stream_(true), device_(device_of(number)) {
     device_->make_current();
     check(driver().create_stream(&stream_, CU_STREAM_NON_BLOCKING), "cuStreamCreate");
   }
 
+  CudaQueue(int number, int ranks_there, CUstream stream)
+      : number_(number),
+        ranks_there_(ranks_there),
+        owns_stream_(false),
+        device_(device_of(number)),
+        stream_(stream) {}
+
   ~CudaQueue() override {
     device_->make_current();
     for (const CUevent event : events_) driver().destroy_event(event);
-    driver().destroy_stream(stream_);
+    if (owns_stream_) driver().destroy_stream(stream_);
   }
 
   CudaQueue(const CudaQueue&) = delete;
@@ -351,6 +358,7 @@ class CudaQueue final : public GpuQueue {
  private:
   int number_;
   int ranks_there_;
+  bool owns_stream_;
   std::shared_ptr<Device> device_;
   CUstream stream_ = nullptr;
   std::vector<CUevent> events_;
@@ -380,13 +388,26 @@ CudaDevices find_cuda_devices() {
   return found;
 }
 
-std::unique_ptr<GpuQueue> make_cuda_queue(int device, int ranks_there) {
+namespace {
+
+void check_device(int device, int ranks_there) {
   const CudaDevices found = find_cuda_devices();
   if (found.names.empty()) fail<ConfigError>("device cuda {}: {}", device, found.why_none);
   if (device < 0 || static_cast<std::size_t>(device) >= found.names.size())
     fail<ConfigError>("device cuda {}: this machine has 0..{}", device, found.names.size() - 1);
   FERRY_CHECK(ranks_there >= 1, "{} ranks on a device", ranks_there);
+}
+
+}  // namespace
+
+std::unique_ptr<GpuQueue> make_cuda_queue(int device, int ranks_there) {
+  check_device(device, ranks_there);
   return std::make_unique<CudaQueue>(device, ranks_there);
+}
+
+std::unique_ptr<GpuQueue> use_cuda_stream(int device, int ranks_there, void* stream) {
+  check_device(device, ranks_there);
+  return std::make_unique<CudaQueue>(device, ranks_there, static_cast<CUstream>(stream));
 }
 
 }  // namespace ferry

@@ -1,11 +1,11 @@
 // The kernels of an exchange and of experts as a CUDA device runs them, by names that
 // cuda_queue.cpp looks up. Built into one image for several devices (cmake/ferry_cuda.cmake), with
 // -fmad=false and -ftz=true: see thread.h.
-#include "ferry/kernels/gpu/grouped_product.h"
 #include "ferry/exchange/gpu/combine_results.h"
 #include "ferry/exchange/gpu/receive_tokens.h"
 #include "ferry/exchange/gpu/send_tokens.h"
 #include "ferry/kernels/gpu/cuda_thread.cuh"
+#include "ferry/kernels/gpu/grouped_product.h"
 
 #define FERRY_GPU_KERNEL(name, Kernel, threads, blocks_at_once)         \
   extern "C" __global__ void __launch_bounds__(threads, blocks_at_once) \

@@ -119,6 +119,21 @@ GpuExchange::GpuExchange(const DispatcherOptions& options, Transport& transport,
 
 GpuExchange::~GpuExchange() = default;
 
+std::size_t GpuExchange::mem_size(const DispatcherOptions& options, int ranks) {
+  DispatcherOptions o = options;
+  o.exchange.format = format_for(o.exchange, /*reserved_costs=*/true);
+  check_gpu_options(o, ranks);
+  const gpu::GpuLayout layout(o, ranks);
+  const auto rows = static_cast<std::size_t>(layout.expert_rows);
+  const std::int64_t encoded = is_quantized(o.combine_wire) ? layout.output_row_bytes : 0;
+  return layout.part_bytes + sizeof(gpu::GpuState) +
+         static_cast<std::size_t>(layout.max_tokens * layout.topk) * sizeof(std::uint32_t) +
+         rows * static_cast<std::size_t>(layout.expert_row_bytes + encoded) +
+         (layout.row_weights ? rows * sizeof(float) : 0) +
+         static_cast<std::size_t>(layout.slots) * (sizeof(std::int32_t) + sizeof(std::int64_t)) +
+         static_cast<std::size_t>(layout.ranks) * sizeof(std::byte*);
+}
+
 /// Tells the peers where this rank's part is, and opens theirs.
 void GpuExchange::meet(Transport& transport) {
   const std::vector<std::byte> own = queue_.share(*part_);
@@ -163,13 +178,18 @@ void GpuExchange::launch(const GpuKernel& kernel, std::size_t shared_bytes) {
 
 void GpuExchange::dispatch_send(const GpuTokens& tokens) {
   enter(Phase::idle, Phase::dispatch_sent, "dispatch_send");
-  FERRY_CHECK(tokens.tokens != nullptr && tokens.slots != nullptr,
-              "no number of tokens or no slots");
+  FERRY_CHECK(tokens.count >= 0 && tokens.count <= options_.max_tokens,
+              "{} tokens; 0 to {} are possible",
+              tokens.count,
+              options_.max_tokens);
+  FERRY_CHECK(tokens.slots != nullptr || (tokens.tokens == nullptr && tokens.count == 0),
+              "no slots");
   FERRY_CHECK(!options_.row_weights || tokens.row_weights != nullptr, "no row weights");
   if (!tokens.encoded && is_quantized(options_.dispatch_wire) && tokens.type == DType::f16)
     fail<ConfigError>("{} wires take f32 or bf16 rows, not f16",
                       wire_type_name(options_.dispatch_wire));
   args_.tokens = tokens.tokens;
+  args_.count = tokens.count;
   args_.slots = tokens.slots;
   const bool in_stage = tokens.rows.base == registered_input().base && !tokens.rows.pointers;
   launch(gpu::SendTokens{.args = args_,

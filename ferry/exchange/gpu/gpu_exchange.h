@@ -19,7 +19,8 @@ struct GpuTokens {
   RowsView rows = {};  ///< [tokens, H] of `type`; or registered_input(), which is not copied
   DType type = DType::f32;
   bool encoded = false;
-  const int* tokens = nullptr;         ///< their number, at most max_tokens: read when kernels run
+  const int* tokens = nullptr;  ///< their number, at most max_tokens: read when kernels run; null:
+  int count = 0;                ///< this many
   const SlotId* slots = nullptr;       ///< [tokens, K], -1 = none
   const float* row_weights = nullptr;  ///< [tokens, K], with the option row_weights
 };
@@ -42,6 +43,10 @@ struct GpuTarget {
 class GpuExchange {
  public:
   GpuExchange(const DispatcherOptions& options, Transport& transport, GpuQueue& queue);
+
+  /// Device memory of one such exchange.
+  static std::size_t mem_size(const DispatcherOptions& options, int ranks);
+
   ~GpuExchange();
   GpuExchange(const GpuExchange&) = delete;
   GpuExchange& operator=(const GpuExchange&) = delete;

@@ -119,7 +119,8 @@ struct GpuExchangeArgs {
   GpuState* state = nullptr;
   std::uint32_t* in_slot = nullptr;  ///< [max_tokens, topk] place in its list, of the first k that
                                      ///< names the slot
-  const int* tokens = nullptr;       ///< this rank's number of them, read when a kernel runs
+  const int* tokens = nullptr;       ///< this rank's number of them, read when a kernel runs; null:
+  int count = 0;                     ///< this many
   const SlotId* slots = nullptr;     ///< [tokens, topk]
 };
 

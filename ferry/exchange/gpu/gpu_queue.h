@@ -10,10 +10,10 @@
 #include <variant>
 #include <vector>
 
-#include "ferry/kernels/gpu/grouped_product.h"
 #include "ferry/exchange/gpu/combine_results.h"
 #include "ferry/exchange/gpu/receive_tokens.h"
 #include "ferry/exchange/gpu/send_tokens.h"
+#include "ferry/kernels/gpu/grouped_product.h"
 #include "ferry/memory_kind.h"
 
 namespace ferry {

@@ -11,6 +11,11 @@ FERRY_GPU T* at(std::byte* part, std::size_t offset) {
   return reinterpret_cast<T*>(part + offset);
 }
 
+template <class Thread>
+FERRY_GPU int num_tokens(Thread& t, const GpuExchangeArgs& args) {
+  return args.tokens != nullptr ? t.load(args.tokens) : args.count;
+}
+
 /// The first fault of an exchange is the one that is told.
 template <class Thread>
 FERRY_GPU void record_fault(Thread& t, const GpuExchangeArgs& args, const GpuFaultRecord& fault) {

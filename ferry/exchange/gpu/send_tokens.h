@@ -17,7 +17,7 @@ struct SendTokens {
 
   template <class Thread>
   FERRY_GPU void operator()(Thread& t) const {
-    const int tokens = t.load(args.tokens);
+    const int tokens = num_tokens(t, args);
     const std::uint64_t exchange = t.load(&args.state->exchange) + 1;
     if (rows.base != nullptr) stage_rows(t, tokens);
     check_ids(t, tokens, exchange);

@@ -8,6 +8,11 @@
 //
 // All ranks run the four in this order; another order is FERRY_OUT_OF_ORDER. What FERRY_INVALID
 // refuses may be called again with better arguments.
+//
+// In device memory (place.memory FERRY_DEVICE, place.queue a CUstream) each phase puts one kernel
+// on the queue and returns; all that is handed over lies on that device, with the same place in
+// each struct, and what goes wrong there ferry_all_to_all_synchronise() says. docs/gpu.md has what
+// such an exchange cannot do.
 #pragma once
 
 #include "ferry/c/comm.h"
@@ -190,6 +195,11 @@ typedef struct ferry_combine_output {
 
 FERRY_API ferry_status ferry_all_to_all_combine_recv(ferry_all_to_all* a2a,
                                                      const ferry_combine_output* output);
+
+/// Returns when the exchange's queue has done everything, and says what went wrong there: a rank
+/// that did not come, a slot that there is not. In host memory there is nothing to wait for. Before
+/// one in device memory is destroyed all ranks call it, and meet.
+FERRY_API ferry_status ferry_all_to_all_synchronise(ferry_all_to_all* a2a);
 
 /// *ready = whether the next receive would find everything. Between a send and its receive; never
 /// blocks; fails as that receive would.

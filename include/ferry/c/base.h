@@ -75,7 +75,8 @@ typedef enum ferry_memory {
 } ferry_memory;
 
 /// Where memory lies, and from when on it may be read. All zero: ordinary memory, readable now.
-/// This version takes no other place, and says so.
+/// An exchange (all_to_all.h) may also be in device memory; whatever else takes no other place says
+/// so.
 typedef struct ferry_place {
   int32_t memory;  ///< ferry_memory
   int32_t device;  ///< its number

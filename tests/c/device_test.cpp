@@ -1,0 +1,322 @@
+// ferry_all_to_all in device memory. The emulator stands in for CUDA: this file defines what
+// ferry/exchange/gpu/cuda.h declares, so that the linker leaves CUDA's own out.
+#include <gtest/gtest.h>
+
+#include <barrier>
+#include <chrono>
+#include <cmath>
+#include <map>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "ferry/c/all_to_all.h"
+#include "ferry/c/comm.h"
+#include "ferry/exchange/gpu/cuda.h"
+#include "support/emulated_queue.h"
+
+namespace ferry {
+
+CudaDevices find_cuda_devices() { return {.names = {"an emulated device"}}; }
+
+std::unique_ptr<GpuQueue> make_cuda_queue(int, int) { return nullptr; }
+
+/// The stream is the emulator.
+std::unique_ptr<GpuQueue> use_cuda_stream(int, int ranks_there, void* stream) {
+  EXPECT_EQ(ranks_there, 2) << "they share it";
+  return std::make_unique<testing::EmulatedQueue>(*static_cast<testing::GpuEmulator*>(stream), 2);
+}
+
+namespace {
+
+using testing::GpuEmulator;
+
+constexpr int kHidden = 32, kTopk = 2, kTokens = 3, kSlots = 2;
+
+#define OK(call) ASSERT_EQ(call, FERRY_OK) << ferry_last_error()
+
+void expect_invalid(ferry_status status, const std::string& text) {
+  EXPECT_EQ(status, FERRY_INVALID);
+  EXPECT_NE(std::string(ferry_last_error()).find(text), std::string::npos) << ferry_last_error();
+}
+
+/// Memory of the device for one rank.
+template <class T>
+class OnDevice {
+ public:
+  OnDevice(GpuEmulator& gpu, std::vector<T> values)
+      : gpu_(gpu), size_(values.size()), data_(static_cast<T*>(gpu.allocate(size_ * sizeof(T)))) {
+    gpu.copy(data_, values.data(), size_ * sizeof(T));
+  }
+
+  ~OnDevice() { gpu_.free(data_); }
+
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+  T* data() const { return data_; }
+
+  std::vector<T> values() const { return downloaded(gpu_, data_, size_); }
+
+  static std::vector<T> downloaded(GpuEmulator& gpu, const T* from, std::size_t n) {
+    std::vector<T> to(n);
+    gpu.copy(to.data(), from, n * sizeof(T));
+    return to;
+  }
+
+ private:
+  GpuEmulator& gpu_;
+  std::size_t size_;
+  T* data_;
+};
+
+/// A rank: its comm, its exchange, and its tokens, token t being full of rank + t.
+class Lane {
+ public:
+  Lane(GpuEmulator& gpu, ferry_store store, int rank)
+      : place_{FERRY_DEVICE, 0, &gpu},
+        gpu_(gpu),
+        rows_(gpu, tokens_of(rank)),
+        slots_(gpu, {0, 3, 1, 2, -1, 1}),
+        weights_(gpu, {0.5F, 0.25F, 1, 2, 7, 0.5F}),
+        out_(gpu, std::vector<float>(kTokens * kHidden)) {
+    ferry_comm_options options = FERRY_COMM_OPTIONS_INIT;
+    options.transport = "inproc";
+    options.rank = rank;
+    options.num_ranks = 2;
+    made_ = ferry_comm_create_from_store(&options, &store, &comm_);
+  }
+
+  ~Lane() {
+    EXPECT_EQ(ferry_all_to_all_destroy(a2a_), FERRY_OK) << ferry_last_error();
+    EXPECT_EQ(ferry_comm_destroy(comm_), FERRY_OK) << ferry_last_error();
+  }
+
+  Lane(const Lane&) = delete;
+  Lane& operator=(const Lane&) = delete;
+
+  ferry_status made() const { return made_; }
+
+  ferry_comm* comm() const { return comm_; }
+
+  ferry_all_to_all*& a2a() { return a2a_; }
+
+  ferry_place place() const { return place_; }
+
+  ferry_all_to_all_options options() const {
+    ferry_all_to_all_options o = FERRY_ALL_TO_ALL_OPTIONS_INIT;
+    o.place = place_;
+    o.slots_per_rank = kSlots;
+    o.topk = kTopk;
+    o.hidden = kHidden;
+    o.max_tokens = kTokens;
+    return o;
+  }
+
+  ferry_dispatch_input input() const {
+    ferry_dispatch_input in = FERRY_DISPATCH_INPUT_INIT;
+    in.place = place_;
+    in.rows = rows_.data();
+    in.stride = kHidden * sizeof(float);
+    in.tokens = kTokens;
+    in.slots = slots_.data();
+    return in;
+  }
+
+  ferry_combine_output output() const {
+    ferry_combine_output out = FERRY_COMBINE_OUTPUT_INIT;
+    out.place = place_;
+    out.rows = out_.data();
+    out.stride = kHidden * sizeof(float);
+    out.weights = weights_.data();
+    return out;
+  }
+
+  /// Each slot adds its number to its rows.
+  void compute(const ferry_expert_rows& rows, int rank) const {
+    EXPECT_EQ(rows.place.memory, FERRY_DEVICE);
+    EXPECT_EQ(rows.place.queue, place_.queue);
+    const auto counts = OnDevice<std::int32_t>::downloaded(gpu_, rows.counts, kSlots);
+    const auto offsets = OnDevice<std::int64_t>::downloaded(gpu_, rows.offsets, kSlots);
+    for (int slot = 0; slot < kSlots; ++slot) {
+      const auto s = static_cast<std::size_t>(slot);
+      for (std::int64_t row = offsets[s]; row < offsets[s] + counts[s]; ++row) {
+        auto values = OnDevice<float>::downloaded(
+            gpu_, static_cast<const float*>(ferry_expert_rows_in(&rows, row)), kHidden);
+        for (float& x : values) x += static_cast<float>(rank * kSlots + slot);
+        gpu_.copy(ferry_expert_rows_out(&rows, row), values.data(), kHidden * sizeof(float));
+      }
+    }
+  }
+
+  std::vector<float> sums() const { return out_.values(); }
+
+ private:
+  static std::vector<float> tokens_of(int rank) {
+    std::vector<float> rows;
+    for (int token = 0; token < kTokens; ++token)
+      rows.insert(rows.end(), kHidden, static_cast<float>(rank + token));
+    return rows;
+  }
+
+  ferry_place place_;
+  GpuEmulator& gpu_;
+  ferry_comm* comm_ = nullptr;
+  ferry_all_to_all* a2a_ = nullptr;
+  ferry_status made_;
+  OnDevice<float> rows_;
+  OnDevice<std::int32_t> slots_;
+  OnDevice<float> weights_;
+  OnDevice<float> out_;
+};
+
+/// Runs two ranks, each a thread, over a store of the caller's.
+template <class Body>
+void on_two(Body body) {
+  GpuEmulator gpu({.seed = 3});
+  std::map<std::string, std::string> values;
+  std::mutex mutex;
+
+  struct Store {
+    std::map<std::string, std::string>& values;
+    std::mutex& mutex;
+  } shared{values, mutex};
+
+  ferry_store store = FERRY_STORE_INIT;
+  store.context = &shared;
+  store.set = [](void* context, const char* key, const void* value, size_t bytes) {
+    auto& s = *static_cast<Store*>(context);
+    const std::lock_guard lock(s.mutex);
+    s.values[key].assign(static_cast<const char*>(value), bytes);
+    return FERRY_OK;
+  };
+  store.wait = [](void* context, const char* key, double timeout_s, ferry_store_value* value) {
+    auto& s = *static_cast<Store*>(context);
+    const auto begin = std::chrono::steady_clock::now();
+    for (;;) {
+      {
+        const std::lock_guard lock(s.mutex);
+        const auto found = s.values.find(key);
+        if (found != s.values.end())
+          return ferry_store_value_assign(value, found->second.data(), found->second.size());
+      }
+      if (std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() >
+          timeout_s)
+        return FERRY_TIMED_OUT;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  };
+  std::barrier both_are_done(2);  // with memory that the other's kernels reach, also after a fault
+  const auto run = [&](int rank) {
+    Lane lane(gpu, store, rank);
+    EXPECT_EQ(lane.made(), FERRY_OK) << ferry_last_error();
+    if (lane.made() == FERRY_OK) body(lane, rank);
+    both_are_done.arrive_and_wait();
+  };
+  std::thread other(run, 1);
+  run(0);
+  other.join();
+}
+
+/// What the sums of a rank's token are, in each column.
+float expected(int rank, int token) {
+  const float x = static_cast<float>(rank + token);
+  if (token == 0) return std::fma(0.25F, x + 3, 0.5F * x);
+  if (token == 1) return std::fma(2.0F, x + 2, x + 1);
+  return 0.5F * (x + 1);
+}
+
+TEST(DeviceAllToAll, RunsItsPhasesOnTheCallersQueue) {
+  on_two([](Lane& lane, int rank) {
+    const ferry_all_to_all_options options = lane.options();
+    uint64_t bytes = 0;
+    OK(ferry_all_to_all_mem_size(lane.comm(), &options, &bytes));
+    EXPECT_GT(bytes, 0U);
+    OK(ferry_all_to_all_create(lane.comm(), &options, &lane.a2a()));
+    for (int n = 0; n < 3; ++n) {
+      const ferry_dispatch_input in = lane.input();
+      OK(ferry_all_to_all_dispatch_send(lane.a2a(), &in));
+      ferry_expert_rows rows = FERRY_EXPERT_ROWS_INIT;
+      OK(ferry_all_to_all_dispatch_recv(lane.a2a(), &rows));
+      OK(ferry_all_to_all_synchronise(lane.a2a()));
+      lane.compute(rows, rank);
+      OK(ferry_all_to_all_combine_send(lane.a2a()));
+      const ferry_combine_output out = lane.output();
+      OK(ferry_all_to_all_combine_recv(lane.a2a(), &out));
+      OK(ferry_all_to_all_synchronise(lane.a2a()));
+      const std::vector<float> sums = lane.sums();
+      for (std::size_t i = 0; i < sums.size(); ++i)
+        ASSERT_EQ(sums[i], expected(rank, static_cast<int>(i) / kHidden)) << "column " << i;
+    }
+    OK(ferry_comm_barrier(lane.comm(), 60));
+  });
+}
+
+TEST(DeviceAllToAll, SaysWhatItsKernelsFound) {
+  on_two([](Lane& lane, int) {
+    const ferry_all_to_all_options options = lane.options();
+    OK(ferry_all_to_all_create(lane.comm(), &options, &lane.a2a()));
+    ferry_dispatch_input in = lane.input();
+    in.slots = reinterpret_cast<const std::int32_t*>(in.rows);  // numbers that are no slots
+    in.rows = nullptr;
+    expect_invalid(ferry_all_to_all_dispatch_send(lane.a2a(), &in), "rows is NULL");
+    in.rows = lane.input().rows;
+    in.tokens = 2;
+    in.slots = reinterpret_cast<const std::int32_t*>(lane.output().weights);
+    OK(ferry_all_to_all_dispatch_send(lane.a2a(), &in));
+    expect_invalid(ferry_all_to_all_synchronise(lane.a2a()), "outside -1..3");
+    expect_invalid(ferry_all_to_all_synchronise(lane.a2a()),
+                   "outside -1..3");  // the comm has failed
+  });
+}
+
+TEST(DeviceAllToAll, RefusesByNameWhatIsNotThere) {
+  on_two([](Lane& lane, int) {
+    ferry_all_to_all_options options = lane.options();
+    options.place.device = 1;
+    expect_invalid(ferry_all_to_all_create(lane.comm(), &options, &lane.a2a()), "0..0");
+    options = lane.options();
+    options.backend = "deepep";
+    options.deepep_mode = "normal";
+    expect_invalid(ferry_all_to_all_create(lane.comm(), &options, &lane.a2a()), "sums by rank");
+    uint64_t bytes = 0;
+    expect_invalid(ferry_all_to_all_mem_size(lane.comm(), &options, &bytes), "sums by rank");
+    options = lane.options();
+    OK(ferry_all_to_all_create(lane.comm(), &options, &lane.a2a()));
+    ferry_dispatch_input in = lane.input();
+    in.place = {FERRY_HOST, 0, nullptr};
+    expect_invalid(ferry_all_to_all_dispatch_send(lane.a2a(), &in), "host memory");
+    in = lane.input();
+    in.place.queue = nullptr;
+    expect_invalid(ferry_all_to_all_dispatch_send(lane.a2a(), &in), "on the queue");
+    in = lane.input();
+    in.chunks = 2;
+    expect_invalid(ferry_all_to_all_dispatch_send(lane.a2a(), &in), "chunks");
+    in = lane.input();
+    in.tokens = kTokens + 1;
+    expect_invalid(ferry_all_to_all_dispatch_send(lane.a2a(), &in), "0 to 3 are possible");
+    in = lane.input();
+    OK(ferry_all_to_all_dispatch_send(lane.a2a(), &in));
+    int32_t ready = 0;
+    expect_invalid(ferry_all_to_all_poll(lane.a2a(), &ready), "poll: not there");
+    const ferry_experts_fn experts = [](void*, const ferry_expert_rows*) { return FERRY_OK; };
+    expect_invalid(ferry_all_to_all_dispatch_recv_with(lane.a2a(), experts, nullptr),
+                   "dispatch_recv_with: not there");
+    ferry_exchange_stats stats = FERRY_EXCHANGE_STATS_INIT;
+    expect_invalid(ferry_all_to_all_stats(lane.a2a(), &stats), "stats: not there");
+    ferry_expert_rows rows = FERRY_EXPERT_ROWS_INIT;
+    OK(ferry_all_to_all_dispatch_recv(lane.a2a(), &rows));
+    OK(ferry_all_to_all_combine_send(lane.a2a()));
+    ferry_combine_output out = lane.output();
+    out.place = {FERRY_HOST, 0, nullptr};
+    expect_invalid(ferry_all_to_all_combine_recv(lane.a2a(), &out), "host memory");
+    out = lane.output();
+    OK(ferry_all_to_all_combine_recv(lane.a2a(), &out));
+    OK(ferry_all_to_all_synchronise(lane.a2a()));
+    OK(ferry_comm_barrier(lane.comm(), 60));
+  });
+}
+
+}  // namespace
+}  // namespace ferry
