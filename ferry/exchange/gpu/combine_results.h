@@ -84,8 +84,10 @@ struct SumResults {
     const int peer = slot / layout.slots;
     const auto* result_rows =
         at<const std::uint32_t>(t.load(args.parts + args.rank), layout.result_rows);
-    const std::uint32_t row = t.load(result_rows + layout.list(peer, slot % layout.slots)) +
-                              t.load(args.in_slot + token * layout.topk + first);
+    const auto share = static_cast<int>(token % layout.tp);
+    const std::uint32_t row =
+        t.load(result_rows + layout.results_of(share, peer, slot % layout.slots)) +
+        t.load(args.in_slot + token * layout.topk + first);
     if (row >= layout.expert_rows) {
       record_fault(t,
                    args,

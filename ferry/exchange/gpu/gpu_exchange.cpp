@@ -26,7 +26,6 @@ std::size_t aligned(std::size_t bytes) { return (bytes + kLine - 1) / kLine * kL
 
 void check_gpu_options(const DispatcherOptions& o, int ranks) {
   check_options(o, ranks);
-  refuse(o.tp > 1, "groups: choose tp = 1");
   refuse(o.exchange.hidden_partition, "hidden_partition");
   refuse(o.columns_of_results() != o.hidden, "results of some columns: choose result_columns = 0");
   refuse(o.exchange.format == DispatchFormat::row_pointers,
@@ -48,6 +47,8 @@ GpuLayout::GpuLayout(const DispatcherOptions& o, int num_ranks)
       slots(o.slots_per_rank),
       topk(o.topk),
       max_tokens(o.max_tokens),
+      tp(o.tp),
+      list_tokens((o.max_tokens + o.tp - 1) / o.tp),
       hidden(o.hidden),
       dispatch_wire(o.dispatch_wire),
       expert_type(o.expert_type),
@@ -55,14 +56,14 @@ GpuLayout::GpuLayout(const DispatcherOptions& o, int num_ranks)
       output_type(o.output_type()),
       padded(o.exchange.format == DispatchFormat::padded),
       row_weights(o.row_weights),
-      slot_capacity(std::int64_t{num_ranks} * o.max_tokens),
+      slot_capacity(std::int64_t{num_ranks} * list_tokens),
       alignment(o.row_alignment),
       dispatch_row_bytes(static_cast<std::int64_t>(wire_row_bytes(o.dispatch_wire, o.hidden))),
       expert_row_bytes(static_cast<std::int64_t>(wire_row_bytes(o.expert_type, o.hidden))),
       output_row_bytes(o.hidden * static_cast<std::int64_t>(dtype_bytes(o.output_type()))),
       combine_row_bytes(static_cast<std::int64_t>(wire_row_bytes(o.combine_wire, o.hidden))) {
   const auto lists = static_cast<std::size_t>(ranks) * static_cast<std::size_t>(slots);
-  const auto tokens_of_list = static_cast<std::size_t>(max_tokens);
+  const auto tokens_of_list = static_cast<std::size_t>(list_tokens);
   const std::int64_t records = slot_capacity * std::min(topk, slots);
   expert_rows = padded ? slot_capacity * slots : records + alignment * slots;
   const auto take = [this](std::size_t bytes) {
@@ -72,8 +73,8 @@ GpuLayout::GpuLayout(const DispatcherOptions& o, int num_ranks)
   counts = take(lists * sizeof(std::uint32_t));
   tokens = take(lists * tokens_of_list * sizeof(std::uint32_t));
   weights = take(row_weights ? lists * tokens_of_list * sizeof(float) : 0);
-  result_rows = take(lists * sizeof(std::uint32_t));
-  stage = take(tokens_of_list * static_cast<std::size_t>(dispatch_row_bytes));
+  result_rows = take(static_cast<std::size_t>(tp) * lists * sizeof(std::uint32_t));
+  stage = take(static_cast<std::size_t>(max_tokens * dispatch_row_bytes));
   results = take(static_cast<std::size_t>(expert_rows * combine_row_bytes));
 }
 

@@ -8,6 +8,10 @@
 // the peer reads them from there. It answers with the row at which the results of each list begin,
 // and the home reads those. Signals are counters that hold the number of the exchange.
 //
+// Of a group of ranks that hold the same tokens each sends a share (token % tp == its place in the
+// group), and every member reads all results: the peer tells each where those of every share begin,
+// and where a token stands in another member's list a member works out from the ids, which it has.
+//
 // Why nothing is overwritten too early: a rank sends its tokens of exchange e + 1 behind its sums
 // of e, for which it waited until all peers had sent their results of e; and those have taken its
 // tokens, and its lists, before. A rank's experts write results of e + 1 behind the wait for all
@@ -72,6 +76,8 @@ struct GpuLayout {
   int slots = 0;  ///< of a rank
   int topk = 0;
   int max_tokens = 0;
+  int tp = 1;           ///< ranks that hold the same tokens
+  int list_tokens = 0;  ///< of a share, at most
   int hidden = 0;
   WireType dispatch_wire = WireType::f32;
   WireType expert_type = WireType::f32;
@@ -91,11 +97,12 @@ struct GpuLayout {
   // Offsets into a part.
   std::size_t signals = 0;      ///< u64 [kGpuSignals][ranks]
   std::size_t counts = 0;       ///< u32 [ranks][slots] tokens of each home for each of our slots
-  std::size_t tokens = 0;       ///< u32 [ranks][slots][max_tokens] and which
+  std::size_t tokens = 0;       ///< u32 [ranks][slots][list_tokens] and which
   std::size_t weights = 0;      ///< f32 likewise, with row_weights
-  std::size_t result_rows = 0;  ///< u32 [ranks][slots] of each peer: where our results begin there
-  std::size_t stage = 0;        ///< [max_tokens] rows in dispatch wire
-  std::size_t results = 0;      ///< [expert_rows] rows in combine wire
+  std::size_t result_rows = 0;  ///< u32 [tp][ranks][slots] of each share and peer: where its
+                                ///< results begin there
+  std::size_t stage = 0;    ///< [max_tokens] rows in dispatch wire
+  std::size_t results = 0;  ///< [expert_rows] rows in combine wire
   std::size_t part_bytes = 0;
 
   FERRY_GPU std::size_t signal_at(GpuSignal kind, int source) const {
@@ -103,11 +110,19 @@ struct GpuLayout {
                          sizeof(std::uint64_t);
   }
 
-  /// Of list (home, slot) in counts, and in result_rows with the peer in place of the home.
-  FERRY_GPU std::size_t list(int rank, int slot) const {
-    return static_cast<std::size_t>(rank) * static_cast<std::size_t>(slots) +
+  /// Of list (home, slot) in counts.
+  FERRY_GPU std::size_t list(int home, int slot) const {
+    return static_cast<std::size_t>(home) * static_cast<std::size_t>(slots) +
            static_cast<std::size_t>(slot);
   }
+
+  /// Of a share's results of a peer's slot in result_rows.
+  FERRY_GPU std::size_t results_of(int share, int peer, int slot) const {
+    return list(share * ranks + peer, slot);
+  }
+
+  /// Of tokens that a group holds, those of a share.
+  FERRY_GPU int tokens_of(int share, int held) const { return (held - share + tp - 1) / tp; }
 };
 
 /// What a rank's kernels are given: the numbers, and where memory lies.
@@ -117,8 +132,8 @@ struct GpuExchangeArgs {
   std::uint64_t timeout_ns = 0;
   std::byte* const* parts = nullptr;  ///< [ranks] as this rank's device sees them
   GpuState* state = nullptr;
-  std::uint32_t* in_slot = nullptr;  ///< [max_tokens, topk] place in its list, of the first k that
-                                     ///< names the slot
+  std::uint32_t* in_slot = nullptr;  ///< [max_tokens, topk] place in its share's list, of the first
+                                     ///< k that names the slot
   const int* tokens = nullptr;       ///< this rank's number of them, read when a kernel runs; null:
   int count = 0;                     ///< this many
   const SlotId* slots = nullptr;     ///< [tokens, topk]

@@ -79,7 +79,7 @@ struct ReceiveTokens {
       for (int order = 0; order < layout.ranks; ++order) {
         const int home = home_at(order);
         std::uint32_t count = t.load(counts_of + layout.list(home, slot));
-        if (count > static_cast<std::uint32_t>(layout.max_tokens)) {
+        if (count > static_cast<std::uint32_t>(layout.list_tokens)) {
           bad_message(t, home, slot, count);
           count = 0;
         }
@@ -91,7 +91,7 @@ struct ReceiveTokens {
     }
   }
 
-  /// To experts: counts and offsets. To every home: where its results will begin.
+  /// To experts: counts and offsets. To every home's group: where its results will begin.
   template <class Thread>
   FERRY_GPU void publish(Thread& t) const {
     const GpuLayout& layout = args.layout;
@@ -101,9 +101,12 @@ struct ReceiveTokens {
       t.store(counts + slot, static_cast<std::int32_t>(t.load(record + 1) - t.load(record)));
       t.store(offsets + slot, std::int64_t{row});
       for (int order = 0; order < layout.ranks; ++order) {
-        auto* rows = at<std::uint32_t>(t.load(args.parts + home_at(order)), layout.result_rows);
-        t.store(rows + layout.list(args.rank, slot),
-                row + t.load(first_of_home(t) + slot * layout.ranks + order));
+        const int home = home_at(order);
+        const std::size_t place = layout.results_of(home % layout.tp, args.rank, slot);
+        const std::uint32_t begin = row + t.load(first_of_home(t) + slot * layout.ranks + order);
+        for (int member = home / layout.tp * layout.tp, i = 0; i < layout.tp; ++i)
+          t.store(at<std::uint32_t>(t.load(args.parts + member + i), layout.result_rows) + place,
+                  begin);
       }
     }
   }
@@ -118,7 +121,7 @@ struct ReceiveTokens {
     const int order = find_last(t, homes, layout.ranks, in_slot);
     const int home = home_at(order);
     const std::size_t entry =
-        layout.list(home, slot) * static_cast<std::size_t>(layout.max_tokens) +
+        layout.list(home, slot) * static_cast<std::size_t>(layout.list_tokens) +
         (in_slot - t.load(homes + order));
     std::byte* own = t.load(args.parts + args.rank);
     const std::uint32_t token = t.load(at<const std::uint32_t>(own, layout.tokens) + entry);

@@ -23,7 +23,8 @@ struct SendTokens {
     check_ids(t, tokens, exchange);
     const GpuLayout& layout = args.layout;
     for_units(t, std::int64_t{layout.ranks} * layout.slots, [&](std::int64_t slot) {
-      write_list(t, tokens, static_cast<SlotId>(slot));
+      for (int share = 0; share < layout.tp; ++share)
+        write_list(t, tokens, share, static_cast<SlotId>(slot));
     });
     signal_all(t, args, GpuSignal::tokens, exchange);
   }
@@ -42,8 +43,9 @@ struct SendTokens {
     const std::int64_t piece =
         encoded ? layout.dispatch_row_bytes : encode_piece(layout.dispatch_wire, layout.hidden);
     const std::int64_t pieces = encoded ? 1 : pieces_of(layout.hidden, piece);
-    for_units(t, tokens * pieces, [&](std::int64_t unit) {
-      const std::int64_t token = unit / pieces;
+    const int share = args.rank % layout.tp;
+    for_units(t, layout.tokens_of(share, tokens) * pieces, [&](std::int64_t unit) {
+      const std::int64_t token = unit / pieces * layout.tp + share;
       std::byte* to = stage + token * layout.dispatch_row_bytes;
       if (encoded)
         copy_bytes(t, to, row(t, token), piece);
@@ -82,30 +84,35 @@ struct SendTokens {
     return true;
   }
 
+  /// A share's tokens for a slot: where each stands among them, and, if the share is ours, the list
+  /// itself into the peer's memory.
   template <class Thread>
-  FERRY_GPU void write_list(Thread& t, int tokens, SlotId slot) const {
+  FERRY_GPU void write_list(Thread& t, int tokens, int share, SlotId slot) const {
     const GpuLayout& layout = args.layout;
+    const bool ours = share == args.rank % layout.tp;
     std::byte* part = t.load(args.parts + slot / layout.slots);
     const std::size_t list = layout.list(args.rank, slot % layout.slots);
-    const std::size_t first = list * static_cast<std::size_t>(layout.max_tokens);
+    const std::size_t first = list * static_cast<std::size_t>(layout.list_tokens);
     auto* to = at<std::uint32_t>(part, layout.tokens) + first;
     auto* weights = at<float>(part, layout.weights) + first;
-    const std::int64_t entries = std::int64_t{tokens} * layout.topk;
+    const std::int64_t entries = std::int64_t{layout.tokens_of(share, tokens)} * layout.topk;
     std::uint32_t count = 0;
     for (std::int64_t begin = 0; begin < entries; begin += kWarpThreads) {
-      const std::int64_t entry = begin + t.lane();
+      const std::int64_t of_share = begin + t.lane();
+      const std::int64_t token = of_share / layout.topk * layout.tp + share;
+      const std::int64_t entry = token * layout.topk + of_share % layout.topk;
       const bool named =
-          entry < entries && t.load(args.slots + entry) == slot && names_first(t, entry, slot);
+          of_share < entries && t.load(args.slots + entry) == slot && names_first(t, entry, slot);
       const std::uint32_t all = t.ballot(named);
       if (named) {
         const std::uint32_t place = count + count_bits(all & ((1U << t.lane()) - 1));
-        t.store(to + place, static_cast<std::uint32_t>(entry / layout.topk));
         t.store(args.in_slot + entry, place);
-        if (layout.row_weights) t.store(weights + place, t.load(row_weights + entry));
+        if (ours) t.store(to + place, static_cast<std::uint32_t>(token));
+        if (ours && layout.row_weights) t.store(weights + place, t.load(row_weights + entry));
       }
       count += count_bits(all);
     }
-    if (t.lane() == 0) t.store(at<std::uint32_t>(part, layout.counts) + list, count);
+    if (ours && t.lane() == 0) t.store(at<std::uint32_t>(part, layout.counts) + list, count);
   }
 
   static constexpr std::uint32_t count_bits(std::uint32_t x) {
