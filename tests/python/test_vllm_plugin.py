@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import pathlib
 import subprocess
 import sys
@@ -279,3 +280,42 @@ def test_a_rank_that_dies_is_named():
     with ranks.Processes(2, die_in_the_experts) as processes:
         ((good, text),) = processes.collect(1).values()
     assert good and "rank 1" in text and "\n" not in text, text
+
+
+def test_behind_an_error_of_vllms_own_stands_who_is_gone(plugin):
+    """vLLM's log of an exception that is not ours: gloo's names no rank."""
+    import tokenferry
+    from tokenferry_vllm.exchange import Ranks
+
+    said = []
+    plugin.logger = SimpleNamespace(error=lambda text, *values: said.append(text % values))
+    first, second = tokenferry.local(2)
+    plugin._ranks[1] = Ranks(first)
+
+    def log(error):
+        record = logging.LogRecord("vllm", logging.ERROR, __file__, 1, "it failed", (), (type(error), error, None))
+        assert plugin.NAMES_THE_GONE.filter(record)
+
+    log(RuntimeError("no memory"))
+    assert said == []  # nobody is
+    second.abort("it is tired")
+    log(RuntimeError("Connection closed by peer"))
+    assert len(said) == 1 and "rank 1" in said[0] and "it is tired" in said[0], said
+    log(tokenferry.TransportError("rank 1 died"))
+    assert len(said) == 1  # it says so itself
+
+
+def leave_between_layers(comm):
+    from tokenferry_vllm.exchange import Ranks
+
+    if comm.rank == 1:
+        import os
+
+        os._exit(3)
+    return str(Ranks(comm).who_is_gone(30))
+
+
+def test_a_rank_that_dies_between_layers_is_named():
+    with ranks.Processes(2, leave_between_layers) as processes:
+        ((good, text),) = processes.collect(1).values()
+    assert good and "rank 1" in text, text

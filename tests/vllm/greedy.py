@@ -11,6 +11,7 @@ runner-up is as good (within GAP), which is printed. Exit status 1 where a row d
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -45,6 +46,8 @@ ROWS = {
     "serve-dp2": dict(model="demo", dp=2, serve=True),
     "serve-tp2": dict(model="wide", tp=2, serve=True),
     "serve-tp2-dp2": dict(model="wide", tp=2, dp=2, serve=True),
+    "serve-dp4": dict(model="demo", dp=4, serve=True),
+    "serve-tp4": dict(model="wide", tp=4, serve=True),
     "bf16-dp2": dict(model="demo", dp=2, dtype="bfloat16"),
     "bf16-dp4": dict(model="demo", dp=4, dtype="bfloat16"),
     "bf16-tp2": dict(model="wide", tp=2, dtype="bfloat16"),
@@ -170,8 +173,9 @@ sys.exit(main())
 """
 
 
-def served(options):
-    """The same through `vllm serve`, which starts its workers itself."""
+@contextlib.contextmanager
+def server(options):
+    """`vllm serve`, which starts its workers itself: its process, port and log, once it answers."""
     tp, dp = options.get("tp", 1), options.get("dp", 1)
     port = free_port()
     command = [sys.executable, "-c", SERVE, "serve", options["path"], "--port", str(port), "--host", "127.0.0.1",
@@ -179,19 +183,24 @@ def served(options):
                "--max-model-len", "512", "--max-num-seqs", "32", "--max-num-batched-tokens", "512", "--enforce-eager",
                "--enable-expert-parallel", "--tensor-parallel-size", str(tp), "--data-parallel-size", str(dp)]
     with tempfile.TemporaryFile("w+") as log:
-        server = subprocess.Popen(command, env=environment(tp * dp, True, options.get("env")), stdout=log, stderr=log,
-                                  start_new_session=True)
+        process = subprocess.Popen(command, env=environment(tp * dp, True, options.get("env")), stdout=log, stderr=log,
+                                   start_new_session=True)
         try:
-            wait_for(f"http://127.0.0.1:{port}/health", server, log)
-            with ThreadPoolExecutor(8) as clients:
-                return dict(enumerate(clients.map(lambda text: asked(port, options["path"], text), prompts())))
+            wait_for(f"http://127.0.0.1:{port}/health", process, log)
+            yield process, port, log
         finally:
-            server.terminate()
+            process.terminate()
             try:
-                server.wait(60)
+                process.wait(60)
             except subprocess.TimeoutExpired:
-                os.killpg(server.pid, 9)
-                server.wait()
+                os.killpg(process.pid, 9)
+                process.wait()
+
+
+def served(options):
+    """The tokens of `vllm serve`."""
+    with server(options) as (_, port, _), ThreadPoolExecutor(8) as clients:
+        return dict(enumerate(clients.map(lambda text: asked(port, options["path"], text), prompts())))
 
 
 def wait_for(url, server, log):
@@ -207,8 +216,8 @@ def wait_for(url, server, log):
     raise RuntimeError(f"{url} does not answer; {last_line(log)}")
 
 
-def asked(port, model, text):
-    body = json.dumps(dict(model=model, prompt=text, temperature=0, max_tokens=TOKENS, return_token_ids=True))
+def asked(port, model, text, tokens=TOKENS, **more):
+    body = json.dumps(dict(model=model, prompt=text, temperature=0, max_tokens=tokens, return_token_ids=True, **more))
     request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/completions", body.encode(),
                                      {"Content-Type": "application/json"})
     return json.load(urllib.request.urlopen(request, timeout=300))["choices"][0]["token_ids"]

@@ -2,6 +2,7 @@
 torch's tensors and numpy's arrays, as tokenferry does."""
 
 import os
+import time
 
 import numpy
 import tokenferry
@@ -77,6 +78,18 @@ class Ranks:
             )
             self._exchanges[shape] = Exchange(lane, self.comm, num_experts, self.copies)
         return self._exchanges[shape]
+
+    def who_is_gone(self, seconds=1.0):
+        """The TransportError that names a rank that has died or given up; None where none has within that time."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                self.comm.progress()
+            except tokenferry.TransportError as error:
+                return error
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(0.02)  # its sockets are closed before its process has ended
 
 
 class Exchange:

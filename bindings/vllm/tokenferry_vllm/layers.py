@@ -6,8 +6,11 @@ method is patched, MoERunner._select_forward: torch.compile would trace into an 
 and it is where every layer comes by, also those whose experts are quantised.
 """
 
+import logging
+
 import torch
 import vllm.model_executor.layers.fused_moe.modular_kernel as mk
+from tokenferry import TransportError
 from vllm.distributed.parallel_state import get_ep_group, get_tp_group
 from vllm.logger import init_logger
 from vllm.model_executor.custom_op import op_registry_oot
@@ -24,6 +27,25 @@ logger = init_logger("vllm.tokenferry")
 
 _ranks = {}  # of this process, by how many hold the same tokens
 
+#: Of vLLM: what logs the exception that ends a worker, or an engine that is its own worker.
+SAY_WHAT_FAILED = ("vllm.v1.executor.multiproc_executor", "vllm.v1.engine.core")
+
+
+class NamesTheGone(logging.Filter):
+    """Before vLLM logs what failed: which rank is gone, where one is. Between two MoE layers ranks wait in gloo's
+    collectives, whose error names an address at best."""
+
+    def filter(self, record):
+        if record.exc_info and not isinstance(record.exc_info[1], TransportError):
+            for ranks in _ranks.values():
+                gone = ranks.who_is_gone()
+                if gone is not None:
+                    logger.error("TransportError: %s", gone)
+        return True
+
+
+NAMES_THE_GONE = NamesTheGone()
+
 
 def exchange_of(moe):
     """The exchange for layers of this FusedMoEConfig. Collective where their shape is new."""
@@ -34,6 +56,8 @@ def exchange_of(moe):
     refusals.check_copies(parallel.ep_rank, tp.rank_in_group, tp.world_size)
     if copies not in _ranks:
         ranks = _ranks[copies] = Ranks.of_process_group(get_ep_group().cpu_group, copies)
+        for name in SAY_WHAT_FAILED:
+            logging.getLogger(name).addFilter(NAMES_THE_GONE)
         comm = ranks.comm
         logger.info(
             "Tokenferry carries tokens between %d ranks over %s; groups of %d hold the same ones.",
