@@ -6,8 +6,8 @@
 Ranks are processes over shm: H 7168, 256 experts, top-8, bf16, experts that do nothing. Prints the median of the
 rounds' medians, and the median of how much it is above C++ in the same round, in us and as a ratio: `bound` four phases on
 arrays that are looked at once, `forward` moe_forward with a callback on those, `fresh` four phases that look at their
-arrays every time; and, where there is torch, `gloo`, two all_to_all_single that move as many rows, in the same processes
-and rounds. Tokens are of each rank; 1 is W2 of docs/performance.md, 128 is W1.
+arrays every time; and, where there is torch, `gloo`, two all_to_all_single that move as many rows, and `gloo+sums`, those with
+rows gathered and results added up by torch, in the same processes and rounds. Tokens are of each rank; 1 is W2 of docs/performance.md, 128 is W1.
 """
 
 import argparse
@@ -36,8 +36,9 @@ def timed(call, calls=CALLS):
 
 
 def gloo(rank, size, port, tokens):
-    """A call of what torch has for it: a token's row once to each rank, one result row a (token, expert) home, as many
-    of each as are on average with experts chosen at random."""
+    """Calls of what torch has for it: a token's row once to each rank, one result row a (token, expert) home, as many
+    of each as are on average with experts chosen at random. Bare, and with the rows gathered before and the results
+    weighted and added up behind, as an exchange does. Nobody says how many there are, which an exchange does too."""
     import torch
     import torch.distributed as dist
 
@@ -47,12 +48,21 @@ def gloo(rank, size, port, tokens):
     # bf16 in pairs, which gloo knows.
     rows = torch.zeros((size * each, HIDDEN // 2), dtype=torch.int32)
     back = torch.zeros((max(tokens * TOPK // size, 1) * size, HIDDEN // 2), dtype=torch.int32)
+    x = torch.zeros((tokens, HIDDEN // 2), dtype=torch.int32)
+    chosen = torch.arange(size * each) % tokens
+    weights = torch.rand((tokens, 1, TOPK)).to(torch.bfloat16)
 
-    def call():
+    def bare(rows=rows):
         dist.all_to_all_single(torch.empty_like(rows), rows)
-        dist.all_to_all_single(torch.empty_like(back), back)
+        home = torch.empty_like(back)
+        dist.all_to_all_single(home, back)
+        return home
 
-    return call
+    def whole():
+        home = bare(x.index_select(0, chosen)).view(torch.bfloat16)
+        return torch.bmm(weights, home[: tokens * TOPK].view(tokens, TOPK, HIDDEN))
+
+    return {"gloo": bare, "gloo+sums": whole}
 
 
 def rank_main(rank, size, port, gloo_port, tokens, rounds, results):
@@ -84,8 +94,8 @@ def rank_main(rank, size, port, gloo_port, tokens, rounds, results):
             "fresh": lambda: timed(fresh),
         }
         if gloo_port:
-            exchange = gloo(rank, size, gloo_port, tokens)
-            ways["gloo"] = lambda: timed(exchange, GLOO_CALLS)
+            for name, call in gloo(rank, size, gloo_port, tokens).items():
+                ways[name] = lambda call=call: timed(call, GLOO_CALLS)
         found = {name: [] for name in ways}
         for _ in range(rounds):
             for name, way in ways.items():
@@ -133,7 +143,7 @@ def main():
             for name, times in found.items():
                 above = statistics.median(t - base for t, base in zip(times, found["c++"]))
                 ratio = statistics.median(t / base for t, base in zip(times, found["c++"]))
-                print(f"{size} ranks {tokens:5} tokens  {name:8} {statistics.median(times):9.1f} us  {above:+8.1f} us  {ratio:6.3f} x")
+                print(f"{size} ranks {tokens:5} tokens  {name:9} {statistics.median(times):9.1f} us  {above:+8.1f} us  {ratio:6.3f} x")
 
 
 if __name__ == "__main__":
