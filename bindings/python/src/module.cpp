@@ -15,6 +15,11 @@
 
 NB_MODULE(_core, module) {
   using namespace ferry::python;
+#ifdef NDEBUG
+  // A program that ends by an exception still holds what its traceback shows: no leak of ours.
+  // Debug builds say it.
+  nanobind::set_leak_warnings(false);
+#endif
   module.attr("__version__") = ferry::version().data();
   find_main_thread();
   register_errors();
