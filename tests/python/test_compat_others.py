@@ -1,5 +1,7 @@
 """The other systems' names: what their tests assert."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import ranks
@@ -54,6 +56,56 @@ def test_pplx(framework, dtype, dp_size, split):
     ranks.in_threads(size, body)
 
 
+@pytest.mark.parametrize("results", ["bfloat16", "float16", "float32"])
+def test_pplx_results_may_be_finer_than_rows(results):
+    """Results of any type come back as exact as they are; what bfloat16 ones have made narrow is refused to others."""
+
+    def body(comm):
+        a2a = AllToAll.internode(M, E, K, comm.rank, 2, 1, H, H * 2, 0, group=comm)
+        x, ids, _ = case(comm.rank, M)
+        for name in (results, results, "float32"):
+            refused = results == "bfloat16" and name == "float32"
+            numbers, rows = np.zeros(E // 2, np.int32), make(np.zeros((E // 2, 2 * M, H), np.float32), "numpy", "bfloat16")
+            a2a.dispatch(numbers, rows, None, make(x, "numpy", "bfloat16"), None, ids.astype(np.uint32), None)
+            grain = 1 + 2.0 ** -{"bfloat16": 7, "float16": 10, "float32": 23}[name]  # one step of that type
+            out = np.zeros((M, H), np.float32)
+            weights = np.tile(np.float32([1, 0]), (M, 1))
+            with pytest.raises(tokenferry.ConfigError, match="make another") if refused else contextlib.nullcontext():
+                a2a.combine(out, ids.astype(np.uint32), weights, make(np.sign(read(rows)) * np.float32(grain), "numpy", name), None)
+            if refused:
+                continue
+            np.testing.assert_array_equal(out, np.sign(x) * np.float32(grain))
+        a2a.destroy()
+
+    ranks.in_threads(2, body)
+
+
+def test_pplx_under_torch_compile():
+    torch = pytest.importorskip("torch")
+
+    def body(comm):
+        a2a = AllToAll.intranode(M, E, K, comm.rank, 2, 1, H, H * 2, 0, group=comm)
+        x, ids, weights = (torch.from_numpy(part) for part in case(comm.rank, M))
+        numbers, rows = torch.zeros(E // 2, dtype=torch.int32), torch.zeros((E // 2, 2 * M, H))
+        torch.compile(a2a.dispatch)(numbers, rows, None, x, None, ids.to(torch.int32), None)
+        out = torch.empty((M, H))
+        torch.compile(a2a.combine)(out, ids.to(torch.int32), weights, 2 * rows, None)
+        np.testing.assert_allclose(out, 2 * x * weights.sum(1, keepdims=True), rtol=1e-6)
+        a2a.destroy()
+
+    ranks.in_threads(2, body)
+
+
+def test_without_a_group_the_ranks_are_torchs(tmp_path):
+    dist = pytest.importorskip("torch.distributed")
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        with pytest.raises(tokenferry.ConfigError, match="the group says 0 of 1"):
+            AllToAll.internode(M, E, K, 0, 2, 1, H, H * 2, 0)
+    finally:
+        dist.destroy_process_group()
+
+
 def test_pplx_refuses_one_group():
     def body(comm):
         with pytest.raises(tokenferry.ConfigError, match="dp_size"):
@@ -104,6 +156,24 @@ def test_mooncake_round_trip(framework, hook):
             return_recv_hook=hook)
         run() if hook else event.current_stream_wait()
         assert read(active, int).tolist() == [1, 1]
+        np.testing.assert_allclose(read(combined), x * weights.sum(1, keepdims=True), rtol=0.01, atol=1e-3)
+
+    ranks.in_threads(2, body)
+
+
+@pytest.mark.parametrize("active", [None, np.ones(M, np.int32)])
+def test_mooncake_meets_again(active):
+    """Some ranks update, one makes a new Buffer; active_ranks may be left out, or be no list of this group's ranks."""
+
+    def body(comm):
+        buffer = mooncake_ep_buffer.Buffer(comm)
+        if comm.rank == 1:
+            buffer = mooncake_ep_buffer.Buffer(comm)
+        else:
+            buffer.update_ep_member()
+        x, ids, weights = case(comm.rank, M)
+        recv, _, handle, _, _ = buffer.dispatch(make(x, "numpy", "bfloat16"), ids, active, M, E, -1, use_fp8=False)
+        combined, _, _ = buffer.combine(recv, ids, weights, active, -1, handle)
         np.testing.assert_allclose(read(combined), x * weights.sum(1, keepdims=True), rtol=0.01, atol=1e-3)
 
     ranks.in_threads(2, body)

@@ -16,6 +16,12 @@ def is_torch(array):
     return torch is not None and isinstance(array, torch.Tensor)
 
 
+def outside_graphs(function):
+    """The function as one that torch.compile calls and does not look into, where there is torch."""
+    torch = sys.modules.get("torch")
+    return function if torch is None else torch.compiler.disable(function)
+
+
 def dtype_name(array):
     name = str(array.dtype).removeprefix("torch.")
     # numpy without ml_dtypes has codes; who says uint16 or uint8 means them (docs/python.md).
@@ -86,13 +92,18 @@ def copy_into(target, values):
 
 
 def comm_of(group, comm=None, **options):
-    """A Comm of whatever stands for the ranks: ours, a torch process group, or an mpi4py communicator."""
+    """A Comm of whatever stands for the ranks: ours, a torch process group, or an mpi4py communicator. Without any:
+    torch's default group where there is one, else MPI's world."""
     from .. import _core
     from ..comm import from_mpi, from_process_group
 
     for given in (group, comm):
         if isinstance(given, _core.Comm):
             return given
+    if group is None and comm is None:
+        dist = sys.modules.get("torch.distributed")
+        if dist is not None and dist.is_available() and dist.is_initialized():
+            group = dist.group.WORLD
     return from_process_group(group, **options) if group is not None else from_mpi(comm, **options)
 
 

@@ -28,6 +28,10 @@ class AllToAll:
             raise ConfigError(f"rank {rank} of {world_size} was asked for; the group says {self._comm.rank} "
                               f"of {self._comm.size}")
         self._lane = self._wires = self._rows = None
+        # Every type of results fits into float32; the first combine shows whether less is enough.
+        self._results = "f32"
+        # torch.compile(all_to_all.dispatch) is what callers do; there is nothing for it in here.
+        self._dispatch, self._combine = (frames.outside_graphs(f) for f in (self._dispatch_rows, self._combine_rows))
 
     @classmethod
     def intranode(cls, max_num_tokens, num_experts, experts_per_token, rank, world_size, dp_size, hidden_dim,
@@ -42,21 +46,25 @@ class AllToAll:
                    hidden_dim_bytes, hidden_dim_scale_bytes, group)
 
     def _lane_for(self, name):
-        """Made at the first dispatch, when the type of rows is known; collective like that."""
-        wires = (_WIRES[name], "bf16" if name in ("bfloat16", "float8_e4m3fn") else "f32")
-        if self._lane is None:
+        """Made when the types of rows or results are seen to be others; collective, since all ranks see the same."""
+        wires = (_WIRES[name], self._results)
+        if wires != self._wires:
+            self.destroy()
             self._wires = wires
             self._lane = Exchange(self._comm, num_experts=self.num_experts, topk=self.experts_per_token,
                                   hidden=self.hidden_dim, max_tokens=self.max_num_tokens, tp=self.dp_size,
                                   layout="padded", dispatch_dtype=wires[0], combine_dtype=wires[1])
-        if wires != self._wires:
-            raise ConfigError(f"rows are {name} now and were {self._wires[0]} in the first dispatch")
         return self._lane
 
     def dispatch(self, out_expert_num_tokens, out_expert_x, out_expert_x_scale, dp_x, dp_x_scale, indices,
                  bound_m, do_send=True, do_recv=True):
         """dp_x [m, H] and indices uint32 [m, K] to the ranks of their experts. Writes how many rows each of
         this rank's experts has got (int32 [L]), and the rows [L, max_num_tokens * groups, H]."""
+        self._dispatch(out_expert_num_tokens, out_expert_x, out_expert_x_scale, dp_x, dp_x_scale, indices, bound_m,
+                       do_send, do_recv)
+
+    def _dispatch_rows(self, out_expert_num_tokens, out_expert_x, out_expert_x_scale, dp_x, dp_x_scale, indices,
+                       bound_m, do_send, do_recv):
         if do_send:
             lane = self._lane_for(frames.dtype_name(dp_x))
             count = dp_x.shape[0] if bound_m is None else int(bound_m[0])
@@ -77,8 +85,14 @@ class AllToAll:
 
     def combine(self, out_tokens, indices, weights, expert_y, bound_m, do_send=True, do_recv=True):
         """expert_y as dispatch laid the rows out, back to their tokens: out_tokens[:m] = weighted sums."""
+        self._combine(out_tokens, indices, weights, expert_y, bound_m, do_send, do_recv)
+
+    def _combine_rows(self, out_tokens, indices, weights, expert_y, bound_m, do_send, do_recv):
         if do_send:
             out, name = frames.to_numpy(self._rows.out), frames.dtype_name(expert_y)
+            self._results = "bf16" if name == "bfloat16" else "f32"
+            if self._wires[1] == "bf16" and name != "bfloat16":
+                raise ConfigError(f"results are {name} now and were bfloat16 before; make another AllToAll for them")
             values = frames.to_numpy(expert_y)
             wanted = "bfloat16" if self._wires[1] == "bf16" else "float32"
             for expert, n in enumerate(self._rows.counts):
@@ -93,7 +107,7 @@ class AllToAll:
     def destroy(self):
         if self._lane is not None:
             self._lane.close()
-        self._lane = self._rows = None
+        self._lane = self._wires = self._rows = None
 
 
 def _named(name):
