@@ -144,10 +144,10 @@ class GpuRank {
     return static_cast<std::ptrdiff_t>(sizeof(std::uint16_t)) * a2a_.hidden;
   }
 
-  /// Read and written: every record's row.
+  /// Read and written: every record's row; or its address, written.
   std::size_t dispatch_bytes() const {
-    return entries() *
-           static_cast<std::size_t>(layout_.dispatch_row_bytes + layout_.expert_row_bytes);
+    const std::int64_t read = layout_.pointers ? 0 : layout_.dispatch_row_bytes;
+    return entries() * static_cast<std::size_t>(read + layout_.input_row_bytes);
   }
 
   /// Read: every result. Written: every token's sum.
@@ -204,7 +204,7 @@ class GpuRank {
   void answer_ones() {
     const std::size_t bytes = static_cast<std::size_t>(layout_.expert_rows) *
                               static_cast<std::size_t>(layout_.output_row_bytes);
-    if (element_type(layout_.expert_type) == layout_.output_type) {
+    if (!layout_.pointers && element_type(layout_.expert_type) == layout_.output_type) {
       queue_.copy(experts_.out.base, experts_.in.base, bytes);
     } else if (layout_.output_type == DType::f32) {
       fill(std::vector<float>(bytes / sizeof(float), 1.0F));

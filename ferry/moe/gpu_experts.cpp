@@ -82,7 +82,7 @@ GpuExperts::GpuExperts(const GpuExpertsOptions& options,
 
 void GpuExperts::run(const ExpertRows& rows) {
   const auto& [slots, hidden, inter, max_rows] = options_;
-  if (rows.in_type != WireType::bf16 || !rows.weights.empty() || rows.in.pointers != nullptr) {
+  if (rows.in_type != WireType::bf16 || !rows.weights.empty()) {
     fail<ConfigError>(
         "experts on a GPU take bf16 rows that lie one behind the other, without weights of their "
         "own, not {}",
@@ -100,6 +100,7 @@ void GpuExperts::run(const ExpertRows& rows) {
   const auto inner_stride = static_cast<std::int64_t>(sizeof(std::uint16_t)) * inter;
   GroupedProduct product{.in = rows.in.base,
                          .in_stride = rows.in.stride,
+                         .in_pointers = rows.in.pointers,
                          .matrices = w13_->as<const std::uint16_t>(),
                          .out = inner_->data(),
                          .out_stride = inner_stride,

@@ -38,6 +38,13 @@ TEST(GpuBench, MeasuresRanksThatShareADevice) {
   }
 }
 
+TEST(GpuBench, MeasuresRowsThatStayWhereTheyAre) {
+  A2aCase a2a = small_case(2, 3);
+  a2a.exchange.format = DispatchFormat::row_pointers;
+  a2a.exchange.fixed_format = true;
+  EXPECT_GT(measured(a2a).dispatch, 0);
+}
+
 TEST(GpuBench, MeasuresExpertsBetweenThem) {
   A2aCase a2a = small_case(2, 3);
   a2a.inter = 32;

@@ -41,7 +41,8 @@ enum Axis {
 };
 
 constexpr int kRankCounts[] = {1, 2, 3, 4};
-constexpr DispatchFormat kLayouts[] = {DispatchFormat::padded, DispatchFormat::ragged};
+constexpr DispatchFormat kLayouts[] = {
+    DispatchFormat::padded, DispatchFormat::ragged, DispatchFormat::row_pointers};
 // More than a block of scales; rows that no wide access is aligned to; several pieces.
 constexpr int kHidden[] = {168, 131, 1040};
 constexpr int kTps[] = {1, 2, 4};
@@ -53,7 +54,7 @@ std::vector<int> sizes() {
           wires,
           2,  // experts take rows as delivered, or bf16
           wires,
-          2,
+          static_cast<int>(std::size(kLayouts)),
           4,
           2,
           static_cast<int>(std::size(kHidden)),

@@ -46,14 +46,32 @@ void compute(FakeExperts& experts, const ExpertRows& rows, std::int64_t num_rows
   const auto out_bytes = n * static_cast<std::size_t>(rows.out.stride);
   const auto counts = downloaded(queue, rows.counts.data(), rows.counts.size());
   const auto offsets = downloaded(queue, rows.offsets.data(), rows.offsets.size());
-  const auto in = downloaded(queue, rows.in.base, in_bytes);
+  std::vector<std::byte> in;
+  std::vector<const std::byte*>
+      in_rows;  // where each of those is here, if they are told by address
+  if (rows.in.pointers == nullptr) {
+    in = downloaded(queue, rows.in.base, in_bytes);
+  } else {
+    in.resize(in_bytes);
+    in_rows.resize(n);
+    const auto there = downloaded(queue, rows.in.pointers, n);
+    for (std::size_t slot = 0; slot < counts.size(); ++slot) {
+      for (std::int64_t row = offsets[slot]; row < offsets[slot] + counts[slot]; ++row) {
+        const auto r = static_cast<std::size_t>(row);
+        in_rows[r] = in.data() + row * rows.in.stride;
+        queue.copy(
+            in.data() + row * rows.in.stride, there[r], static_cast<std::size_t>(rows.in.stride));
+      }
+    }
+    queue.synchronise();
+  }
   const auto weights = downloaded(queue, rows.weights.data(), rows.weights.size());
   std::vector<std::byte> out = downloaded<std::byte>(queue, rows.out.base, out_bytes);
   ExpertRows here = rows;
   here.place = {};
   here.counts = counts;
   here.offsets = offsets;
-  here.in = {in.data(), rows.in.stride};
+  here.in = {in.data(), rows.in.stride, in_rows.empty() ? nullptr : in_rows.data()};
   here.weights = weights;
   here.out = {out.data(), rows.out.stride};
   experts(here);

@@ -226,7 +226,8 @@ std::vector<float> weights_of_tokens() {
 std::vector<float> layer_over(const Layer& layer,
                               const Bf16s& tokens,
                               int ranks,
-                              const MakeQueue& make_queue) {
+                              const MakeQueue& make_queue,
+                              DispatchFormat format = DispatchFormat::ragged) {
   std::vector<float> all(tokens.size());
   on_ranks({.ranks = ranks}, [&](Transport& transport) {
     const std::unique_ptr<GpuQueue> queue = make_queue(ranks);
@@ -245,6 +246,8 @@ std::vector<float> layer_over(const Layer& layer,
                               .dispatch_wire = WireType::bf16,
                               .combine_wire = WireType::f32};
     options.expert_type = WireType::bf16;
+    options.exchange.format = format;
+    options.exchange.fixed_format = true;
     const auto rows = upload(*queue, piece(tokens, layer.hidden));
     const auto ids = upload(*queue, piece(routing(), kTopk));
     const auto weights = upload(*queue, piece(weights_of_tokens(), kTopk));
@@ -296,11 +299,11 @@ TEST(GpuLayer, IsTheSameBytesForAnyNumberOfRanks) {
   for (const int ranks : {1, 2, 4}) {
     if (slow_run() && ranks != 2) continue;
     GpuEmulator device({.seed = static_cast<std::uint64_t>(ranks)});
-    EXPECT_EQ(
-        layer_over(
-            layer, tokens, ranks, [&](int) { return std::make_unique<EmulatedQueue>(device, 2); }),
-        expected)
-        << ranks << " ranks";
+    const MakeQueue make_queue = [&](int) { return std::make_unique<EmulatedQueue>(device, 2); };
+    for (const DispatchFormat format : {DispatchFormat::ragged, DispatchFormat::row_pointers}) {
+      EXPECT_EQ(layer_over(layer, tokens, ranks, make_queue, format), expected)
+          << ranks << " ranks, " << format_name(format);
+    }
   }
 }
 
@@ -353,6 +356,7 @@ TEST(GpuDeviceExperts, LayersAreTheSameBytesForAnyNumberOfRanks) {
   const std::vector<float> one = layer_over(layer, tokens, 1, make_queue);
   EXPECT_EQ(layer_over(layer, tokens, 2, make_queue), one);
   EXPECT_EQ(layer_over(layer, tokens, 4, make_queue), one);
+  EXPECT_EQ(layer_over(layer, tokens, 4, make_queue, DispatchFormat::row_pointers), one);
 }
 
 }  // namespace

@@ -28,8 +28,8 @@ void check_gpu_options(const DispatcherOptions& o, int ranks) {
   check_options(o, ranks);
   refuse(o.exchange.hidden_partition, "hidden_partition");
   refuse(o.columns_of_results() != o.hidden, "results of some columns: choose result_columns = 0");
-  refuse(o.exchange.format == DispatchFormat::row_pointers,
-         "row_pointers: choose padded or ragged");
+  refuse(o.exchange.pipeline == ExchangeOptions::Pipeline::tiles,
+         "tiles: choose a backend whose experts compute all rows at once");
   refuse(o.exchange.reduce_at != ExchangeOptions::ReduceAt::home,
          "sums by rank: choose a backend that combines per expert");
   refuse(o.exchange.on_dead_rank == ExchangeOptions::OnDeadRank::mask,
@@ -55,11 +55,13 @@ GpuLayout::GpuLayout(const DispatcherOptions& o, int num_ranks)
       combine_wire(o.combine_wire),
       output_type(o.output_type()),
       padded(o.exchange.format == DispatchFormat::padded),
+      pointers(o.exchange.format == DispatchFormat::row_pointers),
       row_weights(o.row_weights),
       slot_capacity(std::int64_t{num_ranks} * list_tokens),
       alignment(o.row_alignment),
       dispatch_row_bytes(static_cast<std::int64_t>(wire_row_bytes(o.dispatch_wire, o.hidden))),
       expert_row_bytes(static_cast<std::int64_t>(wire_row_bytes(o.expert_type, o.hidden))),
+      input_row_bytes(pointers ? static_cast<std::int64_t>(sizeof(std::byte*)) : expert_row_bytes),
       output_row_bytes(o.hidden * static_cast<std::int64_t>(dtype_bytes(o.output_type()))),
       combine_row_bytes(static_cast<std::int64_t>(wire_row_bytes(o.combine_wire, o.hidden))) {
   const auto lists = static_cast<std::size_t>(ranks) * static_cast<std::size_t>(slots);
@@ -105,7 +107,7 @@ GpuExchange::GpuExchange(const DispatcherOptions& options, Transport& transport,
   state_ = queue.allocate(sizeof(gpu::GpuState));
   in_slot_ = queue.allocate(static_cast<std::size_t>(layout.max_tokens * layout.topk) *
                             sizeof(std::uint32_t));
-  input_ = queue.allocate(rows * static_cast<std::size_t>(layout.expert_row_bytes));
+  input_ = queue.allocate(rows * static_cast<std::size_t>(layout.input_row_bytes));
   output_ = queue.allocate(
       encodes_results() ? rows * static_cast<std::size_t>(layout.output_row_bytes) : 0);
   weights_ = queue.allocate(layout.row_weights ? rows * sizeof(float) : 0);
@@ -129,7 +131,7 @@ std::size_t GpuExchange::mem_size(const DispatcherOptions& options, int ranks) {
   const std::int64_t encoded = is_quantized(o.combine_wire) ? layout.output_row_bytes : 0;
   return layout.part_bytes + sizeof(gpu::GpuState) +
          static_cast<std::size_t>(layout.max_tokens * layout.topk) * sizeof(std::uint32_t) +
-         rows * static_cast<std::size_t>(layout.expert_row_bytes + encoded) +
+         rows * static_cast<std::size_t>(layout.input_row_bytes + encoded) +
          (layout.row_weights ? rows * sizeof(float) : 0) +
          static_cast<std::size_t>(layout.slots) * (sizeof(std::int32_t) + sizeof(std::int64_t)) +
          static_cast<std::size_t>(layout.ranks) * sizeof(std::byte*);
@@ -216,7 +218,10 @@ ExpertRows GpuExchange::dispatch_recv() {
           .place = queue_.place(),
           .counts = {counts_->as<const std::int32_t>(), slots},
           .offsets = {offsets_->as<const std::int64_t>(), slots},
-          .in = {input_->data(), layout.expert_row_bytes},
+          .in = layout.pointers
+                    ? RowsView{.stride = layout.expert_row_bytes,
+                               .pointers = input_->as<const std::byte* const>()}
+                    : RowsView{.base = input_->data(), .stride = layout.expert_row_bytes},
           .in_type = options_.expert_type,
           .weights = {weights_->as<const float>(), layout.row_weights ? rows : 0},
           .out = {encodes_results() ? output_->data() : part_->data() + layout.results,

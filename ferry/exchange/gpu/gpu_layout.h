@@ -84,13 +84,15 @@ struct GpuLayout {
   WireType combine_wire = WireType::f32;
   DType output_type = DType::f32;
   bool padded = false;
+  bool pointers = false;  ///< rows are not copied: experts get where they lie, in homes' stages
   bool row_weights = false;
   std::int64_t slot_capacity = 0;  ///< padded: rows of a slot
   std::int64_t alignment = 1;      ///< ragged: a slot's first row is a multiple of it
   std::int64_t expert_rows = 0;
 
   std::int64_t dispatch_row_bytes = 0;
-  std::int64_t expert_row_bytes = 0;
+  std::int64_t expert_row_bytes = 0;  ///< as they are read
+  std::int64_t input_row_bytes = 0;   ///< of this rank's memory for one: itself, or its address
   std::int64_t output_row_bytes = 0;
   std::int64_t combine_row_bytes = 0;
 
@@ -101,8 +103,8 @@ struct GpuLayout {
   std::size_t weights = 0;      ///< f32 likewise, with row_weights
   std::size_t result_rows = 0;  ///< u32 [tp][ranks][slots] of each share and peer: where its
                                 ///< results begin there
-  std::size_t stage = 0;    ///< [max_tokens] rows in dispatch wire
-  std::size_t results = 0;  ///< [expert_rows] rows in combine wire
+  std::size_t stage = 0;        ///< [max_tokens] rows in dispatch wire
+  std::size_t results = 0;      ///< [expert_rows] rows in combine wire
   std::size_t part_bytes = 0;
 
   FERRY_GPU std::size_t signal_at(GpuSignal kind, int source) const {

@@ -10,7 +10,7 @@ namespace ferry::gpu {
 
 struct ReceiveTokens {
   GpuExchangeArgs args;
-  std::byte* input = nullptr;       ///< [expert_rows] rows of expert_type
+  std::byte* input = nullptr;       ///< [expert_rows] rows of expert_type, or their addresses
   float* weights = nullptr;         ///< [expert_rows], with row_weights
   std::int32_t* counts = nullptr;   ///< [slots] what experts get,
   std::int64_t* offsets = nullptr;  ///< [slots] and where
@@ -40,7 +40,7 @@ struct ReceiveTokens {
     }
     t.sync();
     if (t.block() == 0) publish(t);
-    const std::int64_t pieces = pieces_of(layout.hidden, kPieceValues);
+    const std::int64_t pieces = layout.pointers ? 1 : pieces_of(layout.hidden, kPieceValues);
     const std::int64_t records = t.load(first_record(t) + layout.slots);
     for_units(t, records * pieces, [&](std::int64_t unit) {
       take_row(t, static_cast<std::uint32_t>(unit / pieces), unit % pieces * kPieceValues);
@@ -132,9 +132,13 @@ struct ReceiveTokens {
     const std::int64_t place = std::int64_t{t.load(first_row(t) + slot)} + in_slot;
     const std::byte* from =
         t.load(args.parts + home) + layout.stage + token * layout.dispatch_row_bytes;
-    std::byte* to = input + place * layout.expert_row_bytes;
+    std::byte* to = input + place * layout.input_row_bytes;
     if (layout.row_weights && first == 0 && t.lane() == 0)
       t.store(weights + place, t.load(at<const float>(own, layout.weights) + entry));
+    if (layout.pointers) {
+      if (t.lane() == 0) t.store(reinterpret_cast<const std::byte**>(to), from);
+      return;
+    }
     if (layout.expert_type == layout.dispatch_wire) {
       copy_piece(t, to, from, first);
       return;

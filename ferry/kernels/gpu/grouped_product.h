@@ -22,11 +22,12 @@ struct GroupedProduct {
   static constexpr int kThreads = 256;
   static constexpr int kBlocksAtOnce = 2;  ///< on a multiprocessor, by their registers
 
-  const std::byte* in = nullptr;            ///< rows of bf16 [depth], aligned to 16
-  std::int64_t in_stride = 0;               ///< bytes, a multiple of 16
-  const std::uint16_t* matrices = nullptr;  ///< bf16 [groups, columns, depth], aligned to 16
-  std::byte* out = nullptr;                 ///< rows of out_type, same indices as `in`
-  std::int64_t out_stride = 0;              ///< bytes
+  const std::byte* in = nullptr;                  ///< rows of bf16 [depth], aligned to 16
+  std::int64_t in_stride = 0;                     ///< bytes, a multiple of 16
+  const std::byte* const* in_pointers = nullptr;  ///< not null: where each row is instead
+  const std::uint16_t* matrices = nullptr;        ///< bf16 [groups, columns, depth], aligned to 16
+  std::byte* out = nullptr;                       ///< rows of out_type, same indices as `in`
+  std::int64_t out_stride = 0;                    ///< bytes
   DType out_type = DType::f32;
   const std::int32_t* counts = nullptr;   ///< [groups] rows of each
   const std::int64_t* offsets = nullptr;  ///< [groups] and its first row
@@ -111,6 +112,16 @@ struct GroupedProduct {
     return rows_of(t, step) + kTileRows * kRowBytes;
   }
 
+  template <class Thread>
+  FERRY_GPU const std::byte* row(Thread& t, std::int64_t i) const {
+    return in_pointers != nullptr ? t.load(in_pointers + i) : in + i * in_stride;
+  }
+
+  FERRY_GPU const std::byte* column(const Tile& tile, int line) const {
+    const std::int64_t i = std::int64_t{tile.group} * columns + tile.column + line;
+    return reinterpret_cast<const std::byte*>(matrices + i * depth);
+  }
+
   /// This thread's share of what a step multiplies; zeros outside. One group of copies, empty
   /// behind the last step.
   template <class Thread>
@@ -122,13 +133,10 @@ struct GroupedProduct {
         const int first = step * kTileDepth + i % kChunks * 8;
         const bool there =
             first < depth && (of_row ? line < tile.rows : tile.column + line < columns);
-        const std::byte* from =
-            of_row
-                ? in + (tile.row + line) * in_stride
-                : reinterpret_cast<const std::byte*>(
-                      matrices + (std::int64_t{tile.group} * columns + tile.column + line) * depth);
+        const auto* from = reinterpret_cast<const std::byte*>(matrices);  // for nobody
+        if (there) from = (of_row ? row(t, tile.row + line) : column(tile, line)) + 2 * first;
         std::byte* to = of_row ? rows_of(t, step) : columns_of(t, step);
-        t.copy_async(to + place(line, i % kChunks), there ? from + 2 * first : in, there);
+        t.copy_async(to + place(line, i % kChunks), from, there);
       }
     }
     t.commit_copies();
