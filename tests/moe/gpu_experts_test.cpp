@@ -188,8 +188,7 @@ TEST(GpuExperts, GiveTheProductsOfTheirDefinition) {
   for (const int blocks : {1, 3}) {
     GpuEmulator device({.seed = static_cast<std::uint64_t>(blocks)});
     EmulatedQueue queue(device, blocks);
-    expect_definition(queue, layer, {0, 1, slow_run() ? 2 : 70, 5}, true);
-    if (slow_run()) return;
+    if (!slow_run()) expect_definition(queue, layer, {0, 1, 70, 5}, true);
   }
   GpuEmulator device;
   EmulatedQueue queue(device, 2);
@@ -198,8 +197,9 @@ TEST(GpuExperts, GiveTheProductsOfTheirDefinition) {
 }
 
 TEST(GpuExperts, ARowsBitsDependOnItAndItsExpertAlone) {
+  if (slow_run()) GTEST_SKIP() << "the emulator finds races itself";
   const Layer layer(2, 48, 32);
-  const Bf16s rows = random_bf16(times(slow_run() ? 4 : 67, 48), 5, 1);
+  const Bf16s rows = random_bf16(times(67, 48), 5, 1);
   const auto count = static_cast<std::int32_t>(rows.size() / 48);
   GpuEmulator device;
   EmulatedQueue queue(device, 2);
@@ -293,14 +293,16 @@ std::vector<float> expected_layer(const Layer& layer, const Bf16s& tokens) {
 }
 
 TEST(GpuLayer, IsTheSameBytesForAnyNumberOfRanks) {
-  const Layer layer(kLayerExperts, 48, 32);
-  const Bf16s tokens = random_bf16(times(kTokens, 48), 7, 1);
+  const int hidden = slow_run() ? 16 : 48;
+  const Layer layer(kLayerExperts, hidden, hidden == 16 ? 16 : 32);
+  const Bf16s tokens = random_bf16(times(kTokens, hidden), 7, 1);
   const std::vector<float> expected = expected_layer(layer, tokens);
   for (const int ranks : {1, 2, 4}) {
     if (slow_run() && ranks != 2) continue;
     GpuEmulator device({.seed = static_cast<std::uint64_t>(ranks)});
     const MakeQueue make_queue = [&](int) { return std::make_unique<EmulatedQueue>(device, 2); };
     for (const DispatchFormat format : {DispatchFormat::ragged, DispatchFormat::row_pointers}) {
+      if (slow_run() && format == DispatchFormat::ragged) continue;
       EXPECT_EQ(layer_over(layer, tokens, ranks, make_queue, format), expected)
           << ranks << " ranks, " << format_name(format);
     }
