@@ -39,7 +39,7 @@ Balancer::Balancer(const BalanceOptions& options,
       timeout_(timeout) {
   options_.rebalance.weighted = experts_.replica_rule() == ReplicaRule::weighted;
   options_.rebalance.nodes = equal_hosts(transport);
-  for (int layer = 0; layer < config_.layers; ++layer)
+  for (int layer = 0; layer < config_.all_layers(); ++layer)
     if (config_.sparse(layer)) sparse_layers_.push_back(layer);
   FERRY_CHECK(!sparse_layers_.empty(), "nothing to balance in a model without experts");
   FERRY_CHECK(!options.rebalance.enabled || experts_.expert_slices() == 1,

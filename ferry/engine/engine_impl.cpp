@@ -15,7 +15,8 @@ int or_any(int limit) { return limit == 0 ? INT_MAX : limit; }
 
 /// What a sequence keeps on all ranks of its group together, which is what is counted.
 StateLayout layout_of_group(const Decoder& decoder) {
-  return StateLayout(state_specs(decoder.config(), decoder.kv_type()));
+  return StateLayout(
+      state_specs(decoder.config(), decoder.kv_type(), {}, decoder.activation_type()));
 }
 
 /// Of whole pages that fit; any number where there is no limit.

@@ -18,7 +18,7 @@ void write_load_dump(const Balancer& balancer,
   for (int step = 0; step < recorder.window_steps(); ++step) {
     std::span<const std::int32_t> counts = recorder.step_counts(step);
     write(step == 0 ? "\n[" : ",\n[");
-    for (int layer = 0; layer < config.layers; ++layer) {
+    for (int layer = 0; layer < config.all_layers(); ++layer) {
       if (layer > 0) write(",");
       const bool sparse = config.sparse(layer);
       write(
@@ -28,7 +28,7 @@ void write_load_dump(const Balancer& balancer,
     write("]");
   }
   write("],\n\"physical_to_logical_map\":[");
-  for (int layer = 0; layer < config.layers; ++layer) {
+  for (int layer = 0; layer < config.all_layers(); ++layer) {
     write(layer == 0 ? "\n" : ",\n");
     write(fmt::format("[{}]", fmt::join(balancer.map_of_layer(layer), ",")));
   }

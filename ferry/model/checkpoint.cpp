@@ -10,9 +10,17 @@
 
 namespace ferry {
 
-Checkpoint Checkpoint::open(const std::filesystem::path& path) {
+Checkpoint Checkpoint::open(const std::filesystem::path& path, bool draft_layer) {
   std::unique_ptr<const TensorSource> source = open_source(path);
   ModelConfig config = load_config(*source);
+  if (draft_layer) {
+    if (source->packed() != nullptr)
+      fail<ConfigError>(
+          "--speculate mtp: {} is packed, and has no layer that predicts further tokens; give the "
+          "checkpoint that it was made of",
+          source->path());
+    config = with_draft_layer(std::move(config), source->path());
+  }
   Checkpoint checkpoint(std::move(source), std::move(config));
   checkpoint.notes_ = checkpoint.config_.notes;
   checkpoint.find_experts();
@@ -59,7 +67,7 @@ void Checkpoint::refuse_unmeant() const {
   const std::string head = tensor_name(names(), names().lm_head);
   for (const std::string& name : unused()) {
     const std::optional<int> layer = known_layer(names(), name);
-    if (!layer || *layer >= config_.layers) continue;
+    if (!layer || *layer >= config_.all_layers()) continue;
     if (name == head && config_.tied_embeddings) continue;
     fail<ModelError>("{}: tensor {}: expected none, as {} says that the model has no such tensor",
                      source_->files()[source_->find(name)->file].path,

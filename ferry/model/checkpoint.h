@@ -24,7 +24,8 @@ class Checkpoint {
   /// shape and a type that can be loaded, and that there is none which the family knows and the
   /// config does not ask for. Throws ModelError naming file, tensor, what was expected and what was
   /// found.
-  static Checkpoint open(const std::filesystem::path& path);
+  /// `draft_layer`: with_draft_layer() of what the config says.
+  static Checkpoint open(const std::filesystem::path& path, bool draft_layer = false);
 
   const std::string& directory() const { return source_->path(); }
 

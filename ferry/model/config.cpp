@@ -143,6 +143,13 @@ void read_generation(const std::optional<SourceText>& text, ModelConfig& config)
   if (in.has("eos_token_id")) config.eos_ids = read_eos(in, config.vocab);
 }
 
+/// Only of families whose layers of this kind can be used; those of others are left out.
+void read_predictors(const ConfigReader& in, const ModelFamily& family, ModelConfig& config) {
+  if (!family.names.draft_layer()) return;
+  const auto stated = in.integers("num_nextn_predict_layers", 0, kMaxLayers);
+  if (!stated.empty()) config.predictors = stated.front();
+}
+
 }  // namespace
 
 float QueryGrowth::factor(std::int32_t position) const {
@@ -154,12 +161,39 @@ float QueryGrowth::factor(std::int32_t position) const {
          1.0F;
 }
 
+std::int64_t LayerAttention::first(std::int64_t position) const {
+  return std::max(span.first(position), std::min<std::int64_t>(position, skips_first ? 1 : 0));
+}
+
 int ModelConfig::sparse_layers() const {
   return static_cast<int>(std::count(layer_kinds.begin(), layer_kinds.end(), LayerKind::sparse));
 }
 
 ModelConfig unstacked(ModelConfig config) {
   config.moe.storage = ExpertStorage::apart;
+  return config;
+}
+
+ModelConfig with_draft_layer(ModelConfig config, const std::string& file) {
+  constexpr const char* kOption = "--speculate mtp";
+  if (!family_of(config).names.draft_layer())
+    fail<ConfigError>(
+        "{}: layers that predict further tokens are supported of deepseek_v3, glm4_moe and "
+        "glm4_moe_lite, and {} is a {}; --speculate ngram needs none",
+        kOption,
+        file,
+        config.model_type);
+  if (config.predictors == 0)
+    fail<ConfigError>(
+        "{}: {} has no layer that predicts further tokens (num_nextn_predict_layers); "
+        "--speculate ngram needs none",
+        kOption,
+        file);
+  LayerAttention attention = config.layer_attention.back();
+  attention.skips_first = true;
+  config.layer_attention.push_back(attention);
+  config.layer_kinds.push_back(config.moe.experts > 0 ? LayerKind::sparse : LayerKind::dense);
+  config.draft_layers = 1;
   return config;
 }
 
@@ -203,6 +237,7 @@ ModelConfig parse_config(std::string_view text, const std::string& file) {
   const bool outside = !in.states("eos_token_id") && all.has("eos_token_id");
   config.eos_ids = read_eos(outside ? all : in, config.vocab);
   family.read(in, config);
+  read_predictors(in, family, config);
   check_mlp_layer_types(in, config);
   check_mixers(config, file);
   if (config.stored_format != nullptr && config.stored_format->stacks_experts())

@@ -74,6 +74,10 @@ struct LayerAttention {
   bool rope = true;  ///< false: queries and keys do not turn with their position
   QueryGrowth growth = {};
   bool shares_choice = false;  ///< no indexer: it sees the positions that the last one chose
+  bool skips_first = false;    ///< position 0 has no row of its own: only its own query sees it
+
+  /// The first position that the query at `position` sees.
+  std::int64_t first(std::int64_t position) const;
 };
 
 /// Where queries and keys are normalised (RMS norm).
@@ -125,13 +129,15 @@ struct DeltaConfig {
 };
 
 /// Invariants (checked by load_config): all sizes positive, heads % kv_heads == 0, head_dim even,
-/// layer_kinds and layer_attention [layers], 1 <= topk <= experts where any layer is sparse.
+/// layer_kinds and layer_attention [all_layers()], 1 <= topk <= experts where any layer is sparse.
 struct ModelConfig {
   std::string architecture;  ///< "Qwen3MoeForCausalLM"; key of the table in family.h
   std::string model_type;    ///< "qwen3_moe"
 
   int hidden = 0;  ///< H
   int layers = 0;
+  int predictors = 0;    ///< layers that the checkpoint has behind these, to predict further tokens
+  int draft_layers = 0;  ///< of those, that are in use for drafts: 0 or 1
   int heads = 0;
   int kv_heads = 0;
   int head_dim = 0;  ///< even; heads * head_dim need not be hidden
@@ -152,9 +158,9 @@ struct ModelConfig {
   LatentConfig latent;
   DeltaConfig delta;
   int conv_taps = 0;  ///< of short convolutions: a token and those before it; 0 = no layer has any
-  std::vector<LayerAttention> layer_attention;  ///< [layers]
+  std::vector<LayerAttention> layer_attention;  ///< [all_layers()]
 
-  std::vector<LayerKind> layer_kinds;  ///< [layers]
+  std::vector<LayerKind> layer_kinds;  ///< [all_layers()]
   MoeConfig moe;
 
   /// Type the checkpoint says its weights have; absent when config.json is silent. Single tensors
@@ -175,8 +181,17 @@ struct ModelConfig {
   /// Whether the norms of queries and keys have weights.
   bool qk_norm_weights() const { return qk_norm != QkNorm::none && qk_norm != QkNorm::turned; }
 
+  /// Those that predict further tokens included, as far as they are in use.
   int sparse_layers() const;
+
+  int all_layers() const { return layers + draft_layers; }
 };
+
+/// The same model with the first of its layers that predict further tokens in use: layer `layers`,
+/// like any other to whoever loads, places and runs layers. Throws ConfigError, in the words of the
+/// program's options, where the checkpoint has none or the family's are not supported; `file` is
+/// what errors call the config.
+ModelConfig with_draft_layer(ModelConfig config, const std::string& file);
 
 /// The same model with each expert's matrices as tensors of their own: what for_each_tensor()
 /// (family.h) then lists can be had of a checkpoint of either form.

@@ -1,6 +1,8 @@
 #include "ferry/model/decoder.h"
 
 #include <algorithm>
+#include <cmath>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -10,6 +12,7 @@
 #include "ferry/compute/tensor_group.h"
 #include "ferry/core/error.h"
 #include "ferry/kernels/kernels.h"
+#include "ferry/model/draft_input.h"
 #include "ferry/model/kv_type.h"
 #include "ferry/model/mixers/mixer.h"
 
@@ -41,28 +44,41 @@ class RowBuffer {
 std::int64_t widest_of_mixers(const ModelConfig& config,
                               std::int64_t (MixerKind::*width)(const ModelConfig&) const) {
   std::int64_t widest = 0;
-  for (int layer = 0; layer < config.layers; ++layer)
+  for (int layer = 0; layer < config.all_layers(); ++layer)
     widest = std::max(widest, (mixer_of(config, layer).*width)(config));
   return widest;
 }
 
 std::int64_t widest_input(const ModelConfig& config) {
-  return std::max<std::int64_t>(config.hidden, widest_of_mixers(config, &MixerKind::widest_input));
+  const std::int64_t hidden = config.hidden;
+  return std::max(config.draft_layers > 0 ? 2 * hidden : hidden,
+                  widest_of_mixers(config, &MixerKind::widest_input));
 }
 
 std::vector<std::unique_ptr<Mixer>> make_mixers(MixerContext& context, const DenseWeights& dense) {
   std::vector<std::unique_ptr<Mixer>> mixers;
-  for (int layer = 0; layer < context.config.layers; ++layer) {
+  for (int layer = 0; layer < context.config.all_layers(); ++layer) {
     const MixerWeights& weights = *dense.layers[static_cast<std::size_t>(layer)].mixer;
     mixers.push_back(mixer_of(context.config, layer).make(context, layer, weights));
   }
   return mixers;
 }
 
-StateLayout layout_of(const std::vector<std::unique_ptr<Mixer>>& mixers) {
+StateLayout layout_of(const ModelConfig& config,
+                      DType type,
+                      const std::vector<std::unique_ptr<Mixer>>& mixers) {
   std::vector<StateSpec> specs;
   for (const auto& mixer : mixers) specs.push_back(mixer->state());
+  if (config.draft_layers > 0) specs.push_back(hidden_state_spec(config, type));
   return StateLayout(specs);
+}
+
+/// The first of the greatest.
+std::int32_t greatest(std::span<const float> row) {
+  std::size_t best = 0;
+  for (std::size_t i = 1; i < row.size(); ++i)
+    if (row[i] > row[best] || std::isnan(row[best])) best = i;
+  return static_cast<std::int32_t>(best);
 }
 
 /// The widest rows that are gathered are f32 logits or those of a mixer's projections; a member's
@@ -95,6 +111,7 @@ class Decoder::Impl {
   std::span<const float> forward(std::span<const SequenceStep> batch);
   void commit(std::span<const int> accepted);
   void commit();
+  void draft(std::span<const DraftRun> runs, int passes);
 
   const StateLayout& state_layout() const { return layout_; }
 
@@ -117,10 +134,20 @@ class Decoder::Impl {
   void take_pending(std::span<const SequenceStep> batch);
   void commit_pending();
   void embed(std::span<const SequenceStep> batch);
+  void run_layer(int layer);
   void feed_forward(int layer, const std::vector<float>& norm_weight);
   void dense_ffn(int layer);
   void add_block_out(const ColumnRange& columns);
   std::span<const float> logits();
+  std::span<const float> head(std::int64_t rows);
+  void follow();
+  void plan_draft(std::span<const DraftRun> runs, std::size_t pass);
+  void take_draft(std::span<const DraftRun> runs, std::size_t pass);
+
+  /// Of the layer behind the last mixer: what the layer that drafts reads of positions.
+  std::byte* hidden_row(const TokenPlace& place) const {
+    return place.state->rows(config_.all_layers(), 0).row(place.position);
+  }
 
   /// normed_ = norm of the rows of the residual stream; row i is row `source[i]`, or i without one.
   void norm(std::span<const std::int64_t> source,
@@ -148,6 +175,7 @@ class Decoder::Impl {
   std::vector<std::int32_t> tokens_;
   std::vector<TokenPlace> places_;
   std::vector<std::int64_t> wanted_;  // rows whose logits are wanted
+  std::vector<const std::byte*> hidden_;  // of the layer that drafts: rows of the tokens before
   // Of each sequence, none of which is accepted yet; empty when there is nothing to commit.
   std::vector<AcceptedTokens> pending_;
 
@@ -162,6 +190,7 @@ class Decoder::Impl {
   const std::vector<std::unique_ptr<Mixer>> mixers_;  // [layers]
   const StateLayout layout_;
   GatedFfn dense_ffn_;  // of dense layers
+  std::optional<DraftInput> draft_input_;
 
   SparseLayers sparse_layers_;
 };
@@ -191,7 +220,7 @@ Decoder::Impl::Impl(const ModelConfig& config,
                      .pool = pool,
                      .gemm_scratch = gemm_scratch_},
       mixers_(make_mixers(mixer_context_, *dense_)),
-      layout_(layout_of(mixers_)),
+      layout_(layout_of(config_, type_, mixers_)),
       dense_ffn_({.hidden = config.hidden,
                   .inter = config.dense_inter,
                   .gating = config.moe.gating,
@@ -206,6 +235,9 @@ Decoder::Impl::Impl(const ModelConfig& config,
   places_.reserve(max_tokens);
   pending_.reserve(max_tokens);
   wanted_.reserve(max_tokens);
+  hidden_.reserve(max_tokens);
+  if (config.draft_layers > 0)
+    draft_input_.emplace(config_, *dense_, options.max_tokens, group_, gemm_scratch_);
   const GroupMember& member = dense_->member;
   FERRY_CHECK(member.tp == 1 || (member.member == group_.member() && member.tp == group_.tp()),
               "weights of member {} of {} for member {} of {}",
@@ -221,18 +253,108 @@ std::span<const float> Decoder::Impl::forward(std::span<const SequenceStep> batc
   for (const SequenceStep& step : batch) step.state->reserve(static_cast<int>(step.tokens.size()));
   ++steps_;
   for (const auto& mixer : mixers_) mixer->begin_step({.number = steps_, .tokens = places_});
-  for (int layer = 0; layer < config_.layers; ++layer) {
-    const DenseWeights::Layer& weights = dense_->layers[static_cast<std::size_t>(layer)];
-    norm({}, weights.attention_norm, num_tokens());
-    {
-      const Scope attention(&clock_, Phase::attention);
-      mixers_[static_cast<std::size_t>(layer)]->forward(normed_.rows(), residual_.mutable_rows());
-    }
-    feed_forward(layer, weights.ffn_norm);
-  }
+  for (int layer = 0; layer < config_.layers; ++layer) run_layer(layer);
+  const std::span<const float> rows = logits();
+  if (draft_input_) follow();
   sparse_layers_.check_nothing_lost();
   take_pending(batch);
-  return logits();
+  return rows;
+}
+
+void Decoder::Impl::run_layer(int layer) {
+  const DenseWeights::Layer& weights = dense_->layers[static_cast<std::size_t>(layer)];
+  norm({}, weights.attention_norm, num_tokens());
+  {
+    const Scope attention(&clock_, Phase::attention);
+    mixers_[static_cast<std::size_t>(layer)]->forward(normed_.rows(), residual_.mutable_rows());
+  }
+  feed_forward(layer, weights.ffn_norm);
+}
+
+/// The layer that drafts keeps up with the step's tokens: the row of a position is made of its token
+/// and of the hidden state of the position before it. So it depends on the tokens up to its own
+/// alone, as the other layers' rows do, and pages that stay for others are theirs too. Position 0
+/// has no such state, and nobody sees its row.
+void Decoder::Impl::follow() {
+  {
+    const Scope norms(&clock_, Phase::norms);
+    pool_.parallel_for(num_tokens(), kRowGrain, [&](std::int64_t begin, std::int64_t end, int) {
+      for (std::int64_t i = begin; i < end; ++i)
+        kernels_of(pool_).rms_norm(residual_.rows().row(i),
+                                   type_,
+                                   dense_->final_norm.data(),
+                                   config_.rms_eps,
+                                   hidden_row(places_[static_cast<std::size_t>(i)]),
+                                   config_.hidden);
+    });
+  }
+  hidden_.clear();
+  for (const TokenPlace& place : places_) {
+    hidden_.push_back(place.position == 0 ? nullptr
+                                          : hidden_row({place.state, place.position - 1}));
+  }
+  draft_input_->make(tokens_, hidden_, residual_.mutable_rows(), block_out_.floats());
+  run_layer(config_.layers);
+}
+
+void Decoder::Impl::draft(std::span<const DraftRun> runs, int passes) {
+  FERRY_CHECK(draft_input_ && pending_.empty() && std::ssize(runs) <= options_.max_tokens,
+              "drafts for {} sequences, of {} layers, with {} steps to commit",
+              runs.size(),
+              config_.draft_layers,
+              pending_.size());
+  for (const DraftRun& run : runs) {
+    FERRY_CHECK(std::ssize(run.draft) <= passes && run.state->length() > 0 &&
+                    run.state->length() + std::ssize(run.draft) <= config_.max_positions,
+                "a draft of {} tokens in {} passes, behind {} of {} positions",
+                run.draft.size(),
+                passes,
+                run.state->length(),
+                config_.max_positions);
+    run.state->reserve(static_cast<int>(run.draft.size()));
+  }
+  for (int pass = 0; pass < passes; ++pass) {
+    plan_draft(runs, static_cast<std::size_t>(pass));
+    draft_input_->make(tokens_, hidden_, residual_.mutable_rows(), block_out_.floats());
+    ++steps_;
+    mixers_.back()->begin_step({.number = steps_, .tokens = places_});
+    run_layer(config_.layers);
+    take_draft(runs, static_cast<std::size_t>(pass));
+  }
+  for (const DraftRun& run : runs) run.state->commit(0);
+  sparse_layers_.check_nothing_lost();
+}
+
+/// The newest token of each draft that goes on, and the hidden state behind which it stands: the
+/// model's for the first one, then what the layer has made of the token before it.
+void Decoder::Impl::plan_draft(std::span<const DraftRun> runs, std::size_t pass) {
+  places_.clear();
+  tokens_.clear();
+  hidden_.clear();
+  std::int64_t before = 0;  // rows of the last pass
+  for (const DraftRun& run : runs) {
+    const bool ran = pass > 0 && run.draft.size() >= pass;
+    const std::int64_t row = ran ? before++ : 0;
+    if (run.draft.size() <= pass) continue;
+    const int length = run.state->length();
+    places_.push_back({run.state, length + static_cast<std::int32_t>(pass)});
+    tokens_.push_back(pass == 0 ? run.token : run.draft[pass - 1]);
+    hidden_.push_back(pass == 0 ? hidden_row({run.state, length - 1}) : normed_.rows().row(row));
+  }
+}
+
+void Decoder::Impl::take_draft(std::span<const DraftRun> runs, std::size_t pass) {
+  if (num_tokens() == 0) return;
+  norm({}, dense_->draft.final_norm, num_tokens());
+  const std::span<const float> logits = head(num_tokens());
+  const auto vocab = static_cast<std::size_t>(config_.vocab);
+  pool_.parallel_for(num_tokens(), 1, [&](std::int64_t begin, std::int64_t end, int) {
+    for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i)
+      tokens_[i] = greatest(logits.subspan(i * vocab, vocab));
+  });
+  std::size_t row = 0;
+  for (const DraftRun& run : runs)
+    if (run.draft.size() > pass) run.draft[pass] = tokens_[row++];
 }
 
 void Decoder::Impl::take_pending(std::span<const SequenceStep> batch) {
@@ -366,6 +488,11 @@ std::span<const float> Decoder::Impl::logits() {
   const auto n = static_cast<std::int64_t>(wanted_.size());
   if (n == 0) return {};
   norm(wanted_, dense_->final_norm, n);
+  return head(n);
+}
+
+/// Logits of the first `n` rows of normed_.
+std::span<const float> Decoder::Impl::head(std::int64_t n) {
   const Scope head(&clock_, Phase::head);
   group_.multiply(
       gemm_scratch_,
@@ -393,6 +520,8 @@ std::span<const float> Decoder::forward(std::span<const SequenceStep> batch) {
 void Decoder::commit(std::span<const int> accepted) { impl_->commit(accepted); }
 
 void Decoder::commit() { impl_->commit(); }
+
+void Decoder::draft(std::span<const DraftRun> runs, int passes) { impl_->draft(runs, passes); }
 
 const StateLayout& Decoder::state_layout() const { return impl_->state_layout(); }
 

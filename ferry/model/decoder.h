@@ -25,6 +25,14 @@ struct SequenceStep {
   Logits logits = Logits::last;          ///< for which of these tokens logits are wanted
 };
 
+/// A sequence for which tokens are drafted: behind those that its state holds comes `token`, and
+/// behind that perhaps what is written to `draft`.
+struct DraftRun {
+  SequenceState* state = nullptr;  ///< of one position or more, with room for draft.size() more
+  std::int32_t token = 0;          ///< checked as those of a step
+  std::span<std::int32_t> draft;
+};
+
 /// One rank's decoder. Construction is collective. Threads: one at a time.
 /// A token's logits are the same bits whatever else is in the step, however the prompt is cut into
 /// steps, for any number of ranks, any tp and threads (per-expert-combine backends;
@@ -57,6 +65,13 @@ class Decoder {
   void commit(std::span<const int> accepted);
   /// All of them.
   void commit();
+
+  /// Drafts by the layer that predicts further tokens, each token from the one before it: the most
+  /// probable one (of equal ones the lowest), or any where logits are not numbers. Collective: all
+  /// ranks call it behind commit() with the same `passes`, which no draft exceeds; ranks of a group
+  /// with the same runs. Leaves states as they were. Throws LostTokens as forward() does, where the
+  /// drafts are worth nothing. REQUIRES: ModelConfig::draft_layers; at most max_tokens runs.
+  void draft(std::span<const DraftRun> runs, int passes);
 
   /// What a sequence's state consists of on this rank.
   const StateLayout& state_layout() const;

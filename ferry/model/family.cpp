@@ -107,7 +107,11 @@ constexpr std::array kPatterns = {&N::embedding,
                                   &N::shared_gate,
                                   &N::shared_up,
                                   &N::shared_down,
-                                  &N::shared_scale};
+                                  &N::shared_scale,
+                                  &N::draft_embedding_norm,
+                                  &N::draft_hidden_norm,
+                                  &N::draft_projection,
+                                  &N::draft_final_norm};
 static_assert(sizeof(TensorNames) == (kPatterns.size() + 2) * sizeof(std::string_view),
               "a pattern that kPatterns does not list");
 

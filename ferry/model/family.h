@@ -67,6 +67,13 @@ struct TensorNames {
   std::string_view shared_gate, shared_up;                   ///< [shared_inter, H]
   std::string_view shared_down;                              ///< [H, shared_inter]
   std::string_view shared_scale;                             ///< [1, H], the sigmoid gate
+  // A layer that predicts further tokens, beside what every layer has: norms of the token's
+  // embedding and of the hidden state before it, what makes one of the two, and the head's norm.
+  std::string_view draft_embedding_norm, draft_hidden_norm;  ///< [H]
+  std::string_view draft_projection;                         ///< [H, 2 H], the embedding's first
+  std::string_view draft_final_norm;                         ///< [H]
+
+  bool draft_layer() const { return !draft_projection.empty(); }
 };
 
 /// The names that the Hugging Face Qwen lineage shares.

@@ -180,6 +180,18 @@ DenseWeights::Layer read_layer(const ModelConfig& config, int layer, TensorTable
   return to;
 }
 
+void read_draft(const ModelConfig& config, TensorTable& table, DenseWeights& to) {
+  const TensorNames& names = family_of(config).names;
+  DenseWeights::Draft& draft = to.draft;
+  read_norm(config, table, draft.embedding_norm, {names.draft_embedding_norm, config.hidden});
+  read_norm(config, table, draft.hidden_norm, {names.draft_hidden_norm, config.hidden});
+  table.matrix(draft.projection,
+               {{names.draft_projection, config.hidden}},
+               2 * std::int64_t{config.hidden},
+               {.shared_out = true});
+  read_norm(config, table, draft.final_norm, {names.draft_final_norm, config.hidden});
+}
+
 FfnPart expert_part(const ModelConfig& config) {
   const TensorNames& names = family_of(config).names;
   return {.names = {.gate = names.expert_gate,
@@ -198,9 +210,10 @@ void for_each_tensor(const ModelConfig& config,
   DenseWeights nothing;
   Lister outside(config, visit, -1);
   read_embedding(config, outside, nothing);
-  for (int layer = 0; layer < config.layers; ++layer) {
+  for (int layer = 0; layer < config.all_layers(); ++layer) {
     Lister list(config, visit, layer);
     read_layer(config, layer, list);
+    if (layer >= config.layers) read_draft(config, list, nothing);
     if (config.sparse(layer)) list_experts(config, layer, visit);
   }
   read_head(config, outside, nothing);

@@ -14,6 +14,9 @@ void read_head(const ModelConfig& config, TensorTable& table, DenseWeights& to);
 /// A layer but for its routed experts; `table` stands for that layer.
 DenseWeights::Layer read_layer(const ModelConfig& config, int layer, TensorTable& table);
 
+/// What a layer that predicts further tokens has beside that.
+void read_draft(const ModelConfig& config, TensorTable& table, DenseWeights& to);
+
 /// A routed expert, where each has tensors of its own.
 FfnPart expert_part(const ModelConfig& config);
 

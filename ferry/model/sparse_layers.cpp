@@ -137,8 +137,8 @@ SparseLayers::SparseLayers(const ModelConfig& config,
       holder_(track_.rank()),
       hosts_(equal_hosts(track_)),
       experts_(std::move(experts)) {
-  layers_.resize(static_cast<std::size_t>(config_.layers));
-  for (int i = 0; i < config_.layers; ++i) {
+  layers_.resize(static_cast<std::size_t>(config_.all_layers()));
+  for (int i = 0; i < config_.all_layers(); ++i) {
     if (!config_.sparse(i)) continue;
     const DenseWeights::Layer& layer = dense.layers[static_cast<std::size_t>(i)];
     ExpertWeights::Layer& local = experts_.layers[static_cast<std::size_t>(i)];
@@ -218,7 +218,7 @@ Placement SparseLayers::with_choice(const Placement& placement) const {
 
 void SparseLayers::count_rows(std::span<std::int32_t> slot_rows) {
   std::size_t next = 0;
-  for (int i = 0; i < config_.layers; ++i) {
+  for (int i = 0; i < config_.all_layers(); ++i) {
     auto& moe = layers_[static_cast<std::size_t>(i)];
     if (!moe) continue;
     const std::size_t slots =
@@ -358,7 +358,7 @@ void SparseLayers::check_no_expert_lost(int layer, Rank gone) const {
 }
 
 bool SparseLayers::has_replicas() const {
-  for (int layer = 0; layer < config_.layers; ++layer) {
+  for (int layer = 0; layer < config_.all_layers(); ++layer) {
     if (!config_.sparse(layer)) continue;
     const Placement& p = placement(layer);
     for (ExpertId e = 0; e < p.experts(); ++e)
@@ -374,7 +374,7 @@ bool SparseLayers::is_masked(Rank rank) const { return masks() && context_->is_m
 void SparseLayers::mask(Rank rank) {
   FERRY_CHECK(masks(), "this model's layers fail when a rank dies");
   context_->mask(rank);
-  for (int layer = 0; layer < config_.layers; ++layer) {
+  for (int layer = 0; layer < config_.all_layers(); ++layer) {
     if (!config_.sparse(layer)) continue;
     check_no_expert_lost(layer, rank);
     Placement& placement = experts_.layers[static_cast<std::size_t>(layer)].placement;

@@ -110,9 +110,10 @@ Held held(const Checkpoint& checkpoint, const WeightChoice& choice) {
   read_head(config, outside, nothing);
   Held all{{.dense = outside.bytes(), .looked_up = outside.looked_up(), .experts = {}},
            outside.types()};
-  for (int layer = 0; layer < config.layers; ++layer) {
+  for (int layer = 0; layer < config.all_layers(); ++layer) {
     MemoryCounter table(checkpoint, choice, layer);
     read_layer(config, layer, table);
+    if (layer >= config.layers) read_draft(config, table, nothing);
     all.bytes.dense += table.bytes();
     all.types.insert(table.types().begin(), table.types().end());
     std::uint64_t& expert = all.bytes.experts.emplace_back();

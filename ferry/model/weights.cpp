@@ -73,16 +73,16 @@ void load_slots(Packer& packer,
 ExpertWeights placed_experts(const ModelConfig& config,
                              const ExpertPlacement& placement,
                              const ExpertHolder& holder) {
-  FERRY_CHECK(placement.layers() == config.layers &&
+  FERRY_CHECK(placement.layers() == config.all_layers() &&
                   (config.sparse_layers() == 0 || placement.experts() == config.moe.experts),
               "a placement of {} layers and {} experts for a model of {} and {}",
               placement.layers(),
               placement.experts(),
-              config.layers,
+              config.all_layers(),
               config.moe.experts);
   ExpertWeights weights;
   weights.holder = holder;
-  for (int layer = 0; layer < config.layers; ++layer) {
+  for (int layer = 0; layer < config.all_layers(); ++layer) {
     weights.layers.push_back(
         {config.sparse(layer) ? placement.layer(layer) : Placement::identity(1, placement.ranks()),
          {},
@@ -96,8 +96,8 @@ std::vector<FfnLayout> expert_layouts(const Checkpoint& checkpoint,
                                       const WeightChoice& choice,
                                       const GroupMember& slice) {
   const ModelConfig& config = checkpoint.config();
-  std::vector<FfnLayout> layouts(static_cast<std::size_t>(config.layers));
-  for (int layer = 0; layer < config.layers; ++layer)
+  std::vector<FfnLayout> layouts(static_cast<std::size_t>(config.all_layers()));
+  for (int layer = 0; layer < config.all_layers(); ++layer)
     if (config.sparse(layer))
       layouts[static_cast<std::size_t>(layer)] =
           expert_layout(checkpoint, choice, expert_part(config), layer, slice);
@@ -278,9 +278,10 @@ DenseWeights load_dense_weights(const Checkpoint& checkpoint,
   weights.dtype = activation_type(choice.type);
   LayerPacker outside(packer, -1);
   read_embedding(config, outside, weights);
-  for (int layer = 0; layer < config.layers; ++layer) {
+  for (int layer = 0; layer < config.all_layers(); ++layer) {
     LayerPacker table(packer, layer);
     weights.layers.push_back(read_layer(config, layer, table));
+    if (layer >= config.layers) read_draft(config, table, weights);
   }
   read_head(config, outside, weights);
   if (packer.in_place()) weights.file = checkpoint.shared_source();
@@ -305,7 +306,7 @@ ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
         replicas, [&](SlotId slot) { return map.rank_of(slot) == holder.rank; }));
   };
   Packer packer(checkpoint, choice, pool, progress, tensor_bytes(checkpoint, here));
-  for (int layer = 0; layer < config.layers; ++layer) {
+  for (int layer = 0; layer < config.all_layers(); ++layer) {
     const auto i = static_cast<std::size_t>(layer);
     if (config.sparse(layer))
       load_slots(packer, expert, layouts[i], holder.rank, layer, weights.layers[i]);
@@ -324,7 +325,7 @@ ExpertWeights load_expert_weights(const Checkpoint& checkpoint,
   const int experts = config.sparse_layers() > 0 ? config.moe.experts : 1;
   return load_expert_weights(checkpoint,
                              choice,
-                             ExpertPlacement::identity(config.layers, experts, ranks),
+                             ExpertPlacement::identity(config.all_layers(), experts, ranks),
                              holder,
                              pool,
                              progress);
@@ -350,7 +351,7 @@ ExpertWeights next_expert_weights(ExpertWeights held,
       holder.slice.tp);
   HeldBlocks blocks(std::move(held), layouts);
   std::vector<Missing> missing;
-  for (int i = 0; i < config.layers; ++i) {
+  for (int i = 0; i < config.all_layers(); ++i) {
     if (!config.sparse(i)) continue;
     ExpertWeights::Layer& layer = weights.layers[static_cast<std::size_t>(i)];
     const int slots = layer.placement.slots_per_rank();

@@ -38,12 +38,20 @@ struct DenseWeights {
     OwnedMatrix shared_gate;              // f32 [H, 1]
   };
 
+  /// Of a layer that predicts further tokens, beside what it has as a layer.
+  struct Draft {
+    std::vector<float> embedding_norm, hidden_norm;  // [H]
+    OwnedMatrix projection;                          // [2 H, H]
+    std::vector<float> final_norm;                   // [H]
+  };
+
   GroupMember member;        // whose share this is; alone: everybody's
   DType dtype = DType::f32;  // of activations: f32 or bf16
   HeldRows embedding;        // [vocab, H], read as dtype
   std::vector<float> final_norm;
   OwnedMatrix head;  // [H, vocab]
-  std::vector<Layer> layers;
+  std::vector<Layer> layers;  // [all_layers()]
+  Draft draft;                // where the last of them predicts further tokens
   std::shared_ptr<const TensorSource> file;  // of what lies there, WeightChoice::in_place
 };
 

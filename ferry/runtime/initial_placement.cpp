@@ -21,19 +21,19 @@ ExpertPlacement placement_from(const std::string& file,
   if (json.is_object() &&
       (json.contains("physical_to_logical_map") || json.contains("layer_list"))) {
     const auto map = read_placement(file, ranks);
-    if (std::ssize(map) != config.layers)
-      fail<ModelError>("{}: a map of {} layers for a model of {}", file, map.size(), config.layers);
+    if (std::ssize(map) != config.all_layers())
+      fail<ModelError>("{}: a map of {} layers for a model of {}", file, map.size(), config.all_layers());
     const ExpertPlacement placement(map, config.moe.experts, ranks);
     const auto shares = weighted ? read_shares(file) : std::nullopt;
     return shares ? placement.choosing(*shares) : placement;
   }
   const ExpertLoad load = total_load(read_load_dump(file).steps);
-  if (load.layers != config.layers || load.experts != config.moe.experts) {
+  if (load.layers != config.all_layers() || load.experts != config.moe.experts) {
     fail<ModelError>("{}: load of {} layers and {} experts for a model of {} and {}",
                      file,
                      load.layers,
                      load.experts,
-                     config.layers,
+                     config.all_layers(),
                      config.moe.experts);
   }
   const Plan plan = plan_placement(
@@ -53,13 +53,13 @@ ExpertPlacement initial_placement(const ExpertLocationOptions& options,
   if (config.sparse_layers() == 0) {
     if (options.redundant.value_or(0) != 0 || options.init != "trivial")
       fail<ConfigError>("this model has no experts to place");
-    return ExpertPlacement::identity(config.layers, 1, ranks);
+    return ExpertPlacement::identity(config.all_layers(), 1, ranks);
   }
   const int experts = config.moe.experts;
   const int redundant =
       settle_redundant(experts, ranks, options.redundant.value_or(0), UnevenSlots::allow_empty);
   if (options.init == "trivial")
-    return ExpertPlacement::identity(config.layers, experts, ranks, redundant);
+    return ExpertPlacement::identity(config.all_layers(), experts, ranks, redundant);
   try {
     ExpertPlacement placement = placement_from(options.init, options, config, ranks, plan);
     const auto wanted = round_up(experts + redundant, ranks);

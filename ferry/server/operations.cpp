@@ -29,7 +29,7 @@ WindowLoad window_load_of(const Balancer& balancer, const ServedModel& model, in
   const ExpertLoad load = recorder.window_load();
   WindowLoad rows{.steps = recorder.window_steps()};
   int sparse = 0;
-  for (int layer = 0; layer < model.config->layers; ++layer) {
+  for (int layer = 0; layer < model.config->all_layers(); ++layer) {
     if (!model.config->sparse(layer)) continue;
     const std::span<const double> experts = load.layer(sparse++);
     rows.experts.emplace_back(experts.begin(), experts.end());

@@ -59,6 +59,14 @@ TensorNames deepseek_names() {
   return names;
 }
 
+TensorNames with_draft_names(TensorNames names) {
+  names.draft_embedding_norm = "model.layers.{layer}.enorm.weight";
+  names.draft_hidden_norm = "model.layers.{layer}.hnorm.weight";
+  names.draft_projection = "model.layers.{layer}.eh_proj.weight";
+  names.draft_final_norm = "model.layers.{layer}.shared_head.norm.weight";
+  return names;
+}
+
 void read_latent_attention(const ConfigReader& in, ModelConfig& config, bool head_share) {
   for (const char* key : {"attention_bias", "mlp_bias"})
     if (in.flag_or(key, false)) in.refuse(key, "false (biases are not supported here)");

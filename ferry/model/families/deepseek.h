@@ -15,6 +15,10 @@ TensorNames deepseek_names();
 /// The same without latent attention's.
 TensorNames deepseek_expert_names();
 
+/// The same names with those of a layer that predicts further tokens, which is the layer behind the
+/// last. Its embedding and head are the model's own, of which checkpoints may hold copies there.
+TensorNames with_draft_names(TensorNames names);
+
 /// Latent attention, dense first layers, the sizes of experts and of shared ones. Of the router,
 /// what both generations call alike: groups, renormalize and scaling.
 void read_deepseek(const ConfigReader& in, ModelConfig& config);

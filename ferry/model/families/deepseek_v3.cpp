@@ -16,7 +16,7 @@ void write_fields(const ModelConfig& config, nlohmann::json& fields) {
   fields["scoring_func"] = "sigmoid";
   fields["norm_topk_prob"] = true;
   fields["routed_scaling_factor"] = 2.5;
-  fields["num_nextn_predict_layers"] = 0;
+  fields["num_nextn_predict_layers"] = config.predictors;
 }
 
 }  // namespace
@@ -25,7 +25,7 @@ ModelFamily deepseek_v3_family() {
   return {.architecture = "DeepseekV3ForCausalLM",
           .model_type = "deepseek_v3",
           .latent = true,
-          .names = deepseek_names(),
+          .names = with_draft_names(deepseek_names()),
           .read = read_deepseek_v3,
           .write = write_fields};
 }

@@ -28,7 +28,7 @@ void write_fields(const ModelConfig& config, nlohmann::json& fields) {
   fields["topk_group"] = 1;
   fields["norm_topk_prob"] = true;
   fields["routed_scaling_factor"] = 2.5;
-  fields["num_nextn_predict_layers"] = 0;
+  fields["num_nextn_predict_layers"] = config.predictors;
 }
 
 }  // namespace
@@ -36,7 +36,7 @@ void write_fields(const ModelConfig& config, nlohmann::json& fields) {
 ModelFamily glm4_moe_family() {
   return {.architecture = "Glm4MoeForCausalLM",
           .model_type = "glm4_moe",
-          .names = deepseek_expert_names(),
+          .names = with_draft_names(deepseek_expert_names()),
           .read = read_fields,
           .write = write_fields};
 }

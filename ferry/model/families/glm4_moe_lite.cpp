@@ -21,7 +21,7 @@ void write_fields(const ModelConfig& config, nlohmann::json& fields) {
   fields["topk_group"] = 1;
   fields["norm_topk_prob"] = true;
   fields["routed_scaling_factor"] = 1.8;
-  fields["num_nextn_predict_layers"] = 0;
+  fields["num_nextn_predict_layers"] = config.predictors;
 }
 
 }  // namespace
@@ -30,7 +30,7 @@ ModelFamily glm4_moe_lite_family() {
   return {.architecture = "Glm4MoeLiteForCausalLM",
           .model_type = "glm4_moe_lite",
           .latent = true,
-          .names = deepseek_names(),
+          .names = with_draft_names(deepseek_names()),
           .read = read_fields,
           .write = write_fields};
 }

@@ -104,7 +104,7 @@ void Attention::forward(const RowsView& normed, const MutableRowsView& residual)
 std::int64_t Attention::most_positions() const {
   std::int64_t most = 1;
   for (const TokenPlace& place : scratch_->tokens)
-    most = std::max(most, place.position + 1 - how_.span.first(place.position));
+    most = std::max(most, place.position + 1 - how_.first(place.position));
   return most;
 }
 
@@ -208,7 +208,7 @@ void Attention::attend(const QueryBlock& block, int worker) {
     const std::int32_t position = s.tokens[static_cast<std::size_t>(block.token(q))].position;
     queries[static_cast<std::size_t>(q)] = {
         .query = s.query(block.token(q), head),
-        .begin = how_.span.first(position),
+        .begin = how_.first(position),
         .end = std::int64_t{position} + 1,
         .sink = sinks.empty() ? kNoSink : sinks[static_cast<std::size_t>(head)],
         .out = scratch.out(q)};

@@ -345,16 +345,17 @@ void LatentAttention::attend(std::int64_t first,
                              const SeenRows& seen,
                              int worker) {
   const LatentAttentionScratch& s = *scratch_;
-  const auto end_of = [&](std::int64_t q) {
-    const TokenPlace& place = s.tokens[static_cast<std::size_t>(first + block.token(q))];
-    return seen.end > 0 ? seen.end : std::int64_t{place.position} + 1;
+  const LayerAttention& how = s.config.layer_attention[static_cast<std::size_t>(layer_)];
+  const auto position_of = [&](std::int64_t q) -> std::int64_t {
+    return s.tokens[static_cast<std::size_t>(first + block.token(q))].position;
   };
   const auto row_of = [&](std::int64_t q) { return block.token(q) * s.heads + block.head(q); };
   const AttendScratch& scratch = s.attend[static_cast<std::size_t>(worker)];
   std::array<AttendQuery, kAttendQueries> queries;
   for (std::int64_t q = 0; q < block.queries(); ++q) {
     queries[static_cast<std::size_t>(q)] = {.query = s.queries.as<float>() + row_of(q) * s.row,
-                                            .end = end_of(q),
+                                            .begin = seen.end > 0 ? 0 : how.first(position_of(q)),
+                                            .end = seen.end > 0 ? seen.end : position_of(q) + 1,
                                             .out = scratch.out(q)};
   }
   kernels_of(s.pool).attend(scratch.with_scores({.queries = queries.data(),

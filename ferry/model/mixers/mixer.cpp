@@ -42,7 +42,7 @@ const MixerKind& mixer_of(const ModelConfig& config, int layer) {
 }
 
 void check_mixers(const ModelConfig& config, const std::string& file) {
-  for (int layer = 0; layer < config.layers; ++layer) {
+  for (int layer = 0; layer < config.all_layers(); ++layer) {
     const MixerKind& kind = mixer_of(config, layer);
     const std::string_view what = kind.unsupported(config, layer);
     if (what.empty()) continue;
@@ -52,11 +52,20 @@ void check_mixers(const ModelConfig& config, const std::string& file) {
 
 std::vector<StateSpec> state_specs(const ModelConfig& config,
                                    WireType kv_type,
-                                   const GroupMember& member) {
+                                   const GroupMember& member,
+                                   DType activations) {
   std::vector<StateSpec> specs;
-  for (int layer = 0; layer < config.layers; ++layer)
+  for (int layer = 0; layer < config.all_layers(); ++layer)
     specs.push_back(mixer_of(config, layer).state(config, layer, kv_type, member));
+  if (config.draft_layers > 0) specs.push_back(hidden_state_spec(config, activations));
   return specs;
+}
+
+/// The next step's first token reads that of the token before it, so two positions suffice.
+StateSpec hidden_state_spec(const ModelConfig& config, DType activations) {
+  return {.streams = 1,
+          .row_bytes = static_cast<std::size_t>(config.hidden) * dtype_bytes(activations),
+          .span = {.kind = AttentionSpan::Kind::window, .width = 2}};
 }
 
 }  // namespace ferry

@@ -159,9 +159,14 @@ const MixerKind& mixer_of(const ModelConfig& config, int layer);
 /// config asks for something that its mixer does not implement.
 void check_mixers(const ModelConfig& config, const std::string& file);
 
-/// Each layer's state.
+/// Each layer's state. Behind them, where a layer drafts, what it reads of the token before: the
+/// last hidden state, of which rows of `activations` are kept for the next step.
 std::vector<StateSpec> state_specs(const ModelConfig& config,
                                    WireType kv_type,
-                                   const GroupMember& member = {});
+                                   const GroupMember& member = {},
+                                   DType activations = DType::f32);
+
+/// The last of these. REQUIRES: a layer drafts.
+StateSpec hidden_state_spec(const ModelConfig& config, DType activations);
 
 }  // namespace ferry
