@@ -43,6 +43,7 @@ struct MakeModelOptions {
   std::uint64_t seed = 0;
   double shard_gb = 2;
   bool tied = false;
+  bool predictor = false;
   bool quiet = false;
 };
 
@@ -63,6 +64,7 @@ RandomModelOptions model_options(const MakeModelOptions& o, const Command& comma
     if (command.count(kSizes[i].first) > 0) (*model).*(kSizes[i].second) = o.sizes[i];
   model->dtype = parse_element_type(o.dtype);
   model->seed = o.seed;
+  model->predictor = o.predictor;
   model->tied_embeddings = model->tied_embeddings || o.tied;
   if (!(o.shard_gb > 0 && o.shard_gb < 1e6))
     fail<ConfigError>("--shard-gb must be above 0, not {}", o.shard_gb);
@@ -107,6 +109,8 @@ void add_make_model(Command& app, int& status) {
         ->group("Sizes");
   }
   command->add_flag("--tied", o->tied, "Logits use the embedding matrix")->group("Sizes");
+  command->add_flag("--mtp", o->predictor, "With a layer that predicts further tokens")
+      ->group("Sizes");
   command->add_option("--dtype", o->dtype, "f32 or bf16")->type_name("W")->capture_default_str();
   command->add_option("--seed", o->seed, "Of the weights")->type_name("S")->capture_default_str();
   command->add_option("--shard-gb", o->shard_gb, "Cut the weights into files of at most G GB")

@@ -11,11 +11,23 @@ namespace ferry {
 namespace {
 
 constexpr int kDraftTokens = 4;
+constexpr int kLayerDraftTokens = 1;  // what such layers are trained for
+
+int usual_tokens(DraftSource source) {
+  return source == DraftSource::layer ? kLayerDraftTokens : kDraftTokens;
+}
 
 /// What was left open is as in DraftOptions, or as far as it must be from the other.
-DraftOptions draft_options(int tokens, std::optional<int> shortest, std::optional<int> longest) {
+DraftOptions draft_options(DraftSource source,
+                           int tokens,
+                           std::optional<int> shortest,
+                           std::optional<int> longest) {
   const DraftOptions usual;
-  DraftOptions options{.tokens = tokens};
+  DraftOptions options{.tokens = tokens, .source = source};
+  if (source == DraftSource::layer && (shortest || longest))
+    fail<ConfigError>(
+        "drafts by the model (mtp) do not look for runs of tokens: leave out how long these are "
+        "(--draft-ngram-min, --draft-ngram-max)");
   options.shortest_run =
       shortest.value_or(std::min(usual.shortest_run, longest.value_or(usual.shortest_run)));
   options.longest_run = longest.value_or(std::max(usual.longest_run, options.shortest_run));
@@ -24,10 +36,11 @@ DraftOptions draft_options(int tokens, std::optional<int> shortest, std::optiona
   return options;
 }
 
-void check_algorithm(const std::string& option, const std::string& name) {
-  if (name != "ngram" && name != "NGRAM")
-    fail<ConfigError>(
-        "{} is ngram (drafts out of a sequence's own text), not \"{}\"", option, name);
+/// Under SGLang's names too.
+DraftSource source_of(const std::string& option, const std::string& name) {
+  if (name == "NGRAM") return DraftSource::text;
+  if (name == "NEXTN" || name == "MTP") return DraftSource::layer;
+  return parse_draft_source(option, name);
 }
 
 }  // namespace
@@ -37,11 +50,12 @@ void SpeculationFlags::add_to(Command& app) {
   app.add_option(
          "--speculate,--speculative-algorithm",
          algorithm_,
-         "ngram: run tokens that may come next, out of a sequence's own text, beside its one "
-         "token; the same bytes in fewer steps [none]")
+         "Run tokens that may come next beside a sequence's one token; the same bytes in fewer "
+         "steps. ngram: out of its own text; mtp: by the checkpoint's layer that predicts further "
+         "tokens [none]")
       ->type_name("A")
       ->group(kGroup);
-  app.add_option("--draft-tokens", draft_tokens_, "Of a draft, at most [4]")
+  app.add_option("--draft-tokens", draft_tokens_, "Of a draft, at most [ngram: 4, mtp: 1]")
       ->type_name("N")
       ->group(kGroup);
   app.add_option("--speculative-num-draft-tokens",
@@ -59,11 +73,11 @@ void SpeculationFlags::add_to(Command& app) {
                  "The place where most of them stand counts, up to so many [8]")
       ->type_name("N")
       ->group(kGroup);
-  app.add_option(
-         "--speculative-config",
-         config_,
-         "All of it in vLLM's JSON: method ngram, num_speculative_tokens, prompt_lookup_min, "
-         "prompt_lookup_max")
+  app.add_option("--speculative-config",
+                 config_,
+                 "All of it in vLLM's JSON: method (ngram, mtp), num_speculative_tokens, "
+                 "prompt_lookup_min, "
+                 "prompt_lookup_max")
       ->type_name("JSON")
       ->group(kGroup);
 }
@@ -75,16 +89,16 @@ DraftOptions SpeculationFlags::resolve() const {
 DraftOptions SpeculationFlags::from_flags() const {
   if (algorithm_.empty()) {
     if (draft_tokens_ || verified_tokens_ || shortest_run_ || longest_run_)
-      fail<ConfigError>("options of drafts are given, but not --speculate ngram");
+      fail<ConfigError>("options of drafts are given, but not --speculate");
     return {};
   }
-  check_algorithm("--speculate", algorithm_);
+  const DraftSource source = source_of("--speculate", algorithm_);
   if (draft_tokens_ && verified_tokens_)
     fail<ConfigError>(
         "--draft-tokens and --speculative-num-draft-tokens say the same; give one of them");
   const int tokens =
-      verified_tokens_ ? *verified_tokens_ - 1 : draft_tokens_.value_or(kDraftTokens);
-  return draft_options(tokens, shortest_run_, longest_run_);
+      verified_tokens_ ? *verified_tokens_ - 1 : draft_tokens_.value_or(usual_tokens(source));
+  return draft_options(source, tokens, shortest_run_, longest_run_);
 }
 
 DraftOptions SpeculationFlags::from_config() const {
@@ -113,13 +127,13 @@ DraftOptions SpeculationFlags::from_config() const {
       longest = number();
     else
       fail<ConfigError>(
-          "{}: \"{}\" is not supported; there are method (\"ngram\"), "
+          "{}: \"{}\" is not supported; there are method (\"ngram\", \"mtp\"), "
           "num_speculative_tokens, prompt_lookup_min and prompt_lookup_max",
           kOption,
           name);
   }
-  check_algorithm("\"method\" of --speculative-config", method);
-  return draft_options(tokens.value_or(kDraftTokens), shortest, longest);
+  const DraftSource source = source_of("\"method\" of --speculative-config", method);
+  return draft_options(source, tokens.value_or(usual_tokens(source)), shortest, longest);
 }
 
 }  // namespace ferry

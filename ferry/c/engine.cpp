@@ -61,6 +61,7 @@ GeneratorOptions generator_options(const ferry_engine_options& o) {
                            .max_sequences_per_rank = o.max_sequences_per_rank,
                            .max_waiting = o.max_waiting,
                            .draft_tokens = o.draft_tokens,
+                           .draft_method = text_or(o.draft_method, "ngram"),
                            .draft_ngram_min = o.draft_ngram_min,
                            .draft_ngram_max = o.draft_ngram_max,
                            .kv_memory_fraction = o.kv_memory_fraction,

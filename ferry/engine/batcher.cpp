@@ -149,7 +149,8 @@ void Batcher::admit(std::vector<StepRecord>& records) {
     Sequence s{.admission = next,
                .ids = next.ids(),
                .prompt_left = next.tokens(),
-               .drafter = NgramDrafter(options_.drafts)};
+               .drafter = NgramDrafter(options_.drafts),
+               .draft_length = DraftLength(options_.drafts)};
     const auto [load, match] = place_for(next, s.ids);
     if (!load) return;
     StepRecord& record = records[static_cast<std::size_t>(load - loads_.data())];
@@ -216,7 +217,12 @@ int Batcher::plan_drafts(GroupLoad& load, StepRecord& record) {
     const std::int64_t positions = most_positions(s.admission.request, options_.max_context);
     const auto most =
         static_cast<int>(std::min<std::int64_t>(room - planned, positions - s.length));
-    own.draft = s.drafter.draft(s.ids, most);
+    if (options_.drafts.by_layer()) {
+      own.draft = s.foreseen;
+      own.draft.resize(std::min(own.draft.size(), static_cast<std::size_t>(std::max(most, 0))));
+    } else {
+      own.draft = s.drafter.draft(s.ids, most);
+    }
     const std::int64_t tokens = std::ssize(own.draft);
     const std::size_t wanted = options_.layout.bytes_held(s.length - 1, s.length + tokens);
     if (tokens > 0 && load.memory.resize(s.memory, wanted, record) != GroupMemory::Room::there)
@@ -228,6 +234,26 @@ int Batcher::plan_drafts(GroupLoad& load, StepRecord& record) {
     planned += s.drafted;
   }
   return planned;
+}
+
+/// Of sequences that will have given a token when the step is over. Behind all that the step itself
+/// needs, and at most as long as what they may still give behind it. Returns the longest.
+int Batcher::ask_for_drafts(GroupLoad& load, StepRecord& record) {
+  if (!options_.drafts.by_layer()) return 0;
+  int longest = 0;
+  for (SequenceRun& run : record.runs) {
+    Sequence& s = *std::ranges::find(load.sequences, run.id, &Sequence::id);
+    if (s.prompt_left > 0) continue;
+    const std::int64_t positions = most_positions(s.admission.request, options_.max_context);
+    const std::int64_t tokens =
+        std::min<std::int64_t>(s.draft_length.tokens(), positions - s.length - 1);
+    if (tokens <= 0) continue;
+    const std::size_t wanted = options_.layout.bytes_held(s.length - s.planned, s.length + tokens);
+    if (load.memory.resize(s.memory, wanted, record) != GroupMemory::Room::there) continue;
+    s.asked = run.drafts = static_cast<std::int32_t>(tokens);
+    longest = std::max(longest, s.asked);
+  }
+  return longest;
 }
 
 /// Whether the page behind its path may be another's.
@@ -313,7 +339,7 @@ std::vector<StepRecord> Batcher::plan(int prompt_tokens) {
     for (Sequence& s : loads_[r].sequences) {
       s.planned = 0;
       s.planned_prompt = false;
-      s.drafted = s.given = 0;
+      s.drafted = s.given = s.asked = 0;
     }
     loads_[r].memory.begin_record(records[r]);
     plan_decodes(loads_[r], records[r]);
@@ -328,6 +354,10 @@ std::vector<StepRecord> Batcher::plan(int prompt_tokens) {
     plan_prompts(loads_[r], records[r], room);
     most_prompt_tokens_ = std::max(most_prompt_tokens_, planned_prompt_tokens_ - before);
   }
+  int passes = 0;
+  for (std::size_t r = 0; r < loads_.size(); ++r)
+    passes = std::max(passes, ask_for_drafts(loads_[r], records[r]));
+  for (StepRecord& record : records) record.passes = passes;
   ++next_step_;
   return records;
 }
@@ -382,7 +412,8 @@ void Batcher::take_back(GroupLoad& load, Sequence& s, std::int64_t tokens) const
   const std::int64_t before = s.length - s.planned;
   s.length -= tokens;
   if (s.planned_prompt) s.prompt_left += tokens;
-  if (s.drafted > 0) load.memory.shrink(s.memory, options_.layout.bytes_held(before, s.length));
+  if (s.drafted > 0 || s.asked > 0)
+    load.memory.shrink(s.memory, options_.layout.bytes_held(before, s.length));
 }
 
 void Batcher::take_tokens(GroupLoad& load, int group, const StepResult& result) {
@@ -395,8 +426,19 @@ void Batcher::take_tokens(GroupLoad& load, int group, const StepResult& result) 
                 token.id);
     found->admission.generated.push_back(token.token);
     found->ids.push_back(token.token);
+    found->foreseen.clear();
     ++found->given;
     found->ended = token.last;
+  }
+  for (const DraftResult& draft : result.drafts) {
+    const auto found = std::ranges::find(load.sequences, draft.id, &Sequence::id);
+    FERRY_CHECK(found != load.sequences.end() && found->given > 0 && !found->ended &&
+                    std::ssize(draft.tokens) <= found->asked,
+                "group {} drafted {} tokens for request {}, which it was not asked for",
+                group,
+                draft.tokens.size(),
+                draft.id);
+    found->foreseen = draft.tokens;
   }
 }
 
@@ -414,8 +456,11 @@ std::size_t Batcher::finish_step(int group, const StepResult& result) {
       const int right = s.given - 1;
       take_back(load, s, s.drafted - right);
       s.drafter.learn(s.drafted, right);
+      s.draft_length.learn(s.drafted, right);
       draft_stats_.drafted += static_cast<std::uint64_t>(s.drafted);
       draft_stats_.accepted += static_cast<std::uint64_t>(right);
+    } else if (s.asked > 0) {
+      take_back(load, s, 0);
     }
     if (s.planned > 0) load.memory.fill(s.memory, s.id(), s.ids, s.length);
     if (s.ended) load.memory.end(s.memory);

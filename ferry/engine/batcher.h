@@ -66,7 +66,9 @@ struct DraftStats {
 ///
 /// With drafts, sequences that are past their prompt run those beside their one token: as long as
 /// no request ends within, where the step has room (half of it is left to prompts), and no sequence
-/// gives up its state for one.
+/// gives up its state for one. Where the model's own layer drafts, it does so behind the step that
+/// gives a sequence's newest token, as far as there is memory; all ranks run as many passes of it
+/// as the longest draft has tokens.
 ///
 /// The sequences of a group that is gone wait anew, with the tokens they have given, and start over
 /// on another group.
@@ -153,6 +155,9 @@ class Batcher {
     int given = 0;                ///< tokens, in the step that ended last
     bool ended = false;           ///< with the last of them
     NgramDrafter drafter;
+    DraftLength draft_length;                 ///< of those that the model makes
+    std::vector<std::int32_t> foreseen = {};  ///< by the model, behind its newest token
+    int asked = 0;                            ///< tokens of the next one, of the step planned last
 
     std::uint64_t id() const { return admission.id; }
   };
@@ -183,6 +188,7 @@ class Batcher {
   static void evict(GroupLoad& load, Sequence& sequence, StepRecord& record);
   void plan_decodes(GroupLoad& load, StepRecord& record);
   int plan_drafts(GroupLoad& load, StepRecord& record);
+  int ask_for_drafts(GroupLoad& load, StepRecord& record);
   void take_tokens(GroupLoad& load, int group, const StepResult& result);
   void take_back(GroupLoad& load, Sequence& sequence, std::int64_t tokens) const;
   void restart(GroupLoad& load, StepRecord& record);

@@ -33,8 +33,9 @@ struct EngineOptions {
   /// the same tokens begin behind them. Not where that could change a bit: where ranks sum first
   /// and experts have replicas or move.
   bool keep_prefixes = true;
-  /// Tokens that may come next, out of a sequence's own text, run beside its one token, and those
-  /// that do come need no step of their own. Changes no token, logit or log probability.
+  /// Tokens that may come next, out of a sequence's own text or by the model's layer that predicts
+  /// further tokens, run beside its one token, and those that do come need no step of their own.
+  /// Changes no token, logit or log probability. By the layer: REQUIRES a decoder that has it.
   DraftOptions drafts = {};
   bool hash_logits = false;
   std::chrono::nanoseconds timeout = std::chrono::seconds(30);  ///< of a wait inside a step

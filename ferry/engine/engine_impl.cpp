@@ -50,6 +50,8 @@ bool keeps_prefixes(const EngineOptions& options,
 /// Where other bits were possible, a draft would show in what is chosen.
 DraftOptions drafts_of(const EngineOptions& options, const Decoder& decoder) {
   check_drafts(options.drafts);
+  FERRY_CHECK(!options.drafts.by_layer() || decoder.config().draft_layers > 0,
+              "drafts by a layer that this decoder was made without");
   if (options.drafts.on() && !reuse_is_exact(options, decoder))
     fail<ConfigError>(
         "--speculate changes bits where ranks sum first and experts have replicas or move; take a "

@@ -70,6 +70,9 @@ StepResult Engine::Impl::run_record(StepRecord record) {
     result.lost = true;
   }
   if (epochs_) answered_ = result;
+  // Whatever ends in here, the step has given its tokens.
+  sequences_.draft(result);
+  if (epochs_) answered_->drafts = result.drafts;
   survivors.look();
   result.gone = survivors.gone();
   if (balancer) survivors.without_the_gone([&] { balancer->end_step(); });

@@ -15,6 +15,16 @@ constexpr std::size_t kFewestBuckets = 64;
 
 }  // namespace
 
+DraftSource parse_draft_source(std::string_view what, std::string_view name) {
+  if (name == "ngram") return DraftSource::text;
+  if (name == "mtp") return DraftSource::layer;
+  fail<ConfigError>(
+      "{} is ngram (drafts out of a sequence's own text) or mtp (by the checkpoint's layer that "
+      "predicts further tokens), not \"{}\"",
+      what,
+      name);
+}
+
 void check_drafts(const DraftOptions& options) {
   if (options.tokens < 0 || options.tokens > kMostDraftTokens)
     fail<ConfigError>("drafts of {} tokens (--draft-tokens); 1 to {} are possible",
@@ -30,8 +40,7 @@ void check_drafts(const DraftOptions& options) {
         kLongestDraftRun);
 }
 
-NgramDrafter::NgramDrafter(const DraftOptions& options)
-    : options_(options), length_(options.tokens) {}
+NgramDrafter::NgramDrafter(const DraftOptions& options) : options_(options), length_(options) {}
 
 std::size_t NgramDrafter::bucket(const std::int32_t* run) const {
   std::uint64_t hash = 0;
@@ -78,7 +87,7 @@ std::int64_t NgramDrafter::find(std::span<const std::int32_t> ids) const {
 }
 
 std::vector<std::int32_t> NgramDrafter::draft(std::span<const std::int32_t> ids, int most) {
-  const int length = std::min(length_, most);
+  const int length = std::min(length_.tokens(), most);
   if (length <= 0 || ids.size() <= static_cast<std::size_t>(options_.shortest_run)) return {};
   add_places(ids);
   const std::int64_t from = find(ids);
@@ -90,9 +99,8 @@ std::vector<std::int32_t> NgramDrafter::draft(std::span<const std::int32_t> ids,
   return tokens;
 }
 
-void NgramDrafter::learn(int tokens, int right) {
-  length_ = right == tokens ? std::min(std::max(length_, 2 * tokens), options_.tokens)
-                            : std::max(right, 1);
+void DraftLength::learn(int tokens, int right) {
+  tokens_ = right == tokens ? std::min(std::max(tokens_, 2 * tokens), most_) : std::max(right, 1);
 }
 
 }  // namespace ferry

@@ -4,23 +4,52 @@
 
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <vector>
 
 namespace ferry {
 
+/// Where drafts come from.
+enum class DraftSource : std::uint8_t {
+  text,   ///< the sequence's own text (n-grams)
+  layer,  ///< the model's layer that predicts further tokens (multi-token prediction)
+};
+
 struct DraftOptions {
-  int tokens = 0;        ///< of a draft, at most; 0: there are none
+  int tokens = 0;  ///< of a draft, at most; 0: there are none
+  DraftSource source = DraftSource::text;
   int shortest_run = 2;  ///< that many of the newest tokens must stand earlier in the text
   int longest_run = 8;   ///< more of them are not compared
 
   bool on() const { return tokens > 0; }
+
+  bool by_layer() const { return on() && source == DraftSource::layer; }
 };
 
 inline constexpr int kMostDraftTokens = 64;
 inline constexpr int kLongestDraftRun = 64;
 
+/// "ngram" or "mtp", as in `what` (a flag or a field). Throws ConfigError for another.
+DraftSource parse_draft_source(std::string_view what, std::string_view name);
+
 /// Throws ConfigError that names the flag, its range and what was found.
 void check_drafts(const DraftOptions& options);
+
+/// How long a sequence's next draft is to be: as long as it pays.
+class DraftLength {
+ public:
+  explicit DraftLength(const DraftOptions& options)
+      : most_(options.tokens), tokens_(options.tokens) {}
+
+  int tokens() const { return tokens_; }
+
+  /// The sequence gave `right` of the `tokens` tokens of its draft.
+  void learn(int tokens, int right);
+
+ private:
+  int most_;
+  int tokens_;
+};
 
 /// Of one sequence. What it says changes no token that the sequence gives, only how many steps that
 /// takes. Pure logic; threads: one at a time.
@@ -33,9 +62,8 @@ class NgramDrafter {
   /// with those of the last call.
   std::vector<std::int32_t> draft(std::span<const std::int32_t> ids, int most);
 
-  /// The sequence gave `right` of the `tokens` tokens of its draft: the next one is as long as it
-  /// pays.
-  void learn(int tokens, int right);
+  /// As DraftLength.
+  void learn(int tokens, int right) { length_.learn(tokens, right); }
 
  private:
   void add_places(std::span<const std::int32_t> ids);
@@ -43,7 +71,7 @@ class NgramDrafter {
   std::int64_t find(std::span<const std::int32_t> ids) const;
 
   DraftOptions options_;
-  int length_;  // of the next draft
+  DraftLength length_;
   // A chain for each bucket of runs of the shortest length: ends of runs, the latest first; 0: no
   // more.
   std::vector<std::int32_t> latest_;  // [a power of two]

@@ -198,6 +198,8 @@ void Sequences::plan_batch(const StepRecord& record) {
   batch_.clear();
   accepted_.clear();
   drafted_runs_.clear();
+  asked_.clear();
+  passes_ = record.passes;
   std::size_t drafted = 0;
   for (const SequenceRun& run : record.runs)
     if (!run.draft.empty()) drafted += run.draft.size() + 1;
@@ -227,6 +229,7 @@ void Sequences::plan_batch(const StepRecord& record) {
     }
     batch_.push_back(step);
     accepted_.push_back(static_cast<int>(known));
+    if (run.drafts > 0) asked_.push_back({.id = run.id, .tokens = run.drafts});
   }
 }
 
@@ -252,6 +255,29 @@ StepResult Sequences::run_step(StepRecord record) {
   for (const TokenResult& token : result.tokens)
     if (token.last) end(token.id);
   return result;
+}
+
+void Sequences::draft(StepResult& result) {
+  if (passes_ == 0) return;
+  std::vector<DraftRun> runs;
+  std::vector<DraftResult> drafts;
+  drafts.reserve(asked_.size());  // spans of them are kept
+  for (const AskedDraft& asked : asked_) {
+    if (result.lost) break;  // the others draft all the same
+    const auto found = sequences_.find(asked.id);
+    if (found == sequences_.end()) continue;  // that was its last token
+    Sequence& sequence = found->second;
+    DraftResult& draft = drafts.emplace_back();
+    draft.id = asked.id;
+    draft.tokens.resize(static_cast<std::size_t>(asked.tokens));
+    runs.push_back({.state = &sequence.state, .token = sequence.ids.back(), .draft = draft.tokens});
+  }
+  try {
+    decoder_->draft(runs, passes_);
+    result.drafts = std::move(drafts);
+  } catch (const LostTokens&) {
+    // They were guesses.
+  }
 }
 
 }  // namespace ferry

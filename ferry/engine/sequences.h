@@ -33,6 +33,11 @@ class Sequences {
   /// them.
   StepResult run_step(StepRecord record);
 
+  /// Collective, behind run_step(), also where that has lost its tokens: what its record asks the
+  /// model to draft, of sequences that go on, goes into its result. Nothing where it asks for no
+  /// pass. What fails here leaves the step as it is; where drafts lose tokens, there are none.
+  void draft(StepResult& result);
+
   /// All of run_step() but its tokens, which do not run: nothing where that is done already.
   void apply(StepRecord& record);
 
@@ -84,6 +89,15 @@ class Sequences {
   std::vector<SequenceStep> batch_;
   std::vector<int> accepted_;               // of each of the batch's sequences
   std::vector<std::int32_t> drafted_runs_;  // tokens of those that have a draft
+
+  /// A draft that the step's record asks for.
+  struct AskedDraft {
+    std::uint64_t id = 0;
+    std::int32_t tokens = 0;
+  };
+
+  std::vector<AskedDraft> asked_;
+  int passes_ = 0;  // of the layer that drafts
 
   /// A token of a prompt, and what speaks for it.
   struct PromptToken {

@@ -1,8 +1,8 @@
 // Layout, native byte order (ranks of a group run the same program):
 //   record    = head, gone, moves, stop u32, next epoch u32, forget all u32, keeps u32,
 //               forgotten windows u32, forgotten u32, dropped u32, evicted u32, admissions u32,
-//               begins u32, runs u32, keep*, forgotten windows' number u64*, forgotten number u64*,
-//               dropped id u64*, evicted id u64*, admission*, begin*, run*
+//               begins u32, runs u32, passes i32, keep*, forgotten windows' number u64*, forgotten
+//               number u64*, dropped id u64*, evicted id u64*, admission*, begin*, run*
 //   keep      = sequence u64, number u64, before u64, page u32
 //   begin     = sequence u64, number u64, pages u32
 //   moves     = plan u64, switches u64, bytes u64
@@ -11,9 +11,10 @@
 //               stop ids u32, logprob ids u32, generated u32, processors u32, prompt i32*, stop id
 //               i32*, logprob id i32*, generated i32*, processor*
 //   processor = row of the table u32, integers u32, numbers u32, integer i32*, number f32*
-//   run       = id u64, tokens i32, draft u32, draft id i32*
+//   run       = id u64, tokens i32, drafts i32, draft u32, draft id i32*
 //   result    = head, lost u32, gone, tokens u32, token*, prompts u32, part of a prompt*,
-//               sources u32, source*
+//               drafts u32, draft*, sources u32, source*
+//   draft     = id u64, tokens u32, token i32*
 //   source    = wait for its tokens u64, for its results u64, rows u64
 //   part of a prompt = id u64, position u32, tokens u32, logprobs*
 //   token     = id u64, token i32, last u32, sha256 32 bytes, logprobs u32, [logprobs]: what stands
@@ -29,6 +30,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/engine/logits_chain.h"
+#include "ferry/engine/ngram_drafter.h"
 #include "ferry/state/state_layout.h"
 
 namespace ferry {
@@ -42,7 +44,7 @@ constexpr std::size_t kGoneBytes = sizeof(RankSet);
 constexpr std::size_t kMovesBytes = 8 + 8 + 8;
 constexpr std::size_t kAdmissionFixedBytes = 8 + 4 + 4 + 8 + 8 + 8 + 8 + 4 + 4 + 4 + 4 + 4 + 4 + 4;
 constexpr std::size_t kProcessorFixedBytes = 4 + 4 + 4 + 4;
-constexpr std::size_t kRunBytes = 8 + 4 + 4;
+constexpr std::size_t kRunBytes = 8 + 4 + 4 + 4;
 constexpr std::size_t kKeepBytes = 8 + 8 + 8 + 4;
 constexpr std::size_t kBeginBytes = 8 + 8 + 4;
 constexpr std::size_t kTokenBytes = 8 + 4 + 4 + sizeof(Sha256) + 4;
@@ -52,6 +54,7 @@ constexpr std::size_t kMostLogprobsBytes =
     kLogprobsFixedBytes + (kMaxTopLogprobs + kMaxLogprobIds) * kLogprobBytes;
 constexpr std::size_t kMostTokenBytes = kTokenBytes + kMostLogprobsBytes;
 constexpr std::size_t kPromptBytes = 8 + 4 + 4;
+constexpr std::size_t kDraftBytes = 8 + 4;
 static_assert(sizeof(TokenLogprob) == kLogprobBytes);
 
 class Writer {
@@ -334,7 +337,7 @@ std::size_t record_bytes_without_admissions(int sequences, int tokens) {
   // A sequence that was dropped may have made room for one that runs; none is dropped and evicted.
   // Drafts are a step's tokens. A step's tokens fill a page for each kPagePositions, and each
   // sequence's first of them one that had others already.
-  return kHeadBytes + kGoneBytes + kMovesBytes + 11 * sizeof(std::uint32_t) +
+  return kHeadBytes + kGoneBytes + kMovesBytes + 12 * sizeof(std::uint32_t) +
          kMostForgotten * sizeof(std::uint64_t) +
          static_cast<std::size_t>(tokens / kPagePositions) * kKeepBytes +
          static_cast<std::size_t>(tokens) * sizeof(std::int32_t) +
@@ -352,9 +355,10 @@ std::size_t record_capacity(int max_context, int sequences, int tokens) {
 }
 
 std::size_t result_capacity(int sequences, int tokens, int ranks) {
-  return kHeadBytes + kGoneBytes + 4 * sizeof(std::uint32_t) +
+  return kHeadBytes + kGoneBytes + 5 * sizeof(std::uint32_t) +
          static_cast<std::size_t>(ranks) * sizeof(SourceStats) +
-         static_cast<std::size_t>(sequences) * kPromptBytes +
+         static_cast<std::size_t>(sequences) *
+             (kPromptBytes + kDraftBytes + kMostDraftTokens * sizeof(std::int32_t)) +
          static_cast<std::size_t>(tokens) * kMostTokenBytes;
 }
 
@@ -377,6 +381,7 @@ std::size_t encode(const StepRecord& record, std::span<std::byte> out) {
   w.count(record.admissions.size());
   w.count(record.begins.size());
   w.count(record.runs.size());
+  w.value(record.passes);
   for (const KeepOrder& keep : record.keeps) write_keep(w, keep);
   w.values(record.forgotten_windows);
   w.values(record.forgotten);
@@ -387,6 +392,7 @@ std::size_t encode(const StepRecord& record, std::span<std::byte> out) {
   for (const SequenceRun& run : record.runs) {
     w.value(run.id);
     w.value(run.tokens);
+    w.value(run.drafts);
     w.count(run.draft.size());
     w.values(run.draft);
   }
@@ -403,6 +409,12 @@ std::size_t encode(const StepResult& result, std::span<std::byte> out) {
   for (const TokenResult& token : result.tokens) write_token(w, token);
   w.count(result.prompts.size());
   for (const PromptResult& prompt : result.prompts) write_prompt(w, prompt);
+  w.count(result.drafts.size());
+  for (const DraftResult& draft : result.drafts) {
+    w.value(draft.id);
+    w.count(draft.tokens.size());
+    w.values(draft.tokens);
+  }
   w.count(result.sources.size());
   w.values(result.sources);
   return w.written();
@@ -428,6 +440,7 @@ StepRecord decode_step_record(std::span<const std::byte> bytes) {
   const std::size_t admissions = in.count(kAdmissionFixedBytes);
   const std::size_t begins = in.count(kBeginBytes);
   const std::size_t runs = in.count(kRunBytes);
+  record.passes = in.value<std::int32_t>();
   for (std::size_t i = 0; i < keeps; ++i) record.keeps.push_back(read_keep(in));
   record.forgotten_windows = in.values<std::uint64_t>(forgotten_windows);
   record.forgotten = in.values<std::uint64_t>(forgotten);
@@ -439,6 +452,7 @@ StepRecord decode_step_record(std::span<const std::byte> bytes) {
     SequenceRun& run = record.runs.emplace_back();
     run.id = in.value<std::uint64_t>();
     run.tokens = in.value<std::int32_t>();
+    run.drafts = in.value<std::int32_t>();
     run.draft = in.values<std::int32_t>(in.count(sizeof(std::int32_t)));
   }
   return record;
@@ -455,6 +469,12 @@ StepResult decode_step_result(std::span<const std::byte> bytes) {
   for (std::size_t i = 0; i < tokens; ++i) result.tokens.push_back(read_token(in));
   const std::size_t prompts = in.count(kPromptBytes);
   for (std::size_t i = 0; i < prompts; ++i) result.prompts.push_back(read_prompt(in));
+  const std::size_t drafts = in.count(kDraftBytes);
+  for (std::size_t i = 0; i < drafts; ++i) {
+    DraftResult& draft = result.drafts.emplace_back();
+    draft.id = in.value<std::uint64_t>();
+    draft.tokens = in.values<std::int32_t>(in.count(sizeof(std::int32_t)));
+  }
   result.sources = in.values<SourceStats>(in.count(sizeof(SourceStats)));
   return result;
 }

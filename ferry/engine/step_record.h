@@ -38,6 +38,7 @@ struct SequenceRun {
   std::uint64_t id = 0;
   std::int32_t tokens = 0;
   std::vector<std::int32_t> draft = {};
+  std::int32_t drafts = 0;  ///< tokens that the model is to draft for its next step
 };
 
 /// Page `page` of a sequence stays under `number`, behind the kept page `before`
@@ -79,6 +80,7 @@ struct StepRecord {
   std::vector<Admission> admissions;
   std::vector<BeginOrder> begins;
   std::vector<SequenceRun> runs;  ///< in this order in the batch
+  std::int32_t passes = 0;        ///< of the layer that drafts, behind the step; on all ranks alike
 };
 
 using Sha256 = std::array<std::byte, 32>;
@@ -98,6 +100,12 @@ struct PromptResult {
   std::vector<Logprobs> logprobs;
 };
 
+/// What the model drafted behind the newest token of a sequence.
+struct DraftResult {
+  std::uint64_t id = 0;
+  std::vector<std::int32_t> tokens = {};
+};
+
 /// The tokens that one rank's sequences gave in one step, those of one sequence in their order:
 /// none in the middle of its prompt, and else one, and one more for each token of its draft that it
 /// gave.
@@ -108,6 +116,7 @@ struct StepResult {
   RankSet gone;  ///< ranks that it knows to be gone
   std::vector<TokenResult> tokens;
   std::vector<PromptResult> prompts = {};  ///< of prompts that ran, where asked for
+  std::vector<DraftResult> drafts = {};    ///< of sequences that go on, where asked for
   /// What its exchanges have counted so far, [R] by source rank. Once a second; else empty.
   std::vector<SourceStats> sources = {};
 };

@@ -48,12 +48,10 @@ void DraftInput::make(std::span<const std::int32_t> tokens,
         std::fill_n(before, half_, std::byte{0});
     }
   });
-  group_.multiply(gemm_scratch_,
-                  {.in = {both_.data(), 2 * half_},
-                   .rows = count,
-                   .out = out,
-                   .out_type = dense_.dtype},
-                  dense_.draft.projection.strips);
+  group_.multiply(
+      gemm_scratch_,
+      {.in = {both_.data(), 2 * half_}, .rows = count, .out = out, .out_type = dense_.dtype},
+      dense_.draft.projection.strips);
   group_.gather_columns(
       out, count, config_.hidden, dense_.dtype, {.name = "draft", .layer = config_.layers});
 }

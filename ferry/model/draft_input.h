@@ -26,9 +26,9 @@ class DraftInput {
              TensorGroup& group,
              const GemmScratch& gemm_scratch);
 
-  /// Row i of `out` [tokens, H], of the activations' type: projection [norm(embedding of tokens[i]),
-  /// norm(hidden[i])]. `hidden`: rows [H] of that type behind the model's last norm; null stands for
-  /// zeros. `scratch`: f32 [tokens, H]. REQUIRES: no row of `hidden` lies in `out`.
+  /// Row i of `out` [tokens, H], of the activations' type: projection [norm(embedding of
+  /// tokens[i]), norm(hidden[i])]. `hidden`: rows [H] of that type behind the model's last norm;
+  /// null stands for zeros. `scratch`: f32 [tokens, H]. REQUIRES: no row of `hidden` lies in `out`.
   void make(std::span<const std::int32_t> tokens,
             std::span<const std::byte* const> hidden,
             const MutableRowsView& out,

@@ -51,6 +51,7 @@ json config_json(const RandomModelOptions& options, const ModelFamily& family) {
                  {"eos_token_id", kByteTokens}};
   ModelConfig sizes;
   sizes.layers = options.layers;
+  sizes.predictors = options.predictor ? 1 : 0;
   sizes.heads = options.heads;
   sizes.head_dim = options.head_dim;
   sizes.dense_inter = options.inter;
@@ -107,6 +108,12 @@ json tokenizer_json() {
             {"ignore_merges", false},
             {"vocab", vocab},
             {"merges", json::array()}}}};
+}
+
+/// With all layers that are written.
+ModelConfig written_config(const RandomModelOptions& options) {
+  ModelConfig config = random_model_config(options);
+  return options.predictor ? with_draft_layer(std::move(config), "the model") : config;
 }
 
 std::uint64_t stream_of(const std::string& name, std::uint64_t seed) {
@@ -255,7 +262,7 @@ ModelConfig random_model_config(const RandomModelOptions& options) {
 
 std::uint64_t random_model_bytes(const RandomModelOptions& options) {
   std::uint64_t bytes = 0;
-  for_each_tensor(random_model_config(options),
+  for_each_tensor(written_config(options),
                   [&](const TensorSpec& spec) { bytes += bytes_of(spec, options.dtype); });
   return bytes;
 }
@@ -263,7 +270,7 @@ std::uint64_t random_model_bytes(const RandomModelOptions& options) {
 void write_random_model(const RandomModelOptions& options,
                         const fs::path& directory,
                         const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
-  const ModelConfig config = random_model_config(options);
+  const ModelConfig config = written_config(options);
   const std::uint64_t total = random_model_bytes(options);
   const std::vector<Shard> shards = plan_shards(config, options);
   NewDirectory files(directory);

@@ -29,6 +29,7 @@ struct RandomModelOptions {
   int vocab = 288;        ///< at least 257: the bytes and an end-of-text token
   int max_positions = 4096;
   bool tied_embeddings = false;
+  bool predictor = false;  ///< with a layer that predicts further tokens
   DType dtype = DType::bf16;
   std::uint64_t seed = 0;
   std::uint64_t max_shard_bytes = std::uint64_t{2} << 30;  ///< a larger model is cut into shards

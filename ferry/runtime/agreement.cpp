@@ -108,8 +108,9 @@ void add(const EngineOptions& options, Agreement& agreement) {
                grammars,
                warn] = options;
   // Rank 0 plans steps and takes requests; the context is settled with the model.
-  // Drafts travel with its records.
-  of_each_rank(max_tokens_per_step, max_waiting, max_context, keep_prefixes, drafts);
+  // Drafts travel with its records, but a layer that makes some is one of the model's.
+  of_each_rank(max_tokens_per_step, max_waiting, max_context, keep_prefixes);
+  agreement.emplace_back("--speculate mtp", yes_no(drafts.by_layer()));
   of_each_rank(timeout, grammars, warn);
   agreement.emplace_back("--max-running-requests", std::to_string(max_running));
   agreement.emplace_back("--max-sequences", std::to_string(max_sequences_per_rank));

@@ -60,6 +60,7 @@ ModelOptions model_options(const GeneratorOptions& o) {
   options.engine.max_context = o.max_context;
   options.engine.max_waiting = o.max_waiting;
   options.engine.drafts = {.tokens = o.draft_tokens,
+                           .source = parse_draft_source("draft_method", o.draft_method),
                            .shortest_run = o.draft_ngram_min,
                            .longest_run = o.draft_ngram_max};
   check_drafts(options.engine.drafts);

@@ -68,7 +68,9 @@ void check_groups(const ModelOptions& options) {
 Model Model::open(const ModelOptions& options, ModelListener listener) {
   check_groups(options);
   static_cast<void>(kernels());  // an unknown FERRY_ISA is wrong usage, and known before any work
-  Model model(options, std::move(listener), Checkpoint::open(options.model));
+  Model model(options,
+              std::move(listener),
+              Checkpoint::open(options.model, options.engine.drafts.by_layer()));
   for (const std::string& note : model.checkpoint().notes())
     if (model.listener_.warn) model.listener_.warn(note);
   if (options.mapped && model.checkpoint().source().packed() == nullptr && model.listener_.warn) {

@@ -39,10 +39,12 @@ struct GeneratorOptions {
   int max_tokens_per_step = 512;    ///< of a group of tp ranks; longer prompts are cut
   int max_sequences_per_rank = 16;  ///< that run at once on such a group
   int max_waiting = 0;              ///< requests beside those; 0: any number
-  /// Tokens that may come next, out of a text itself, run beside its one token: at most so many
-  /// (0: none), where its newest draft_ngram_min tokens stand earlier in it. The same bytes in
-  /// fewer steps.
+  /// Tokens that may come next run beside a text's one token: at most so many (0: none). The same
+  /// bytes in fewer steps. They come, by draft_method, out of the text itself ("ngram"), where its
+  /// newest draft_ngram_min tokens stand earlier in it, or of the checkpoint's layer that predicts
+  /// further tokens ("mtp").
   int draft_tokens = 0;
+  std::string draft_method = "ngram";
   int draft_ngram_min = 2;
   int draft_ngram_max = 8;          ///< more of the newest tokens are not compared
   double kv_memory_fraction = 0.8;  ///< of the memory beside the weights, for keys and values

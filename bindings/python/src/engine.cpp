@@ -122,6 +122,7 @@ GeneratorOptions generator_options(Settings& settings) {
   o.max_sequences_per_rank = settings.get("max_sequences_per_rank", 16);
   o.max_waiting = settings.get("max_waiting", 0);
   o.draft_tokens = settings.get("draft_tokens", o.draft_tokens);
+  o.draft_method = settings.get("draft_method", o.draft_method);
   o.draft_ngram_min = settings.get("draft_ngram_min", o.draft_ngram_min);
   o.draft_ngram_max = settings.get("draft_ngram_max", o.draft_ngram_max);
   o.kv_memory_fraction = settings.get("kv_memory_fraction", 0.8);

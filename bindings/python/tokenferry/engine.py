@@ -180,21 +180,22 @@ class Engine:
     load: 'read', or 'mapped': the weights of a packed checkpoint stay in its file, which programs share.
     kv_cache_dtype: keys and values are kept as 'auto' (as activations), 'f32', 'bf16', 'int8' or 'fp8_e4m3'. numerics: 'exact', the same bits on every machine, or 'fast', the machine's
     own dot products of bf16 where it has them (the log says so). backend: how tokens travel. max_context: positions of a sequence;
-    0: the model's. draft_tokens: that may come next, out of a text itself, run beside its one token (0: none), where
-    its newest draft_ngram_min to draft_ngram_max tokens stand earlier in it; the same bytes in fewer steps. log: takes lines that whoever runs this should read.
+    0: the model's. draft_tokens: that may come next run beside a text's one token (0: none); the same bytes in fewer steps.
+    draft_method: 'ngram', out of the text itself, where its newest draft_ngram_min to draft_ngram_max tokens stand earlier
+    in it; 'mtp', by the checkpoint's layer that predicts further tokens. log: takes lines that whoever runs this should read.
 
     Calls from several threads share the steps. The GIL is free while they wait.
     """
 
     def __init__(self, model, *, ranks=0, tp=1, expert_slices=1, threads=0, weights=None, load="read", kv_cache_dtype="auto", numerics="exact",
                  backend="pplx", max_context=0, max_tokens_per_step=512, max_sequences_per_rank=16, max_waiting=0,
-                 draft_tokens=0, draft_ngram_min=2, draft_ngram_max=8, kv_memory_fraction=0.8, log=None):
+                 draft_tokens=0, draft_method="ngram", draft_ngram_min=2, draft_ngram_max=8, kv_memory_fraction=0.8, log=None):
         self._generator = _core.Generator(dict(
             model=str(model), ranks=ranks, tp=tp, expert_slices=expert_slices, threads=threads, weights=weights, load=load,
             kv_cache_dtype=kv_cache_dtype, numerics=numerics, backend=backend,
             max_context=max_context, max_tokens_per_step=max_tokens_per_step,
             max_sequences_per_rank=max_sequences_per_rank, max_waiting=max_waiting,
-            draft_tokens=draft_tokens, draft_ngram_min=draft_ngram_min, draft_ngram_max=draft_ngram_max,
+            draft_tokens=draft_tokens, draft_method=draft_method, draft_ngram_min=draft_ngram_min, draft_ngram_max=draft_ngram_max,
             kv_memory_fraction=kv_memory_fraction, log=log))
 
     def generate(self, prompts, sampling_params=None, **options):

@@ -40,20 +40,23 @@ typedef struct ferry_engine_options {
   const char*
       kv_cache_dtype;  ///< "auto" (as activations), "f32", "bf16", "int8", "fp8_e4m3"; NULL: "auto"
   const char* numerics;  ///< "exact", "fast"; NULL: "exact" (docs/numerics.md)
-  /// Tokens out of a text itself that run beside its one token, at most; 0: none. They follow where
-  /// its newest draft_ngram_min to draft_ngram_max tokens stand earlier in it.
+  /// Tokens that may come next and run beside a text's one token, at most; 0: none. With
+  /// draft_method "ngram" out of the text itself: they follow where its newest draft_ngram_min to
+  /// draft_ngram_max tokens stand earlier in it.
   int32_t draft_tokens;
   int32_t draft_ngram_min;
   int32_t draft_ngram_max;
   int32_t expert_slices;  ///< ranks that share out each expert's columns; divides tp
   const char*
       load;  ///< "read", or "mapped": a packed checkpoint's weights stay in its file; NULL: "read"
+  /// "ngram", or "mtp": by the checkpoint's layer that predicts further tokens; NULL: "ngram"
+  const char* draft_method;
 } ferry_engine_options;
 
 #define FERRY_ENGINE_OPTIONS_INIT                                                                 \
   {                                                                                               \
     sizeof(ferry_engine_options), FERRY_ENGINE_OPTIONS_MAGIC, FERRY_PLACE_HOST, NULL, NULL, NULL, \
-        0, 1, 0, 0, 512, 16, 0, 0, 0.8, NULL, NULL, NULL, NULL, 0, 2, 8, 1, NULL                  \
+        0, 1, 0, 0, 512, 16, 0, 0, 0.8, NULL, NULL, NULL, NULL, 0, 2, 8, 1, NULL, NULL            \
   }
 
 /// Returns when the model is loaded and runs.
