@@ -407,5 +407,30 @@ TEST(Generate, SpeculationGivesTheSameBytesAndSaysWhatItDid) {
   EXPECT_EQ(counts, std::vector<json>(3, counts[0]));
 }
 
+TEST(Generate, DraftsByTheCheckpointsOwnLayer) {
+  const Arguments common = {"generate",
+                            "--model",
+                            test::data_dir("glm4_moe_mtp").string(),
+                            "--prompt",
+                            "la la",
+                            "--ignore-eos",
+                            "--max-new-tokens",
+                            "20",
+                            "--ep",
+                            "2"};
+  const json plain = run_json(common);
+  std::vector<json> counts;
+  for (const Arguments& names :
+       {Arguments{"--speculate", "mtp", "--draft-tokens", "2"},
+        Arguments{"--speculative-algorithm", "NEXTN", "--speculative-num-draft-tokens", "3"},
+        Arguments{"--speculative-config", R"({"method": "mtp", "num_speculative_tokens": 2})"}}) {
+    const json report = run_json(common + names);
+    EXPECT_EQ(report["results"], plain["results"]);
+    EXPECT_GT(report["drafted_tokens"], 0);
+    counts.push_back({report["drafted_tokens"], report["accepted_tokens"]});
+  }
+  EXPECT_EQ(counts, std::vector<json>(3, counts[0]));
+}
+
 }  // namespace
 }  // namespace ferry

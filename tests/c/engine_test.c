@@ -221,6 +221,7 @@ void test_engine(void) {
   WRONG(kv_cache_dtype, "thin", FERRY_INVALID, "thin");
   WRONG(numerics, "wild", FERRY_INVALID, "wild");
   WRONG(draft_tokens, -1, FERRY_INVALID, "-1");
+  WRONG(draft_method, "dice", FERRY_INVALID, "dice");
   WRONG(expert_slices, 3, FERRY_INVALID, "slices");
   WRONG(load, "carried", FERRY_INVALID, "carried");
   WRONG(backend, "tram", FERRY_INVALID, "tram");

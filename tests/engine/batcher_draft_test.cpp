@@ -117,6 +117,66 @@ TEST(BatcherDrafts, WhatAGroupLostIsPlannedAgainAlike) {
   EXPECT_EQ(batcher.draft_stats().drafted, 0U) << "nobody gave any";
 }
 
+BatcherOptions by_layer(int max_sequences, int max_tokens, int draft) {
+  BatcherOptions o = options(max_sequences, max_tokens, draft);
+  o.drafts.source = DraftSource::layer;
+  return o;
+}
+
+TEST(BatcherDrafts, ByTheModelAreAskedForWithANewestTokenAndRunInTheNextStep) {
+  Batcher batcher(by_layer(4, 64, 3));
+  batcher.enqueue({.id = 0, .request = repeating(100, 50)});
+  auto step = batcher.plan();
+  EXPECT_EQ(step[0].passes, 0) << "in the middle of a prompt";
+  batcher.finish_step(0, {.step = step[0].step, .tokens = {}});
+  step = batcher.plan();
+  EXPECT_EQ(step[0].runs[0].drafts, 3);
+  EXPECT_EQ(step[0].passes, 3);
+  StepResult result = ones(step[0], 0, 1);
+  result.drafts = {{.id = 0, .tokens = {4, 5, 6}}};
+  batcher.finish_step(0, result);
+  step = batcher.plan();
+  EXPECT_EQ(step[0].runs[0].draft, (Ids{4, 5, 6}));
+  EXPECT_EQ(step[0].runs[0].tokens, 4);
+  batcher.finish_step(0, ones(step[0], 0, 1));
+  step = batcher.plan();
+  EXPECT_TRUE(step[0].runs[0].draft.empty()) << "nobody has drafted any";
+  EXPECT_EQ(step[0].runs[0].drafts, 1) << "shorter after one that was all wrong";
+  EXPECT_EQ(batcher.draft_stats().drafted, 3U);
+}
+
+TEST(BatcherDrafts, ByTheModelMakeAllGroupsRunTheLayerAlike) {
+  BatcherOptions o = by_layer(4, 64, 2);
+  o.groups = 3;
+  Batcher batcher(o);
+  batcher.enqueue({.id = 0, .request = repeating(5, 50)});
+  for (const StepRecord& record : batcher.plan()) EXPECT_EQ(record.passes, 2);
+}
+
+TEST(BatcherDrafts, ByTheModelEndWithTheRequest) {
+  Batcher batcher(by_layer(4, 64, 3));
+  batcher.enqueue({.id = 0, .request = repeating(5, 3)});
+  auto step = batcher.plan();
+  EXPECT_EQ(step[0].passes, 1) << "two tokens are left, one of which needs no draft";
+  StepResult result = ones(step[0], 0, 1);
+  result.drafts = {{.id = 0, .tokens = {1}}};
+  batcher.finish_step(0, result);
+  step = batcher.plan();
+  EXPECT_EQ(step[0].runs[0].draft, Ids{1});
+  EXPECT_EQ(step[0].passes, 0);
+}
+
+TEST(BatcherDrafts, ByTheModelThatNobodyAskedForAreABrokenContract) {
+  for (const std::size_t tokens : {0U, 1U}) {
+    Batcher batcher(by_layer(4, 64, 3));
+    batcher.enqueue({.id = 0, .request = repeating(5, 50)});
+    const auto step = batcher.plan();
+    StepResult result = ones(step[0], 0, tokens);
+    result.drafts = {{.id = tokens == 0 ? 0U : 1U, .tokens = {4}}};
+    EXPECT_THROW(batcher.finish_step(0, result), BrokenContract);
+  }
+}
+
 TEST(BatcherDrafts, MoreTokensThanWereAskedForAreABrokenContract) {
   for (const std::size_t tokens : {0U, 6U}) {
     Batcher batcher(options(4, 64));
@@ -182,6 +242,12 @@ StepResult play(const StepRecord& record,
           {.id = run.id, .token = 1 + static_cast<int>(random() % 2), .last = --p.fresh == 0});
     p.known += given;
     p.cached += given - 1;
+    EXPECT_LE(run.drafts, record.passes);
+    if (p.fresh > 0 && run.drafts > 0 && random() % 8 > 0) {
+      EXPECT_LE(run.drafts, p.fresh + given - 1);
+      result.drafts.push_back(
+          {.id = run.id, .tokens = Ids(1 + random() % static_cast<unsigned>(run.drafts), 1)});
+    }
     if (p.fresh == 0) live.erase(run.id);
   }
   return result;
@@ -198,6 +264,7 @@ TEST(BatcherDrafts, EveryRequestRunsToItsEndOverFewPages) {
                                             : std::vector{kWindowLayer, kFullLayer});
     o.state_bytes = static_cast<std::size_t>(pages) * o.layout.bytes_held(kPagePositions);
     o.keep_prefixes = round % 2 == 0;
+    if (round % 4 >= 2) o.drafts.source = DraftSource::layer;
     Batcher batcher(o);
     std::map<std::uint64_t, Progress> live;
     for (std::uint64_t id = 0; id < 12; ++id) {

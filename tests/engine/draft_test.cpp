@@ -5,6 +5,7 @@
 #include "ferry/engine/engine.h"
 #include "ferry/model/mixers/mixer.h"
 #include "ferry/runtime/model.h"
+#include "support/draft_layer.h"
 #include "support/golden_model.h"
 
 namespace ferry {
@@ -158,6 +159,8 @@ TEST_P(Drafts, ChangeNoBitAtTheLimitsOfPagesAndContext) {
   EXPECT_GT(outcome.stats.accepted_tokens, 20U);
 }
 
+DraftOptions by_layer(int tokens) { return {.tokens = tokens, .source = DraftSource::layer}; }
+
 TEST_P(Drafts, ChangeNoBitWhileExpertsMove) {
   if (!test::runs_all_ways(GetParam())) GTEST_SKIP() << test::kMainRunHasIt;
   const std::vector<Request> requests = many_requests(GetParam());
@@ -183,6 +186,129 @@ INSTANTIATE_TEST_SUITE_P(Models,
                                          "mixtral_window_bf16",
                                          "qwen3_bf16",
                                          "qwen3_next"),
+                         [](const auto& model) { return std::string(model.param); });
+
+/// Those of a layer that predicts further tokens, which here foresees nearly nothing.
+class LayerDrafts : public testing::TestWithParam<const char*> {};
+
+TEST_P(LayerDrafts, ChangeNoBit) {
+  const std::vector<Request> requests = many_requests(GetParam());
+  const DType weights = DType::bf16;
+  const Outcome without = run(GetParam(), requests, {.drafts = kOff, .weights = weights});
+  for (const Way& way :
+       {Way{.drafts = by_layer(1)},
+        Way{.drafts = by_layer(3), .max_tokens = 7},
+        Way{.drafts = by_layer(2), .ranks = 2},
+        Way{.drafts = by_layer(5), .ranks = 4, .max_sequences = 2},
+        Way{.drafts = by_layer(2), .ranks = 2, .tp = 2, .max_sequences = 2},
+        Way{.drafts = by_layer(3), .ranks = 3, .threads = 2, .max_sequences = 1}}) {
+    Way with = way;
+    with.weights = weights;
+    const Outcome outcome = run(GetParam(), requests, with);
+    EXPECT_EQ(outcome.told, without.told)
+        << way.drafts.tokens << " tokens, ranks " << way.ranks << ", tp " << way.tp;
+    EXPECT_GT(outcome.stats.drafted_tokens, 100U);
+  }
+}
+
+TEST_P(LayerDrafts, ChangeNoBitWhileExpertsMove) {
+  const std::vector<Request> requests = many_requests(GetParam());
+  const Outcome without = run(GetParam(), requests, {.drafts = kOff});
+  const Outcome outcome = run(
+      GetParam(),
+      requests,
+      {.drafts = by_layer(2),
+       .ranks = 2,
+       .redundant = 2,
+       .balance = {.record = true,
+                   .window = 3,
+                   .rebalance = {.enabled = true, .every = 3, .least_gain = 0, .canary = true}}});
+  EXPECT_EQ(outcome.told, without.told);
+  EXPECT_GT(outcome.stats.drafted_tokens, 100U);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models,
+                         LayerDrafts,
+                         testing::ValuesIn(test::kDraftModels),
+                         [](const auto& model) { return std::string(model.param); });
+
+/// Of a checkpoint whose layer drafts what its model gives.
+class SureDrafts : public testing::TestWithParam<const char*> {
+ protected:
+  SureDrafts() { test::write_sure_drafts(GetParam(), dir_.path() / "model"); }
+
+  std::string model() const { return (dir_.path() / "model").string(); }
+
+  static Request greedy(Ids prompt, int tokens) {
+    return {.prompt = std::move(prompt), .max_new_tokens = tokens, .sampling = {}, .stop_ids = {}};
+  }
+
+ private:
+  const test::TempDir dir_;
+};
+
+TEST_P(SureDrafts, SaveTheirSteps) {
+  for (const int ranks : {1, 2, 4}) {
+    for (const int draft : {1, 3}) {
+      for (const int tokens : {1, 2, 5, 8, 20, 41}) {
+        const Request request = greedy({7, 8, 9}, tokens);
+        const Outcome without = run(model(), {request}, {.drafts = kOff, .ranks = ranks});
+        const Outcome outcome =
+            run(model(), {request}, {.drafts = by_layer(draft), .ranks = ranks});
+        EXPECT_EQ(outcome.told, without.told);
+        const int behind_first = (tokens - 1 + draft) / (draft + 1);
+        EXPECT_EQ(outcome.stats.steps, static_cast<std::uint64_t>(1 + behind_first))
+            << tokens << " tokens, drafts of " << draft << ", " << ranks << " ranks";
+        EXPECT_EQ(without.stats.steps, static_cast<std::uint64_t>(tokens));
+        EXPECT_EQ(outcome.stats.accepted_tokens, outcome.stats.drafted_tokens);
+      }
+    }
+  }
+}
+
+/// Sequences of every length enter and leave; the later ones find what the earlier ones have kept.
+TEST_P(SureDrafts, GoOnBehindKeptPages) {
+  std::vector<Request> requests;
+  for (int i = 0; i < 9; ++i) {
+    Ids prompt(40, 5);
+    prompt.resize(static_cast<std::size_t>(30 + i), i);
+    requests.push_back(greedy(std::move(prompt), 6 + 5 * i));
+  }
+  for (const int ranks : {1, 2}) {
+    const Way way{.drafts = by_layer(3), .ranks = ranks, .max_sequences = 1};
+    Way plain = way;
+    plain.drafts = kOff;
+    const Outcome without = run(model(), requests, plain);
+    const Outcome outcome = run(model(), requests, way);
+    EXPECT_EQ(outcome.told, without.told);
+    EXPECT_GT(outcome.stats.prefix_reused_tokens, 16U);
+    EXPECT_EQ(outcome.stats.accepted_tokens, outcome.stats.drafted_tokens);
+    EXPECT_LT(outcome.stats.steps, without.stats.steps / 2);
+  }
+}
+
+/// Pages run out and sequences start over; a context that ends within drafts.
+TEST_P(SureDrafts, ComeTrueAtTheLimitsOfPagesAndContext) {
+  constexpr int kContext = 70;
+  std::vector<Request> requests;
+  for (int i = 0; i < 9; ++i)
+    requests.push_back(greedy(Ids(static_cast<std::size_t>(3 + 5 * i), 4 + i), 60));
+  const Outcome without = run(model(), requests, {.drafts = kOff, .max_context = kContext});
+  const Outcome outcome = run(model(),
+                              requests,
+                              {.drafts = by_layer(4),
+                               .max_tokens = 16,
+                               .max_sequences = 6,
+                               .max_context = kContext,
+                               .max_kv_tokens = 7 * kPagePositions});
+  EXPECT_EQ(outcome.told, without.told);
+  EXPECT_GT(outcome.stats.evictions, 0U);
+  EXPECT_GT(outcome.stats.accepted_tokens, 100U);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models,
+                         SureDrafts,
+                         testing::ValuesIn(test::kDraftModels),
                          [](const auto& model) { return std::string(model.param); });
 
 constexpr const char* kModel = "qwen3_bf16";

@@ -36,7 +36,8 @@ StepRecord sample_record() {
   record.admissions.push_back(
       {.id = 8, .request = {.prompt = {5}, .max_new_tokens = 1, .sampling = {}, .stop_ids = {}}});
   record.admissions.back().generated = {21, 22};
-  record.runs = {{.id = 3, .tokens = 1}, {.id = 7, .tokens = 4, .draft = {9, 0, 9}}};
+  record.runs = {{.id = 3, .tokens = 1, .drafts = 2}, {.id = 7, .tokens = 4, .draft = {9, 0, 9}}};
+  record.passes = 2;
   return record;
 }
 
@@ -81,6 +82,9 @@ TEST(StepRecord, ComesBackAsItWentOut) {
   EXPECT_EQ(in.runs[1].id, 7U);
   EXPECT_EQ(in.runs[1].tokens, 4);
   EXPECT_TRUE(in.runs[0].draft.empty());
+  EXPECT_EQ(in.runs[0].drafts, 2);
+  EXPECT_EQ(in.runs[1].drafts, 0);
+  EXPECT_EQ(in.passes, 2);
   EXPECT_EQ(in.runs[1].draft, (std::vector<std::int32_t>{9, 0, 9}));
 }
 

@@ -51,13 +51,14 @@ struct Group {
   bool overlap = false;
   RebalanceOptions rebalance = {};
   DraftOptions drafts = {};
+  const char* model = kModel;
 };
 
 /// What every rank has before it knows of the others. Made before processes are forked.
 struct Opened {
   Opened(const Group& group, int ranks)
       : model(Model::open(
-            {.model = test::data_dir(kModel),
+            {.model = test::data_dir(group.model),
              .launch = {.ranks = ranks},
              .weights = WeightType::bf16,
              .decoder = {.max_tokens = kMaxTokens,
@@ -99,8 +100,8 @@ void run_engine(const Opened& opened,
   outcome.stats = engine.stats();
 }
 
-Tokens run_alone() {
-  const Opened opened({.backend = MoeA2ABackend::pplx}, 1);
+Tokens run_alone(const char* model = kModel) {
+  const Opened opened({.backend = MoeA2ABackend::pplx, .model = model}, 1);
   Outcome outcome;
   on_ranks({}, [&](Transport& transport) {
     run_engine(
@@ -197,6 +198,29 @@ TEST(Survivors, GiveTheSameTokensWithDrafts) {
       EXPECT_EQ(outcome.tokens, expected);
       EXPECT_EQ(outcome.stats.ranks_lost, 1U);
       EXPECT_GT(outcome.stats.accepted_tokens, 0U);
+    });
+    ASSERT_FALSE(HasFailure()) << "put " << put;
+  }
+}
+
+/// Also where a rank dies while the others draft: a pass of the layer that drafts has its exchange
+/// as every layer has, and what a draft lost is no token.
+TEST(Survivors, GiveTheSameTokensWithDraftsByTheModel) {
+  constexpr const char* kDrafting = "deepseek_v3_mtp";
+  const Tokens expected = run_alone(kDrafting);
+  const Opened opened({.redundant = kExperts,
+                       .drafts = {.tokens = 3, .source = DraftSource::layer},
+                       .model = kDrafting},
+                      kRanks);
+  for (int put = 20; put < 20 + 13 * 12; put += 13) {
+    const RanksOptions on{.ranks = kRanks,
+                          .faults = Faults{.ends_at_put = put, .ends_by_signal = false},
+                          .faulty_rank = kVictim};
+    lose_a_rank(on, opened, [&](Rank rank, const Outcome& outcome) {
+      if (rank != 0) return;
+      EXPECT_EQ(outcome.tokens, expected);
+      EXPECT_EQ(outcome.stats.ranks_lost, 1U);
+      EXPECT_GT(outcome.stats.drafted_tokens, 0U);
     });
     ASSERT_FALSE(HasFailure()) << "put " << put;
   }

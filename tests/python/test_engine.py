@@ -26,6 +26,8 @@ def test_drafts_change_no_token(engine):
         assert [r.outputs[0].token_ids for r in drafting.generate(prompts, params)] == expected
     with pytest.raises(tokenferry.ConfigError):
         tokenferry.Engine(MODEL, ranks=1, threads=1, draft_tokens=-1)
+    with pytest.raises(tokenferry.ConfigError, match="further tokens"):
+        tokenferry.Engine(MODEL, ranks=1, threads=1, draft_tokens=1, draft_method="mtp")
 
 
 def test_keys_and_values_may_be_kept_narrower(engine):

@@ -31,14 +31,19 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr const char* kElasticModel = "qwen3_bf16";
+constexpr const char* kDraftingModel = "deepseek_v3_mtp";  // whose vocabulary is as large
 
-ModelOptions elastic_options(int ranks, MoeA2ABackend backend = MoeA2ABackend::pplx) {
-  return {.model = test::data_dir(kElasticModel),
+ModelOptions elastic_options(int ranks,
+                             MoeA2ABackend backend = MoeA2ABackend::pplx,
+                             const char* model = kElasticModel,
+                             const DraftOptions& drafts = {}) {
+  return {.model = test::data_dir(model),
           .launch = {.transport = "inproc", .ranks = ranks},
           .weights = WeightType::bf16,
           .decoder = {.max_tokens = 16, .backend = backend, .timeout = 10s},
           .engine = {.max_sequences_per_rank = 2,
                      .max_tokens_per_step = 16,
+                     .drafts = drafts,
                      .timeout = 10s,
                      .balance = {.record = true, .window = 3}}};
 }
@@ -79,9 +84,9 @@ struct Answer {
 using Answers = std::map<std::uint64_t, Answer>;
 
 /// Of one rank that nothing disturbs.
-Answers undisturbed_answers(std::size_t requests) {
+Answers undisturbed_answers(std::size_t requests, const char* model = kElasticModel) {
   Answers answers;
-  Model::open(elastic_options(1)).run_engine([&](Engine& engine) {
+  Model::open(elastic_options(1, MoeA2ABackend::pplx, model)).run_engine([&](Engine& engine) {
     for (std::size_t i = 0; i < requests; ++i) static_cast<void>(engine.submit(elastic_request(i)));
     engine.run([&](const TokenEvent& event) { answers[event.request].hear(event); });
     return 0;
@@ -160,9 +165,12 @@ void live_as_thread(const Model& model, Store& store, Rank rank, Shared& shared)
 }
 
 /// Threads of which all but the first die again and again, and come back as newcomers.
-void die_as_threads(MoeA2ABackend backend, int deaths) {
-  const Answers expected = undisturbed_answers(kKinds);
-  const Model model = Model::open(elastic_options(kGroup, backend));
+void die_as_threads(MoeA2ABackend backend,
+                    int deaths,
+                    const char* name = kElasticModel,
+                    const DraftOptions& drafts = {}) {
+  const Answers expected = undisturbed_answers(kKinds, name);
+  const Model model = Model::open(elastic_options(kGroup, backend, name, drafts));
   LocalStore store;
   Shared shared;
   std::string wrong = "nothing was heard";
@@ -182,6 +190,15 @@ void die_as_threads(MoeA2ABackend backend, int deaths) {
 
 TEST(Elastic, NoTokenChangesWhereThreadsDieAndComeBack) {
   die_as_threads(MoeA2ABackend::pplx, slow_run() ? 15 : 120);
+}
+
+/// Also where they die in the passes of the layer that drafts, behind a step that has given its
+/// tokens.
+TEST(Elastic, NoTokenChangesWhereTheModelDrafts) {
+  die_as_threads(MoeA2ABackend::pplx,
+                 slow_run() ? 10 : 60,
+                 kDraftingModel,
+                 {.tokens = 2, .source = DraftSource::layer});
 }
 
 /// The others go on at once, and close the ranks at the next boundary.

@@ -116,6 +116,13 @@ TEST(Generator, DraftsChangeNoChoice) {
   EXPECT_EQ(ids(), expected);
   options.draft_ngram_max = 0;
   EXPECT_THROW(Generator{options}, ConfigError);
+  options.draft_ngram_max = 8;
+  options.draft_method = "mtp";
+  EXPECT_THROW(Generator{options}, ConfigError) << "the demo model has no such layer";
+  options.model = test::data_dir("glm4_moe_mtp").string();
+  const auto drafted = ids();
+  options.draft_tokens = 0;
+  EXPECT_EQ(ids(), drafted);
 }
 
 TEST(Generator, ConversationsAreWhatTheTemplateMakesOfThem) {

@@ -41,6 +41,7 @@ class Case:
     model_type: str | None = None  # unknown to transformers, which has the same graph under another name
     choice_bias: float = 0.0
     bf16_calc_diff: float = 5e-4  # how far bf16 may be off; more where it chooses other positions
+    drafts: bool = False  # with a layer that predicts further tokens
     stacked: bool = False  # all experts of a layer in one tensor, where the family is published otherwise
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from .bpe import QWEN_SPLIT, SPECIAL, byte_level_bpe, save_tokenizer
 from .checkpoint import ROUTERS, Case, build, save_checkpoint
+from .draft_layer import add_draft_layer
 from .files import write_json
 from .packing import STORES
 
@@ -166,6 +167,8 @@ def golden_model(name: str, case: Case, out: Path) -> None:
     write_json(path / "golden.json", {
         "transformers": transformers.__version__, "torch": torch.__version__.split("+")[0],
         "compute": "float32", "stored": case.dtype, "prompts": prompts})
+    if case.drafts:
+        add_draft_layer(model, path, case.seed)
     if case.model_type:
         config = json.loads((path / "config.json").read_text())
         write_json(path / "config.json", {**config, "model_type": case.model_type})

@@ -47,6 +47,13 @@ CASES = {
         first_k_dense_replace=1, n_group=4, topk_group=2, routed_scaling_factor=2.5, norm_topk_prob=True,
         choice_bias=-2.0, num_mtp_layers=0, vocab_size=320, bos_token_id=None, eos_token_id=2,
         rope_parameters=yarn(10000.0, 8.0, mscale=1.0, mscale_all_dim=1.0), prompts=(1, 17, 40)),
+    "deepseek_v3_mtp": case(
+        DEEPSEEK_V3, seed=133, hidden_size=56, num_attention_heads=3, num_key_value_heads=3,
+        num_hidden_layers=2, q_lora_rank=20, kv_lora_rank=24, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=12,
+        n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=16, n_shared_experts=1,
+        first_k_dense_replace=1, n_group=2, topk_group=1, routed_scaling_factor=2.5, norm_topk_prob=True,
+        choice_bias=-2.0, num_mtp_layers=1, vocab_size=300, bos_token_id=None, eos_token_id=2, drafts=True,
+        rope_parameters=yarn(10000.0, 8.0, mscale=1.0, mscale_all_dim=1.0), prompts=(1, 17, 40)),
     "deepseek_v3_fp8": case(  # blocks of 128 x 128 that are not whole at either end
         DEEPSEEK_V3, seed=124, hidden_size=144, num_attention_heads=3, num_key_value_heads=3,
         num_hidden_layers=2, q_lora_rank=132, kv_lora_rank=48, qk_nope_head_dim=32, qk_rope_head_dim=16,

@@ -15,6 +15,12 @@ CASES = {
         n_shared_experts=1, first_k_dense_replace=1, n_group=2, topk_group=1, routed_scaling_factor=2.5,
         norm_topk_prob=True, attention_bias=True, use_qk_norm=True, num_mtp_layers=0, vocab_size=320,
         rope_theta=1000000.0, eos_token_id=2, prompts=(1, 17, 40)),
+    "glm4_moe_mtp": case(
+        GLM4, seed=134, hidden_size=56, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        num_hidden_layers=2, n_routed_experts=7, num_experts_per_tok=2, moe_intermediate_size=16,
+        n_shared_experts=1, first_k_dense_replace=1, n_group=1, topk_group=1, routed_scaling_factor=2.5,
+        norm_topk_prob=True, attention_bias=True, use_qk_norm=True, num_mtp_layers=1, vocab_size=300,
+        rope_theta=1000000.0, eos_token_id=2, drafts=True, prompts=(1, 17, 40)),
     "glm4_moe_air_bf16": case(
         GLM4, seed=127, hidden_size=56, num_attention_heads=4, num_key_value_heads=1, head_dim=24,
         num_hidden_layers=2, n_routed_experts=7, num_experts_per_tok=2, moe_intermediate_size=28,
