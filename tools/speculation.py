@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Tokens/s with and without drafts, on text that repeats and on text that does not.
 
-    tools/speculation.py FERRY [--model DIR] [--tokens 256] [--pairs 3] [--draft-tokens 4] [-- generate's options]
+    tools/speculation.py FERRY [--model DIR] [--speculate ngram] [--tokens 256] [--pairs 3] [--draft-tokens 4]
+        [-- generate's options]
 
-Runs `ferry generate --json` by turns without and with --speculate ngram. The text that repeats is one that asks for a
+Runs `ferry generate --json` by turns without and with --speculate ngram, or mtp. The text that repeats is one that asks for a
 copy of itself by its form (the same few lines again and again), continued greedily; the text that does not is drawn at
 temperature 1.5. Ids and logits_sha256 must be the same in all runs of a text. Prints, for each, the median of decoded
 tokens a second, their ratio, and how many tokens were drafted and accepted. Take it on a quiet machine.
@@ -38,12 +39,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ferry")
     parser.add_argument("--model")
+    parser.add_argument("--speculate", default="ngram", choices=["ngram", "mtp"])
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--draft-tokens", type=int, default=4)
     args = parser.parse_args(own)
     args.options = options
-    drafts = ["--speculate", "ngram", "--draft-tokens", str(args.draft_tokens)]
+    drafts = ["--speculate", args.speculate, "--draft-tokens", str(args.draft_tokens)]
 
     print("| text | without | with | ratio | drafted | accepted |\n|---|---|---|---|---|---|")
     for name, text in TEXTS.items():

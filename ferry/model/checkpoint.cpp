@@ -40,7 +40,7 @@ void Checkpoint::find_experts() {
   if (!either || sparse == config_.layer_kinds.end()) return;
   const auto layer = static_cast<int>(sparse - config_.layer_kinds.begin());
   const bool together =
-      source_->find(tensor_name(names(), names().stacked_gate_up, layer)) != nullptr;
+      source_->find(tensor_name(config_, names().stacked_gate_up, layer)) != nullptr;
   moe.storage = together ? ExpertStorage::rows : ExpertStorage::apart;
 }
 
@@ -90,10 +90,10 @@ MatrixPlace Checkpoint::place_of(const TensorSpec& spec) const {
   if (spec.expert < 0 || !config_.moe.stacked()) return place;
   const TensorNames& n = names();
   const auto is = [&](std::string_view pattern) {
-    return spec.name == tensor_name(n, pattern, spec.layer, spec.expert);
+    return spec.name == tensor_name(config_, pattern, spec.layer, spec.expert);
   };
   const auto stack = [&](std::string_view matrices, std::string_view biases) {
-    return tensor_name(n, vector ? biases : matrices, spec.layer);
+    return tensor_name(config_, vector ? biases : matrices, spec.layer);
   };
   place.stack = {.experts = config_.moe.experts, .expert = spec.expert, .all_rows = rows};
   place.stack->by_rows = config_.moe.storage == ExpertStorage::rows;

@@ -146,8 +146,8 @@ void read_generation(const std::optional<SourceText>& text, ModelConfig& config)
 /// Only of families whose layers of this kind can be used; those of others are left out.
 void read_predictors(const ConfigReader& in, const ModelFamily& family, ModelConfig& config) {
   if (!family.names.draft_layer()) return;
-  const auto stated = in.integers("num_nextn_predict_layers", 0, kMaxLayers);
-  if (!stated.empty()) config.predictors = stated.front();
+  const auto stated = in.integers(family.predictors_field, 0, kMaxLayers);
+  config.predictors = stated.empty() ? family.predictors : stated.front();
 }
 
 }  // namespace
@@ -176,20 +176,34 @@ ModelConfig unstacked(ModelConfig config) {
 
 ModelConfig with_draft_layer(ModelConfig config, const std::string& file) {
   constexpr const char* kOption = "--speculate mtp";
-  if (!family_of(config).names.draft_layer())
+  const ModelFamily& own = family_of(config);
+  if (!own.names.draft_layer()) {
+    std::string known;
+    for (const ModelFamily& family : model_families())
+      if (family.names.draft_layer())
+        known += fmt::format("{}{}", known.empty() ? "" : ", ", family.model_type);
     fail<ConfigError>(
-        "{}: layers that predict further tokens are supported of deepseek_v3, glm4_moe and "
-        "glm4_moe_lite, and {} is a {}; --speculate ngram needs none",
+        "{}: layers that predict further tokens are supported of {}, and {} is a {}; --speculate "
+        "ngram needs none",
         kOption,
+        known,
         file,
         config.model_type);
+  }
   if (config.predictors == 0)
     fail<ConfigError>(
-        "{}: {} has no layer that predicts further tokens (num_nextn_predict_layers); "
-        "--speculate ngram needs none",
+        "{}: {} has no layer that predicts further tokens ({}); --speculate ngram needs none",
         kOption,
-        file);
-  LayerAttention attention = config.layer_attention.back();
+        file,
+        own.predictors_field);
+  // Recurrent layers foresee nothing: it has attention as those have that have some.
+  const auto attends = [](const LayerAttention& layer) {
+    return layer.mixer == kAttention || layer.mixer == kLatentAttention;
+  };
+  const auto like =
+      std::ranges::find_if(config.layer_attention.rbegin(), config.layer_attention.rend(), attends);
+  FERRY_CHECK(like != config.layer_attention.rend(), "{} has no attention", config.model_type);
+  LayerAttention attention = *like;
   attention.skips_first = true;
   config.layer_attention.push_back(attention);
   config.layer_kinds.push_back(config.moe.experts > 0 ? LayerKind::sparse : LayerKind::dense);

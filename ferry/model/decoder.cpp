@@ -174,7 +174,7 @@ class Decoder::Impl {
   // The tokens of the step.
   std::vector<std::int32_t> tokens_;
   std::vector<TokenPlace> places_;
-  std::vector<std::int64_t> wanted_;  // rows whose logits are wanted
+  std::vector<std::int64_t> wanted_;      // rows whose logits are wanted
   std::vector<const std::byte*> hidden_;  // of the layer that drafts: rows of the tokens before
   // Of each sequence, none of which is accepted yet; empty when there is nothing to commit.
   std::vector<AcceptedTokens> pending_;
@@ -271,10 +271,10 @@ void Decoder::Impl::run_layer(int layer) {
   feed_forward(layer, weights.ffn_norm);
 }
 
-/// The layer that drafts keeps up with the step's tokens: the row of a position is made of its token
-/// and of the hidden state of the position before it. So it depends on the tokens up to its own
-/// alone, as the other layers' rows do, and pages that stay for others are theirs too. Position 0
-/// has no such state, and nobody sees its row.
+/// The layer that drafts keeps up with the step's tokens: the row of a position is made of its
+/// token and of the hidden state of the position before it. So it depends on the tokens up to its
+/// own alone, as the other layers' rows do, and pages that stay for others are theirs too. Position
+/// 0 has no such state, and nobody sees its row.
 void Decoder::Impl::follow() {
   {
     const Scope norms(&clock_, Phase::norms);

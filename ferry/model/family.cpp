@@ -111,7 +111,8 @@ constexpr std::array kPatterns = {&N::embedding,
                                   &N::draft_embedding_norm,
                                   &N::draft_hidden_norm,
                                   &N::draft_projection,
-                                  &N::draft_final_norm};
+                                  &N::draft_final_norm,
+                                  &N::draft_place};
 static_assert(sizeof(TensorNames) == (kPatterns.size() + 2) * sizeof(std::string_view),
               "a pattern that kPatterns does not list");
 
@@ -157,6 +158,19 @@ std::string tensor_name(const TensorNames& names, std::string_view pattern, int 
   fill("{layer}", layer);
   fill("{expert}", expert);
   return name;
+}
+
+std::string tensor_name(const ModelConfig& config,
+                        std::string_view pattern,
+                        int layer,
+                        int expert) {
+  constexpr std::string_view kLayer = "model.layers.{layer}.";
+  const TensorNames& names = family_of(config).names;
+  if (layer < config.layers || names.draft_place.empty() || !pattern.starts_with(kLayer))
+    return tensor_name(names, pattern, layer, expert);
+  std::string there(names.draft_place);
+  there += pattern.substr(kLayer.size());
+  return tensor_name(names, there, layer - config.layers, expert);
 }
 
 std::optional<int> known_layer(const TensorNames& names, std::string_view name) {

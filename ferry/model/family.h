@@ -72,6 +72,9 @@ struct TensorNames {
   std::string_view draft_embedding_norm, draft_hidden_norm;  ///< [H]
   std::string_view draft_projection;                         ///< [H, 2 H], the embedding's first
   std::string_view draft_final_norm;                         ///< [H]
+  /// Where what it has as a layer lies, numbered from 0, in place of "model.layers.{layer}.";
+  /// empty: there, behind the last layer.
+  std::string_view draft_place;
 
   bool draft_layer() const { return !draft_projection.empty(); }
 };
@@ -93,6 +96,10 @@ struct ModelFamily {
   /// null: config.json itself.
   const char* text_fields = nullptr;
   TensorNames names;
+  /// What config.json calls the number of layers that predict further tokens, and what holds where
+  /// it does not say.
+  const char* predictors_field = "num_nextn_predict_layers";
+  int predictors = 0;
   /// Fills in what the family decides; the shared fields are already read and checked.
   void (*read)(const ConfigReader& fields, ModelConfig& config);
   /// The inverse for writers: adds the family's own fields to the config.json of a model of these
@@ -113,7 +120,13 @@ const ModelFamily& family_of(const ModelConfig& config);
 /// -1 for one outside the layers; absent for a name that the family does not know.
 std::optional<int> known_layer(const TensorNames& names, std::string_view name);
 
-/// One of the patterns, filled in.
+/// One of the patterns, filled in for a layer of this model.
+std::string tensor_name(const ModelConfig& config,
+                        std::string_view pattern,
+                        int layer = -1,
+                        int expert = -1);
+
+/// One of the patterns, filled in as it stands.
 std::string tensor_name(const TensorNames& names,
                         std::string_view pattern,
                         int layer = -1,

@@ -53,7 +53,7 @@ class Lister final : public TensorTable {
          const std::function<void(const TensorSpec&)>& visit,
          int layer,
          int expert = -1)
-      : names_(family_of(config).names), visit_(visit), layer_(layer), expert_(expert) {}
+      : config_(config), visit_(visit), layer_(layer), expert_(expert) {}
 
   void matrix(OwnedMatrix&,
               const TensorList& tensors,
@@ -97,11 +97,11 @@ class Lister final : public TensorTable {
 
   void add(std::string_view pattern, std::vector<std::int64_t> shape, TensorRole role) {
     visit_(
-        {tensor_name(names_, pattern, layer_, expert_), std::move(shape), role, layer_, expert_});
+        {tensor_name(config_, pattern, layer_, expert_), std::move(shape), role, layer_, expert_});
   }
 
  private:
-  const TensorNames& names_;
+  const ModelConfig& config_;
   const std::function<void(const TensorSpec&)>& visit_;
   const int layer_;
   const int expert_;

@@ -101,7 +101,7 @@ class PieceWriter final : public TensorTable {
 
  private:
   std::string name_of(std::string_view pattern) const {
-    return tensor_name(source_.names(), pattern, at_.layer, at_.expert);
+    return tensor_name(source_.config(), pattern, at_.layer, at_.expert);
   }
 
   /// As the source has it; what is quantised there becomes elements of this type. f32 loses no bit.

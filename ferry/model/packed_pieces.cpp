@@ -45,13 +45,13 @@ std::vector<const PackedPiece*> packed_matrix(const Checkpoint& checkpoint,
   std::vector<const PackedPiece*> pieces;
   for (std::size_t i = 0; i < tensors.size();) {
     const std::string first =
-        tensor_name(checkpoint.names(), tensors[i].pattern, at.layer, at.expert);
+        tensor_name(checkpoint.config(), tensors[i].pattern, at.layer, at.expert);
     const PackedPiece* piece = checkpoint.source().packed()->find(PackedForm::matrix, first);
     if (piece == nullptr || piece->names.size() > tensors.size() - i || piece->shape.back() != k)
       refuse(checkpoint, first, piece);
     for (std::size_t j = 0; j < piece->names.size(); ++j, ++i) {
       const auto& [pattern, rows] = tensors[i];
-      const std::string name = tensor_name(checkpoint.names(), pattern, at.layer, at.expert);
+      const std::string name = tensor_name(checkpoint.config(), pattern, at.layer, at.expert);
       if (piece->names[j] != name || piece->shape[j] != rows) refuse(checkpoint, name, piece);
     }
     pieces.push_back(piece);
@@ -65,7 +65,7 @@ const PackedPiece* packed_block(const Checkpoint& checkpoint,
   if (checkpoint.source().packed() == nullptr) return nullptr;
   std::vector<std::string> names;
   for (const std::string_view pattern : {part.names.gate, part.names.up, part.names.down})
-    names.push_back(tensor_name(checkpoint.names(), pattern, at.layer, at.expert));
+    names.push_back(tensor_name(checkpoint.config(), pattern, at.layer, at.expert));
   const PackedPiece* piece = checkpoint.source().packed()->find(PackedForm::block, names.front());
   if (piece == nullptr || piece->names != names ||
       piece->shape != std::vector{part.inter, part.hidden})

@@ -25,7 +25,7 @@ StoredMatrix stored(const Checkpoint& checkpoint,
                     std::string_view pattern,
                     std::vector<std::int64_t> shape,
                     const TensorPlace& at) {
-  return checkpoint.matrix({.name = tensor_name(checkpoint.names(), pattern, at.layer, at.expert),
+  return checkpoint.matrix({.name = tensor_name(checkpoint.config(), pattern, at.layer, at.expert),
                             .shape = std::move(shape),
                             .layer = at.layer,
                             .expert = at.expert});

@@ -79,7 +79,7 @@ class MemoryCounter final : public TensorTable {
 
  private:
   StoredMatrix stored(const TensorRows& tensor, std::int64_t columns) const {
-    return checkpoint_.matrix({.name = tensor_name(checkpoint_.names(), tensor.pattern, layer_),
+    return checkpoint_.matrix({.name = tensor_name(checkpoint_.config(), tensor.pattern, layer_),
                                .shape = {tensor.rows, columns},
                                .layer = layer_});
   }

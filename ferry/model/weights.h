@@ -49,9 +49,9 @@ struct DenseWeights {
   DType dtype = DType::f32;  // of activations: f32 or bf16
   HeldRows embedding;        // [vocab, H], read as dtype
   std::vector<float> final_norm;
-  OwnedMatrix head;  // [H, vocab]
-  std::vector<Layer> layers;  // [all_layers()]
-  Draft draft;                // where the last of them predicts further tokens
+  OwnedMatrix head;                          // [H, vocab]
+  std::vector<Layer> layers;                 // [all_layers()]
+  Draft draft;                               // where the last of them predicts further tokens
   std::shared_ptr<const TensorSource> file;  // of what lies there, WeightChoice::in_place
 };
 

@@ -149,7 +149,7 @@ TEST(Config, FlippedBytesLoadOrThrow) {
 TEST(Families, AreFoundByEitherName) {
   EXPECT_EQ(find_family("qwen2_moe"), find_family("Qwen2MoeForCausalLM"));
   EXPECT_EQ(find_family("gpt2"), nullptr);
-  EXPECT_EQ(tensor_name({}, "a.{layer}.b.{expert}.c", 3, 12), "a.3.b.12.c");
+  EXPECT_EQ(tensor_name(TensorNames{}, "a.{layer}.b.{expert}.c", 3, 12), "a.3.b.12.c");
 }
 
 TEST(Config, ReadsYarnAsDeepseekWritesIt) {

@@ -166,7 +166,7 @@ TEST_P(DraftLayer, DraftsWhatItsDefinitionDrafts) {
         ++compared;
       }
     }
-    EXPECT_GE(compared, 140U / static_cast<std::size_t>(way.chunk)) << what;
+    EXPECT_GE(compared, 110U / static_cast<std::size_t>(way.chunk)) << what;
   }
 }
 
@@ -177,8 +177,8 @@ INSTANTIATE_TEST_SUITE_P(Models,
 
 TEST(DraftLayerOf, AFamilyThatIsNotSupportedIsRefusedByName) {
   EXPECT_THAT(
-      test::message_of<ConfigError>([] { Checkpoint::open(test::data_dir("qwen3_next"), true); }),
-      testing::AllOf(testing::HasSubstr("qwen3_next"), testing::HasSubstr("deepseek_v3")));
+      test::message_of<ConfigError>([] { Checkpoint::open(test::data_dir("deepseek_v32"), true); }),
+      testing::AllOf(testing::HasSubstr("deepseek_v32"), testing::HasSubstr("qwen3_next")));
 }
 
 TEST(DraftLayerOf, ACheckpointWithoutOneIsRefused) {
@@ -200,7 +200,8 @@ TEST(DraftLayerOf, AMissingTensorIsNamed) {
 }
 
 TEST(DraftLayerOf, RandomModelsCanHaveOne) {
-  for (const char* arch : {"deepseek_v3", "glm4_moe", "glm4_moe_lite"}) {
+  for (const char* arch :
+       {"deepseek_v3", "glm4_moe", "glm4_moe_lite", "qwen3_next", "qwen3_5_moe_text"}) {
     const test::TempDir dir;
     write_random_model({.arch = arch, .predictor = true}, dir.path() / "model");
     EXPECT_EQ(Checkpoint::open(dir.path() / "model").config().all_layers(), 2);

@@ -18,7 +18,8 @@
 
 namespace ferry::test {
 
-inline constexpr std::array kDraftModels = {"deepseek_v3_mtp", "glm4_moe_mtp"};
+inline constexpr std::array kDraftModels = {
+    "deepseek_v3_mtp", "glm4_moe_mtp", "qwen3_next_mtp", "qwen3_5_moe_mtp"};
 inline constexpr std::size_t kDraftTokens = 3;
 
 /// A prompt with its answer, and the drafts behind each number of these tokens that have run; none
@@ -60,10 +61,12 @@ inline void write_sure_drafts(const std::string& model, const std::filesystem::p
     std::vector<float> values(entry.bytes / sizeof(float));
     std::memcpy(values.data(), file.data(entry).data(), entry.bytes);
     const auto is = [&](std::string_view end) { return entry.name.ends_with(end); };
-    if (is("o_proj.weight") || is("down_proj.weight")) std::ranges::fill(values, 0.0F);
-    if (is("enorm.weight") || is("shared_head.norm.weight") || entry.name == "model.norm.weight")
-      std::ranges::fill(values, 1.0F);
-    if (is("eh_proj.weight")) {  // what it reads of the embedding, as it is
+    if (is("o_proj.weight") || is("out_proj.weight") || is("down_proj.weight") || is("down_proj"))
+      std::ranges::fill(values, 0.0F);
+    if (is("enorm.weight") || is("pre_fc_norm_embedding.weight") || is("shared_head.norm.weight") ||
+        entry.name == "mtp.norm.weight" || entry.name == "model.norm.weight")
+      std::ranges::fill(values, model.starts_with("qwen3") ? 0.0F : 1.0F);  // of 1 + weight
+    if (is("eh_proj.weight") || entry.name == "mtp.fc.weight") {  // the embedding as it is
       const auto hidden = static_cast<std::size_t>(entry.shape[0]);
       std::ranges::fill(values, 0.0F);
       for (std::size_t i = 0; i < hidden; ++i) values[i * 2 * hidden + i] = 1.0F;

@@ -13,12 +13,21 @@ from .files import write_json
 DRAFT = 3  # tokens of a draft
 
 
-def tensors_of(layer, place: str) -> dict[str, torch.Tensor]:
+# What lies beside the model instead of behind its last layer.
+BESIDE = {"enorm.": "pre_fc_norm_embedding.", "hnorm.": "pre_fc_norm_hidden.", "eh_proj.": "fc.", "post_norm.": "norm."}
+
+
+def tensors_of(layer, place: str, stacked: bool) -> dict[str, torch.Tensor]:
     """As published checkpoints name and cut them."""
     tensors = {}
     for name, value in layer.state_dict().items():
         value = value.contiguous()
-        if name.endswith("experts.gate_up_proj"):
+        part = name.partition(".")[0] + "."
+        if place.startswith("mtp.") and part in BESIDE:
+            tensors["mtp." + name.replace(part, BESIDE[part])] = value
+        elif stacked and "experts." in name:
+            tensors[f"{place}.{name.removeprefix('mtp_block.')}"] = value
+        elif name.endswith("experts.gate_up_proj"):
             for expert, rows in enumerate(value):
                 gate, up = rows.chunk(2)
                 tensors[f"{place}.mlp.experts.{expert}.gate_proj.weight"] = gate.contiguous()
@@ -59,15 +68,20 @@ def add_draft_layer(model, path: Path, seed: int) -> None:
     file = path / "model.safetensors"
     tensors = load_file(file)
     dtype = tensors["model.embed_tokens.weight"].dtype
+    beside = model.config.model_type.startswith("qwen3")
+    if beside:
+        model.config.num_mtp_layers, model.config.mtp_layer_types = 1, ["full_attention"]
     layer = MtpModel(model, 1).layers[0]
     randomise(layer, torch.Generator().manual_seed(seed + 2000), choice_bias=-2.0)
     layer = layer.to(dtype).float().eval()
-    more = tensors_of(layer, f"model.layers.{model.config.num_hidden_layers}")
-    assert any("experts.0." in name for name in more), "a layer without experts"
+    place = "mtp.layers.0" if beside else f"model.layers.{model.config.num_hidden_layers}"
+    more = tensors_of(layer, place, any(name.endswith("experts.down_proj") for name in tensors))
+    assert any("experts." in name for name in more), "a layer without experts"
     save_file({**tensors, **{name: value.to(dtype) for name, value in more.items()}}, file)
     file.chmod(0o644)
     config = json.loads((path / "config.json").read_text())
-    write_json(path / "config.json", {**config, "num_nextn_predict_layers": 1})
+    stated = {} if model.config.model_type == "qwen3_next" else {"mtp_num_hidden_layers" if beside else "num_nextn_predict_layers": 1}
+    write_json(path / "config.json", {**config, **stated})
 
     golden = json.loads((path / "golden.json").read_text())
     kept = 0

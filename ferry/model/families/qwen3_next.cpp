@@ -19,6 +19,7 @@ using nlohmann::json;
 constexpr int kInterval = 4;  // of layers with attention
 constexpr int kMostHeads = 1 << 14;
 constexpr int kMostTaps = 64;
+constexpr const char* kPredictors = "mtp_num_hidden_layers";
 
 void read_mixers(const ConfigReader& in, ModelConfig& config) {
   constexpr const char* kKey = "layer_types";
@@ -99,11 +100,13 @@ void write_next(const ModelConfig& config, json& fields) {
   write_sparse_step(config, fields);
   write_both(config, fields);
   fields["norm_topk_prob"] = true;
+  fields["num_nextn_predict_layers"] = config.predictors;
 }
 
 void write_text(const ModelConfig& config, json& fields) {
   write_both(config, fields);
   fields["attn_output_gate"] = true;
+  fields[kPredictors] = config.predictors;
 }
 
 void write_with_pictures(const ModelConfig& config, json& fields) {
@@ -123,6 +126,16 @@ TensorNames next_names() {
   return names;
 }
 
+/// The layer that predicts further tokens lies beside the model.
+TensorNames with_draft_beside(TensorNames names) {
+  names.draft_embedding_norm = "mtp.pre_fc_norm_embedding.weight";
+  names.draft_hidden_norm = "mtp.pre_fc_norm_hidden.weight";
+  names.draft_projection = "mtp.fc.weight";
+  names.draft_final_norm = "mtp.norm.weight";
+  names.draft_place = "mtp.layers.{layer}.";
+  return names;
+}
+
 TensorNames text_names() {
   TensorNames names = next_names();
   names.delta_in = "model.layers.{layer}.linear_attn.in_proj_qkv.weight";
@@ -138,19 +151,21 @@ TensorNames text_names() {
 ModelFamily qwen3_next_family() {
   return {.architecture = "Qwen3NextForCausalLM",
           .model_type = "qwen3_next",
-          .names = next_names(),
+          .names = with_draft_beside(next_names()),
+          .predictors = 1,
           .read = read_next,
           .write = write_next};
 }
 
 ModelFamily qwen3_5_moe_family() {
-  TensorNames inside = text_names();
+  TensorNames inside = with_draft_beside(text_names());
   inside.inside = "language_model.";
   return {.architecture = "Qwen3_5MoeForConditionalGeneration",
           .model_type = "qwen3_5_moe",
           .config_class = "qwen3_5_moe_text",
           .text_fields = "text_config",
           .names = inside,
+          .predictors_field = kPredictors,
           .read = read_both,
           .write = write_with_pictures};
 }
@@ -158,7 +173,8 @@ ModelFamily qwen3_5_moe_family() {
 ModelFamily qwen3_5_moe_text_family() {
   return {.architecture = "Qwen3_5MoeForCausalLM",
           .model_type = "qwen3_5_moe_text",
-          .names = text_names(),
+          .names = with_draft_beside(text_names()),
+          .predictors_field = kPredictors,
           .read = read_both,
           .write = write_text};
 }

@@ -45,6 +45,13 @@ CASES = {
         shared_expert_intermediate_size=28, norm_topk_prob=True, mlp_only_layers=[1], vocab_size=307,
         rope_parameters={"rope_type": "default", "rope_theta": 1000000.0, "partial_rotary_factor": 0.25},
         prompts=(1, 17, 40)),
+    "qwen3_next_mtp": case(
+        NEXT, seed=170, hidden_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_hidden_layers=4,
+        linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=12, linear_value_head_dim=12,
+        linear_conv_kernel_dim=4, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=16,
+        shared_expert_intermediate_size=20, norm_topk_prob=True, vocab_size=300, drafts=True, bf16_calc_diff=2e-3,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0, "partial_rotary_factor": 0.25},
+        prompts=(1, 17, 40)),
     "qwen3_next_bf16": case(
         NEXT, seed=162, hidden_size=64, num_attention_heads=4, num_key_value_heads=1, head_dim=32, num_hidden_layers=4,
         linear_num_key_heads=3, linear_num_value_heads=3, linear_key_head_dim=16, linear_value_head_dim=32,
@@ -59,6 +66,14 @@ CASES = {
         shared_expert_intermediate_size=36, vocab_size=300, dtype="bfloat16", new=True,
         rope_parameters={"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25,
                          "mrope_section": [2, 1, 1], "mrope_interleaved": True}, prompts=(5, 40)),
+    "qwen3_5_moe_mtp": case(
+        QWEN35_TEXT, seed=167, hidden_size=48, num_attention_heads=4, num_key_value_heads=1, head_dim=16,
+        num_hidden_layers=2, layer_types=["linear_attention", "full_attention"],
+        linear_num_key_heads=1, linear_num_value_heads=2, linear_key_head_dim=16, linear_value_head_dim=12,
+        linear_conv_kernel_dim=4, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=16,
+        shared_expert_intermediate_size=20, vocab_size=300, new=True, stacked=True, drafts=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25,
+                         "mrope_section": [1, 1, 0], "mrope_interleaved": True}, prompts=(1, 17, 40)),
     "qwen3_5_moe_text": case(
         QWEN35_TEXT, seed=164, hidden_size=56, num_attention_heads=3, num_key_value_heads=1, head_dim=24,
         num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"],
