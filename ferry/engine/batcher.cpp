@@ -248,7 +248,10 @@ int Batcher::ask_for_drafts(GroupLoad& load, StepRecord& record) {
     const std::int64_t tokens =
         std::min<std::int64_t>(s.draft_length.tokens(), positions - s.length - 1);
     if (tokens <= 0) continue;
-    const std::size_t wanted = options_.layout.bytes_held(s.length - s.planned, s.length + tokens);
+    // A prompt has the memory for all of it, also where its step is lost.
+    const std::size_t wanted =
+        std::max(options_.layout.bytes_held(s.length - s.planned, s.length + tokens),
+                 s.planned_prompt ? most_bytes(s.length) : 0);
     if (load.memory.resize(s.memory, wanted, record) != GroupMemory::Room::there) continue;
     s.asked = run.drafts = static_cast<std::int32_t>(tokens);
     longest = std::max(longest, s.asked);
@@ -410,10 +413,11 @@ std::size_t Batcher::regroup(std::span<const int> from) {
 /// The last `tokens` positions that were planned never were.
 void Batcher::take_back(GroupLoad& load, Sequence& s, std::int64_t tokens) const {
   const std::int64_t before = s.length - s.planned;
+  const std::size_t of_prompt = s.planned_prompt ? most_bytes(s.length) : 0;
   s.length -= tokens;
   if (s.planned_prompt) s.prompt_left += tokens;
   if (s.drafted > 0 || s.asked > 0)
-    load.memory.shrink(s.memory, options_.layout.bytes_held(before, s.length));
+    load.memory.shrink(s.memory, std::max(options_.layout.bytes_held(before, s.length), of_prompt));
 }
 
 void Batcher::take_tokens(GroupLoad& load, int group, const StepResult& result) {

@@ -250,7 +250,10 @@ Decoder::Impl::Impl(const ModelConfig& config,
 std::span<const float> Decoder::Impl::forward(std::span<const SequenceStep> batch) {
   plan(batch);
   embed(batch);
-  for (const SequenceStep& step : batch) step.state->reserve(static_cast<int>(step.tokens.size()));
+  for (const SequenceStep& step : batch) {
+    step.state->let_go();
+    step.state->reserve(static_cast<int>(step.tokens.size()));
+  }
   ++steps_;
   for (const auto& mixer : mixers_) mixer->begin_step({.number = steps_, .tokens = places_});
   for (int layer = 0; layer < config_.layers; ++layer) run_layer(layer);

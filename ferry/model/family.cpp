@@ -203,6 +203,10 @@ std::optional<int> known_layer(const TensorNames& names, std::string_view name) 
     name.remove_prefix(std::min(end + 1, name.size()));
   }
   const auto has = [&](const auto member) { return names.*member == pattern; };
+  // A layer that predicts further tokens, where it lies beside the model, is no part of it.
+  constexpr std::array kOfDraft = {
+      &N::draft_embedding_norm, &N::draft_hidden_norm, &N::draft_projection, &N::draft_final_norm};
+  if (layer < 0 && std::ranges::any_of(kOfDraft, has)) return std::nullopt;
   if (!std::ranges::any_of(kPatterns, has)) return std::nullopt;
   return layer;
 }

@@ -28,7 +28,6 @@ void SequenceState::reserve(int tokens) {
               tokens,
               length_,
               capacity_);
-  let_go();
   const auto end = static_cast<std::size_t>(pages_of(length_ + tokens));
   for (std::size_t c = 0; c < tables_.size(); ++c) {
     Table& table = tables_[c];

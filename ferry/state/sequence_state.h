@@ -48,8 +48,8 @@ class SequenceState {
   /// position go back. REQUIRES: at most what was reserved.
   void commit(int tokens);
 
-  /// Pages that no later query sees go back. reserve() does it as well; until then others may share
-  /// what the step has filled.
+  /// Pages that no later query sees go back: before the next step. Until then others may share what
+  /// the last one has filled.
   void let_go();
 
   /// The page with this number in a class; none where it was given back.

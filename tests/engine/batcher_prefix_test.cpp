@@ -127,7 +127,10 @@ class Holder {
   }
 
   std::vector<TokenResult> run_tokens(const StepRecord& record, bool lost) {
-    for (const SequenceRun& run : record.runs) live_.at(run.id).state.reserve(run.tokens);
+    for (const SequenceRun& run : record.runs) {
+      live_.at(run.id).state.let_go();
+      live_.at(run.id).state.reserve(run.tokens);
+    }
     most_held_ = std::max(most_held_, held());
     std::vector<TokenResult> results;
     for (const SequenceRun& run : record.runs) {

@@ -4,6 +4,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/engine/logits_chain.h"
+#include "ferry/engine/ngram_drafter.h"
 #include "ferry/state/state_layout.h"
 #include "support/allocation_count.h"
 
@@ -233,6 +234,7 @@ TEST(StepResult, SizeIsAsAnnouncedWhereEachRowGivesAToken) {
                  .tokens = std::vector<TokenResult>(40, largest),
                  .prompts = {{.id = 1, .position = 5, .logprobs = {}},
                              {.id = 2, .position = 1, .logprobs = {}}}};
+  out.drafts.assign(2, {.id = 1, .tokens = std::vector<std::int32_t>(kMostDraftTokens)});
   out.sources.resize(3);
   std::vector<std::byte> bytes(result_capacity(2, 40, 3));
   EXPECT_EQ(encode(out, bytes), bytes.size());

@@ -15,6 +15,7 @@ const std::vector<StateSpec> kLayers = {
 
 /// Position p of layer and stream has the number p + salt.
 void run(SequenceState& state, int tokens, int salt) {
+  state.let_go();
   state.reserve(tokens);
   for (int p = state.length(); p < state.length() + tokens; ++p)
     for (const auto& [layer, stream] : {std::pair{0, 0}, {0, 1}, {1, 0}})
