@@ -22,7 +22,8 @@ ExpertPlacement placement_from(const std::string& file,
       (json.contains("physical_to_logical_map") || json.contains("layer_list"))) {
     const auto map = read_placement(file, ranks);
     if (std::ssize(map) != config.all_layers())
-      fail<ModelError>("{}: a map of {} layers for a model of {}", file, map.size(), config.all_layers());
+      fail<ModelError>(
+          "{}: a map of {} layers for a model of {}", file, map.size(), config.all_layers());
     const ExpertPlacement placement(map, config.moe.experts, ranks);
     const auto shares = weighted ? read_shares(file) : std::nullopt;
     return shares ? placement.choosing(*shares) : placement;
