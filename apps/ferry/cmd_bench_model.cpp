@@ -184,11 +184,12 @@ class Report {
     if (session.options.json) return;
     const RunOptions& o = session.options;
     fmt::print(
-        "{}, {} weights, keys and values as {}, {}, {} ranks x {} threads; the machine reads "
+        "{}, {} weights, {}keys and values as {}, {}, {} ranks x {} threads; the machine reads "
         "{:.1f} GB/s and multiplies "
         "at {:.2f} TFLOP/s\n",
         o.model.string(),
         session.model.held_as(),
+        session.model.weights().int8_rows ? "int8 activations, " : "",
         kv_type_name(session.model.kv_type()),
         arithmetic_name(o.numerics),
         o.launch.ranks,
@@ -282,6 +283,7 @@ class Report {
             {"read_gbps", peaks_.bytes_per_s * 1e-9},
             {"peak_tflops", peaks_.operations_per_s * 1e-12},
             {"isa", isa_name(kernels().isa)},
+            {"activations", activations_name(session_.model.activations())},
             {"numerics", numerics_name(session_.options.numerics)}};
   }
 
@@ -291,13 +293,18 @@ class Report {
   Json all_ = Json::array();
 };
 
+/// The type whose products most of the work is.
+WeightType most_work(const WeightChoice& weights) {
+  return weights.int8_rows ? WeightType::int8 : weights.type;
+}
+
 int run(const BenchModelOptions& o) {
   const RunOptions options = o.common.resolve();
   const Session session = open_session(options);
   const std::vector<Test> tests = tests_of(o, session.model.max_context());
   // Before there are ranks: its threads are gone when processes fork.
   const MachinePeaks peaks = measure_peaks(
-      options.launch.ranks * options.threads, session.model.weights().type, options.numerics);
+      options.launch.ranks * options.threads, most_work(session.model.weights()), options.numerics);
   return session.model.run([&](Decoder& decoder, Transport& transport) {
     RankRun run(session, decoder, transport, o.profile);
     std::optional<Report> report;

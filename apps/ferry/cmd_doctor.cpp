@@ -139,6 +139,7 @@ Json diagnose() {
   report["cpu"] = value_of("/proc/cpuinfo", "model name");
   report["isa"] = isa_name(kernels().isa);
   report["numerics_fast"] = numerics_name(Numerics::fast);
+  report["activations_int8"] = gemm_method(WeightType::q8_0_int8);
   report["cores"] = topology.cores;
   report["hardware_threads"] = topology.threads;
   report["usable_threads"] = std::thread::hardware_concurrency();

@@ -118,6 +118,7 @@ void print_json(const Session& session,
   report["transport"] = o.launch.transport;
   report["threads"] = o.threads;
   report["weights"] = session.model.held_as();
+  report["activations"] = activations_name(session.model.activations());
   report["kv_cache_dtype"] = kv_type_name(session.model.kv_type());
   report["isa"] = isa_name(kernels().isa);
   report["numerics"] = numerics_name(o.numerics);

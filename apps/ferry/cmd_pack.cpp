@@ -17,14 +17,16 @@ namespace {
 struct PackCommand {
   RewriteOptions files;
   std::string weights;
+  std::string activations = "auto";
 };
 
 int pack(const PackCommand& o) {
   const auto weights = parse_weights_option("--weights", o.weights);
+  const Activations activations = parse_activations(o.activations, "--activations");
   const Checkpoint source = o.files.open();
   ThreadPool pool(o.files.num_threads());
   Progress progress(o.files.out, !o.files.quiet, "packing to", "packed to");
-  write_packed(source, weights, o.files.out, pool, progress.callback());
+  write_packed(source, weights, activations, o.files.out, pool, progress.callback());
   return 0;
 }
 
@@ -40,6 +42,12 @@ void add_pack(Command& app, int& status) {
                    o->weights,
                    "As the other commands hold them with this option [as in the checkpoint]")
       ->type_name("W");
+  command
+      ->add_option("--activations",
+                   o->activations,
+                   "For rows as the other commands round them with this option: auto, int8")
+      ->type_name("A")
+      ->capture_default_str();
   command->callback([o, &status] {
     refuse_launcher("pack");
     status = pack(*o);

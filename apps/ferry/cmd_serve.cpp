@@ -205,7 +205,8 @@ void print_config(const ServeOptions& o,
                   int port) {
   const RunOptions& run = session.options;
   spdlog::info(
-      "{}: ep {}, tp {}, threads {}, {}, {}, {} weights, {}; context {}, {} requests run and {} "
+      "{}: ep {}, tp {}, threads {}, {}, {}, {} weights, activations {}, {}; context {}, {} "
+      "requests run and {} "
       "wait at most, keys and values of {} positions as {}; {}",
       model.name,
       run.launch.ranks,
@@ -214,6 +215,7 @@ void print_config(const ServeOptions& o,
       model.transport,
       model.backend,
       model.weights,
+      model.activations,
       arithmetic_name(run.numerics),
       model.max_context,
       running_at_start(run),

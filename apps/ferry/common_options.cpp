@@ -131,6 +131,13 @@ void CommonOptions::add_weight_options(Command& app) {
          "the checkpoint]")
       ->type_name("W")
       ->group(kGroup);
+  app.add_option("--activations",
+                 activations_,
+                 "auto: rows meet weights as the weights' format asks for; int8: rounded to 8 bits "
+                 "where weights are GGUF's blocks or mxfp4")
+      ->type_name("A")
+      ->capture_default_str()
+      ->group(kGroup);
   app.add_option("--load",
                  load_,
                  "A packed checkpoint is read into memory, or mapped: pages of the file, shared "
@@ -264,6 +271,7 @@ RunOptions CommonOptions::resolve(bool elastic) const {
                             : in_range("--threads", threads_, 1, kMaxThreads);
   o.weights = parse_weights_option("--weights", weights_);
   o.mapped = parse_load(load_, "--load");
+  o.activations = parse_activations(activations_, "--activations");
   o.numerics = parse_numerics(numerics_, "--numerics");
   o.decoder = {.tp = tp_,
                .expert_slices = expert_slices_,

@@ -60,6 +60,7 @@ class CommonOptions {
   bool fabric_progress_thread_ = false;
   int threads_ = 0;
   std::string weights_;
+  std::string activations_ = "auto";
   std::string load_ = "read";
   std::string numerics_ = "exact";
   std::string dispatch_wire_;

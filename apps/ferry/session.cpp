@@ -58,7 +58,7 @@ void print_summary(const Session& session, const EngineStats& stats) {
   if (o.quiet) return;
   spdlog::info(
       "prefill {} tokens, {:.1f}/s; decode {} tokens, {:.1f}/s; {} rank{} x {} thread{}{}, {}, {}, "
-      "{} weights, {}{}",
+      "{} weights, {}{}{}",
       stats.prefill_tokens,
       rate(stats.prefill_tokens, stats.prefill_time),
       stats.decode_tokens,
@@ -71,6 +71,7 @@ void print_summary(const Session& session, const EngineStats& stats) {
       o.launch.transport,
       backend_name(o.decoder.backend),
       session.model.held_as(),
+      session.model.weights().int8_rows ? "int8 activations, " : "",
       o.decoder.kv_type
           ? fmt::format("keys and values as {}, ", kv_type_name(session.model.kv_type()))
           : "",

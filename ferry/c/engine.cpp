@@ -53,6 +53,7 @@ GeneratorOptions generator_options(const ferry_engine_options& o) {
                            .threads = o.threads,
                            .weights = text_or(o.weights, ""),
                            .load = text_or(o.load, "read"),
+                           .activations = text_or(o.activations, "auto"),
                            .kv_type = text_or(o.kv_cache_dtype, "auto"),
                            .numerics = text_or(o.numerics, "exact"),
                            .backend = text_or(o.backend, "pplx"),

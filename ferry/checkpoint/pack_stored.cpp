@@ -53,6 +53,7 @@ void quantised_rows(const Source& source,
                     std::int64_t column,
                     PanelRows& panel) {
   const StoredMatrix& matrix = source.matrix;
+  type = code_type(type);
   const std::int64_t k = matrix.columns;
   const std::int64_t groups = weight_groups(type, k);
   if (!matrix.holds(type)) {

@@ -63,7 +63,7 @@ std::uint64_t panels_bytes(WeightType type, std::int64_t k, std::int64_t columns
 constexpr std::string_view kForms[] = {"plain", "matrix", "block"};
 
 std::optional<WeightType> type_of_name(const std::string& name) {
-  for (const auto types : {weight_types(), ggml_types()})
+  for (const auto types : {weight_types(), ggml_types(), byte_block_types()})
     for (const WeightType type : types)
       if (weight_type_name(type) == name) return type;
   return std::nullopt;
@@ -235,7 +235,8 @@ void PackedFile::read_header(std::span<const std::byte> text) {
     choice_ = {.asked = weights.at("asked").get<std::string>(),
                .type = *type,
                .plain_stays = weights.at("plain_stays").get<bool>(),
-               .as_stored = weights.at("as_stored").get<bool>()};
+               .as_stored = weights.at("as_stored").get<bool>(),
+               .int8_rows = weights.value("int8_rows", false)};
     for (const json& fields : header.at("pieces")) {
       PackedPiece piece = PieceParser(fields).parse();
       const std::uint64_t length = piece.bytes();
@@ -322,7 +323,8 @@ void PackedFileWriter::close() {
                         {{"asked", choice_.asked},
                          {"type", weight_type_name(choice_.type)},
                          {"plain_stays", choice_.plain_stays},
-                         {"as_stored", choice_.as_stored}}},
+                         {"as_stored", choice_.as_stored},
+                         {"int8_rows", choice_.int8_rows}}},
                        {"pieces", std::move(pieces)}};
   const std::string text = header.dump();
   const auto bytes = std::as_bytes(std::span(text));

@@ -60,6 +60,7 @@ struct PackedChoice {
   WeightType type = WeightType::f32;
   bool plain_stays = false;
   bool as_stored = false;
+  bool int8_rows = false;
 };
 
 /// Threads: const and safe for several once constructed.

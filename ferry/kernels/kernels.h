@@ -10,6 +10,7 @@
 //   gemm, ggml's blocks: as bf16 ones of what an element is, rounded to f32 and then to bf16.
 //   gemm, fp8 weights: as bf16 over each 128 k, then one fused multiply-add with the scale.
 //   gemm, int8 and int4 weights: exact integer sums over each group, then the same.
+//   gemm, blocks that meet int8 rows: likewise, with a scale of the row for each 32 k.
 //   every other reduction over a row (scores, sum of squares, sum of exponentials): "lane16": lane
 //   j
 //     takes elements j, j+16, j+32, ... by fused multiply-add (or addition) from 0; then lanes are

@@ -303,21 +303,34 @@ std::byte codes_of_next_scale(std::byte both, std::uint8_t exponent) {
   return code_of_next_scale(both & kLower, exponent) | code_of_next_scale(both >> 4, exponent) << 4;
 }
 
+/// Code i of a column's four bits into lines of four k side by side, which are zero so far.
+void put_in_fours(std::byte code, std::int64_t i, std::int64_t column, std::byte* lines) {
+  const std::int64_t at = i / 8 * (4 * kPanelColumns) + 4 * column + i % 4;
+  lines[at] |= i % 8 < 4 ? code : code << 4;
+}
+
 /// One group of a column into its panel, whose codes there are zero; `out` is the group's first. An
-/// even k and the odd one behind it share a byte in the row as in the panel.
+/// even k and the odd one behind it share a byte in the row, and in the panel unless codes lie in
+/// fours.
 void put_mxfp4_group(const std::byte* codes,
                      std::int64_t count,
                      std::uint8_t exponent,
                      std::int64_t column,
+                     bool fours,
                      std::byte* out) {
   constexpr auto kLower = std::byte{0x0f};
   const bool has_next_scale = exponent == 0 || exponent == 255;
-  out += column / 4 % 2 * 16 + column / 8 * 4 + column % 4;
+  const std::int64_t place = column / 4 % 2 * 16 + column / 8 * 4 + column % 4;
   for (std::int64_t i = 0; i < count; i += 2) {
     std::byte both = codes[i / 2];
     if (i + 1 == count) both &= kLower;
     if (has_next_scale) both = codes_of_next_scale(both, exponent);
-    out[i / 4 * 32 + i % 4 * 4] = both;
+    if (fours) {
+      put_in_fours(both & kLower, i, column, out);
+      put_in_fours(both >> 4, i + 1, column, out);
+    } else {
+      out[i / 4 * 32 + i % 4 * 4 + place] = both;
+    }
   }
 }
 
@@ -339,6 +352,7 @@ void pack_mxfp4(const PackArgs& args) {
                         std::min<std::int64_t>(kMxfp4Group, args.k - g * kMxfp4Group),
                         exponent,
                         c,
+                        args.type == WeightType::mxfp4_int8,
                         out + g * kGroupBytes);
         scales[g * kPanelColumns + c] = std::byte{std::clamp<std::uint8_t>(exponent, 1, 254)};
       }
@@ -349,7 +363,7 @@ void pack_mxfp4(const PackArgs& args) {
 }  // namespace
 
 void pack_matrix(const PackArgs& args) {
-  if (args.type == WeightType::mxfp4)
+  if (code_type(args.type) == WeightType::mxfp4)
     pack_mxfp4(args);
   else if (is_ggml(args.type))
     pack_ggml(args);

@@ -161,6 +161,48 @@ void put_codes(WeightType type,
   }
 }
 
+/// Lines of 64 bytes in which four k of a column lie side by side, those of four bits in eights;
+/// the bits above four in a line behind some of these.
+struct LineUnit {
+  std::int64_t k = 8;
+  int more_bits = 0;
+
+  std::int64_t bytes() const { return (k / 8 + (more_bits > 0 ? 1 : 0)) * kLineBytes; }
+
+  static constexpr std::int64_t kLineBytes = std::int64_t{4} * kPanelColumns;
+};
+
+LineUnit line_unit(WeightType type) {
+  if (type == WeightType::q5_k) return {32, 1};
+  if (type == WeightType::q6_k) return {16, 2};
+  return {};
+}
+
+/// As put_codes, for rows of bytes. The panel's codes are zero before.
+void put_lines(WeightType type,
+               const Block& block,
+               std::int64_t first,
+               std::int64_t column,
+               std::byte* panel) {
+  constexpr std::int64_t kLineBytes = LineUnit::kLineBytes;
+  const std::int64_t k = ggml_block(type).k;
+  const LineUnit unit = line_unit(type);
+  for (std::int64_t i = 0; i < k; ++i) {
+    const std::uint8_t code = block.codes[static_cast<std::size_t>(i)];
+    const std::int64_t in_line = 4 * column + i % 4;
+    if (type == WeightType::q8_0) {
+      panel[(first + i) / 4 * kLineBytes + in_line] = static_cast<std::byte>(code ^ 0x80U);
+      continue;
+    }
+    std::byte* own = panel + (first + i) / unit.k * unit.bytes() + in_line;
+    const std::int64_t in_unit = i % unit.k;
+    own[in_unit / 8 * kLineBytes] |= static_cast<std::byte>(low(code) << (i % 8 < 4 ? 0 : 4));
+    if (unit.more_bits == 0) continue;
+    own[unit.k / 8 * kLineBytes] |=
+        static_cast<std::byte>(high(code) << (in_unit / 4 * unit.more_bits));
+  }
+}
+
 void put_half(std::uint16_t half, std::int64_t column, std::byte* row) {
   std::memcpy(row + 2 * column, &half, sizeof half);
 }
@@ -206,21 +248,23 @@ std::int64_t panel_code_bytes(WeightType type, std::int64_t k) {
 }  // namespace
 
 void pack_ggml(const PackArgs& args) {
-  const GgmlBlock shape = ggml_block(args.type);
+  const WeightType type = code_type(args.type);
+  const auto put = is_byte_block(args.type) ? put_lines : put_codes;
+  const GgmlBlock shape = ggml_block(type);
   const std::int64_t blocks = args.k / shape.k;
   const std::size_t panel_bytes = PackedMatrix::packed_panel_bytes(args.type, args.k);
-  const std::int64_t row_bytes = code_row_bytes(args.type, args.k);
+  const std::int64_t row_bytes = code_row_bytes(type, args.k);
   Block block{};
   for (std::int64_t panel = 0; panel < ceil_div(args.n, kPanelColumns); ++panel) {
     std::byte* out = args.out + panel * args.panel_step * static_cast<std::int64_t>(panel_bytes);
     std::memset(out, 0, panel_bytes);
-    std::byte* scales = out + panel_code_bytes(args.type, args.k);
+    std::byte* scales = out + panel_code_bytes(type, args.k);
     for (std::int64_t c = 0; c < kPanelColumns && panel * kPanelColumns + c < args.n; ++c) {
       const std::byte* row = args.source + (panel * kPanelColumns + c) * row_bytes;
       for (std::int64_t b = 0; b < blocks; ++b) {
-        read_block(args.type, row + b * shape.bytes, block);
-        put_codes(args.type, block, b * shape.k, c, out);
-        put_scales(args.type, block, c, scales + b * scale_row_bytes(args.type));
+        read_block(type, row + b * shape.bytes, block);
+        put(type, block, b * shape.k, c, out);
+        put_scales(type, block, c, scales + b * scale_row_bytes(type));
       }
     }
   }

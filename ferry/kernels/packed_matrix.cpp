@@ -26,9 +26,18 @@ constexpr std::array kRows = {TypeRow{WeightType::f32, "f32"},
                               TypeRow{WeightType::q4_1, "q4_1"},
                               TypeRow{WeightType::q4_k, "q4_k"},
                               TypeRow{WeightType::q5_k, "q5_k"},
-                              TypeRow{WeightType::q6_k, "q6_k"}};
+                              TypeRow{WeightType::q6_k, "q6_k"},
+                              TypeRow{WeightType::q8_0_int8, "q8_0_int8"},
+                              TypeRow{WeightType::q4_0_int8, "q4_0_int8"},
+                              TypeRow{WeightType::iq4_nl_int8, "iq4_nl_int8"},
+                              TypeRow{WeightType::q4_1_int8, "q4_1_int8"},
+                              TypeRow{WeightType::q4_k_int8, "q4_k_int8"},
+                              TypeRow{WeightType::q5_k_int8, "q5_k_int8"},
+                              TypeRow{WeightType::q6_k_int8, "q6_k_int8"},
+                              TypeRow{WeightType::mxfp4_int8, "mxfp4_int8"}};
 
 constexpr std::size_t kMade = static_cast<std::size_t>(WeightType::q8_0);
+constexpr std::size_t kStored = static_cast<std::size_t>(WeightType::q8_0_int8);
 
 constexpr auto kAllTypes = [] {
   std::array<WeightType, kRows.size()> all{};
@@ -38,7 +47,7 @@ constexpr auto kAllTypes = [] {
 
 /// Of one column.
 std::int64_t ggml_panel_bits(WeightType type, std::int64_t k) {
-  switch (type) {
+  switch (code_type(type)) {
     case WeightType::q8_0:
       return k * 8 + k / kGgmlGroup * 16;
     case WeightType::q4_1:
@@ -58,7 +67,11 @@ std::int64_t ggml_panel_bits(WeightType type, std::int64_t k) {
 
 std::span<const WeightType> weight_types() { return std::span(kAllTypes).first(kMade); }
 
-std::span<const WeightType> ggml_types() { return std::span(kAllTypes).subspan(kMade); }
+std::span<const WeightType> ggml_types() {
+  return std::span(kAllTypes).subspan(kMade, kStored - kMade);
+}
+
+std::span<const WeightType> byte_block_types() { return std::span(kAllTypes).subspan(kStored); }
 
 std::string_view weight_type_name(WeightType type) {
   return kRows.at(static_cast<std::size_t>(type)).name;
@@ -67,12 +80,14 @@ std::string_view weight_type_name(WeightType type) {
 WeightType parse_weight_type(std::string_view name, std::string_view option) {
   std::string known;
   for (const TypeRow& row : kRows) {
-    if (is_ggml(row.type)) {
+    if (is_ggml(row.type) || is_byte_block(row.type)) {
       if (row.name != name) continue;
-      fail<ConfigError>("{} {}: weights are held so where a GGUF file has them so; known: {}",
-                        option,
-                        name,
-                        known);
+      fail<ConfigError>(
+          "{} {}: weights are held so {}; known: {}",
+          option,
+          name,
+          is_byte_block(row.type) ? "for --activations int8" : "where a GGUF file has them so",
+          known);
     }
     if (row.name == name) return row.type;
     known += known.empty() ? "" : ", ";
@@ -84,7 +99,7 @@ WeightType parse_weight_type(std::string_view name, std::string_view option) {
 std::size_t PackedMatrix::packed_panel_bytes(WeightType type, std::int64_t k) {
   constexpr std::int64_t kLine = 64;
   const std::int64_t groups = weight_groups(type, k);
-  if (type == WeightType::mxfp4) {
+  if (code_type(type) == WeightType::mxfp4) {
     const std::int64_t group_bytes = (kMxfp4Group / 2 + 1) * kPanelColumns;
     return static_cast<std::size_t>(round_up(groups * group_bytes, kLine));
   }

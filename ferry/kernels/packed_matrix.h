@@ -28,20 +28,58 @@ enum class WeightType : std::uint8_t {
   q4_k,    ///< as q4_1, but scale and least are 6 bits for 32 k times an f16 for 256
   q5_k,    ///< likewise: 0..31
   q6_k,    ///< (code - 32) * scale: 0..63, 8 bits for 16 k times an f16 for 256
+  // The same numbers in panels for products of bytes: inputs are rounded to int8 with a scale for
+  // each 32 k of a row.
+  q8_0_int8,
+  q4_0_int8,
+  iq4_nl_int8,
+  q4_1_int8,
+  q4_k_int8,
+  q5_k_int8,
+  q6_k_int8,
+  mxfp4_int8,
 };
 
 /// Those that any matrix can be held as, in the order of the enumeration.
 std::span<const WeightType> weight_types();
 
-/// ggml's, likewise.
+/// ggml's, likewise, but for those that meet bytes.
 std::span<const WeightType> ggml_types();
 
-constexpr bool is_ggml(WeightType type) { return type >= WeightType::q8_0; }
+/// Those that meet bytes, block by block.
+std::span<const WeightType> byte_block_types();
+
+constexpr bool is_ggml(WeightType type) {
+  return type >= WeightType::q8_0 && type <= WeightType::q6_k_int8;
+}
+
+constexpr bool is_byte_block(WeightType type) { return type >= WeightType::q8_0_int8; }
+
+/// Whose inputs are rounded to int8 before they are multiplied.
+constexpr bool takes_int8_rows(WeightType type) {
+  return type == WeightType::int8 || type == WeightType::int4 || is_byte_block(type);
+}
+
+/// The type of the codes that panels of such weights are packed from: most are of their own.
+constexpr WeightType code_type(WeightType type) {
+  if (!is_byte_block(type)) return type;
+  if (type == WeightType::mxfp4_int8) return WeightType::mxfp4;
+  const int place = static_cast<int>(type) - static_cast<int>(WeightType::q8_0_int8);
+  return static_cast<WeightType>(static_cast<int>(WeightType::q8_0) + place);
+}
+
+/// How the same codes are held to meet bytes; `type` itself where there is no such form.
+constexpr WeightType with_int8_rows(WeightType type) {
+  if (type == WeightType::mxfp4) return WeightType::mxfp4_int8;
+  if (type < WeightType::q8_0 || is_byte_block(type)) return type;
+  const int place = static_cast<int>(type) - static_cast<int>(WeightType::q8_0);
+  return static_cast<WeightType>(static_cast<int>(WeightType::q8_0_int8) + place);
+}
 
 /// Whose products are bf16's: numbers of bf16, or codes that become such.
 constexpr bool multiplies_bf16(WeightType type) {
   return type == WeightType::bf16 || type == WeightType::fp8 || type == WeightType::mxfp4 ||
-         is_ggml(type);
+         (is_ggml(type) && !is_byte_block(type));
 }
 
 /// The name that flags and JSON use: the enumerator's.
@@ -82,7 +120,7 @@ struct GgmlBlock {
 };
 
 constexpr GgmlBlock ggml_block(WeightType type) {
-  switch (type) {
+  switch (code_type(type)) {
     case WeightType::q8_0:
       return {kGgmlGroup, 2 + 32};
     case WeightType::q4_1:
@@ -102,7 +140,7 @@ constexpr GgmlBlock ggml_block(WeightType type) {
 constexpr std::int64_t weight_groups(WeightType type, std::int64_t k) {
   if (type == WeightType::int8) return 1;
   if (type == WeightType::int4) return ceil_div(k, kInt4Group);
-  if (type == WeightType::mxfp4) return ceil_div(k, kMxfp4Group);
+  if (code_type(type) == WeightType::mxfp4) return ceil_div(k, kMxfp4Group);
   return type == WeightType::fp8 ? ceil_div(k, kFp8Block) : 0;
 }
 
@@ -137,6 +175,14 @@ inline constexpr std::uint32_t kPanelLayout = 1;
 ///     q4_1                [k / 32][scale, -least][16 columns]
 ///     q4_k, q5_k          [k / 256][scale, least: f16; 8 scales, 8 leasts: bytes][16 columns]
 ///     q6_k                [k / 256][scale: f16; 16 scales: bytes with sign][16 columns]
+///   ..._int8: as many bytes as the type without it, and its scales; but codes in lines of 64
+///          bytes, of which four k lie side by side, [16 columns][4]
+///     q8_0_int8             [k / 4] lines of code + 128
+///     those of four bits    [k / 8] lines, byte j of eight k as in int4
+///     q5_k_int8             [k / 32][4 such lines, then one whose bits i are the fifth ones of the
+///                           group's k from 4 i on]
+///     q6_k_int8             [k / 16][2 such lines, then one whose bits 2 i and 2 i + 1 are the
+///                           upper ones of k from 4 i on]
 /// Other scales are f32 [groups][16 columns]; k_padded = k rounded up to whole blocks.
 struct PackedMatrix {
   WeightType type = WeightType::f32;
@@ -163,7 +209,7 @@ constexpr std::int64_t rows_per_scale(WeightType type) {
 /// a byte, the lower half first; ggml's blocks as files have them, scales and all.
 constexpr std::int64_t code_row_bytes(WeightType type, std::int64_t k) {
   if (is_ggml(type)) return k / ggml_block(type).k * ggml_block(type).bytes;
-  return type == WeightType::int4 || type == WeightType::mxfp4 ? ceil_div(k, 2) : k;
+  return type == WeightType::int4 || code_type(type) == WeightType::mxfp4 ? ceil_div(k, 2) : k;
 }
 
 /// mxfp4's scales among those of other types: the byte s (E8M0) where f32 has its exponent. That is

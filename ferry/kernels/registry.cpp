@@ -287,7 +287,7 @@ Numerics parse_numerics(std::string_view name, std::string_view option) {
 }
 
 std::string_view gemm_method(WeightType type) {
-  const bool integers = type == WeightType::int8 || type == WeightType::int4;
+  const bool integers = takes_int8_rows(type);
   switch (kernels().isa) {
     case Isa::scalar:
       break;
@@ -295,7 +295,8 @@ std::string_view gemm_method(WeightType type) {
       return integers ? "AVX2 VPMADDUBSW" : "AVX2 FMA";
     case Isa::amx:
       if (type == WeightType::bf16) return "AMX tiles, one or two rows AVX-512 FMA";
-      if (type == WeightType::fp8 || type == WeightType::mxfp4 || is_ggml(type))
+      if (type == WeightType::fp8 || type == WeightType::mxfp4 ||
+          (is_ggml(type) && !is_byte_block(type)))
         return "AMX tiles, up to seven rows AVX-512 FMA";
       if (type == WeightType::int8) return "AMX tiles, one or two rows AVX-512 VNNI";
       [[fallthrough]];
@@ -304,7 +305,7 @@ std::string_view gemm_method(WeightType type) {
       return supported().vnni ? "AVX-512 VNNI" : "AVX-512 VPMADDWD";
     case Isa::neon:
       if (!integers) return "NEON FMA";
-      if (supported().smmla) return "NEON SMMLA, one row SDOT";
+      if (supported().smmla && !is_byte_block(type)) return "NEON SMMLA, one row SDOT";
       return supported().sdot ? "NEON SDOT" : "NEON SMULL";
   }
   return "plain C++";

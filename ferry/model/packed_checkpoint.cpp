@@ -11,6 +11,7 @@
 #include "ferry/model/family.h"
 #include "ferry/model/layer_tables.h"
 #include "ferry/model/packer.h"
+#include "ferry/model/summary.h"
 
 namespace ferry {
 
@@ -166,10 +167,12 @@ void write_weights(const Checkpoint& source,
 
 void write_packed(const Checkpoint& source,
                   std::optional<WeightType> wanted,
+                  Activations activations,
                   const std::filesystem::path& out,
                   ThreadPool& pool,
                   const LoadProgress& progress) {
-  const WeightChoice choice = choose_weights(source, wanted);
+  const WeightChoice choice = choose_weights(source, wanted, activations);
+  check_activations(source, choice);
   NewDirectory files(out);
   const PackedFile* packed = source.source().packed();
   const std::string asked = wanted ? std::string(weight_type_name(*wanted)) : std::string();
@@ -177,7 +180,8 @@ void write_packed(const Checkpoint& source,
                         {.asked = packed != nullptr ? packed->choice().asked : asked,
                          .type = choice.type,
                          .plain_stays = choice.plain_stays,
-                         .as_stored = choice.as_stored});
+                         .as_stored = choice.as_stored,
+                         .int8_rows = choice.int8_rows});
   Packer packer(source, choice, pool, progress, bytes_to_read(source));
   write_weights(source, choice, packer, file);
   nlohmann::json config = config_of(source);

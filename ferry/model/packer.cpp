@@ -68,7 +68,10 @@ WeightType elements_of(const WeightChoice& choice) {
 
 /// How one tensor is held.
 WeightType held_type(const WeightChoice& choice, const StoredMatrix& source) {
-  if (choice.as_stored) return source.held_as().value_or(elements_of(choice));
+  if (choice.as_stored) {
+    const WeightType held = source.held_as().value_or(elements_of(choice));
+    return choice.int8_rows ? with_int8_rows(held) : held;
+  }
   return source.is_plain() && choice.plain_stays ? elements_of(choice) : choice.type;
 }
 

@@ -1,8 +1,11 @@
 #include "ferry/model/summary.h"
 
+#include <fmt/core.h>
+
 #include <numeric>
 #include <set>
 
+#include "ferry/core/error.h"
 #include "ferry/model/layer_tables.h"
 #include "ferry/model/packed_pieces.h"
 #include "ferry/model/packer.h"
@@ -162,6 +165,27 @@ std::string held_names(const Checkpoint& checkpoint, const WeightChoice& choice)
     names += weight_type_name(type);
   }
   return names;
+}
+
+std::string check_activations(const Checkpoint& checkpoint, const WeightChoice& choice) {
+  if (!choice.int8_rows) return {};
+  std::string of_bytes;
+  std::string others;
+  for (const WeightType type : held(checkpoint, choice).types) {
+    std::string& names = takes_int8_rows(type) ? of_bytes : others;
+    names += names.empty() ? "" : ", ";
+    names += weight_type_name(type);
+  }
+  if (of_bytes.empty()) {
+    fail<ConfigError>(
+        "--activations int8: no matrix of {} is held as blocks of GGUF or as mxfp4, but as {}; "
+        "leave it out, or choose --weights int8, int4 or mxfp4",
+        checkpoint.directory(),
+        others);
+  }
+  std::string line = fmt::format("activations: rows become int8 where weights are {}", of_bytes);
+  if (!others.empty()) line += fmt::format("; not where they are {}", others);
+  return line;
 }
 
 std::vector<RankBytes> bytes_per_rank(const Checkpoint& checkpoint, int ranks) {

@@ -56,6 +56,10 @@ HeldBytes held_bytes(const Checkpoint& checkpoint, const WeightChoice& choice);
 /// How matrices are held, for people: "bf16", "bf16, q4_k, q6_k".
 std::string held_names(const Checkpoint& checkpoint, const WeightChoice& choice);
 
+/// Where rows are rounded to int8 and where not, a line for people; empty unless that was asked
+/// for. Throws ConfigError where it was and no matrix is held in a form that meets such rows.
+std::string check_activations(const Checkpoint& checkpoint, const WeightChoice& choice);
+
 /// For R ranks with ceil(E / R) slots each, experts in order. REQUIRES: ranks >= 1.
 std::vector<RankBytes> bytes_per_rank(const Checkpoint& checkpoint, int ranks);
 

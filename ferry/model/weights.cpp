@@ -234,19 +234,19 @@ GatedFfnWeights at_block(GatedFfnWeights w, const std::byte* block) {
   return w;
 }
 
-WeightChoice choose_weights(const Checkpoint& checkpoint, std::optional<WeightType> wanted) {
-  if (const PackedFile* packed = checkpoint.source().packed()) {
-    const PackedChoice& choice = packed->choice();
-    if (wanted && weight_type_name(*wanted) != choice.asked) {
-      fail<ConfigError>(
-          "--weights {}: {} is packed {}; leave it out, or give the checkpoint that "
-          "it was made of",
-          weight_type_name(*wanted),
-          checkpoint.directory(),
-          choice.asked.empty() ? "as its checkpoint had them" : "as " + choice.asked);
-    }
-    return {.type = choice.type, .plain_stays = choice.plain_stays, .as_stored = choice.as_stored};
-  }
+Activations parse_activations(std::string_view name, std::string_view option) {
+  if (name == "auto") return Activations::automatic;
+  if (name == "int8") return Activations::int8;
+  fail<ConfigError>("{} {}: choose auto or int8", option, name);
+}
+
+std::string_view activations_name(Activations activations) {
+  return activations == Activations::int8 ? "int8" : "auto";
+}
+
+namespace {
+
+WeightChoice choose_types(const Checkpoint& checkpoint, std::optional<WeightType> wanted) {
   if (wanted) return {.type = *wanted};
   if (const StoredFormat* format = checkpoint.config().stored_format.get()) {
     // What no type holds as it is becomes elements: another quantised type would round again.
@@ -257,6 +257,39 @@ WeightChoice choose_weights(const Checkpoint& checkpoint, std::optional<WeightTy
       return {.type = *held, .plain_stays = true};
   }
   return {.type = checkpoint.weight_type() == DType::bf16 ? WeightType::bf16 : WeightType::f32};
+}
+
+}  // namespace
+
+WeightChoice choose_weights(const Checkpoint& checkpoint,
+                            std::optional<WeightType> wanted,
+                            Activations activations) {
+  const bool int8_rows = activations == Activations::int8;
+  if (const PackedFile* packed = checkpoint.source().packed()) {
+    const PackedChoice& choice = packed->choice();
+    if (wanted && weight_type_name(*wanted) != choice.asked) {
+      fail<ConfigError>(
+          "--weights {}: {} is packed {}; leave it out, or give the checkpoint that "
+          "it was made of",
+          weight_type_name(*wanted),
+          checkpoint.directory(),
+          choice.asked.empty() ? "as its checkpoint had them" : "as " + choice.asked);
+    }
+    if (int8_rows && !choice.int8_rows) {
+      fail<ConfigError>(
+          "--activations int8: {} is packed for other rows; `ferry pack --activations int8` packs "
+          "the checkpoint that it was made of for these",
+          checkpoint.directory());
+    }
+    return {.type = choice.type,
+            .plain_stays = choice.plain_stays,
+            .as_stored = choice.as_stored,
+            .int8_rows = choice.int8_rows};
+  }
+  WeightChoice choice = choose_types(checkpoint, wanted);
+  choice.int8_rows = int8_rows;
+  if (int8_rows) choice.type = with_int8_rows(choice.type);
+  return choice;
 }
 
 DenseWeights load_dense_weights(const Checkpoint& checkpoint,

@@ -91,6 +91,16 @@ GatedFfnWeights at_block(GatedFfnWeights weights, const std::byte* block);
 /// Called with bytes of the checkpoint read and bytes to read in all; from the loading thread.
 using LoadProgress = std::function<void(std::uint64_t done, std::uint64_t total)>;
 
+/// What rows are rounded to before they meet weights.
+enum class Activations : std::uint8_t {
+  automatic,  ///< what the format of the weights asks for
+  int8        ///< where weights are ggml's blocks or mxfp4 to int8, too, with a scale for each 32 k
+};
+
+/// From and to the names of the program's flag. Throws ConfigError.
+Activations parse_activations(std::string_view name, std::string_view option);
+std::string_view activations_name(Activations activations);
+
 /// How matrices are held. Router and norms are not meant, they stay f32; nor embeddings, which stay
 /// as they are or become elements of the activations' type.
 struct WeightChoice {
@@ -100,14 +110,19 @@ struct WeightChoice {
   /// `type` is that of elements, and matrices whose codes a type of weights has as they are keep
   /// them, each by itself: docs/checkpoints.md, "GGUF".
   bool as_stored = false;
+  /// Matrices whose type has a form that meets int8 rows have that.
+  bool int8_rows = false;
   /// What a packed checkpoint has as it is to be held stays in its file, which is mapped; nobody
   /// may write there. Slices of experts are read all the same. Means nothing for other checkpoints.
   bool in_place = false;
 };
 
 /// What --weights says, else as the checkpoint has them (f16 is held as f32, which loses nothing).
-/// A packed one has them in one way: throws ConfigError where --weights says another.
-WeightChoice choose_weights(const Checkpoint& checkpoint, std::optional<WeightType> wanted);
+/// A packed one has them in one way: throws ConfigError where --weights or --activations say
+/// another. Whether any matrix will meet int8 rows says check_activations() (summary.h).
+WeightChoice choose_weights(const Checkpoint& checkpoint,
+                            std::optional<WeightType> wanted,
+                            Activations activations = Activations::automatic);
 
 /// Packs all but the routed experts; f32 weights held as bf16 are rounded to nearest even, what is
 /// quantised as docs/numerics.md says.

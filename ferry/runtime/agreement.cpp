@@ -126,6 +126,7 @@ Agreement agreement_of(const ModelOptions& options) {
                launch,
                threads,
                weights,
+               activations,
                mapped,
                numerics,
                decoder,
@@ -139,6 +140,7 @@ Agreement agreement_of(const ModelOptions& options) {
   of_each_rank(threads, mapped);
   Agreement agreement = {{"version", std::string(version())}};
   agreement.emplace_back("--numerics, as the machine has it", numerics_name(numerics));
+  agreement.emplace_back("--activations", activations_name(activations));
   add(decoder, agreement);
   agreement.emplace_back("--choose-by", choose_by_name(choose_by));
   agreement.emplace_back("--allow-prereduce", yes_no(allow_prereduce));

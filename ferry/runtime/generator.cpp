@@ -47,6 +47,7 @@ ModelOptions model_options(const GeneratorOptions& o) {
                       o.kv_memory_fraction);
   if (!o.weights.empty()) options.weights = parse_weight_type(o.weights, "weights");
   options.mapped = parse_load(o.load, "load");
+  options.activations = parse_activations(o.activations, "activations");
   options.decoder.kv_type = parse_kv_type(o.kv_type, "kv_type");
   options.numerics = parse_numerics(o.numerics, "numerics");
   options.decoder.tp = o.tp;

@@ -96,9 +96,11 @@ Model::Model(const ModelOptions& options, ModelListener listener, Checkpoint che
       max_context_(0),
       experts_(placement_for(options, checkpoint_.config(), options.launch.ranks)) {
   max_context_ = resolve_context(config(), options.engine.max_context);
-  weights_ = choose_weights(checkpoint_, options.weights);
+  weights_ = choose_weights(checkpoint_, options.weights, options.activations);
   weights_.in_place = options.mapped;
   held_as_ = held_names(checkpoint_, weights_);
+  const std::string rounded = check_activations(checkpoint_, weights_);
+  if (!rounded.empty() && listener_.info) listener_.info(rounded);
   check_kv_type(options.decoder.kv_type, config());
 }
 

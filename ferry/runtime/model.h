@@ -57,6 +57,11 @@ class Model {
 
   const WeightChoice& weights() const { return weights_; }
 
+  /// What rows are rounded to: as asked for, or as a packed checkpoint was.
+  Activations activations() const {
+    return weights_.int8_rows ? Activations::int8 : Activations::automatic;
+  }
+
   /// How matrices are held, for people: "bf16", "bf16, q4_k, q6_k".
   const std::string& held_as() const { return held_as_; }
 

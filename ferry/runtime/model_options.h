@@ -36,6 +36,7 @@ struct ModelOptions {
   LaunchOptions launch;
   int threads = 1;                    ///< of each rank
   std::optional<WeightType> weights;  ///< none: as in the checkpoint
+  Activations activations = Activations::automatic;
   /// What a packed checkpoint has stays in its file, which is mapped; else it is read into memory
   /// of this process. Experts that may move (engine.balance) are read all the same.
   bool mapped = false;

@@ -28,9 +28,10 @@ struct ServedModel {
   SamplingOptions sampling{.temperature = 1};  ///< where a client says nothing
   int max_context = 0;
   std::time_t started = 0;
-  std::string weights;   ///< type they are held in
-  std::string numerics;  ///< the class of the products: numerics_name()
-  std::string kv_type;   ///< that of keys and values
+  std::string weights;      ///< type they are held in
+  std::string activations;  ///< what rows are rounded to: activations_name()
+  std::string numerics;     ///< the class of the products: numerics_name()
+  std::string kv_type;      ///< that of keys and values
   std::string backend;
   std::string transport;
   int ranks = 1;

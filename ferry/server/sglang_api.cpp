@@ -204,6 +204,7 @@ Json info(const ServedModel& model) {
           {"num_layers", model.config->layers},
           {"num_experts", model.config->moe.experts},
           {"weights", model.weights},
+          {"activations", model.activations},
           {"numerics", model.numerics},
           {"kv_cache_dtype", model.kv_type},
           {"moe_a2a_backend", model.backend},

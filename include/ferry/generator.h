@@ -29,6 +29,9 @@ struct GeneratorOptions {
   /// "read": weights are copied into memory of this process. "mapped": those of a packed checkpoint
   /// stay in its file, so that programs share them and none waits for them (docs/checkpoints.md).
   std::string load = "read";
+  /// "auto": rows meet weights as the weights' format asks for. "int8": they are rounded to 8 bits
+  /// where weights are GGUF's blocks or mxfp4, as llama.cpp does it; the log says where.
+  std::string activations = "auto";
   /// Keys and values are kept as "auto" (as activations), "f32", "bf16", "int8", "fp8_e4m3".
   std::string kv_type = "auto";
   /// "exact": the same bits on every machine. "fast": the machine's dot products of bf16, in an

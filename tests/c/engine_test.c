@@ -219,6 +219,8 @@ void test_engine(void) {
   WRONG(model, "/nowhere", FERRY_MODEL, "/nowhere");
   WRONG(weights, "heavy", FERRY_INVALID, "heavy");
   WRONG(kv_cache_dtype, "thin", FERRY_INVALID, "thin");
+  WRONG(activations, "thin", FERRY_INVALID, "thin");
+  WRONG(activations, "int8", FERRY_INVALID, "no matrix of"); /* weights are elements there */
   WRONG(numerics, "wild", FERRY_INVALID, "wild");
   WRONG(draft_tokens, -1, FERRY_INVALID, "-1");
   WRONG(draft_method, "dice", FERRY_INVALID, "dice");

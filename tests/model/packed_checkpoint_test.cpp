@@ -22,6 +22,7 @@ using testing::HasSubstr;
 struct Case {
   const char* model;
   std::optional<WeightType> weights;
+  Activations activations = Activations::automatic;
 };
 
 const Case kCases[] = {{"qwen2_tied_sharded", {}},
@@ -32,17 +33,19 @@ const Case kCases[] = {{"qwen2_tied_sharded", {}},
                        {"llama4_text", WeightType::bf16},
                        {"qwen3_f16_tied_sharded", {}},
                        {"gguf/layers_in_turn.gguf", {}},
-                       {"gguf/mixed_types.gguf", {}}};
+                       {"gguf/mixed_types.gguf", {}},
+                       {"gguf/mixed_types.gguf", {}, Activations::int8},
+                       {"gpt_oss_mxfp4", {}, Activations::int8}};
 
 class PackedCheckpoint : public testing::TestWithParam<Case> {
  protected:
   PackedCheckpoint() : source_(Checkpoint::open(test::data_dir(GetParam().model))) {
-    write_packed(source_, GetParam().weights, out_, pool_, {});
+    write_packed(source_, GetParam().weights, GetParam().activations, out_, pool_, {});
     packed_.emplace(Checkpoint::open(out_));
   }
 
   WeightChoice choice(const Checkpoint& checkpoint, bool in_place = false) const {
-    WeightChoice choice = choose_weights(checkpoint, GetParam().weights);
+    WeightChoice choice = choose_weights(checkpoint, GetParam().weights, GetParam().activations);
     choice.in_place = in_place;
     return choice;
   }
@@ -213,7 +216,7 @@ TEST_P(PackedCheckpoint, IsWholeAndCounted) {
 }
 
 TEST_P(PackedCheckpoint, PackedAgainIsTheSameFile) {
-  write_packed(*packed_, {}, directory_.path() / "again", pool_, {});
+  write_packed(*packed_, {}, Activations::automatic, directory_.path() / "again", pool_, {});
   EXPECT_EQ(test::read_file(directory_.path() / "again" / kPackedFile),
             test::read_file(out_ / kPackedFile));
 }
@@ -224,6 +227,14 @@ TEST_P(PackedCheckpoint, OtherWeightsAreRefused) {
     EXPECT_THAT(test::message_of<ConfigError>([&] { choose_weights(*packed_, type); }),
                 HasSubstr("leave it out, or give the checkpoint"));
   }
+}
+
+TEST_P(PackedCheckpoint, RowsThatItIsNotPackedForAreRefused) {
+  EXPECT_EQ(choose_weights(*packed_, {}).int8_rows, GetParam().activations == Activations::int8);
+  if (GetParam().activations == Activations::int8) return;
+  EXPECT_THAT(
+      test::message_of<ConfigError>([&] { choose_weights(*packed_, {}, Activations::int8); }),
+      HasSubstr("`ferry pack --activations int8`"));
 }
 
 /// Of the same tensors, but for one.
@@ -248,6 +259,7 @@ INSTANTIATE_TEST_SUITE_P(Models,
                              if (c == '/' || c == '.') c = '_';
                            if (param.param.weights)
                              name += "_as_" + std::string(weight_type_name(*param.param.weights));
+                           if (param.param.activations == Activations::int8) name += "_int8_rows";
                            return name;
                          });
 

@@ -434,6 +434,28 @@ TEST(WeightType, FollowsTheCheckpointUnlessToldOtherwise) {
   for (const WeightType type : weight_types()) EXPECT_EQ(type_of("qwen3_bf16", type), type);
 }
 
+/// Rows of int8 are for blocks and mxfp4; nobody is told that they are used where they are not.
+TEST(WeightType, MeetsBytesWhereThatWasAskedFor) {
+  const auto rounded = [](const char* model, std::optional<WeightType> wanted = {}) {
+    const Checkpoint checkpoint = Checkpoint::open(test::data_dir(model));
+    const WeightChoice choice = choose_weights(checkpoint, wanted, Activations::int8);
+    return held_names(checkpoint, choice) + ": " + check_activations(checkpoint, choice);
+  };
+  EXPECT_EQ(rounded("gguf/layers_in_turn.gguf"),
+            "q8_0_int8, q4_0_int8: activations: rows become int8 where weights are q8_0_int8, "
+            "q4_0_int8");
+  EXPECT_TRUE(rounded("gpt_oss_mxfp4").starts_with("mxfp4_int8: "));
+  EXPECT_TRUE(rounded("qwen3_bf16", WeightType::mxfp4).starts_with("mxfp4_int8: "));
+  EXPECT_TRUE(rounded("qwen3_bf16", WeightType::int8).starts_with("int8: "));
+  EXPECT_THROW(rounded("qwen3_bf16"), ConfigError);
+  EXPECT_THROW(rounded("deepseek_v3_fp8"), ConfigError);
+  const Checkpoint plain = Checkpoint::open(test::data_dir("qwen3_bf16"));
+  EXPECT_EQ(check_activations(plain, choose_weights(plain, {})), "");
+  EXPECT_EQ(parse_activations("int8", "--x"), Activations::int8);
+  EXPECT_EQ(parse_activations("auto", "--x"), Activations::automatic);
+  EXPECT_THROW(parse_activations("int4", "--x"), ConfigError);
+}
+
 /// Its layers' blocks are of one type and another.
 TEST(WeightType, EachMatrixOfAGgufFileKeepsItsOwn) {
   const Checkpoint checkpoint = Checkpoint::open(test::data_dir("gguf/layers_in_turn.gguf"));

@@ -45,6 +45,17 @@ def test_keys_and_values_may_be_kept_narrower(engine):
         tokenferry.Engine(MODEL, ranks=1, threads=1, kv_cache_dtype="fp4")
 
 
+def test_rows_are_rounded_where_asked_for(engine):
+    lines = []
+    params = tokenferry.SamplingParams(temperature=0, max_tokens=4)
+    with tokenferry.Engine(MODEL, ranks=1, threads=1, weights="mxfp4", activations="int8", log=lines.append) as rounded:
+        assert len(rounded.generate("12 + 34 =", params)[0].outputs[0].token_ids) == 4
+    assert any(line.startswith("activations: ") for line in lines)
+    for activations in ("int8", "int4"):  # no weights there that would meet them; no such type
+        with pytest.raises(tokenferry.ConfigError, match=f"activations {activations}"):
+            tokenferry.Engine(MODEL, ranks=1, threads=1, activations=activations)
+
+
 def test_slices_of_experts_change_no_token(engine):
     params = tokenferry.SamplingParams(temperature=0, max_tokens=12)
     with tokenferry.Engine(MODEL, tp=2, expert_slices=2, threads=1) as sliced:

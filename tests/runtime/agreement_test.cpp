@@ -38,6 +38,7 @@ TEST(Agreement, EveryOptionThatRanksShareIsComparedUnderItsName) {
       {"--two-batch-overlap", [](auto& o) { o.decoder.two_batch_overlap = true; }},
       {"--dispatch-wire", [](auto& o) { o.decoder.dispatch_wire = WireType::int8; }},
       {"--combine-wire", [](auto& o) { o.decoder.combine_wire = WireType::bf16; }},
+      {"--activations", [](auto& o) { o.activations = Activations::int8; }},
       {"--kv-cache-dtype", [](auto& o) { o.decoder.kv_type = WireType::fp8; }},
       {"--max-tokens", [](auto& o) { o.decoder.max_tokens = 3; }},
       {"--eplb-replica-choice", [](auto& o) { o.decoder.replica_rule = ReplicaRule::nearest; }},

@@ -81,7 +81,12 @@ TEST(Generator, APackedModelIsReadOrMapped) {
   const test::GoldenPrompt p = test::golden_prompts(kModel).at(0);
   const test::TempDir out;
   ThreadPool pool(1);
-  write_packed(Checkpoint::open(test::data_dir(kModel)), std::nullopt, out.path(), pool, {});
+  write_packed(Checkpoint::open(test::data_dir(kModel)),
+               std::nullopt,
+               Activations::automatic,
+               out.path(),
+               pool,
+               {});
   GeneratorOptions options = golden(2);
   options.model = out.path().string();
   std::vector<std::string> lines;

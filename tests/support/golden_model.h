@@ -133,6 +133,7 @@ struct ModelRun {
   bool own_share = false;  ///< each rank loads the dense weights that it computes with, no more
   MoeA2ABackend backend = MoeA2ABackend::pplx;
   std::optional<WireType> kv_type = {};
+  Activations activations = Activations::automatic;
 };
 
 /// Tokens [begin, end) of a sequence.
@@ -164,8 +165,8 @@ inline std::vector<std::vector<float>> run_model(
     const ModelRun& run) {
   const Checkpoint checkpoint = Checkpoint::open(data_dir(model));
   const ModelConfig& config = checkpoint.config();
-  const WeightChoice choice =
-      choose_weights(checkpoint, run.as_found ? std::nullopt : std::optional(run.weights));
+  const WeightChoice choice = choose_weights(
+      checkpoint, run.as_found ? std::nullopt : std::optional(run.weights), run.activations);
   ThreadPool loader(1);
   const auto dense =
       std::make_shared<const DenseWeights>(load_dense_weights(checkpoint, choice, loader, {}));

@@ -114,6 +114,7 @@ GeneratorOptions generator_options(Settings& settings) {
   o.threads = settings.get("threads", 0);
   o.weights = settings.get<std::string>("weights", {});
   o.load = settings.get<std::string>("load", o.load);
+  o.activations = settings.get<std::string>("activations", o.activations);
   o.kv_type = settings.get<std::string>("kv_cache_dtype", o.kv_type);
   o.numerics = settings.get<std::string>("numerics", o.numerics);
   o.backend = settings.get<std::string>("backend", "pplx");

@@ -178,6 +178,7 @@ class Engine:
     attention and dense layers. expert_slices: ranks that share out each expert's columns; divides tp. threads:
     of each rank; 0: cores / ranks. weights: 'f32', 'bf16', 'int8', 'fp8', 'int4' or 'mxfp4'; None: as stored.
     load: 'read', or 'mapped': the weights of a packed checkpoint stay in its file, which programs share.
+    activations: 'auto', or 'int8': rows are rounded to 8 bits where weights are GGUF's blocks or mxfp4 (the log says where).
     kv_cache_dtype: keys and values are kept as 'auto' (as activations), 'f32', 'bf16', 'int8' or 'fp8_e4m3'. numerics: 'exact', the same bits on every machine, or 'fast', the machine's
     own dot products of bf16 where it has them (the log says so). backend: how tokens travel. max_context: positions of a sequence;
     0: the model's. draft_tokens: that may come next run beside a text's one token (0: none); the same bytes in fewer steps.
@@ -187,12 +188,12 @@ class Engine:
     Calls from several threads share the steps. The GIL is free while they wait.
     """
 
-    def __init__(self, model, *, ranks=0, tp=1, expert_slices=1, threads=0, weights=None, load="read", kv_cache_dtype="auto", numerics="exact",
-                 backend="pplx", max_context=0, max_tokens_per_step=512, max_sequences_per_rank=16, max_waiting=0,
+    def __init__(self, model, *, ranks=0, tp=1, expert_slices=1, threads=0, weights=None, load="read", activations="auto",
+                 kv_cache_dtype="auto", numerics="exact", backend="pplx", max_context=0, max_tokens_per_step=512, max_sequences_per_rank=16, max_waiting=0,
                  draft_tokens=0, draft_method="ngram", draft_ngram_min=2, draft_ngram_max=8, kv_memory_fraction=0.8, log=None):
         self._generator = _core.Generator(dict(
             model=str(model), ranks=ranks, tp=tp, expert_slices=expert_slices, threads=threads, weights=weights, load=load,
-            kv_cache_dtype=kv_cache_dtype, numerics=numerics, backend=backend,
+            activations=activations, kv_cache_dtype=kv_cache_dtype, numerics=numerics, backend=backend,
             max_context=max_context, max_tokens_per_step=max_tokens_per_step,
             max_sequences_per_rank=max_sequences_per_rank, max_waiting=max_waiting,
             draft_tokens=draft_tokens, draft_method=draft_method, draft_ngram_min=draft_ngram_min, draft_ngram_max=draft_ngram_max,

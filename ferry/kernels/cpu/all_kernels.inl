@@ -20,6 +20,8 @@
 #include "ferry/kernels/cpu/gemm_blocks.inl"
 #include "ferry/kernels/cpu/int_rows.inl"
 #include "ferry/kernels/cpu/gemm_int.inl"
+#include "ferry/kernels/cpu/byte_blocks.inl"
+#include "ferry/kernels/cpu/gemm_byte_blocks.inl"
 #include "ferry/kernels/cpu/gemm.inl"
 #include "ferry/kernels/cpu/peaks.inl"
 // clang-format on

@@ -246,6 +246,7 @@ constexpr std::int64_t fewest_tile_rows(WeightType weights) {
 /// Calls body with the tiles of these weights. False where they have none.
 template <class Body>
 bool with_tiles(WeightType weights, Body body) {
+  if (is_byte_block(weights)) return false;
   switch (weights) {
     case WeightType::bf16:
       body(Bf16Tiles{});

@@ -23,6 +23,8 @@ struct Tiling {
   static constexpr int kBlockRows = 6;
   static constexpr int kIntRows = 4;
   static constexpr int kIntPanels = 1;
+  static constexpr int kByteRows = 4;
+  static constexpr int kBytePanels = 1;
   static constexpr int kQueries = 2;
   static constexpr int kSums = 4;
 };

@@ -23,6 +23,8 @@ struct Tiling {
   static constexpr int kBlockRows = 0;
   static constexpr int kIntRows = 4;
   static constexpr int kIntPanels = 2;
+  static constexpr int kByteRows = 4;
+  static constexpr int kBytePanels = 2;
   static constexpr int kQueries = 4;
   static constexpr int kSums = 16;
 };

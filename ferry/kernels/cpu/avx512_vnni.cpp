@@ -1,5 +1,5 @@
-// Products with int8 and int4 weights by VPDPBUSD, compiled with its own -m flags. Everything else
-// of the avx512 table needs no VNNI.
+// Products with weights that meet int8 rows by VPDPBUSD, compiled with its own -m flags.
+// Everything else of the avx512 table needs no VNNI.
 #include <immintrin.h>
 
 #include <cstddef>
@@ -23,6 +23,8 @@ struct Tiling {
   static constexpr int kBlockRows = 0;
   static constexpr int kIntRows = 4;
   static constexpr int kIntPanels = 4;
+  static constexpr int kByteRows = 4;
+  static constexpr int kBytePanels = 2;
 };
 
 // Each builds on those before it.
@@ -37,7 +39,10 @@ struct Tiling {
 #include "ferry/kernels/cpu/gemm_common.inl"
 #include "ferry/kernels/cpu/gemm_fma.inl"
 #include "ferry/kernels/cpu/int_rows.inl"
+#include "ferry/kernels/cpu/ggml_panels.inl"
 #include "ferry/kernels/cpu/gemm_int.inl"
+#include "ferry/kernels/cpu/byte_blocks.inl"
+#include "ferry/kernels/cpu/gemm_byte_blocks.inl"
 #include "ferry/kernels/cpu/peaks.inl"
 // clang-format on
 
@@ -46,13 +51,14 @@ struct Tiling {
 void vnni_gemm(const GemmArgs& args) {
   if (args.weights->type == WeightType::int8 || args.weights->type == WeightType::int4)
     int_gemm(args);
+  else if (is_byte_block(args.weights->type))
+    byte_block_gemm(args);
   else
     kAvx512.gemm(args);
 }
 
 std::uint64_t vnni_multiply_in_registers(WeightType weights, std::int64_t rounds) {
-  if (weights == WeightType::int8 || weights == WeightType::int4)
-    return multiply_bytes<Int8Codes>(rounds);
+  if (takes_int8_rows(weights)) return multiply_bytes<Int8Codes>(rounds);
   return kAvx512.multiply_in_registers(weights, rounds);
 }
 

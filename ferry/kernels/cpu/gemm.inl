@@ -3,6 +3,7 @@
 
 inline std::size_t gemm_scratch_bytes(WeightType weights, std::int64_t k) {
   if (weights == WeightType::f32) return 0;
+  if (is_byte_block(weights)) return byte_block_scratch_bytes(k);
   if (weights == WeightType::int8 || weights == WeightType::int4) return int_gemm_scratch_bytes(k);
   if (weights == WeightType::mxfp4 || is_ggml(weights)) return unpacked_gemm_scratch_bytes(k);
   return weights == WeightType::fp8 ? fp8_gemm_scratch_bytes(k) : widened_scratch_bytes(k);
@@ -21,6 +22,15 @@ inline void gemm(const GemmArgs& args) {
     case WeightType::int8:
     case WeightType::int4:
       return int_gemm(args);
+    case WeightType::q8_0_int8:
+    case WeightType::q4_0_int8:
+    case WeightType::iq4_nl_int8:
+    case WeightType::q4_1_int8:
+    case WeightType::q4_k_int8:
+    case WeightType::q5_k_int8:
+    case WeightType::q6_k_int8:
+    case WeightType::mxfp4_int8:
+      return byte_block_gemm(args);
     case WeightType::q8_0:
     case WeightType::q4_0:
     case WeightType::iq4_nl:

@@ -6,7 +6,7 @@
 //   kFewPanels: panels at once for the last few of many rows
 //   kBlockRows: rows at once of gemm_blocks.inl; 0: many rows are done as few are
 //   kRows, kPanels: the block of sums held in registers for several rows; kIntRows, kIntPanels:
-//     that of gemm_int.inl
+//     that of gemm_int.inl; kByteRows, kBytePanels: that of gemm_byte_blocks.inl
 // No number of panels is above kGroupPanels.
 
 constexpr std::int64_t kGroupPanels = 4;

@@ -36,6 +36,44 @@ inline Bytes64 upper_halves(Bytes64 x) {
   return lower_halves({_mm256_srli_epi16(x.low, 4), _mm256_srli_epi16(x.high, 4)});
 }
 
+template <int Left>
+Bytes64 moved_bits(Bytes64 x, std::uint8_t mask) {
+  const __m256i bits = _mm256_set1_epi8(static_cast<char>(mask));
+  const auto moved = [&](__m256i half) {
+    if constexpr (Left > 0) return _mm256_and_si256(_mm256_slli_epi16(half, Left), bits);
+    if constexpr (Left < 0) return _mm256_and_si256(_mm256_srli_epi16(half, -Left), bits);
+    return _mm256_and_si256(half, bits);
+  };
+  return {moved(x.low), moved(x.high)};
+}
+
+inline Bytes64 either(Bytes64 a, Bytes64 b) {
+  return {_mm256_or_si256(a.low, b.low), _mm256_or_si256(a.high, b.high)};
+}
+
+inline Bytes64 look_up(const std::uint8_t* sixteen, Bytes64 at) {
+  const __m256i table =
+      _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i_u*>(sixteen)));
+  return {_mm256_shuffle_epi8(table, at.low), _mm256_shuffle_epi8(table, at.high)};
+}
+
+inline void store_bytes(std::byte* p, Bytes64 x) {
+  auto* out = reinterpret_cast<__m256i_u*>(p);
+  _mm256_storeu_si256(out, x.low);
+  _mm256_storeu_si256(out + 1, x.high);
+}
+
+inline I32x16 splat_integer(const std::byte* p) {
+  const Bytes64 all = splat_four(p);
+  return {all.low, all.high};
+}
+
+inline void store_integers(std::int32_t* p, I32x16 x) {
+  auto* out = reinterpret_cast<__m256i_u*>(p);
+  _mm256_storeu_si256(out, x.low);
+  _mm256_storeu_si256(out + 1, x.high);
+}
+
 /// VPMADDUBSW adds two products as a word of 16 bits, which must not saturate: 2 * 127 * 128 does
 /// not.
 inline __m256i dot_small(__m256i sum, __m256i a, __m256i b) {

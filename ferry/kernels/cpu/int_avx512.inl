@@ -27,6 +27,27 @@ inline Bytes64 upper_halves(Bytes64 x) {
   return {_mm512_and_si512(_mm512_srli_epi16(x.v, 4), _mm512_set1_epi8(15))};
 }
 
+template <int Left>
+Bytes64 moved_bits(Bytes64 x, std::uint8_t mask) {
+  const __m512i bits = _mm512_set1_epi8(static_cast<char>(mask));
+  if constexpr (Left > 0) return {_mm512_and_si512(_mm512_slli_epi16(x.v, Left), bits)};
+  if constexpr (Left < 0) return {_mm512_and_si512(_mm512_srli_epi16(x.v, -Left), bits)};
+  return {_mm512_and_si512(x.v, bits)};
+}
+
+inline Bytes64 either(Bytes64 a, Bytes64 b) { return {_mm512_or_si512(a.v, b.v)}; }
+
+inline Bytes64 look_up(const std::uint8_t* sixteen, Bytes64 at) {
+  const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i_u*>(sixteen));
+  return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), at.v)};
+}
+
+inline void store_bytes(std::byte* p, Bytes64 x) { _mm512_storeu_si512(p, x.v); }
+
+inline I32x16 splat_integer(const std::byte* p) { return {splat_four(p).v}; }
+
+inline void store_integers(std::int32_t* p, I32x16 x) { _mm512_storeu_si512(p, x.v); }
+
 #ifdef __AVX512VNNI__
 
 /// By asm: gcc 12 copies the sum of its own intrinsic to another register and back.

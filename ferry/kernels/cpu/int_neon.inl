@@ -40,6 +40,48 @@ inline Bytes64 upper_halves(Bytes64 x) {
   return {vshrq_n_u8(x.q0, 4), vshrq_n_u8(x.q1, 4), vshrq_n_u8(x.q2, 4), vshrq_n_u8(x.q3, 4)};
 }
 
+template <int Left>
+Bytes64 moved_bits(Bytes64 x, std::uint8_t mask) {
+  const int8x16_t left = vdupq_n_s8(Left);  // USHL moves to the right by less than nothing
+  const uint8x16_t bits = vdupq_n_u8(mask);
+  return {vandq_u8(vshlq_u8(x.q0, left), bits),
+          vandq_u8(vshlq_u8(x.q1, left), bits),
+          vandq_u8(vshlq_u8(x.q2, left), bits),
+          vandq_u8(vshlq_u8(x.q3, left), bits)};
+}
+
+inline Bytes64 either(Bytes64 a, Bytes64 b) {
+  return {vorrq_u8(a.q0, b.q0), vorrq_u8(a.q1, b.q1), vorrq_u8(a.q2, b.q2), vorrq_u8(a.q3, b.q3)};
+}
+
+inline Bytes64 look_up(const std::uint8_t* sixteen, Bytes64 at) {
+  const uint8x16_t table = vld1q_u8(sixteen);
+  return {vqtbl1q_u8(table, at.q0),
+          vqtbl1q_u8(table, at.q1),
+          vqtbl1q_u8(table, at.q2),
+          vqtbl1q_u8(table, at.q3)};
+}
+
+inline void store_bytes(std::byte* p, Bytes64 x) {
+  auto* out = reinterpret_cast<std::uint8_t*>(p);
+  vst1q_u8(out, x.q0);
+  vst1q_u8(out + 16, x.q1);
+  vst1q_u8(out + 32, x.q2);
+  vst1q_u8(out + 48, x.q3);
+}
+
+inline I32x16 splat_integer(const std::byte* p) {
+  const int32x4_t all = vreinterpretq_s32_u8(splat_four(p).q0);
+  return {all, all, all, all};
+}
+
+inline void store_integers(std::int32_t* p, I32x16 x) {
+  vst1q_s32(p, x.q0);
+  vst1q_s32(p + 4, x.q1);
+  vst1q_s32(p + 8, x.q2);
+  vst1q_s32(p + 12, x.q3);
+}
+
 /// Both have a sign here: bytes of a below 128 are the same with and without one. Without SDOT two
 /// products are added as a word of 16 bits, which holds them since no byte of b is -128: the
 /// greatest are 2 * 127 * 128. (a may have a -128, which some stored int8 weights have.)

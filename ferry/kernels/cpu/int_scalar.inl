@@ -41,6 +41,45 @@ inline Bytes64 upper_halves(Bytes64 x) {
   return x;
 }
 
+/// Each byte moved to the left by so many bits, or to the right, and masked. REQUIRES: the mask has
+/// no bit that would come from the byte beside it.
+template <int Left>
+Bytes64 moved_bits(Bytes64 x, std::uint8_t mask) {
+  for (std::uint8_t& b : x.byte) {
+    if constexpr (Left > 0)
+      b = static_cast<std::uint8_t>(b << Left & mask);
+    else
+      b = static_cast<std::uint8_t>(b >> -Left & mask);
+  }
+  return x;
+}
+
+inline Bytes64 either(Bytes64 a, const Bytes64& b) {
+  for (int i = 0; i < 64; ++i) a.byte[i] |= b.byte[i];
+  return a;
+}
+
+/// The bytes at these places of sixteen, 0 to 15.
+inline Bytes64 look_up(const std::uint8_t* sixteen, Bytes64 at) {
+  for (std::uint8_t& b : at.byte) b = sixteen[b];
+  return at;
+}
+
+inline void store_bytes(std::byte* p, const Bytes64& x) { std::memcpy(p, x.byte, sizeof x.byte); }
+
+/// One integer, sixteen times.
+inline I32x16 splat_integer(const std::byte* p) {
+  std::int32_t x;
+  std::memcpy(&x, p, sizeof x);
+  I32x16 out;
+  for (std::int32_t& lane : out.lane) lane = x;
+  return out;
+}
+
+inline void store_integers(std::int32_t* p, const I32x16& x) {
+  std::memcpy(p, x.lane, sizeof x.lane);
+}
+
 /// Lane j: its sum plus four products of bytes 4j.. of a, without sign, and of b, with one. Exact,
 /// but that sums wrap around at 32 bits.
 inline I32x16 dot_fours(I32x16 sum, const Bytes64& a, const Bytes64& b) {

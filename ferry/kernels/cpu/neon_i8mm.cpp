@@ -23,6 +23,8 @@ struct Tiling {
   static constexpr int kBlockRows = 0;
   static constexpr int kIntRows = 4;
   static constexpr int kIntPanels = 1;
+  static constexpr int kByteRows = 4;
+  static constexpr int kBytePanels = 1;
 };
 
 // Each builds on those before it.
@@ -36,7 +38,10 @@ struct Tiling {
 #include "ferry/kernels/cpu/gemm_common.inl"
 #include "ferry/kernels/cpu/gemm_fma.inl"
 #include "ferry/kernels/cpu/int_rows.inl"
+#include "ferry/kernels/cpu/ggml_panels.inl"
 #include "ferry/kernels/cpu/gemm_int.inl"
+#include "ferry/kernels/cpu/byte_blocks.inl"
+#include "ferry/kernels/cpu/gemm_byte_blocks.inl"
 #include "ferry/kernels/cpu/int_i8mm.inl"
 
 // clang-format on
@@ -60,6 +65,8 @@ std::uint64_t multiply_eights(std::int64_t rounds) {
 void smmla_gemm(const GemmArgs& args) {
   if (args.weights->type == WeightType::int8 || args.weights->type == WeightType::int4)
     int_gemm<EightsOfBlock>(args);
+  else if (is_byte_block(args.weights->type))
+    byte_block_gemm(args);
   else
     kNeon.gemm(args);
 }

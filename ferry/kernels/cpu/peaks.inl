@@ -40,8 +40,9 @@ std::uint64_t multiply_bytes(std::int64_t rounds) {
 }
 
 inline std::uint64_t multiply_in_registers(WeightType weights, std::int64_t rounds) {
-  if (weights == WeightType::int8) return multiply_bytes<Int8Codes>(rounds);
-  if (weights == WeightType::int4) return multiply_bytes<Int4Codes>(rounds);
+  if (weights == WeightType::int8 || weights == WeightType::q8_0_int8)
+    return multiply_bytes<Int8Codes>(rounds);
+  if (takes_int8_rows(weights)) return multiply_bytes<Int4Codes>(rounds);
   return multiply_floats(rounds);
 }
 

@@ -22,6 +22,8 @@ struct Tiling {
   static constexpr int kBlockRows = 0;
   static constexpr int kIntRows = 1;
   static constexpr int kIntPanels = 1;
+  static constexpr int kByteRows = 1;
+  static constexpr int kBytePanels = 1;
   static constexpr int kQueries = 1;
   static constexpr int kSums = 1;
 };

@@ -14,7 +14,7 @@ extern const Kernels kScalar;
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
 
-/// With VNNI the avx512 table has these; what is not int8 or int4 they leave to kAvx512.
+/// With VNNI the avx512 table has these; weights that meet no int8 rows they leave to kAvx512.
 void vnni_gemm(const GemmArgs& args);
 std::uint64_t vnni_multiply_in_registers(WeightType weights, std::int64_t rounds);
 
@@ -26,7 +26,7 @@ std::uint64_t amx_multiply_in_registers(WeightType weights, std::int64_t rounds)
 #elif defined(__aarch64__)
 extern const Kernels kNeon;
 
-/// With SDOT the neon table has these; what is not int8 or int4 they leave to kNeon.
+/// With SDOT the neon table has these; weights that meet no int8 rows they leave to kNeon.
 void sdot_gemm(const GemmArgs& args);
 std::uint64_t sdot_multiply_in_registers(WeightType weights, std::int64_t rounds);
 

@@ -51,12 +51,14 @@ typedef struct ferry_engine_options {
       load;  ///< "read", or "mapped": a packed checkpoint's weights stay in its file; NULL: "read"
   /// "ngram", or "mtp": by the checkpoint's layer that predicts further tokens; NULL: "ngram"
   const char* draft_method;
+  /// "auto", or "int8": rows that meet GGUF's blocks or mxfp4 are rounded; NULL: "auto"
+  const char* activations;
 } ferry_engine_options;
 
 #define FERRY_ENGINE_OPTIONS_INIT                                                                 \
   {                                                                                               \
     sizeof(ferry_engine_options), FERRY_ENGINE_OPTIONS_MAGIC, FERRY_PLACE_HOST, NULL, NULL, NULL, \
-        0, 1, 0, 0, 512, 16, 0, 0, 0.8, NULL, NULL, NULL, NULL, 0, 2, 8, 1, NULL, NULL            \
+        0, 1, 0, 0, 512, 16, 0, 0, 0.8, NULL, NULL, NULL, NULL, 0, 2, 8, 1, NULL, NULL, NULL      \
   }
 
 /// Returns when the model is loaded and runs.
