@@ -42,12 +42,23 @@ function(ferry_room name)
                                       PRIVATE ${ROOM_PRIVATE_LINKS})
 endfunction()
 
+# Whole builds parse these once for all files of a room's tests, whose names in unnamed namespaces clash too often for ferry_unity().
+set(ferry_test_headers <gtest/gtest.h> <fmt/format.h> <algorithm> <array> <atomic> <chrono> <cstdint> <filesystem> <fstream>
+                       <functional> <map> <memory> <mutex> <optional> <random> <span> <string> <thread> <vector>)
+
 # ferry_test(room SOURCES ... LINKS ... LABELS ...): one test binary a room, each TEST a ctest entry,
 # labelled with the room and with LABELS (multiproc: starts processes; slow: not under sanitizers).
 function(ferry_test room)
   cmake_parse_arguments(T "" "" "SOURCES;LINKS;LABELS" ${ARGN})
   add_executable(${room}_test ${T_SOURCES})
   target_link_libraries(${room}_test PRIVATE ${T_LINKS} ferry_test_support GTest::gtest)
+  if(FERRY_UNITY)
+    if("nlohmann_json::nlohmann_json" IN_LIST T_LINKS)
+      set(json <nlohmann/json.hpp>)
+    endif()
+    target_precompile_headers(${room}_test PRIVATE ${ferry_test_headers} ${json})
+  endif()
+  target_compile_options(${room}_test PRIVATE $<$<CONFIG:Release>:-O1>)  # what is tested keeps its own
   gtest_discover_tests(${room}_test NO_PRETTY_VALUES DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 300)
   # More than one label does not survive gtest_discover_tests(): set when ctest has read its list.
   file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/labels.cmake @ONLY
