@@ -57,6 +57,7 @@ function(ferry_test room)
       set(json <nlohmann/json.hpp>)
     endif()
     target_precompile_headers(${room}_test PRIVATE ${ferry_test_headers} ${json})
+    target_compile_options(${room}_test PRIVATE $<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>)  # for ccache
   endif()
   target_compile_options(${room}_test PRIVATE $<$<CONFIG:Release>:-O1>)  # what is tested keeps its own
   gtest_discover_tests(${room}_test NO_PRETTY_VALUES DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 300)
