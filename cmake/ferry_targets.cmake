@@ -57,7 +57,9 @@ function(ferry_test room)
       set(json <nlohmann/json.hpp>)
     endif()
     target_precompile_headers(${room}_test PRIVATE ${ferry_test_headers} ${json})
-    target_compile_options(${room}_test PRIVATE $<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>)  # for ccache
+    # The first for ccache; gcc 12 warns of memory of std::string where it has not parsed that along with the rest.
+    target_compile_options(${room}_test PRIVATE
+      $<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess;-Wno-array-bounds;-Wno-restrict;-Wno-stringop-overflow>)
   endif()
   target_compile_options(${room}_test PRIVATE $<$<CONFIG:Release>:-O1>)  # what is tested keeps its own
   gtest_discover_tests(${room}_test NO_PRETTY_VALUES DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 300)
