@@ -246,7 +246,7 @@ int Batcher::ask_for_drafts(GroupLoad& load, StepRecord& record) {
     if (s.prompt_left > 0) continue;
     const std::int64_t positions = most_positions(s.admission.request, options_.max_context);
     const std::int64_t tokens =
-        std::min<std::int64_t>(s.draft_length.tokens(), positions - s.length - 1);
+        std::min<std::int64_t>(s.draft_length.worth_making(), positions - s.length - 1);
     if (tokens <= 0) continue;
     // A prompt has the memory for all of it, also where its step is lost.
     const std::size_t wanted =
@@ -455,6 +455,7 @@ std::size_t Batcher::finish_step(int group, const StepResult& result) {
   }
   take_tokens(load, group, result);
   for (Sequence& s : sequences) {
+    if (s.given > 0 && s.asked == 0) s.draft_length.rest();
     if (s.drafted > 0) {
       FERRY_CHECK(s.given > 0, "group {} gave no token for request {}", group, s.id());
       const int right = s.given - 1;

@@ -12,6 +12,7 @@ namespace {
 /// Places of a chain that are looked at: a text of one word has as many as tokens.
 constexpr int kMostPlaces = 64;
 constexpr std::size_t kFewestBuckets = 64;
+constexpr int kMostWrong = 6;  // that are counted: a pause of 31 steps
 
 }  // namespace
 
@@ -101,6 +102,8 @@ std::vector<std::int32_t> NgramDrafter::draft(std::span<const std::int32_t> ids,
 
 void DraftLength::learn(int tokens, int right) {
   tokens_ = right == tokens ? std::min(std::max(tokens_, 2 * tokens), most_) : std::max(right, 1);
+  wrong_ = right > 0 ? 0 : std::min(wrong_ + 1, kMostWrong);
+  pause_ = wrong_ > 0 ? (1 << (wrong_ - 1)) - 1 : 0;
 }
 
 }  // namespace ferry

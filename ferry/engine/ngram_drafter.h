@@ -43,12 +43,22 @@ class DraftLength {
 
   int tokens() const { return tokens_; }
 
+  /// The same where making a draft costs something, whatever comes true: 0 for some steps behind a
+  /// second draft that was all wrong, and for twice as many and one more behind each further one,
+  /// up to 31.
+  int worth_making() const { return pause_ > 0 ? 0 : tokens_; }
+
   /// The sequence gave `right` of the `tokens` tokens of its draft.
   void learn(int tokens, int right);
+
+  /// A step has gone by for which none was made.
+  void rest() { pause_ = pause_ > 0 ? pause_ - 1 : 0; }
 
  private:
   int most_;
   int tokens_;
+  int wrong_ = 0;  // drafts in a row of which nothing was right
+  int pause_ = 0;  // steps
 };
 
 /// Of one sequence. What it says changes no token that the sequence gives, only how many steps that

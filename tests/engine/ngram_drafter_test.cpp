@@ -106,6 +106,28 @@ TEST(NgramDrafter, DraftsAreAsLongAsTheyPay) {
   EXPECT_EQ(length(), 8U);
 }
 
+TEST(DraftLength, OneThatCostsSomethingIsMadeLessOftenAsLongAsNoneComesTrue) {
+  DraftLength length({.tokens = 2, .source = DraftSource::layer});
+  // Steps that go by until the next one is made.
+  const auto pause = [&] {
+    int steps = 0;
+    for (; length.worth_making() == 0; ++steps) length.rest();
+    return steps;
+  };
+  EXPECT_EQ(length.worth_making(), 2);
+  for (const int expected : {0, 1, 3, 7, 15, 31, 31}) {
+    length.learn(length.worth_making(), 0);
+    EXPECT_EQ(pause(), expected);
+    EXPECT_EQ(length.worth_making(), 1);
+  }
+  length.learn(1, 0);
+  EXPECT_EQ(length.worth_making(), 0);
+  length.learn(1, 1);  // that was made before the pause
+  EXPECT_EQ(length.worth_making(), 2);
+  length.learn(2, 0);
+  EXPECT_EQ(length.worth_making(), 1) << "one alone may be wrong";
+}
+
 TEST(NgramDrafter, OptionsOutOfRangeAreRefusedByName) {
   EXPECT_NO_THROW(check_drafts({}));
   EXPECT_NO_THROW(check_drafts({.tokens = 64, .shortest_run = 1, .longest_run = 1}));
