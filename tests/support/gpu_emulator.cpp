@@ -80,26 +80,29 @@ std::uint32_t EmulatedThread::ballot(bool b, Site site) const {
 
 void EmulatedThread::copy_async(std::byte* to, const std::byte* from, bool there, Site site) {
   self_.launch->start_copy(self_, to, site);
-  copies_.push_back({.to = to, .from = there ? from : nullptr});
+  self_.copies.push_back({.to = to, .from = there ? from : nullptr});
 }
 
 void EmulatedThread::commit_copies() {
   std::size_t in_groups = 0;
-  for (const std::size_t copies : groups_) in_groups += copies;
-  groups_.push_back(copies_.size() - in_groups);
+  for (const std::size_t copies : self_.copy_groups) in_groups += copies;
+  self_.copy_groups.push_back(self_.copies.size() - in_groups);
 }
 
 void EmulatedThread::finish_copies(std::size_t groups_left, Site site) {
   using Line = std::array<std::byte, 16>;
-  while (groups_.size() > groups_left) {
-    for (std::size_t i = 0; i < groups_.front(); ++i) {
-      const Copy& copy = copies_[i];
+  std::vector<gpu::AsyncCopy>& copies = self_.copies;
+  std::vector<std::size_t>& groups = self_.copy_groups;
+  while (groups.size() > groups_left) {
+    const auto done = static_cast<std::ptrdiff_t>(groups.front());
+    for (std::ptrdiff_t i = 0; i < done; ++i) {
+      const gpu::AsyncCopy& copy = copies[static_cast<std::size_t>(i)];
       const Line line =
           copy.from != nullptr ? load(reinterpret_cast<const Line*>(copy.from), site) : Line{};
       store(reinterpret_cast<Line*>(copy.to), line, site);
     }
-    copies_.erase(copies_.begin(), copies_.begin() + static_cast<std::ptrdiff_t>(groups_.front()));
-    groups_.erase(groups_.begin());
+    copies.erase(copies.begin(), copies.begin() + done);
+    groups.erase(groups.begin());
   }
 }
 

@@ -40,7 +40,6 @@
 #include <string>
 #include <type_traits>
 #include <typeinfo>
-#include <vector>
 
 #include "ferry/kernels/gpu/thread.h"
 #include "support/gpu/site.h"
@@ -159,11 +158,6 @@ class EmulatedThread {
   std::uint64_t nanoseconds() const;
 
  private:
-  struct Copy {
-    std::byte* to = nullptr;
-    const std::byte* from = nullptr;  ///< null: zeros
-  };
-
   template <class V>
   struct Bytes {
     std::byte bytes[sizeof(V)];
@@ -206,8 +200,6 @@ class EmulatedThread {
   void finish_copies(std::size_t groups_left, Site site);
 
   gpu::Thread& self_;
-  std::vector<Copy> copies_;         // that are under way
-  std::vector<std::size_t> groups_;  // of committed ones: how many copies are in each
   int block_, blocks_, thread_, threads_;
   std::byte* shared_;
 };

@@ -35,6 +35,12 @@ struct KernelCall {
 /// What the lanes of a warp do together.
 enum class WarpStep : std::uint8_t { sync, shuffle, shuffle_xor, shuffle_up, ballot };
 
+/// 16 bytes that are under way into shared memory.
+struct AsyncCopy {
+  std::byte* to = nullptr;
+  const std::byte* from = nullptr;  ///< null: zeros
+};
+
 struct Thread {
   enum class State : std::uint8_t { ready, pausing, in_sync, in_warp_step, returned };
 
@@ -49,6 +55,9 @@ struct Thread {
   int source = 0;                    ///< the lane that it wants
   Site site;                         ///< of its last word to the emulator
   const void* touched = nullptr;     ///< by it last
+  // Here, since what lies on a fibre that a fault ends is never destroyed.
+  std::vector<AsyncCopy> copies = {};
+  std::vector<std::size_t> copy_groups = {};  ///< of committed ones: how many copies are in each
 };
 
 struct Warp {
