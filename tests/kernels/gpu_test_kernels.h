@@ -70,7 +70,7 @@ struct BlockSum {
       t.store(partial + t.warp(), own);
     }
     if (plant == Plant::branch_barrier) {
-      if (t.warp() == 0) {
+      if (t.warp() == 0) {  // NOLINT(bugprone-branch-clone): two places
         t.sync();
       } else {
         t.sync();
