@@ -55,7 +55,7 @@ measure() {
   LD_LIBRARY_PATH=$packed/lib "$packed/ferry" bench a2a "${experts[@]}" --json >"$out/experts.json"
   LD_LIBRARY_PATH=$packed/lib "$packed/ferry" bench a2a "${experts[@]}" | tee -a "$out/table.txt"
   if python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
-    python3 tools/gpu_copy_peer.py --json "$out/peer.json" | tee -a "$out/table.txt"
+    python3 tools/gpu_peer.py --json "$out/peer.json" | tee -a "$out/table.txt"
   else
     echo "gpu_check: no python3 with torch that sees the device; the peer is left out"
   fi

@@ -4,7 +4,7 @@ row into expert order, and a weighted index_add of the results into the tokens. 
 a peer for `ferry bench a2a --device cuda`, whose shapes these are; and the products of 16 experts with 512 rows each,
 by batched products of its library. tools/gpu_check.sh runs it.
 
-Usage: tools/gpu_copy_peer.py [--json FILE]
+Usage: tools/gpu_peer.py [--json FILE]
 """
 import argparse
 import json
