@@ -204,11 +204,11 @@ int run_on_cuda(const BenchOptions& options) {
 
 int run(const BenchOptions& options) {
   if (options.device == "cuda") return run_on_cuda(options);
+  if (options.device != "cpu") fail<ConfigError>("--device {}: choose cpu or cuda", options.device);
   if (options.inter > 0)
     fail<ConfigError>(
         "--inter {}: experts are timed with --device cuda; `ferry bench moe` has those of CPUs",
         options.inter);
-  if (options.device != "cpu") fail<ConfigError>("--device {}: choose cpu or cuda", options.device);
   const std::vector<A2aCase> cases = cases_of(options);
   std::ofstream plot;
   const bool speaks = speaks_for_all();

@@ -177,17 +177,8 @@ std::vector<std::byte> product(const Kernels& kernels,
                                const Rows& in,
                                std::int64_t first,
                                std::int64_t rows) {
-  std::vector<std::byte> out(at(rows * weights.n) * 4);
-  std::vector<std::byte> scratch(kernels.gemm_scratch_bytes(weights.type, weights.k));
-  GemmArgs args;
-  args.in = {in.bytes.data() + first * in.k * 2, in.k * 2, nullptr};
-  args.rows = rows;
-  args.weights = &weights;
-  args.last_panel = weights.panels();
-  args.out = {out.data(), weights.n * 4};
-  args.scratch = scratch;
-  kernels.gemm(args);
-  return out;
+  const auto begin = in.bytes.begin() + first * in.k * 2;
+  return product_of(kernels, weights, {begin, begin + rows * in.k * 2}, rows);
 }
 
 std::vector<std::byte> product(const Kernels& kernels,

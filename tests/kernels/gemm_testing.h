@@ -183,4 +183,22 @@ class GemmOfIsa : public PerIsa {};
 
 #endif
 
+/// f32 [num_rows, n] of bf16 rows.
+inline std::vector<std::byte> product_of(const Kernels& kernels,
+                                         const PackedMatrix& weights,
+                                         const std::vector<std::byte>& rows,
+                                         std::int64_t num_rows) {
+  std::vector<std::byte> out(static_cast<std::size_t>(num_rows * weights.n) * 4);
+  std::vector<std::byte> scratch(kernels.gemm_scratch_bytes(weights.type, weights.k));
+  GemmArgs args;
+  args.in = {rows.data(), weights.k * 2, nullptr};
+  args.rows = num_rows;
+  args.weights = &weights;
+  args.last_panel = weights.panels();
+  args.out = {out.data(), weights.n * 4};
+  args.scratch = scratch;
+  kernels.gemm(args);
+  return out;
+}
+
 }  // namespace ferry::testing

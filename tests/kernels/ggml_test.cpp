@@ -124,7 +124,7 @@ TEST_P(GgmlOfIsa, AScaleThatIsNotFiniteIsANan) {
         rows[static_cast<std::size_t>(r * k + (r % 2 == 0 ? r : k - 1 - r))] = 1;
       for (const std::int64_t count : {1, 2, 9}) {
         const auto out =
-            GgmlForms::product(fast(), forms.codes(), to_type(rows, DType::bf16), count);
+            product_of(fast(), forms.codes(), to_type(rows, DType::bf16), count);
         for (const float x : to_floats(out.data(), DType::f32, count * 20))
           ASSERT_TRUE(std::isnan(x)) << weight_type_name(type);  // 0 * NaN, too
       }
@@ -153,7 +153,7 @@ TEST(GgmlWeights, AreOffByTheRoundingToBf16) {
     const GgmlForms forms(type, 16, k, 31, usual_half);
     const auto in = to_type(random.row(k), DType::bf16);
     const std::vector<float> row = to_floats(in.data(), DType::bf16, k);
-    const auto out = GgmlForms::product(kernels(), forms.codes(), in, 1);
+    const auto out = product_of(kernels(), forms.codes(), in, 1);
     const std::vector<float> sums = to_floats(out.data(), DType::f32, 16);
     for (std::int64_t c = 0; c < 16; ++c) {
       double exact = 0;

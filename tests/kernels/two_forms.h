@@ -20,29 +20,11 @@ class TwoForms {
                             const std::vector<std::byte>& rows,
                             std::int64_t num_rows,
                             const Kernels& elements_by = kernels_for(Isa::scalar)) const {
-    const auto as_elements = product(elements_by, elements_, rows, num_rows);
-    const auto as_codes = product(kernels, codes_, rows, num_rows);
+    const auto as_elements = product_of(elements_by, elements_, rows, num_rows);
+    const auto as_codes = product_of(kernels, codes_, rows, num_rows);
     ASSERT_TRUE(same_bytes(as_codes, as_elements, DType::f32))
         << weight_type_name(codes_.type) << " k " << codes_.k << " n " << codes_.n << " rows "
         << num_rows;
-  }
-
-  /// f32 [num_rows, n] of bf16 rows.
-  static std::vector<std::byte> product(const Kernels& kernels,
-                                        const PackedMatrix& weights,
-                                        const std::vector<std::byte>& rows,
-                                        std::int64_t num_rows) {
-    std::vector<std::byte> out(static_cast<std::size_t>(num_rows * weights.n) * 4);
-    std::vector<std::byte> scratch(kernels.gemm_scratch_bytes(weights.type, weights.k));
-    GemmArgs args;
-    args.in = {rows.data(), weights.k * 2, nullptr};
-    args.rows = num_rows;
-    args.weights = &weights;
-    args.last_panel = weights.panels();
-    args.out = {out.data(), weights.n * 4};
-    args.scratch = scratch;
-    kernels.gemm(args);
-    return out;
   }
 
  protected:
