@@ -4,7 +4,7 @@
 #include <optional>
 #include <string>
 
-#include "ferry/engine/ngram_drafter.h"
+#include "ferry/engine/drafts.h"
 
 namespace ferry {
 

@@ -10,8 +10,8 @@
 #include <string>
 
 #include "ferry/engine/balancer.h"
+#include "ferry/engine/drafts.h"
 #include "ferry/engine/epochs.h"
-#include "ferry/engine/ngram_drafter.h"
 #include "ferry/engine/request.h"
 #include "ferry/exchange_stats.h"
 #include "ferry/model/decoder.h"

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <bit>
 
-#include "ferry/core/error.h"
-
 namespace ferry {
 
 namespace {
@@ -12,34 +10,8 @@ namespace {
 /// Places of a chain that are looked at: a text of one word has as many as tokens.
 constexpr int kMostPlaces = 64;
 constexpr std::size_t kFewestBuckets = 64;
-constexpr int kMostWrong = 6;  // that are counted: a pause of 31 steps
 
 }  // namespace
-
-DraftSource parse_draft_source(std::string_view what, std::string_view name) {
-  if (name == "ngram") return DraftSource::text;
-  if (name == "mtp") return DraftSource::layer;
-  fail<ConfigError>(
-      "{} is ngram (drafts out of a sequence's own text) or mtp (by the checkpoint's layer that "
-      "predicts further tokens), not \"{}\"",
-      what,
-      name);
-}
-
-void check_drafts(const DraftOptions& options) {
-  if (options.tokens < 0 || options.tokens > kMostDraftTokens)
-    fail<ConfigError>("drafts of {} tokens (--draft-tokens); 1 to {} are possible",
-                      options.tokens,
-                      kMostDraftTokens);
-  if (options.shortest_run < 1 || options.longest_run < options.shortest_run ||
-      options.longest_run > kLongestDraftRun)
-    fail<ConfigError>(
-        "drafts behind runs of {} to {} tokens (--draft-ngram-min, --draft-ngram-max); 1 to {} are "
-        "possible, the shortest first",
-        options.shortest_run,
-        options.longest_run,
-        kLongestDraftRun);
-}
 
 NgramDrafter::NgramDrafter(const DraftOptions& options) : options_(options), length_(options) {}
 
@@ -98,12 +70,6 @@ std::vector<std::int32_t> NgramDrafter::draft(std::span<const std::int32_t> ids,
   for (auto i = static_cast<std::size_t>(from); std::ssize(tokens) < length; ++i)
     tokens.push_back(i < ids.size() ? ids[i] : tokens[i - ids.size()]);
   return tokens;
-}
-
-void DraftLength::learn(int tokens, int right) {
-  tokens_ = right == tokens ? std::min(std::max(tokens_, 2 * tokens), most_) : std::max(right, 1);
-  wrong_ = right > 0 ? 0 : std::min(wrong_ + 1, kMostWrong);
-  pause_ = wrong_ > 0 ? (1 << (wrong_ - 1)) - 1 : 0;
 }
 
 }  // namespace ferry

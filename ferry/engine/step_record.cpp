@@ -29,8 +29,8 @@
 #include <type_traits>
 
 #include "ferry/core/error.h"
+#include "ferry/engine/drafts.h"
 #include "ferry/engine/logits_chain.h"
-#include "ferry/engine/ngram_drafter.h"
 #include "ferry/state/state_layout.h"
 
 namespace ferry {

@@ -3,8 +3,8 @@
 #include <gtest/gtest.h>
 
 #include "ferry/core/error.h"
+#include "ferry/engine/drafts.h"
 #include "ferry/engine/logits_chain.h"
-#include "ferry/engine/ngram_drafter.h"
 #include "ferry/state/state_layout.h"
 #include "support/allocation_count.h"
 

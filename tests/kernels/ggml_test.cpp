@@ -123,8 +123,7 @@ TEST_P(GgmlOfIsa, AScaleThatIsNotFiniteIsANan) {
       for (std::int64_t r = 0; r < 9; ++r)
         rows[static_cast<std::size_t>(r * k + (r % 2 == 0 ? r : k - 1 - r))] = 1;
       for (const std::int64_t count : {1, 2, 9}) {
-        const auto out =
-            product_of(fast(), forms.codes(), to_type(rows, DType::bf16), count);
+        const auto out = product_of(fast(), forms.codes(), to_type(rows, DType::bf16), count);
         for (const float x : to_floats(out.data(), DType::f32, count * 20))
           ASSERT_TRUE(std::isnan(x)) << weight_type_name(type);  // 0 * NaN, too
       }
