@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <mutex>
@@ -32,14 +33,6 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-template <class T>
-std::unique_ptr<GpuMemory> uploaded(GpuQueue& queue, const std::vector<T>& from) {
-  auto memory = queue.allocate(std::max<std::size_t>(1, from.size() * sizeof(T)));
-  queue.copy(memory->data(), from.data(), from.size() * sizeof(T));
-  queue.synchronise();
-  return memory;
-}
-
 /// One rank's side.
 class GpuRank {
  public:
@@ -58,10 +51,10 @@ class GpuRank {
                  a2a.topk,
                  static_cast<std::uint64_t>(transport.rank()) + 1,
                  slots);
-    num_tokens_ = uploaded(queue, std::vector<int>{a2a.tokens});
-    slots_ = uploaded(queue, slots);
-    weights_ = uploaded(queue, std::vector<float>(entries, 1.0F));
-    rows_ = uploaded(queue, std::vector<std::uint16_t>(tokens * hidden, kOneBf16));
+    num_tokens_ = upload<int>(queue, std::array{a2a.tokens});
+    slots_ = upload<SlotId>(queue, slots);
+    weights_ = upload<float>(queue, std::vector(entries, 1.0F));
+    rows_ = upload<std::uint16_t>(queue, std::vector(tokens * hidden, kOneBf16));
     out_ = queue.allocate(tokens * hidden * sizeof(std::uint16_t));
     from_ = queue.allocate(std::max(dispatch_bytes(), combine_bytes()) / 2);
     to_ = queue.allocate(from_->size());
@@ -130,9 +123,7 @@ class GpuRank {
       all.push_back(queue_.microseconds(i, i + 1));
     queue_.forget_marks();
     times.experts = median(all);
-    std::vector<std::int32_t> counts(experts_.counts.size());
-    queue_.copy(counts.data(), experts_.counts.data(), counts.size() * sizeof(std::int32_t));
-    queue_.synchronise();
+    const auto counts = download(queue_, experts_.counts.data(), experts_.counts.size());
     for (const std::int32_t count : counts) times.rows += count;
   }
 
@@ -188,10 +179,10 @@ class GpuRank {
     answer_ones();
     combine();
     exchange_.synchronise();
-    std::vector<std::uint16_t> sums(static_cast<std::size_t>(a2a_.tokens) *
-                                    static_cast<std::size_t>(a2a_.hidden));
-    queue_.copy(sums.data(), out_->data(), sums.size() * sizeof(std::uint16_t));
-    queue_.synchronise();
+    const auto sums =
+        download(queue_,
+                 out_->as<const std::uint16_t>(),
+                 static_cast<std::size_t>(a2a_.tokens) * static_cast<std::size_t>(a2a_.hidden));
     for (const std::uint16_t bits : sums) {
       const auto sum = std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
       if (std::abs(sum - static_cast<float>(a2a_.topk)) > 0.01F * static_cast<float>(a2a_.topk))

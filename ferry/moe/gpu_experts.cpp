@@ -33,13 +33,6 @@ std::vector<std::uint16_t> interleaved(const GpuExpertsOptions& o,
   return out;
 }
 
-std::unique_ptr<GpuMemory> uploaded(std::span<const std::uint16_t> from, GpuQueue& queue) {
-  std::unique_ptr<GpuMemory> memory = queue.allocate(from.size_bytes());
-  queue.copy(memory->data(), from.data(), from.size_bytes());
-  queue.synchronise();
-  return memory;
-}
-
 }  // namespace
 
 GpuExperts::GpuExperts(const GpuExpertsOptions& options,
@@ -74,8 +67,8 @@ GpuExperts::GpuExperts(const GpuExpertsOptions& options,
                       queue.name(),
                       queue.shared_bytes());
   }
-  w13_ = uploaded(interleaved(options_, w13), queue);
-  w2_ = uploaded(w2, queue);
+  w13_ = upload<std::uint16_t>(queue, interleaved(options_, w13));
+  w2_ = upload(queue, w2);
   inner_ = queue.allocate(static_cast<std::size_t>(max_rows) * values(1, 1, inter) *
                           sizeof(std::uint16_t));
 }

@@ -31,30 +31,22 @@ class DeviceArray {
   std::unique_ptr<GpuMemory> memory_;
 };
 
-template <class T>
-std::vector<T> downloaded(GpuQueue& queue, const T* from, std::size_t n) {
-  std::vector<T> to(n);
-  queue.copy(to.data(), from, n * sizeof(T));
-  queue.synchronise();
-  return to;
-}
-
 /// Experts on the host: rows are brought there and results back.
 void compute(FakeExperts& experts, const ExpertRows& rows, std::int64_t num_rows, GpuQueue& queue) {
   const auto n = static_cast<std::size_t>(num_rows);
   const auto in_bytes = n * static_cast<std::size_t>(rows.in.stride);
   const auto out_bytes = n * static_cast<std::size_t>(rows.out.stride);
-  const auto counts = downloaded(queue, rows.counts.data(), rows.counts.size());
-  const auto offsets = downloaded(queue, rows.offsets.data(), rows.offsets.size());
+  const auto counts = download(queue, rows.counts.data(), rows.counts.size());
+  const auto offsets = download(queue, rows.offsets.data(), rows.offsets.size());
   std::vector<std::byte> in;
   std::vector<const std::byte*>
       in_rows;  // where each of those is here, if they are told by address
   if (rows.in.pointers == nullptr) {
-    in = downloaded(queue, rows.in.base, in_bytes);
+    in = download(queue, rows.in.base, in_bytes);
   } else {
     in.resize(in_bytes);
     in_rows.resize(n);
-    const auto there = downloaded(queue, rows.in.pointers, n);
+    const auto there = download(queue, rows.in.pointers, n);
     for (std::size_t slot = 0; slot < counts.size(); ++slot) {
       for (std::int64_t row = offsets[slot]; row < offsets[slot] + counts[slot]; ++row) {
         const auto r = static_cast<std::size_t>(row);
@@ -65,8 +57,8 @@ void compute(FakeExperts& experts, const ExpertRows& rows, std::int64_t num_rows
     }
     queue.synchronise();
   }
-  const auto weights = downloaded(queue, rows.weights.data(), rows.weights.size());
-  std::vector<std::byte> out = downloaded<std::byte>(queue, rows.out.base, out_bytes);
+  const auto weights = download(queue, rows.weights.data(), rows.weights.size());
+  std::vector<std::byte> out = download<std::byte>(queue, rows.out.base, out_bytes);
   ExpertRows here = rows;
   here.place = {};
   here.counts = counts;
@@ -132,7 +124,7 @@ void exchange_once(const ExchangeCase& exchange, Lane& lane, Rank rank, int numb
                          .rows = {reinterpret_cast<std::byte*>(out), stride},
                          .accumulate = accumulate});
   lane.gpu.synchronise();
-  const std::vector<float> got = downloaded<float>(lane.queue, out, sums.size());
+  const std::vector<float> got = download<float>(lane.queue, out, sums.size());
   for (std::size_t i = 0; i < sums.size(); ++i) {
     const float expected = accumulate ? 0.5F + sums[i] : sums[i];
     FERRY_CHECK(std::bit_cast<std::uint32_t>(got[i]) == std::bit_cast<std::uint32_t>(expected),

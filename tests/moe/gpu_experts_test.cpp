@@ -92,18 +92,7 @@ struct Layer {
 
 template <class T>
 std::unique_ptr<GpuMemory> upload(GpuQueue& queue, const std::vector<T>& from) {
-  auto memory = queue.allocate(std::max<std::size_t>(1, from.size()) * sizeof(T));
-  queue.copy(memory->data(), from.data(), from.size() * sizeof(T));
-  queue.synchronise();
-  return memory;
-}
-
-template <class T>
-std::vector<T> download(GpuQueue& queue, const T* from, std::size_t n) {
-  std::vector<T> to(n);
-  queue.copy(to.data(), from, n * sizeof(T));
-  queue.synchronise();
-  return to;
+  return ferry::upload<T>(queue, from);
 }
 
 /// Results of rows [.., hidden] that lie in groups, with two rows that nobody has between them.

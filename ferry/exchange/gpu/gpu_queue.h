@@ -93,4 +93,22 @@ class GpuQueue {
   virtual std::size_t shared_bytes() const = 0;
 };
 
+/// Device memory with these values. Waits for the queue.
+template <class T>
+std::unique_ptr<GpuMemory> upload(GpuQueue& queue, std::span<const T> from) {
+  std::unique_ptr<GpuMemory> memory = queue.allocate(from.size_bytes());
+  queue.copy(memory->data(), from.data(), from.size_bytes());
+  queue.synchronise();
+  return memory;
+}
+
+/// Values of device memory, behind what the queue has. Waits for it.
+template <class T>
+std::vector<T> download(GpuQueue& queue, const T* from, std::size_t n) {
+  std::vector<T> to(n);
+  queue.copy(to.data(), from, n * sizeof(T));
+  queue.synchronise();
+  return to;
+}
+
 }  // namespace ferry
