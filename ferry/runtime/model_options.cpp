@@ -1,5 +1,6 @@
-#include "ferry/core/error.h"
 #include "ferry/runtime/model_options.h"
+
+#include "ferry/core/error.h"
 
 namespace ferry {
 
