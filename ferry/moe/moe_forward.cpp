@@ -29,23 +29,6 @@ ExchangeOptions exchange_of(const Options& o, const Capabilities& transport) {
   return exchange;
 }
 
-DispatcherOptions dispatcher_options(const Options& o,
-                                     int slots_per_rank,
-                                     const Capabilities& transport) {
-  return {.exchange = exchange_of(o, transport),
-          .slots_per_rank = slots_per_rank,
-          .hidden = o.hidden,
-          .topk = o.router.topk,
-          .max_tokens = o.max_tokens,
-          .tp = o.tp,
-          .row_alignment = o.row_alignment,
-          .dispatch_wire = o.dispatch_wire,
-          .expert_type = o.expert_type,
-          .combine_wire = o.combine_wire,
-          .row_weights = o.row_weights,
-          .timeout = o.timeout};
-}
-
 constexpr std::int64_t kRowGrain = 8;  // rows a thread takes at a time for work along rows
 
 std::size_t score_bytes(const Options& o) {
@@ -74,7 +57,7 @@ class MoeAllToAll::Impl {
   Impl(const Options& options, Transport& transport, ThreadPool& pool)
       : options_(options),
         identity_(default_placement(options, transport.size())),
-        lanes_(dispatcher_options(options, identity_.slots_per_rank(), transport.capabilities()),
+        lanes_(dispatcher_options(options, transport.size(), transport.capabilities()),
                /*lanes=*/1,
                transport,
                pool),
@@ -207,10 +190,26 @@ MoeAllToAll::~MoeAllToAll() = default;
 std::size_t MoeAllToAll::mem_size(const Options& options,
                                   int ranks,
                                   const Capabilities& transport) {
-  const int slots_per_rank = default_placement(options, ranks).slots_per_rank();
-  const DispatcherOptions dispatcher = dispatcher_options(options, slots_per_rank, transport);
+  const DispatcherOptions dispatcher = dispatcher_options(options, ranks, transport);
   return Dispatcher::mem_size(dispatcher, ranks, transport) + score_bytes(options) +
          ExchangeLanes::scratch_bytes(dispatcher);
+}
+
+DispatcherOptions MoeAllToAll::dispatcher_options(const Options& o,
+                                                  int ranks,
+                                                  const Capabilities& transport) {
+  return {.exchange = exchange_of(o, transport),
+          .slots_per_rank = default_placement(o, ranks).slots_per_rank(),
+          .hidden = o.hidden,
+          .topk = o.router.topk,
+          .max_tokens = o.max_tokens,
+          .tp = o.tp,
+          .row_alignment = o.row_alignment,
+          .dispatch_wire = o.dispatch_wire,
+          .expert_type = o.expert_type,
+          .combine_wire = o.combine_wire,
+          .row_weights = o.row_weights,
+          .timeout = o.timeout};
 }
 
 int MoeAllToAll::slots_per_rank() const { return impl_->identity().slots_per_rank(); }

@@ -116,6 +116,11 @@ class FERRY_API MoeAllToAll {
   /// has these capabilities.
   static std::size_t mem_size(const Options& options, int ranks, const Capabilities& transport);
 
+  /// Of its exchanges on these ranks.
+  static DispatcherOptions dispatcher_options(const Options& options,
+                                              int ranks,
+                                              const Capabilities& transport);
+
   int slots_per_rank() const;
 
   /// Tokens of the last call that needed a rank which is masked (on_dead_rank = mask), rising:

@@ -74,7 +74,8 @@ Element element_of(DType type) {
   return type == DType::bf16 ? Element::bf16 : Element::f16;
 }
 
-Array::Array(nb::handle object, std::string_view name, bool writable) : name_(name) {
+Array::Array(nb::handle object, std::string_view name, bool writable, const MemoryPlace& place)
+    : name_(name) {
   // One refusal is no answer: torch exports no tensor that wants a gradient, old torch no fp8,
   // numpy none of ml_dtypes' types. The helper takes those as integers of the same width.
   const auto cast = [&](nb::handle from) {
@@ -87,7 +88,7 @@ Array::Array(nb::handle object, std::string_view name, bool writable) : name_(na
     return nb::try_cast<nb::ndarray<nb::ro>>(from, array_, false);
   };
   if (cast(object)) {
-    read(array_);
+    read(array_, place);
     return;
   }
   PyErr_Clear();
@@ -95,25 +96,48 @@ Array::Array(nb::handle object, std::string_view name, bool writable) : name_(na
   if (plain.is_none() || !cast(plain[0])) {
     PyErr_Clear();
     const std::string type = nb::cast<std::string>(nb::str(object.type().attr("__name__")));
-    fail<ConfigError>(
-        "{} is a {}: it must be a {}array in this process's memory (torch on the CPU, numpy, "
-        "DLPack or the buffer protocol)",
-        name,
-        type,
-        writable ? "writable " : "");
+    fail<ConfigError>("{} is a {}: it must be {} array in {}",
+                      name,
+                      type,
+                      writable ? "a writable" : "an",
+                      place.kind == MemoryKind::device
+                          ? fmt::format("memory of device {} (torch, or DLPack)", place.device)
+                          : "this process's memory (torch on the CPU, numpy, DLPack or the buffer "
+                            "protocol)");
   }
-  read(array_);
+  read(array_, place);
   const auto element = nb::cast<std::string>(plain[1]);
   for (const ElementRow& row : kElements) {
     if (row.name == element) type_ = row.type;
   }
 }
 
-void Array::read(const nb::ndarray<nb::ro>& array) {
-  if (array.device_type() != nb::device::cpu::value) {
-    fail<ConfigError>(
-        "{} lies on a device (DLPack type {}); it must be on the CPU", name_, array.device_type());
-  }
+namespace {
+
+/// Throws unless the array lies at `place`.
+void check_place(const nb::ndarray<nb::ro>& array,
+                 std::string_view name,
+                 const MemoryPlace& place) {
+  const int type = array.device_type();
+  const bool on_device = place.kind == MemoryKind::device;
+  const bool there =
+      on_device ? (type == nb::device::cuda::value || type == nb::device::cuda_managed::value) &&
+                      array.device_id() == place.device
+                : type == nb::device::cpu::value;
+  if (there) return;
+  const std::string where =
+      type == nb::device::cpu::value
+          ? "on the CPU"
+          : fmt::format("on device {} (DLPack type {})", array.device_id(), type);
+  const std::string wanted =
+      on_device ? fmt::format("device {} (CUDA)", place.device) : std::string("the CPU");
+  fail<ConfigError>("{} lies {}; it must be on {}", name, where, wanted);
+}
+
+}  // namespace
+
+void Array::read(const nb::ndarray<nb::ro>& array, const MemoryPlace& place) {
+  check_place(array, name_, place);
   const std::optional<Element> type = element_of(array.dtype());
   if (!type) {
     fail<ConfigError>("{} has elements of DLPack type {} with {} bits, which nothing here takes",
@@ -193,7 +217,7 @@ nb::object make_array(const View& view, Framework framework, const nb::object& o
   Element type = view.type;
   if (type == Element::fp8) type = Element::u8;
   nb::dlpack::dtype dtype = dlpack_of(type);
-  if (type == Element::bf16 && !torch) {
+  if (type == Element::bf16 && !torch && view.place.kind == MemoryKind::host) {
     dtype.code = static_cast<std::uint8_t>(nb::dlpack::dtype_code::UInt);
   }
   std::vector<std::int64_t> strides;
@@ -201,15 +225,23 @@ nb::object make_array(const View& view, Framework framework, const nb::object& o
     strides.push_back(bytes / static_cast<std::int64_t>(element_bytes(type)));
   }
   const std::int64_t* steps = strides.empty() ? nullptr : strides.data();
-  const auto export_as = [&](auto array) { return nb::cast(array, nb::rv_policy::reference); };
-  nb::object plain =
-      torch ? export_as(nb::ndarray<nb::pytorch>(
-                  view.data, view.shape.size(), view.shape.data(), owner, steps, dtype, 1))
-      : view.writable
-          ? export_as(nb::ndarray<nb::numpy>(
-                view.data, view.shape.size(), view.shape.data(), owner, steps, dtype, 1))
-          : export_as(nb::ndarray<nb::numpy, nb::ro>(
-                view.data, view.shape.size(), view.shape.data(), owner, steps, dtype, 1));
+  const bool device = view.place.kind == MemoryKind::device;
+  const int device_type = device ? nb::device::cuda::value : nb::device::cpu::value;
+  const auto exported = [&]<class... Kind>() {
+    const nb::ndarray<Kind...> array(view.data,
+                                     view.shape.size(),
+                                     view.shape.data(),
+                                     owner,
+                                     steps,
+                                     dtype,
+                                     device_type,
+                                     view.place.device);
+    return nb::cast(array, nb::rv_policy::reference);
+  };
+  if (device && !torch) return exported.operator()<nb::array_api>();
+  nb::object plain = torch           ? exported.operator()<nb::pytorch>()
+                     : view.writable ? exported.operator()<nb::numpy>()
+                                     : exported.operator()<nb::numpy, nb::ro>();
   if (view.type != Element::fp8 && (torch || view.type != Element::bf16)) return plain;
   return helper("viewed")(plain, nb::str(element_name(view.type).data()), torch);
 }

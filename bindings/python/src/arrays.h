@@ -1,5 +1,5 @@
-// Callers' arrays as the library sees them: torch tensors on the CPU, numpy arrays, and whatever
-// else speaks DLPack or the buffer protocol. Nothing is copied.
+// Callers' arrays as the library sees them: torch tensors, numpy arrays, and whatever else speaks
+// DLPack or the buffer protocol. Nothing is copied.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -13,6 +13,7 @@
 
 #include "ferry/core/types.h"
 #include "ferry/expert_rows.h"
+#include "ferry/memory_kind.h"
 #include "ferry/moe_forward.h"
 
 namespace ferry::python {
@@ -32,9 +33,13 @@ Element element_of(DType type);
 class Array {
  public:
   Array() = default;
-  /// `name`: the argument, for messages. Throws ConfigError for what is no array in this process's
-  /// memory, and where `writable` for one that is read only.
-  Array(nb::handle object, std::string_view name, bool writable = false);
+  /// `name`: the argument, for messages. Throws ConfigError for what is no array that lies at
+  /// `place` (this process's memory, or that of a device), and where `writable` for one that is
+  /// read only.
+  Array(nb::handle object,
+        std::string_view name,
+        bool writable = false,
+        const MemoryPlace& place = {});
 
   explicit operator bool() const { return data_ != nullptr || ndim() > 0; }
 
@@ -68,7 +73,7 @@ class Array {
   IndexView ids() const;
 
  private:
-  void read(const nb::ndarray<nb::ro>& array);
+  void read(const nb::ndarray<nb::ro>& array, const MemoryPlace& place);
   [[noreturn]] void refuse(std::initializer_list<std::int64_t> shape) const;
 
   nb::ndarray<nb::ro> array_;
@@ -79,7 +84,7 @@ class Array {
   Element type_ = Element::f32;
 };
 
-/// What arrays a caller works with, and gets back.
+/// What arrays a caller works with, and gets back. On a device what is not torch's speaks DLPack.
 enum class Framework : std::uint8_t { numpy, torch };
 
 Framework framework_of(nb::handle object);
@@ -91,6 +96,7 @@ struct View {
   std::vector<std::int64_t> strides;  ///< bytes; empty: packed
   Element type = Element::f32;
   bool writable = true;
+  MemoryPlace place = {};
 };
 
 /// `owner` lives as long as the array.

@@ -5,7 +5,6 @@
 
 #include "errors.h"
 #include "ferry/core/error.h"
-#include "lane.h"
 
 namespace ferry::python {
 
@@ -22,14 +21,11 @@ nb::object copied(std::span<const T> values, Element type) {
 
 }  // namespace
 
-HeldRows::HeldRows(std::shared_ptr<Lane> lane, const ExpertRows& rows, std::int64_t rows_per_slot)
-    : lane_(std::move(lane)),
-      rows_(rows),
-      rows_per_slot_(rows_per_slot),
-      exchange_(lane_->exchange()) {}
+HeldRows::HeldRows(std::shared_ptr<RowsOwner> owner, const ExpertRows& rows, const RowsRoom& room)
+    : owner_(std::move(owner)), rows_(rows), room_(room), exchange_(owner_->exchange()) {}
 
 const ExpertRows& HeldRows::rows() const {
-  if (exchange_ != lane_->exchange()) {
+  if (exchange_ != owner_->exchange()) {
     throw StaleRows(
         "these rows were valid until combine_send(): their memory belongs to the next "
         "exchange; copy what is needed for longer");
@@ -41,8 +37,9 @@ const ExpertRows& HeldRows::rows() const {
 std::vector<std::size_t> HeldRows::shape(std::size_t columns) const {
   const std::size_t slots = rows_.counts.size();
   if (rows_.format == DispatchFormat::padded) {
-    return {slots, static_cast<std::size_t>(rows_per_slot_), columns};
+    return {slots, static_cast<std::size_t>(room_.of_slot), columns};
   }
+  if (on_device()) return {static_cast<std::size_t>(room_.all), columns};
   std::int64_t end = 0;
   for (std::size_t l = 0; l < slots; ++l) {
     if (rows_.counts[l] > 0) end = std::max(end, rows_.offsets[l] + rows_.counts[l]);
@@ -55,11 +52,15 @@ nb::object HeldRows::strided(std::byte* base,
                              std::size_t columns,
                              Element type,
                              bool writable) const {
-  View view{
-      .data = base, .shape = shape(columns), .strides = {}, .type = type, .writable = writable};
+  View view{.data = base,
+            .shape = shape(columns),
+            .strides = {},
+            .type = type,
+            .writable = writable,
+            .place = rows_.place};
   view.strides = {row_bytes, static_cast<std::int64_t>(element_bytes(type))};
-  if (view.shape.size() == 3) view.strides.insert(view.strides.begin(), rows_per_slot_ * row_bytes);
-  return make_array(view, lane_->framework(), keep(lane_));
+  if (view.shape.size() == 3) view.strides.insert(view.strides.begin(), room_.of_slot * row_bytes);
+  return make_array(view, owner_->framework(), keep(owner_));
 }
 
 nb::object HeldRows::in() const {
@@ -101,17 +102,46 @@ nb::object HeldRows::row_weights() const {
             .shape = shape(1),
             .strides = {},
             .type = Element::f32,
-            .writable = false};
+            .writable = false,
+            .place = rows_.place};
   view.shape.pop_back();
-  return make_array(view, lane_->framework(), keep(lane_));
+  return make_array(view, owner_->framework(), keep(owner_));
 }
 
-nb::object HeldRows::counts() const { return copied(rows().counts, Element::i32); }
+/// Numbers of each slot: a copy, on a device an array over them.
+template <class T>
+nb::object HeldRows::of_slots(std::span<const T> values, Element type) const {
+  if (!on_device()) return copied(values, type);
+  auto* data = reinterpret_cast<std::byte*>(const_cast<T*>(values.data()));
+  return make_array({.data = data,
+                     .shape = {values.size()},
+                     .strides = {},
+                     .type = type,
+                     .writable = false,
+                     .place = rows_.place},
+                    owner_->framework(),
+                    keep(owner_));
+}
 
-nb::object HeldRows::offsets() const { return copied(rows().offsets, Element::i64); }
+nb::object HeldRows::counts() const { return of_slots(rows().counts, Element::i32); }
+
+nb::object HeldRows::offsets() const { return of_slots(rows().offsets, Element::i64); }
+
+void HeldRows::check_host(std::string_view what) const {
+  if (on_device())
+    fail<ConfigError>("{}: counts and offsets lie on the device, and the host does not read them",
+                      what);
+}
+
+std::int64_t HeldRows::num_rows() const {
+  check_host("num_rows");
+  const auto counts = rows().counts;
+  return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+}
 
 nb::object HeldRows::slots() const {
   const ExpertRows& r = rows();
+  check_host("slots");
   const std::vector<std::size_t> dims = shape(1);
   auto held = std::make_shared<std::vector<std::int32_t>>(
       std::accumulate(dims.begin(), dims.end(), std::size_t{1}, std::multiplies<>()), -1);
@@ -122,7 +152,7 @@ nb::object HeldRows::slots() const {
                   .shape = {held->size()},
                   .strides = {},
                   .type = Element::i32};
-  return make_array(view, lane_->framework(), keep(held));
+  return make_array(view, owner_->framework(), keep(held));
 }
 
 void bind_expert_rows(nb::module_& module) {
@@ -148,9 +178,12 @@ void bind_expert_rows(nb::module_& module) {
       .def_prop_ro("row_weights",
                    &HeldRows::row_weights,
                    "A number for each row by which the expert multiplies what it reads, or None.")
-      .def_prop_ro("counts", &HeldRows::counts, "[L] int32: rows of each local slot (a copy).")
-      .def_prop_ro(
-          "offsets", &HeldRows::offsets, "[L] int64: index of each slot's first row (a copy).")
+      .def_prop_ro("counts",
+                   &HeldRows::counts,
+                   "[L] int32: rows of each local slot (a copy; on a device, there).")
+      .def_prop_ro("offsets",
+                   &HeldRows::offsets,
+                   "[L] int64: index of each slot's first row (a copy; on a device, there).")
       .def_prop_ro("slots",
                    &HeldRows::slots,
                    "[rows] int32: the local slot of each row, -1 where there is none (a copy).")
@@ -158,13 +191,7 @@ void bind_expert_rows(nb::module_& module) {
           "layout",
           [](const HeldRows& r) { return std::string(format_name(r.rows().format)); },
           "'padded', 'ragged' or 'row_pointers'.")
-      .def_prop_ro(
-          "num_rows",
-          [](const HeldRows& r) {
-            const auto counts = r.rows().counts;
-            return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
-          },
-          "Rows that have come, over all slots.");
+      .def_prop_ro("num_rows", &HeldRows::num_rows, "Rows that have come, over all slots.");
 }
 
 }  // namespace ferry::python

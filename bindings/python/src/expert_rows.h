@@ -5,20 +5,46 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
+#include <string_view>
 
 #include "arrays.h"
 #include "ferry/expert_rows.h"
 
 namespace ferry::python {
 
-class Lane;
+/// Whose memory rows lie in: an all-to-all on the host or on a device.
+class RowsOwner {
+ public:
+  virtual ~RowsOwner() = default;
+  RowsOwner(const RowsOwner&) = delete;
+  RowsOwner& operator=(const RowsOwner&) = delete;
 
-/// What one exchange has brought. Valid until the lane's combine_send(): after that every attribute
-/// raises StaleRows. Arrays that were taken before keep the memory, whose contents then belong to
-/// the next exchange.
+  /// Counts up when rows stop to be valid.
+  std::uint64_t exchange() const { return exchange_; }
+
+  /// Of the arrays that the caller gets.
+  Framework framework() const { return framework_; }
+
+ protected:
+  RowsOwner() = default;
+
+  std::uint64_t exchange_ = 0;
+  Framework framework_ = Framework::numpy;
+};
+
+/// Rows that there is room for, where the shape of the arrays does not follow from the counts.
+struct RowsRoom {
+  std::int64_t of_slot = 0;  ///< padded
+  std::int64_t all = 0;      ///< ragged on a device, whose counts the host does not read
+};
+
+/// What one exchange has brought. Valid until the owner's combine_send(): after that every
+/// attribute raises StaleRows. Arrays that were taken before keep the memory, whose contents then
+/// belong to the next exchange.
 class HeldRows {
  public:
-  HeldRows(std::shared_ptr<Lane> lane, const ExpertRows& rows, std::int64_t rows_per_slot);
+  HeldRows(std::shared_ptr<RowsOwner> owner, const ExpertRows& rows, const RowsRoom& room);
 
   /// Throws StaleRows where they are no longer valid.
   const ExpertRows& rows() const;
@@ -30,6 +56,7 @@ class HeldRows {
   nb::object counts() const;
   nb::object offsets() const;
   nb::object slots() const;
+  std::int64_t num_rows() const;
 
  private:
   std::vector<std::size_t> shape(std::size_t columns) const;
@@ -39,9 +66,15 @@ class HeldRows {
                      Element type,
                      bool writable) const;
 
-  std::shared_ptr<Lane> lane_;
+  bool on_device() const { return rows_.place.kind == MemoryKind::device; }
+
+  template <class T>
+  nb::object of_slots(std::span<const T> values, Element type) const;
+  void check_host(std::string_view what) const;
+
+  std::shared_ptr<RowsOwner> owner_;
   ExpertRows rows_;
-  std::int64_t rows_per_slot_;  // padded; else 0
+  RowsRoom room_;
   std::uint64_t exchange_;
 };
 

@@ -290,13 +290,10 @@ void Lane::dispatch_send(const TokenArrays& t,
 }
 
 std::unique_ptr<HeldRows> Lane::held(const ExpertRows& rows) {
-  std::int64_t rows_per_slot = 0;
-  if (rows.format == DispatchFormat::padded) {
-    const int ranks = comm_->transport().size();
-    const int holders = options_.exchange.hidden_partition ? 1 : ranks / options_.tp;
-    rows_per_slot = std::int64_t{options_.max_tokens} * holders;
-  }
-  return std::make_unique<HeldRows>(shared_from_this(), rows, rows_per_slot);
+  const int holders =
+      options_.exchange.hidden_partition ? 1 : comm_->transport().size() / options_.tp;
+  return std::make_unique<HeldRows>(
+      shared_from_this(), rows, RowsRoom{.of_slot = std::int64_t{options_.max_tokens} * holders});
 }
 
 nb::object Lane::dispatch_recv() {

@@ -41,15 +41,10 @@ struct CallOptions {
 
 /// Owned by the AllToAll and by arrays over its memory; owns its part of the comm. Threads: as the
 /// comm; arrays may be dropped on any.
-class Lane : public std::enable_shared_from_this<Lane> {
+class Lane : public RowsOwner, public std::enable_shared_from_this<Lane> {
  public:
   Lane(std::shared_ptr<CommState> comm, const MoeAllToAll::Options& options);
-  ~Lane();
-
-  /// Counts up when rows stop to be valid.
-  std::uint64_t exchange() const { return exchange_; }
-
-  Framework framework() const { return framework_; }
+  ~Lane() override;
 
   CommState& comm() { return *comm_; }
 
@@ -106,8 +101,6 @@ class Lane : public std::enable_shared_from_this<Lane> {
   const MoeAllToAll::Options options_;
   const Placement identity_;
   std::unique_ptr<MoeAllToAll> a2a_;
-  std::uint64_t exchange_ = 0;
-  Framework framework_ = Framework::numpy;
   Element element_ = Element::f32;
   std::int64_t tokens_ = 0;
   bool in_phases_ = false;           // the last call was

@@ -6,6 +6,7 @@
 #include "balance.h"
 #include "byte_exchange.h"
 #include "comm.h"
+#include "device_lane.h"
 #include "engine.h"
 #include "errors.h"
 #include "expert_rows.h"
@@ -28,6 +29,7 @@ NB_MODULE(_core, module) {
   bind_expert_rows(module);
   bind_native_experts(module);
   bind_all_to_all(module);
+  bind_device_all_to_all(module);
   bind_byte_exchange(module);
   bind_balance(module);
   bind_engine(module);

@@ -2,6 +2,7 @@
 
 Comm             a rank's place among the others (from_env, from_process_group, from_mpi, local)
 AllToAll         the exchange: four phases, or moe_forward around your experts
+DeviceAllToAll   the same in a GPU's memory, on your stream
 Experts          our experts on your weights
 eplb             where experts should lie, by load
 Engine           a whole model in this process: prompts in, tokens out
@@ -9,9 +10,10 @@ compat           the names that code for other systems already has
 """
 
 from . import _core, eplb
-from ._core import BoundExchange, Comm, ExpertRows, LocalStore, Placement, Routing, Store, TcpStore, __version__
+from ._core import BoundDeviceExchange, BoundExchange, Comm, ExpertRows, LocalStore, Placement, Routing, Store, TcpStore, __version__
 from .all_to_all import AllToAll, Experts, moe_forward, moe_forward_from_topk
 from .comm import from_env, from_mpi, from_process_group, join, local
+from .device import DeviceAllToAll
 from .engine import CompletionOutput, Engine, RequestOutput, SamplingParams, TokenEvent
 from .errors import (
     BrokenContract,
@@ -24,8 +26,8 @@ from .errors import (
 )
 
 __all__ = [
-    "AllToAll", "BoundExchange", "BrokenContract", "Comm", "CompletionOutput", "ConfigError", "Engine",
-    "Error", "ExpertRows", "Experts", "LocalStore", "ModelError", "Placement", "Refused",
+    "AllToAll", "BoundDeviceExchange", "BoundExchange", "BrokenContract", "Comm", "CompletionOutput",
+    "ConfigError", "DeviceAllToAll", "Engine", "Error", "ExpertRows", "Experts", "LocalStore", "ModelError", "Placement", "Refused",
     "RequestOutput", "Routing", "SamplingParams", "StaleRows", "Store", "TcpStore", "TokenEvent",
     "TransportError", "__version__", "eplb", "from_env", "from_mpi", "from_process_group", "join",
     "local", "moe_forward", "moe_forward_from_topk",
