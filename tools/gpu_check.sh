@@ -5,7 +5,7 @@
 #   pack      builds with FERRY_WITH_CUDA and puts what a run needs into build/gpu_check, libraries too: on any
 #             machine, with a device or not. That folder and the tree are all that must travel (its size is printed).
 #   run       packs if that has not been done; then the exchange's conformance with 1, 2, 4 and 8 ranks on the first
-#             device, experts and whole layers there, `ferry bench a2a --device cuda`, experts with 512 rows each, and
+#             device, experts, whole layers and the demo model's tokens there, `ferry bench a2a --device cuda`, experts with 512 rows each, and
 #             torch's index-and-copy and products of the same shapes where a python3 with torch is there. Writes
 #             table.txt, exchange.json, experts.json and peer.json into FOLDER (build/gpu_check/out).
 #   sanitize  a part of the conformance under compute-sanitizer: memcheck, then racecheck.
@@ -47,6 +47,24 @@ conformance() {  # conformance ROOM FILTER [COMMAND...]: fails where all tests a
   fi
 }
 
+# The demo model's tokens with its experts on the device, for any number of ranks, are those of the host.
+whole_model() {
+  local of_host of_device where
+  tokens() {  # tokens OPTIONS...
+    LD_LIBRARY_PATH=$packed/lib "$packed/ferry" generate --model assets/demo-moe --prompt "12 + 34 =" --max-new-tokens 32 \
+      --weights bf16 --numerics fast --transport inproc --quiet "$@"
+  }
+  of_host=$(tokens --ep 1)
+  for where in 1 2 4; do
+    of_device=$(tokens --ep "$where" --experts-device cuda:0)
+    [[ "$of_device" == "$of_host" ]] || {
+      echo "gpu_check: on $where ranks the device's experts give '$of_device', the host's '$of_host'" >&2
+      return 1
+    }
+  done
+  echo "whole model: tokens with experts on the device are the host's, on 1, 2 and 4 ranks"
+}
+
 measure() {
   local shape=(--hidden 7168 --experts 256 --topk 8 --ep "2,4,8" --transport inproc --device cuda)
   LD_LIBRARY_PATH=$packed/lib "$packed/ferry" bench a2a "${shape[@]}" --tokens 1,8,128,4096 --json >"$out/exchange.json"
@@ -68,6 +86,7 @@ case "$what" in
     mkdir -p "$out"
     conformance exchange '*GpuDevice*'
     conformance moe '*GpuDevice*'
+    whole_model
     measure
     ;;
   sanitize)

@@ -270,6 +270,7 @@ class Report {
             {"ep", o.launch.ranks},
             {"tp", o.decoder.tp},
             {"expert_slices", o.decoder.expert_slices},
+            {"experts_device", experts_device_name(o.decoder.experts_device)},
             {"threads", o.threads},
             {"transport", o.launch.transport},
             {"backend", backend_name(o.decoder.backend)},

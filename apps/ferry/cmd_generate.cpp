@@ -114,6 +114,7 @@ void print_json(const Session& session,
   report["ep"] = o.launch.ranks;
   report["tp"] = o.decoder.tp;
   report["expert_slices"] = o.decoder.expert_slices;
+  report["experts_device"] = experts_device_name(o.decoder.experts_device);
   report["backend"] = backend_name(o.decoder.backend);
   report["transport"] = o.launch.transport;
   report["threads"] = o.threads;

@@ -182,6 +182,13 @@ CommonOptions::CommonOptions(Command& app) {
       ->type_name("N")
       ->capture_default_str()
       ->group(kGroup);
+  app.add_option("--experts-device",
+                 experts_device_,
+                 "Where routed experts are: cpu, cuda:N (that GPU's memory), or cuda (each rank of "
+                 "a host has the next GPU); a GPU needs --numerics fast and --weights bf16")
+      ->type_name("D")
+      ->capture_default_str()
+      ->group(kGroup);
   add_exchange_options(app);
   add_network_options(app);
   app.add_option("--threads", threads_, "Threads of each rank [cores / ranks]")
@@ -283,6 +290,7 @@ RunOptions CommonOptions::resolve(bool elastic) const {
                .replica_rule = balance_.replica_rule(),
                .dispatch_wire = parse_wire_option("--dispatch-wire", dispatch_wire_),
                .combine_wire = parse_wire_option("--combine-wire", combine_wire_),
+               .experts_device = parse_experts_device(experts_device_, "--experts-device"),
                .kv_type = parse_kv_type(kv_type_, "--kv-cache-dtype"),
                .timeout = timeout()};
   o.engine = {.max_sequences_per_rank = in_range("--max-sequences", max_sequences_, 1, 1 << 16),

@@ -47,6 +47,7 @@ class CommonOptions {
   std::optional<int> ep_;
   int tp_ = 1;
   int expert_slices_ = 1;
+  std::string experts_device_ = "cpu";
   std::string backend_ = "pplx";
   std::string deepep_mode_ = "auto";
   std::string layout_;

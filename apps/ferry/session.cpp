@@ -58,7 +58,7 @@ void print_summary(const Session& session, const EngineStats& stats) {
   if (o.quiet) return;
   spdlog::info(
       "prefill {} tokens, {:.1f}/s; decode {} tokens, {:.1f}/s; {} rank{} x {} thread{}{}, {}, {}, "
-      "{} weights, {}{}{}",
+      "{} weights, {}{}{}{}",
       stats.prefill_tokens,
       rate(stats.prefill_tokens, stats.prefill_time),
       stats.decode_tokens,
@@ -75,7 +75,10 @@ void print_summary(const Session& session, const EngineStats& stats) {
       o.decoder.kv_type
           ? fmt::format("keys and values as {}, ", kv_type_name(session.model.kv_type()))
           : "",
-      arithmetic_name(o.numerics));
+      arithmetic_name(o.numerics),
+      o.decoder.experts_device
+          ? fmt::format(", experts on {}", experts_device_name(o.decoder.experts_device))
+          : "");
 }
 
 }  // namespace ferry

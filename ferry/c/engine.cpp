@@ -50,6 +50,7 @@ GeneratorOptions generator_options(const ferry_engine_options& o) {
                            .ranks = o.ranks,
                            .tp = o.tp,
                            .expert_slices = o.expert_slices,
+                           .experts_device = text_or(o.experts_device, "cpu"),
                            .threads = o.threads,
                            .weights = text_or(o.weights, ""),
                            .load = text_or(o.load, "read"),

@@ -373,4 +373,18 @@ void pack_matrix(const PackArgs& args) {
     pack_plain(args);
 }
 
+void unpack_bf16(const PackedMatrix& matrix, std::int64_t panel_step, std::uint16_t* rows) {
+  const auto panel_bytes = static_cast<std::int64_t>(matrix.panel_bytes());
+  for (std::int64_t column = 0; column < matrix.n; ++column) {
+    const std::byte* panel = matrix.data + column / kPanelColumns * panel_step * panel_bytes;
+    for (std::int64_t k = 0; k < matrix.k; k += 2) {
+      const std::int64_t unit = k / 2 * kPanelColumns + column % kPanelColumns;
+      const std::int64_t there = std::min<std::int64_t>(2, matrix.k - k);
+      std::memcpy(rows + column * matrix.k + k,
+                  panel + unit * 4,
+                  static_cast<std::size_t>(there) * sizeof(std::uint16_t));
+    }
+  }
+}
+
 }  // namespace ferry

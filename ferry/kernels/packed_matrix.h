@@ -269,4 +269,8 @@ void pack_matrix(const PackArgs& args);
 /// The same where is_ggml(args.type), which pack_matrix calls. REQUIRES: k is whole blocks.
 void pack_ggml(const PackArgs& args);
 
+/// The rows [n, k] of which pack_matrix() made panels, bit for bit. `panel_step`: as PackArgs'.
+/// REQUIRES: bf16.
+void unpack_bf16(const PackedMatrix& matrix, std::int64_t panel_step, std::uint16_t* rows);
+
 }  // namespace ferry

@@ -9,6 +9,9 @@
 namespace ferry {
 
 /// All ranks must have the same.
+/// Of the devices of a host, each of its ranks has the next one.
+inline constexpr int kDeviceOfRank = -1;
+
 struct DecoderOptions {
   int tp = 1;  ///< ranks [g * tp, (g + 1) * tp) hold the same sequences and share out attention,
                ///< dense layers and head; divides the ranks
@@ -24,6 +27,8 @@ struct DecoderOptions {
   ReplicaRule replica_rule = ReplicaRule::hash;
   std::optional<WireType> dispatch_wire;  ///< default: the model's activation type
   std::optional<WireType> combine_wire;
+  /// Number of the GPU whose memory holds the routed experts, or kDeviceOfRank; none: the host's.
+  std::optional<int> experts_device = {};
   std::optional<WireType> kv_type = {};  ///< one of kKvTypes; default: the activation type
   std::chrono::nanoseconds timeout = std::chrono::seconds(30);
 };

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "ferry/core/error.h"
+#include "ferry/exchange/gpu/cuda.h"
 #include "ferry/transport/track.h"
 
 namespace ferry {
@@ -48,6 +49,19 @@ void check_slice_hosts(int slices, const Transport& transport) {
         rank,
         slices);
   }
+}
+
+/// Asked for on the rank: a process that is yet to fork must not meet the driver. Kernels of
+/// experts wait for nobody, so each rank may have the whole device.
+std::unique_ptr<GpuQueue> own_device(const DecoderOptions& options, const Transport& transport) {
+  if (!options.experts_device) return nullptr;
+  if (*options.experts_device != kDeviceOfRank) return make_cuda_queue(*options.experts_device, 1);
+  const CudaDevices found = find_cuda_devices();
+  if (found.names.empty()) fail<ConfigError>("--experts-device cuda: {}", found.why_none);
+  std::size_t before = 0;  // ranks of this host
+  for (Rank rank = 0; rank < transport.rank(); ++rank)
+    before += transport.host_of(rank) == transport.host_of(transport.rank()) ? 1 : 0;
+  return make_cuda_queue(static_cast<int>(before % found.names.size()), 1);
 }
 
 std::unique_ptr<Transport> own_track(const ModelConfig& config,
@@ -136,7 +150,8 @@ SparseLayers::SparseLayers(const ModelConfig& config,
       tp_(options.tp / slices_.tp()),
       holder_(track_.rank()),
       hosts_(equal_hosts(track_)),
-      experts_(std::move(experts)) {
+      experts_(std::move(experts)),
+      device_(own_device(options, links.transport)) {
   layers_.resize(static_cast<std::size_t>(config_.all_layers()));
   for (int i = 0; i < config_.all_layers(); ++i) {
     if (!config_.sparse(i)) continue;
@@ -151,6 +166,7 @@ SparseLayers::SparseLayers(const ModelConfig& config,
       const int slots_per_rank = local.placement.slots_per_rank();
       MoeContext::Options own = moe_options(config_, options, dense.dtype, slots_per_rank, slices_);
       own.group = &links.group;
+      own.experts_on = device_.get();
       own.clock = clock;
       context_.emplace(own, track_, links.group.pool());
     }

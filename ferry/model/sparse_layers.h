@@ -11,6 +11,7 @@
 
 #include "ferry/compute/tensor_group.h"
 #include "ferry/dispatcher.h"
+#include "ferry/exchange/gpu/gpu_queue.h"
 #include "ferry/model/config.h"
 #include "ferry/model/decoder_options.h"
 #include "ferry/model/weights.h"
@@ -139,6 +140,7 @@ class SparseLayers {
   const int hosts_;
   ExpertWeights experts_;
   std::unique_ptr<Region> region_;               // where they lie once they are shared
+  std::unique_ptr<GpuQueue> device_;             // of the experts; none where the host has them
   std::optional<MoeContext> context_;            // none when no layer is sparse
   std::vector<std::optional<MoeLayer>> layers_;  // [layers], none where dense
 };

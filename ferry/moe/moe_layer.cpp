@@ -69,7 +69,10 @@ void MoeLayer::run_experts(const ExpertRows& rows) {
   const StepClock::Scope experts(context_.options_.clock, StepClock::Phase::experts);
   for (std::size_t slot = 0; slot < slot_rows_.size(); ++slot)
     slot_rows_[slot] += rows.counts[slot];
-  context_.experts_.run(rows, weights_.local, {.name = "experts", .layer = index_});
+  if (context_.device_experts_)
+    context_.device_experts_->run(index_, rows);
+  else
+    context_.experts_.run(rows, weights_.local, {.name = "experts", .layer = index_});
 }
 
 /// out = shared expert's FFN, times the sigmoid of its gate where there is one. False: no such
@@ -120,6 +123,7 @@ MoeLayer::MoeLayer(MoeContext& context, const Placement& placement, MoeWeights w
   FERRY_CHECK(weights_.shared.has_value() == context.shared_expert_.has_value(),
               "layer {}: shared expert in the weights but not in the options, or the reverse",
               index);
+  if (context.device_experts_) context.device_experts_->load(index, weights_.local);
 }
 
 std::optional<MutableRowsView> MoeLayer::input(int tokens) const {
@@ -165,6 +169,15 @@ MoeContext::MoeContext(const Options& options, Transport& transport, ThreadPool&
               options.dispatcher.columns_of_results(),
               slices_.member(),
               slices_.tp());
+  if (options.experts_on != nullptr) {
+    FERRY_CHECK(options.slices == nullptr || slices_.tp() == 1, "slices of experts on a device");
+    device_experts_.emplace(GpuExpertsOptions{.slots = options.dispatcher.slots_per_rank,
+                                              .hidden = options.dispatcher.hidden,
+                                              .inter = options.inter,
+                                              .max_rows = kExpertRowsPerTurn},
+                            *options.experts_on,
+                            pool);
+  }
   if (options.shared_inter > 0) {
     shared_expert_.emplace(GatedFfn::Options{.hidden = options.dispatcher.hidden,
                                              .inter = options.shared_inter,

@@ -16,6 +16,7 @@
 #include "ferry/core/step_clock.h"
 #include "ferry/core/threads.h"
 #include "ferry/kernels/kernels.h"
+#include "ferry/moe/device_experts.h"
 #include "ferry/moe/exchange_lanes.h"
 #include "ferry/moe/experts.h"
 #include "ferry/placement.h"
@@ -65,6 +66,10 @@ class MoeContext {
     /// the transport, and dispatcher.result_columns are this rank's own. Outlives the context.
     /// Null: each rank has whole experts.
     TensorGroup* slices = nullptr;
+    /// The device in whose memory the experts are, in numeric class `fast` (DeviceExperts): then
+    /// whole ones whose weights are never put in other places. Outlives the context. Null: the host
+    /// computes them.
+    GpuQueue* experts_on = nullptr;
     StepClock* clock = nullptr;  ///< outlives the context; null: nothing is measured
   };
 
@@ -118,6 +123,7 @@ class MoeContext {
   TensorGroup& group_;
   TensorGroup& slices_;
   Experts experts_;
+  std::optional<DeviceExperts> device_experts_;
   std::optional<GatedFfn> shared_expert_;
   std::optional<Loss> loss_;
 

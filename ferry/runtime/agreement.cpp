@@ -51,6 +51,7 @@ void add(const DecoderOptions& options, Agreement& agreement) {
                replica_rule,
                dispatch_wire,
                combine_wire,
+               experts_device,
                kv_type,
                timeout] = options;
   of_each_rank(timeout);
@@ -62,6 +63,8 @@ void add(const DecoderOptions& options, Agreement& agreement) {
   agreement.emplace_back("--two-batch-overlap", yes_no(two_batch_overlap));
   agreement.emplace_back("--dispatch-wire", wire_text(dispatch_wire));
   agreement.emplace_back("--combine-wire", wire_text(combine_wire));
+  // Devices have their own order of sums; which of them a rank has is its own affair.
+  agreement.emplace_back("--experts-device", experts_device ? "cuda" : "cpu");
   agreement.emplace_back("--kv-cache-dtype",
                          kv_type ? std::string(kv_type_name(*kv_type)) : std::string());
   agreement.emplace_back("--max-tokens", std::to_string(max_tokens));

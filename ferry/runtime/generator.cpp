@@ -52,6 +52,7 @@ ModelOptions model_options(const GeneratorOptions& o) {
   options.numerics = parse_numerics(o.numerics, "numerics");
   options.decoder.tp = o.tp;
   options.decoder.expert_slices = o.expert_slices;
+  options.decoder.experts_device = parse_experts_device(o.experts_device, "experts_device");
   options.decoder.max_tokens = o.max_tokens_per_step;
   options.decoder.backend = parse_backend(o.backend);
   options.decoder.deepep_mode = DeepepMode::automatic;

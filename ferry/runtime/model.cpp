@@ -86,6 +86,7 @@ Model Model::open(const ModelOptions& options, ModelListener listener) {
   model.agree();
   model.choose_backend();
   check_slices(model.options().decoder, model.config());
+  check_experts_device(model.options(), model.config(), model.weights_.type);
   return model;
 }
 

@@ -4,12 +4,14 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
+#include <string>
 #include <string_view>
 
 #include "ferry/engine/engine.h"
 #include "ferry/kernels/kernels.h"
 #include "ferry/kernels/packed_matrix.h"
 #include "ferry/launch.h"
+#include "ferry/model/config.h"
 #include "ferry/model/decoder.h"
 #include "ferry/runtime/initial_placement.h"
 
@@ -28,6 +30,11 @@ std::string_view choose_by_name(ChooseBy by);
 /// Whether weights are mapped, by the name of a way to load them: "read" or "mapped". Throws
 /// ConfigError for another.
 bool parse_load(std::string_view name, std::string_view option);
+
+/// Where experts are, by the name of a device: "cpu", "cuda" (each rank of a host has the next one)
+/// or "cuda:N". Throws ConfigError for another.
+std::optional<int> parse_experts_device(std::string_view name, std::string_view option);
+std::string experts_device_name(std::optional<int> device);
 
 struct ModelOptions {
   std::filesystem::path model;  ///< checkpoint directory, or a file .gguf
@@ -55,6 +62,10 @@ struct ModelOptions {
 /// Throws ConfigError unless the ranks divide into groups of decoder.tp, and these into those that
 /// hold slices of the same experts, which stay where they are. Model::open() does it too.
 void check_groups(const ModelOptions& options);
+
+/// Throws ConfigError where the experts of this model, whose weights are held as `type`, cannot be
+/// on a device as these options say. That there is one, each rank finds out.
+void check_experts_device(const ModelOptions& options, const ModelConfig& config, WeightType type);
 
 /// What all ranks must have alike of these options, named as the program's flags are. Every member
 /// of every options struct is looked at: one that is added does not compile until agreement.cpp

@@ -24,8 +24,11 @@ struct GeneratorOptions {
                           ///< each NUMA node
   int tp = 1;             ///< ranks that share out attention and dense layers; divides ranks
   int expert_slices = 1;  ///< ranks that share out each expert's columns; divides tp
-  int threads = 0;        ///< of each rank; 0: cores / ranks
-  std::string weights;    ///< "f32", "bf16", "int8", "fp8", "int4", "mxfp4"; empty: as stored
+  /// Where routed experts are: "cpu", "cuda:N" (that GPU's memory, with numerics = "fast"), or
+  /// "cuda": each rank has the next GPU of its host.
+  std::string experts_device = "cpu";
+  int threads = 0;      ///< of each rank; 0: cores / ranks
+  std::string weights;  ///< "f32", "bf16", "int8", "fp8", "int4", "mxfp4"; empty: as stored
   /// "read": weights are copied into memory of this process. "mapped": those of a packed checkpoint
   /// stay in its file, so that programs share them and none waits for them (docs/checkpoints.md).
   std::string load = "read";

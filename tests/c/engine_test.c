@@ -225,6 +225,8 @@ void test_engine(void) {
   WRONG(draft_tokens, -1, FERRY_INVALID, "-1");
   WRONG(draft_method, "dice", FERRY_INVALID, "dice");
   WRONG(expert_slices, 3, FERRY_INVALID, "slices");
+  WRONG(experts_device, "gpu", FERRY_INVALID, "cuda:N");
+  WRONG(experts_device, "cuda:0", FERRY_INVALID, "numerics fast");
   WRONG(load, "carried", FERRY_INVALID, "carried");
   WRONG(backend, "tram", FERRY_INVALID, "tram");
   WRONG(ranks, -1, FERRY_INVALID, "-1 ranks");

@@ -53,6 +53,32 @@ TEST(PackMatrix, PutsEveryElementAtItsPlaceAndZerosElsewhere) {
   }
 }
 
+TEST(PackMatrix, PanelsOfBf16GiveTheirRowsBack) {
+  RandomValues random(13);
+  for (const std::int64_t k : {1, 31, 32, 33, 160}) {
+    for (const std::int64_t n : {1, 16, 40}) {
+      for (const std::int64_t step : {1, 2}) {
+        const auto source = to_type(random.row(n * k), DType::bf16);
+        PackedMatrix packed{WeightType::bf16, k, n, nullptr};
+        std::vector<std::byte> memory(static_cast<std::size_t>(packed.panels() * step) *
+                                      packed.panel_bytes());
+        packed.data = memory.data();
+        pack_matrix({.type = WeightType::bf16,
+                     .source = source.data(),
+                     .source_type = DType::bf16,
+                     .k = k,
+                     .n = n,
+                     .out = memory.data(),
+                     .panel_step = step});
+        std::vector<std::uint16_t> rows(static_cast<std::size_t>(n * k));
+        unpack_bf16(packed, step, rows.data());
+        EXPECT_EQ(std::memcmp(rows.data(), source.data(), source.size()), 0)
+            << "k " << k << " n " << n << " step " << step;
+      }
+    }
+  }
+}
+
 TEST(PackMatrix, PanelStepLeavesTheOtherPanelsAlone) {
   RandomValues random(12);
   const auto source = to_type(random.row(40 * 8), DType::f32);

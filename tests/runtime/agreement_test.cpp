@@ -30,6 +30,7 @@ TEST(Agreement, EveryOptionThatRanksShareIsComparedUnderItsName) {
   const std::vector<std::pair<std::string, Change>> shared = {
       {"--tp", [](ModelOptions& o) { o.decoder.tp = 2; }},
       {"--expert-slices", [](auto& o) { o.decoder.expert_slices = 2; }},
+      {"--experts-device", [](auto& o) { o.decoder.experts_device = 1; }},
       {"--moe-a2a-backend", [](auto& o) { o.decoder.backend = MoeA2ABackend::automatic; }},
       {"--deepep-mode", [](auto& o) { o.decoder.deepep_mode = DeepepMode::normal; }},
       {"--layout", [](auto& o) { o.decoder.layout = DispatchFormat::ragged; }},

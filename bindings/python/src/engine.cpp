@@ -111,6 +111,7 @@ GeneratorOptions generator_options(Settings& settings) {
   o.ranks = settings.get("ranks", 0);
   o.tp = settings.get("tp", 1);
   o.expert_slices = settings.get("expert_slices", o.expert_slices);
+  o.experts_device = settings.get<std::string>("experts_device", o.experts_device);
   o.threads = settings.get("threads", 0);
   o.weights = settings.get<std::string>("weights", {});
   o.load = settings.get<std::string>("load", o.load);

@@ -175,7 +175,8 @@ class Engine:
     """Loads a checkpoint directory, or a file .gguf, and runs it on ranks that are threads of this process.
 
     ranks: that experts are spread over; 0: one for each NUMA node, or `tp`. tp: ranks that share out
-    attention and dense layers. expert_slices: ranks that share out each expert's columns; divides tp. threads:
+    attention and dense layers. expert_slices: ranks that share out each expert's columns; divides tp. experts_device:
+    where routed experts are, 'cpu', 'cuda:N' (that GPU's memory, with numerics='fast'), or 'cuda' (each rank has the next one). threads:
     of each rank; 0: cores / ranks. weights: 'f32', 'bf16', 'int8', 'fp8', 'int4' or 'mxfp4'; None: as stored.
     load: 'read', or 'mapped': the weights of a packed checkpoint stay in its file, which programs share.
     activations: 'auto', or 'int8': rows are rounded to 8 bits where weights are GGUF's blocks or mxfp4 (the log says where).
@@ -188,11 +189,11 @@ class Engine:
     Calls from several threads share the steps. The GIL is free while they wait.
     """
 
-    def __init__(self, model, *, ranks=0, tp=1, expert_slices=1, threads=0, weights=None, load="read", activations="auto",
+    def __init__(self, model, *, ranks=0, tp=1, expert_slices=1, experts_device="cpu", threads=0, weights=None, load="read", activations="auto",
                  kv_cache_dtype="auto", numerics="exact", backend="pplx", max_context=0, max_tokens_per_step=512, max_sequences_per_rank=16, max_waiting=0,
                  draft_tokens=0, draft_method="ngram", draft_ngram_min=2, draft_ngram_max=8, kv_memory_fraction=0.8, log=None):
         self._generator = _core.Generator(dict(
-            model=str(model), ranks=ranks, tp=tp, expert_slices=expert_slices, threads=threads, weights=weights, load=load,
+            model=str(model), ranks=ranks, tp=tp, expert_slices=expert_slices, experts_device=experts_device, threads=threads, weights=weights, load=load,
             activations=activations, kv_cache_dtype=kv_cache_dtype, numerics=numerics, backend=backend,
             max_context=max_context, max_tokens_per_step=max_tokens_per_step,
             max_sequences_per_rank=max_sequences_per_rank, max_waiting=max_waiting,

@@ -53,12 +53,15 @@ typedef struct ferry_engine_options {
   const char* draft_method;
   /// "auto", or "int8": rows that meet GGUF's blocks or mxfp4 are rounded; NULL: "auto"
   const char* activations;
+  /// Where routed experts are: "cpu", "cuda:N" (that GPU's memory, with numerics "fast"), or
+  /// "cuda": each rank has the next GPU of its host; NULL: "cpu"
+  const char* experts_device;
 } ferry_engine_options;
 
-#define FERRY_ENGINE_OPTIONS_INIT                                                                 \
-  {                                                                                               \
-    sizeof(ferry_engine_options), FERRY_ENGINE_OPTIONS_MAGIC, FERRY_PLACE_HOST, NULL, NULL, NULL, \
-        0, 1, 0, 0, 512, 16, 0, 0, 0.8, NULL, NULL, NULL, NULL, 0, 2, 8, 1, NULL, NULL, NULL      \
+#define FERRY_ENGINE_OPTIONS_INIT                                                                  \
+  {                                                                                                \
+    sizeof(ferry_engine_options), FERRY_ENGINE_OPTIONS_MAGIC, FERRY_PLACE_HOST, NULL, NULL, NULL,  \
+        0, 1, 0, 0, 512, 16, 0, 0, 0.8, NULL, NULL, NULL, NULL, 0, 2, 8, 1, NULL, NULL, NULL, NULL \
   }
 
 /// Returns when the model is loaded and runs.
