@@ -23,7 +23,7 @@ namespace {
 using testing::Combination;
 using testing::EmulatedQueue;
 using testing::GpuEmulator;
-using testing::GpuHarnessOptions;
+using testing::GpuRuns;
 using testing::Routing;
 using testing::run_gpu_exchanges;
 
@@ -37,7 +37,8 @@ enum Axis {
   axis_row_weights,
   axis_hidden,
   axis_tp,
-  axis_blocks
+  axis_blocks,
+  axis_runs
 };
 
 constexpr int kRankCounts[] = {1, 2, 3, 4};
@@ -47,6 +48,7 @@ constexpr DispatchFormat kLayouts[] = {
 constexpr int kHidden[] = {168, 131, 1040};
 constexpr int kTps[] = {1, 2, 4};
 constexpr int kBlocks[] = {1, 3};
+constexpr GpuRuns kRuns[] = {GpuRuns::calls, GpuRuns::graphs, GpuRuns::either};
 
 std::vector<int> sizes() {
   const auto wires = static_cast<int>(wire_types().size());
@@ -59,7 +61,8 @@ std::vector<int> sizes() {
           2,
           static_cast<int>(std::size(kHidden)),
           static_cast<int>(std::size(kTps)),
-          static_cast<int>(std::size(kBlocks))};
+          static_cast<int>(std::size(kBlocks)),
+          static_cast<int>(std::size(kRuns))};
 }
 
 int ranks_of(const Combination& c) { return kRankCounts[c[axis_ranks]]; }
@@ -94,7 +97,8 @@ bool valid(const Combination& c) {
 std::string name_of(const Combination& c) {
   const DispatcherOptions o = options_of(c);
   return fmt::format(
-      "{} ranks, tp {}, {} to {}, back {}, {}, routing {}, row weights {}, hidden {}, {} blocks",
+      "{} ranks, tp {}, {} to {}, back {}, {}, routing {}, row weights {}, hidden {}, {} blocks, "
+      "runs {}",
       ranks_of(c),
       o.tp,
       wire_type_name(o.dispatch_wire),
@@ -104,7 +108,8 @@ std::string name_of(const Combination& c) {
       c[axis_routing],
       o.row_weights,
       o.hidden,
-      kBlocks[c[axis_blocks]]);
+      kBlocks[c[axis_blocks]],
+      c[axis_runs]);
 }
 
 DispatcherOptions small_options() {
@@ -132,7 +137,8 @@ TEST_P(GpuExchangeOf, EveryPairDeliversEveryRowAndSumsInOrder) {
       run_gpu_exchanges({.dispatcher = options_of(c),
                          .routing = static_cast<Routing>(c[axis_routing]),
                          .seed = 17,
-                         .count = slow_run() ? 1 : 4},
+                         .count = slow_run() ? 1 : 4,
+                         .runs = kRuns[c[axis_runs]]},
                         transport,
                         queue);
     });
@@ -290,7 +296,8 @@ TEST_P(GpuDevice, DeliversEveryRowAndSumsInOrder) {
       run_gpu_exchanges({.dispatcher = options_of(c),
                          .routing = static_cast<Routing>(c[axis_routing]),
                          .seed = 23,
-                         .count = 8},
+                         .count = 8,
+                         .runs = kRuns[c[axis_runs]]},
                         transport,
                         *queue);
     });

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <memory>
+#include <random>
+#include <thread>
 #include <vector>
 
 #include "ferry/core/error.h"
@@ -20,11 +23,12 @@ class DeviceArray {
   DeviceArray(GpuQueue& queue, std::size_t most)
       : queue_(queue), memory_(queue.allocate(std::max<std::size_t>(1, most) * sizeof(T))) {}
 
-  T* set(const std::vector<T>& from) const {
+  void set(const std::vector<T>& from) const {
     queue_.copy(memory_->data(), from.data(), from.size() * sizeof(T));
     queue_.synchronise();
-    return memory_->template as<T>();
   }
+
+  T* data() const { return memory_->template as<T>(); }
 
  private:
   GpuQueue& queue_;
@@ -73,17 +77,31 @@ void compute(FakeExperts& experts, const ExpertRows& rows, std::int64_t num_rows
 }
 
 /// A rank's lane, and what it reads and writes.
-struct Lane {
+class Lane {
+ public:
   Lane(const DispatcherOptions& o, Transport& transport, GpuQueue& own_queue)
-      : queue(own_queue),
-        gpu(o, transport, own_queue),
-        tokens(own_queue, 1),
-        rows(own_queue, values_of(o)),
-        slots(own_queue, entries_of(o)),
-        weights(own_queue, entries_of(o)),
-        row_weights(own_queue, entries_of(o)),
-        out(own_queue, values_of(o)) {}
+      : queue_(own_queue),
+        gpu_(o, transport, own_queue),
+        layout_(gpu_.options(), transport.size()),
+        stride_(static_cast<std::ptrdiff_t>(sizeof(float)) * o.hidden),
+        tokens_(own_queue, 1),
+        rows_(own_queue, values_of(o)),
+        slots_(own_queue, entries_of(o)),
+        weights_(own_queue, entries_of(o)),
+        row_weights_(own_queue, entries_of(o)),
+        out_(own_queue, values_of(o)) {}
 
+  /// Phases are then launched as graphs, where a run says so.
+  void capture() {
+    for (const bool accumulate : {false, true}) {
+      dispatch_graphs_[accumulate] = queue_.capture([&] { call_dispatch(); });
+      combine_graphs_[accumulate] = queue_.capture([&] { call_combine(accumulate); });
+    }
+  }
+
+  void run(const ExchangeCase& exchange, Rank rank, int number, bool by_graph);
+
+ private:
   static std::size_t values_of(const DispatcherOptions& o) {
     return static_cast<std::size_t>(o.max_tokens) * static_cast<std::size_t>(o.hidden);
   }
@@ -92,39 +110,60 @@ struct Lane {
     return static_cast<std::size_t>(o.max_tokens) * static_cast<std::size_t>(o.topk);
   }
 
-  GpuQueue& queue;
-  GpuExchange gpu;
-  DeviceArray<int> tokens;
-  DeviceArray<float> rows;
-  DeviceArray<SlotId> slots;
-  DeviceArray<float> weights;
-  DeviceArray<float> row_weights;
-  DeviceArray<float> out;
+  void call_dispatch() {
+    gpu_.dispatch_send({.rows = {reinterpret_cast<const std::byte*>(rows_.data()), stride_},
+                        .tokens = tokens_.data(),
+                        .slots = slots_.data(),
+                        .row_weights = row_weights_.data()});
+    arrived_ = gpu_.dispatch_recv();
+  }
+
+  void call_combine(bool accumulate) {
+    gpu_.combine_send();
+    gpu_.combine_recv({.weights = weights_.data(),
+                       .rows = {reinterpret_cast<std::byte*>(out_.data()), stride_},
+                       .accumulate = accumulate});
+  }
+
+  GpuQueue& queue_;
+  GpuExchange gpu_;
+  const gpu::GpuLayout layout_;
+  const std::ptrdiff_t stride_;
+  DeviceArray<int> tokens_;
+  DeviceArray<float> rows_;
+  DeviceArray<SlotId> slots_;
+  DeviceArray<float> weights_;
+  DeviceArray<float> row_weights_;
+  DeviceArray<float> out_;
+  ExpertRows arrived_;
+  std::unique_ptr<GpuGraph> dispatch_graphs_[2], combine_graphs_[2];  // without accumulate, with
 };
 
-void exchange_once(const ExchangeCase& exchange, Lane& lane, Rank rank, int number) {
+void Lane::run(const ExchangeCase& exchange, Rank rank, int number, bool by_graph) {
   const DispatcherOptions& o = exchange.options;
-  const auto stride = static_cast<std::ptrdiff_t>(sizeof(float)) * o.hidden;
-  const float* weights = lane.weights.set(exchange.weights(rank));
-  lane.gpu.dispatch_send(
-      {.rows = {reinterpret_cast<const std::byte*>(lane.rows.set(exchange.rows(rank))), stride},
-       .tokens = lane.tokens.set({exchange.tokens(rank)}),
-       .slots = lane.slots.set(exchange.slots(rank)),
-       .row_weights = lane.row_weights.set(exchange.row_weights(rank))});
-  const ExpertRows arrived = lane.gpu.dispatch_recv();
-  lane.gpu.synchronise();
-  FakeExperts experts(exchange, rank);
-  const gpu::GpuLayout layout(lane.gpu.options(), exchange.ranks);
-  compute(experts, arrived, layout.expert_rows, lane.queue);
-  lane.gpu.combine_send();
   const bool accumulate = number % 2 == 1;
+  tokens_.set({exchange.tokens(rank)});
+  rows_.set(exchange.rows(rank));
+  slots_.set(exchange.slots(rank));
+  weights_.set(exchange.weights(rank));
+  row_weights_.set(exchange.row_weights(rank));
+  if (by_graph) {
+    dispatch_graphs_[accumulate]->launch();
+  } else {
+    call_dispatch();
+  }
+  gpu_.synchronise();
+  FakeExperts experts(exchange, rank);
+  compute(experts, arrived_, layout_.expert_rows, queue_);
   const std::vector<float> sums = expected_sums(exchange, rank);
-  float* out = lane.out.set(std::vector<float>(sums.size(), accumulate ? 0.5F : -1.0F));
-  lane.gpu.combine_recv({.weights = weights,
-                         .rows = {reinterpret_cast<std::byte*>(out), stride},
-                         .accumulate = accumulate});
-  lane.gpu.synchronise();
-  const std::vector<float> got = download<float>(lane.queue, out, sums.size());
+  out_.set(std::vector<float>(sums.size(), accumulate ? 0.5F : -1.0F));
+  if (by_graph) {
+    combine_graphs_[accumulate]->launch();
+  } else {
+    call_combine(accumulate);
+  }
+  gpu_.synchronise();
+  const std::vector<float> got = download<float>(queue_, out_.data(), sums.size());
   for (std::size_t i = 0; i < sums.size(); ++i) {
     const float expected = accumulate ? 0.5F + sums[i] : sums[i];
     FERRY_CHECK(std::bit_cast<std::uint32_t>(got[i]) == std::bit_cast<std::uint32_t>(expected),
@@ -143,12 +182,19 @@ void exchange_once(const ExchangeCase& exchange, Lane& lane, Rank rank, int numb
 void run_gpu_exchanges(const GpuHarnessOptions& options, Transport& transport, GpuQueue& queue) {
   const FlushDenormals flush;
   Lane lane(options.dispatcher, transport, queue);
+  if (options.runs != GpuRuns::calls) lane.capture();
+  std::mt19937 draw(static_cast<std::uint32_t>(options.seed) * 64 +
+                    static_cast<std::uint32_t>(transport.rank()) + 1);
   for (int n = 0; n < options.count; ++n) {
     const ExchangeCase exchange{.options = options.dispatcher,
                                 .ranks = transport.size(),
                                 .routing = options.routing,
                                 .seed = options.seed * 1'000'003 + static_cast<std::uint64_t>(n)};
-    exchange_once(exchange, lane, transport.rank(), n);
+    const bool by_graph =
+        options.runs == GpuRuns::graphs || (options.runs == GpuRuns::either && draw() % 2 == 0);
+    // Who comes late shows who does not wait.
+    if (draw() % 4 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    lane.run(exchange, transport.rank(), n, by_graph);
   }
   // A peer may still be reading results here.
   FERRY_CHECK(transport.barrier(kNoDeadline) == WaitResult::reached, "no barrier");

@@ -6,11 +6,19 @@
 
 namespace ferry::testing {
 
+/// Who puts the phases on the queue.
+enum class GpuRuns {
+  calls,
+  graphs,  ///< of dispatch and of combine, captured before the first exchange
+  either,  ///< drawn for each exchange, by each rank for itself
+};
+
 struct GpuHarnessOptions {
   DispatcherOptions dispatcher = {};
   Routing routing = Routing::random;
   std::uint64_t seed = 0;
   int count = 1;
+  GpuRuns runs = GpuRuns::calls;
 };
 
 /// Runs `count` exchanges on this rank, whose experts are computed on the host. Throws on the first

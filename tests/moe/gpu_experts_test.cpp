@@ -214,7 +214,8 @@ std::vector<float> layer_over(const Layer& layer,
                               const Bf16s& tokens,
                               int ranks,
                               const MakeQueue& make_queue,
-                              DispatchFormat format = DispatchFormat::ragged) {
+                              DispatchFormat format = DispatchFormat::ragged,
+                              bool by_graph = false) {
   std::vector<float> all(tokens.size());
   on_ranks({.ranks = ranks}, [&](Transport& transport) {
     const std::unique_ptr<GpuQueue> queue = make_queue(ranks);
@@ -245,7 +246,7 @@ std::vector<float> layer_over(const Layer& layer,
                        layer.w13_of(transport.rank() * slots, slots),
                        layer.w2_of(transport.rank() * slots, slots),
                        *queue);
-    for (int n = 0; n < 2; ++n) {
+    const auto run_layer = [&] {
       exchange.dispatch_send({.rows = {rows->data(), 2 * std::ptrdiff_t{layer.hidden}},
                               .type = DType::bf16,
                               .tokens = count->as<const int>(),
@@ -254,6 +255,17 @@ std::vector<float> layer_over(const Layer& layer,
       exchange.combine_send();
       exchange.combine_recv({.weights = weights->as<const float>(),
                              .rows = {out->data(), 4 * std::ptrdiff_t{layer.hidden}}});
+    };
+    if (by_graph) {
+      const std::unique_ptr<GpuGraph> graph = queue->capture(run_layer);
+      for (const int held : {own / 2, own}) {
+        queue->copy(count->data(), &held, sizeof held);
+        graph->launch();
+        exchange.synchronise();
+      }
+    } else {
+      run_layer();
+      run_layer();
     }
     exchange.synchronise();
     const std::vector<float> sums =
@@ -293,6 +305,9 @@ TEST(GpuLayer, IsTheSameBytesForAnyNumberOfRanks) {
       EXPECT_EQ(layer_over(layer, tokens, ranks, make_queue, format), expected)
           << ranks << " ranks, " << format_name(format);
     }
+    if (slow_run()) continue;
+    EXPECT_EQ(layer_over(layer, tokens, ranks, make_queue, DispatchFormat::ragged, true), expected)
+        << ranks << " ranks, as a graph";
   }
 }
 
@@ -346,6 +361,7 @@ TEST(GpuDeviceExperts, LayersAreTheSameBytesForAnyNumberOfRanks) {
   EXPECT_EQ(layer_over(layer, tokens, 2, make_queue), one);
   EXPECT_EQ(layer_over(layer, tokens, 4, make_queue), one);
   EXPECT_EQ(layer_over(layer, tokens, 4, make_queue, DispatchFormat::row_pointers), one);
+  EXPECT_EQ(layer_over(layer, tokens, 4, make_queue, DispatchFormat::ragged, true), one);
 }
 
 }  // namespace

@@ -1,6 +1,9 @@
 #include "support/emulated_queue.h"
 
 #include <cstring>
+#include <utility>
+
+#include "ferry/core/error.h"
 
 namespace ferry::testing {
 
@@ -31,10 +34,49 @@ class Opened final : public GpuMemory {
   Opened(std::byte* data, std::size_t bytes) : GpuMemory(data, bytes) {}
 };
 
+class EmulatedGraph final : public GpuGraph {
+ public:
+  EmulatedGraph(EmulatedStream& stream, std::vector<EmulatedStream::Work> work)
+      : stream_(stream), work_(std::move(work)) {}
+
+  void launch() override {
+    for (const EmulatedStream::Work& one : work_) stream_.put(one);
+  }
+
+ private:
+  EmulatedStream& stream_;
+  std::vector<EmulatedStream::Work> work_;
+};
+
 }  // namespace
 
+void EmulatedStream::put(Work work) {
+  if (captures_) {
+    kept_.push_back(std::move(work));
+  } else {
+    work();
+  }
+}
+
+void EmulatedStream::begin_capture() {
+  FERRY_CHECK(!captures_, "a capture within another");
+  captures_ = true;
+  ++number_;
+}
+
+std::vector<EmulatedStream::Work> EmulatedStream::end_capture() {
+  FERRY_CHECK(captures_, "no capture to end");
+  captures_ = false;
+  return std::exchange(kept_, {});
+}
+
+std::unique_ptr<GpuGraph> EmulatedQueue::end_capture() {
+  return std::make_unique<EmulatedGraph>(stream_, stream_.end_capture());
+}
+
 std::unique_ptr<GpuMemory> EmulatedQueue::allocate(std::size_t bytes) {
-  return std::make_unique<Owned>(device_, bytes);
+  refuse_in_capture("an allocation");
+  return std::make_unique<Owned>(stream_.device(), bytes);
 }
 
 std::vector<std::byte> EmulatedQueue::share(const GpuMemory& memory) {
@@ -52,11 +94,13 @@ std::unique_ptr<GpuMemory> EmulatedQueue::open(std::span<const std::byte> shared
 }
 
 void EmulatedQueue::copy(void* to, const void* from, std::size_t bytes) {
-  device_.copy(to, from, bytes);
+  stream_.put([&device = stream_.device(), to, from, bytes] { device.copy(to, from, bytes); });
 }
 
 void EmulatedQueue::launch(const GpuKernel& kernel, const GpuGrid& grid) {
-  std::visit([&](const auto& k) { device_.launch(k, grid); }, kernel);
+  stream_.put([&device = stream_.device(), kernel, grid] {
+    std::visit([&](const auto& k) { device.launch(k, grid); }, kernel);
+  });
 }
 
 }  // namespace ferry::testing

@@ -63,6 +63,13 @@ struct Driver {
   decltype(&::cuIpcOpenMemHandle) open;
   decltype(&::cuIpcCloseMemHandle) close;
   decltype(&::cuLaunchKernel) launch;
+  decltype(&::cuStreamBeginCapture) begin_capture;
+  decltype(&::cuStreamEndCapture) end_capture;
+  decltype(&::cuStreamGetCaptureInfo) capture_info;
+  decltype(&::cuGraphInstantiate) instantiate;
+  decltype(&::cuGraphLaunch) launch_graph;
+  decltype(&::cuGraphDestroy) destroy_graph;
+  decltype(&::cuGraphExecDestroy) destroy_instance;
   decltype(&::cuEventCreate) create_event;
   decltype(&::cuEventDestroy) destroy_event;
   decltype(&::cuEventRecord) record;
@@ -103,6 +110,13 @@ const Driver& driver() {
     find(driver.open, FERRY_NAME_OF(cuIpcOpenMemHandle));
     find(driver.close, FERRY_NAME_OF(cuIpcCloseMemHandle));
     find(driver.launch, FERRY_NAME_OF(cuLaunchKernel));
+    find(driver.begin_capture, FERRY_NAME_OF(cuStreamBeginCapture));
+    find(driver.end_capture, FERRY_NAME_OF(cuStreamEndCapture));
+    find(driver.capture_info, FERRY_NAME_OF(cuStreamGetCaptureInfo));
+    find(driver.instantiate, FERRY_NAME_OF(cuGraphInstantiate));
+    find(driver.launch_graph, FERRY_NAME_OF(cuGraphLaunch));
+    find(driver.destroy_graph, FERRY_NAME_OF(cuGraphDestroy));
+    find(driver.destroy_instance, FERRY_NAME_OF(cuGraphExecDestroy));
     find(driver.create_event, FERRY_NAME_OF(cuEventCreate));
     find(driver.destroy_event, FERRY_NAME_OF(cuEventDestroy));
     find(driver.record, FERRY_NAME_OF(cuEventRecord));
@@ -235,6 +249,36 @@ struct Shared {
   CUipcMemHandle handle{};
 };
 
+/// What is left of a captured graph is what runs: its nodes are not changed afterwards.
+class CudaGraph final : public GpuGraph {
+ public:
+  CudaGraph(std::shared_ptr<Device> device, CUgraph graph, CUstream stream)
+      : device_(std::move(device)), stream_(stream) {
+    const CUresult result = driver().instantiate(&instance_, graph, 0);
+    driver().destroy_graph(graph);
+    check(result, "cuGraphInstantiate");
+  }
+
+  /// The driver keeps what a launch still runs until it has ended.
+  ~CudaGraph() override {
+    device_->make_current();
+    driver().destroy_instance(instance_);
+  }
+
+  CudaGraph(const CudaGraph&) = delete;
+  CudaGraph& operator=(const CudaGraph&) = delete;
+
+  void launch() override {
+    device_->make_current();
+    check(driver().launch_graph(instance_, stream_), "cuGraphLaunch");
+  }
+
+ private:
+  std::shared_ptr<Device> device_;
+  CUstream stream_;
+  CUgraphExec instance_ = nullptr;
+};
+
 class CudaQueue final : public GpuQueue {
  public:
   CudaQueue(int number, int ranks_there)
@@ -266,6 +310,7 @@ class CudaQueue final : public GpuQueue {
   }
 
   std::unique_ptr<GpuMemory> allocate(std::size_t bytes) override {
+    refuse_in_capture("an allocation");
     device_->make_current();
     CUdeviceptr data = 0;
     check(driver().allocate(&data, std::max<std::size_t>(bytes, 1)), "cuMemAlloc");
@@ -327,9 +372,26 @@ class CudaQueue final : public GpuQueue {
         kernel);
   }
 
-  void synchronise() override { check(driver().synchronise(stream_), "cuStreamSynchronize"); }
+  void synchronise() override {
+    refuse_in_capture("synchronise()");
+    check(driver().synchronise(stream_), "cuStreamSynchronize");
+  }
+
+  std::uint64_t capturing() const override {
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    cuuint64_t number = 0;
+#if CUDA_VERSION >= 13000
+    check(driver().capture_info(stream_, &status, &number, nullptr, nullptr, nullptr, nullptr),
+          "cuStreamGetCaptureInfo");
+#else
+    check(driver().capture_info(stream_, &status, &number, nullptr, nullptr, nullptr),
+          "cuStreamGetCaptureInfo");
+#endif
+    return status == CU_STREAM_CAPTURE_STATUS_NONE ? 0 : number;
+  }
 
   std::size_t mark() override {
+    refuse_in_capture("a mark");
     device_->make_current();
     if (marks_ == events_.size()) {
       events_.emplace_back();
@@ -356,6 +418,19 @@ class CudaQueue final : public GpuQueue {
   std::size_t shared_bytes() const override { return std::size_t{48} << 10; }
 
  private:
+  /// Thread-local: what other ranks' threads allocate meanwhile is no affair of this capture.
+  void begin_capture() override {
+    device_->make_current();
+    check(driver().begin_capture(stream_, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL),
+          "cuStreamBeginCapture");
+  }
+
+  std::unique_ptr<GpuGraph> end_capture() override {
+    CUgraph graph = nullptr;
+    check(driver().end_capture(stream_, &graph), "cuStreamEndCapture");
+    return std::make_unique<CudaGraph>(device_, graph, stream_);
+  }
+
   int number_;
   int ranks_there_;
   bool owns_stream_;

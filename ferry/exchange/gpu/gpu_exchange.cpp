@@ -168,10 +168,16 @@ void GpuExchange::meet(Transport& transport) {
 
 bool GpuExchange::encodes_results() const { return is_quantized(options_.combine_wire); }
 
-void GpuExchange::enter(Phase expected, Phase next, std::string_view name) {
-  FERRY_CHECK(phase_ == expected, "{} called out of turn, after {}", name, phase_name_);
-  phase_ = next;
-  phase_name_ = name;
+GpuExchange::Course& GpuExchange::enter(Phase expected, Phase next, std::string_view name) {
+  const std::uint64_t capture = queue_.capturing();
+  Course& course = capture != 0 ? captured_ : called_;
+  // A capture that begins an exchange owes nothing to an earlier one, which may have been given up.
+  if (capture != course.capture && expected == Phase::idle) course.phase = Phase::idle;
+  FERRY_CHECK(course.phase == expected, "{} called out of turn, after {}", name, course.phase_name);
+  course.capture = capture;
+  course.phase = next;
+  course.phase_name = name;
+  return course;
 }
 
 void GpuExchange::launch(const GpuKernel& kernel, std::size_t shared_bytes) {
@@ -180,7 +186,7 @@ void GpuExchange::launch(const GpuKernel& kernel, std::size_t shared_bytes) {
 }
 
 void GpuExchange::dispatch_send(const GpuTokens& tokens) {
-  enter(Phase::idle, Phase::dispatch_sent, "dispatch_send");
+  Course& course = enter(Phase::idle, Phase::dispatch_sent, "dispatch_send");
   FERRY_CHECK(tokens.count >= 0 && tokens.count <= options_.max_tokens,
               "{} tokens; 0 to {} are possible",
               tokens.count,
@@ -191,11 +197,12 @@ void GpuExchange::dispatch_send(const GpuTokens& tokens) {
   if (!tokens.encoded && is_quantized(options_.dispatch_wire) && tokens.type == DType::f16)
     fail<ConfigError>("{} wires take f32 or bf16 rows, not f16",
                       wire_type_name(options_.dispatch_wire));
-  args_.tokens = tokens.tokens;
-  args_.count = tokens.count;
-  args_.slots = tokens.slots;
+  course.args = args_;
+  course.args.tokens = tokens.tokens;
+  course.args.count = tokens.count;
+  course.args.slots = tokens.slots;
   const bool in_stage = tokens.rows.base == registered_input().base && !tokens.rows.pointers;
-  launch(gpu::SendTokens{.args = args_,
+  launch(gpu::SendTokens{.args = course.args,
                          .rows = in_stage ? RowsView{} : tokens.rows,
                          .type = tokens.type,
                          .encoded = tokens.encoded,
@@ -204,8 +211,8 @@ void GpuExchange::dispatch_send(const GpuTokens& tokens) {
 }
 
 ExpertRows GpuExchange::dispatch_recv() {
-  enter(Phase::dispatch_sent, Phase::dispatched, "dispatch_recv");
-  launch(gpu::ReceiveTokens{.args = args_,
+  const Course& course = enter(Phase::dispatch_sent, Phase::dispatched, "dispatch_recv");
+  launch(gpu::ReceiveTokens{.args = course.args,
                             .input = input_->data(),
                             .weights = weights_->as<float>(),
                             .counts = counts_->as<std::int32_t>(),
@@ -231,8 +238,8 @@ ExpertRows GpuExchange::dispatch_recv() {
 }
 
 void GpuExchange::combine_send() {
-  enter(Phase::dispatched, Phase::combine_sent, "combine_send");
-  launch(gpu::SendResults{.args = args_,
+  const Course& course = enter(Phase::dispatched, Phase::combine_sent, "combine_send");
+  launch(gpu::SendResults{.args = course.args,
                           .output = encodes_results() ? output_->data() : nullptr,
                           .counts = counts_->as<const std::int32_t>(),
                           .offsets = offsets_->as<const std::int64_t>()},
@@ -240,8 +247,8 @@ void GpuExchange::combine_send() {
 }
 
 void GpuExchange::combine_recv(const GpuTarget& target) {
-  enter(Phase::combine_sent, Phase::idle, "combine_recv");
-  launch(gpu::SumResults{.args = args_,
+  const Course& course = enter(Phase::combine_sent, Phase::idle, "combine_recv");
+  launch(gpu::SumResults{.args = course.args,
                          .weights = target.weights,
                          .rows = target.rows,
                          .type = target.type,
@@ -254,6 +261,7 @@ MutableRowsView GpuExchange::registered_input() const {
 }
 
 void GpuExchange::synchronise() {
+  queue_.refuse_in_capture("synchronise()");
   gpu::GpuFaultRecord fault;
   queue_.copy(&fault, &args_.state->fault, sizeof fault);
   queue_.synchronise();

@@ -1,5 +1,6 @@
 // Dispatch and combine on GPUs: the phases of a Dispatcher whose steps are kernels on a queue. The
-// host plans nothing and waits for nothing between the phases; they can be captured in a graph.
+// host plans nothing and waits for nothing between the phases; they can be captured in a graph
+// (GpuQueue::capture) and launched again with other tokens, ids, rows and numbers of tokens.
 // gpu_layout.h says how the ranks' memory is laid out and why it is right.
 #pragma once
 
@@ -35,7 +36,13 @@ struct GpuTarget {
 
 /// One lane: one exchange in flight. Construction is collective over `transport`, whose ranks share
 /// a host: it carries the addresses of memory and nothing afterwards. Phases in order on every
-/// rank, as a Dispatcher's; each puts one kernel on the queue and returns. A rank destroys its
+/// rank, as a Dispatcher's; each puts one kernel on the queue and returns.
+///
+/// Under capture the phases have an order of their own, which goes on from one capture to the next
+/// or, with dispatch_send, begins anew: a graph may hold whole exchanges, or a part of one and the
+/// next graph the rest. Each launch is as if the phases were called then, so graphs and calls may
+/// alternate from one whole exchange to the next, on each rank as it likes. What a graph keeps:
+/// addresses, types, GpuTokens::count, the timeout. A rank destroys its
 /// exchange once no peer reads from it any more: synchronise, then a barrier. Threads: one at a
 /// time. Errors: ConfigError for options; what goes wrong on the device (a rank that does not come
 /// within options.timeout, an id that is no slot's) is thrown by synchronise(), a TransportError or
@@ -65,23 +72,32 @@ class GpuExchange {
 
   const DispatcherOptions& options() const { return options_; }
 
+  int ranks() const { return args_.layout.ranks; }
+
   /// Rows that the memory of ExpertRows has room for.
   std::int64_t expert_rows() const { return args_.layout.expert_rows; }
 
  private:
   enum class Phase : std::uint8_t { idle, dispatch_sent, dispatched, combine_sent };
 
-  void enter(Phase expected, Phase next, std::string_view name);
+  /// Exchanges one after the other: those that run when they are called, or those in captures.
+  struct Course {
+    std::uint64_t capture = 0;  ///< GpuQueue::capturing() of the last call
+    Phase phase = Phase::idle;
+    std::string_view phase_name = "idle";
+    gpu::GpuExchangeArgs args;  ///< of the exchange in progress
+  };
+
+  Course& enter(Phase expected, Phase next, std::string_view name);
   void launch(const GpuKernel& kernel, std::size_t shared_bytes);
   void meet(Transport& transport);
   bool encodes_results() const;
 
   DispatcherOptions options_;
   GpuQueue& queue_;
-  gpu::GpuExchangeArgs args_;
+  gpu::GpuExchangeArgs args_;  ///< what all exchanges have
   GpuGrid grid_;
-  Phase phase_ = Phase::idle;
-  std::string_view phase_name_ = "idle";
+  Course called_, captured_;
 
   std::unique_ptr<GpuMemory> part_;
   std::vector<std::unique_ptr<GpuMemory>> peers_;  // the others' parts, opened

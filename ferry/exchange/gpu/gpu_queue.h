@@ -1,9 +1,10 @@
 // A queue of a GPU: memory, and kernels that run in the order in which they are put there. CUDA's
-// is a stream (cuda_queue.cu); that of the emulator runs the same kernels on a host
+// is a stream (cuda_queue.cpp); that of the emulator runs the same kernels on a host
 // (tests/support/emulated_queue.h).
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -13,6 +14,7 @@
 #include "ferry/exchange/gpu/combine_results.h"
 #include "ferry/exchange/gpu/receive_tokens.h"
 #include "ferry/exchange/gpu/send_tokens.h"
+#include "ferry/function_ref.h"
 #include "ferry/kernels/gpu/grouped_product.h"
 #include "ferry/memory_kind.h"
 
@@ -49,8 +51,24 @@ class GpuMemory {
   std::size_t size_;
 };
 
-/// Owned by who made it; outlives what was allocated from it. Threads: one at a time. Errors: a
-/// GpuError (cuda_queue.cu) or what the emulator found, from this call or a later one.
+/// Work that a queue has captured, with the arguments that it was given: what may differ from one
+/// launch to the next is read from device memory. May be destroyed at any time, also while a launch
+/// runs; not launched once the queue, or memory that the work reaches, is gone. Threads and errors:
+/// as those of its queue.
+class GpuGraph {
+ public:
+  GpuGraph() = default;
+  virtual ~GpuGraph() = default;
+  GpuGraph(const GpuGraph&) = delete;
+  GpuGraph& operator=(const GpuGraph&) = delete;
+
+  /// Puts all of the work on the queue that captured it.
+  virtual void launch() = 0;
+};
+
+/// Owned by who made it; outlives what was allocated or captured from it. Threads: one at a time.
+/// Errors: an Error of the driver's (cuda_queue.cpp) or what the emulator found, from this call or
+/// a later one.
 class GpuQueue {
  public:
   GpuQueue() = default;
@@ -79,6 +97,18 @@ class GpuQueue {
   /// Returns when everything that was put here is done.
   virtual void synchronise() = 0;
 
+  /// Keeps what `work` puts here instead of running it. Of such work, copies read and write the
+  /// host's memory at each launch. A BrokenContract meanwhile: allocate(), synchronise(), marks,
+  /// another capture. What `work` throws ends the capture and is thrown.
+  std::unique_ptr<GpuGraph> capture(FunctionRef<void()> work);
+
+  /// The number of the capture that goes on here, begun by capture() or, on a stream of the
+  /// caller's, by the caller; 0: none.
+  virtual std::uint64_t capturing() const = 0;
+
+  /// Throws BrokenContract while something is captured, which `call` would have to wait for.
+  void refuse_in_capture(std::string_view call) const;
+
   /// Notes the time when everything put here so far is done; gives the mark's number, from 0.
   virtual std::size_t mark() = 0;
   /// Between two marks, after synchronise().
@@ -91,6 +121,10 @@ class GpuQueue {
 
   /// Shared memory that a block can have.
   virtual std::size_t shared_bytes() const = 0;
+
+ private:
+  virtual void begin_capture() = 0;
+  virtual std::unique_ptr<GpuGraph> end_capture() = 0;
 };
 
 /// Device memory with these values. Waits for the queue.
@@ -105,6 +139,7 @@ std::unique_ptr<GpuMemory> upload(GpuQueue& queue, std::span<const T> from) {
 /// Values of device memory, behind what the queue has. Waits for it.
 template <class T>
 std::vector<T> download(GpuQueue& queue, const T* from, std::size_t n) {
+  queue.refuse_in_capture("a download");
   std::vector<T> to(n);
   queue.copy(to.data(), from, n * sizeof(T));
   queue.synchronise();

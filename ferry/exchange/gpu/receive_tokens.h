@@ -25,8 +25,13 @@ struct ReceiveTokens {
 
   template <class Thread>
   FERRY_GPU void operator()(Thread& t) const {
-    if (!await_all(t, args, GpuSignal::tokens)) return;
     const GpuLayout& layout = args.layout;
+    if (!await_all(t, args, GpuSignal::tokens)) {
+      // Experts run all the same. They shall write nothing: who is late may still read results.
+      for (int slot = t.thread(); t.block() == 0 && slot < layout.slots; slot += t.threads())
+        t.store(counts + slot, 0);
+      return;
+    }
     count_slots(t);
     t.sync();
     if (t.warp() == 0) {
