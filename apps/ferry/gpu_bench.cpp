@@ -70,14 +70,11 @@ class GpuRank {
     if (experts_of_device_) measure_experts(times);
     times.floor_dispatch = measure_copy(times.iterations, dispatch_bytes() / 2);
     times.floor_combine = measure_copy(times.iterations, combine_bytes() / 2);
-    meet();
-    const std::size_t begin = queue_.mark();
-    for (int i = 0; i < times.iterations; ++i) exchange();
-    const std::size_t end = queue_.mark();
+    times.exchange = measure_exchanges(times.iterations, [&] { exchange(); });
+    const std::unique_ptr<GpuGraph> graph = queue_.capture([&] { exchange(); });
+    graph->launch();  // the first one also brings the graph to the device
     exchange_.synchronise();
-    times.exchange = queue_.microseconds(begin, end) / times.iterations;
-    queue_.forget_marks();
-    meet();
+    times.graph = measure_exchanges(times.iterations, [&] { graph->launch(); });
     return times;
   }
 
@@ -245,6 +242,19 @@ class GpuRank {
     times.combine = median(combines);
   }
 
+  /// Back to back, all ranks at a time: of one.
+  double measure_exchanges(int iterations, FunctionRef<void()> one) {
+    meet();
+    const std::size_t begin = queue_.mark();
+    for (int i = 0; i < iterations; ++i) one();
+    const std::size_t end = queue_.mark();
+    exchange_.synchronise();
+    const double each = queue_.microseconds(begin, end) / iterations;
+    queue_.forget_marks();
+    meet();
+    return each;
+  }
+
   /// All ranks at a time.
   double measure_copy(int iterations, std::size_t bytes) {
     meet();
@@ -289,7 +299,8 @@ GpuTimes measure_gpu_exchange(const A2aCase& a2a, const MakeGpuQueue& make_queue
                              &GpuTimes::experts,
                              &GpuTimes::floor_dispatch,
                              &GpuTimes::floor_combine,
-                             &GpuTimes::exchange})
+                             &GpuTimes::exchange,
+                             &GpuTimes::graph})
       slowest.*field = std::max(slowest.*field, own.*field);
     return 0;
   });
@@ -305,8 +316,8 @@ double tflops(const A2aCase& a2a, const GpuTimes& t) {
 std::string gpu_heading(const A2aCase& first, const std::string& device) {
   return fmt::format(
       "H {}, {} experts, top-{}, {}/{}, ranks on one {}; us, median on the slowest rank; floor: "
-      "the device's copy of as many bytes\n"
-      "ep  tokens  dispatch   floor      x   combine   floor      x  exchange{}\n",
+      "the device's copy of as many bytes; graph: the exchange, captured and launched again\n"
+      "ep  tokens  dispatch   floor      x   combine   floor      x  exchange     graph{}\n",
       first.hidden,
       first.experts,
       first.topk,
@@ -319,17 +330,19 @@ std::string gpu_heading(const A2aCase& first, const std::string& device) {
 std::string gpu_line(const A2aCase& a2a, const GpuTimes& t) {
   const std::string experts =
       a2a.inter > 0 ? fmt::format("  {:8.1f}  {:7.1f}", t.experts, tflops(a2a, t)) : "";
-  return fmt::format("{:2}  {:6}  {:8.1f}{:8.1f}{:7.2f}  {:8.1f}{:8.1f}{:7.2f}  {:8.1f}{}\n",
-                     a2a.ranks,
-                     a2a.tokens,
-                     t.dispatch,
-                     t.floor_dispatch,
-                     t.dispatch / t.floor_dispatch,
-                     t.combine,
-                     t.floor_combine,
-                     t.combine / t.floor_combine,
-                     t.exchange,
-                     experts);
+  return fmt::format(
+      "{:2}  {:6}  {:8.1f}{:8.1f}{:7.2f}  {:8.1f}{:8.1f}{:7.2f}  {:8.1f}  {:8.1f}{}\n",
+      a2a.ranks,
+      a2a.tokens,
+      t.dispatch,
+      t.floor_dispatch,
+      t.dispatch / t.floor_dispatch,
+      t.combine,
+      t.floor_combine,
+      t.combine / t.floor_combine,
+      t.exchange,
+      t.graph,
+      experts);
 }
 
 std::string gpu_json(const std::vector<std::pair<A2aCase, GpuTimes>>& all,
@@ -350,6 +363,7 @@ std::string gpu_json(const std::vector<std::pair<A2aCase, GpuTimes>>& all,
                     {"combine_us", t.combine},
                     {"combine_floor_us", t.floor_combine},
                     {"exchange_us", t.exchange},
+                    {"graph_us", t.graph},
                     {"inter", a2a.inter},
                     {"expert_rows", t.rows},
                     {"experts_us", t.experts},

@@ -19,6 +19,7 @@ struct GpuTimes {
   double floor_dispatch = 0, floor_combine = 0;  ///< a copy of half the bytes read and written
   double experts = 0;                            ///< between them, where there are some
   double exchange = 0;                           ///< back to back, without marks between
+  double graph = 0;                              ///< the same, each the launch of a captured graph
   std::int64_t rows = 0;  ///< of a rank's experts, of the rank that took longest over them
   int iterations = 0;
 };

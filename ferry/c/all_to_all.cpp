@@ -63,7 +63,7 @@ class AllToAll : public OnComm {
         },
         [&] {
           body(*lane_);
-          phase_ = next;
+          course().phase = next;
         });
   }
 
@@ -73,7 +73,7 @@ class AllToAll : public OnComm {
     comm().exchange(
         [&] {
           dispatcher(name);
-          if (phase_ != either) check_phase(name, or_else);
+          if (course().phase != either) check_phase(name, or_else);
         },
         [&] { body(dispatcher(name)); });
   }
@@ -82,15 +82,39 @@ class AllToAll : public OnComm {
   CombineTarget target_of(const ferry_combine_output& out) const;
 
   void sent(const ferry_dispatch_input& in) {
-    tokens_ = in.tokens;
-    routing_ = in.routing != nullptr ? in.routing->cached : nullptr;
+    course().tokens = in.tokens;
+    course().routing = in.routing != nullptr ? in.routing->cached : nullptr;
   }
 
-  int tokens() const { return tokens_; }
+  int tokens() const { return course().tokens; }
+
+  void check_not_captured(const char* name) const {
+    if (lane_->capturing() != 0)
+      fail<OutOfOrder>("{} while its stream is captured, where nothing runs; end the capture first",
+                       name);
+  }
 
  private:
-  void check_phase(const char* name, Phase expected) const {
-    if (phase_ != expected) fail<OutOfOrder>("{} called out of turn, after {}", name, phase_name());
+  /// Exchanges one after the other: those that run, or those that are captured (GpuExchange).
+  struct Course {
+    std::uint64_t capture = 0;
+    Phase phase = Phase::idle;
+    int tokens = 0;                                // of the exchange in progress
+    std::shared_ptr<const CachedRouting> routing;  // that it uses
+  };
+
+  const Course& course() const { return lane_->capturing() != 0 ? captured_ : called_; }
+
+  Course& course() { return const_cast<Course&>(std::as_const(*this).course()); }
+
+  void check_phase(const char* name, Phase expected) {
+    Course& now = course();
+    const std::uint64_t capture = lane_->capturing();
+    // A capture that begins an exchange owes nothing to an earlier one, which was given up.
+    if (capture != now.capture && expected == Phase::idle) now.phase = Phase::idle;
+    if (now.phase != expected)
+      fail<OutOfOrder>("{} called out of turn, after {}", name, name_of(now.phase));
+    now.capture = capture;
   }
 
   const DispatcherOptions& options() const { return lane_->options(); }
@@ -99,8 +123,8 @@ class AllToAll : public OnComm {
 
   MemoryPlace place_of(const ferry_place& given, const char* name) const;
 
-  const char* phase_name() const {
-    switch (phase_) {
+  static const char* name_of(Phase phase) {
+    switch (phase) {
       case Phase::idle:
         return "combine_recv, or nothing";
       case Phase::dispatch_sent:
@@ -116,9 +140,7 @@ class AllToAll : public OnComm {
   void check_slots(std::span<const SlotId> slots) const;
 
   std::unique_ptr<ExchangeLane> lane_;
-  Phase phase_ = Phase::idle;
-  int tokens_ = 0;                                // of the exchange in progress
-  std::shared_ptr<const CachedRouting> routing_;  // that it uses
+  Course called_, captured_;
 };
 
 using Phase = AllToAll::Phase;
@@ -204,10 +226,10 @@ RoutedTokens AllToAll::tokens_of(const ferry_dispatch_input& in) const {
 
 CombineTarget AllToAll::target_of(const ferry_combine_output& out) const {
   const DType type = dtype(out.type, "type");
-  const std::int64_t entries = std::int64_t{tokens_} * options().topk;
+  const std::int64_t entries = std::int64_t{tokens()} * options().topk;
   return {.place = place_of(out.place, "ferry_combine_output"),
           .weights = array(out.weights, entries, "weights"),
-          .rows = rows(out.rows, out.stride, tokens_, row_bytes(options(), ranks(), type), "rows"),
+          .rows = rows(out.rows, out.stride, tokens(), row_bytes(options(), ranks(), type), "rows"),
           .type = type,
           .accumulate = out.accumulate != 0};
 }
@@ -346,7 +368,8 @@ ferry_status ferry_all_to_all_combine_recv(ferry_all_to_all* a2a,
 ferry_status ferry_all_to_all_synchronise(ferry_all_to_all* a2a) {
   return guarded([&] {
     AllToAll& x = of(a2a);
-    x.comm().exchange([] {}, [&] { x.lane().synchronise(); });
+    x.comm().exchange([&] { x.check_not_captured("synchronise"); },
+                      [&] { x.lane().synchronise(); });
   });
 }
 

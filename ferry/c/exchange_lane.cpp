@@ -27,6 +27,8 @@ class HostLane final : public ExchangeLane {
 
   void synchronise() override {}
 
+  std::uint64_t capturing() const override { return 0; }
+
   Dispatcher* dispatcher() override { return &dispatcher_; }
 
  private:
@@ -72,6 +74,8 @@ class DeviceLane final : public ExchangeLane {
   }
 
   void synchronise() override { stream_.synchronise(); }
+
+  std::uint64_t capturing() const override { return stream_.queue().capturing(); }
 
   Dispatcher* dispatcher() override { return nullptr; }
 

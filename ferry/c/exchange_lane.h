@@ -1,6 +1,7 @@
 // What runs the phases of a ferry_all_to_all: a Dispatcher, or kernels on a device's queue.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 
 #include "ferry/dispatcher.h"
@@ -25,6 +26,8 @@ class ExchangeLane {
   virtual void combine_send() = 0;
   virtual void combine_recv(const CombineTarget& target) = 0;
   virtual void synchronise() = 0;
+  /// The number of the capture that goes on on its queue; 0: none.
+  virtual std::uint64_t capturing() const = 0;
 
   /// For what only it can do; null on a device.
   virtual Dispatcher* dispatcher() = 0;

@@ -32,9 +32,12 @@ TEST(GpuBench, MeasuresRanksThatShareADevice) {
     EXPECT_GT(times.dispatch, 0);
     EXPECT_GT(times.combine, 0);
     EXPECT_GT(times.exchange, 0);
+    EXPECT_GT(times.graph, 0);
     const auto rows = nlohmann::json::parse(gpu_json({{a2a, times}}, "a device"));
     EXPECT_EQ(rows.at(0).at("tokens"), tokens);
     EXPECT_EQ(rows.at(0).at("device"), "a device");
+    EXPECT_EQ(rows.at(0).at("graph_us"), times.graph);
+    EXPECT_NE(gpu_heading(a2a, "a device").find("exchange     graph"), std::string::npos);
   }
 }
 

@@ -22,14 +22,16 @@ CudaDevices find_cuda_devices() { return {.names = {"an emulated device"}}; }
 
 std::unique_ptr<GpuQueue> make_cuda_queue(int, int) { return nullptr; }
 
-/// The stream is the emulator.
+/// Of ranks that share the emulator.
 std::unique_ptr<GpuQueue> use_cuda_stream(int, int ranks_there, void* stream) {
   EXPECT_EQ(ranks_there, 2) << "they share it";
-  return std::make_unique<testing::EmulatedQueue>(*static_cast<testing::GpuEmulator*>(stream), 2);
+  return std::make_unique<testing::EmulatedQueue>(*static_cast<testing::EmulatedStream*>(stream),
+                                                  2);
 }
 
 namespace {
 
+using testing::EmulatedStream;
 using testing::GpuEmulator;
 
 constexpr int kHidden = 32, kTopk = 2, kTokens = 3, kSlots = 2;
@@ -57,6 +59,10 @@ class OnDevice {
 
   T* data() const { return data_; }
 
+  void set(const std::vector<T>& values) const {
+    gpu_.copy(data_, values.data(), size_ * sizeof(T));
+  }
+
   std::vector<T> values() const { return downloaded(gpu_, data_, size_); }
 
   static std::vector<T> downloaded(GpuEmulator& gpu, const T* from, std::size_t n) {
@@ -75,10 +81,11 @@ class OnDevice {
 class Lane {
  public:
   Lane(GpuEmulator& gpu, ferry_store store, int rank)
-      : place_{FERRY_DEVICE, 0, &gpu},
+      : stream_(gpu),
+        place_{FERRY_DEVICE, 0, &stream_},
         gpu_(gpu),
         rows_(gpu, tokens_of(rank)),
-        slots_(gpu, {0, 3, 1, 2, -1, 1}),
+        slots_(gpu, first_slots()),
         weights_(gpu, {0.5F, 0.25F, 1, 2, 7, 0.5F}),
         out_(gpu, std::vector<float>(kTokens * kHidden)) {
     ferry_comm_options options = FERRY_COMM_OPTIONS_INIT;
@@ -103,6 +110,14 @@ class Lane {
   ferry_all_to_all*& a2a() { return a2a_; }
 
   ferry_place place() const { return place_; }
+
+  EmulatedStream& stream() { return stream_; }
+
+  /// Other tokens and ids, where the first ones lay: those of the rank `as`.
+  void become(int as) {
+    rows_.set(tokens_of(as));
+    slots_.set(as < 2 ? first_slots() : std::vector<std::int32_t>{3, 0, -1, 2, 1, -1});
+  }
 
   ferry_all_to_all_options options() const {
     ferry_all_to_all_options o = FERRY_ALL_TO_ALL_OPTIONS_INIT;
@@ -153,6 +168,8 @@ class Lane {
   std::vector<float> sums() const { return out_.values(); }
 
  private:
+  static std::vector<std::int32_t> first_slots() { return {0, 3, 1, 2, -1, 1}; }
+
   static std::vector<float> tokens_of(int rank) {
     std::vector<float> rows;
     for (int token = 0; token < kTokens; ++token)
@@ -160,6 +177,7 @@ class Lane {
     return rows;
   }
 
+  EmulatedStream stream_;
   ferry_place place_;
   GpuEmulator& gpu_;
   ferry_comm* comm_ = nullptr;
@@ -249,6 +267,68 @@ TEST(DeviceAllToAll, RunsItsPhasesOnTheCallersQueue) {
       for (std::size_t i = 0; i < sums.size(); ++i)
         ASSERT_EQ(sums[i], expected(rank, static_cast<int>(i) / kHidden)) << "column " << i;
     }
+    OK(ferry_comm_barrier(lane.comm(), 60));
+  });
+}
+
+/// One whole exchange, whose experts return their rows.
+void put_exchange(Lane& lane) {
+  const ferry_dispatch_input in = lane.input();
+  OK(ferry_all_to_all_dispatch_send(lane.a2a(), &in));
+  ferry_expert_rows rows = FERRY_EXPERT_ROWS_INIT;
+  OK(ferry_all_to_all_dispatch_recv(lane.a2a(), &rows));
+  const auto* from = static_cast<const float*>(ferry_expert_rows_in(&rows, 0));
+  auto* to = static_cast<float*>(ferry_expert_rows_out(&rows, 0));
+  // All rows that there is room for: slots begin at multiples of 16.
+  const std::size_t bytes = (2 * kTokens * kTopk + 16 * kSlots) * kHidden * sizeof(float);
+  lane.stream().put(
+      [&gpu = lane.stream().device(), to, from, bytes] { gpu.copy(to, from, bytes); });
+  OK(ferry_all_to_all_combine_send(lane.a2a()));
+  const ferry_combine_output out = lane.output();
+  OK(ferry_all_to_all_combine_recv(lane.a2a(), &out));
+}
+
+TEST(DeviceAllToAll, CallersCaptureTheirStream) {
+  on_two([](Lane& lane, int rank) {
+    const ferry_all_to_all_options options = lane.options();
+    OK(ferry_all_to_all_create(lane.comm(), &options, &lane.a2a()));
+    lane.stream().begin_capture();
+    put_exchange(lane);
+    EXPECT_EQ(ferry_all_to_all_synchronise(lane.a2a()), FERRY_OUT_OF_ORDER);
+    EXPECT_NE(std::string(ferry_last_error()).find("synchronise while its stream is captured"),
+              std::string::npos)
+        << ferry_last_error();
+    const std::vector<EmulatedStream::Work> graph = lane.stream().end_capture();
+    for (const int as : {rank, rank + 2, rank + 4}) {
+      lane.become(as);
+      for (const EmulatedStream::Work& work : graph) work();
+      OK(ferry_all_to_all_synchronise(lane.a2a()));
+      const std::vector<float> replayed = lane.sums();
+      put_exchange(lane);
+      OK(ferry_all_to_all_synchronise(lane.a2a()));
+      EXPECT_EQ(replayed, lane.sums());
+      // Of token 1, which names two slots in both lists of ids: 2 x in the one, 3 x in the other.
+      const float x = static_cast<float>(as + 1);
+      EXPECT_EQ(replayed[kHidden], as < 2 ? 3 * x : 2 * x);
+    }
+    OK(ferry_comm_barrier(lane.comm(), 60));
+  });
+}
+
+TEST(DeviceAllToAll, ACaptureHasItsOwnOrderOfPhases) {
+  on_two([](Lane& lane, int) {
+    const ferry_all_to_all_options options = lane.options();
+    OK(ferry_all_to_all_create(lane.comm(), &options, &lane.a2a()));
+    const ferry_dispatch_input in = lane.input();
+    lane.stream().begin_capture();
+    EXPECT_EQ(ferry_all_to_all_combine_send(lane.a2a()), FERRY_OUT_OF_ORDER);
+    OK(ferry_all_to_all_dispatch_send(lane.a2a(), &in));
+    lane.stream().end_capture();  // and given up
+    put_exchange(lane);
+    OK(ferry_all_to_all_synchronise(lane.a2a()));
+    lane.stream().begin_capture();
+    put_exchange(lane);
+    lane.stream().end_capture();
     OK(ferry_comm_barrier(lane.comm(), 60));
   });
 }

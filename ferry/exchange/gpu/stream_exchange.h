@@ -25,7 +25,7 @@ class StreamExchange {
 
   const MemoryPlace& place() const { return place_; }
 
-  GpuQueue& queue() { return *queue_; }
+  GpuQueue& queue() const { return *queue_; }
 
   GpuExchange& exchange() { return exchange_; }
 
