@@ -5,7 +5,8 @@
 #   pack      builds with FERRY_WITH_CUDA and puts what a run needs into build/gpu_check, libraries too: on any
 #             machine, with a device or not. That folder and the tree are all that must travel (its size is printed).
 #   run       packs if that has not been done; then the exchange's conformance with 1, 2, 4 and 8 ranks on the first
-#             device, experts, whole layers and the demo model's tokens there, `ferry bench a2a --device cuda`, experts with 512 rows each, and
+#             device, called and as captured graphs, experts, whole layers and the demo model's tokens there,
+#             `ferry bench a2a --device cuda` (its column "graph": launches of a captured exchange), experts with 512 rows each, and
 #             torch's index-and-copy and products of the same shapes where a python3 with torch is there. Writes
 #             table.txt, exchange.json, experts.json and peer.json into FOLDER (build/gpu_check/out).
 #   sanitize  a part of the conformance under compute-sanitizer: memcheck, then racecheck.

@@ -288,7 +288,8 @@ void add_bench_a2a(Command& bench, int& status) {
          "--device",
          o->device,
          "cpu, or cuda: ranks that share this machine's first CUDA device, beside its copy "
-         "of as many bytes (times are those of the queue; nothing consumes the rows)")
+         "of as many bytes, and the exchange again as a captured graph (times are those of the "
+         "queue; nothing consumes the rows)")
       ->capture_default_str();
   a2a->add_option(
          "--inter",

@@ -183,6 +183,7 @@ void run_gpu_exchanges(const GpuHarnessOptions& options, Transport& transport, G
   const FlushDenormals flush;
   Lane lane(options.dispatcher, transport, queue);
   if (options.runs != GpuRuns::calls) lane.capture();
+  FERRY_CHECK(transport.barrier(kNoDeadline) == WaitResult::reached, "no barrier");
   std::mt19937 draw(static_cast<std::uint32_t>(options.seed) * 64 +
                     static_cast<std::uint32_t>(transport.rank()) + 1);
   for (int n = 0; n < options.count; ++n) {

@@ -258,6 +258,7 @@ std::vector<float> layer_over(const Layer& layer,
     };
     if (by_graph) {
       const std::unique_ptr<GpuGraph> graph = queue->capture(run_layer);
+      FERRY_CHECK(transport.barrier(kNoDeadline) == WaitResult::reached, "no barrier");
       for (const int held : {own / 2, own}) {
         queue->copy(count->data(), &held, sizeof held);
         graph->launch();

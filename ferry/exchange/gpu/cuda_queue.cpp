@@ -67,6 +67,7 @@ struct Driver {
   decltype(&::cuStreamEndCapture) end_capture;
   decltype(&::cuStreamGetCaptureInfo) capture_info;
   decltype(&::cuGraphInstantiate) instantiate;
+  decltype(&::cuGraphUpload) upload_graph;
   decltype(&::cuGraphLaunch) launch_graph;
   decltype(&::cuGraphDestroy) destroy_graph;
   decltype(&::cuGraphExecDestroy) destroy_instance;
@@ -114,6 +115,7 @@ const Driver& driver() {
     find(driver.end_capture, FERRY_NAME_OF(cuStreamEndCapture));
     find(driver.capture_info, FERRY_NAME_OF(cuStreamGetCaptureInfo));
     find(driver.instantiate, FERRY_NAME_OF(cuGraphInstantiate));
+    find(driver.upload_graph, FERRY_NAME_OF(cuGraphUpload));
     find(driver.launch_graph, FERRY_NAME_OF(cuGraphLaunch));
     find(driver.destroy_graph, FERRY_NAME_OF(cuGraphDestroy));
     find(driver.destroy_instance, FERRY_NAME_OF(cuGraphExecDestroy));
@@ -257,6 +259,10 @@ class CudaGraph final : public GpuGraph {
     const CUresult result = driver().instantiate(&instance_, graph, 0);
     driver().destroy_graph(graph);
     check(result, "cuGraphInstantiate");
+    // Now rather than at the first launch, when a peer's kernel may be waiting for this one.
+    const CUresult uploaded = driver().upload_graph(instance_, stream_);
+    if (uploaded != CUDA_SUCCESS) driver().destroy_instance(instance_);
+    check(uploaded, "cuGraphUpload");
   }
 
   /// The driver keeps what a launch still runs until it has ended.

@@ -99,7 +99,8 @@ class GpuQueue {
 
   /// Keeps what `work` puts here instead of running it. Of such work, copies read and write the
   /// host's memory at each launch. A BrokenContract meanwhile: allocate(), synchronise(), marks,
-  /// another capture. What `work` throws ends the capture and is thrown.
+  /// another capture. What `work` throws ends the capture and is thrown. As for
+  /// allocate(), no kernel of a peer's on this device may be waiting for this rank.
   std::unique_ptr<GpuGraph> capture(FunctionRef<void()> work);
 
   /// The number of the capture that goes on here, begun by capture() or, on a stream of the
