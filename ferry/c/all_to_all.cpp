@@ -44,13 +44,10 @@ class AllToAll : public OnComm {
   }
 
   void mask(Rank rank) override {
-    if (options().exchange.on_dead_rank == ExchangeOptions::OnDeadRank::mask)
-      lane_->dispatcher()->mask(rank);
+    if (options().exchange.on_dead_rank == ExchangeOptions::OnDeadRank::mask) lane_->mask(rank);
   }
 
-  bool is_masked(Rank rank) const override {
-    return lane_->dispatcher() != nullptr && lane_->dispatcher()->is_masked(rank);
-  }
+  bool is_masked(Rank rank) const override { return lane_->is_masked(rank); }
 
   /// Runs a phase that follows `expected`: `check` first, which reads what it is handed and changes
   /// nothing. What `body` throws leaves the exchange as it is, and the comm has failed.
@@ -411,7 +408,7 @@ ferry_status ferry_all_to_all_lost_tokens(ferry_all_to_all* a2a,
                                           const int32_t** tokens,
                                           int32_t* count) {
   return look(a2a, [&](AllToAll& x) {
-    const auto lost = x.dispatcher("lost_tokens").lost_tokens();
+    const auto lost = x.lane().lost_tokens();
     *need(tokens, "tokens") = lost.data();
     *need(count, "count") = static_cast<int32_t>(lost.size());
   });

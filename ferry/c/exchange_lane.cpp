@@ -29,6 +29,12 @@ class HostLane final : public ExchangeLane {
 
   std::uint64_t capturing() const override { return 0; }
 
+  void mask(Rank peer) override { dispatcher_.mask(peer); }
+
+  bool is_masked(Rank peer) const override { return dispatcher_.is_masked(peer); }
+
+  std::span<const int> lost_tokens() const override { return dispatcher_.lost_tokens(); }
+
   Dispatcher* dispatcher() override { return &dispatcher_; }
 
  private:
@@ -76,6 +82,12 @@ class DeviceLane final : public ExchangeLane {
   void synchronise() override { stream_.synchronise(); }
 
   std::uint64_t capturing() const override { return stream_.queue().capturing(); }
+
+  void mask(Rank peer) override { stream_.exchange().mask(peer); }
+
+  bool is_masked(Rank peer) const override { return stream_.exchange().is_masked(peer); }
+
+  std::span<const int> lost_tokens() const override { return stream_.exchange().lost_tokens(); }
 
   Dispatcher* dispatcher() override { return nullptr; }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "ferry/dispatcher.h"
 #include "ferry/memory_kind.h"
@@ -28,6 +29,10 @@ class ExchangeLane {
   virtual void synchronise() = 0;
   /// The number of the capture that goes on on its queue; 0: none.
   virtual std::uint64_t capturing() const = 0;
+
+  virtual void mask(Rank peer) = 0;
+  virtual bool is_masked(Rank peer) const = 0;
+  virtual std::span<const int> lost_tokens() const = 0;
 
   /// For what only it can do; null on a device.
   virtual Dispatcher* dispatcher() = 0;

@@ -115,4 +115,14 @@ void check_placement(const DispatcherOptions& o, const Placement& placement) {
   }
 }
 
+void check_survives_deaths(const DispatcherOptions& options, const Transport& transport) {
+  if (options.exchange.on_dead_rank != OnDeadRank::mask || transport.size() == 1 ||
+      transport.capabilities().survives_peer_death)
+    return;
+  fail<ConfigError>(
+      "transport {} ends all ranks when one dies, so none can be masked; use a backend that does "
+      "not mask, or another transport",
+      transport.name());
+}
+
 }  // namespace ferry

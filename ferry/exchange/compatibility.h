@@ -19,6 +19,9 @@ void check_experts(const ExchangeOptions& exchange, const ExpertsContract& exper
 /// Throws ConfigError where options contradict each other or the number of ranks.
 void check_options(const DispatcherOptions& options, int ranks);
 
+/// Throws ConfigError where dead ranks are to be masked and the transport ends with the first one.
+void check_survives_deaths(const DispatcherOptions& options, const Transport& transport);
+
 /// Throws ConfigError where ranks that hold the same tokens would choose different replicas for
 /// them: each would send what the others leave out, or nobody.
 void check_placement(const DispatcherOptions& options, const Placement& placement);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "ferry/exchange/compatibility.h"
+
 namespace ferry {
 
 PeerLink::PeerLink(LaneState& lane, Transport& transport, DataPlane& plane)
@@ -9,12 +11,7 @@ PeerLink::PeerLink(LaneState& lane, Transport& transport, DataPlane& plane)
       transport_(transport),
       plane_(plane),
       masked_(static_cast<std::size_t>(lane.ranks)) {
-  if (lane.masks() && lane.ranks > 1 && !transport.capabilities().survives_peer_death) {
-    fail<ConfigError>(
-        "transport {} ends all ranks when one dies, so none can be masked; use a backend that does "
-        "not mask, or another transport",
-        transport.name());
-  }
+  check_survives_deaths(lane.options, transport);
   region_ = transport.allocate_region(lane.layout.bytes, lane.ranks * kExchangeSignals);
   for (Rank r = 0; r < lane.ranks; ++r)
     reads_.push_back(transport.peer_window(*region_, r).empty() ? 0 : 1);

@@ -333,6 +333,28 @@ TEST(DeviceAllToAll, ACaptureHasItsOwnOrderOfPhases) {
   });
 }
 
+TEST(DeviceAllToAll, GoesOnWithoutAMaskedRank) {
+  on_two([](Lane& lane, int rank) {
+    ferry_all_to_all_options options = lane.options();
+    options.on_dead_rank = FERRY_MASK_DEAD_RANK;
+    OK(ferry_all_to_all_create(lane.comm(), &options, &lane.a2a()));
+    if (rank == 1) return;
+    OK(ferry_comm_mask(lane.comm(), 1));
+    put_exchange(lane);
+    OK(ferry_all_to_all_synchronise(lane.a2a()));
+    const int32_t* lost = nullptr;
+    int32_t count = 0;
+    OK(ferry_all_to_all_lost_tokens(lane.a2a(), &lost, &count));
+    ASSERT_EQ(count, 2) << "tokens 0 and 1 name slots of rank 1";
+    EXPECT_EQ(lost[0], 0);
+    EXPECT_EQ(lost[1], 1);
+    const std::vector<float> sums = lane.sums();
+    const float expected_sums[] = {0, 1, 1};  // of 0.5 x, x and 0.5 x, x being the token
+    for (std::size_t i = 0; i < sums.size(); ++i)
+      ASSERT_EQ(sums[i], expected_sums[i / kHidden]) << "column " << i;
+  });
+}
+
 TEST(DeviceAllToAll, SaysWhatItsKernelsFound) {
   on_two([](Lane& lane, int) {
     const ferry_all_to_all_options options = lane.options();

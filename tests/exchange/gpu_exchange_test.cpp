@@ -38,7 +38,8 @@ enum Axis {
   axis_hidden,
   axis_tp,
   axis_blocks,
-  axis_runs
+  axis_runs,
+  axis_masks
 };
 
 constexpr int kRankCounts[] = {1, 2, 3, 4};
@@ -62,7 +63,8 @@ std::vector<int> sizes() {
           static_cast<int>(std::size(kHidden)),
           static_cast<int>(std::size(kTps)),
           static_cast<int>(std::size(kBlocks)),
-          static_cast<int>(std::size(kRuns))};
+          static_cast<int>(std::size(kRuns)),
+          2};
 }
 
 int ranks_of(const Combination& c) { return kRankCounts[c[axis_ranks]]; }
@@ -80,6 +82,7 @@ DispatcherOptions options_of(const Combination& c) {
                       .combine_wire = wire_types()[at(axis_combine_wire)]};
   o.exchange.format = kLayouts[at(axis_layout)];
   o.exchange.fixed_format = true;
+  if (c[axis_masks] == 1) o.exchange.on_dead_rank = ExchangeOptions::OnDeadRank::mask;
   o.row_weights = c[axis_row_weights] == 1;
   o.expert_type = c[axis_expert_type] == 0 ? o.dispatch_wire : WireType::bf16;
   return o;
@@ -98,7 +101,7 @@ std::string name_of(const Combination& c) {
   const DispatcherOptions o = options_of(c);
   return fmt::format(
       "{} ranks, tp {}, {} to {}, back {}, {}, routing {}, row weights {}, hidden {}, {} blocks, "
-      "runs {}",
+      "runs {}, masks {}",
       ranks_of(c),
       o.tp,
       wire_type_name(o.dispatch_wire),
@@ -109,7 +112,8 @@ std::string name_of(const Combination& c) {
       o.row_weights,
       o.hidden,
       kBlocks[c[axis_blocks]],
-      c[axis_runs]);
+      c[axis_runs],
+      c[axis_masks] == 1);
 }
 
 DispatcherOptions small_options() {

@@ -4,6 +4,7 @@
 #include <bit>
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <random>
 #include <thread>
 #include <vector>
@@ -15,28 +16,11 @@ namespace ferry::testing {
 
 namespace {
 
-/// Device memory for up to so many elements. Made before the exchanges: a device may wait for its
-/// kernels to allocate, and those wait for other ranks.
-template <class T>
-class DeviceArray {
- public:
-  DeviceArray(GpuQueue& queue, std::size_t most)
-      : queue_(queue), memory_(queue.allocate(std::max<std::size_t>(1, most) * sizeof(T))) {}
-
-  void set(const std::vector<T>& from) const {
-    queue_.copy(memory_->data(), from.data(), from.size() * sizeof(T));
-    queue_.synchronise();
-  }
-
-  T* data() const { return memory_->template as<T>(); }
-
- private:
-  GpuQueue& queue_;
-  std::unique_ptr<GpuMemory> memory_;
-};
-
-/// Experts on the host: rows are brought there and results back.
-void compute(FakeExperts& experts, const ExpertRows& rows, std::int64_t num_rows, GpuQueue& queue) {
+/// Rows are brought to the host and results back.
+void compute_on_host(GpuLane::Experts experts,
+                     const ExpertRows& rows,
+                     std::int64_t num_rows,
+                     GpuQueue& queue) {
   const auto n = static_cast<std::size_t>(num_rows);
   const auto in_bytes = n * static_cast<std::size_t>(rows.in.stride);
   const auto out_bytes = n * static_cast<std::size_t>(rows.out.stride);
@@ -71,99 +55,60 @@ void compute(FakeExperts& experts, const ExpertRows& rows, std::int64_t num_rows
   here.weights = weights;
   here.out = {out.data(), rows.out.stride};
   experts(here);
-  experts.finish();
   queue.copy(rows.out.base, out.data(), out_bytes);
   queue.synchronise();
 }
 
-/// A rank's lane, and what it reads and writes.
-class Lane {
- public:
-  Lane(const DispatcherOptions& o, Transport& transport, GpuQueue& own_queue)
-      : queue_(own_queue),
-        gpu_(o, transport, own_queue),
-        layout_(gpu_.options(), transport.size()),
-        stride_(static_cast<std::ptrdiff_t>(sizeof(float)) * o.hidden),
-        tokens_(own_queue, 1),
-        rows_(own_queue, values_of(o)),
-        slots_(own_queue, entries_of(o)),
-        weights_(own_queue, entries_of(o)),
-        row_weights_(own_queue, entries_of(o)),
-        out_(own_queue, values_of(o)) {}
+std::size_t values_of(const DispatcherOptions& o) {
+  return static_cast<std::size_t>(o.max_tokens) * static_cast<std::size_t>(o.hidden);
+}
 
-  /// Phases are then launched as graphs, where a run says so.
-  void capture() {
+std::size_t entries_of(const DispatcherOptions& o) {
+  return static_cast<std::size_t>(o.max_tokens) * static_cast<std::size_t>(o.topk);
+}
+
+/// An exchange's two halves, captured, without accumulate and with it.
+struct Graphs {
+  explicit Graphs(GpuLane& lane, GpuQueue& queue) {
     for (const bool accumulate : {false, true}) {
-      dispatch_graphs_[accumulate] = queue_.capture([&] { call_dispatch(); });
-      combine_graphs_[accumulate] = queue_.capture([&] { call_combine(accumulate); });
+      dispatch[accumulate] = queue.capture([&] {
+        lane.dispatch_send();
+        lane.dispatch_recv();
+      });
+      combine[accumulate] = queue.capture([&] {
+        lane.combine_send();
+        lane.combine_recv(accumulate);
+      });
     }
   }
 
-  void run(const ExchangeCase& exchange, Rank rank, int number, bool by_graph);
-
- private:
-  static std::size_t values_of(const DispatcherOptions& o) {
-    return static_cast<std::size_t>(o.max_tokens) * static_cast<std::size_t>(o.hidden);
-  }
-
-  static std::size_t entries_of(const DispatcherOptions& o) {
-    return static_cast<std::size_t>(o.max_tokens) * static_cast<std::size_t>(o.topk);
-  }
-
-  void call_dispatch() {
-    gpu_.dispatch_send({.rows = {reinterpret_cast<const std::byte*>(rows_.data()), stride_},
-                        .tokens = tokens_.data(),
-                        .slots = slots_.data(),
-                        .row_weights = row_weights_.data()});
-    arrived_ = gpu_.dispatch_recv();
-  }
-
-  void call_combine(bool accumulate) {
-    gpu_.combine_send();
-    gpu_.combine_recv({.weights = weights_.data(),
-                       .rows = {reinterpret_cast<std::byte*>(out_.data()), stride_},
-                       .accumulate = accumulate});
-  }
-
-  GpuQueue& queue_;
-  GpuExchange gpu_;
-  const gpu::GpuLayout layout_;
-  const std::ptrdiff_t stride_;
-  DeviceArray<int> tokens_;
-  DeviceArray<float> rows_;
-  DeviceArray<SlotId> slots_;
-  DeviceArray<float> weights_;
-  DeviceArray<float> row_weights_;
-  DeviceArray<float> out_;
-  ExpertRows arrived_;
-  std::unique_ptr<GpuGraph> dispatch_graphs_[2], combine_graphs_[2];  // without accumulate, with
+  std::unique_ptr<GpuGraph> dispatch[2], combine[2];
 };
 
-void Lane::run(const ExchangeCase& exchange, Rank rank, int number, bool by_graph) {
+/// `graphs`: null where the phases are called.
+void exchange_once(
+    const ExchangeCase& exchange, Rank rank, int number, GpuLane& lane, const Graphs* graphs) {
   const DispatcherOptions& o = exchange.options;
   const bool accumulate = number % 2 == 1;
-  tokens_.set({exchange.tokens(rank)});
-  rows_.set(exchange.rows(rank));
-  slots_.set(exchange.slots(rank));
-  weights_.set(exchange.weights(rank));
-  row_weights_.set(exchange.row_weights(rank));
-  if (by_graph) {
-    dispatch_graphs_[accumulate]->launch();
+  lane.bring(exchange, accumulate);
+  if (graphs != nullptr) {
+    graphs->dispatch[accumulate]->launch();
   } else {
-    call_dispatch();
+    lane.dispatch_send();
+    lane.dispatch_recv();
   }
-  gpu_.synchronise();
+  lane.exchange().synchronise();
   FakeExperts experts(exchange, rank);
-  compute(experts, arrived_, layout_.expert_rows, queue_);
-  const std::vector<float> sums = expected_sums(exchange, rank);
-  out_.set(std::vector<float>(sums.size(), accumulate ? 0.5F : -1.0F));
-  if (by_graph) {
-    combine_graphs_[accumulate]->launch();
+  lane.compute(experts);
+  experts.finish();
+  if (graphs != nullptr) {
+    graphs->combine[accumulate]->launch();
   } else {
-    call_combine(accumulate);
+    lane.combine_send();
+    lane.combine_recv(accumulate);
   }
-  gpu_.synchronise();
-  const std::vector<float> got = download<float>(queue_, out_.data(), sums.size());
+  const std::vector<float> sums = expected_sums(exchange, rank);
+  const std::vector<float> got = lane.sums(sums.size());
   for (std::size_t i = 0; i < sums.size(); ++i) {
     const float expected = accumulate ? 0.5F + sums[i] : sums[i];
     FERRY_CHECK(std::bit_cast<std::uint32_t>(got[i]) == std::bit_cast<std::uint32_t>(expected),
@@ -179,10 +124,55 @@ void Lane::run(const ExchangeCase& exchange, Rank rank, int number, bool by_grap
 
 }  // namespace
 
+GpuLane::GpuLane(const DispatcherOptions& o, Transport& transport, GpuQueue& queue)
+    : rank_(transport.rank()),
+      queue_(queue),
+      gpu_(o, transport, queue),
+      layout_(gpu_.options(), transport.size()),
+      stride_(static_cast<std::ptrdiff_t>(sizeof(float)) * o.hidden),
+      tokens_(queue, 1),
+      rows_(queue, values_of(o)),
+      slots_(queue, entries_of(o)),
+      weights_(queue, entries_of(o)),
+      row_weights_(queue, entries_of(o)),
+      out_(queue, values_of(o)) {}
+
+void GpuLane::bring(const ExchangeCase& exchange, bool accumulate) {
+  tokens_.set({exchange.tokens(rank_)});
+  rows_.set(exchange.rows(rank_));
+  slots_.set(exchange.slots(rank_));
+  weights_.set(exchange.weights(rank_));
+  row_weights_.set(exchange.row_weights(rank_));
+  out_.set(std::vector<float>(values_of(exchange.options), accumulate ? 0.5F : -1.0F));
+}
+
+void GpuLane::dispatch_send() {
+  gpu_.dispatch_send({.rows = {reinterpret_cast<const std::byte*>(rows_.data()), stride_},
+                      .tokens = tokens_.data(),
+                      .slots = slots_.data(),
+                      .row_weights = row_weights_.data()});
+}
+
+void GpuLane::combine_recv(bool accumulate) {
+  gpu_.combine_recv({.weights = weights_.data(),
+                     .rows = {reinterpret_cast<std::byte*>(out_.data()), stride_},
+                     .accumulate = accumulate});
+}
+
+void GpuLane::compute(Experts experts) {
+  compute_on_host(experts, arrived_, layout_.expert_rows, queue_);
+}
+
+std::vector<float> GpuLane::sums(std::size_t n) {
+  gpu_.synchronise();
+  return download<float>(queue_, out_.data(), n);
+}
+
 void run_gpu_exchanges(const GpuHarnessOptions& options, Transport& transport, GpuQueue& queue) {
   const FlushDenormals flush;
-  Lane lane(options.dispatcher, transport, queue);
-  if (options.runs != GpuRuns::calls) lane.capture();
+  GpuLane lane(options.dispatcher, transport, queue);
+  std::optional<Graphs> graphs;
+  if (options.runs != GpuRuns::calls) graphs.emplace(lane, queue);
   FERRY_CHECK(transport.barrier(kNoDeadline) == WaitResult::reached, "no barrier");
   std::mt19937 draw(static_cast<std::uint32_t>(options.seed) * 64 +
                     static_cast<std::uint32_t>(transport.rank()) + 1);
@@ -195,7 +185,7 @@ void run_gpu_exchanges(const GpuHarnessOptions& options, Transport& transport, G
         options.runs == GpuRuns::graphs || (options.runs == GpuRuns::either && draw() % 2 == 0);
     // Who comes late shows who does not wait.
     if (draw() % 4 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));
-    lane.run(exchange, transport.rank(), n, by_graph);
+    exchange_once(exchange, transport.rank(), n, lane, by_graph ? &*graphs : nullptr);
   }
   // A peer may still be reading results here.
   FERRY_CHECK(transport.barrier(kNoDeadline) == WaitResult::reached, "no barrier");

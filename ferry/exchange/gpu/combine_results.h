@@ -53,28 +53,60 @@ struct SumResults {
   MutableRowsView rows = {};       ///< [tokens, hidden] of `type`
   DType type = DType::f32;
   bool accumulate = false;
+  std::uint32_t* lost = nullptr;  ///< [max_tokens] not 0: a masked rank's part is missing
 
   static constexpr std::size_t shared_bytes(const GpuLayout&) { return sizeof(std::uint32_t); }
 
   template <class Thread>
   FERRY_GPU void operator()(Thread& t) const {
-    if (!await_all(t, args, GpuSignal::results)) return;
+    const bool all_here = await_all(t, args, GpuSignal::results);
+    if (all_here) sum_tokens(t);
+    if (args.layout.masks && comes_last(t, args) && all_here) end_with_masks(t);
+  }
+
+ private:
+  struct Found {
+    Term term;
+    bool is_lost = false;  ///< for want of a masked rank
+  };
+
+  template <class Thread>
+  FERRY_GPU void sum_tokens(Thread& t) const {
     const std::int64_t pieces = pieces_of(args.layout.hidden, kPieceValues);
     for_units(t, num_tokens(t, args) * pieces, [&](std::int64_t unit) {
       const std::int64_t token = unit / pieces;
-      const Term term = t.lane() < args.layout.topk ? term_of(t, token, t.lane()) : Term{};
+      // Of a token that a masked rank should have sent, for its group, nobody may have a result.
+      const auto share = static_cast<int>(token % args.layout.tp);
+      const bool unsent = is_masked(t, args, args.rank / args.layout.tp * args.layout.tp + share);
+      const Found found =
+          !unsent && t.lane() < args.layout.topk ? find(t, token, t.lane()) : Found{};
+      if (args.layout.masks) {
+        const bool lacks = t.ballot(unsent || found.is_lost) != 0;
+        if (t.lane() == 0 && unit % pieces == 0) t.store(lost + token, lacks ? 1U : 0U);
+      }
       weighted_sum(t,
-                   term,
+                   found.term,
                    {args.layout.combine_wire, args.layout.hidden},
                    {rows.base + token * rows.stride, type, accumulate},
                    unit % pieces * kPieceValues);
     });
   }
 
- private:
+  /// By the last block. Who goes on without this rank says so before it overwrites what this rank
+  /// may have read.
+  template <class Thread>
+  FERRY_GPU void end_with_masks(Thread& t) const {
+    const GpuLayout& layout = args.layout;
+    for (int token = num_tokens(t, args) + t.thread(); token < layout.max_tokens;
+         token += t.threads())
+      t.store(lost + token, 0U);
+    for (int peer = t.thread(); peer < layout.ranks; peer += t.threads())
+      if (!is_masked(t, args, peer) && is_left_behind(t, args, peer)) break;
+  }
+
   /// The result of (token, k), where its slot's rank has it.
   template <class Thread>
-  FERRY_GPU Term term_of(Thread& t, std::int64_t token, int k) const {
+  FERRY_GPU Found find(Thread& t, std::int64_t token, int k) const {
     const GpuLayout& layout = args.layout;
     const SlotId* ids = args.slots + token * layout.topk;
     const SlotId slot = t.load(ids + k);
@@ -82,12 +114,14 @@ struct SumResults {
     int first = 0;
     while (t.load(ids + first) != slot) ++first;
     const int peer = slot / layout.slots;
+    if (is_masked(t, args, peer)) return {.is_lost = true};
     const auto* result_rows =
         at<const std::uint32_t>(t.load(args.parts + args.rank), layout.result_rows);
     const auto share = static_cast<int>(token % layout.tp);
-    const std::uint32_t row =
-        t.load(result_rows + layout.results_of(share, peer, slot % layout.slots)) +
-        t.load(args.in_slot + token * layout.topk + first);
+    const std::uint32_t begin =
+        t.load(result_rows + layout.results_of(share, peer, slot % layout.slots));
+    if (begin == kNoResults) return {.is_lost = true};
+    const std::uint32_t row = begin + t.load(args.in_slot + token * layout.topk + first);
     if (row >= layout.expert_rows) {
       record_fault(t,
                    args,
@@ -98,8 +132,8 @@ struct SumResults {
                     .value = row});
       return {};
     }
-    return {t.load(args.parts + peer) + layout.results + row * layout.combine_row_bytes,
-            t.load(weights + token * layout.topk + k)};
+    return {.term = {t.load(args.parts + peer) + layout.results + row * layout.combine_row_bytes,
+                     t.load(weights + token * layout.topk + k)}};
   }
 };
 

@@ -11,6 +11,7 @@ namespace ferry {
 namespace {
 
 constexpr std::size_t kLine = 256;
+constexpr std::uint32_t kMasked = 1;  // copied to the device from here, at any time
 
 void refuse(bool when, std::string_view what) {
   if (when) fail<ConfigError>("a GPU exchange has no {}", what);
@@ -32,8 +33,6 @@ void check_gpu_options(const DispatcherOptions& o, int ranks) {
          "tiles: choose a backend whose experts compute all rows at once");
   refuse(o.exchange.reduce_at != ExchangeOptions::ReduceAt::home,
          "sums by rank: choose a backend that combines per expert");
-  refuse(o.exchange.on_dead_rank == ExchangeOptions::OnDeadRank::mask,
-         "masks: choose a backend that fails when a rank dies");
   if (o.topk > kWarpThreads) {
     fail<ConfigError>(
         "a GPU exchange takes up to {} experts a token, not {}", kWarpThreads, o.topk);
@@ -57,6 +56,7 @@ GpuLayout::GpuLayout(const DispatcherOptions& o, int num_ranks)
       padded(o.exchange.format == DispatchFormat::padded),
       pointers(o.exchange.format == DispatchFormat::row_pointers),
       row_weights(o.row_weights),
+      masks(o.exchange.on_dead_rank == ExchangeOptions::OnDeadRank::mask),
       slot_capacity(std::int64_t{num_ranks} * list_tokens),
       alignment(o.row_alignment),
       dispatch_row_bytes(static_cast<std::int64_t>(wire_row_bytes(o.dispatch_wire, o.hidden))),
@@ -83,10 +83,11 @@ GpuLayout::GpuLayout(const DispatcherOptions& o, int num_ranks)
 }  // namespace gpu
 
 GpuExchange::GpuExchange(const DispatcherOptions& options, Transport& transport, GpuQueue& queue)
-    : options_(options), queue_(queue) {
+    : options_(options), transport_(transport), queue_(queue) {
   // Every reserved byte of a device is paid for.
   options_.exchange.format = format_for(options_.exchange, /*reserved_costs=*/true);
   check_gpu_options(options_, transport.size());
+  check_survives_deaths(options_, transport);
   args_.layout = gpu::GpuLayout(options_, transport.size());
   args_.rank = transport.rank();
   args_.timeout_ns = static_cast<std::uint64_t>(options_.timeout.count());
@@ -114,9 +115,15 @@ GpuExchange::GpuExchange(const DispatcherOptions& options, Transport& transport,
   counts_ = queue.allocate(static_cast<std::size_t>(layout.slots) * sizeof(std::int32_t));
   offsets_ = queue.allocate(static_cast<std::size_t>(layout.slots) * sizeof(std::int64_t));
   parts_ = queue.allocate(static_cast<std::size_t>(layout.ranks) * sizeof(std::byte*));
-  meet(transport);
+  masked_ = queue.allocate(static_cast<std::size_t>(layout.ranks) * sizeof(std::uint32_t));
+  masked_now_.resize(static_cast<std::size_t>(layout.ranks));
+  if (layout.masks) lost_now_.resize(static_cast<std::size_t>(layout.max_tokens));
+  lost_ = queue.allocate(lost_now_.size() * sizeof(std::uint32_t));
+  lost_tokens_.reserve(lost_now_.size());
+  meet();
   args_.parts = parts_->as<std::byte* const>();
   args_.state = state_->as<gpu::GpuState>();
+  args_.masked = masked_->as<std::uint32_t>();
   args_.in_slot = in_slot_->as<std::uint32_t>();
 }
 
@@ -134,35 +141,36 @@ std::size_t GpuExchange::mem_size(const DispatcherOptions& options, int ranks) {
          rows * static_cast<std::size_t>(layout.input_row_bytes + encoded) +
          (layout.row_weights ? rows * sizeof(float) : 0) +
          static_cast<std::size_t>(layout.slots) * (sizeof(std::int32_t) + sizeof(std::int64_t)) +
-         static_cast<std::size_t>(layout.ranks) * sizeof(std::byte*);
+         (layout.masks ? static_cast<std::size_t>(layout.max_tokens) * sizeof(std::uint32_t) : 0) +
+         static_cast<std::size_t>(layout.ranks) * (sizeof(std::uint32_t) + sizeof(std::byte*));
 }
 
 /// Tells the peers where this rank's part is, and opens theirs.
-void GpuExchange::meet(Transport& transport) {
+void GpuExchange::meet() {
   const std::vector<std::byte> own = queue_.share(*part_);
-  const auto ranks = static_cast<std::size_t>(transport.size());
-  const std::unique_ptr<Region> region = transport.allocate_region((ranks + 1) * own.size(), 1);
+  const auto ranks = static_cast<std::size_t>(transport_.size());
+  const std::unique_ptr<Region> region = transport_.allocate_region((ranks + 1) * own.size(), 1);
   const std::span<std::byte> memory = region->local();
   const std::span<std::byte> mine = memory.last(own.size());
   std::ranges::copy(own, mine.begin());
-  for (Rank peer = 0; peer < transport.size(); ++peer) {
-    transport.put({.region = region.get(),
-                   .peer = peer,
-                   .offset = static_cast<std::size_t>(transport.rank()) * own.size(),
-                   .source = mine});
+  for (Rank peer = 0; peer < transport_.size(); ++peer) {
+    transport_.put({.region = region.get(),
+                    .peer = peer,
+                    .offset = static_cast<std::size_t>(transport_.rank()) * own.size(),
+                    .source = mine});
   }
-  if (transport.wait(*region, 0, ranks, deadline_in(options_.timeout)) != WaitResult::reached)
+  if (transport_.wait(*region, 0, ranks, deadline_in(options_.timeout)) != WaitResult::reached)
     late("not all ranks of a GPU exchange came within the timeout");
   std::vector<std::byte*> parts(ranks, part_->data());
   for (std::size_t peer = 0; peer < ranks; ++peer) {
-    if (static_cast<Rank>(peer) == transport.rank()) continue;
+    if (static_cast<Rank>(peer) == transport_.rank()) continue;
     peers_.push_back(
         queue_.open(memory.subspan(peer * own.size(), own.size()), args_.layout.part_bytes));
     parts[peer] = peers_.back()->data();
   }
   queue_.copy(parts_->data(), parts.data(), ranks * sizeof(std::byte*));
   queue_.synchronise();
-  if (transport.barrier(deadline_in(options_.timeout)) != WaitResult::reached)
+  if (transport_.barrier(deadline_in(options_.timeout)) != WaitResult::reached)
     late("not all ranks of a GPU exchange opened each other's memory within the timeout");
 }
 
@@ -252,7 +260,8 @@ void GpuExchange::combine_recv(const GpuTarget& target) {
                          .weights = target.weights,
                          .rows = target.rows,
                          .type = target.type,
-                         .accumulate = target.accumulate},
+                         .accumulate = target.accumulate,
+                         .lost = lost_->as<std::uint32_t>()},
          gpu::SumResults::shared_bytes(args_.layout));
 }
 
@@ -262,14 +271,43 @@ MutableRowsView GpuExchange::registered_input() const {
 
 void GpuExchange::synchronise() {
   queue_.refuse_in_capture("synchronise()");
+  const gpu::GpuLayout& layout = args_.layout;
   gpu::GpuFaultRecord fault;
   queue_.copy(&fault, &args_.state->fault, sizeof fault);
+  if (layout.masks) {
+    queue_.copy(masked_now_.data(), masked_->data(), masked_->size());
+    queue_.copy(lost_now_.data(), lost_->data(), lost_->size());
+  }
   queue_.synchronise();
+  if (fault.kind != gpu::GpuFaultRecord::none) throw_fault(fault);
+  if (layout.masks) learn_masks();
+}
+
+void GpuExchange::learn_masks() {
+  for (Rank peer = 0; peer < args_.layout.ranks; ++peer)
+    if (is_masked(peer)) transport_.mask(peer);
+  lost_tokens_.clear();
+  for (std::size_t token = 0; token < lost_now_.size(); ++token)
+    if (lost_now_[token] != 0) lost_tokens_.push_back(static_cast<int>(token));
+}
+
+void GpuExchange::mask(Rank peer) {
+  FERRY_CHECK(args_.layout.masks, "mask() of a GPU exchange that fails when a rank dies");
+  FERRY_CHECK(peer >= 0 && peer < args_.layout.ranks && peer != args_.rank,
+              "rank {} cannot be masked by rank {} of {}",
+              peer,
+              args_.rank,
+              args_.layout.ranks);
+  queue_.refuse_in_capture("mask()");
+  queue_.copy(masked_->as<std::uint32_t>() + peer, &kMasked, sizeof kMasked);
+  masked_now_[static_cast<std::size_t>(peer)] = kMasked;
+  transport_.mask(peer);
+}
+
+void GpuExchange::throw_fault(const gpu::GpuFaultRecord& fault) const {
   using Kind = gpu::GpuFaultRecord;
   const auto rank = static_cast<Rank>(fault.rank);
   switch (fault.kind) {
-    case Kind::none:
-      return;
     case Kind::no_tokens:
     case Kind::no_results:
       late(fmt::format("{}: nothing from rank {} within {} ms in exchange {}",
@@ -278,6 +316,12 @@ void GpuExchange::synchronise() {
                        args_.timeout_ns / 1'000'000,
                        fault.exchange),
            rank);
+    case Kind::left_behind:
+      throw TransportError(TransportError::Kind::aborted,
+                           rank,
+                           fmt::format("rank {} waited too long for this rank and went on without "
+                                       "it; start it again with the next group",
+                                       rank));
     case Kind::bad_id:
       fail<BrokenContract>("dispatch_send: token {}: choice {} is slot {}, outside -1..{}",
                            fault.where / options_.topk,

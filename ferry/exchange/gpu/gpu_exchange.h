@@ -42,7 +42,14 @@ struct GpuTarget {
 /// or, with dispatch_send, begins anew: a graph may hold whole exchanges, or a part of one and the
 /// next graph the rest. Each launch is as if the phases were called then, so graphs and calls may
 /// alternate from one whole exchange to the next, on each rank as it likes. What a graph keeps:
-/// addresses, types, GpuTokens::count, the timeout. A rank destroys its
+/// addresses, types, GpuTokens::count, the timeout; masks it reads when it runs.
+///
+/// With on_dead_rank = mask, as a Dispatcher's: a rank that does not come within the timeout is
+/// masked, on the device, and the exchange goes on as if it had sent nothing. The host learns of it
+/// in synchronise(), and then masks it in the transport too, which must outlive this. A rank that
+/// was masked while it lived gets a TransportError from synchronise(). A death that the transport
+/// knows of is waited for all the same, unless the caller calls mask(). Memory of a rank that died
+/// must stay: CUDA keeps an ended process's until the others have closed it. A rank destroys its
 /// exchange once no peer reads from it any more: synchronise, then a barrier. Threads: one at a
 /// time. Errors: ConfigError for options; what goes wrong on the device (a rank that does not come
 /// within options.timeout, an id that is no slot's) is thrown by synchronise(), a TransportError or
@@ -68,6 +75,16 @@ class GpuExchange {
   /// Returns when everything on the queue is done; throws what an exchange ran into.
   void synchronise();
 
+  /// Goes on without `peer`, of which the caller knows that it is gone, from what is put on the
+  /// queue next. Needs on_dead_rank = mask; not in a capture.
+  void mask(Rank peer);
+
+  /// As of the last synchronise() or mask().
+  bool is_masked(Rank peer) const { return masked_now_[static_cast<std::size_t>(peer)] != 0; }
+
+  /// As Dispatcher::lost_tokens(), of the exchange last combined at the last synchronise().
+  std::span<const int> lost_tokens() const { return lost_tokens_; }
+
   MutableRowsView registered_input() const;
 
   const DispatcherOptions& options() const { return options_; }
@@ -90,10 +107,13 @@ class GpuExchange {
 
   Course& enter(Phase expected, Phase next, std::string_view name);
   void launch(const GpuKernel& kernel, std::size_t shared_bytes);
-  void meet(Transport& transport);
+  void meet();
   bool encodes_results() const;
+  void learn_masks();
+  [[noreturn]] void throw_fault(const gpu::GpuFaultRecord& fault) const;
 
   DispatcherOptions options_;
+  Transport& transport_;
   GpuQueue& queue_;
   gpu::GpuExchangeArgs args_;  ///< what all exchanges have
   GpuGrid grid_;
@@ -109,6 +129,11 @@ class GpuExchange {
   std::unique_ptr<GpuMemory> weights_;  // with row_weights
   std::unique_ptr<GpuMemory> counts_;
   std::unique_ptr<GpuMemory> offsets_;
+
+  // On the device and, as of the last synchronise(), here.
+  std::unique_ptr<GpuMemory> masked_, lost_;
+  std::vector<std::uint32_t> masked_now_, lost_now_;
+  std::vector<int> lost_tokens_;
 };
 
 }  // namespace ferry

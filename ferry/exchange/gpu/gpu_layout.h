@@ -16,6 +16,11 @@
 // of e, for which it waited until all peers had sent their results of e; and those have taken its
 // tokens, and its lists, before. A rank's experts write results of e + 1 behind the wait for all
 // peers' tokens of e + 1, which these sent after they had read the results of e.
+//
+// Where dead ranks are masked, a rank that waits in vain masks who did not come, tells it, should
+// it live, and goes on: nothing of it is read any more, and nothing is written to it. What it may
+// still read is then overwritten; it finds that out, and its exchange has failed. One block decides
+// for all, since another may see a signal that this one has given up.
 #pragma once
 
 #include <cstddef>
@@ -31,10 +36,18 @@ struct DispatcherOptions;
 
 namespace gpu {
 
-/// Signals of a part, one per source rank.
-enum class GpuSignal : int { tokens, results };
+/// Signals of a part, one per source rank. The first two hold the number of the exchange.
+enum class GpuSignal : int {
+  tokens,
+  results,
+  masked  ///< not 0: the source goes on without this rank
+};
 
-inline constexpr int kGpuSignals = 2;
+inline constexpr int kGpuWaits = 2;
+inline constexpr int kGpuSignals = 3;
+
+/// In result_rows: of results that there are not, since the peer has masked the share's rank.
+inline constexpr std::uint32_t kNoResults = ~std::uint32_t{0};
 
 /// Of a block of every kernel. So many blocks fit on a multiprocessor by their registers, which the
 /// compiler is told.
@@ -49,6 +62,7 @@ struct GpuFaultRecord {
     no_results,   ///< of `rank`, within the time
     bad_id,       ///< entry `where` of the slot ids is `value`
     bad_message,  ///< of `rank`: slot `where`, number `value`
+    left_behind,  ///< by `rank`, which has masked this one
   };
 
   std::uint32_t kind = none;
@@ -63,6 +77,8 @@ struct GpuState {
   std::uint64_t exchange = 0;  ///< the one that has begun last
   std::uint32_t blocks_done = 0;
   std::uint32_t has_fault = 0;  ///< who raises it from 0 writes the record
+  /// Of each signal that is waited for, the exchange whose masks block 0 has decided on.
+  std::uint64_t decided[kGpuWaits] = {};
   GpuFaultRecord fault;
 };
 
@@ -86,6 +102,7 @@ struct GpuLayout {
   bool padded = false;
   bool pointers = false;  ///< rows are not copied: experts get where they lie, in homes' stages
   bool row_weights = false;
+  bool masks = false;              ///< ranks that do not come, rather than fail
   std::int64_t slot_capacity = 0;  ///< padded: rows of a slot
   std::int64_t alignment = 1;      ///< ragged: a slot's first row is a multiple of it
   std::int64_t expert_rows = 0;
@@ -134,6 +151,7 @@ struct GpuExchangeArgs {
   std::uint64_t timeout_ns = 0;
   std::byte* const* parts = nullptr;  ///< [ranks] as this rank's device sees them
   GpuState* state = nullptr;
+  std::uint32_t* masked = nullptr;   ///< [ranks] not 0: this rank goes on without it
   std::uint32_t* in_slot = nullptr;  ///< [max_tokens, topk] place in its share's list, of the first
                                      ///< k that names the slot
   const int* tokens = nullptr;       ///< this rank's number of them, read when a kernel runs; null:

@@ -28,8 +28,67 @@ FERRY_GPU void record_fault(Thread& t, const GpuExchangeArgs& args, const GpuFau
   t.store(&to->value, fault.value);
 }
 
-/// Waits until every peer's signal has the number of this exchange: thread r for peer r. False, for
-/// the whole block, where one does not come in time, or an earlier kernel found a fault.
+/// Whether this rank goes on without that one.
+template <class Thread>
+FERRY_GPU bool is_masked(Thread& t, const GpuExchangeArgs& args, int peer) {
+  return args.layout.masks && t.load(args.masked + peer) != 0;
+}
+
+/// Masks a peer that did not come, and tells it, should it live. By block 0.
+template <class Thread>
+FERRY_GPU void mask_late(Thread& t, const GpuExchangeArgs& args, int peer) {
+  t.store(args.masked + peer, 1U);
+  t.store_release(at<std::uint64_t>(t.load(args.parts + peer),
+                                    args.layout.signal_at(GpuSignal::masked, args.rank)),
+                  1U);
+}
+
+/// Whether `peer` goes on without this rank, which is noted: the exchange has failed.
+template <class Thread>
+FERRY_GPU bool is_left_behind(Thread& t, const GpuExchangeArgs& args, int peer) {
+  const auto* masked = at<const std::uint64_t>(t.load(args.parts + args.rank),
+                                               args.layout.signal_at(GpuSignal::masked, peer));
+  if (t.load_acquire(masked) == 0) return false;
+  record_fault(t,
+               args,
+               {.kind = GpuFaultRecord::left_behind,
+                .rank = static_cast<std::uint32_t>(peer),
+                .exchange = t.load(&args.state->exchange)});
+  return true;
+}
+
+/// By one thread for one peer. False: it did not come in time, and is not masked either, or has
+/// itself masked this rank.
+template <class Thread>
+FERRY_GPU bool await_peer(Thread& t, const GpuExchangeArgs& args, GpuSignal kind, int peer) {
+  if (is_masked(t, args, peer)) return true;
+  const bool masks = args.layout.masks;
+  const auto* signal =
+      at<const std::uint64_t>(t.load(args.parts + args.rank), args.layout.signal_at(kind, peer));
+  const std::uint64_t exchange = t.load(&args.state->exchange);
+  const std::uint64_t start = t.nanoseconds();
+  for (;;) {
+    if (masks && is_left_behind(t, args, peer)) return false;
+    if (t.load_acquire(signal) >= exchange) return true;
+    t.pause();
+    if (t.nanoseconds() - start >= args.timeout_ns) break;
+  }
+  if (masks && peer != args.rank) {
+    mask_late(t, args, peer);
+    return true;
+  }
+  record_fault(
+      t,
+      args,
+      {.kind = kind == GpuSignal::tokens ? GpuFaultRecord::no_tokens : GpuFaultRecord::no_results,
+       .rank = static_cast<std::uint32_t>(peer),
+       .exchange = exchange});
+  return false;
+}
+
+/// Waits until every peer's signal has the number of this exchange, or the peer is masked: thread r
+/// for peer r. False, for the whole block, where one does not come in time, or an earlier kernel
+/// found a fault.
 template <class Thread>
 FERRY_GPU bool await_all(Thread& t, const GpuExchangeArgs& args, GpuSignal kind) {
   auto* failed = reinterpret_cast<std::uint32_t*>(t.shared());
@@ -37,53 +96,54 @@ FERRY_GPU bool await_all(Thread& t, const GpuExchangeArgs& args, GpuSignal kind)
   t.sync();
   if (t.load(failed) != 0) return false;
   t.sync();
-  const std::uint64_t exchange = t.load(&args.state->exchange);
-  const std::uint64_t start = t.nanoseconds();
-  bool here = true;
-  for (int peer = t.thread(); peer < args.layout.ranks; peer += t.threads()) {
-    const auto* signal =
-        at<const std::uint64_t>(t.load(args.parts + args.rank), args.layout.signal_at(kind, peer));
-    while (here && t.load_acquire(signal) < exchange) {
-      t.pause();
-      here = t.nanoseconds() - start < args.timeout_ns;
-    }
-    if (!here) {
-      record_fault(t,
-                   args,
-                   {.kind = kind == GpuSignal::tokens ? GpuFaultRecord::no_tokens
-                                                      : GpuFaultRecord::no_results,
-                    .rank = static_cast<std::uint32_t>(peer),
-                    .exchange = exchange});
+  const bool masks = args.layout.masks;
+  std::uint64_t* decided = args.state->decided + static_cast<int>(kind);
+  if (!masks || t.block() == 0) {
+    for (int peer = t.thread(); peer < args.layout.ranks; peer += t.threads()) {
+      if (await_peer(t, args, kind, peer)) continue;
       t.add(failed, 1);
       break;
     }
+    t.sync();
+    if (masks && t.thread() == 0) t.store_release(decided, t.load(&args.state->exchange));
+  } else {
+    if (t.thread() == 0) {
+      while (t.load_acquire(decided) < t.load(&args.state->exchange)) t.pause();
+      t.store(failed, t.load_acquire(&args.state->has_fault));
+    }
+    t.sync();
   }
-  t.sync();
   const bool all = t.load(failed) == 0;
   t.sync();  // shared memory is free again
   return all;
 }
 
-/// Called by all threads of all blocks when their work is done: the last block to come tells all
-/// peers.
+/// Called by all threads of all blocks when their work is done. True for those of the last block to
+/// come.
+template <class Thread>
+FERRY_GPU bool comes_last(Thread& t, const GpuExchangeArgs& args) {
+  auto* last = reinterpret_cast<std::uint32_t*>(t.shared());
+  t.sync();
+  if (t.thread() == 0) {
+    const std::uint32_t before = t.add_acquire_release(&args.state->blocks_done, 1);
+    const bool is_last = before + 1 == static_cast<std::uint32_t>(t.blocks());
+    if (is_last) t.store(&args.state->blocks_done, 0U);
+    t.store(last, is_last ? 1U : 0U);
+  }
+  t.sync();
+  return t.load(last) != 0;
+}
+
+/// Called likewise: the last block to come tells all peers.
 template <class Thread>
 FERRY_GPU void signal_all(Thread& t,
                           const GpuExchangeArgs& args,
                           GpuSignal kind,
                           std::uint64_t exchange) {
-  auto* last = reinterpret_cast<std::uint32_t*>(t.shared());
-  t.sync();
-  if (t.thread() == 0) {
-    const std::uint32_t before = t.add_acquire_release(&args.state->blocks_done, 1);
-    t.store(last, static_cast<std::uint32_t>(before + 1 == static_cast<std::uint32_t>(t.blocks())));
-  }
-  t.sync();
-  if (t.load(last) == 0) return;
-  if (t.thread() == 0) {
-    t.store(&args.state->blocks_done, 0U);
-    t.store(&args.state->exchange, exchange);
-  }
+  if (!comes_last(t, args)) return;
+  if (t.thread() == 0) t.store(&args.state->exchange, exchange);
   for (int peer = t.thread(); peer < args.layout.ranks; peer += t.threads()) {
+    if (is_masked(t, args, peer)) continue;
     auto* signal =
         at<std::uint64_t>(t.load(args.parts + peer), args.layout.signal_at(kind, args.rank));
     t.store_release(signal, exchange);

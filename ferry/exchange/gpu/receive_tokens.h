@@ -74,7 +74,8 @@ struct ReceiveTokens {
     return first_record(t) + args.layout.slots + 1;
   }
 
-  /// Into both arrays by slot: the number of its rows. A number that cannot be counts as 0.
+  /// Into both arrays by slot: the number of its rows. A number that cannot be, and a masked
+  /// rank's, counts as 0.
   template <class Thread>
   FERRY_GPU void count_slots(Thread& t) const {
     const GpuLayout& layout = args.layout;
@@ -83,7 +84,8 @@ struct ReceiveTokens {
       std::uint32_t rows = 0;
       for (int order = 0; order < layout.ranks; ++order) {
         const int home = home_at(order);
-        std::uint32_t count = t.load(counts_of + layout.list(home, slot));
+        std::uint32_t count =
+            is_masked(t, args, home) ? 0 : t.load(counts_of + layout.list(home, slot));
         if (count > static_cast<std::uint32_t>(layout.list_tokens)) {
           bad_message(t, home, slot, count);
           count = 0;
@@ -108,10 +110,15 @@ struct ReceiveTokens {
       for (int order = 0; order < layout.ranks; ++order) {
         const int home = home_at(order);
         const std::size_t place = layout.results_of(home % layout.tp, args.rank, slot);
-        const std::uint32_t begin = row + t.load(first_of_home(t) + slot * layout.ranks + order);
-        for (int member = home / layout.tp * layout.tp, i = 0; i < layout.tp; ++i)
-          t.store(at<std::uint32_t>(t.load(args.parts + member + i), layout.result_rows) + place,
+        const std::uint32_t begin =
+            is_masked(t, args, home) ? kNoResults
+                                     : row + t.load(first_of_home(t) + slot * layout.ranks + order);
+        const int group = home / layout.tp * layout.tp;
+        for (int member = group; member < group + layout.tp; ++member) {
+          if (is_masked(t, args, member)) continue;
+          t.store(at<std::uint32_t>(t.load(args.parts + member), layout.result_rows) + place,
                   begin);
+        }
       }
     }
   }

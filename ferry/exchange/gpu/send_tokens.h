@@ -85,11 +85,11 @@ struct SendTokens {
   }
 
   /// A share's tokens for a slot: where each stands among them, and, if the share is ours, the list
-  /// itself into the peer's memory.
+  /// itself into the peer's memory, unless the peer is masked.
   template <class Thread>
   FERRY_GPU void write_list(Thread& t, int tokens, int share, SlotId slot) const {
     const GpuLayout& layout = args.layout;
-    const bool ours = share == args.rank % layout.tp;
+    const bool ours = share == args.rank % layout.tp && !is_masked(t, args, slot / layout.slots);
     std::byte* part = t.load(args.parts + slot / layout.slots);
     const std::size_t list = layout.list(args.rank, slot % layout.slots);
     const std::size_t first = list * static_cast<std::size_t>(layout.list_tokens);
