@@ -73,6 +73,7 @@ class GpuRank {
     times.exchange = measure_exchanges(times.iterations, [&] { exchange(); });
     const std::unique_ptr<GpuGraph> graph = queue_.capture([&] { exchange(); });
     times.graph = measure_exchanges(times.iterations, [&] { graph->launch(); });
+    exchange_.leave();
     return times;
   }
 

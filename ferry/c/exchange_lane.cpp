@@ -1,5 +1,7 @@
 #include "ferry/c/exchange_lane.h"
 
+#include <exception>
+
 #include "ferry/exchange/gpu/stream_exchange.h"
 
 namespace ferry::c {
@@ -46,6 +48,17 @@ class DeviceLane final : public ExchangeLane {
  public:
   DeviceLane(const MemoryPlace& place, const DispatcherOptions& options, Transport& transport)
       : stream_(place, options, transport) {}
+
+  ~DeviceLane() override {
+    try {
+      stream_.exchange().leave();
+    } catch (const std::exception&) {
+      // It has failed, which the caller has been told, or a rank does not end it.
+    }
+  }
+
+  DeviceLane(const DeviceLane&) = delete;
+  DeviceLane& operator=(const DeviceLane&) = delete;
 
   const DispatcherOptions& options() const override { return stream_.exchange().options(); }
 

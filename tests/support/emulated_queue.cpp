@@ -28,10 +28,19 @@ class Owned final : public GpuMemory {
   GpuEmulator& device_;
 };
 
-/// A peer's, in the same process.
+/// A peer's.
 class Opened final : public GpuMemory {
  public:
-  Opened(std::byte* data, std::size_t bytes) : GpuMemory(data, bytes) {}
+  Opened(GpuEmulator& device, std::byte* data, std::size_t bytes)
+      : GpuMemory(data, bytes), device_(device) {}
+
+  ~Opened() override { device_.close(data()); }
+
+  Opened(const Opened&) = delete;
+  Opened& operator=(const Opened&) = delete;
+
+ private:
+  GpuEmulator& device_;
 };
 
 class EmulatedGraph final : public GpuGraph {
@@ -80,17 +89,18 @@ std::unique_ptr<GpuMemory> EmulatedQueue::allocate(std::size_t bytes) {
 }
 
 std::vector<std::byte> EmulatedQueue::share(const GpuMemory& memory) {
-  std::byte* data = memory.data();
-  std::vector<std::byte> shared(sizeof data);
-  std::memcpy(shared.data(), &data, sizeof data);
+  const std::uint64_t number = stream_.device().share(memory.data());
+  std::vector<std::byte> shared(sizeof number);
+  std::memcpy(shared.data(), &number, sizeof number);
   return shared;
 }
 
 std::unique_ptr<GpuMemory> EmulatedQueue::open(std::span<const std::byte> shared,
                                                std::size_t bytes) {
-  std::byte* data = nullptr;
-  std::memcpy(&data, shared.data(), sizeof data);
-  return std::make_unique<Opened>(data, bytes);
+  std::uint64_t number = 0;
+  std::memcpy(&number, shared.data(), sizeof number);
+  GpuEmulator& device = stream_.device();
+  return std::make_unique<Opened>(device, static_cast<std::byte*>(device.open(number)), bytes);
 }
 
 void EmulatedQueue::copy(void* to, const void* from, std::size_t bytes) {

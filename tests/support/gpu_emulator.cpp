@@ -2,7 +2,10 @@
 
 #include <cxxabi.h>
 #include <fmt/core.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cmath>
@@ -274,9 +277,26 @@ struct GpuEmulator::Impl {
   };
 
   struct Allocation {
+    std::uint64_t number = 0;
     std::byte* zone = nullptr;
-    std::size_t bytes = 0;  // of zones and all
+    std::size_t zone_bytes = 0;  // of zones and all
+    std::size_t bytes = 0;
+    int file = -1;   // where every host thread is a process: what the memory is made of
+    int opened = 0;  // times, and not closed
+    std::string name = {};
   };
+
+  struct Opened {
+    void* original = nullptr;
+    std::byte* zone = nullptr;
+    std::size_t zone_bytes = 0;
+  };
+
+  static std::byte* map(std::size_t bytes, int file) {
+    void* const zone = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (zone == MAP_FAILED) throw std::bad_alloc();
+    return static_cast<std::byte*>(zone);
+  }
 
   explicit Impl(GpuEmulatorOptions wanted)
       : options(wanted), device{.options = options, .memory = {}, .turn = gpu::Turn(wanted.seed)} {}
@@ -337,28 +357,38 @@ struct GpuEmulator::Impl {
   gpu::Device device;
   std::map<std::uint64_t, std::uint32_t> host_threads;
   std::vector<Host> hosts;
-  std::map<void*, Allocation> allocations;
-  int num_allocations = 0;
+  std::map<const void*, Allocation> allocations;
+  std::map<void*, Opened> opened;
+  std::uint64_t num_allocations = 0;
 };
 
 GpuEmulator::GpuEmulator(GpuEmulatorOptions options) : impl_(std::make_unique<Impl>(options)) {}
 
 GpuEmulator::~GpuEmulator() {
-  while (!impl_->allocations.empty()) free(impl_->allocations.begin()->first);
+  while (!impl_->allocations.empty()) free(const_cast<void*>(impl_->allocations.begin()->first));
 }
 
 void* GpuEmulator::allocate(std::size_t bytes, std::string name) {
   if (bytes == 0) return nullptr;
   const HasTurn turn(impl_->device.turn);
   const std::size_t whole = (bytes + kZone - 1) / kZone * kZone + 2 * kZone;
-  auto* const zone = static_cast<std::byte*>(std::aligned_alloc(kZone, whole));
-  if (zone == nullptr) throw std::bad_alloc();
+  const bool own = impl_->options.processes;
+  Impl::Allocation made{.number = ++impl_->num_allocations, .zone_bytes = whole, .bytes = bytes};
+  if (own) {
+    made.file = memfd_create("an allocation", MFD_CLOEXEC);
+    if (made.file < 0 || ftruncate(made.file, static_cast<off_t>(whole)) != 0)
+      throw std::bad_alloc();
+    made.zone = Impl::map(whole, made.file);
+  } else {
+    made.zone = static_cast<std::byte*>(std::aligned_alloc(kZone, whole));
+    if (made.zone == nullptr) throw std::bad_alloc();
+  }
+  std::byte* const zone = made.zone;
   std::memset(zone, 0xa5, whole);
   std::byte* const memory = zone + kZone;
-  ++impl_->num_allocations;
-  if (name.empty()) name = fmt::format("allocation {}", impl_->num_allocations);
-  impl_->device.memory.add(memory, bytes, std::move(name));
-  impl_->allocations[memory] = {.zone = zone, .bytes = whole};
+  made.name = name.empty() ? fmt::format("allocation {}", made.number) : std::move(name);
+  impl_->device.memory.add(memory, bytes, made.name, own ? impl_->this_host() : gpu::kAnyProcess);
+  impl_->allocations[memory] = std::move(made);
 #ifdef __SANITIZE_ADDRESS__
   __asan_poison_memory_region(zone, kZone);
   __asan_poison_memory_region(memory + bytes, whole - kZone - bytes);
@@ -373,12 +403,69 @@ void GpuEmulator::free(void* memory) {
   if (found == impl_->allocations.end()) {
     throw std::invalid_argument("this memory was not allocated here");
   }
+  Impl::Allocation& gone = found->second;
 #ifdef __SANITIZE_ADDRESS__
-  __asan_unpoison_memory_region(found->second.zone, found->second.bytes);
+  __asan_unpoison_memory_region(gone.zone, gone.zone_bytes);
 #endif
+  if (gone.opened > 0 && impl_->device.fault.empty()) {
+    impl_->device.fault = fmt::format(
+        "{} ({} bytes) was freed while another process had it open", gone.name, gone.bytes);
+  }
   impl_->device.memory.remove(memory);
-  std::free(found->second.zone);
+  if (gone.file >= 0) {
+    munmap(gone.zone, gone.zone_bytes);
+    ::close(gone.file);
+  } else {
+    std::free(gone.zone);
+  }
   impl_->allocations.erase(found);
+}
+
+std::uint64_t GpuEmulator::share(const void* memory) {
+  const HasTurn turn(impl_->device.turn);
+  const auto found = impl_->allocations.find(memory);
+  if (found == impl_->allocations.end())
+    throw std::invalid_argument("this memory was not allocated here");
+  return found->second.number;
+}
+
+void* GpuEmulator::open(std::uint64_t shared) {
+  const HasTurn turn(impl_->device.turn);
+  const auto found = std::find_if(impl_->allocations.begin(),
+                                  impl_->allocations.end(),
+                                  [&](const auto& each) { return each.second.number == shared; });
+  if (found == impl_->allocations.end())
+    throw std::invalid_argument("this memory was not shared here, or is gone");
+  auto* const original = const_cast<void*>(found->first);
+  Impl::Allocation& of = found->second;
+  if (of.file < 0) return original;
+  std::byte* const zone = Impl::map(of.zone_bytes, of.file);
+  std::byte* const memory = zone + kZone;
+  const std::uint32_t host = impl_->this_host();
+  impl_->device.memory.add_opened(memory,
+                                  of.bytes,
+                                  fmt::format("{}, as host thread {} has it open,", of.name, host),
+                                  host,
+                                  original);
+  ++of.opened;
+  impl_->opened[memory] = {.original = original, .zone = zone, .zone_bytes = of.zone_bytes};
+  return memory;
+}
+
+void GpuEmulator::close(void* opened) {
+  const HasTurn turn(impl_->device.turn);
+  const auto found = impl_->opened.find(opened);
+  if (found == impl_->opened.end()) return;  // of the same process
+  const auto original = impl_->allocations.find(found->second.original);
+  if (original != impl_->allocations.end()) --original->second.opened;
+  impl_->device.memory.remove(opened);
+  munmap(found->second.zone, found->second.zone_bytes);
+  impl_->opened.erase(found);
+}
+
+std::string GpuEmulator::fault() const {
+  const HasTurn turn(impl_->device.turn);
+  return impl_->device.fault;
 }
 
 void GpuEmulator::watch(const void* memory, std::size_t bytes, std::string name) {

@@ -61,6 +61,10 @@ struct GpuEmulatorOptions {
   /// Whether a launch comes after all that have ended when it begins, whoever launched them. For
   /// hosts that tell nothing of how they wait for each other; finds less.
   bool launches_in_order = false;
+  /// Every host thread is a process of its own: what it allocates, only it may reach, and others
+  /// through open(), at another address. Found besides: another process's address, and memory that
+  /// its owner frees while somebody has it open.
+  bool processes = false;
 };
 
 /// What a kernel did that no GPU promises to do well. One line.
@@ -218,6 +222,16 @@ class GpuEmulator {
   /// The caller frees it, or the emulator does at its end. The host may use it as its own.
   void* allocate(std::size_t bytes, std::string name = {});
   void free(void* memory);
+
+  /// What open() on any host thread takes for this allocation.
+  std::uint64_t share(const void* memory);
+  /// Allocated memory as this host thread's launches reach it; that of its own process lies where
+  /// it was allocated. Until close().
+  void* open(std::uint64_t shared);
+  void close(void* opened);
+
+  /// What was found first, also by a call that may not throw; empty: nothing.
+  std::string fault() const;
 
   /// Memory of the host that kernels may reach: pinned, a peer's region. Until unwatch(), once for
   /// each watch(). What is known already, or part of it, may be watched again.

@@ -129,11 +129,7 @@ nb::object DeviceLane::registered_input() {
 }
 
 void DeviceLane::leave() {
-  comm_->run("close", true, [&] {
-    stream_->synchronise();
-    if (comm_->transport().barrier(deadline_in(options_.timeout)) != WaitResult::reached)
-      fail<Error>("close: not all ranks are done with this all-to-all within the timeout");
-  });
+  comm_->run("close", true, [&] { stream_->exchange().leave(); });
 }
 
 namespace {

@@ -291,6 +291,17 @@ void GpuExchange::learn_masks() {
     if (lost_now_[token] != 0) lost_tokens_.push_back(static_cast<int>(token));
 }
 
+void GpuExchange::leave() {
+  synchronise();
+  const auto all_do = [&](std::string_view what) {
+    if (transport_.barrier(deadline_in(options_.timeout)) != WaitResult::reached)
+      late(fmt::format("not all ranks of a GPU exchange {} within the timeout", what));
+  };
+  all_do("ended theirs");
+  peers_.clear();
+  all_do("let go of the others' memory");
+}
+
 void GpuExchange::mask(Rank peer) {
   FERRY_CHECK(args_.layout.masks, "mask() of a GPU exchange that fails when a rank dies");
   FERRY_CHECK(peer >= 0 && peer < args_.layout.ranks && peer != args_.rank,

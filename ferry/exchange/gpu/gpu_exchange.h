@@ -49,11 +49,12 @@ struct GpuTarget {
 /// in synchronise(), and then masks it in the transport too, which must outlive this. A rank that
 /// was masked while it lived gets a TransportError from synchronise(). A death that the transport
 /// knows of is waited for all the same, unless the caller calls mask(). Memory of a rank that died
-/// must stay: CUDA keeps an ended process's until the others have closed it. A rank destroys its
-/// exchange once no peer reads from it any more: synchronise, then a barrier. Threads: one at a
-/// time. Errors: ConfigError for options; what goes wrong on the device (a rank that does not come
-/// within options.timeout, an id that is no slot's) is thrown by synchronise(), a TransportError or
-/// BrokenContract, and the exchange may then only be destroyed.
+/// must stay: CUDA keeps an ended process's until the others have closed it.
+///
+/// All ranks leave() before they destroy it. Threads: one at a time. Errors: ConfigError for
+/// options; what goes wrong on the device (a rank that does not come within options.timeout, an id
+/// that is no slot's) is thrown by synchronise(), a TransportError or BrokenContract, and the
+/// exchange may then only be destroyed.
 class GpuExchange {
  public:
   GpuExchange(const DispatcherOptions& options, Transport& transport, GpuQueue& queue);
@@ -74,6 +75,12 @@ class GpuExchange {
 
   /// Returns when everything on the queue is done; throws what an exchange ran into.
   void synchronise();
+
+  /// Collective: the last thing that is done with an exchange that has not failed. Waits until
+  /// nobody reads from this rank's memory, lets go of the peers', and waits until all have: only
+  /// then may memory be freed that another process has open. Throws as synchronise(), and where a
+  /// rank does not come within the timeout.
+  void leave();
 
   /// Goes on without `peer`, of which the caller knows that it is gone, from what is put on the
   /// queue next. Needs on_dead_rank = mask; not in a capture.

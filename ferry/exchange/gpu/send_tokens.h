@@ -23,6 +23,7 @@ struct SendTokens {
     check_ids(t, tokens, exchange);
     const GpuLayout& layout = args.layout;
     for_units(t, std::int64_t{layout.ranks} * layout.slots, [&](std::int64_t slot) {
+      if (is_masked(t, args, static_cast<int>(slot) / layout.slots)) return;
       for (int share = 0; share < layout.tp; ++share)
         write_list(t, tokens, share, static_cast<SlotId>(slot));
     });
@@ -85,11 +86,11 @@ struct SendTokens {
   }
 
   /// A share's tokens for a slot: where each stands among them, and, if the share is ours, the list
-  /// itself into the peer's memory, unless the peer is masked.
+  /// itself into the peer's memory.
   template <class Thread>
   FERRY_GPU void write_list(Thread& t, int tokens, int share, SlotId slot) const {
     const GpuLayout& layout = args.layout;
-    const bool ours = share == args.rank % layout.tp && !is_masked(t, args, slot / layout.slots);
+    const bool ours = share == args.rank % layout.tp;
     std::byte* part = t.load(args.parts + slot / layout.slots);
     const std::size_t list = layout.list(args.rank, slot % layout.slots);
     const std::size_t first = list * static_cast<std::size_t>(layout.list_tokens);

@@ -85,7 +85,8 @@ FERRY_API ferry_status ferry_all_to_all_create(ferry_comm* comm,
                                                const ferry_all_to_all_options* options,
                                                ferry_all_to_all** out);
 
-/// NULL is fine.
+/// NULL is fine. In device memory all ranks call it, with their exchanges in one order: each waits,
+/// up to the timeout, until nobody reads from its memory. One that has failed waits for nobody.
 FERRY_API ferry_status ferry_all_to_all_destroy(ferry_all_to_all* a2a);
 
 #define FERRY_DISPATCH_INPUT_MAGIC 0xFE770011U
@@ -198,9 +199,8 @@ FERRY_API ferry_status ferry_all_to_all_combine_recv(ferry_all_to_all* a2a,
                                                      const ferry_combine_output* output);
 
 /// Returns when the exchange's queue has done everything, and says what went wrong there: a rank
-/// that did not come, a slot that there is not. In host memory there is nothing to wait for. Before
-/// one in device memory is destroyed all ranks call it, and meet. FERRY_OUT_OF_ORDER while the queue
-/// is captured.
+/// that did not come, a slot that there is not. In host memory there is nothing to wait for. FERRY_OUT_OF_ORDER
+/// while the queue is captured.
 FERRY_API ferry_status ferry_all_to_all_synchronise(ferry_all_to_all* a2a);
 
 /// *ready = whether the next receive would find everything. Between a send and its receive; never

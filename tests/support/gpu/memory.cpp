@@ -121,7 +121,7 @@ Memory::~Memory() {
   for (auto& [begin, region] : regions_) std::free(region.lines);
 }
 
-void Memory::add(const void* memory, std::size_t bytes, std::string name) {
+void Memory::add(const void* memory, std::size_t bytes, std::string name, std::uint32_t process) {
   const auto begin = reinterpret_cast<std::uintptr_t>(memory);
   if (memory == nullptr || bytes == 0) {
     throw std::invalid_argument(fmt::format("'{}' is no memory to watch: {} bytes", name, bytes));
@@ -136,17 +136,37 @@ void Memory::add(const void* memory, std::size_t bytes, std::string name) {
     throw std::invalid_argument(
         fmt::format("'{}' is half in memory that is watched already", name));
   }
-  Region region = {.begin = begin, .bytes = bytes, .name = std::move(name)};
+  Region region = {.begin = begin, .bytes = bytes, .name = std::move(name), .process = process};
   region.lines = static_cast<Line*>(std::calloc(region.num_lines(), sizeof(Line)));
   if (region.lines == nullptr) throw std::bad_alloc();
   regions_.emplace(begin, std::move(region));
+}
+
+void Memory::add_opened(const void* memory,
+                        std::size_t bytes,
+                        std::string name,
+                        std::uint32_t process,
+                        const void* original) {
+  const auto begin = reinterpret_cast<std::uintptr_t>(memory);
+  regions_[begin] = {.begin = begin,
+                     .bytes = bytes,
+                     .name = std::move(name),
+                     .process = process,
+                     .original = reinterpret_cast<std::uintptr_t>(original)};
+}
+
+std::uintptr_t Memory::original_of(std::uintptr_t p) const {
+  const auto after = regions_.upper_bound(p);
+  if (after == regions_.begin()) return p;
+  const Region& region = std::prev(after)->second;
+  return region.original != 0 && region.holds(p, 1) ? p - region.begin + region.original : p;
 }
 
 void Memory::remove(const void* memory) {
   Region* const region = find(reinterpret_cast<std::uintptr_t>(memory), 1);
   if (region == nullptr) throw std::invalid_argument("this memory is not watched");
   if (--region->uses > 0) return;
-  forget(*region);
+  if (region->lines != nullptr) forget(*region);
   std::free(region->lines);
   last_ = nullptr;
   regions_.erase(region->begin);
@@ -199,11 +219,24 @@ Region* Memory::find(std::uintptr_t p, std::size_t size) {
   return last_;
 }
 
+/// Of memory that was opened, to where its owner has it. Gives what is wrong with it, or null.
+const char* Memory::resolve(Region*& region,
+                            std::uintptr_t& at,
+                            std::size_t size,
+                            const Actor& actor) {
+  if (region->process != kAnyProcess && region->process != actor.host)
+    return "that is another process's address; open its handle";
+  if (region->original == 0) return nullptr;
+  at = at - region->begin + region->original;
+  region = find(at, size);
+  return region == nullptr ? "its owner has freed it" : nullptr;
+}
+
 void Memory::access(
     const Actor& actor, Region* shared, const void* p, std::size_t size, Access kind, Site site) {
-  const auto at = reinterpret_cast<std::uintptr_t>(p);
+  auto at = reinterpret_cast<std::uintptr_t>(p);
   const bool is_shared = shared != nullptr && shared->holds(at, size);
-  Region* const region = is_shared ? shared : find(at, size);
+  Region* region = is_shared ? shared : find(at, size);
   const auto fault = [&](const std::string& what) {
     throw GpuFault(fmt::format("{} ({}): {} of {} bytes at {}: {}",
                                who(actor),
@@ -214,6 +247,7 @@ void Memory::access(
                                what));
   };
   if (region == nullptr) fault("not in memory that kernels may reach");
+  if (const char* why = resolve(region, at, size, actor)) fault(why);
   if (at % size != 0) fault("not aligned to its size");
   const auto bytes = static_cast<std::uint16_t>(((1U << size) - 1) << (at % 16));
   if (is_shared) {
@@ -237,16 +271,19 @@ void Memory::unwrite(Region& shared, const void* p, Site site) {
 
 void Memory::host_access(
     const Actor& actor, const void* p, std::size_t bytes, bool write, Site site) {
-  const auto begin = reinterpret_cast<std::uintptr_t>(p);
+  auto begin = reinterpret_cast<std::uintptr_t>(p);
+  Region* region = find(begin, bytes);
+  const char* const why =
+      region == nullptr ? "not in memory of the device" : resolve(region, begin, bytes, actor);
   const std::uintptr_t end = begin + bytes;
-  Region* const region = find(begin, bytes);
-  if (region == nullptr) {
-    throw GpuFault(fmt::format("{} ({}): {} of {} bytes at {}: not in memory of the device",
+  if (why != nullptr) {
+    throw GpuFault(fmt::format("{} ({}): {} of {} bytes at {}: {}",
                                who(actor),
                                describe(site),
                                write ? "store" : "load",
                                bytes,
-                               where(p, nullptr)));
+                               where(p, nullptr),
+                               why));
   }
   for (std::uintptr_t at = begin; at < end;) {
     const std::uintptr_t next = std::min(end, (at / 16 + 1) * 16);
@@ -352,12 +389,12 @@ void Memory::race(const Actor& actor,
 }
 
 ClocksPtr Memory::released(const void* p) const {
-  const auto found = released_.find(reinterpret_cast<std::uintptr_t>(p));
+  const auto found = released_.find(original_of(reinterpret_cast<std::uintptr_t>(p)));
   return found == released_.end() ? nullptr : found->second;
 }
 
 void Memory::release(const void* p, ClocksPtr known) {
-  const auto at = reinterpret_cast<std::uintptr_t>(p);
+  const std::uintptr_t at = original_of(reinterpret_cast<std::uintptr_t>(p));
   if (Region* const region = find(at, 1)) region->line(at).released = 1;
   released_[at] = std::move(known);
 }

@@ -56,13 +56,18 @@ struct Line {
   std::uint16_t released;  // whether somebody released something here
 };
 
+/// Whose memory it is where every host thread is a process: everybody's.
+inline constexpr std::uint32_t kAnyProcess = ~std::uint32_t{0};
+
 struct Region {
   std::uintptr_t begin = 0;
   std::size_t bytes = 0;
   std::string name;
   bool shared = false;  ///< of one block
   int uses = 1;
-  Line* lines = nullptr;  // calloc'ed, so that untouched lines take no memory
+  std::uint32_t process = kAnyProcess;  ///< the host thread whose launches may touch it
+  std::uintptr_t original = 0;          ///< of memory opened by a handle: where its owner has it
+  Line* lines = nullptr;                // calloc'ed, so that untouched lines take no memory
 
   bool holds(std::uintptr_t p, std::size_t size) const {
     return p >= begin && p - begin <= bytes && size <= bytes - (p - begin);
@@ -80,8 +85,18 @@ class Memory {
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
 
-  /// Memory that every thread may touch from now on. The same again, or a part, is counted.
-  void add(const void* memory, std::size_t bytes, std::string name);
+  /// Memory that every thread, or those of one process, may touch from now on. The same again, or a
+  /// part, is counted.
+  void add(const void* memory,
+           std::size_t bytes,
+           std::string name,
+           std::uint32_t process = kAnyProcess);
+  /// The memory at `original`, as a process that has opened it sees it: one memory at two places.
+  void add_opened(const void* memory,
+                  std::size_t bytes,
+                  std::string name,
+                  std::uint32_t process,
+                  const void* original);
   void remove(const void* memory);
 
   /// A block's shared memory; the caller keeps it, and clears it before the next block has it.
@@ -122,6 +137,9 @@ class Memory {
 
  private:
   Region* find(std::uintptr_t p, std::size_t size);
+  const char* resolve(Region*& region, std::uintptr_t& at, std::size_t size, const Actor& actor);
+  /// Where the watcher keeps what it knows of this address: at the owner's.
+  std::uintptr_t original_of(std::uintptr_t p) const;
   void check_races(
       const Actor& actor, Region& region, std::uintptr_t p, unsigned size, Access kind, Site site);
   [[noreturn]] void race(const Actor& actor,
