@@ -11,9 +11,9 @@
 //
 // In device memory (place.memory FERRY_DEVICE, place.queue a CUstream) each phase puts one kernel
 // on the queue and returns; all that is handed over lies on that device, with the same place in
-// each struct, and what goes wrong there ferry_all_to_all_synchronise() says. A queue that its owner
-// captures keeps the phases for its graph, in an order of their own. docs/gpu.md has what such an
-// exchange cannot do.
+// each struct, and what goes wrong there ferry_all_to_all_synchronise() says. A queue that its
+// owner captures keeps the phases for its graph, in an order of their own. docs/gpu.md has what
+// such an exchange cannot do.
 #pragma once
 
 #include "ferry/c/comm.h"
@@ -199,8 +199,8 @@ FERRY_API ferry_status ferry_all_to_all_combine_recv(ferry_all_to_all* a2a,
                                                      const ferry_combine_output* output);
 
 /// Returns when the exchange's queue has done everything, and says what went wrong there: a rank
-/// that did not come, a slot that there is not. In host memory there is nothing to wait for. FERRY_OUT_OF_ORDER
-/// while the queue is captured.
+/// that did not come, a slot that there is not. In host memory there is nothing to wait for.
+/// FERRY_OUT_OF_ORDER while the queue is captured.
 FERRY_API ferry_status ferry_all_to_all_synchronise(ferry_all_to_all* a2a);
 
 /// *ready = whether the next receive would find everything. Between a send and its receive; never
