@@ -18,19 +18,24 @@ struct SendTokens {
   template <class Thread>
   FERRY_GPU void operator()(Thread& t) const {
     const int tokens = num_tokens(t, args);
-    const std::uint64_t exchange = t.load(&args.state->exchange) + 1;
     if (rows.base != nullptr) stage_rows(t, tokens);
-    check_ids(t, tokens, exchange);
+    check_ids(t, tokens);
     const GpuLayout& layout = args.layout;
     for_units(t, std::int64_t{layout.ranks} * layout.slots, [&](std::int64_t slot) {
       if (is_masked(t, args, static_cast<int>(slot) / layout.slots)) return;
       for (int share = 0; share < layout.tp; ++share)
         write_list(t, tokens, share, static_cast<SlotId>(slot));
     });
-    signal_all(t, args, GpuSignal::tokens, exchange);
+    signal_all(t, args, GpuSignal::tokens, number(t));
   }
 
  private:
+  /// Of this exchange. Read where it is needed: kept, it would cost registers that there are not.
+  template <class Thread>
+  FERRY_GPU std::uint64_t number(Thread& t) const {
+    return t.load(&args.state->exchange) + 1;
+  }
+
   template <class Thread>
   FERRY_GPU const std::byte* row(Thread& t, std::int64_t token) const {
     return rows.pointers != nullptr ? t.load(rows.pointers + token)
@@ -62,7 +67,7 @@ struct SendTokens {
 
   /// An id outside -1..slots - 1 goes nowhere and is told.
   template <class Thread>
-  FERRY_GPU void check_ids(Thread& t, int tokens, std::uint64_t exchange) const {
+  FERRY_GPU void check_ids(Thread& t, int tokens) const {
     const std::int64_t entries = std::int64_t{tokens} * args.layout.topk;
     const std::int64_t threads = std::int64_t{t.blocks()} * t.threads();
     for (std::int64_t e = std::int64_t{t.block()} * t.threads() + t.thread(); e < entries;
@@ -72,7 +77,7 @@ struct SendTokens {
       record_fault(
           t,
           args,
-          {.kind = GpuFaultRecord::bad_id, .exchange = exchange, .where = e, .value = slot});
+          {.kind = GpuFaultRecord::bad_id, .exchange = number(t), .where = e, .value = slot});
     }
   }
 
