@@ -18,6 +18,9 @@ DeviceLane::DeviceLane(std::shared_ptr<CommState> comm,
   const DispatcherOptions dispatcher =
       MoeAllToAll::dispatcher_options(options_, transport.size(), transport.capabilities());
   comm_->run("DeviceAllToAll", false, [&] {
+    if (dispatcher.exchange.on_dead_rank == ExchangeOptions::OnDeadRank::mask)
+      fail<ConfigError>(
+          "DeviceAllToAll does not tell of masked ranks; choose on_dead_rank=\"fail\"");
     stream_ = std::make_unique<StreamExchange>(place, dispatcher, transport);
     if (!options_.row_weights) return;
     const std::vector<float> ones(static_cast<std::size_t>(options_.max_tokens) *
@@ -129,7 +132,10 @@ nb::object DeviceLane::registered_input() {
 }
 
 void DeviceLane::leave() {
-  comm_->run("close", true, [&] { stream_->exchange().leave(); });
+  comm_->run("close", true, [&] {
+    stream_->synchronise();  // says whose fault it was, which leave() does not
+    stream_->exchange().leave();
+  });
 }
 
 namespace {
