@@ -6,9 +6,10 @@
 #             machine, with a device or not. That folder and the tree are all that must travel (its size is printed).
 #   run       packs if that has not been done; then the exchange's conformance with 1, 2, 4 and 8 ranks on the first
 #             device, called and as captured graphs, experts, whole layers and the demo model's tokens there,
-#             `ferry bench a2a --device cuda` (its column "graph": launches of a captured exchange), experts with 512 rows each, and
-#             torch's index-and-copy and products of the same shapes where a python3 with torch is there. Writes
-#             table.txt, exchange.json, experts.json and peer.json into FOLDER (build/gpu_check/out).
+#             `ferry bench a2a --device cuda` (its column "graph": launches of a captured exchange), experts with 8
+#             and with 512 rows each, weights and rows in bf16 and in fp8, and torch's index-and-copy and products of the
+#             same shapes where a python3 with torch is there. Writes table.txt, exchange.json, experts_*.json (weights,
+#             rows) and peer.json into FOLDER (build/gpu_check/out).
 #   sanitize  a part of the conformance under compute-sanitizer: memcheck, then racecheck.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -70,9 +71,14 @@ measure() {
   local shape=(--hidden 7168 --experts 256 --topk 8 --ep "2,4,8" --transport inproc --device cuda)
   LD_LIBRARY_PATH=$packed/lib "$packed/ferry" bench a2a "${shape[@]}" --tokens 1,8,128,4096 --json >"$out/exchange.json"
   LD_LIBRARY_PATH=$packed/lib "$packed/ferry" bench a2a "${shape[@]}" --tokens 1,8,128,4096 | tee "$out/table.txt"
-  local experts=(--hidden 7168 --experts 16 --topk 8 --ep 1 --transport inproc --device cuda --inter 2048 --tokens 1024)
-  LD_LIBRARY_PATH=$packed/lib "$packed/ferry" bench a2a "${experts[@]}" --json >"$out/experts.json"
-  LD_LIBRARY_PATH=$packed/lib "$packed/ferry" bench a2a "${experts[@]}" | tee -a "$out/table.txt"
+  local experts=(--hidden 7168 --experts 16 --topk 8 --ep 1 --transport inproc --device cuda --inter 2048 --tokens "16,1024")
+  local weights rows
+  while read -r weights rows; do
+    echo "experts: weights $weights, rows $rows" | tee -a "$out/table.txt"
+    local how=("${experts[@]}" --weights "$weights" --dispatch-wire "$rows")
+    LD_LIBRARY_PATH=$packed/lib "$packed/ferry" bench a2a "${how[@]}" --json >"$out/experts_${weights}_$rows.json"
+    LD_LIBRARY_PATH=$packed/lib "$packed/ferry" bench a2a "${how[@]}" | tee -a "$out/table.txt"
+  done <<<$'bf16 bf16\nfp8 bf16\nfp8 fp8'
   if python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
     python3 tools/gpu_peer.py --json "$out/peer.json" | tee -a "$out/table.txt"
   else

@@ -8,6 +8,7 @@
 #include "apps/ferry/bench_support.h"
 #include "ferry/core/types.h"
 #include "ferry/dispatcher.h"
+#include "ferry/kernels/packed_matrix.h"
 #include "ferry/wire.h"
 
 namespace ferry {
@@ -29,8 +30,9 @@ struct A2aCase {
   WireType dispatch_wire = WireType::bf16;
   WireType expert_type = WireType::bf16;  ///< what experts take: the wire's own rows, or bf16
   WireType combine_wire = WireType::bf16;
-  int inter = 0;       ///< on a device: inner width of the experts between; 0: none
-  double seconds = 1;  ///< about how long to measure
+  int inter = 0;  ///< on a device: inner width of the experts between; 0: none
+  WeightType weights = WeightType::bf16;  ///< theirs
+  double seconds = 1;                     ///< about how long to measure
 
   int slots_per_rank() const { return static_cast<int>(ceil_div(experts, ranks)); }
 

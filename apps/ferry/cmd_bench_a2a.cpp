@@ -49,6 +49,7 @@ struct BenchOptions {
   std::string plot;
   std::string device = "cpu";
   int inter = 0;
+  std::string weights = "bf16";
 };
 
 template <class Values, class Name>
@@ -178,6 +179,8 @@ std::vector<A2aCase> cases_of(const BenchOptions& o) {
 
 /// Ranks of this process that share the first CUDA device.
 int run_on_cuda(const BenchOptions& options) {
+  if (options.inter == 0 && options.weights != "bf16")
+    fail<ConfigError>("--weights {} without --inter: there are no experts", options.weights);
   if (options.waits || !options.plot.empty())
     fail<ConfigError>("--device cuda shows neither --waits nor --plot: leave them out");
   const CudaDevices devices = find_cuda_devices();
@@ -187,6 +190,7 @@ int run_on_cuda(const BenchOptions& options) {
   for (A2aCase a2a : cases_of(options)) {
     if (a2a.transport != "inproc") continue;
     a2a.inter = options.inter;
+    a2a.weights = parse_weight_type(options.weights, "--weights");
     a2a.exchange.fixed_format = options.layouts.front() != "default";
     a2a.exchange.format = format_for(a2a.exchange, /*reserved_costs=*/true);
     check_gpu_options(a2a.dispatcher(), a2a.ranks);
@@ -205,10 +209,12 @@ int run_on_cuda(const BenchOptions& options) {
 int run(const BenchOptions& options) {
   if (options.device == "cuda") return run_on_cuda(options);
   if (options.device != "cpu") fail<ConfigError>("--device {}: choose cpu or cuda", options.device);
-  if (options.inter > 0)
+  if (options.inter > 0 || options.weights != "bf16")
     fail<ConfigError>(
-        "--inter {}: experts are timed with --device cuda; `ferry bench moe` has those of CPUs",
-        options.inter);
+        "--inter {} --weights {}: experts are timed with --device cuda; `ferry bench moe` has "
+        "those of CPUs",
+        options.inter,
+        options.weights);
   const std::vector<A2aCase> cases = cases_of(options);
   std::ofstream plot;
   const bool speaks = speaks_for_all();
@@ -294,9 +300,13 @@ void add_bench_a2a(Command& bench, int& status) {
   a2a->add_option(
          "--inter",
          o->inter,
-         "With --device cuda: inner width of experts in bf16 between dispatch and combine, "
-         "which are timed too; 0: none")
+         "With --device cuda: inner width of experts between dispatch and combine, which are "
+         "timed too, beside the device's copy of their weights' bytes and the most its products "
+         "do; 0: none")
       ->range(0, 1 << 20)
+      ->capture_default_str();
+  a2a->add_option(
+         "--weights", o->weights, "With --inter: what experts' weights are held in, bf16 or fp8")
       ->capture_default_str();
   a2a->add_option("--seconds", o->seconds, "About how long to measure each case")
       ->range(0.01, 3600.0)

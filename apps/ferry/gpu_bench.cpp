@@ -6,6 +6,7 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -56,8 +57,6 @@ class GpuRank {
     weights_ = upload<float>(queue, std::vector(entries, 1.0F));
     rows_ = upload<std::uint16_t>(queue, std::vector(tokens * hidden, kOneBf16));
     out_ = queue.allocate(tokens * hidden * sizeof(std::uint16_t));
-    from_ = queue.allocate(std::max(dispatch_bytes(), combine_bytes()) / 2);
-    to_ = queue.allocate(from_->size());
     if (a2a.inter > 0) make_experts();
   }
 
@@ -78,49 +77,89 @@ class GpuRank {
   }
 
  private:
+  std::size_t bytes_of_weight() const { return a2a_.weights == WeightType::fp8 ? 1 : 2; }
+
+  /// Of one expert.
+  std::size_t weights_bytes() const {
+    return 3 * static_cast<std::size_t>(a2a_.hidden) * static_cast<std::size_t>(a2a_.inter) *
+           bytes_of_weight();
+  }
+
   /// Random weights, of a size that keeps numbers as they are; the same for every expert.
   void make_experts() {
     const auto hidden = static_cast<std::size_t>(a2a_.hidden);
     const auto inter = static_cast<std::size_t>(a2a_.inter);
     const auto slots = static_cast<std::size_t>(layout_.slots);
+    const bool fp8 = a2a_.weights == WeightType::fp8;
     const auto weights = [&](std::size_t of_expert, std::size_t depth) {
       std::mt19937 engine(1);
-      std::vector<std::uint16_t> all(slots * of_expert);
-      const float scale = 2.0F / std::sqrt(static_cast<float>(depth)) / 4294967296.0F;
-      const auto end_of_first = all.begin() + static_cast<std::ptrdiff_t>(of_expert);
-      std::generate(all.begin(), end_of_first, [&] {
-        return gpu::f32_to_bf16((static_cast<float>(engine()) - 2147483648.0F) * scale);
-      });
-      for (std::size_t i = of_expert; i < all.size(); ++i) all[i] = all[i - of_expert];
+      std::vector<std::byte> all(slots * of_expert * bytes_of_weight());
+      const float greatest = fp8 ? 448.0F : 1.0F / std::sqrt(static_cast<float>(depth));
+      for (std::size_t i = 0; i < of_expert; ++i) {
+        const float x = (static_cast<float>(engine()) / 2147483648.0F - 1.0F) * greatest;
+        if (fp8) {
+          all[i] = static_cast<std::byte>(gpu::f32_to_fp8(x));
+        } else {
+          const std::uint16_t bits = gpu::f32_to_bf16(x);
+          std::memcpy(&all[2 * i], &bits, sizeof bits);
+        }
+      }
+      for (std::size_t i = of_expert * bytes_of_weight(); i < all.size(); ++i)
+        all[i] = all[i - of_expert * bytes_of_weight()];
       return all;
     };
+    const auto scales = [&](std::int64_t out, std::int64_t in, int depth) {
+      const auto n = fp8 ? slots * static_cast<std::size_t>(out * in) : 0;
+      return std::vector(n, 1.0F / 448.0F / std::sqrt(static_cast<float>(depth)));
+    };
+    const std::int64_t hidden_blocks = ceil_div(a2a_.hidden, kFp8Block);
+    const std::int64_t inter_blocks = ceil_div(a2a_.inter, kFp8Block);
+    const auto w13 = weights(2 * inter * hidden, hidden);
+    const auto w2 = weights(hidden * inter, inter);
+    const auto w13_scales = scales(2 * inter_blocks, hidden_blocks, a2a_.hidden);
+    const auto w2_scales = scales(hidden_blocks, inter_blocks, a2a_.inter);
     experts_of_device_ =
         std::make_unique<GpuExperts>(GpuExpertsOptions{.slots = layout_.slots,
                                                        .hidden = a2a_.hidden,
                                                        .inter = a2a_.inter,
                                                        .max_rows = exchange_.expert_rows()},
-                                     weights(2 * inter * hidden, hidden),
-                                     weights(hidden * inter, inter),
+                                     GpuExpertWeights{.type = a2a_.weights,
+                                                      .w13 = w13,
+                                                      .w2 = w2,
+                                                      .w13_scales = w13_scales,
+                                                      .w2_scales = w2_scales},
                                      queue_);
+  }
+
+  /// Operations a second of the tensor cores that this rank has a share of.
+  double measure_peak(int iterations) {
+    const int blocks = queue_.resident_blocks(gpu::ProductPeak::kThreads);
+    const int rounds = std::max(1, static_cast<int>(a2a_.seconds * 1024));
+    const auto out = queue_.allocate(static_cast<std::size_t>(blocks) * gpu::ProductPeak::kThreads *
+                                     sizeof(float));
+    const double us = median_of(iterations, [&] {
+      queue_.launch(gpu::ProductPeak{.out = out->as<float>(), .rounds = rounds},
+                    {.blocks = blocks, .threads = gpu::ProductPeak::kThreads});
+    });
+    return gpu::ProductPeak::operations(blocks, rounds) / us * 1e6;
   }
 
   void measure_experts(GpuTimes& times) {
     meet();
     dispatch();
-    std::vector<double> all;
-    queue_.mark();
-    for (int i = 0; i < times.iterations; ++i) {
-      experts_of_device_->run(experts_);
-      queue_.mark();
-    }
+    times.experts = median_of(times.iterations, [&] { experts_of_device_->run(experts_); });
     combine();
     exchange_.synchronise();
-    for (std::size_t i = 0; i < static_cast<std::size_t>(times.iterations); ++i)
-      all.push_back(queue_.microseconds(i, i + 1));
-    queue_.forget_marks();
-    times.experts = median(all);
+    std::size_t busy = 0;  // experts that have rows
     const auto counts = download(queue_, experts_.counts.data(), experts_.counts.size());
-    for (const std::int32_t count : counts) times.rows += count;
+    for (const std::int32_t count : counts) {
+      times.rows += count;
+      busy += count > 0 ? 1 : 0;
+    }
+    times.floor_weights = measure_copy(times.iterations, busy * weights_bytes() / 2);
+    meet();
+    times.floor_operations =
+        operations_of_experts(a2a_, times) / measure_peak(times.iterations) * 1e6;
   }
 
   std::size_t entries() const {
@@ -256,11 +295,21 @@ class GpuRank {
 
   /// All ranks at a time.
   double measure_copy(int iterations, std::size_t bytes) {
+    if (from_ == nullptr || from_->size() < bytes) {
+      from_ = queue_.allocate(bytes);
+      to_ = queue_.allocate(bytes);
+    }
     meet();
+    return median_of(iterations, [&] { queue_.copy(to_->data(), from_->data(), bytes); });
+  }
+
+  /// Microseconds of what `body` puts on the queue.
+  template <class Body>
+  double median_of(int iterations, Body body) {
     std::vector<double> all;
     queue_.mark();
     for (int i = 0; i < iterations; ++i) {
-      queue_.copy(to_->data(), from_->data(), bytes);
+      body();
       queue_.mark();
     }
     queue_.synchronise();
@@ -292,10 +341,12 @@ GpuTimes measure_gpu_exchange(const A2aCase& a2a, const MakeGpuQueue& make_queue
     const GpuTimes own = GpuRank(a2a, transport, *queue).run();
     const std::lock_guard lock(mutex);
     slowest.iterations = own.iterations;
-    if (own.experts > slowest.experts) slowest.rows = own.rows;
+    if (own.experts > slowest.experts) slowest.rows = own.rows;  // whose floors stand below
     for (const auto field : {&GpuTimes::dispatch,
                              &GpuTimes::combine,
                              &GpuTimes::experts,
+                             &GpuTimes::floor_weights,
+                             &GpuTimes::floor_operations,
                              &GpuTimes::floor_dispatch,
                              &GpuTimes::floor_combine,
                              &GpuTimes::exchange,
@@ -307,9 +358,12 @@ GpuTimes measure_gpu_exchange(const A2aCase& a2a, const MakeGpuQueue& make_queue
   return slowest;
 }
 
+double operations_of_experts(const A2aCase& a2a, const GpuTimes& t) {
+  return 6.0 * a2a.hidden * a2a.inter * static_cast<double>(t.rows);
+}
+
 double tflops(const A2aCase& a2a, const GpuTimes& t) {
-  if (t.experts <= 0) return 0;
-  return 6.0 * a2a.hidden * a2a.inter * static_cast<double>(t.rows) / t.experts / 1e6;
+  return t.experts <= 0 ? 0 : operations_of_experts(a2a, t) / t.experts / 1e6;
 }
 
 std::string gpu_heading(const A2aCase& first, const std::string& device) {
@@ -323,12 +377,21 @@ std::string gpu_heading(const A2aCase& first, const std::string& device) {
       wire_type_name(first.dispatch_wire),
       wire_type_name(first.combine_wire),
       device,
-      first.inter > 0 ? "   experts  TFLOP/s" : "");
+      first.inter > 0 ? fmt::format("   experts ({})  floor: weights  operations      x  TFLOP/s",
+                                    weight_type_name(first.weights))
+                      : "");
 }
 
 std::string gpu_line(const A2aCase& a2a, const GpuTimes& t) {
-  const std::string experts =
-      a2a.inter > 0 ? fmt::format("  {:8.1f}  {:7.1f}", t.experts, tflops(a2a, t)) : "";
+  std::string experts;
+  if (a2a.inter > 0) {
+    experts = fmt::format("  {:15.1f}  {:14.1f}  {:10.1f}{:7.2f}  {:7.1f}",
+                          t.experts,
+                          t.floor_weights,
+                          t.floor_operations,
+                          t.experts / std::max(t.floor_weights, t.floor_operations),
+                          tflops(a2a, t));
+  }
   return fmt::format(
       "{:2}  {:6}  {:8.1f}{:8.1f}{:7.2f}  {:8.1f}{:8.1f}{:7.2f}  {:8.1f}  {:8.1f}{}\n",
       a2a.ranks,
@@ -366,6 +429,9 @@ std::string gpu_json(const std::vector<std::pair<A2aCase, GpuTimes>>& all,
                     {"inter", a2a.inter},
                     {"expert_rows", t.rows},
                     {"experts_us", t.experts},
+                    {"weights", weight_type_name(a2a.weights)},
+                    {"experts_weights_floor_us", t.floor_weights},
+                    {"experts_operations_floor_us", t.floor_operations},
                     {"experts_tflops", tflops(a2a, t)}});
   }
   return rows.dump(2) + "\n";

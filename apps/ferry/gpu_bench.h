@@ -18,11 +18,16 @@ struct GpuTimes {
   double dispatch = 0, combine = 0;              ///< each with both of its phases
   double floor_dispatch = 0, floor_combine = 0;  ///< a copy of half the bytes read and written
   double experts = 0;                            ///< between them, where there are some
-  double exchange = 0;                           ///< back to back, without marks between
-  double graph = 0;                              ///< the same, each the launch of a captured graph
-  std::int64_t rows = 0;  ///< of a rank's experts, of the rank that took longest over them
+  double floor_weights = 0;     ///< a copy of half the bytes of the weights of experts with rows
+  double floor_operations = 0;  ///< their operations at the device's peak, which is measured
+  double exchange = 0;          ///< back to back, without marks between
+  double graph = 0;             ///< the same, each the launch of a captured graph
+  std::int64_t rows = 0;        ///< of a rank's experts, of the rank that took longest over them
   int iterations = 0;
 };
+
+/// Multiplications and additions of a rank's experts.
+double operations_of_experts(const A2aCase& a2a, const GpuTimes& times);
 
 /// Of the experts, 10^12 a second on one rank; 0: there are none.
 double tflops(const A2aCase& a2a, const GpuTimes& times);

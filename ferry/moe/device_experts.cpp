@@ -59,7 +59,10 @@ void DeviceExperts::load(int layer, std::span<const GatedFfnWeights> slots) {
   });
   const auto at = static_cast<std::size_t>(layer);
   if (layers_.size() <= at) layers_.resize(at + 1);
-  layers_[at] = std::make_unique<GpuExperts>(options_, w13, w2, queue_);
+  layers_[at] = std::make_unique<GpuExperts>(
+      options_,
+      GpuExpertWeights{.w13 = std::as_bytes(std::span(w13)), .w2 = std::as_bytes(std::span(w2))},
+      queue_);
 }
 
 void DeviceExperts::run(int layer, const ExpertRows& rows) {

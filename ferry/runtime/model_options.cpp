@@ -59,7 +59,7 @@ void check_experts_device(const ModelOptions& options, const ModelConfig& config
     refuse(fmt::format("{}'s experts have biases, another activation, weights on what they read, "
                        "or sizes that are no multiples of 16",
                        config.architecture),
-           "the device has none of these");
+           "a model's experts go there without any of these");
   }
 }
 

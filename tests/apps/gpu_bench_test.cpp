@@ -51,13 +51,18 @@ TEST(GpuBench, MeasuresRowsThatStayWhereTheyAre) {
 TEST(GpuBench, MeasuresExpertsBetweenThem) {
   A2aCase a2a = small_case(2, 3);
   a2a.inter = 32;
+  a2a.weights = WeightType::fp8;
   const GpuTimes times = measured(a2a);
   EXPECT_GT(times.experts, 0);
   EXPECT_GT(times.rows, 0);
   EXPECT_LE(times.rows, 2 * 3 * a2a.topk);
   EXPECT_NEAR(
       tflops(a2a, times), 6e-6 * 64 * 32 * static_cast<double>(times.rows) / times.experts, 1e-12);
-  EXPECT_NE(gpu_heading(a2a, "a device").find("TFLOP/s"), std::string::npos);
+  EXPECT_GT(times.floor_weights, 0);
+  EXPECT_GT(times.floor_operations, 0);
+  EXPECT_NE(gpu_heading(a2a, "a device").find("(fp8)"), std::string::npos);
+  const auto rows = nlohmann::json::parse(gpu_json({{a2a, times}}, "a device"));
+  EXPECT_EQ(rows.at(0).at("weights"), "fp8");
   EXPECT_EQ(tflops(small_case(2, 3), {}), 0);
 }
 

@@ -29,6 +29,34 @@ using gpu::ClocksPtr;
 using gpu::HasTurn;
 using gpu::WarpStep;
 
+namespace {
+
+/// By doubles, since the host may flush floats that are denormal.
+double value_of_bf16(std::uint32_t bits) {
+  const auto exponent = static_cast<int>(bits >> 7 & 0xffU);
+  const auto mantissa = static_cast<int>(bits & 0x7fU);
+  double magnitude =
+      std::ldexp(exponent == 0 ? mantissa : mantissa + 128, std::max(exponent, 1) - 134);
+  if (exponent == 255) magnitude = mantissa == 0 ? HUGE_VAL : std::nan("");
+  return (bits & 0x8000U) != 0 ? -magnitude : magnitude;
+}
+
+std::uint16_t bf16_product(std::uint32_t a, std::uint32_t b) {
+  const double exact = value_of_bf16(a) * value_of_bf16(b);
+  if (std::isnan(exact)) return 0x7fff;
+  const auto sign = static_cast<std::uint16_t>((a ^ b) & 0x8000U);
+  if (exact == 0) return sign;
+  int exponent = 0;
+  std::frexp(exact, &exponent);
+  const int unit = std::max(exponent - 8, -133);
+  // Bits of numbers that follow each other count on, from denormals over all exponents.
+  const double bits = std::nearbyint(std::ldexp(std::fabs(exact), -unit)) + 128.0 * (unit + 133);
+  return static_cast<std::uint16_t>(sign |
+                                    static_cast<std::uint16_t>(std::min(bits, double{0x7f80})));
+}
+
+}  // namespace
+
 // --- EmulatedThread
 // --------------------------------------------------------------------------------
 
@@ -109,15 +137,6 @@ void EmulatedThread::finish_copies(std::size_t groups_left, Site site) {
   }
 }
 
-MatrixWords EmulatedThread::load_matrices(const std::byte* row, Site site) const {
-  MatrixWords m{};
-  for (int i = 0; i < 4; ++i) {
-    const std::byte* from = shuffle(row, i * 8 + lane() / 4, site);
-    m.word[i] = load(reinterpret_cast<const std::uint32_t*>(from) + lane() % 4, site);
-  }
-  return m;
-}
-
 void EmulatedThread::multiply(
     float (&sums)[4], const MatrixWords& a, std::uint32_t b0, std::uint32_t b1, Site site) const {
   const auto pair = [](std::uint32_t low, std::uint32_t high) {
@@ -144,6 +163,22 @@ void EmulatedThread::multiply(
       sums[2 + c] = std::fma(value(lower[q], i), value(columns[c][q], i), sums[2 + c]);
     }
   }
+}
+
+std::uint32_t EmulatedThread::multiply_pairs(std::uint32_t a, std::uint32_t b) const {
+  return std::uint32_t{bf16_product(a >> 16, b >> 16)} << 16 |
+         bf16_product(a & 0xffffU, b & 0xffffU);
+}
+
+std::uint32_t EmulatedThread::pick_bytes(std::uint32_t v, std::uint32_t picks) const {
+  std::uint32_t picked = 0;
+  for (unsigned i = 0; i < 4; ++i) {
+    const std::uint32_t pick = picks >> 4 * i & 15U;
+    std::uint32_t byte = v >> 8 * (pick & 3U) & 0xffU;
+    if (pick >= 8) byte = (byte & 0x80U) != 0 ? 0xffU : 0;
+    picked |= byte << 8 * i;
+  }
+  return picked;
 }
 
 template <class V>

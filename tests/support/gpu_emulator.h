@@ -152,13 +152,14 @@ class EmulatedThread {
     finish_copies(Groups, site);
   }
 
-  MatrixWords load_matrices(const std::byte* row, Site site = Site::current()) const;
   /// In order of the depth, fused.
   void multiply(float (&sums)[4],
                 const MatrixWords& a,
                 std::uint32_t b0,
                 std::uint32_t b1,
                 Site site = Site::current()) const;
+  std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b) const;
+  std::uint32_t pick_bytes(std::uint32_t v, std::uint32_t picks) const;
   std::uint64_t nanoseconds() const;
 
  private:

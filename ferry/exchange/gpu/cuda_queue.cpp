@@ -150,7 +150,11 @@ class Device {
                                    "ferry_receive_tokens",
                                    "ferry_send_results",
                                    "ferry_sum_results",
-                                   "ferry_grouped_product"};
+                                   "ferry_product_bf16",
+                                   "ferry_product_bf16_fp8",
+                                   "ferry_product_fp8_bf16",
+                                   "ferry_product_fp8",
+                                   "ferry_product_peak"};
     static_assert(kNames.size() == std::variant_size_v<GpuKernel>);
     for (const char* name : kNames) {
       kernels_.emplace_back();

@@ -6,6 +6,7 @@
 #include "ferry/exchange/gpu/send_tokens.h"
 #include "ferry/kernels/gpu/cuda_thread.cuh"
 #include "ferry/kernels/gpu/grouped_product.h"
+#include "ferry/kernels/gpu/product_peak.h"
 
 #define FERRY_GPU_KERNEL(name, Kernel, threads, blocks_at_once)         \
   extern "C" __global__ void __launch_bounds__(threads, blocks_at_once) \
@@ -17,11 +18,15 @@
 #define FERRY_EXCHANGE_KERNEL(name, Kernel) \
   FERRY_GPU_KERNEL(name, Kernel, ferry::gpu::kGpuBlockThreads, ferry::gpu::kGpuBlocksAtOnce)
 
+#define FERRY_PRODUCT_KERNEL(name, Kernel) \
+  FERRY_GPU_KERNEL(name, Kernel, Kernel::kThreads, Kernel::kBlocksAtOnce)
+
 FERRY_EXCHANGE_KERNEL(ferry_send_tokens, ferry::gpu::SendTokens)
 FERRY_EXCHANGE_KERNEL(ferry_receive_tokens, ferry::gpu::ReceiveTokens)
 FERRY_EXCHANGE_KERNEL(ferry_send_results, ferry::gpu::SendResults)
 FERRY_EXCHANGE_KERNEL(ferry_sum_results, ferry::gpu::SumResults)
-FERRY_GPU_KERNEL(ferry_grouped_product,
-                 ferry::gpu::GroupedProduct,
-                 ferry::gpu::GroupedProduct::kThreads,
-                 ferry::gpu::GroupedProduct::kBlocksAtOnce)
+FERRY_PRODUCT_KERNEL(ferry_product_bf16, ferry::gpu::ProductBf16)
+FERRY_PRODUCT_KERNEL(ferry_product_bf16_fp8, ferry::gpu::ProductBf16Fp8)
+FERRY_PRODUCT_KERNEL(ferry_product_fp8_bf16, ferry::gpu::ProductFp8Bf16)
+FERRY_PRODUCT_KERNEL(ferry_product_fp8, ferry::gpu::ProductFp8)
+FERRY_GPU_KERNEL(ferry_product_peak, ferry::gpu::ProductPeak, ferry::gpu::ProductPeak::kThreads, 2)

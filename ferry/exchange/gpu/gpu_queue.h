@@ -16,16 +16,21 @@
 #include "ferry/exchange/gpu/send_tokens.h"
 #include "ferry/function_ref.h"
 #include "ferry/kernels/gpu/grouped_product.h"
+#include "ferry/kernels/gpu/product_peak.h"
 #include "ferry/memory_kind.h"
 
 namespace ferry {
 
-/// All kernels: those of an exchange, and those of experts.
+/// All kernels: those of an exchange, those of experts, and what benchmarks hold these against.
 using GpuKernel = std::variant<gpu::SendTokens,
                                gpu::ReceiveTokens,
                                gpu::SendResults,
                                gpu::SumResults,
-                               gpu::GroupedProduct>;
+                               gpu::ProductBf16,
+                               gpu::ProductBf16Fp8,
+                               gpu::ProductFp8Bf16,
+                               gpu::ProductFp8,
+                               gpu::ProductPeak>;
 
 /// Memory of a device, of this rank or opened from a peer's.
 class GpuMemory {

@@ -107,7 +107,8 @@ class CudaThread {
   FERRY_GPU void fence() const { __threadfence_system(); }
 
   FERRY_GPU void copy_async(void* to, const void* from, bool there) const {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+    // The hint: what is beside it is wanted next.
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
                  :
                  : "r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0)
                  : "memory");
@@ -120,15 +121,6 @@ class CudaThread {
     asm volatile("cp.async.wait_group %0;" : : "n"(Groups) : "memory");
   }
 
-  FERRY_GPU MatrixWords load_matrices(const void* row) const {
-    MatrixWords m;
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(m.word[0]), "=r"(m.word[1]), "=r"(m.word[2]), "=r"(m.word[3])
-                 : "r"(shared_address(row))
-                 : "memory");
-    return m;
-  }
-
   FERRY_GPU void multiply(float (&sums)[4],
                           const MatrixWords& a,
                           std::uint32_t b0,
@@ -138,6 +130,18 @@ class CudaThread {
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
         : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b0), "r"(b1));
+  }
+
+  FERRY_GPU std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b) const {
+    std::uint32_t products;  // sm_80 has no mul of bf16; -0 added leaves every product as it is
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(products) : "r"(a), "r"(b), "r"(0x80008000U));
+    return products;
+  }
+
+  FERRY_GPU std::uint32_t pick_bytes(std::uint32_t v, std::uint32_t picks) const {
+    std::uint32_t picked;
+    asm("prmt.b32 %0, %1, 0, %2;" : "=r"(picked) : "r"(v), "r"(picks));
+    return picked;
   }
 
   FERRY_GPU void pause() const { __nanosleep(20); }

@@ -38,16 +38,17 @@
 //   wait_copies<N>()         until at most the latest N of this thread's groups are under way.
 //   Other
 //                            threads see them behind a barrier.
-//   load_matrices(p)         of a whole warp: four 8 x 8 matrices of 16-bit numbers from shared
-//                            memory, lane l's p the place of row l % 8 of matrix l / 8, aligned to
-//                            16. Word i of lane l: numbers l % 4 * 2 and the next of row l / 4 of
-//                            matrix i.
 //   multiply(sums, a, b0, b1)  of a whole warp: sums [16, 8] f32 += a [16, 16] bf16 * b [8, 16]
 //   bf16
-//                            transposed, in an order of the device's own (numeric class `fast`). a:
-//                            matrices rows 0-7 and 8-15, then the same of columns 8-15; b: columns
-//                            0-7, 8-15. Sums 0 and 1 of lane l: columns l % 4 * 2 and the next of
-//                            row l / 4; 2 and 3: of row l / 4 + 8.
+//                            transposed, in an order of the device's own (numeric class `fast`). Of
+//                            lane l: a's words 0 and 1 are numbers l % 4 * 2 and the next of rows
+//                            l / 4 and l / 4 + 8, words 2 and 3 those 8 further on; b0 and b1
+//                            likewise of b's row l / 4. Sums 0 and 1: columns l % 4 * 2 and the
+//                            next of row l / 4; 2 and 3: of row l / 4 + 8.
+//   multiply_pairs(a, b)     two bf16 in each word: each of a times that of b, rounded to nearest
+//                            even; denormals are numbers
+//   pick_bytes(v, picks)     a word: byte i is byte p of v, p being the digit i of `picks` (of 4
+//                            bits, from the last); p + 8: eight times the highest bit of byte p
 //   pause()                  in every turn of a loop that waits for another thread
 //   nanoseconds()            of a clock that goes on; std::uint64_t
 //
@@ -71,7 +72,7 @@ namespace ferry {
 
 inline constexpr int kWarpThreads = 32;
 
-/// What load_matrices() gives a lane.
+/// What multiply() takes of a.
 struct MatrixWords {
   std::uint32_t word[4];
 };
