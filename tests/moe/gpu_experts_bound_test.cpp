@@ -174,8 +174,8 @@ std::vector<double> bounds(const Layer& layer, const Line& x, float weight) {
   std::vector<double> off(times(inter, 1));
   Line inner;
   for (int i = 0; i < inter; ++i) {
-    double values[2];
-    double errors[2];
+    double values[2]{};
+    double errors[2]{};
     for (const int half : {0, 1}) {
       const std::int64_t row = std::int64_t{half} * inter + i;
       const Sum sum(x, layer.w13.line(0, row, half * ceil_div(inter, kFp8Block) + i / kFp8Block));
@@ -250,12 +250,12 @@ TEST_P(GpuExpertsBesideCpus, AreAsFarApartAsTheyMay) {
 }
 
 std::vector<BoundCase> bound_cases() {
-  constexpr WeightType fp8 = WeightType::fp8;
+  constexpr WeightType kFp8 = WeightType::fp8;
   return {{"Bf16", {.hidden = 48, .inter = 80}},
-          {"Fp8", {.hidden = 144, .inter = 144, .type = fp8}},
+          {"Fp8", {.hidden = 144, .inter = 144, .type = kFp8}},
           {"Clamped", {.hidden = 48, .inter = 80, .biased = true, .gating = kClamped}, true},
           {"ClampedFp8",
-           {.hidden = 144, .inter = 48, .type = fp8, .biased = true, .gating = kClamped},
+           {.hidden = 144, .inter = 48, .type = kFp8, .biased = true, .gating = kClamped},
            true}};
 }
 

@@ -193,10 +193,10 @@ void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 /// and beyond a block; groups without rows, with one, with few, with more than few, with more than
 /// a tile.
 std::vector<Case> cases() {
-  constexpr WeightType fp8 = WeightType::fp8;
+  constexpr WeightType kFp8 = WeightType::fp8;
   const LayerShape small{.experts = 4, .hidden = 48, .inter = 80};
-  const LayerShape codes{.experts = 3, .hidden = 144, .inter = 80, .type = fp8};
-  const LayerShape wide{.experts = 2, .hidden = 48, .inter = 272, .type = fp8};
+  const LayerShape codes{.experts = 3, .hidden = 144, .inter = 80, .type = kFp8};
+  const LayerShape wide{.experts = 2, .hidden = 48, .inter = 272, .type = kFp8};
   LayerShape oss = small;
   oss.biased = true;
   oss.gating = kClamped;
@@ -213,7 +213,7 @@ std::vector<Case> cases() {
       {"ClampedFp8Weighed", oss_codes, WireType::fp8, true, {2, 17, 0}},
       {"Weighed", small, WireType::bf16, true, {0, 17, 0, 2}},
       {"Least", {.experts = 2}, WireType::bf16, false, {3, 0}},
-      {"NoRows", {.experts = 1, .type = fp8}, WireType::fp8, false, {0}}};
+      {"NoRows", {.experts = 1, .type = kFp8}, WireType::fp8, false, {0}}};
 }
 
 class GpuExpertsOf : public ::testing::TestWithParam<Case> {};

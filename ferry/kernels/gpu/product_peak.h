@@ -14,7 +14,8 @@ struct ProductPeak {
   int rounds = 0;
 
   static constexpr double operations(int blocks, int rounds) {
-    return 2.0 * 16 * 8 * 16 * kChains * rounds * blocks * (kThreads / kWarpThreads);
+    constexpr int kWarps = kThreads / kWarpThreads;
+    return 2.0 * 16 * 8 * 16 * kChains * rounds * blocks * kWarps;
   }
 
   template <class Thread>
