@@ -24,9 +24,11 @@ copy_libraries() {
     xargs -r cp -uLt "$packed/lib"
 }
 
+# Programs look for libraries in lib/ beside themselves, also for those of libraries (which new dtags would not).
 pack() {
   cmake --preset release -B build/gpu -DFERRY_WITH_CUDA=ON -DFERRY_BUILD_TESTS=ON -DFERRY_BUILD_BENCH=OFF \
-    -DFERRY_BUILD_PYTHON=OFF -DFERRY_UNITY=ON >/dev/null
+    -DFERRY_BUILD_PYTHON=OFF -DFERRY_UNITY=ON -DCMAKE_BUILD_RPATH="\$ORIGIN/lib" \
+    -DCMAKE_EXE_LINKER_FLAGS=-Wl,--disable-new-dtags >/dev/null
   cmake --build build/gpu -j "$(nproc)" --target ferry_app exchange_test moe_test
   mkdir -p "$packed/lib"
   local program
@@ -42,7 +44,7 @@ conformance() {  # conformance ROOM FILTER [COMMAND...]: fails where all tests a
   local room=$1 filter=$2 log
   shift 2
   log=$(mktemp)
-  LD_LIBRARY_PATH=$packed/lib "$@" "$packed/${room}_test" --gtest_filter="$filter" | tee "$log"
+  "$@" "$packed/${room}_test" --gtest_filter="$filter" | tee "$log"
   if grep -q '  SKIPPED  ' "$log"; then
     echo "gpu_check: no CUDA device was used; the reason is above" >&2
     return 1
@@ -53,7 +55,7 @@ conformance() {  # conformance ROOM FILTER [COMMAND...]: fails where all tests a
 whole_model() {
   local of_host of_device where
   tokens() {  # tokens OPTIONS...
-    LD_LIBRARY_PATH=$packed/lib "$packed/ferry" generate --model assets/demo-moe --prompt "12 + 34 =" --max-new-tokens 32 \
+    "$packed/ferry" generate --model assets/demo-moe --prompt "12 + 34 =" --max-new-tokens 32 \
       --weights bf16 --numerics fast --transport inproc --quiet "$@"
   }
   of_host=$(tokens --ep 1)
@@ -69,15 +71,15 @@ whole_model() {
 
 measure() {
   local shape=(--hidden 7168 --experts 256 --topk 8 --ep "2,4,8" --transport inproc --device cuda)
-  LD_LIBRARY_PATH=$packed/lib "$packed/ferry" bench a2a "${shape[@]}" --tokens 1,8,128,4096 --json >"$out/exchange.json"
-  LD_LIBRARY_PATH=$packed/lib "$packed/ferry" bench a2a "${shape[@]}" --tokens 1,8,128,4096 | tee "$out/table.txt"
+  "$packed/ferry" bench a2a "${shape[@]}" --tokens 1,8,128,4096 --json >"$out/exchange.json"
+  "$packed/ferry" bench a2a "${shape[@]}" --tokens 1,8,128,4096 | tee "$out/table.txt"
   local experts=(--hidden 7168 --experts 16 --topk 8 --ep 1 --transport inproc --device cuda --inter 2048 --tokens "16,1024")
   local weights rows
   while read -r weights rows; do
     echo "experts: weights $weights, rows $rows" | tee -a "$out/table.txt"
     local how=("${experts[@]}" --weights "$weights" --dispatch-wire "$rows")
-    LD_LIBRARY_PATH=$packed/lib "$packed/ferry" bench a2a "${how[@]}" --json >"$out/experts_${weights}_$rows.json"
-    LD_LIBRARY_PATH=$packed/lib "$packed/ferry" bench a2a "${how[@]}" | tee -a "$out/table.txt"
+    "$packed/ferry" bench a2a "${how[@]}" --json >"$out/experts_${weights}_$rows.json"
+    "$packed/ferry" bench a2a "${how[@]}" | tee -a "$out/table.txt"
   done <<<$'bf16 bf16\nfp8 bf16\nfp8 fp8'
   if python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
     python3 tools/gpu_peer.py --json "$out/peer.json" | tee -a "$out/table.txt"
