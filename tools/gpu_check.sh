@@ -3,8 +3,9 @@
 # Usage: tools/gpu_check.sh [pack|run|sanitize] [FOLDER]    (default: run)
 #
 #   pack      builds with FERRY_WITH_CUDA and puts what a run needs into build/gpu_check, libraries too: on any
-#             machine, with a device or not. That folder and the tree are all that must travel (its size is printed).
-#   run       packs if that has not been done; then the exchange's conformance with 1, 2, 4 and 8 ranks on the first
+#             machine, with a device or not. That folder, or build/gpu_check.tar.xz, which is the same in a third of the
+#             bytes, and the tree are all that must travel (sizes are printed).
+#   run       unpacks that, or packs, if neither has been done; then the exchange's conformance with 1, 2, 4 and 8 ranks on the first
 #             device, called and as captured graphs, experts, whole layers and the demo model's tokens there,
 #             `ferry bench a2a --device cuda` (its column "graph": launches of a captured exchange), experts with 8
 #             and with 512 rows each, weights and rows in bf16 and in fp8, and torch's index-and-copy and products of the
@@ -37,7 +38,15 @@ pack() {
     copy_libraries "build/gpu/$program"
     strip "$packed/$program"
   done
-  echo "gpu_check: $packed holds what a run needs, $(du -sh "$packed" | cut -f1)"
+  tar -C build -cJf "$packed.tar.xz" --exclude=gpu_check/out gpu_check
+  echo "gpu_check: $packed holds what a run needs, $(du -sh "$packed" | cut -f1); packed as $packed.tar.xz, $(du -sh "$packed.tar.xz" | cut -f1)"
+}
+
+# What was packed here or elsewhere.
+ready() {
+  local all=("$packed/ferry" "$packed/exchange_test" "$packed/moe_test")
+  [[ -x ${all[0]} || ! -f $packed.tar.xz ]] || tar -C build -xJf "$packed.tar.xz"
+  [[ -x ${all[0]} && -x ${all[1]} && -x ${all[2]} ]] || pack
 }
 
 conformance() {  # conformance ROOM FILTER [COMMAND...]: fails where all tests are skipped, too
@@ -91,7 +100,7 @@ measure() {
 case "$what" in
   pack) pack ;;
   run)
-    [[ -x $packed/ferry && -x $packed/exchange_test && -x $packed/moe_test ]] || pack
+    ready
     mkdir -p "$out"
     conformance exchange '*GpuDevice*'
     conformance moe '*GpuDevice*'
@@ -99,7 +108,7 @@ case "$what" in
     measure
     ;;
   sanitize)
-    [[ -x $packed/exchange_test && -x $packed/moe_test ]] || pack
+    ready
     for tool in memcheck racecheck; do
       conformance exchange '*GpuDevice*/1' compute-sanitizer --tool "$tool" --error-exitcode 1
       conformance moe '*GpuDevice*' compute-sanitizer --tool "$tool" --error-exitcode 1
