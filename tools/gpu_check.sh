@@ -54,7 +54,7 @@ conformance() {  # conformance ROOM FILTER [COMMAND...]: fails where all tests a
   shift 2
   log=$(mktemp)
   "$@" "$packed/${room}_test" --gtest_filter="$filter" | tee "$log"
-  if grep -q '  SKIPPED  ' "$log"; then
+  if grep -qF '[  SKIPPED ]' "$log"; then
     echo "gpu_check: no CUDA device was used; the reason is above" >&2
     return 1
   fi
