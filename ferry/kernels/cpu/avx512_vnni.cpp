@@ -33,29 +33,12 @@ struct Tiling {
 #include "ferry/kernels/cpu/vec_x86.inl"
 #include "ferry/kernels/cpu/vec_avx512.inl"
 #include "ferry/kernels/cpu/int_avx512.inl"
-#include "ferry/kernels/cpu/math.inl"
-#include "ferry/kernels/cpu/row_ops.inl"
-#include "ferry/kernels/cpu/wire.inl"
-#include "ferry/kernels/cpu/gemm_common.inl"
-#include "ferry/kernels/cpu/gemm_fma.inl"
-#include "ferry/kernels/cpu/int_rows.inl"
-#include "ferry/kernels/cpu/ggml_panels.inl"
-#include "ferry/kernels/cpu/gemm_int.inl"
-#include "ferry/kernels/cpu/byte_blocks.inl"
-#include "ferry/kernels/cpu/gemm_byte_blocks.inl"
-#include "ferry/kernels/cpu/peaks.inl"
+#include "ferry/kernels/cpu/int8_row_kernels.inl"
 // clang-format on
 
 }  // namespace
 
-void vnni_gemm(const GemmArgs& args) {
-  if (args.weights->type == WeightType::int8 || args.weights->type == WeightType::int4)
-    int_gemm(args);
-  else if (is_byte_block(args.weights->type))
-    byte_block_gemm(args);
-  else
-    kAvx512.gemm(args);
-}
+void vnni_gemm(const GemmArgs& args) { int8_row_gemm(args, kAvx512); }
 
 std::uint64_t vnni_multiply_in_registers(WeightType weights, std::int64_t rounds) {
   if (takes_int8_rows(weights)) return multiply_bytes<Int8Codes>(rounds);

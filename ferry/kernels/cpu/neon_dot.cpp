@@ -32,29 +32,12 @@ struct Tiling {
 #include "ferry/kernels/cpu/bits.inl"
 #include "ferry/kernels/cpu/vec_neon.inl"
 #include "ferry/kernels/cpu/int_neon.inl"
-#include "ferry/kernels/cpu/math.inl"
-#include "ferry/kernels/cpu/row_ops.inl"
-#include "ferry/kernels/cpu/wire.inl"
-#include "ferry/kernels/cpu/gemm_common.inl"
-#include "ferry/kernels/cpu/gemm_fma.inl"
-#include "ferry/kernels/cpu/int_rows.inl"
-#include "ferry/kernels/cpu/ggml_panels.inl"
-#include "ferry/kernels/cpu/gemm_int.inl"
-#include "ferry/kernels/cpu/byte_blocks.inl"
-#include "ferry/kernels/cpu/gemm_byte_blocks.inl"
-#include "ferry/kernels/cpu/peaks.inl"
+#include "ferry/kernels/cpu/int8_row_kernels.inl"
 // clang-format on
 
 }  // namespace
 
-void sdot_gemm(const GemmArgs& args) {
-  if (args.weights->type == WeightType::int8 || args.weights->type == WeightType::int4)
-    int_gemm(args);
-  else if (is_byte_block(args.weights->type))
-    byte_block_gemm(args);
-  else
-    kNeon.gemm(args);
-}
+void sdot_gemm(const GemmArgs& args) { int8_row_gemm(args, kNeon); }
 
 std::uint64_t sdot_multiply_in_registers(WeightType weights, std::int64_t rounds) {
   if (weights == WeightType::int8) return multiply_bytes<Int8Codes>(rounds);

@@ -32,24 +32,15 @@ struct Tiling {
 #include "ferry/kernels/cpu/bits.inl"
 #include "ferry/kernels/cpu/vec_neon.inl"
 #include "ferry/kernels/cpu/int_neon.inl"
-#include "ferry/kernels/cpu/math.inl"
-#include "ferry/kernels/cpu/row_ops.inl"
-#include "ferry/kernels/cpu/wire.inl"
-#include "ferry/kernels/cpu/gemm_common.inl"
-#include "ferry/kernels/cpu/gemm_fma.inl"
-#include "ferry/kernels/cpu/int_rows.inl"
-#include "ferry/kernels/cpu/ggml_panels.inl"
-#include "ferry/kernels/cpu/gemm_int.inl"
-#include "ferry/kernels/cpu/byte_blocks.inl"
-#include "ferry/kernels/cpu/gemm_byte_blocks.inl"
+#include "ferry/kernels/cpu/int8_row_kernels.inl"
 #include "ferry/kernels/cpu/int_i8mm.inl"
 
 // clang-format on
 
 /// As peaks.inl has it of other instructions.
 std::uint64_t multiply_eights(std::int64_t rounds) {
-  constexpr int kChains = 20;
-  int32x4_t sum[kChains];
+  constexpr int kSums = 20;
+  int32x4_t sum[kSums];
   for (int32x4_t& s : sum) s = vdupq_n_s32(0);
   int8x16_t x = vdupq_n_s8(1);
   for (std::int64_t round = 0; round < rounds; ++round) {
@@ -57,19 +48,12 @@ std::uint64_t multiply_eights(std::int64_t rounds) {
     for (int32x4_t& s : sum) s = vmmlaq_s32(s, x, x);
   }
   for (const int32x4_t& s : sum) asm volatile("" : : "w"(s));
-  return static_cast<std::uint64_t>(rounds) * kChains * 32 * 2;
+  return static_cast<std::uint64_t>(rounds) * kSums * 32 * 2;
 }
 
 }  // namespace
 
-void smmla_gemm(const GemmArgs& args) {
-  if (args.weights->type == WeightType::int8 || args.weights->type == WeightType::int4)
-    int_gemm<EightsOfBlock>(args);
-  else if (is_byte_block(args.weights->type))
-    byte_block_gemm(args);
-  else
-    kNeon.gemm(args);
-}
+void smmla_gemm(const GemmArgs& args) { int8_row_gemm<EightsOfBlock>(args, kNeon); }
 
 std::uint64_t smmla_multiply_in_registers(WeightType weights, std::int64_t rounds) {
   if (weights == WeightType::int8 || weights == WeightType::int4) return multiply_eights(rounds);
