@@ -222,9 +222,14 @@ void with_byte_blocks(WeightType weights, Body body) {
   }
 }
 
+/// Sums of products of bytes start from the bits of this number, whose last bit counts ones. So a
+/// sum's bits are those of the number plus the sum, and a subtraction makes a float of it, which
+/// takes less of what products need than a conversion does. Exact for sums below 2^22.
+constexpr float kSumsFrom = 0x1.8p23F;
+
 /// A group of a row made ready: its bytes, its scale, less than nothing of the sum of its bytes (as
-/// f32, exact), and what the sums of products of its halves start from: less than nothing of the
-/// sum of these bytes, times what dot() leaves of the codes' middle. With one part all of it stands
+/// f32, exact), and what the sums of products of its halves start from: kSumsFrom's bits less the
+/// sum of these bytes times what dot() leaves of the codes' middle. With one part all of it stands
 /// with the first half.
 struct RowGroup {
   static constexpr std::int64_t kScale = kGgmlGroup;
@@ -276,7 +281,9 @@ inline void put_sums(std::byte* first, std::byte* second, std::int32_t left, int
     const std::int32_t low = four[0] + four[1] + four[2] + four[3];
     const std::int32_t high = four[4] + four[5] + four[6] + four[7];
     const auto less_sum = static_cast<float>(-(low + high));
-    const std::int32_t start[2] = {parts == 1 ? -left * (low + high) : -left * low, -left * high};
+    constexpr auto kFrom = static_cast<std::int32_t>(bits_of(kSumsFrom));
+    const std::int32_t start[2] = {kFrom - left * (parts == 1 ? low + high : low),
+                                   kFrom - left * high};
     std::byte* out = group == 0 ? first : second;
     std::memcpy(out + RowGroup::kLessSum, &less_sum, sizeof less_sum);
     std::memcpy(out + RowGroup::kStart, start, sizeof start);

@@ -2,7 +2,7 @@
 // gemm_fma.inl and byte_blocks.inl, inside an anonymous namespace.
 //
 // Sums of products within a group, or half a group where that has a scale of its own, are exact
-// integers below 2^24, whatever their order; docs/numerics.md has what happens to them. A few
+// integers below 2^22, whatever their order; docs/numerics.md has what happens to them. A few
 // rows unpack codes as they multiply. For more a group of panels becomes bytes and f32 first, which
 // is one form for nearly all.
 
@@ -60,17 +60,26 @@ struct ByteBlockSums {
       constexpr int kLines = kGroupLines / Blocks::kParts;
       constexpr int kPart = I / kLines;
       if constexpr (I % kLines == 0) start<R, P, kPart>(rows, sum);
-      Bytes64 x[R];
-      for (int r = 0; r < R; ++r) x[r] = splat_four(rows[r] + 4 * I);
-      for (int p = 0; p < P; ++p) {
-        const Bytes64 line = Blocks::template line<I>(codes[p]);
-        for (int r = 0; r < R; ++r) sum[r][p] = dot(sum[r][p], line, x[r]);
+      if constexpr (R > P) {
+        Bytes64 line[P];
+        for (int p = 0; p < P; ++p) line[p] = Blocks::template line<I>(codes[p]);
+        for (int r = 0; r < R; ++r) {
+          const Bytes64 x = splat_four(rows[r] + 4 * I);
+          for (int p = 0; p < P; ++p) sum[r][p] = dot(sum[r][p], line[p], x);
+        }
+      } else {
+        Bytes64 x[R];
+        for (int r = 0; r < R; ++r) x[r] = splat_four(rows[r] + 4 * I);
+        for (int p = 0; p < P; ++p) {
+          const Bytes64 line = Blocks::template line<I>(codes[p]);
+          for (int r = 0; r < R; ++r) sum[r][p] = dot(sum[r][p], line, x[r]);
+        }
       }
       if constexpr (I % kLines == kLines - 1) {
         for (int p = 0; p < P; ++p) {
           const F32x16 scale = Blocks::factor(panels.at(p), panels.k, first).scale[kPart];
           for (int r = 0; r < R; ++r) {
-            const F32x16 exact = to_floats(sum[r][p]);
+            const F32x16 exact = sub(as_floats(sum[r][p]), splat(kSumsFrom));
             own[r][p] = kPart == 0 ? mul(exact, scale) : fma(exact, scale, own[r][p]);
           }
         }

@@ -3,7 +3,7 @@
 // Included after gemm_common.inl, inside an anonymous namespace that has defined `struct Tiling`:
 //   kOnePanels: panels at once for one row alone, kPassPanels: for the few that one pass takes;
 //     kAhead: bytes by which these prefetch, 0: they do not
-//   kFewPanels: panels at once for the last few of many rows
+//   kFewPanels: panels at once for the last one or two of many rows; more go as a pass does
 //   kBlockRows: rows at once of gemm_blocks.inl; 0: many rows are done as few are
 //   kRows, kPanels: the block of sums held in registers for several rows; kIntRows, kIntPanels:
 //     that of gemm_int.inl; kByteRows, kBytePanels: that of gemm_byte_blocks.inl
@@ -228,6 +228,11 @@ struct PanelsInPlace {
   const std::byte* at(std::int64_t panel, std::int64_t /*panels*/) const { return source(panel); }
 };
 
+/// Panels at once for a number of rows, fewer than a block has.
+constexpr int panels_for(std::int64_t rows) {
+  return rows <= 2 ? Tiling::kFewPanels : Tiling::kPassPanels;
+}
+
 /// What the products of one group of panels with all rows may prefetch: the next group.
 template <class Sums, class Panels>
 Prefetcher next_group(const GemmArgs& args,
@@ -237,7 +242,7 @@ Prefetcher next_group(const GemmArgs& args,
   const std::int64_t ahead = larger(0, smaller(kGroupPanels, args.last_panel - after));
   const std::int64_t rest = args.rows % Sums::kRows;
   const std::int64_t calls = args.rows / Sums::kRows * (kGroupPanels / Sums::kPanels) +
-                             (rest / 2 + rest % 2) * (kGroupPanels / Tiling::kFewPanels);
+                             (rest > 0 ? kGroupPanels / panels_for(rest) : 0);
   const std::int64_t steps = calls * Sums::steps(k);
   return prefetcher_of(panels.source(after), ahead * panels.bytes, steps);
 }
@@ -267,6 +272,21 @@ void one_pass(const GemmArgs& args, const ReadyRows& in, std::int64_t k, const P
   });
 }
 
+/// The rows from block.first_row on, R at most or none.
+template <class Sums, int R>
+void last_rows(const GemmArgs& args,
+               const ReadyRows& in,
+               std::int64_t k,
+               const std::byte* w,
+               Prefetcher& fetch,
+               const SumBlock& block) {
+  if constexpr (R > 0) {
+    if (args.rows - block.first_row < R)
+      return last_rows<Sums, R - 1>(args, in, k, w, fetch, block);
+    some_rows<Sums, R, panels_for(R)>(args, in, k, w, fetch, block);
+  }
+}
+
 /// All panels with any number of rows.
 template <class Sums, class Panels>
 void many_passes(const GemmArgs& args, const ReadyRows& in, std::int64_t k, const Panels& panels) {
@@ -274,16 +294,7 @@ void many_passes(const GemmArgs& args, const ReadyRows& in, std::int64_t k, cons
     Prefetcher fetch = next_group<Sums>(args, panels, k, block.first_panel + block.panels);
     for (; block.first_row + Sums::kRows <= args.rows; block.first_row += Sums::kRows)
       some_rows<Sums, Sums::kRows, Sums::kPanels>(args, in, k, w, fetch, block);
-    if constexpr (Sums::kRows > 3) {
-      if (args.rows - block.first_row == 3)
-        return some_rows<Sums, 3, Tiling::kPassPanels>(args, in, k, w, fetch, block);
-    }
-    if constexpr (Sums::kRows > 2) {
-      for (; block.first_row + 2 <= args.rows; block.first_row += 2)
-        some_rows<Sums, 2, Tiling::kFewPanels>(args, in, k, w, fetch, block);
-    }
-    for (; block.first_row < args.rows; ++block.first_row)
-      some_rows<Sums, 1, Tiling::kFewPanels>(args, in, k, w, fetch, block);
+    last_rows<Sums, Sums::kRows - 1>(args, in, k, w, fetch, block);
   });
 }
 

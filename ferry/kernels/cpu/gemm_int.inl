@@ -2,7 +2,9 @@
 // group of k are exact integers, whatever the order. One source for every instruction set:
 // included after gemm_fma.inl and int_rows.inl, inside an anonymous namespace.
 
-/// A block's products by instructions that add four of them to each lane.
+/// A block's products by instructions that add four of them to each lane. Of rows and panels the
+/// fewer wait in registers while the others pass by: sixteen registers hold no more beside the
+/// sums.
 template <class Codes>
 struct FoursOfBlock {
   template <int R, int P, class Fetch>
@@ -13,16 +15,33 @@ struct FoursOfBlock {
                   Fetch& fetch,
                   I32x16 (&sum)[R][P]) {
     for (std::int64_t i = block; i < block + kIntKBlock; i += 4 * Codes::kParts) {
-      Bytes64 x[Codes::kParts][R];
-      for (int part = 0; part < Codes::kParts; ++part)
-        for (int r = 0; r < R; ++r) x[part][r] = splat_four(a[r] + i + std::ptrdiff_t{4} * part);
-      for (int p = 0; p < P; ++p) {
-        Bytes64 codes[Codes::kParts];
+      const auto codes_of = [&](int p, Bytes64(&codes)[Codes::kParts]) {
         const std::byte* from = w + p * w_step + i / Codes::kPerByte * kPanelColumns;
         fetch.reading(from);
         Codes::unpack(load_bytes(from), codes);
+      };
+      const auto row = [&](int r, int part) {
+        return splat_four(a[r] + i + std::ptrdiff_t{4} * part);
+      };
+      if constexpr (R > P) {
+        Bytes64 codes[P][Codes::kParts];
+        for (int p = 0; p < P; ++p) codes_of(p, codes[p]);
+        for (int part = 0; part < Codes::kParts; ++part) {
+          for (int r = 0; r < R; ++r) {
+            const Bytes64 x = row(r, part);
+            for (int p = 0; p < P; ++p) sum[r][p] = Codes::dot(sum[r][p], codes[p][part], x);
+          }
+        }
+      } else {
+        Bytes64 x[Codes::kParts][R];
         for (int part = 0; part < Codes::kParts; ++part)
-          for (int r = 0; r < R; ++r) sum[r][p] = Codes::dot(sum[r][p], codes[part], x[part][r]);
+          for (int r = 0; r < R; ++r) x[part][r] = row(r, part);
+        for (int p = 0; p < P; ++p) {
+          Bytes64 codes[Codes::kParts];
+          codes_of(p, codes);
+          for (int part = 0; part < Codes::kParts; ++part)
+            for (int r = 0; r < R; ++r) sum[r][p] = Codes::dot(sum[r][p], codes[part], x[part][r]);
+        }
       }
     }
   }

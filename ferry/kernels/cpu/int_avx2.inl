@@ -74,15 +74,26 @@ inline void store_integers(std::int32_t* p, I32x16 x) {
   _mm256_storeu_si256(out + 1, x.high);
 }
 
+#ifdef __AVXVNNI__
+
+/// By asm: gcc 12 copies the sum of its own intrinsic to another register and back. As VEX has it:
+/// the EVEX form is AVX-512's.
+inline __m256i dot_small(__m256i sum, __m256i a, __m256i b) {
+  asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+  return sum;
+}
+
+inline constexpr std::int32_t kBiasLeft = 128;
+
+inline __m256i dot_biased(__m256i sum, __m256i a, __m256i b) { return dot_small(sum, a, b); }
+
+#else
+
 /// VPMADDUBSW adds two products as a word of 16 bits, which must not saturate: 2 * 127 * 128 does
 /// not.
 inline __m256i dot_small(__m256i sum, __m256i a, __m256i b) {
   const __m256i pairs = _mm256_maddubs_epi16(a, b);
   return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
-
-inline I32x16 dot_small(I32x16 sum, Bytes64 a, Bytes64 b) {
-  return {dot_small(sum.low, a.low, b.low), dot_small(sum.high, a.high, b.high)};
 }
 
 /// The value is taken, not the code: its magnitude times b with the value's sign.
@@ -94,6 +105,12 @@ inline constexpr std::int32_t kBiasLeft = 0;
 inline __m256i dot_biased(__m256i sum, __m256i a, __m256i b) {
   const __m256i value = _mm256_xor_si256(a, _mm256_set1_epi8(-128));
   return dot_small(sum, _mm256_abs_epi8(value), _mm256_sign_epi8(b, value));
+}
+
+#endif
+
+inline I32x16 dot_small(I32x16 sum, Bytes64 a, Bytes64 b) {
+  return {dot_small(sum.low, a.low, b.low), dot_small(sum.high, a.high, b.high)};
 }
 
 inline I32x16 dot_biased(I32x16 sum, Bytes64 a, Bytes64 b) {
@@ -111,6 +128,10 @@ inline std::int32_t fold_integers(I32x16 a) {
       _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
   const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, _MM_SHUFFLE(1, 0, 3, 2)));
   return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, _MM_SHUFFLE(2, 3, 0, 1))));
+}
+
+inline F32x16 as_floats(I32x16 a) {
+  return {_mm256_castsi256_ps(a.low), _mm256_castsi256_ps(a.high)};
 }
 
 inline F32x16 to_floats(I32x16 a) {

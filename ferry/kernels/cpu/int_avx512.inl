@@ -83,6 +83,8 @@ inline I32x16 subtract(I32x16 a, std::int32_t b) {
 
 inline std::int32_t fold_integers(I32x16 a) { return _mm512_reduce_add_epi32(a.v); }
 
+inline F32x16 as_floats(I32x16 a) { return {_mm512_castsi512_ps(a.v)}; }
+
 inline F32x16 to_floats(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 
 /// Sixteen bytes, without sign.

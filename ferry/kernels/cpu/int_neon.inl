@@ -124,6 +124,13 @@ inline std::int32_t fold_integers(I32x16 a) {
   return vaddvq_s32(vaddq_s32(vaddq_s32(a.q0, a.q1), vaddq_s32(a.q2, a.q3)));
 }
 
+inline F32x16 as_floats(I32x16 a) {
+  return {vreinterpretq_f32_s32(a.q0),
+          vreinterpretq_f32_s32(a.q1),
+          vreinterpretq_f32_s32(a.q2),
+          vreinterpretq_f32_s32(a.q3)};
+}
+
 inline F32x16 to_floats(I32x16 a) {
   return {vcvtq_f32_s32(a.q0), vcvtq_f32_s32(a.q1), vcvtq_f32_s32(a.q2), vcvtq_f32_s32(a.q3)};
 }
