@@ -229,7 +229,9 @@ void register_all() {
                                   WeightType::int4,
                                   WeightType::q8_0,
                                   WeightType::q4_k,
-                                  WeightType::q6_k}) {
+                                  WeightType::q6_k,
+                                  WeightType::q8_0_int8,
+                                  WeightType::q4_k_int8}) {
       const std::string peak_name = "Peak/" + std::string(ferry::isa_name(isa)) + "/" +
                                     std::string(ferry::weight_type_name(type));
       benchmark::RegisterBenchmark(peak_name.c_str(), peak, isa, type);

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the release and runs all tests. FERRY_ISA=scalar (avx2, avx512, amx, neon) tests that instruction
+# Builds the release and runs all tests. FERRY_ISA=scalar (avx2, avx2_vnni, avx512, amx, neon) tests that instruction
 # set instead of the best one that the machine has.
 # Usage: scripts/test.sh [--long] [arguments of ctest]    e.g. scripts/test.sh -R Dispatcher
 #   --long   the tests that take minutes too: every combination of the conformance suite, 100,000

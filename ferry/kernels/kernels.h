@@ -34,10 +34,11 @@
 
 namespace ferry {
 
-enum class Isa : std::uint8_t { scalar, avx2, avx512, amx, neon };
+enum class Isa : std::uint8_t { scalar, avx2, avx2_vnni, avx512, amx, neon };
 
 /// Of those that one machine has the best is the last.
-inline constexpr std::array kAllIsas = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::amx, Isa::neon};
+inline constexpr std::array kAllIsas = {
+    Isa::scalar, Isa::avx2, Isa::avx2_vnni, Isa::avx512, Isa::amx, Isa::neon};
 
 /// What the order of sums is promised to be: docs/numerics.md.
 enum class Numerics : std::uint8_t {
@@ -277,8 +278,9 @@ struct Kernels {
                              std::uint32_t* out);
 };
 
-/// The table for this machine: the best it has, or what FERRY_ISA=scalar|avx2|avx512|amx|neon
-/// names. Chosen at the first call. Throws ConfigError when the machine lacks the one named.
+/// The table for this machine: the best it has, or what
+/// FERRY_ISA=scalar|avx2|avx2_vnni|avx512|amx|neon names. Chosen at the first call. Throws
+/// ConfigError when the machine lacks the one named.
 const Kernels& kernels();
 
 /// The table in use, for a numeric class. Where the machine has nothing faster, or FERRY_ISA

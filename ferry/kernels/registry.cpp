@@ -25,6 +25,7 @@ namespace {
 
 struct Supported {
   bool avx2 = false;
+  bool avx2_vnni = false;
   bool avx512 = false;
   bool vnni = false;  // no level of its own: it makes avx512 faster
   bool bf16 = false;  // likewise, and neon, in the numeric class `fast`
@@ -67,11 +68,13 @@ bool tiles_permitted() {
 Supported detect() {
   const CpuidLeaf basic(1);
   const CpuidLeaf extended(7);
+  const CpuidLeaf more(7, 1);
   constexpr unsigned kOsxsaveAvxFmaF16c = 1U << 27 | 1U << 28 | 1U << 12 | 1U << 29;
   constexpr unsigned kAvx2 = 1U << 5;
   constexpr unsigned kAvx512FDqBwVl = 1U << 16 | 1U << 17 | 1U << 30 | 1U << 31;
   constexpr unsigned kVnni = 1U << 11;
   constexpr unsigned kBf16 = 1U << 5;
+  constexpr unsigned kAvxVnni = 1U << 4;
   constexpr unsigned kAmxBf16TileInt8 = 1U << 22 | 1U << 24 | 1U << 25;
   constexpr std::uint64_t kYmmState = 0x6;
   constexpr std::uint64_t kZmmState = 0xe6;
@@ -81,9 +84,10 @@ Supported detect() {
   if (!has(basic.ecx, kOsxsaveAvxFmaF16c)) return have;
   const std::uint64_t states = saved_states();
   have.avx2 = has(extended.ebx, kAvx2) && has(states, kYmmState);
+  have.avx2_vnni = have.avx2 && has(more.eax, kAvxVnni);
   have.avx512 = have.avx2 && has(extended.ebx, kAvx512FDqBwVl) && has(states, kZmmState);
   have.vnni = have.avx512 && has(extended.ecx, kVnni);
-  have.bf16 = have.vnni && has(CpuidLeaf(7, 1).eax, kBf16);
+  have.bf16 = have.vnni && has(more.eax, kBf16);
   have.amx = have.vnni && has(extended.edx, kAmxBf16TileInt8) && has(states, kTileState) &&
              tiles_permitted();
   return have;
@@ -113,6 +117,18 @@ const Supported& supported() {
 }
 
 #if defined(__x86_64__)
+
+const Kernels& avx2_vnni_table() {
+  static const Kernels table = [] {
+    Kernels t = cpu::kAvx2;
+    t.isa = Isa::avx2_vnni;
+    t.name = "avx2_vnni";
+    t.gemm = cpu::avx2_vnni_gemm;
+    t.multiply_in_registers = cpu::avx2_vnni_multiply_in_registers;
+    return t;
+  }();
+  return table;
+}
 
 const Kernels& vnni_table() {
   static const Kernels table = [] {
@@ -212,6 +228,8 @@ bool isa_supported(Isa isa) {
       return true;
     case Isa::avx2:
       return supported().avx2;
+    case Isa::avx2_vnni:
+      return supported().avx2_vnni;
     case Isa::avx512:
       return supported().avx512;
     case Isa::amx:
@@ -228,6 +246,8 @@ std::string_view isa_name(Isa isa) {
       return "scalar";
     case Isa::avx2:
       return "avx2";
+    case Isa::avx2_vnni:
+      return "avx2_vnni";
     case Isa::avx512:
       return "avx512";
     case Isa::amx:
@@ -246,6 +266,7 @@ const Kernels& kernels_for(Isa isa) {
   }
 #if defined(__x86_64__)
   if (isa == Isa::avx2) return cpu::kAvx2;
+  if (isa == Isa::avx2_vnni) return avx2_vnni_table();
   if (isa == Isa::avx512) return supported().vnni ? vnni_table() : cpu::kAvx512;
   if (isa == Isa::amx) return cpu::amx_table();
 #elif defined(__aarch64__)
@@ -293,6 +314,8 @@ std::string_view gemm_method(WeightType type) {
       break;
     case Isa::avx2:
       return integers ? "AVX2 VPMADDUBSW" : "AVX2 FMA";
+    case Isa::avx2_vnni:
+      return integers ? "AVX-VNNI" : "AVX2 FMA";
     case Isa::amx:
       if (type == WeightType::bf16) return "AMX tiles, one or two rows AVX-512 FMA";
       if (type == WeightType::fp8 || type == WeightType::mxfp4 ||

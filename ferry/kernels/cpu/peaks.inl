@@ -1,8 +1,13 @@
 // What the machine can do at most, for the floors that benchmarks print. One source for every
 // instruction set: included after gemm.inl, inside an anonymous namespace.
 
-/// Enough chains for two units of four cycles (of five, for bytes), in AVX2's halves too.
+/// Enough chains for two units of four cycles, in AVX2's halves too.
 constexpr int kChains = Tiling::kRows < 4 ? 5 : 12;
+
+/// Of bytes, whose units take five: as many as gemm has sums in registers, if that is more.
+constexpr int kByteChains = Tiling::kIntRows * Tiling::kIntPanels > kChains
+                                ? Tiling::kIntRows* Tiling::kIntPanels
+                                : kChains;
 
 /// Chains of multiply-adds in registers.
 inline std::uint64_t multiply_floats(std::int64_t rounds) {
@@ -23,20 +28,20 @@ inline std::uint64_t multiply_floats(std::int64_t rounds) {
 /// multiply once for all of them.
 template <class Codes>
 std::uint64_t multiply_bytes(std::int64_t rounds) {
-  alignas(64) std::byte bytes[kChains * 64] = {};
-  I32x16 sum[kChains];
-  for (int i = 0; i < kChains; ++i) sum[i] = no_integers();
+  alignas(64) std::byte bytes[kByteChains * 64] = {};
+  I32x16 sum[kByteChains];
+  for (int i = 0; i < kByteChains; ++i) sum[i] = no_integers();
   const Bytes64 x = splat_byte(1);
   for (std::int64_t round = 0; round < rounds; ++round) {
     const std::byte* others = bytes;
     asm volatile("" : "+r"(others));  // for all the compiler knows, others than in the last round
-    for (std::int64_t i = 0; i < kChains; ++i)
+    for (std::int64_t i = 0; i < kByteChains; ++i)
       sum[i] = Codes::dot(sum[i], x, load_bytes(others + 64 * i));
   }
   std::int32_t result = 0;
-  for (int i = 0; i < kChains; ++i) result |= fold_integers(sum[i]);
+  for (int i = 0; i < kByteChains; ++i) result |= fold_integers(sum[i]);
   asm volatile("" : : "r,m"(result));
-  return static_cast<std::uint64_t>(rounds) * kChains * 64 * 2;
+  return static_cast<std::uint64_t>(rounds) * kByteChains * 64 * 2;
 }
 
 inline std::uint64_t multiply_in_registers(WeightType weights, std::int64_t rounds) {

@@ -14,6 +14,10 @@ extern const Kernels kScalar;
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
 
+/// The avx2 table with these is avx2_vnni's; weights that meet no int8 rows they leave to kAvx2.
+void avx2_vnni_gemm(const GemmArgs& args);
+std::uint64_t avx2_vnni_multiply_in_registers(WeightType weights, std::int64_t rounds);
+
 /// With VNNI the avx512 table has these; weights that meet no int8 rows they leave to kAvx512.
 void vnni_gemm(const GemmArgs& args);
 std::uint64_t vnni_multiply_in_registers(WeightType weights, std::int64_t rounds);
