@@ -261,7 +261,7 @@ TEST_P(ByteBlocksOfIsa, GiveTheBytesOfScalarOnRaggedShapes) {
       if (slow_run() && k > 512) continue;
       for (const std::int64_t n : {1, 15, 17, 40, 72, 144}) {
         const BlockMatrix w(type, n, k, ++seed);
-        for (const std::int64_t rows : {0, 1, 2, 3, 4, 5, 7, 8, 33}) {
+        for (const std::int64_t rows : {0, 1, 2, 3, 4, 5, 7, 8, 10, 11, 33}) {
           const Rows in(random.row(rows * k, Values::mixed), k);
           ASSERT_TRUE(same_bytes(product(fast(), w.packed(), in),
                                  product(kernels_for(Isa::scalar), w.packed(), in),
