@@ -389,6 +389,10 @@ TEST(GpuLayer, IsTheSameBytesForAnyNumberOfRanks) {
         EXPECT_EQ(layer_over(layer, tokens, ranks, make_queue, {format, wire}), expected)
             << ranks << " ranks, " << format_name(format) << ", " << wire_type_name(wire);
       }
+      if (slow_run()) continue;
+      EXPECT_EQ(layer_over(layer, tokens, ranks, make_queue, {.wire = wire, .by_graph = true}),
+                expected)
+          << ranks << " ranks, as a graph, " << wire_type_name(wire);
     }
   }
 }
