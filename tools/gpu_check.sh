@@ -3,12 +3,12 @@
 # Usage: tools/gpu_check.sh [pack|run|sanitize] [FOLDER]    (default: run)
 #
 #   pack      builds with FERRY_WITH_CUDA and puts what a run needs into build/gpu_check, libraries too: on any
-#             machine, with a device or not. That folder, or build/gpu_check.tar.xz, which is the same in a third of the
+#             machine, with a device or not. That folder, or build/gpu_check.tar.xz, which is the same in far fewer
 #             bytes, and the tree are all that must travel (sizes are printed).
-#   run       unpacks that, or packs, if neither has been done; then the exchange's conformance with 1, 2, 4 and 8 ranks on the first
-#             device, called and as captured graphs, experts, whole layers and the demo model's tokens there,
-#             `ferry bench a2a --device cuda` (its column "graph": launches of a captured exchange), experts with 8
-#             and with 512 rows each, weights and rows in bf16 and in fp8, and torch's index-and-copy and products of the
+#   run       unpacks that, or packs, if neither has been done; then the exchange's conformance with 1, 2, 4 and 8 ranks
+#             on the first device, called and as captured graphs, experts, whole layers and the demo model's tokens there,
+#             `ferry bench a2a --device cuda` (its column "graph": launches of a captured exchange), experts with 8 and
+#             with 512 rows each, weights and rows in bf16 and in fp8, and torch's index-and-copy and products of the
 #             same shapes where a python3 with torch is there. Writes table.txt, exchange.json, experts_*.json (weights,
 #             rows) and peer.json into FOLDER (build/gpu_check/out).
 #   sanitize  a part of the conformance under compute-sanitizer: memcheck, then racecheck.
@@ -38,7 +38,8 @@ pack() {
     copy_libraries "build/gpu/$program"
     strip "$packed/$program"
   done
-  tar -C build -cJf "$packed.tar.xz" --exclude=gpu_check/out gpu_check
+  # With a window that holds all: each program has the same kernels in it.
+  XZ_OPT=-9 tar -C build -cJf "$packed.tar.xz" --exclude=gpu_check/out gpu_check
   echo "gpu_check: $packed holds what a run needs, $(du -sh "$packed" | cut -f1); packed as $packed.tar.xz, $(du -sh "$packed.tar.xz" | cut -f1)"
 }
 
