@@ -182,10 +182,11 @@ CommonOptions::CommonOptions(Command& app) {
       ->type_name("N")
       ->capture_default_str()
       ->group(kGroup);
-  app.add_option("--experts-device",
-                 experts_device_,
-                 "Where routed experts are: cpu, cuda:N (that GPU's memory), or cuda (each rank of "
-                 "a host has the next GPU); a GPU needs --numerics fast and --weights bf16")
+  app.add_option(
+         "--experts-device",
+         experts_device_,
+         "Where routed experts are: cpu, cuda:N (that GPU's memory), or cuda (each rank of "
+         "a host has the next GPU); a GPU needs --numerics fast, and weights of bf16 or fp8")
       ->type_name("D")
       ->capture_default_str()
       ->group(kGroup);

@@ -1,5 +1,6 @@
 // Packing of weights into panels, once at load.
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -373,18 +374,39 @@ void pack_matrix(const PackArgs& args) {
     pack_plain(args);
 }
 
-void unpack_bf16(const PackedMatrix& matrix, std::int64_t panel_step, std::uint16_t* rows) {
-  const auto panel_bytes = static_cast<std::int64_t>(matrix.panel_bytes());
+void unpack_rows(const PackedMatrix& matrix, std::int64_t panel_step, std::byte* rows) {
+  const bool pairs = matrix.type == WeightType::bf16;
+  const std::int64_t unit_k = pairs ? 2 : 1;  // numbers of a column that lie side by side
+  const std::int64_t bytes = pairs ? 2 : 1;
+  const auto step_bytes = panel_step * static_cast<std::int64_t>(matrix.panel_bytes());
   for (std::int64_t column = 0; column < matrix.n; ++column) {
-    const std::byte* panel = matrix.data + column / kPanelColumns * panel_step * panel_bytes;
-    for (std::int64_t k = 0; k < matrix.k; k += 2) {
-      const std::int64_t unit = k / 2 * kPanelColumns + column % kPanelColumns;
-      const std::int64_t there = std::min<std::int64_t>(2, matrix.k - k);
-      std::memcpy(rows + column * matrix.k + k,
-                  panel + unit * 4,
-                  static_cast<std::size_t>(there) * sizeof(std::uint16_t));
+    const std::byte* panel = matrix.data + column / kPanelColumns * step_bytes;
+    for (std::int64_t k = 0; k < matrix.k; k += unit_k) {
+      const std::int64_t unit = k / unit_k * kPanelColumns + column % kPanelColumns;
+      std::memcpy(rows + (column * matrix.k + k) * bytes,
+                  panel + unit * unit_k * bytes,
+                  static_cast<std::size_t>(std::min(unit_k, matrix.k - k) * bytes));
     }
   }
+}
+
+bool unpack_block_scales(const PackedMatrix& matrix, std::int64_t panel_step, float* scales) {
+  const std::int64_t groups = weight_groups(WeightType::fp8, matrix.k);
+  const auto panel_bytes = static_cast<std::int64_t>(matrix.panel_bytes());
+  const std::int64_t scales_at = panel_bytes - groups * kPanelColumns * 4;
+  for (std::int64_t column = 0; column < matrix.n; ++column) {
+    const auto* of_panel = reinterpret_cast<const float*>(
+        matrix.data + column / kPanelColumns * panel_step * panel_bytes + scales_at);
+    for (std::int64_t g = 0; g < groups; ++g) {
+      const float scale = of_panel[g * kPanelColumns + column % kPanelColumns] / 256.0F;
+      float& block = scales[column / kFp8Block * groups + g];
+      if (column % kFp8Block == 0)
+        block = scale;
+      else if (std::bit_cast<std::uint32_t>(block) != std::bit_cast<std::uint32_t>(scale))
+        return false;
+    }
+  }
+  return true;
 }
 
 }  // namespace ferry

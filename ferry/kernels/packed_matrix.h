@@ -269,8 +269,12 @@ void pack_matrix(const PackArgs& args);
 /// The same where is_ggml(args.type), which pack_matrix calls. REQUIRES: k is whole blocks.
 void pack_ggml(const PackArgs& args);
 
-/// The rows [n, k] of which pack_matrix() made panels, bit for bit. `panel_step`: as PackArgs'.
-/// REQUIRES: bf16.
-void unpack_bf16(const PackedMatrix& matrix, std::int64_t panel_step, std::uint16_t* rows);
+/// The rows [n, k] of which pack_matrix() made panels, bit for bit; of fp8 their codes, where a NaN
+/// is another code. `panel_step`: as PackArgs'. REQUIRES: bf16 or fp8.
+void unpack_rows(const PackedMatrix& matrix, std::int64_t panel_step, std::byte* rows);
+
+/// Likewise the scales of fp8, [ceil(n / 128)][weight_groups]. False where the rows of a block have
+/// not all the same: they had scales of their own, or one a code of NaN.
+bool unpack_block_scales(const PackedMatrix& matrix, std::int64_t panel_step, float* scales);
 
 }  // namespace ferry

@@ -25,8 +25,8 @@ class DeviceExperts {
   DeviceExperts(const GpuExpertsOptions& options, GpuQueue& queue, ThreadPool& pool);
 
   /// Copies a layer's experts to the device; slots without data have none there. Their owner may
-  /// not put others in their place afterwards. Throws ConfigError for other weights than bf16
-  /// without biases.
+  /// not put others in their place afterwards. Throws ConfigError for other weights than bf16 and
+  /// fp8 with scales for 128 x 128.
   void load(int layer, std::span<const GatedFfnWeights> slots);
 
   /// What Experts::run() does, of bf16 rows on the host. Returns when results have come back.
@@ -50,8 +50,10 @@ class DeviceExperts {
   std::unique_ptr<GpuMemory> out_;                   // f32 [max_rows, hidden]
   std::unique_ptr<GpuMemory> counts_;                // i32 [slots]
   std::unique_ptr<GpuMemory> offsets_;               // i64 [slots]
+  std::unique_ptr<GpuMemory> weights_;               // f32 [max_rows], of rows that have some
   Buffer host_in_;
   Buffer host_out_;
+  std::vector<float> host_weights_;
   std::vector<Segment> segments_;  // of the turn, one a slot
 };
 

@@ -174,6 +174,7 @@ MoeContext::MoeContext(const Options& options, Transport& transport, ThreadPool&
     device_experts_.emplace(GpuExpertsOptions{.slots = options.dispatcher.slots_per_rank,
                                               .hidden = options.dispatcher.hidden,
                                               .inter = options.inter,
+                                              .gating = options.gating,
                                               .max_rows = kExpertRowsPerTurn},
                             *options.experts_on,
                             pool);

@@ -47,20 +47,18 @@ void check_experts_device(const ModelOptions& options, const ModelConfig& config
   };
   if (options.numerics != Numerics::fast)
     refuse("a device has its own order of sums", "say --numerics fast with it");
-  if (type != WeightType::bf16)
-    refuse(fmt::format("experts there are bf16, these are {}", weight_type_name(type)),
+  if (type != WeightType::bf16 && type != WeightType::fp8)
+    refuse(fmt::format("experts there are bf16 or fp8, these are {}", weight_type_name(type)),
            "choose --weights bf16");
   if (options.engine.balance.rebalance.enabled)
     refuse("experts there stay where they are", "leave out --enable-eplb");
   if (options.decoder.expert_slices != 1)
     refuse("experts there are whole", "leave out --expert-slices");
-  if (moe.gating.kind != Gating::Kind::silu || moe.expert_bias || moe.weigh_rows ||
-      config.hidden % 16 != 0 || moe.inter % 16 != 0) {
-    refuse(fmt::format("{}'s experts have biases, another activation, weights on what they read, "
-                       "or sizes that are no multiples of 16",
-                       config.architecture),
-           "a model's experts go there without any of these");
-  }
+  if (config.hidden % 16 != 0 || moe.inter % 16 != 0)
+    refuse(fmt::format("experts there have sizes that are multiples of 16, these are {} and {}",
+                       config.hidden,
+                       moe.inter),
+           "leave it out");
 }
 
 std::string_view choose_by_name(ChooseBy by) {

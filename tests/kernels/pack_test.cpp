@@ -53,27 +53,46 @@ TEST(PackMatrix, PutsEveryElementAtItsPlaceAndZerosElsewhere) {
   }
 }
 
-TEST(PackMatrix, PanelsOfBf16GiveTheirRowsBack) {
+TEST(PackMatrix, PanelsGiveTheirRowsAndScalesBack) {
   RandomValues random(13);
-  for (const std::int64_t k : {1, 31, 32, 33, 160}) {
-    for (const std::int64_t n : {1, 16, 40}) {
-      for (const std::int64_t step : {1, 2}) {
-        const auto source = to_type(random.row(n * k), DType::bf16);
-        PackedMatrix packed{WeightType::bf16, k, n, nullptr};
-        std::vector<std::byte> memory(static_cast<std::size_t>(packed.panels() * step) *
-                                      packed.panel_bytes());
-        packed.data = memory.data();
-        pack_matrix({.type = WeightType::bf16,
-                     .source = source.data(),
-                     .source_type = DType::bf16,
-                     .k = k,
-                     .n = n,
-                     .out = memory.data(),
-                     .panel_step = step});
-        std::vector<std::uint16_t> rows(static_cast<std::size_t>(n * k));
-        unpack_bf16(packed, step, rows.data());
-        EXPECT_EQ(std::memcmp(rows.data(), source.data(), source.size()), 0)
-            << "k " << k << " n " << n << " step " << step;
+  for (const WeightType type : {WeightType::bf16, WeightType::fp8}) {
+    for (const std::int64_t k : {1, 31, 32, 33, 160}) {
+      for (const std::int64_t n : {1, 16, 40, 150}) {
+        for (const std::int64_t step : {1, 2}) {
+          const auto plain = to_type(random.row(n * k), DType::bf16);
+          QuantizedMatrix quantized;
+          if (type == WeightType::fp8)
+            quantized = quantize_matrix(type, plain.data(), DType::bf16, n, k);
+          const std::vector<std::byte> source =
+              type == WeightType::fp8 ? quantized.codes : std::vector(plain.begin(), plain.end());
+          PackedMatrix packed{type, k, n, nullptr};
+          std::vector<std::byte> memory(static_cast<std::size_t>(packed.panels() * step) *
+                                        packed.panel_bytes());
+          packed.data = memory.data();
+          PackArgs args{.type = type,
+                        .source = source.data(),
+                        .source_type = DType::bf16,
+                        .scales = quantized.scales.data(),
+                        .scale_rows = rows_per_scale(type),
+                        .k = k,
+                        .n = n,
+                        .out = memory.data(),
+                        .panel_step = step};
+          pack_matrix(args);
+          std::vector<std::byte> rows(source.size());
+          unpack_rows(packed, step, rows.data());
+          EXPECT_EQ(rows, source) << "k " << k << " n " << n << " step " << step;
+          if (type == WeightType::bf16) continue;
+          std::vector<float> scales(quantized.scales.size());
+          EXPECT_TRUE(unpack_block_scales(packed, step, scales.data()));
+          EXPECT_EQ(scales, quantized.scales);
+          std::vector<float> own(static_cast<std::size_t>(n * weight_groups(type, k)), 1.0F);
+          own.back() = 2;
+          args.scales = own.data();
+          args.scale_rows = 1;
+          pack_matrix(args);
+          EXPECT_EQ(unpack_block_scales(packed, step, scales.data()), n % kFp8Block == 1);
+        }
       }
     }
   }

@@ -99,10 +99,10 @@ TEST(ExpertsOnADevice, AreRefusedByNameWhereTheyCannotBe) {
   expect([](GeneratorOptions& o) { o.experts_device = "cuda:-1"; }, "known: cpu, cuda, cuda:N");
   expect(
       [](GeneratorOptions& o) {
-        o.model = (test::source_dir() / "tests" / "data" / "gpt_oss").string();
-        o.weights = "bf16";
+        o.model = (test::source_dir() / "tests" / "data" / "qwen3_bf16").string();
+        o.tp = 1;
       },
-      "biases");
+      "multiples of 16, these are 136 and 24");
 }
 
 }  // namespace
