@@ -180,6 +180,28 @@ def test_arrays_that_do_not_fit_are_refused_by_name():
     ranks.in_threads(1, body)
 
 
+def test_a_masked_rank_is_left_out():
+    def body(comm):
+        a2a = tokenferry.DeviceAllToAll(comm, layout="ragged", on_dead_rank="mask", **OPTIONS)
+        assert a2a.masked == [] and a2a.lost_tokens == []
+        if comm.rank == 1:
+            return
+        for rank in (0, SIZE, -1):
+            with pytest.raises(tokenferry.ConfigError, match="another one than 0"):
+                a2a.mask(rank)
+        a2a.mask(1)
+        x, ids, weights = tokens_of(0, M)
+        ids[:] = [[0, 1], [2, 3], [-1, 2], [5, -1]]
+        out = gpu.array(np.zeros((M, H), np.float32))
+        a2a.moe_forward_from_topk(*on_device((x, ids, weights)), experts_of(0), out=out)
+        a2a.synchronise()
+        assert a2a.masked == [1] and a2a.lost_tokens == [1, 3]
+        ids[ids >= E // SIZE] = -1
+        np.testing.assert_array_equal(host(out), expected(x, ids, weights))
+
+    ranks.in_threads(SIZE, body)
+
+
 def test_an_id_that_is_no_slot_is_told_at_synchronise():
     def body(comm):
         a2a = tokenferry.DeviceAllToAll(comm, **OPTIONS)

@@ -1,6 +1,7 @@
 #include "device_lane.h"
 
 #include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/vector.h>
 
 #include <vector>
 
@@ -18,9 +19,6 @@ DeviceLane::DeviceLane(std::shared_ptr<CommState> comm,
   const DispatcherOptions dispatcher =
       MoeAllToAll::dispatcher_options(options_, transport.size(), transport.capabilities());
   comm_->run("DeviceAllToAll", false, [&] {
-    if (dispatcher.exchange.on_dead_rank == ExchangeOptions::OnDeadRank::mask)
-      fail<ConfigError>(
-          "DeviceAllToAll does not tell of masked ranks; choose on_dead_rank=\"fail\"");
     stream_ = std::make_unique<StreamExchange>(place, dispatcher, transport);
     if (!options_.row_weights) return;
     const std::vector<float> ones(static_cast<std::size_t>(options_.max_tokens) *
@@ -115,6 +113,29 @@ void DeviceLane::combine_recv(const Array& out, bool accumulate) {
 
 void DeviceLane::synchronise() {
   comm_->run("synchronise", true, [&] { stream_->synchronise(); });
+}
+
+void DeviceLane::mask(Rank rank) {
+  if (options_.exchange.on_dead_rank != ExchangeOptions::OnDeadRank::mask)
+    fail<ConfigError>(
+        "mask: this all-to-all fails when a rank dies; make it with on_dead_rank='mask'");
+  const int ranks = stream_->exchange().ranks();
+  const Rank own = comm_->transport().rank();
+  if (rank < 0 || rank >= ranks || rank == own)
+    fail<ConfigError>("mask: rank {} of {}; another one than {} can be masked", rank, ranks, own);
+  comm_->run("mask", true, [&] { stream_->exchange().mask(rank); });
+}
+
+std::vector<Rank> DeviceLane::masked() const {
+  std::vector<Rank> all;
+  for (Rank rank = 0; rank < stream_->exchange().ranks(); ++rank)
+    if (stream_->exchange().is_masked(rank)) all.push_back(rank);
+  return all;
+}
+
+std::vector<int> DeviceLane::lost_tokens() const {
+  const std::span<const int> lost = stream_->exchange().lost_tokens();
+  return {lost.begin(), lost.end()};
 }
 
 nb::object DeviceLane::registered_input() {
@@ -246,6 +267,21 @@ void bind_device_phases(nb::class_<DeviceAllToAll>& c) {
           "[max_tokens, H] of dispatch_dtype where peers read this rank's tokens: rows written "
           "there "
           "and passed as x are not copied again.")
+      .def(
+          "mask",
+          [](const DeviceAllToAll& a, Rank rank) { a.lane().mask(rank); },
+          nb::arg("rank"),
+          "Goes on without a rank that is known to be gone. Needs on_dead_rank='mask'.")
+      .def_prop_ro(
+          "masked",
+          [](const DeviceAllToAll& a) { return a.lane().masked(); },
+          "Ranks that are left out, as of the last synchronise() or mask().")
+      .def_prop_ro(
+          "lost_tokens",
+          [](const DeviceAllToAll& a) { return a.lane().lost_tokens(); },
+          "As of the last synchronise(): tokens of the exchange before it whose sums lack experts "
+          "of "
+          "masked ranks.")
       .def("close",
            &DeviceAllToAll::close,
            "Waits for the stream and for all ranks, then frees it. Collective.");

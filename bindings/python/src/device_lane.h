@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "arrays.h"
 #include "comm.h"
@@ -46,6 +47,10 @@ class DeviceLane : public RowsOwner, public std::enable_shared_from_this<DeviceL
   void combine_recv(const Array& out, bool accumulate);
   void synchronise();
   nb::object registered_input();
+
+  void mask(Rank rank);
+  std::vector<Rank> masked() const;
+  std::vector<int> lost_tokens() const;
 
   /// Of the exchange in progress.
   std::int64_t sent_tokens() const { return sent_.x.shape(0); }

@@ -40,6 +40,8 @@ class DeviceAllToAll(_core.DeviceAllToAll):
     comm: the ranks. num_experts, topk, hidden, max_tokens, layout, redundant, tp, row_weights,
         row_alignment, dispatch_dtype, expert_dtype, combine_dtype, timeout: as of AllToAll. Ids are those of
         slots, int32; expert e is in slot e.
+    on_dead_rank: 'fail', or 'mask': who does not come within the timeout is left out from then on (masked,
+        lost_tokens).
     device: its number, 'cuda:N' or a torch.device.
     stream: a torch.cuda.Stream or a CUstream's number, which outlives this; default: torch's current one on
         that device. Arrays must be valid for work on it.
@@ -48,7 +50,7 @@ class DeviceAllToAll(_core.DeviceAllToAll):
     def __init__(
         self, comm, *, num_experts, topk, hidden, max_tokens, device=0, stream=None, layout=None, redundant=0,
         dispatch_dtype="bf16", expert_dtype=None, combine_dtype="bf16", tp=1, row_weights=False,
-        row_alignment=16, timeout=30.0,
+        row_alignment=16, on_dead_rank="fail", timeout=30.0,
     ):
         number = _number_of(device)
         super().__init__(
@@ -59,7 +61,7 @@ class DeviceAllToAll(_core.DeviceAllToAll):
                 dispatch_dtype=dtype_name(dispatch_dtype),
                 expert_dtype=None if expert_dtype is None else dtype_name(expert_dtype),
                 combine_dtype=dtype_name(combine_dtype), tp=tp, row_weights=row_weights,
-                row_alignment=row_alignment, timeout=timeout,
+                row_alignment=row_alignment, on_dead_rank=on_dead_rank, timeout=timeout,
             ),
         )
         close_at_exit(self)
