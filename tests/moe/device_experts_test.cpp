@@ -84,15 +84,15 @@ class PackedExperts {
 /// Rows of three slots, one of them without any, apart from each other.
 struct Rows {
   explicit Rows(DType type)
-      : in(places * kHidden),
-        out(places * kHidden * dtype_bytes(type), std::byte{0x55}),
+      : in(kPlaces * kHidden),
+        out(kPlaces * kHidden * dtype_bytes(type), std::byte{0x55}),
         out_type(type) {
     const std::vector<float> values = random_values(in.size(), 9, 1);
     for (std::size_t i = 0; i < in.size(); ++i) in[i] = gpu::f32_to_bf16(values[i]);
   }
 
   ExpertRows view(bool weighted = false) {
-    if (weighted) weights = random_values(places, 11, 1);
+    if (weighted) weights = random_values(kPlaces, 11, 1);
     ExpertRows rows{.format = DispatchFormat::ragged, .counts = counts, .offsets = offsets};
     rows.in = {.base = reinterpret_cast<const std::byte*>(in.data()), .stride = 2 * kHidden};
     rows.in_type = WireType::bf16;
@@ -103,7 +103,7 @@ struct Rows {
     return rows;
   }
 
-  static constexpr std::size_t places = 24;
+  static constexpr std::size_t kPlaces = 24;
   std::vector<std::int32_t> counts = {3, 0, 13, 0};
   std::vector<std::int64_t> offsets = {1, 5, 8, 24};
   std::vector<std::uint16_t> in;
