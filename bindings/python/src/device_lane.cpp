@@ -3,6 +3,7 @@
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <bit>
 #include <vector>
 
 #include "ferry/core/error.h"
@@ -169,7 +170,7 @@ class DeviceAllToAll {
     const MemoryPlace place{
         .kind = MemoryKind::device,
         .device = settings.get("device", 0),
-        .queue = reinterpret_cast<void*>(settings.get<std::uintptr_t>("stream", 0))};
+        .queue = std::bit_cast<void*>(settings.get<std::uintptr_t>("stream", 0))};
     const auto& state = comm.state();
     const MoeAllToAll::Options parsed = lane_options(settings, state->transport());
     settings.finish();
