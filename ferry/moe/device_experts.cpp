@@ -109,6 +109,8 @@ DeviceExperts::DeviceExperts(const GpuExpertsOptions& options, GpuQueue& queue, 
   host_in_ = Buffer(in_->size());
   host_out_ = Buffer(out_->size());
   segments_.resize(slots);
+  host_counts_.resize(slots);
+  host_offsets_.resize(slots);
 }
 
 void DeviceExperts::load(int layer, std::span<const GatedFfnWeights> slots) {
@@ -163,12 +165,10 @@ void DeviceExperts::run_turn(GpuExperts& experts, const ExpertRows& rows) {
   const std::size_t slots = segments_.size();
   const auto in_bytes = static_cast<std::ptrdiff_t>(count_of(options_.hidden, 2));
   const std::size_t out_bytes = count_of(options_.hidden, dtype_bytes(rows.out_type));
-  std::vector<std::int32_t> counts(slots);
-  std::vector<std::int64_t> offsets(slots);
   std::int64_t all = 0;
   for (std::size_t slot = 0; slot < slots; ++slot) {
-    counts[slot] = static_cast<std::int32_t>(segments_[slot].count);
-    offsets[slot] = segments_[slot].place;
+    host_counts_[slot] = static_cast<std::int32_t>(segments_[slot].count);
+    host_offsets_[slot] = segments_[slot].place;
     all += segments_[slot].count;
   }
   // row(i of ExpertRows, place on the device) for each row of the turn.
@@ -188,8 +188,8 @@ void DeviceExperts::run_turn(GpuExperts& experts, const ExpertRows& rows) {
   const std::size_t weights = rows.weights.empty() ? 0 : static_cast<std::size_t>(all);
   queue_.copy(weights_->data(), host_weights_.data(), weights * sizeof(float));
   queue_.copy(in_->data(), host_in_.data(), count_of(all, in_bytes));
-  queue_.copy(counts_->data(), counts.data(), slots * sizeof(std::int32_t));
-  queue_.copy(offsets_->data(), offsets.data(), slots * sizeof(std::int64_t));
+  queue_.copy(counts_->data(), host_counts_.data(), slots * sizeof(std::int32_t));
+  queue_.copy(offsets_->data(), host_offsets_.data(), slots * sizeof(std::int64_t));
   experts.run({.format = DispatchFormat::ragged,
                .place = queue_.place(),
                .counts = {counts_->as<const std::int32_t>(), slots},

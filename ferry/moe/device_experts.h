@@ -54,6 +54,8 @@ class DeviceExperts {
   Buffer host_in_;
   Buffer host_out_;
   std::vector<float> host_weights_;
+  std::vector<std::int32_t> host_counts_;
+  std::vector<std::int64_t> host_offsets_;
   std::vector<Segment> segments_;  // of the turn, one a slot
 };
 

@@ -118,12 +118,12 @@ inline std::int32_t fold_integers(I32x16 a) {
   return static_cast<std::int32_t>(sum);
 }
 
-/// Rounded to nearest even.
 /// The floats that have these bits.
 inline F32x16 as_floats(I32x16 a) {
   return each_lane([&](int j) { return float_of(static_cast<std::uint32_t>(a.lane[j])); });
 }
 
+/// Rounded to nearest even.
 inline F32x16 to_floats(I32x16 a) {
   return each_lane([&](int j) { return static_cast<float>(a.lane[j]); });
 }
