@@ -3,9 +3,9 @@
 # whether README.md knows every package that we install, and clang-tidy.
 # Usage: tools/lint.sh [--tidy changed|all|none] [--seconds N]
 #
-# clang-tidy reads build/release/compile_commands.json. `changed` means the .cpp files that differ
-# from origin/main or, where that is no help, from ten commits ago, newest first; it starts no
-# further file after N seconds (default 300) and says how many it left out.
+# clang-tidy reads build/release/compile_commands.json. `changed` means the .cpp files of
+# tools/changed_files.sh; it starts no further file after N seconds (default 300) and says how many
+# it left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -40,12 +40,7 @@ fi
 if [[ $tidy == all ]]; then
   mapfile -t changed < <(git ls-files '*.cpp')
 else
-  base=$(git merge-base origin/main HEAD 2>/dev/null || true)
-  if [[ -z $base || $base == $(git rev-parse HEAD) ]]; then
-    base=$(git rev-list --max-count=11 HEAD | tail -n 1)
-  fi
-  mapfile -t changed < <(git log --format= --name-only --diff-filter=d "$base..HEAD" -- '*.cpp' |
-    awk '!seen[$0]++' | while read -r file; do [[ -f $file ]] && echo "$file"; done)
+  mapfile -t changed < <(tools/changed_files.sh | grep '\.cpp$')
 fi
 
 # Only what this configuration builds: without a compile command clang-tidy would guess.
