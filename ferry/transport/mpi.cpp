@@ -73,7 +73,10 @@ class MpiTransport final : public NetworkTransport {
 
   /// mpirun ends the job when a rank dies.
   Capabilities capabilities() const override {
-    return {.load_store = is_one_host(), .survives_peer_death = false, .max_put_bytes = INT_MAX};
+    return {.load_store = is_one_host(),
+            .survives_peer_death = false,
+            .one_thread = true,
+            .max_put_bytes = INT_MAX};
   }
 
  protected:

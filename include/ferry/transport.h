@@ -34,6 +34,8 @@ struct Capabilities {
   bool load_store = false;           ///< peer_window() gives pointers to every peer's memory
   bool survives_peer_death = false;  ///< the others can mask() a rank that died and go on
   bool one_process = false;          ///< ranks are threads: regions are memory like any other
+  bool one_thread = false;           ///< two threads of a process never call it at a time, whatever
+                                     ///< groups they have
   bool pins_memory = false;          ///< regions cost their whole size, touched or not
   std::size_t max_put_bytes = SIZE_MAX;
 };

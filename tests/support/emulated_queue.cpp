@@ -1,5 +1,7 @@
 #include "support/emulated_queue.h"
 
+#include <sys/mman.h>
+
 #include <cstring>
 #include <utility>
 
@@ -41,6 +43,41 @@ class Opened final : public GpuMemory {
 
  private:
   GpuEmulator& device_;
+};
+
+/// The host's, as kernels see it.
+class Mapped final : public GpuMapped {
+ public:
+  Mapped(GpuEmulator& device, void* twin, std::span<std::byte> host)
+      : GpuMapped(twin != nullptr ? static_cast<std::byte*>(twin) : host.data(), host),
+        device_(device),
+        twin_(twin) {
+    device.watch(data(), size(), "the host's mapped memory");
+  }
+
+  ~Mapped() override {
+    device_.unwatch(data());
+    if (twin_ != nullptr) munmap(twin_, size());
+  }
+
+  Mapped(const Mapped&) = delete;
+  Mapped& operator=(const Mapped&) = delete;
+
+  void reads(std::size_t offset, std::size_t bytes) override {
+    device_.host_reads(data() + offset, bytes);
+  }
+
+  void writes(std::size_t offset, std::size_t bytes) override {
+    device_.host_writes(data() + offset, bytes);
+  }
+
+ private:
+  void tell_acquired(std::size_t offset) override { device_.host_acquired(data() + offset); }
+
+  void tell_releases(std::size_t offset) override { device_.host_released(data() + offset); }
+
+  GpuEmulator& device_;
+  void* twin_;  ///< the same pages elsewhere
 };
 
 class EmulatedGraph final : public GpuGraph {
@@ -101,6 +138,13 @@ std::unique_ptr<GpuMemory> EmulatedQueue::open(std::span<const std::byte> shared
   std::memcpy(&number, shared.data(), sizeof number);
   GpuEmulator& device = stream_.device();
   return std::make_unique<Opened>(device, static_cast<std::byte*>(device.open(number)), bytes);
+}
+
+std::unique_ptr<GpuMapped> EmulatedQueue::map(std::span<std::byte> host) {
+  refuse_in_capture("a mapping");
+  // Of no bytes of a shared mapping: one more of the same pages.
+  void* const twin = mremap(host.data(), 0, host.size(), MREMAP_MAYMOVE);
+  return std::make_unique<Mapped>(stream_.device(), twin == MAP_FAILED ? nullptr : twin, host);
 }
 
 void EmulatedQueue::copy(void* to, const void* from, std::size_t bytes) {

@@ -56,6 +56,9 @@ class EmulatedQueue : public GpuQueue {
   std::unique_ptr<GpuMemory> allocate(std::size_t bytes) override;
   std::vector<std::byte> share(const GpuMemory& memory) override;
   std::unique_ptr<GpuMemory> open(std::span<const std::byte> shared, std::size_t bytes) override;
+  /// Kernels reach it at an address of its own, where that can be had: of memory that is mapped
+  /// shared, as networks have it.
+  std::unique_ptr<GpuMapped> map(std::span<std::byte> host) override;
   void copy(void* to, const void* from, std::size_t bytes) override;
   void launch(const GpuKernel& kernel, const GpuGrid& grid) override;
 

@@ -59,6 +59,9 @@ struct Driver {
   decltype(&::cuMemFree) free;
   decltype(&::cuMemsetD8Async) set;
   decltype(&::cuMemcpyAsync) copy;
+  decltype(&::cuMemHostRegister) map;
+  decltype(&::cuMemHostUnregister) unmap;
+  decltype(&::cuMemHostGetDevicePointer) mapped_address;
   decltype(&::cuIpcGetMemHandle) share;
   decltype(&::cuIpcOpenMemHandle) open;
   decltype(&::cuIpcCloseMemHandle) close;
@@ -107,6 +110,9 @@ const Driver& driver() {
     find(driver.free, FERRY_NAME_OF(cuMemFree));
     find(driver.set, FERRY_NAME_OF(cuMemsetD8Async));
     find(driver.copy, FERRY_NAME_OF(cuMemcpyAsync));
+    find(driver.map, FERRY_NAME_OF(cuMemHostRegister));
+    find(driver.unmap, FERRY_NAME_OF(cuMemHostUnregister));
+    find(driver.mapped_address, FERRY_NAME_OF(cuMemHostGetDevicePointer));
     find(driver.share, FERRY_NAME_OF(cuIpcGetMemHandle));
     find(driver.open, FERRY_NAME_OF(cuIpcOpenMemHandle));
     find(driver.close, FERRY_NAME_OF(cuIpcCloseMemHandle));
@@ -249,6 +255,27 @@ class Opened final : public GpuMemory {
   bool by_handle_;
 };
 
+/// Pinned, at an address that may differ from the host's.
+class Mapped final : public GpuMapped {
+ public:
+  Mapped(std::shared_ptr<Device> device, CUdeviceptr data, std::span<std::byte> host)
+      : GpuMapped(reinterpret_cast<std::byte*>(data), host),
+        device_(std::move(device)),
+        host_(host.data()) {}
+
+  ~Mapped() override {
+    device_->make_current();
+    driver().unmap(host_);
+  }
+
+  Mapped(const Mapped&) = delete;
+  Mapped& operator=(const Mapped&) = delete;
+
+ private:
+  std::shared_ptr<Device> device_;
+  std::byte* host_;
+};
+
 struct Shared {
   pid_t process = 0;
   CUdeviceptr address = 0;
@@ -350,6 +377,19 @@ class CudaQueue final : public GpuQueue {
             "cuIpcOpenMemHandle");
     }
     return std::make_unique<Opened>(device_, data, size, by_handle);
+  }
+
+  std::unique_ptr<GpuMapped> map(std::span<std::byte> host) override {
+    refuse_in_capture("a mapping");
+    device_->make_current();
+    check(driver().map(
+              host.data(), host.size(), CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP),
+          "cuMemHostRegister");
+    CUdeviceptr data = 0;
+    const CUresult result = driver().mapped_address(&data, host.data(), 0);
+    if (result != CUDA_SUCCESS) driver().unmap(host.data());
+    check(result, "cuMemHostGetDevicePointer");
+    return std::make_unique<Mapped>(device_, data, host);
   }
 
   void copy(void* to, const void* from, std::size_t bytes) override {

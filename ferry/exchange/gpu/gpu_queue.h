@@ -3,6 +3,7 @@
 // (tests/support/emulated_queue.h).
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -56,6 +57,46 @@ class GpuMemory {
   std::size_t size_;
 };
 
+/// Memory of the host that kernels reach, too: at data(), which need not be an address of the
+/// host's. Does not own that memory, which outlives it. The host goes to it by its own address;
+/// what it does there in turn with kernels it does through, or tells, this. Threads: any.
+class GpuMapped : public GpuMemory {
+ public:
+  /// Whether a kernel has released at least `value` at this word; then what it wrote before is
+  /// seen.
+  bool acquire(std::size_t offset, std::uint64_t value) {
+    if (word(offset).load(std::memory_order_acquire) < value) return false;
+    tell_acquired(offset);
+    return true;
+  }
+
+  /// For kernels that acquire the word, with all that this thread wrote, or knows to be written.
+  void release(std::size_t offset, std::uint64_t value) {
+    tell_releases(offset);
+    word(offset).store(value, std::memory_order_release);
+  }
+
+  /// These bytes are read, or have been written, now: for those who watch, as the emulator does.
+  virtual void reads(std::size_t, std::size_t) {}
+
+  virtual void writes(std::size_t, std::size_t) {}
+
+ protected:
+  GpuMapped(std::byte* data, std::span<std::byte> host)
+      : GpuMemory(data, host.size()), host_(host.data()) {}
+
+ private:
+  virtual void tell_acquired(std::size_t) {}
+
+  virtual void tell_releases(std::size_t) {}
+
+  std::atomic_ref<std::uint64_t> word(std::size_t offset) const {
+    return std::atomic_ref(*reinterpret_cast<std::uint64_t*>(host_ + offset));
+  }
+
+  std::byte* host_;
+};
+
 /// Work that a queue has captured, with the arguments that it was given: what may differ from one
 /// launch to the next is read from device memory. May be destroyed at any time, also while a launch
 /// runs; not launched once the queue, or memory that the work reaches, is gone. Threads and errors:
@@ -92,6 +133,10 @@ class GpuQueue {
   /// What a peer on this host needs to open `memory`: plain bytes, of one size on all ranks.
   virtual std::vector<std::byte> share(const GpuMemory& memory) = 0;
   virtual std::unique_ptr<GpuMemory> open(std::span<const std::byte> shared, std::size_t bytes) = 0;
+
+  /// For kernels of any device's queue, until it is destroyed. As for allocate(), none may be
+  /// waiting for this rank.
+  virtual std::unique_ptr<GpuMapped> map(std::span<std::byte> host) = 0;
 
   /// Between host and device, either way, behind what the queue has; the host's side may be used
   /// again when synchronise() returns.
