@@ -124,10 +124,13 @@ void exchange_once(
 
 }  // namespace
 
-GpuLane::GpuLane(const DispatcherOptions& o, Transport& transport, GpuQueue& queue)
+GpuLane::GpuLane(const DispatcherOptions& o,
+                 Transport& transport,
+                 GpuQueue& queue,
+                 int ranks_per_host)
     : rank_(transport.rank()),
       queue_(queue),
-      gpu_(o, transport, queue),
+      gpu_(o, transport, queue, ranks_per_host),
       layout_(gpu_.options(), transport.size()),
       stride_(static_cast<std::ptrdiff_t>(sizeof(float)) * o.hidden),
       tokens_(queue, 1),
@@ -170,7 +173,7 @@ std::vector<float> GpuLane::sums(std::size_t n) {
 
 void run_gpu_exchanges(const GpuHarnessOptions& options, Transport& transport, GpuQueue& queue) {
   const FlushDenormals flush;
-  GpuLane lane(options.dispatcher, transport, queue);
+  GpuLane lane(options.dispatcher, transport, queue, options.ranks_per_host);
   std::optional<Graphs> graphs;
   if (options.runs != GpuRuns::calls) graphs.emplace(lane, queue);
   FERRY_CHECK(transport.barrier(kNoDeadline) == WaitResult::reached, "no barrier");

@@ -36,7 +36,11 @@ class GpuLane {
  public:
   using Experts = FunctionRef<void(const ExpertRows&)>;
 
-  GpuLane(const DispatcherOptions& options, Transport& transport, GpuQueue& queue);
+  /// `ranks_per_host`: as of GpuExchange.
+  GpuLane(const DispatcherOptions& options,
+          Transport& transport,
+          GpuQueue& queue,
+          int ranks_per_host = 0);
 
   GpuExchange& exchange() { return gpu_; }
 
@@ -86,6 +90,7 @@ struct GpuHarnessOptions {
   std::uint64_t seed = 0;
   int count = 1;
   GpuRuns runs = GpuRuns::calls;
+  int ranks_per_host = 0;
 };
 
 /// Runs `count` exchanges on this rank, whose experts are computed on the host. Throws on the first

@@ -31,7 +31,7 @@ struct SendResults {
     const std::int64_t piece = encode_piece(layout.combine_wire, layout.hidden);
     const std::int64_t pieces = pieces_of(layout.hidden, piece);
     const std::int64_t first_row = t.load(offsets + slot);
-    std::byte* results = t.load(args.parts + args.rank) + layout.results;
+    std::byte* results = args.part + layout.results;
     const std::int64_t units = t.load(counts + slot) * pieces;
     const auto encode_unit = [&](std::int64_t unit) {
       const std::int64_t row = first_row + unit / pieces;
@@ -115,14 +115,13 @@ struct SumResults {
     while (t.load(ids + first) != slot) ++first;
     const int peer = slot / layout.slots;
     if (is_masked(t, args, peer)) return {.is_lost = true};
-    const auto* result_rows =
-        at<const std::uint32_t>(t.load(args.parts + args.rank), layout.result_rows);
+    const GpuSource* source = args.from + peer;
     const auto share = static_cast<int>(token % layout.tp);
     const std::uint32_t begin =
-        t.load(result_rows + layout.results_of(share, peer, slot % layout.slots));
+        t.load(t.load(&source->told.result_rows) + share * layout.slots + slot % layout.slots);
     if (begin == kNoResults) return {.is_lost = true};
     const std::uint32_t row = begin + t.load(args.in_slot + token * layout.topk + first);
-    if (row >= layout.expert_rows) {
+    if (row >= t.load(&source->num_results)) {
       record_fault(t,
                    args,
                    {.kind = GpuFaultRecord::bad_message,
@@ -132,7 +131,7 @@ struct SumResults {
                     .value = row});
       return {};
     }
-    return {.term = {t.load(args.parts + peer) + layout.results + row * layout.combine_row_bytes,
+    return {.term = {t.load(&source->results) + row * layout.combine_row_bytes,
                      t.load(weights + token * layout.topk + k)}};
   }
 };

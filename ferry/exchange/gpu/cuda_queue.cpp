@@ -141,7 +141,7 @@ void check(CUresult result, std::string_view call) {
   fail<Error>("{}: {}", call, text != nullptr ? text : "unknown error");
 }
 
-constexpr std::size_t kExchangeKernels = 4;  // the first ones of GpuKernel
+constexpr std::size_t kExchangeKernels = 6;  // the first ones of GpuKernel
 
 /// A device's context with the kernels in it, for all queues of the process.
 class Device {
@@ -156,6 +156,8 @@ class Device {
                                    "ferry_receive_tokens",
                                    "ferry_send_results",
                                    "ferry_sum_results",
+                                   "ferry_send_far_tokens",
+                                   "ferry_send_far_results",
                                    "ferry_product_bf16",
                                    "ferry_product_bf16_fp8",
                                    "ferry_product_fp8_bf16",

@@ -3,6 +3,7 @@
 // -fmad=false and -ftz=true: see thread.h.
 #include "ferry/exchange/gpu/combine_results.h"
 #include "ferry/exchange/gpu/receive_tokens.h"
+#include "ferry/exchange/gpu/send_far.h"
 #include "ferry/exchange/gpu/send_tokens.h"
 #include "ferry/kernels/gpu/cuda_thread.cuh"
 #include "ferry/kernels/gpu/grouped_product.h"
@@ -25,6 +26,8 @@ FERRY_EXCHANGE_KERNEL(ferry_send_tokens, ferry::gpu::SendTokens)
 FERRY_EXCHANGE_KERNEL(ferry_receive_tokens, ferry::gpu::ReceiveTokens)
 FERRY_EXCHANGE_KERNEL(ferry_send_results, ferry::gpu::SendResults)
 FERRY_EXCHANGE_KERNEL(ferry_sum_results, ferry::gpu::SumResults)
+FERRY_EXCHANGE_KERNEL(ferry_send_far_tokens, ferry::gpu::SendFarTokens)
+FERRY_EXCHANGE_KERNEL(ferry_send_far_results, ferry::gpu::SendFarResults)
 FERRY_PRODUCT_KERNEL(ferry_product_bf16, ferry::gpu::ProductBf16)
 FERRY_PRODUCT_KERNEL(ferry_product_bf16_fp8, ferry::gpu::ProductBf16Fp8)
 FERRY_PRODUCT_KERNEL(ferry_product_fp8_bf16, ferry::gpu::ProductFp8Bf16)

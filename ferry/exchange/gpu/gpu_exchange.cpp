@@ -66,7 +66,8 @@ GpuLayout::GpuLayout(const DispatcherOptions& o, int num_ranks)
       combine_row_bytes(static_cast<std::int64_t>(wire_row_bytes(o.combine_wire, o.hidden))) {
   const auto lists = static_cast<std::size_t>(ranks) * static_cast<std::size_t>(slots);
   const auto tokens_of_list = static_cast<std::size_t>(list_tokens);
-  const std::int64_t records = slot_capacity * std::min(topk, slots);
+  share_results = std::int64_t{list_tokens} * std::min(topk, slots);
+  const std::int64_t records = ranks * share_results;
   expert_rows = padded ? slot_capacity * slots : records + alignment * slots;
   const auto take = [this](std::size_t bytes) {
     return std::exchange(part_bytes, part_bytes + aligned(bytes));
@@ -80,14 +81,33 @@ GpuLayout::GpuLayout(const DispatcherOptions& o, int num_ranks)
   results = take(static_cast<std::size_t>(expert_rows * combine_row_bytes));
 }
 
+GpuLink GpuLayout::link(std::byte* part, int source) const {
+  // An array of all ranks', `each` elements a rank.
+  const auto array = [&]<class T>(T*& to, std::size_t offset, std::int64_t each) {
+    to = reinterpret_cast<T*>(part + offset) + source * each;
+  };
+  GpuLink link;
+  array(link.signals, signals, kGpuSignals);
+  array(link.counts, counts, slots);
+  array(link.tokens, tokens, std::int64_t{slots} * list_tokens);
+  array(link.weights, weights, row_weights ? std::int64_t{slots} * list_tokens : 0);
+  array(link.result_rows, result_rows, std::int64_t{tp} * slots);
+  return link;
+}
+
 }  // namespace gpu
 
-GpuExchange::GpuExchange(const DispatcherOptions& options, Transport& transport, GpuQueue& queue)
+GpuExchange::GpuExchange(const DispatcherOptions& options,
+                         Transport& transport,
+                         GpuQueue& queue,
+                         int ranks_per_host)
     : options_(options), transport_(transport), queue_(queue) {
   // Every reserved byte of a device is paid for.
   options_.exchange.format = format_for(options_.exchange, /*reserved_costs=*/true);
   check_gpu_options(options_, transport.size());
   check_survives_deaths(options_, transport);
+  const std::vector<int> hosts = hosts_of_ranks(transport, ranks_per_host);
+  check_gpu_hosts(options_, hosts, transport);
   args_.layout = gpu::GpuLayout(options_, transport.size());
   args_.rank = transport.rank();
   args_.timeout_ns = static_cast<std::uint64_t>(options_.timeout.count());
@@ -114,14 +134,25 @@ GpuExchange::GpuExchange(const DispatcherOptions& options, Transport& transport,
   weights_ = queue.allocate(layout.row_weights ? rows * sizeof(float) : 0);
   counts_ = queue.allocate(static_cast<std::size_t>(layout.slots) * sizeof(std::int32_t));
   offsets_ = queue.allocate(static_cast<std::size_t>(layout.slots) * sizeof(std::int64_t));
-  parts_ = queue.allocate(static_cast<std::size_t>(layout.ranks) * sizeof(std::byte*));
+  to_ = queue.allocate(static_cast<std::size_t>(layout.ranks) * sizeof(gpu::GpuLink));
+  from_ = queue.allocate(static_cast<std::size_t>(layout.ranks) * sizeof(gpu::GpuSource));
   masked_ = queue.allocate(static_cast<std::size_t>(layout.ranks) * sizeof(std::uint32_t));
   masked_now_.resize(static_cast<std::size_t>(layout.ranks));
   if (layout.masks) lost_now_.resize(static_cast<std::size_t>(layout.max_tokens));
   lost_ = queue.allocate(lost_now_.size() * sizeof(std::uint32_t));
   lost_tokens_.reserve(lost_now_.size());
+  if (spans_hosts(hosts)) {
+    network_ = std::make_unique<GpuNetwork>(layout, hosts, transport, queue);
+    const auto lists =
+        static_cast<std::size_t>(layout.ranks) * static_cast<std::size_t>(layout.slots);
+    home_rows_ = queue.allocate(lists * sizeof(std::uint32_t));
+    box_rows_ = queue.allocate(lists * sizeof(std::uint32_t));
+    far_results_ = queue.allocate(static_cast<std::size_t>(layout.ranks) * sizeof(std::byte*));
+  }
   meet();
-  args_.parts = parts_->as<std::byte* const>();
+  args_.part = part_->data();
+  args_.to = to_->as<const gpu::GpuLink>();
+  args_.from = from_->as<const gpu::GpuSource>();
   args_.state = state_->as<gpu::GpuState>();
   args_.masked = masked_->as<std::uint32_t>();
   args_.in_slot = in_slot_->as<std::uint32_t>();
@@ -142,10 +173,11 @@ std::size_t GpuExchange::mem_size(const DispatcherOptions& options, int ranks) {
          (layout.row_weights ? rows * sizeof(float) : 0) +
          static_cast<std::size_t>(layout.slots) * (sizeof(std::int32_t) + sizeof(std::int64_t)) +
          (layout.masks ? static_cast<std::size_t>(layout.max_tokens) * sizeof(std::uint32_t) : 0) +
-         static_cast<std::size_t>(layout.ranks) * (sizeof(std::uint32_t) + sizeof(std::byte*));
+         static_cast<std::size_t>(layout.ranks) *
+             (sizeof(std::uint32_t) + sizeof(gpu::GpuLink) + sizeof(gpu::GpuSource));
 }
 
-/// Tells the peers where this rank's part is, and opens theirs.
+/// Tells the peers where this rank's part is, and opens those of its host.
 void GpuExchange::meet() {
   const std::vector<std::byte> own = queue_.share(*part_);
   const auto ranks = static_cast<std::size_t>(transport_.size());
@@ -163,15 +195,46 @@ void GpuExchange::meet() {
     late("not all ranks of a GPU exchange came within the timeout");
   std::vector<std::byte*> parts(ranks, part_->data());
   for (std::size_t peer = 0; peer < ranks; ++peer) {
-    if (static_cast<Rank>(peer) == transport_.rank()) continue;
+    const auto rank = static_cast<Rank>(peer);
+    if (rank == transport_.rank() || (network_ != nullptr && network_->is_far(rank))) continue;
     peers_.push_back(
         queue_.open(memory.subspan(peer * own.size(), own.size()), args_.layout.part_bytes));
     parts[peer] = peers_.back()->data();
   }
-  queue_.copy(parts_->data(), parts.data(), ranks * sizeof(std::byte*));
-  queue_.synchronise();
+  link_up(parts);
   if (transport_.barrier(deadline_in(options_.timeout)) != WaitResult::reached)
     late("not all ranks of a GPU exchange opened each other's memory within the timeout");
+}
+
+/// Tells the device where to write for each rank and where to read from it. `parts` of far ranks
+/// are of no meaning.
+void GpuExchange::link_up(const std::vector<std::byte*>& parts) {
+  const gpu::GpuLayout& layout = args_.layout;
+  std::vector<gpu::GpuLink> to;
+  std::vector<gpu::GpuSource> from;
+  std::vector<std::byte*> results;
+  for (Rank peer = 0; peer < layout.ranks; ++peer) {
+    std::byte* part = parts[static_cast<std::size_t>(peer)];
+    const bool is_far = network_ != nullptr && network_->is_far(peer);
+    to.push_back(is_far ? network_->to(peer) : layout.link(part, args_.rank));
+    from.push_back(
+        is_far ? network_->from(peer)
+               : gpu::GpuSource{.told = layout.link(part_->data(), peer),
+                                .stage = part + layout.stage,
+                                .results = part + layout.results,
+                                .num_results = static_cast<std::uint32_t>(layout.expert_rows)});
+    results.push_back(network_ != nullptr ? network_->results(peer) : nullptr);
+  }
+  queue_.copy(to_->data(), to.data(), to_->size());
+  queue_.copy(from_->data(), from.data(), from_->size());
+  if (network_ != nullptr) {
+    args_.far = network_->far();
+    args_.far.results = far_results_->as<std::byte* const>();
+    args_.far.home_rows = home_rows_->as<std::uint32_t>();
+    args_.far.box_rows = box_rows_->as<std::uint32_t>();
+    queue_.copy(far_results_->data(), results.data(), far_results_->size());
+  }
+  queue_.synchronise();
 }
 
 bool GpuExchange::encodes_results() const { return is_quantized(options_.combine_wire); }
@@ -210,10 +273,16 @@ void GpuExchange::dispatch_send(const GpuTokens& tokens) {
   course.args.count = tokens.count;
   course.args.slots = tokens.slots;
   const bool in_stage = tokens.rows.base == registered_input().base && !tokens.rows.pointers;
+  const gpu::GpuRows from = {.rows = tokens.rows, .type = tokens.type, .encoded = tokens.encoded};
+  if (network_ != nullptr) {
+    const RowsView staged = {registered_input().base, registered_input().stride};
+    launch(
+        gpu::SendFarTokens{.args = course.args,
+                           .from = in_stage ? gpu::GpuRows{.rows = staged, .encoded = true} : from},
+        gpu::SendFarTokens::shared_bytes(args_.layout));
+  }
   launch(gpu::SendTokens{.args = course.args,
-                         .rows = in_stage ? RowsView{} : tokens.rows,
-                         .type = tokens.type,
-                         .encoded = tokens.encoded,
+                         .from = in_stage ? gpu::GpuRows{} : from,
                          .row_weights = tokens.row_weights},
          gpu::SendTokens::shared_bytes(args_.layout));
 }
@@ -247,6 +316,15 @@ ExpertRows GpuExchange::dispatch_recv() {
 
 void GpuExchange::combine_send() {
   const Course& course = enter(Phase::dispatched, Phase::combine_sent, "combine_send");
+  if (network_ != nullptr) {
+    launch(gpu::SendFarResults{.args = course.args,
+                               .rows = encodes_results() ? output_->data()
+                                                         : part_->data() + args_.layout.results,
+                               .encoded = !encodes_results(),
+                               .counts = counts_->as<const std::int32_t>(),
+                               .offsets = offsets_->as<const std::int64_t>()},
+           gpu::SendFarResults::shared_bytes(args_.layout));
+  }
   launch(gpu::SendResults{.args = course.args,
                           .output = encodes_results() ? output_->data() : nullptr,
                           .counts = counts_->as<const std::int32_t>(),
@@ -298,6 +376,7 @@ void GpuExchange::leave() {
       late(fmt::format("not all ranks of a GPU exchange {} within the timeout", what));
   };
   all_do("ended theirs");
+  network_ = nullptr;
   peers_.clear();
   all_do("let go of the others' memory");
 }
@@ -327,6 +406,8 @@ void GpuExchange::throw_fault(const gpu::GpuFaultRecord& fault) const {
                        args_.timeout_ns / 1'000'000,
                        fault.exchange),
            rank);
+    case Kind::no_link:
+      network_->rethrow();
     case Kind::left_behind:
       throw TransportError(TransportError::Kind::aborted,
                            rank,

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ferry/dispatcher.h"
+#include "ferry/exchange/gpu/gpu_network.h"
 #include "ferry/exchange/gpu/gpu_queue.h"
 
 namespace ferry {
@@ -34,9 +35,11 @@ struct GpuTarget {
   bool accumulate = false;
 };
 
-/// One lane: one exchange in flight. Construction is collective over `transport`, whose ranks share
-/// a host: it carries the addresses of memory and nothing afterwards. Phases in order on every
-/// rank, as a Dispatcher's; each puts one kernel on the queue and returns.
+/// One lane: one exchange in flight. Construction is collective over `transport`: it carries the
+/// addresses of memory among ranks of a host, and nothing afterwards. Between hosts a GpuNetwork
+/// carries what kernels write, by a transport split off and a thread of its own. Phases in order on
+/// every rank, as a Dispatcher's; each puts a kernel on the queue, or two where ranks are on
+/// several hosts, and returns.
 ///
 /// Under capture the phases have an order of their own, which goes on from one capture to the next
 /// or, with dispatch_send, begins anew: a graph may hold whole exchanges, or a part of one and the
@@ -54,12 +57,18 @@ struct GpuTarget {
 /// All ranks leave() before they destroy it. Threads: one at a time. Errors: ConfigError for
 /// options; what goes wrong on the device (a rank that does not come within options.timeout, an id
 /// that is no slot's) is thrown by synchronise(), a TransportError or BrokenContract, and the
-/// exchange may then only be destroyed.
+/// exchange may then only be destroyed. A rank of another host that died or gave up, as far as the
+/// transport knows, ends the waits for it at once.
 class GpuExchange {
  public:
-  GpuExchange(const DispatcherOptions& options, Transport& transport, GpuQueue& queue);
+  /// `ranks_per_host` > 0: as if so many consecutive ranks shared a host, alike on all ranks; 0: as
+  /// the transport has it.
+  GpuExchange(const DispatcherOptions& options,
+              Transport& transport,
+              GpuQueue& queue,
+              int ranks_per_host = 0);
 
-  /// Device memory of one such exchange.
+  /// Device memory of one such exchange, with all ranks on one host.
   static std::size_t mem_size(const DispatcherOptions& options, int ranks);
 
   ~GpuExchange();
@@ -115,6 +124,7 @@ class GpuExchange {
   Course& enter(Phase expected, Phase next, std::string_view name);
   void launch(const GpuKernel& kernel, std::size_t shared_bytes);
   void meet();
+  void link_up(const std::vector<std::byte*>& parts);
   bool encodes_results() const;
   void learn_masks();
   [[noreturn]] void throw_fault(const gpu::GpuFaultRecord& fault) const;
@@ -127,8 +137,11 @@ class GpuExchange {
   Course called_, captured_;
 
   std::unique_ptr<GpuMemory> part_;
-  std::vector<std::unique_ptr<GpuMemory>> peers_;  // the others' parts, opened
-  std::unique_ptr<GpuMemory> parts_;               // [ranks] addresses
+  std::vector<std::unique_ptr<GpuMemory>> peers_;  // the near ones' parts, opened
+  std::unique_ptr<GpuNetwork> network_;            // null: all ranks are near
+  std::unique_ptr<GpuMemory> to_, from_;           // [ranks] links and sources
+  std::unique_ptr<GpuMemory> far_results_;         // [ranks] addresses
+  std::unique_ptr<GpuMemory> home_rows_, box_rows_;
   std::unique_ptr<GpuMemory> state_;
   std::unique_ptr<GpuMemory> in_slot_;
   std::unique_ptr<GpuMemory> input_;

@@ -12,6 +12,10 @@
 // group), and every member reads all results: the peer tells each where those of every share begin,
 // and where a token stands in another member's list a member works out from the ids, which it has.
 //
+// A rank of another host cannot be read from there: what it is told, and what it tells, lies in
+// boxes that the network carries between (gpu_boxes.h). Kernels know where to write for a peer and
+// where to read from it (GpuLink, GpuSource), and nothing of what lies between.
+//
 // Why nothing is overwritten too early: a rank sends its tokens of exchange e + 1 behind its sums
 // of e, for which it waited until all peers had sent their results of e; and those have taken its
 // tokens, and its lists, before. A rank's experts write results of e + 1 behind the wait for all
@@ -43,6 +47,9 @@ enum class GpuSignal : int {
   masked  ///< not 0: the source goes on without this rank
 };
 
+/// In a signal of the first two: what carries this source's words has failed.
+inline constexpr std::uint64_t kLinkFailed = ~std::uint64_t{0};
+
 inline constexpr int kGpuWaits = 2;
 inline constexpr int kGpuSignals = 3;
 
@@ -63,6 +70,7 @@ struct GpuFaultRecord {
     bad_id,       ///< entry `where` of the slot ids is `value`
     bad_message,  ///< of `rank`: slot `where`, number `value`
     left_behind,  ///< by `rank`, which has masked this one
+    no_link,      ///< to `rank` any more
   };
 
   std::uint32_t kind = none;
@@ -80,6 +88,24 @@ struct GpuState {
   /// Of each signal that is waited for, the exchange whose masks block 0 has decided on.
   std::uint64_t decided[kGpuWaits] = {};
   GpuFaultRecord fault;
+};
+
+/// Where a rank writes what it tells another: into that rank's part, or a box.
+struct GpuLink {
+  std::uint64_t* signals = nullptr;      ///< [kGpuSignals]
+  std::uint32_t* counts = nullptr;       ///< [slots] tokens for each,
+  std::uint32_t* tokens = nullptr;       ///< [slots][list_tokens] and which,
+  float* weights = nullptr;              ///< likewise, with row_weights
+  std::uint32_t* result_rows = nullptr;  ///< [tp][slots] of each share: where its results begin
+  std::uint32_t is_far = 0;              ///< not 0: by a box
+};
+
+/// Where a rank reads what another tells it, and that one's rows.
+struct GpuSource {
+  GpuLink told;
+  const std::byte* stage = nullptr;    ///< [max_tokens] rows in dispatch wire
+  const std::byte* results = nullptr;  ///< [num_results] rows in combine wire
+  std::uint32_t num_results = 0;
 };
 
 /// Numbers that all kernels of an exchange share. Plain: travels with each launch.
@@ -106,6 +132,7 @@ struct GpuLayout {
   std::int64_t slot_capacity = 0;  ///< padded: rows of a slot
   std::int64_t alignment = 1;      ///< ragged: a slot's first row is a multiple of it
   std::int64_t expert_rows = 0;
+  std::int64_t share_results = 0;  ///< of one share's tokens, at most, of one peer
 
   std::int64_t dispatch_row_bytes = 0;
   std::int64_t expert_row_bytes = 0;  ///< as they are read
@@ -114,34 +141,35 @@ struct GpuLayout {
   std::int64_t combine_row_bytes = 0;
 
   // Offsets into a part.
-  std::size_t signals = 0;      ///< u64 [kGpuSignals][ranks]
-  std::size_t counts = 0;       ///< u32 [ranks][slots] tokens of each home for each of our slots
-  std::size_t tokens = 0;       ///< u32 [ranks][slots][list_tokens] and which
-  std::size_t weights = 0;      ///< f32 likewise, with row_weights
-  std::size_t result_rows = 0;  ///< u32 [tp][ranks][slots] of each share and peer: where its
-                                ///< results begin there
+  std::size_t signals = 0;      ///< [ranks] what each tells: a GpuLink's arrays,
+  std::size_t counts = 0;       ///< likewise,
+  std::size_t tokens = 0;       ///< likewise,
+  std::size_t weights = 0;      ///< likewise,
+  std::size_t result_rows = 0;  ///< and likewise
   std::size_t stage = 0;        ///< [max_tokens] rows in dispatch wire
   std::size_t results = 0;      ///< [expert_rows] rows in combine wire
   std::size_t part_bytes = 0;
 
-  FERRY_GPU std::size_t signal_at(GpuSignal kind, int source) const {
-    return signals + static_cast<std::size_t>(static_cast<int>(kind) * ranks + source) *
-                         sizeof(std::uint64_t);
-  }
+  /// Where `source` writes in a part.
+  GpuLink link(std::byte* part, int source) const;
 
-  /// Of list (home, slot) in counts.
-  FERRY_GPU std::size_t list(int home, int slot) const {
-    return static_cast<std::size_t>(home) * static_cast<std::size_t>(slots) +
-           static_cast<std::size_t>(slot);
-  }
-
-  /// Of a share's results of a peer's slot in result_rows.
-  FERRY_GPU std::size_t results_of(int share, int peer, int slot) const {
-    return list(share * ranks + peer, slot);
+  /// Entries before a slot's list in a link's tokens and weights.
+  FERRY_GPU std::size_t list(int slot) const {
+    return static_cast<std::size_t>(slot) * static_cast<std::size_t>(list_tokens);
   }
 
   /// Of tokens that a group holds, those of a share.
   FERRY_GPU int tokens_of(int share, int held) const { return (held - share + tp - 1) / tp; }
+};
+
+/// What goes to ranks of other hosts, where there are any.
+struct GpuFar {
+  std::byte* stage = nullptr;  ///< as the stage: the rows that go there; null: no such rank
+  std::byte* const* results = nullptr;  ///< [ranks] of each home: [share_results] rows in combine
+                                        ///< wire; null: of those hosts no rank reads its results
+  std::uint32_t* result_counts = nullptr;  ///< [ranks] how many there are
+  std::uint32_t* home_rows = nullptr;  ///< [slots][ranks] where homes' rows begin among a slot's
+  std::uint32_t* box_rows = nullptr;   ///< [ranks][slots] where a list's results begin in `results`
 };
 
 /// What a rank's kernels are given: the numbers, and where memory lies.
@@ -149,7 +177,10 @@ struct GpuExchangeArgs {
   GpuLayout layout;
   int rank = 0;
   std::uint64_t timeout_ns = 0;
-  std::byte* const* parts = nullptr;  ///< [ranks] as this rank's device sees them
+  std::byte* part = nullptr;        ///< this rank's
+  const GpuLink* to = nullptr;      ///< [ranks]
+  const GpuSource* from = nullptr;  ///< [ranks]
+  GpuFar far;
   GpuState* state = nullptr;
   std::uint32_t* masked = nullptr;   ///< [ranks] not 0: this rank goes on without it
   std::uint32_t* in_slot = nullptr;  ///< [max_tokens, topk] place in its share's list, of the first

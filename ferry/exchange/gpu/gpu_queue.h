@@ -14,6 +14,7 @@
 
 #include "ferry/exchange/gpu/combine_results.h"
 #include "ferry/exchange/gpu/receive_tokens.h"
+#include "ferry/exchange/gpu/send_far.h"
 #include "ferry/exchange/gpu/send_tokens.h"
 #include "ferry/function_ref.h"
 #include "ferry/kernels/gpu/grouped_product.h"
@@ -27,6 +28,8 @@ using GpuKernel = std::variant<gpu::SendTokens,
                                gpu::ReceiveTokens,
                                gpu::SendResults,
                                gpu::SumResults,
+                               gpu::SendFarTokens,
+                               gpu::SendFarResults,
                                gpu::ProductBf16,
                                gpu::ProductBf16Fp8,
                                gpu::ProductFp8Bf16,

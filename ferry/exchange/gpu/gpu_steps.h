@@ -6,11 +6,6 @@
 
 namespace ferry::gpu {
 
-template <class T>
-FERRY_GPU T* at(std::byte* part, std::size_t offset) {
-  return reinterpret_cast<T*>(part + offset);
-}
-
 template <class Thread>
 FERRY_GPU int num_tokens(Thread& t, const GpuExchangeArgs& args) {
   return args.tokens != nullptr ? t.load(args.tokens) : args.count;
@@ -38,17 +33,21 @@ FERRY_GPU bool is_masked(Thread& t, const GpuExchangeArgs& args, int peer) {
 template <class Thread>
 FERRY_GPU void mask_late(Thread& t, const GpuExchangeArgs& args, int peer) {
   t.store(args.masked + peer, 1U);
-  t.store_release(at<std::uint64_t>(t.load(args.parts + peer),
-                                    args.layout.signal_at(GpuSignal::masked, args.rank)),
-                  1U);
+  t.store_release(t.load(&args.to[peer].signals) + static_cast<int>(GpuSignal::masked), 1U);
+}
+
+template <class Thread>
+FERRY_GPU const std::uint64_t* signal_from(Thread& t,
+                                           const GpuExchangeArgs& args,
+                                           GpuSignal kind,
+                                           int peer) {
+  return t.load(&args.from[peer].told.signals) + static_cast<int>(kind);
 }
 
 /// Whether `peer` goes on without this rank, which is noted: the exchange has failed.
 template <class Thread>
 FERRY_GPU bool is_left_behind(Thread& t, const GpuExchangeArgs& args, int peer) {
-  const auto* masked = at<const std::uint64_t>(t.load(args.parts + args.rank),
-                                               args.layout.signal_at(GpuSignal::masked, peer));
-  if (t.load_acquire(masked) == 0) return false;
+  if (t.load_acquire(signal_from(t, args, GpuSignal::masked, peer)) == 0) return false;
   record_fault(t,
                args,
                {.kind = GpuFaultRecord::left_behind,
@@ -57,19 +56,27 @@ FERRY_GPU bool is_left_behind(Thread& t, const GpuExchangeArgs& args, int peer) 
   return true;
 }
 
-/// By one thread for one peer. False: it did not come in time, and is not masked either, or has
-/// itself masked this rank.
+/// By one thread for one peer. False: it did not come in time, and is not masked either, has itself
+/// masked this rank, or nothing can come from it any more.
 template <class Thread>
 FERRY_GPU bool await_peer(Thread& t, const GpuExchangeArgs& args, GpuSignal kind, int peer) {
   if (is_masked(t, args, peer)) return true;
   const bool masks = args.layout.masks;
-  const auto* signal =
-      at<const std::uint64_t>(t.load(args.parts + args.rank), args.layout.signal_at(kind, peer));
+  const std::uint64_t* signal = signal_from(t, args, kind, peer);
   const std::uint64_t exchange = t.load(&args.state->exchange);
   const std::uint64_t start = t.nanoseconds();
   for (;;) {
     if (masks && is_left_behind(t, args, peer)) return false;
-    if (t.load_acquire(signal) >= exchange) return true;
+    const std::uint64_t came = t.load_acquire(signal);
+    if (came >= exchange && came != kLinkFailed) return true;
+    if (came == kLinkFailed) {
+      record_fault(t,
+                   args,
+                   {.kind = GpuFaultRecord::no_link,
+                    .rank = static_cast<std::uint32_t>(peer),
+                    .exchange = exchange});
+      return false;
+    }
     t.pause();
     if (t.nanoseconds() - start >= args.timeout_ns) break;
   }
@@ -144,11 +151,26 @@ FERRY_GPU void signal_all(Thread& t,
   if (t.thread() == 0) t.store(&args.state->exchange, exchange);
   for (int peer = t.thread(); peer < args.layout.ranks; peer += t.threads()) {
     if (is_masked(t, args, peer)) continue;
-    auto* signal =
-        at<std::uint64_t>(t.load(args.parts + peer), args.layout.signal_at(kind, args.rank));
-    t.store_release(signal, exchange);
+    t.store_release(t.load(&args.to[peer].signals) + static_cast<int>(kind), exchange);
   }
 }
+
+constexpr std::int64_t pieces_of(std::int64_t n, std::int64_t piece) {
+  return (n + piece - 1) / piece;
+}
+
+/// Rows of this rank's tokens as a caller has them.
+struct GpuRows {
+  RowsView rows = {};  ///< [tokens, hidden] of `type`
+  DType type = DType::f32;
+  bool encoded = false;  ///< they are in wire type already
+
+  template <class Thread>
+  FERRY_GPU const std::byte* row(Thread& t, std::int64_t token) const {
+    return rows.pointers != nullptr ? t.load(rows.pointers + token)
+                                    : rows.base + token * rows.stride;
+  }
+};
 
 /// body(unit) for this warp's share of `units`; `dealt` units went to the warps before them.
 template <class Thread, class Body>
@@ -159,8 +181,31 @@ FERRY_GPU void for_units(Thread& t, std::int64_t units, Body body, std::int64_t 
     body(unit);
 }
 
-constexpr std::int64_t pieces_of(std::int64_t n, std::int64_t piece) {
-  return (n + piece - 1) / piece;
+/// Rows of the tokens in this rank's share for which goes(token) holds, in dispatch wire, to their
+/// tokens' places behind `to`. goes() is asked by whole warps.
+template <class Thread, class Goes>
+FERRY_GPU void write_rows(
+    Thread& t, const GpuExchangeArgs& args, const GpuRows& from, std::byte* to, Goes goes) {
+  const GpuLayout& layout = args.layout;
+  const std::int64_t piece =
+      from.encoded ? layout.dispatch_row_bytes : encode_piece(layout.dispatch_wire, layout.hidden);
+  const std::int64_t pieces = from.encoded ? 1 : pieces_of(layout.hidden, piece);
+  const int share = args.rank % layout.tp;
+  const int tokens = num_tokens(t, args);
+  for_units(t, layout.tokens_of(share, tokens) * pieces, [&](std::int64_t unit) {
+    const std::int64_t token = unit / pieces * layout.tp + share;
+    if (!goes(token)) return;
+    std::byte* row = to + token * layout.dispatch_row_bytes;
+    if (from.encoded)
+      copy_bytes(t, row, from.row(t, token), piece);
+    else
+      encode(t,
+             from.row(t, token),
+             from.type,
+             row,
+             {layout.dispatch_wire, layout.hidden},
+             unit % pieces * piece);
+  });
 }
 
 }  // namespace ferry::gpu

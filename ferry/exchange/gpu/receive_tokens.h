@@ -79,13 +79,12 @@ struct ReceiveTokens {
   template <class Thread>
   FERRY_GPU void count_slots(Thread& t) const {
     const GpuLayout& layout = args.layout;
-    const auto* counts_of = at<const std::uint32_t>(t.load(args.parts + args.rank), layout.counts);
     for (int slot = t.thread(); slot < layout.slots; slot += t.threads()) {
       std::uint32_t rows = 0;
       for (int order = 0; order < layout.ranks; ++order) {
         const int home = home_at(order);
         std::uint32_t count =
-            is_masked(t, args, home) ? 0 : t.load(counts_of + layout.list(home, slot));
+            is_masked(t, args, home) ? 0 : t.load(t.load(&args.from[home].told.counts) + slot);
         if (count > static_cast<std::uint32_t>(layout.list_tokens)) {
           bad_message(t, home, slot, count);
           count = 0;
@@ -98,7 +97,8 @@ struct ReceiveTokens {
     }
   }
 
-  /// To experts: counts and offsets. To every home's group: where its results will begin.
+  /// To experts: counts and offsets. To every home's group: where its results will begin, here or,
+  /// for those of other hosts, in their boxes.
   template <class Thread>
   FERRY_GPU void publish(Thread& t) const {
     const GpuLayout& layout = args.layout;
@@ -109,17 +109,49 @@ struct ReceiveTokens {
       t.store(offsets + slot, std::int64_t{row});
       for (int order = 0; order < layout.ranks; ++order) {
         const int home = home_at(order);
-        const std::size_t place = layout.results_of(home % layout.tp, args.rank, slot);
-        const std::uint32_t begin =
-            is_masked(t, args, home) ? kNoResults
-                                     : row + t.load(first_of_home(t) + slot * layout.ranks + order);
-        const int group = home / layout.tp * layout.tp;
-        for (int member = group; member < group + layout.tp; ++member) {
-          if (is_masked(t, args, member)) continue;
-          t.store(at<std::uint32_t>(t.load(args.parts + member), layout.result_rows) + place,
-                  begin);
-        }
+        const std::uint32_t of_slot = t.load(first_of_home(t) + slot * layout.ranks + order);
+        tell_group(t, home, slot, is_masked(t, args, home) ? kNoResults : row + of_slot, 0);
+        if (args.far.stage != nullptr)
+          t.store(args.far.home_rows + slot * layout.ranks + order, of_slot);
       }
+    }
+    if (args.far.stage == nullptr) return;
+    for (int order = t.thread(); order < layout.ranks; order += t.threads()) publish_box(t, order);
+  }
+
+  /// Results for the far ones of a home's group stand in its box in the order of its slots.
+  template <class Thread>
+  FERRY_GPU void publish_box(Thread& t, int order) const {
+    const GpuLayout& layout = args.layout;
+    const int home = home_at(order);
+    if (t.load(args.far.results + home) == nullptr) return;
+    std::uint32_t row = 0;
+    for (int slot = 0; slot < layout.slots; ++slot) {
+      tell_group(t,
+                 home,
+                 slot,
+                 static_cast<std::uint32_t>(home % layout.tp * layout.share_results) + row,
+                 1);
+      t.store(args.far.box_rows + home * layout.slots + slot, row);
+      const std::uint32_t* begins = first_of_home(t) + slot * layout.ranks;
+      const std::uint32_t end = order + 1 < layout.ranks ? t.load(begins + order + 1)
+                                                         : t.load(first_record(t) + slot + 1) -
+                                                               t.load(first_record(t) + slot);
+      row += end - t.load(begins + order);
+    }
+    t.store(args.far.result_counts + home, row);
+  }
+
+  /// To those of a home's group that are far, or to those that are not.
+  template <class Thread>
+  FERRY_GPU void tell_group(
+      Thread& t, int home, int slot, std::uint32_t row, std::uint32_t far) const {
+    const GpuLayout& layout = args.layout;
+    const int share = home % layout.tp;
+    for (int member = home - share; member < home - share + layout.tp; ++member) {
+      const GpuLink* link = args.to + member;
+      if (is_masked(t, args, member) || t.load(&link->is_far) != far) continue;
+      t.store(t.load(&link->result_rows) + share * layout.slots + slot, row);
     }
   }
 
@@ -132,21 +164,18 @@ struct ReceiveTokens {
     const std::uint32_t* homes = first_of_home(t) + slot * layout.ranks;
     const int order = find_last(t, homes, layout.ranks, in_slot);
     const int home = home_at(order);
-    const std::size_t entry =
-        layout.list(home, slot) * static_cast<std::size_t>(layout.list_tokens) +
-        (in_slot - t.load(homes + order));
-    std::byte* own = t.load(args.parts + args.rank);
-    const std::uint32_t token = t.load(at<const std::uint32_t>(own, layout.tokens) + entry);
+    const std::size_t entry = layout.list(slot) + (in_slot - t.load(homes + order));
+    const GpuSource* source = args.from + home;
+    const std::uint32_t token = t.load(t.load(&source->told.tokens) + entry);
     if (token >= static_cast<std::uint32_t>(layout.max_tokens)) {
       if (t.lane() == 0) bad_message(t, home, slot, token);
       return;
     }
     const std::int64_t place = std::int64_t{t.load(first_row(t) + slot)} + in_slot;
-    const std::byte* from =
-        t.load(args.parts + home) + layout.stage + token * layout.dispatch_row_bytes;
+    const std::byte* from = t.load(&source->stage) + token * layout.dispatch_row_bytes;
     std::byte* to = input + place * layout.input_row_bytes;
     if (layout.row_weights && first == 0 && t.lane() == 0)
-      t.store(weights + place, t.load(at<const float>(own, layout.weights) + entry));
+      t.store(weights + place, t.load(t.load(&source->told.weights) + entry));
     if (layout.pointers) {
       if (t.lane() == 0) t.store(reinterpret_cast<const std::byte**>(to), from);
       return;

@@ -8,9 +8,7 @@ namespace ferry::gpu {
 
 struct SendTokens {
   GpuExchangeArgs args;
-  RowsView rows = {};  ///< [tokens, hidden] of `type`; null base: they are in the stage already
-  DType type = DType::f32;
-  bool encoded = false;                ///< rows are in wire type already
+  GpuRows from;                        ///< null base: they are in the stage already
   const float* row_weights = nullptr;  ///< [tokens, topk], with that option
 
   static constexpr std::size_t shared_bytes(const GpuLayout&) { return sizeof(std::uint32_t); }
@@ -18,7 +16,8 @@ struct SendTokens {
   template <class Thread>
   FERRY_GPU void operator()(Thread& t) const {
     const int tokens = num_tokens(t, args);
-    if (rows.base != nullptr) stage_rows(t, tokens);
+    if (from.rows.base != nullptr)
+      write_rows(t, args, from, args.part + args.layout.stage, [](std::int64_t) { return true; });
     check_ids(t, tokens);
     const GpuLayout& layout = args.layout;
     for_units(t, std::int64_t{layout.ranks} * layout.slots, [&](std::int64_t slot) {
@@ -34,35 +33,6 @@ struct SendTokens {
   template <class Thread>
   FERRY_GPU std::uint64_t number(Thread& t) const {
     return t.load(&args.state->exchange) + 1;
-  }
-
-  template <class Thread>
-  FERRY_GPU const std::byte* row(Thread& t, std::int64_t token) const {
-    return rows.pointers != nullptr ? t.load(rows.pointers + token)
-                                    : rows.base + token * rows.stride;
-  }
-
-  template <class Thread>
-  FERRY_GPU void stage_rows(Thread& t, int tokens) const {
-    const GpuLayout& layout = args.layout;
-    std::byte* stage = t.load(args.parts + args.rank) + layout.stage;
-    const std::int64_t piece =
-        encoded ? layout.dispatch_row_bytes : encode_piece(layout.dispatch_wire, layout.hidden);
-    const std::int64_t pieces = encoded ? 1 : pieces_of(layout.hidden, piece);
-    const int share = args.rank % layout.tp;
-    for_units(t, layout.tokens_of(share, tokens) * pieces, [&](std::int64_t unit) {
-      const std::int64_t token = unit / pieces * layout.tp + share;
-      std::byte* to = stage + token * layout.dispatch_row_bytes;
-      if (encoded)
-        copy_bytes(t, to, row(t, token), piece);
-      else
-        encode(t,
-               row(t, token),
-               type,
-               to,
-               {layout.dispatch_wire, layout.hidden},
-               unit % pieces * piece);
-    });
   }
 
   /// An id outside -1..slots - 1 goes nowhere and is told.
@@ -96,11 +66,10 @@ struct SendTokens {
   FERRY_GPU void write_list(Thread& t, int tokens, int share, SlotId slot) const {
     const GpuLayout& layout = args.layout;
     const bool ours = share == args.rank % layout.tp;
-    std::byte* part = t.load(args.parts + slot / layout.slots);
-    const std::size_t list = layout.list(args.rank, slot % layout.slots);
-    const std::size_t first = list * static_cast<std::size_t>(layout.list_tokens);
-    auto* to = at<std::uint32_t>(part, layout.tokens) + first;
-    auto* weights = at<float>(part, layout.weights) + first;
+    const GpuLink* link = args.to + slot / layout.slots;
+    const std::size_t first = layout.list(slot % layout.slots);
+    std::uint32_t* to = t.load(&link->tokens) + first;
+    float* weights = t.load(&link->weights) + first;
     const std::int64_t entries = std::int64_t{layout.tokens_of(share, tokens)} * layout.topk;
     std::uint32_t count = 0;
     for (std::int64_t begin = 0; begin < entries; begin += kWarpThreads) {
@@ -118,7 +87,7 @@ struct SendTokens {
       }
       count += count_bits(all);
     }
-    if (ours && t.lane() == 0) t.store(at<std::uint32_t>(part, layout.counts) + list, count);
+    if (ours && t.lane() == 0) t.store(t.load(&link->counts) + slot % layout.slots, count);
   }
 
   static constexpr std::uint32_t count_bits(std::uint32_t x) {
