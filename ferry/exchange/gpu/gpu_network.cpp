@@ -125,6 +125,7 @@ void GpuNetwork::carry() {
       }
     }
   } catch (const std::exception& e) {
+    // Also where a peer is gone: who has not seen it yet shall read why rather than that we left.
     transport_->abort(e.what());
     fail_links();
   }
