@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <csignal>
 #include <latch>
 #include <string>
 #include <tuple>
@@ -98,18 +99,26 @@ void check_sums(const ExchangeCase& exchange, Rank rank, GpuLane& lane, bool is_
 
 enum class DiesBefore { dispatch_send, dispatch_recv, combine_send, combine_recv };
 
-class GpuDeadRank : public ::testing::TestWithParam<std::tuple<DiesBefore, int>> {};
+struct Group {
+  int tp = 1;
+  int ranks_per_host = kRanks;
+};
+
+using Death = std::tuple<DiesBefore, Group>;
+
+class GpuDeadRank : public ::testing::TestWithParam<Death> {};
 
 TEST_P(GpuDeadRank, IsMaskedAndWhatItHadIsReported) {
-  const auto [when, tp] = GetParam();
+  const auto [when, group] = GetParam();
+  const int tp = group.tp;
   if (slow_run() && (when != DiesBefore::combine_send || tp != 1)) GTEST_SKIP() << "long waits";
   const DispatcherOptions options =
       options_of(tp, tp == 1 ? WireType::f32 : WireType::fp8, timeout_of_deaths());
   GpuEmulator device({.seed = 3});
   std::latch all_done(kRanks);
-  on_ranks({.ranks = kRanks}, [&, when = when](Transport& transport) {
+  on_ranks({.ranks = kRanks}, [&, when = when, hosts = group.ranks_per_host](Transport& transport) {
     EmulatedQueue queue(device, 2);
-    GpuLane lane(options, transport, queue);
+    GpuLane lane(options, transport, queue, hosts);
     const MeetsAtEnd meets(all_done);
     const Rank rank = transport.rank();
     for (int n = 0; n < kExchanges; ++n) {
@@ -140,20 +149,56 @@ TEST_P(GpuDeadRank, IsMaskedAndWhatItHadIsReported) {
   });
 }
 
-std::string name_of(const ::testing::TestParamInfo<std::tuple<DiesBefore, int>>& info) {
-  const auto [when, tp] = info.param;
+std::string name_of(const ::testing::TestParamInfo<Death>& info) {
+  const auto [when, group] = info.param;
   constexpr std::array kNames = {"dispatch_send", "dispatch_recv", "combine_send", "combine_recv"};
-  return fmt::format("{}_tp{}", kNames[static_cast<std::size_t>(when)], tp);
+  return fmt::format(
+      "{}_tp{}{}",
+      kNames[static_cast<std::size_t>(when)],
+      group.tp,
+      group.ranks_per_host == kRanks ? "" : fmt::format("_hosts_of_{}", group.ranks_per_host));
 }
 
-INSTANTIATE_TEST_SUITE_P(Phases,
-                         GpuDeadRank,
-                         ::testing::Combine(::testing::Values(DiesBefore::dispatch_send,
-                                                              DiesBefore::dispatch_recv,
-                                                              DiesBefore::combine_send,
-                                                              DiesBefore::combine_recv),
-                                            ::testing::Values(1, 2)),
-                         name_of);
+INSTANTIATE_TEST_SUITE_P(
+    Phases,
+    GpuDeadRank,
+    ::testing::Combine(::testing::Values(DiesBefore::dispatch_send,
+                                         DiesBefore::dispatch_recv,
+                                         DiesBefore::combine_send,
+                                         DiesBefore::combine_recv),
+                       ::testing::Values(Group{1}, Group{2}, Group{1, 1}, Group{2, 2})),
+    name_of);
+
+/// Of another host, as a process with a device of its own.
+TEST(GpuMask, AProcessThatDiesIsMaskedOverANetwork) {
+  const DispatcherOptions options = options_of(1, WireType::bf16, timeout_of_deaths());
+  std::vector<RankKind> kinds = {{.transport = "shm"}};
+  for (const TransportInfo& one : list_transports()) {
+    if (one.name == "fabric" && one.available)
+      kinds.push_back({.transport = "fabric", .provider = "tcp"});
+  }
+  for (const RankKind& kind : kinds) {
+    on_ranks({.kind = kind, .ranks = kRanks, .killed_rank = kVictim}, [&](Transport& transport) {
+      GpuEmulator device({.seed = 6});
+      EmulatedQueue queue(device, 2);
+      GpuLane lane(options, transport, queue, /*ranks_per_host=*/1);
+      const Rank rank = transport.rank();
+      for (int n = 0; n < kExchanges; ++n) {
+        const ExchangeCase exchange = exchange_number(options, n);
+        lane.bring(exchange, false);
+        lane.dispatch_send();
+        lane.dispatch_recv();
+        lane.compute([&](const ExpertRows& rows) { FakeExperts::compute(exchange, rank, rows); });
+        if (rank == kVictim && n == kFatal) raise(SIGKILL);
+        lane.combine_send();
+        lane.combine_recv(false);
+        check_sums(exchange, rank, lane, n > kFatal);
+      }
+      EXPECT_TRUE(lane.exchange().is_masked(kVictim));
+      lane.exchange().leave();
+    });
+  }
+}
 
 TEST(GpuMask, AGraphGoesOnWithoutARankThatItsCallerHasMasked) {
   const DispatcherOptions options = options_of(1, WireType::bf16, std::chrono::seconds(60));
@@ -190,13 +235,13 @@ TEST(GpuMask, AGraphGoesOnWithoutARankThatItsCallerHasMasked) {
   });
 }
 
-TEST(GpuMask, ALateRankIsToldThatTheOthersWentOn) {
+void expect_late_rank_is_told(int ranks_per_host) {
   const DispatcherOptions options = options_of(1, WireType::f32, timeout_of_deaths());
   GpuEmulator device({.seed = 5});
   std::latch others_done(2), all_done(3);
   on_ranks({.ranks = 3}, [&](Transport& transport) {
     EmulatedQueue queue(device, 1);
-    GpuLane lane(options, transport, queue);
+    GpuLane lane(options, transport, queue, ranks_per_host);
     const MeetsAtEnd meets(all_done);
     const bool is_late = transport.rank() == kVictim;
     if (is_late) others_done.wait();
@@ -222,6 +267,10 @@ TEST(GpuMask, ALateRankIsToldThatTheOthersWentOn) {
     }
   });
 }
+
+TEST(GpuMask, ALateRankIsToldThatTheOthersWentOn) { expect_late_rank_is_told(3); }
+
+TEST(GpuMask, ALateRankOfAnotherHostIsToldToo) { expect_late_rank_is_told(1); }
 
 TEST(GpuMask, RefusesWhatCannotBeMasked) {
   GpuEmulator device;

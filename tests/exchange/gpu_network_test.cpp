@@ -361,21 +361,6 @@ TEST(GpuNetwork, ItsThreadSleepsWhileNothingMoves) {
   });
 }
 
-TEST(GpuNetwork, RefusesByNameWhatItCannotDo) {
-  GpuEmulator device;
-  on_ranks({.ranks = 2}, [&](Transport& transport) {
-    EmulatedQueue queue(device, 1);
-    DispatcherOptions options = small_options();
-    options.exchange = exchange_options(MoeA2ABackend::mooncake);
-    try {
-      const GpuExchange exchange(options, transport, queue, /*ranks_per_host=*/1);
-      ADD_FAILURE() << "no error";
-    } catch (const ConfigError& e) {
-      EXPECT_NE(std::string(e.what()).find("masks no dead ranks"), std::string::npos) << e.what();
-    }
-  });
-}
-
 // --- Faults that are planted
 // -----------------------------------------------------------------------
 

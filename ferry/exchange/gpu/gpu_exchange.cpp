@@ -107,7 +107,7 @@ GpuExchange::GpuExchange(const DispatcherOptions& options,
   check_gpu_options(options_, transport.size());
   check_survives_deaths(options_, transport);
   const std::vector<int> hosts = hosts_of_ranks(transport, ranks_per_host);
-  check_gpu_hosts(options_, hosts, transport);
+  check_gpu_hosts(hosts, transport);
   args_.layout = gpu::GpuLayout(options_, transport.size());
   args_.rank = transport.rank();
   args_.timeout_ns = static_cast<std::uint64_t>(options_.timeout.count());

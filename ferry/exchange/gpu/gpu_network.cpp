@@ -7,7 +7,6 @@
 
 #include "ferry/core/error.h"
 #include "ferry/core/wait.h"
-#include "ferry/dispatcher.h"
 
 namespace ferry {
 
@@ -42,15 +41,8 @@ bool spans_hosts(const std::vector<int>& hosts) {
   return std::ranges::any_of(hosts, [&](int host) { return host != hosts.front(); });
 }
 
-void check_gpu_hosts(const DispatcherOptions& options,
-                     const std::vector<int>& hosts,
-                     const Transport& transport) {
-  if (!spans_hosts(hosts)) return;
-  if (options.exchange.on_dead_rank == ExchangeOptions::OnDeadRank::mask) {
-    fail<ConfigError>(
-        "a GPU exchange over several hosts masks no dead ranks: choose a backend that fails");
-  }
-  if (transport.capabilities().one_thread) {
+void check_gpu_hosts(const std::vector<int>& hosts, const Transport& transport) {
+  if (spans_hosts(hosts) && transport.capabilities().one_thread) {
     fail<ConfigError>(
         "a GPU exchange over several hosts needs a transport that a thread beside the caller's can "
         "use, which {} is not: choose fabric",
@@ -65,8 +57,8 @@ GpuNetwork::GpuNetwork(const gpu::GpuLayout& layout,
     : layout_(layout),
       boxes_(layout, hosts, transport.rank()),
       transport_(transport.split(0, transport.rank())),
-      region_(
-          transport_->allocate_region(boxes_.part_bytes(), 2 * gpu::kGpuSteps * transport.size())),
+      region_(transport_->allocate_region(boxes_.part_bytes(),
+                                          (2 * gpu::kGpuSteps + 1) * transport.size())),
       mapped_(queue.map(region_->local())),
       tokens_sent_(static_cast<std::size_t>(layout.max_tokens)) {
   for (Rank rank = 0; rank < layout.ranks; ++rank)
@@ -114,7 +106,7 @@ void GpuNetwork::carry() {
     auto moved = std::chrono::steady_clock::now();
     Backoff backoff;
     while (!stops_) {
-      if (move()) {
+      if (move_or_mask()) {
         moved = std::chrono::steady_clock::now();
         backoff = {};
       } else if (!backoff.idle()) {
@@ -131,6 +123,18 @@ void GpuNetwork::carry() {
   }
 }
 
+/// As move(); where dead ranks are masked, the transport goes on without a rank that it misses.
+bool GpuNetwork::move_or_mask() {
+  try {
+    return move();
+  } catch (const TransportError& e) {
+    if (!layout_.masks || e.peer() < 0 || e.peer() == transport_->rank()) throw;
+    transport_->mask(e.peer());
+    std::erase_if(peers_, [&](const Peer& peer) { return peer.rank == e.peer(); });
+    return true;
+  }
+}
+
 /// Once over all letters. Whether one went or came.
 bool GpuNetwork::move() {
   bool moved = false;
@@ -139,6 +143,7 @@ bool GpuNetwork::move() {
       moved = send(peer, step) || moved;
       moved = receive(peer, step) || moved;
     }
+    if (layout_.masks) moved = pass_masks(peer) || moved;
   }
   transport_->progress();
   return moved;
@@ -213,6 +218,25 @@ void GpuNetwork::add_run(const Run& run) {
     }
   }
   runs_.push_back(run);
+}
+
+/// Either side's word that it goes on without the other, once.
+bool GpuNetwork::pass_masks(Peer& peer) {
+  const std::size_t signals = boxes_.letter().signals;
+  const int word = signal(GpuSignal::masked, /*header=*/false, peer.rank);
+  bool moved = false;
+  if (!peer.is_masked &&
+      mapped_->acquire(word_at(boxes_.outbox(peer.rank) + signals, GpuSignal::masked), 1)) {
+    transport_->put({.region = region_.get(),
+                     .peer = peer.rank,
+                     .signal = signal(GpuSignal::masked, false, transport_->rank())});
+    peer.is_masked = moved = true;
+  }
+  if (!peer.has_masked && transport_->signal_value(*region_, word) > 0) {
+    mapped_->release(word_at(boxes_.inbox(peer.rank) + signals, GpuSignal::masked), 1);
+    peer.has_masked = moved = true;
+  }
+  return moved;
 }
 
 /// The lists, and every row that one of them names.

@@ -27,10 +27,8 @@ std::vector<int> hosts_of_ranks(const Transport& transport, int ranks_per_host);
 /// Whether these are more hosts than one.
 bool spans_hosts(const std::vector<int>& hosts);
 
-/// Throws ConfigError that says what of these options ranks on several hosts cannot have.
-void check_gpu_hosts(const DispatcherOptions& options,
-                     const std::vector<int>& hosts,
-                     const Transport& transport);
+/// Throws ConfigError where the transport cannot carry for kernels on these hosts.
+void check_gpu_hosts(const std::vector<int>& hosts, const Transport& transport);
 
 /// One rank's. Construction and destruction are for one thread; the transport that letters go by is
 /// its own, split off the caller's, and used by its thread alone from then on. That thread yields
@@ -38,10 +36,11 @@ void check_gpu_hosts(const DispatcherOptions& options,
 /// nothing has moved, a millisecond at most. Destroyed while an exception unwinds the stack, it
 /// tells the others that this rank gives up.
 /// Errors: what ends the thread is thrown by rethrow(); kernels that wait for a far rank are told
-/// (kLinkFailed), those of the others too.
+/// (kLinkFailed), those of the others too. Where dead ranks are masked, one that the transport
+/// misses does not end it, and kernels mask that rank when its time is over.
 class GpuNetwork {
  public:
-  /// Collective. REQUIRES: spans_hosts(hosts), and options that check_gpu_hosts() takes.
+  /// Collective. REQUIRES: spans_hosts(hosts), and what check_gpu_hosts() takes.
   GpuNetwork(const gpu::GpuLayout& layout,
              const std::vector<int>& hosts,
              Transport& transport,
@@ -69,6 +68,7 @@ class GpuNetwork {
     std::uint64_t sent[gpu::kGpuSteps] = {};      // exchanges
     std::uint64_t received[gpu::kGpuSteps] = {};  // likewise
     std::uint64_t puts[gpu::kGpuSteps] = {};      // of all exchanges received
+    bool is_masked = false, has_masked = false;   // and either has been told
   };
 
   /// Bytes of our part and where they go in a peer's.
@@ -77,9 +77,11 @@ class GpuNetwork {
   };
 
   void carry();
+  bool move_or_mask();
   bool move();
   bool send(Peer& peer, gpu::GpuSignal step);
   bool receive(Peer& peer, gpu::GpuSignal step);
+  bool pass_masks(Peer& peer);
   void put_runs(Peer& peer, gpu::GpuSignal step);
   void add_run(const Run& run);
   void add_tokens(Rank peer);

@@ -125,13 +125,11 @@ struct ReceiveTokens {
     const GpuLayout& layout = args.layout;
     const int home = home_at(order);
     if (t.load(args.far.results + home) == nullptr) return;
+    const bool masked = is_masked(t, args, home);
+    const auto of_share = static_cast<std::uint32_t>(home % layout.tp * layout.share_results);
     std::uint32_t row = 0;
     for (int slot = 0; slot < layout.slots; ++slot) {
-      tell_group(t,
-                 home,
-                 slot,
-                 static_cast<std::uint32_t>(home % layout.tp * layout.share_results) + row,
-                 1);
+      tell_group(t, home, slot, masked ? kNoResults : of_share + row, 1);
       t.store(args.far.box_rows + home * layout.slots + slot, row);
       const std::uint32_t* begins = first_of_home(t) + slot * layout.ranks;
       const std::uint32_t end = order + 1 < layout.ranks ? t.load(begins + order + 1)
