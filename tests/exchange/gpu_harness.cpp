@@ -135,6 +135,7 @@ GpuLane::GpuLane(const DispatcherOptions& o,
       stride_(static_cast<std::ptrdiff_t>(sizeof(float)) * o.hidden),
       tokens_(queue, 1),
       rows_(queue, values_of(o)),
+      input_{reinterpret_cast<std::byte*>(rows_.data()), stride_},
       slots_(queue, entries_of(o)),
       weights_(queue, entries_of(o)),
       row_weights_(queue, entries_of(o)),
@@ -142,7 +143,9 @@ GpuLane::GpuLane(const DispatcherOptions& o,
 
 void GpuLane::bring(const ExchangeCase& exchange, bool accumulate) {
   tokens_.set({exchange.tokens(rank_)});
-  rows_.set(exchange.rows(rank_));
+  const std::vector<float> rows = exchange.rows(rank_);
+  queue_.copy(input_.base, rows.data(), rows.size() * sizeof(float));
+  queue_.synchronise();
   slots_.set(exchange.slots(rank_));
   weights_.set(exchange.weights(rank_));
   row_weights_.set(exchange.row_weights(rank_));
@@ -150,7 +153,7 @@ void GpuLane::bring(const ExchangeCase& exchange, bool accumulate) {
 }
 
 void GpuLane::dispatch_send() {
-  gpu_.dispatch_send({.rows = {reinterpret_cast<const std::byte*>(rows_.data()), stride_},
+  gpu_.dispatch_send({.rows = {input_.base, input_.stride},
                       .tokens = tokens_.data(),
                       .slots = slots_.data(),
                       .row_weights = row_weights_.data()});
@@ -174,6 +177,7 @@ std::vector<float> GpuLane::sums(std::size_t n) {
 void run_gpu_exchanges(const GpuHarnessOptions& options, Transport& transport, GpuQueue& queue) {
   const FlushDenormals flush;
   GpuLane lane(options.dispatcher, transport, queue, options.ranks_per_host);
+  if (options.in_place) lane.write_in_place();
   std::optional<Graphs> graphs;
   if (options.runs != GpuRuns::calls) graphs.emplace(lane, queue);
   FERRY_CHECK(transport.barrier(kNoDeadline) == WaitResult::reached, "no barrier");

@@ -42,6 +42,9 @@ class GpuLane {
           GpuQueue& queue,
           int ranks_per_host = 0);
 
+  /// From now on tokens' rows, of wire f32, are brought to registered_input().
+  void write_in_place() { input_ = gpu_.registered_input(); }
+
   GpuExchange& exchange() { return gpu_; }
 
   /// What this rank has in the exchange, into device memory.
@@ -70,6 +73,7 @@ class GpuLane {
   const std::ptrdiff_t stride_;
   DeviceArray<int> tokens_;
   DeviceArray<float> rows_;
+  MutableRowsView input_;
   DeviceArray<SlotId> slots_;
   DeviceArray<float> weights_;
   DeviceArray<float> row_weights_;
@@ -91,6 +95,7 @@ struct GpuHarnessOptions {
   int count = 1;
   GpuRuns runs = GpuRuns::calls;
   int ranks_per_host = 0;
+  bool in_place = false;  ///< of wire f32: tokens are written into registered_input()
 };
 
 /// Runs `count` exchanges on this rank, whose experts are computed on the host. Throws on the first

@@ -1,26 +1,10 @@
 #include "ferry/exchange/gpu/gpu_boxes.h"
 
 #include <algorithm>
-#include <utility>
 
 namespace ferry::gpu {
 
 namespace {
-
-constexpr std::size_t kLine = 256;
-
-/// Places behind each other, each on a line of its own.
-class Places {
- public:
-  std::size_t take(std::size_t bytes) {
-    return std::exchange(end_, end_ + (bytes + kLine - 1) / kLine * kLine);
-  }
-
-  std::size_t end() const { return end_; }
-
- private:
-  std::size_t end_ = 0;
-};
 
 template <class T>
 T* at(std::byte* base, std::size_t offset) {
@@ -37,7 +21,7 @@ GpuBoxes::GpuBoxes(const GpuLayout& layout, const std::vector<int>& hosts, Rank 
   const auto stage_bytes = static_cast<std::size_t>(layout.max_tokens * layout.dispatch_row_bytes);
   results_bytes_ = static_cast<std::size_t>(layout.share_results * layout.combine_row_bytes);
 
-  Places letter;
+  GpuPlaces letter;
   letter_.signals = letter.take(kGpuSignals * sizeof(std::uint64_t));
   letter_.headers = letter.take(kGpuSteps * sizeof(GpuHeader));
   letter_.counts = letter.take(slots * sizeof(std::uint32_t));
@@ -46,7 +30,7 @@ GpuBoxes::GpuBoxes(const GpuLayout& layout, const std::vector<int>& hosts, Rank 
   letter_.result_rows = letter.take(tp * slots * sizeof(std::uint32_t));
   letter_.bytes = letter.end();
 
-  Places inbox;
+  GpuPlaces inbox;
   inbox.take(letter_.bytes);
   inbox.take(stage_bytes);
   inbox_results_ = inbox.take(tp * results_bytes_);
@@ -61,7 +45,7 @@ GpuBoxes::GpuBoxes(const GpuLayout& layout, const std::vector<int>& hosts, Rank 
     far = std::max(far, far_before(r, layout.ranks));
     homes = std::max(homes, with_results);
   }
-  Places part;
+  GpuPlaces part;
   part.take(stage_bytes);
   results_ = part.take(0);
   for (std::size_t home = 0; home < homes; ++home) part.take(results_bytes_);
@@ -91,7 +75,7 @@ std::size_t GpuBoxes::far_before(Rank rank, Rank peer) const {
 std::size_t GpuBoxes::results(Rank home) const {
   std::size_t before = 0;
   for (Rank r = 0; r < home; ++r) before += has_results(r) ? 1 : 0;
-  return results_ + before * ((results_bytes_ + kLine - 1) / kLine * kLine);
+  return results_ + before * GpuPlaces::lines(results_bytes_);
 }
 
 std::size_t GpuBoxes::outbox(Rank peer) const {

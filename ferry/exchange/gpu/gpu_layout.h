@@ -29,6 +29,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "ferry/kernels/gpu/thread.h"
 #include "ferry/types.h"
@@ -106,6 +107,21 @@ struct GpuSource {
   const std::byte* stage = nullptr;    ///< [max_tokens] rows in dispatch wire
   const std::byte* results = nullptr;  ///< [num_results] rows in combine wire
   std::uint32_t num_results = 0;
+};
+
+/// Offsets of arrays behind each other, each on a line of its own. On the host.
+class GpuPlaces {
+ public:
+  static std::size_t lines(std::size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
+
+  std::size_t take(std::size_t bytes) { return std::exchange(end_, end_ + lines(bytes)); }
+
+  std::size_t end() const { return end_; }
+
+ private:
+  static constexpr std::size_t kLine = 256;
+
+  std::size_t end_ = 0;
 };
 
 /// Numbers that all kernels of an exchange share. Plain: travels with each launch.
