@@ -177,7 +177,22 @@ std::vector<A2aCase> cases_of(const BenchOptions& o) {
   return cases;
 }
 
-/// Ranks of this process that share the first CUDA device.
+/// Ranks of this process share the first device; one that is a process has its own, which another
+/// rank of its host has not: kernels wait for those of others.
+std::unique_ptr<GpuQueue> cuda_queue_of(const Transport& transport, std::size_t devices) {
+  if (transport.capabilities().one_process) return make_cuda_queue(0, transport.size());
+  std::size_t before = 0;  // ranks of this host
+  for (Rank rank = 0; rank < transport.rank(); ++rank)
+    before += transport.host_of(rank) == transport.host_of(transport.rank()) ? 1 : 0;
+  if (before >= devices)
+    fail<ConfigError>("--device cuda: rank {} is number {} of its host, which has {} devices",
+                      transport.rank(),
+                      before + 1,
+                      devices);
+  return make_cuda_queue(static_cast<int>(before), 1);
+}
+
+/// Ranks of this process that share the first CUDA device, or those that a launcher has started.
 int run_on_cuda(const BenchOptions& options) {
   if (options.inter == 0 && options.weights != "bf16")
     fail<ConfigError>("--weights {} without --inter: there are no experts", options.weights);
@@ -188,21 +203,26 @@ int run_on_cuda(const BenchOptions& options) {
   const std::string& name = devices.names.front();
   std::vector<std::pair<A2aCase, GpuTimes>> all;
   for (A2aCase a2a : cases_of(options)) {
-    if (a2a.transport != "inproc") continue;
+    // Forks of a process that has asked for devices have none.
+    if (a2a.transport != "inproc" && !a2a.launch.world) continue;
     a2a.inter = options.inter;
     a2a.weights = parse_weight_type(options.weights, "--weights");
     a2a.exchange.fixed_format = options.layouts.front() != "default";
     a2a.exchange.format = format_for(a2a.exchange, /*reserved_costs=*/true);
     check_gpu_options(a2a.dispatcher(), a2a.ranks);
-    if (all.empty() && !options.json) fmt::print("{}", gpu_heading(a2a, name));
-    all.emplace_back(
-        a2a, measure_gpu_exchange(a2a, [](int ranks) { return make_cuda_queue(0, ranks); }));
-    if (!options.json) fmt::print("{}", gpu_line(a2a, all.back().second));
+    const bool speaks = speaks_for_all() && !options.json;
+    if (all.empty() && speaks) fmt::print("{}", gpu_heading(a2a, name));
+    all.emplace_back(a2a, measure_gpu_exchange(a2a, [&](const Transport& transport) {
+                       return cuda_queue_of(transport, devices.names.size());
+                     }));
+    if (speaks) fmt::print("{}", gpu_line(a2a, all.back().second));
     std::fflush(stdout);
   }
   if (all.empty())
-    fail<ConfigError>("--device cuda: the ranks are threads; choose --transport inproc");
-  if (options.json) fmt::print("{}", gpu_json(all, name));
+    fail<ConfigError>(
+        "--device cuda: ranks are threads (choose --transport inproc), or processes that torchrun "
+        "or srun started");
+  if (options.json && speaks_for_all()) fmt::print("{}", gpu_json(all, name));
   return 0;
 }
 
@@ -293,8 +313,9 @@ void add_bench_a2a(Command& bench, int& status) {
   a2a->add_option(
          "--device",
          o->device,
-         "cpu, or cuda: ranks that share this machine's first CUDA device, beside its copy "
-         "of as many bytes, and the exchange again as a captured graph (times are those of the "
+         "cpu, or cuda: ranks that share this machine's first CUDA device, or that torchrun or "
+         "srun started, with a device each, on one host or several; beside a device's copy of as "
+         "many bytes, and the exchange again as a captured graph (times are those of the "
          "queue; nothing consumes the rows)")
       ->capture_default_str();
   a2a->add_option(

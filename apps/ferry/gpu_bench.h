@@ -1,5 +1,6 @@
 // `ferry bench a2a --device cuda`: ranks of one process that share a GPU, each on a queue of its
-// own with its share of the multiprocessors, beside the device's own copy of as many bytes.
+// own with its share of the multiprocessors, or processes with a GPU each, on one host or several;
+// beside the device's own copy of as many bytes.
 #pragma once
 
 #include <cstdint>
@@ -32,11 +33,12 @@ double operations_of_experts(const A2aCase& a2a, const GpuTimes& times);
 /// Of the experts, 10^12 a second on one rank; 0: there are none.
 double tflops(const A2aCase& a2a, const GpuTimes& times);
 
-/// The queue of one of so many ranks.
-using MakeGpuQueue = std::function<std::unique_ptr<GpuQueue>(int ranks)>;
+/// A rank's queue.
+using MakeGpuQueue = std::function<std::unique_ptr<GpuQueue>(const Transport& transport)>;
 
-/// Throws where the sums of the first exchange are wrong. Of the case: ranks, tokens, shape,
-/// routing, wires, layout and seconds.
+/// Throws where the sums of the first exchange are wrong. Of the case: ranks and how they are
+/// started, tokens, shape, routing, wires, layout and seconds. What it returns counts where
+/// speaks_for_all().
 GpuTimes measure_gpu_exchange(const A2aCase& a2a, const MakeGpuQueue& make_queue);
 
 std::string gpu_heading(const A2aCase& first, const std::string& device);

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "support/emulated_queue.h"
@@ -21,7 +22,7 @@ A2aCase small_case(int ranks, int tokens) {
 GpuTimes measured(const A2aCase& a2a) {
   testing::GpuEmulator device({.seed = 3});
   return measure_gpu_exchange(
-      a2a, [&](int) { return std::make_unique<testing::EmulatedQueue>(device, 1); });
+      a2a, [&](const Transport&) { return std::make_unique<testing::EmulatedQueue>(device, 1); });
 }
 
 TEST(GpuBench, MeasuresRanksThatShareADevice) {
@@ -39,6 +40,22 @@ TEST(GpuBench, MeasuresRanksThatShareADevice) {
     EXPECT_EQ(rows.at(0).at("graph_us"), times.graph);
     EXPECT_NE(gpu_heading(a2a, "a device").find("exchange     graph"), std::string::npos);
   }
+}
+
+TEST(GpuBench, MeasuresProcessesOverANetwork) {
+  A2aCase a2a = small_case(2, 3);
+  a2a.transport = "fabric";
+  a2a.launch.fabric_provider = "tcp";
+  const auto transports = list_transports();
+  if (std::ranges::none_of(transports, [](const TransportInfo& one) {
+        return one.name == "fabric" && one.available;
+      }))
+    GTEST_SKIP() << "no libfabric";
+  const GpuTimes times = measured(a2a);  // each process has a copy of the emulator
+  EXPECT_GE(times.iterations, 5);
+  EXPECT_GT(times.dispatch, 0);
+  EXPECT_GT(times.graph, 0);
+  EXPECT_NE(gpu_heading(a2a, "a device").find("each rank on its own a device"), std::string::npos);
 }
 
 TEST(GpuBench, MeasuresRowsThatStayWhereTheyAre) {

@@ -2,6 +2,8 @@
 // ferry/exchange/gpu/cuda.h declares, so that the linker leaves CUDA's own out.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <atomic>
 #include <barrier>
 #include <chrono>
 #include <cmath>
@@ -14,6 +16,7 @@
 #include "ferry/c/all_to_all.h"
 #include "ferry/c/comm.h"
 #include "ferry/exchange/gpu/cuda.h"
+#include "ferry/launch.h"
 #include "support/emulated_queue.h"
 
 namespace ferry {
@@ -22,9 +25,14 @@ CudaDevices find_cuda_devices() { return {.names = {"an emulated device"}}; }
 
 std::unique_ptr<GpuQueue> make_cuda_queue(int, int) { return nullptr; }
 
-/// Of ranks that share the emulator.
+namespace {
+
+std::atomic<int> ranks_of_host = 2;  // who share the emulator
+
+}  // namespace
+
 std::unique_ptr<GpuQueue> use_cuda_stream(int, int ranks_there, void* stream) {
-  EXPECT_EQ(ranks_there, 2) << "they share it";
+  EXPECT_EQ(ranks_there, ranks_of_host);
   return std::make_unique<testing::EmulatedQueue>(*static_cast<testing::EmulatedStream*>(stream),
                                                   2);
 }
@@ -89,7 +97,8 @@ class Lane {
         weights_(gpu, {0.5F, 0.25F, 1, 2, 7, 0.5F}),
         out_(gpu, std::vector<float>(kTokens * kHidden)) {
     ferry_comm_options options = FERRY_COMM_OPTIONS_INIT;
-    options.transport = "inproc";
+    options.transport = ranks_of_host == 1 ? "fabric" : "inproc";
+    options.ranks_per_host = ranks_of_host == 1 ? 1 : 0;
     options.rank = rank;
     options.num_ranks = 2;
     made_ = ferry_comm_create_from_store(&options, &store, &comm_);
@@ -245,7 +254,7 @@ float expected(int rank, int token) {
   return 0.5F * (x + 1);
 }
 
-TEST(DeviceAllToAll, RunsItsPhasesOnTheCallersQueue) {
+void run_phases() {
   on_two([](Lane& lane, int rank) {
     const ferry_all_to_all_options options = lane.options();
     uint64_t bytes = 0;
@@ -269,6 +278,18 @@ TEST(DeviceAllToAll, RunsItsPhasesOnTheCallersQueue) {
     }
     OK(ferry_comm_barrier(lane.comm(), 60));
   });
+}
+
+TEST(DeviceAllToAll, RunsItsPhasesOnTheCallersQueue) { run_phases(); }
+
+TEST(DeviceAllToAll, ReachesRanksOfOtherHosts) {
+  const auto all = list_transports();
+  if (std::ranges::none_of(
+          all, [](const TransportInfo& one) { return one.name == "fabric" && one.available; }))
+    GTEST_SKIP() << "no libfabric";
+  ranks_of_host = 1;
+  run_phases();
+  ranks_of_host = 2;
 }
 
 /// One whole exchange, whose experts return their rows.

@@ -35,7 +35,8 @@ class DeviceAllToAll(_core.DeviceAllToAll):
     a GPU** (docs/gpu.md).
 
     Construction is collective: all ranks make it with the same options, and make the same calls in the same
-    order. Ranks share a host: threads of one process on one device, or processes with a device each.
+    order. Ranks are threads of one process on one device, or processes with a device each, on one host or,
+    over fabric, on several.
 
     comm: the ranks. num_experts, topk, hidden, max_tokens, layout, redundant, tp, row_weights,
         row_alignment, dispatch_dtype, expert_dtype, combine_dtype, timeout: as of AllToAll. Ids are those of

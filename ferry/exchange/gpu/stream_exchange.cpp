@@ -14,16 +14,19 @@ namespace ferry {
 
 namespace {
 
-/// Ranks of this process that use the same device: their kernels wait for one another's, so all
-/// must fit on it at once. Processes have devices of their own.
+/// Ranks of this process, which is one of this host's, that use the same device: their kernels wait
+/// for one another's, so all must fit on it at once. Processes have devices of their own.
 int ranks_on(int device, const DispatcherOptions& options, Transport& transport) {
   const std::array<std::uint64_t, 2> own = {static_cast<std::uint64_t>(getpid()),
                                             static_cast<std::uint64_t>(device)};
   const std::vector<std::uint64_t> all =
       gather_words(own, "its device", options.timeout, transport);
   int ranks = 0;
-  for (std::size_t i = 0; i < all.size(); i += own.size())
-    ranks += all[i] == own[0] && all[i + 1] == own[1] ? 1 : 0;
+  for (Rank rank = 0; rank < transport.size(); ++rank) {
+    const auto at = static_cast<std::size_t>(rank) * own.size();
+    const bool is_near = transport.host_of(rank) == transport.host_of(transport.rank());
+    ranks += is_near && all[at] == own[0] && all[at + 1] == own[1] ? 1 : 0;
+  }
   return ranks;
 }
 
@@ -44,11 +47,8 @@ void check_stream(const MemoryPlace& place, const DispatcherOptions& options, co
   if (place.device < 0 || static_cast<std::size_t>(place.device) >= found.names.size()) {
     fail<ConfigError>("device {}: this machine has 0..{}", place.device, found.names.size() - 1);
   }
-  for (Rank rank = 0; rank < t.size(); ++rank) {
-    if (t.host_of(rank) != t.host_of(t.rank()))
-      fail<ConfigError>("device memory: rank {} is on another host; devices share one", rank);
-  }
   check_gpu_options(options, t.size());
+  check_gpu_hosts(hosts_of_ranks(t, /*ranks_per_host=*/0), t);
 }
 
 StreamExchange::StreamExchange(const MemoryPlace& place,

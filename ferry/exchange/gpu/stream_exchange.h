@@ -15,8 +15,8 @@ void check_stream(const MemoryPlace& place,
                   const DispatcherOptions& options,
                   const Transport& transport);
 
-/// Ranks are threads of one process that share a device, or processes with a device each. Each
-/// phase puts its kernel on the stream and returns. Threads: one at a time.
+/// Ranks are threads of one process that share a device, or processes with a device each, on one
+/// host or several. Each phase puts its kernels on the stream and returns. Threads: one at a time.
 class StreamExchange {
  public:
   /// Collective. `place`: a device's number, and its CUstream, which outlives this. Throws

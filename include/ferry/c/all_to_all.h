@@ -9,7 +9,7 @@
 // All ranks run the four in this order; another order is FERRY_OUT_OF_ORDER. What FERRY_INVALID
 // refuses may be called again with better arguments.
 //
-// In device memory (place.memory FERRY_DEVICE, place.queue a CUstream) each phase puts one kernel
+// In device memory (place.memory FERRY_DEVICE, place.queue a CUstream) each phase puts its kernels
 // on the queue and returns; all that is handed over lies on that device, with the same place in
 // each struct, and what goes wrong there ferry_all_to_all_synchronise() says. A queue that its
 // owner captures keeps the phases for its graph, in an order of their own. docs/gpu.md has what
