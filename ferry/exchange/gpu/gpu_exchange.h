@@ -68,7 +68,8 @@ class GpuExchange {
               GpuQueue& queue,
               int ranks_per_host = 0);
 
-  /// Device memory of one such exchange, with all ranks on one host.
+  /// Device memory of one such exchange. Ranks on several hosts have some words more for each slot
+  /// of all, and boxes in the host's memory (gpu_boxes.h).
   static std::size_t mem_size(const DispatcherOptions& options, int ranks);
 
   ~GpuExchange();
