@@ -186,18 +186,19 @@ std::uint64_t MappedTransport::signal_value(Region& region, int signal) {
   return r.signal(rank_, signal).load(std::memory_order_acquire);
 }
 
-void MappedTransport::progress() {
+bool MappedTransport::progress() {
   throw_if_aborted("progress");
   if (!mailboxes_.empty()) deliver();
   // Who polls instead of waiting must hear of deaths too, though not at the price of a system call
   // in every round.
   const Deadline now = Clock::now();
-  if (now < next_look_for_deaths_) return;
+  if (now < next_look_for_deaths_) return false;
   next_look_for_deaths_ = now + kSleepSlice;
   Rank died;
   Rank left;
   find_gone([](Rank) { return false; }, died, left);
   if (died >= 0) throw_gone("progress", died, left);
+  return false;
 }
 
 WaitResult MappedTransport::barrier(Deadline deadline) {

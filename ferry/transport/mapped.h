@@ -82,7 +82,7 @@ class MappedTransport : public Transport {
   void put(const Put& put) override;
   WaitResult wait(Region& region, int signal, std::uint64_t count, Deadline deadline) override;
   std::uint64_t signal_value(Region& region, int signal) override;
-  void progress() override;
+  bool progress() override;
   WaitResult barrier(Deadline deadline) override;
   void abort(std::string_view reason) noexcept override;
   void mask(Rank peer) override;

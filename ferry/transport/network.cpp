@@ -209,12 +209,13 @@ std::uint64_t NetworkTransport::signal_value(Region& region, int signal) {
   return state_of(region).signal(rank_, signal).load();
 }
 
-void NetworkTransport::progress() {
+bool NetworkTransport::progress() {
   const Lock lock(lock_);
   throw_if_aborted("progress");
   poll_all(false);
   throw_if_aborted("progress");
   throw_if_gone("progress", [](Rank) { return false; });
+  return std::exchange(moves_told_, moves_) != moves_;
 }
 
 WaitResult NetworkTransport::barrier(Deadline deadline) {

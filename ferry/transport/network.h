@@ -74,7 +74,7 @@ class NetworkTransport : public Transport {
   void put(const Put& put) final;
   WaitResult wait(Region& region, int signal, std::uint64_t count, Deadline deadline) final;
   std::uint64_t signal_value(Region& region, int signal) final;
-  void progress() final;
+  bool progress() final;
   WaitResult barrier(Deadline deadline) final;
   void abort(std::string_view reason) noexcept final;
   void mask(Rank peer) final;
@@ -252,9 +252,10 @@ class NetworkTransport : public Transport {
   std::string suspicion_;
   Deadline suspect_until_{};
   Deadline next_control_{};
-  std::uint64_t barriers_ = 0;  // entered so far
-  std::uint64_t moves_ = 0;     // writes that have arrived or left
-  int leaving_ = 0;             // peers whose leave has been heard but whose writes may still come
+  std::uint64_t barriers_ = 0;    // entered so far
+  std::uint64_t moves_ = 0;       // writes that have arrived or left
+  std::uint64_t moves_told_ = 0;  // by progress()
+  int leaving_ = 0;  // peers whose leave has been heard but whose writes may still come
   std::bitset<kMaxNetworkRanks> masked_;
 };
 

@@ -51,7 +51,7 @@ std::uint64_t TrackTransport::signal_value(Region& region, int signal) {
   return group_.signal_value(region, signal);
 }
 
-void TrackTransport::progress() { group_.progress(); }
+bool TrackTransport::progress() { return group_.progress(); }
 
 WaitResult TrackTransport::barrier(Deadline deadline) { return group_.barrier(deadline); }
 

@@ -144,10 +144,11 @@ class FERRY_API Transport {
   /// Current value of a signal of the own part; never blocks.
   virtual std::uint64_t signal_value(Region& region, int signal) = 0;
 
-  /// Moves whatever the transport has in flight; never blocks. Waiting does it too. Throws
-  /// TransportError when a rank has aborted or died, so loops that poll signal_value() must call
-  /// it.
-  virtual void progress() = 0;
+  /// Moves whatever the transport has in flight; never blocks. Waiting does it too. Returns whether
+  /// puts have left or arrived over a network since the last call: who polls must not rest long
+  /// while they do, since what a network buffers is gone soon. Throws TransportError when a rank
+  /// has aborted or died, so loops that poll signal_value() must call it.
+  virtual bool progress() = 0;
 
   /// Collective: returns when all ranks have called it. Says nothing about puts. After timed_out
   /// the ranks are out of step: abort().

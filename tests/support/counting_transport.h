@@ -69,7 +69,7 @@ class CountingTransport : public Transport {
     return inner_.signal_value(region, signal);
   }
 
-  void progress() override { inner_.progress(); }
+  bool progress() override { return inner_.progress(); }
 
   WaitResult barrier(Deadline deadline) override { return inner_.barrier(deadline); }
 

@@ -178,9 +178,9 @@ std::uint64_t FaultyTransport::signal_value(Region& region, int signal) {
   return inner_.signal_value(FaultyRegion::of(region).inner(), signal);
 }
 
-void FaultyTransport::progress() {
+bool FaultyTransport::progress() {
   deliver_due(Clock::now());
-  inner_.progress();
+  return inner_.progress();
 }
 
 WaitResult FaultyTransport::barrier(Deadline deadline) {

@@ -367,6 +367,38 @@ TEST_P(TransportTest, ArgumentsOutsideTheirRangeAreRefused) {
   });
 }
 
+TEST_P(TransportTest, ProgressTellsWhetherPutsMoveOverANetwork) {
+  const bool is_network = GetParam().kind.between_hosts();
+  on_all([&](Transport& transport) {
+    const auto region = transport.allocate_region(8192, 1);
+    const Rank next = (transport.rank() + 1) % transport.size();
+    const Rank last = (transport.rank() + transport.size() - 1) % transport.size();
+    const auto comes_to_rest = [&] {
+      const Deadline deadline = soon();
+      while (transport.progress() && std::chrono::steady_clock::now() < deadline) continue;
+      return std::chrono::steady_clock::now() < deadline;
+    };
+    ASSERT_REACHED(transport.barrier(soon()));
+    EXPECT_TRUE(comes_to_rest());
+    ASSERT_REACHED(transport.barrier(soon()));
+    transport.put({.region = region.get(),
+                   .peer = next,
+                   .offset = 4096,
+                   .source = region->local().first(4096)});
+    bool moved = false;
+    const Deadline deadline = soon();
+    while (transport.signal_value(*region, 0) == 0 && std::chrono::steady_clock::now() < deadline)
+      moved = transport.progress() || moved;
+    ASSERT_EQ(transport.signal_value(*region, 0), 1U);
+    moved = transport.progress() || moved;
+    const bool is_far = transport.host_of(last) != transport.host_of(transport.rank());
+    EXPECT_TRUE(moved || !is_network || !is_far);
+    ASSERT_REACHED(transport.barrier(soon()));
+    EXPECT_TRUE(comes_to_rest());
+    ASSERT_REACHED(transport.barrier(soon()));
+  });
+}
+
 // --- Groups ------------------------------------------------------------------------------------
 
 TEST_P(TransportTest, GroupsDoNotKnowEachOther) {

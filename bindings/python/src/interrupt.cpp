@@ -81,7 +81,7 @@ class InterruptibleTransport final : public Transport {
     return inner_->signal_value(region, signal);
   }
 
-  void progress() override { inner_->progress(); }
+  bool progress() override { return inner_->progress(); }
 
   WaitResult barrier(Deadline deadline) override {
     WaitResult result = WaitResult::timed_out;

@@ -18,6 +18,9 @@ namespace {
 /// Runs that lie closer together travel as one: a put costs about as much as so many bytes.
 constexpr std::size_t kGap = 512;
 
+/// Of a put, so that something is seen to move while a long run travels.
+constexpr std::size_t kMostPutBytes = std::size_t{256} << 10;
+
 constexpr std::chrono::milliseconds kLongestNap(1);
 
 std::size_t word_at(std::size_t letter, GpuSignal signal) {
@@ -135,7 +138,7 @@ bool GpuNetwork::move_or_mask() {
   }
 }
 
-/// Once over all letters. Whether one went or came.
+/// Once over all letters. Whether one went or came, or a part of one.
 bool GpuNetwork::move() {
   bool moved = false;
   for (Peer& peer : peers_) {
@@ -145,8 +148,7 @@ bool GpuNetwork::move() {
     }
     if (layout_.masks) moved = pass_masks(peer) || moved;
   }
-  transport_->progress();
-  return moved;
+  return transport_->progress() || moved;
 }
 
 /// In the handler of what ended the thread.
@@ -183,7 +185,7 @@ bool GpuNetwork::send(Peer& peer, GpuSignal step) {
 
 void GpuNetwork::put_runs(Peer& peer, GpuSignal step) {
   const std::span<const std::byte> own = region_->local();
-  const std::size_t most = transport_->capabilities().max_put_bytes;
+  const std::size_t most = std::min(kMostPutBytes, transport_->capabilities().max_put_bytes);
   const int signal_of_runs = signal(step, /*header=*/false, transport_->rank());
   GpuHeader header{.exchange = peer.sent[static_cast<int>(step)]};
   for (const Run& run : runs_) {
