@@ -174,6 +174,13 @@ std::vector<float> GpuLane::sums(std::size_t n) {
   return download<float>(queue_, out_.data(), n);
 }
 
+std::vector<RankKind> kinds_that_die() {
+  std::vector<RankKind> kinds = bare_rank_kinds();
+  std::erase_if(kinds,
+                [](const RankKind& kind) { return !kind.killable() || kind.provider == "tcp"; });
+  return kinds;
+}
+
 void run_gpu_exchanges(const GpuHarnessOptions& options, Transport& transport, GpuQueue& queue) {
   const FlushDenormals flush;
   GpuLane lane(options.dispatcher, transport, queue, options.ranks_per_host);

@@ -8,6 +8,7 @@
 #include "exchange_harness.h"
 #include "ferry/exchange/gpu/gpu_exchange.h"
 #include "ferry/function_ref.h"
+#include "support/ranks.h"
 
 namespace ferry::testing {
 
@@ -97,6 +98,11 @@ struct GpuHarnessOptions {
   int ranks_per_host = 0;
   bool in_place = false;  ///< of wire f32: tokens are written into registered_input()
 };
+
+/// Processes of which one may be killed. Not over libfabric's tcp: its version 1.17 takes a
+/// survivor that polls along, now and then (docs/transport.md), and exchanges between hosts poll
+/// all the time.
+std::vector<RankKind> kinds_that_die();
 
 /// Runs `count` exchanges on this rank, whose experts are computed on the host. Throws on the first
 /// wrong byte.

@@ -172,12 +172,7 @@ INSTANTIATE_TEST_SUITE_P(
 /// Of another host, as a process with a device of its own.
 TEST(GpuMask, AProcessThatDiesIsMaskedOverANetwork) {
   const DispatcherOptions options = options_of(1, WireType::bf16, timeout_of_deaths());
-  std::vector<RankKind> kinds = {{.transport = "shm"}};
-  for (const TransportInfo& one : list_transports()) {
-    if (one.name == "fabric" && one.available)
-      kinds.push_back({.transport = "fabric", .provider = "tcp"});
-  }
-  for (const RankKind& kind : kinds) {
+  for (const RankKind& kind : testing::kinds_that_die()) {
     on_ranks({.kind = kind, .ranks = kRanks, .killed_rank = kVictim}, [&](Transport& transport) {
       GpuEmulator device({.seed = 6});
       EmulatedQueue queue(device, 2);

@@ -91,12 +91,7 @@ TEST(GpuNetworkFaults, ARankThatGivesUpEndsTheWaitsForIt) {
 }
 
 TEST(GpuNetworkFaults, ARankThatDiesEndsTheWaitsForIt) {
-  std::vector<RankKind> kinds = {{.transport = "shm"}};
-  if (std::ranges::any_of(list_transports(), [](const TransportInfo& one) {
-        return one.name == "fabric" && one.available;
-      }))
-    kinds.push_back({.transport = "fabric", .provider = "tcp"});
-  for (const RankKind& kind : kinds) {
+  for (const RankKind& kind : testing::kinds_that_die()) {
     SCOPED_TRACE(kind.label());
     expect_named(
         {.kind = kind, .ranks = 3, .killed_rank = 1}, [] { raise(SIGKILL); }, "rank 1 died");

@@ -19,7 +19,8 @@
 // Why nothing is overwritten too early: a rank sends its tokens of exchange e + 1 behind its sums
 // of e, for which it waited until all peers had sent their results of e; and those have taken its
 // tokens, and its lists, before. A rank's experts write results of e + 1 behind the wait for all
-// peers' tokens of e + 1, which these sent after they had read the results of e.
+// peers' tokens of e + 1, which these sent after they had read the results of e. Of boxes too:
+// gpu_boxes.h adds what a network asks for.
 //
 // Where dead ranks are masked, a rank that waits in vain masks who did not come, tells it, should
 // it live, and goes on: nothing of it is read any more, and nothing is written to it. What it may
@@ -41,7 +42,8 @@ struct DispatcherOptions;
 
 namespace gpu {
 
-/// Signals of a part, one per source rank. The first two hold the number of the exchange.
+/// What a source rank signals in another's part, or box. The first two hold the number of the
+/// exchange.
 enum class GpuSignal : int {
   tokens,
   results,

@@ -131,10 +131,28 @@ bool GpuNetwork::move_or_mask() {
   try {
     return move();
   } catch (const TransportError& e) {
-    if (!layout_.masks || e.peer() < 0 || e.peer() == transport_->rank()) throw;
-    transport_->mask(e.peer());
-    std::erase_if(peers_, [&](const Peer& peer) { return peer.rank == e.peer(); });
+    go_on_without(e);
     return true;
+  }
+}
+
+/// In the handler of an error: throws it again, or masks the rank that it is about.
+void GpuNetwork::go_on_without(const TransportError& e) {
+  if (!layout_.masks || e.peer() < 0 || e.peer() == transport_->rank()) throw;
+  transport_->mask(e.peer());
+  for (Peer& peer : peers_) peer.is_gone = peer.is_gone || peer.rank == e.peer();
+}
+
+/// A put may throw for a third rank's sake, and the letter that it is of must go on all the same.
+void GpuNetwork::put(const Put& put) {
+  for (;;) {
+    try {
+      transport_->put(put);
+      return;
+    } catch (const TransportError& e) {
+      go_on_without(e);
+      if (e.peer() == put.peer) return;
+    }
   }
 }
 
@@ -142,6 +160,7 @@ bool GpuNetwork::move_or_mask() {
 bool GpuNetwork::move() {
   bool moved = false;
   for (Peer& peer : peers_) {
+    if (peer.is_gone) continue;
     for (const GpuSignal step : {GpuSignal::tokens, GpuSignal::results}) {
       moved = send(peer, step) || moved;
       moved = receive(peer, step) || moved;
@@ -192,16 +211,15 @@ void GpuNetwork::put_runs(Peer& peer, GpuSignal step) {
     mapped_->reads(run.from, run.bytes);
     for (std::size_t done = 0; done < run.bytes; ++header.puts) {
       const std::size_t bytes = std::min(most, run.bytes - done);
-      transport_->put({.region = region_.get(),
-                       .peer = peer.rank,
-                       .offset = run.to + done,
-                       .source = own.subspan(run.from + done, bytes),
-                       .signal = signal_of_runs});
+      put({.region = region_.get(),
+           .peer = peer.rank,
+           .offset = run.to + done,
+           .source = own.subspan(run.from + done, bytes),
+           .signal = signal_of_runs});
       done += bytes;
     }
   }
-  transport_->put(
-      {.region = region_.get(),
+  put({.region = region_.get(),
        .peer = peer.rank,
        .offset = header_at(boxes_.inbox_there(peer.rank) + boxes_.letter().headers, step),
        .source = std::as_bytes(std::span(&header, 1)),
@@ -229,9 +247,9 @@ bool GpuNetwork::pass_masks(Peer& peer) {
   bool moved = false;
   if (!peer.is_masked &&
       mapped_->acquire(word_at(boxes_.outbox(peer.rank) + signals, GpuSignal::masked), 1)) {
-    transport_->put({.region = region_.get(),
-                     .peer = peer.rank,
-                     .signal = signal(GpuSignal::masked, false, transport_->rank())});
+    put({.region = region_.get(),
+         .peer = peer.rank,
+         .signal = signal(GpuSignal::masked, false, transport_->rank())});
     peer.is_masked = moved = true;
   }
   if (!peer.has_masked && transport_->signal_value(*region_, word) > 0) {

@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "ferry/error.h"
 #include "ferry/exchange/gpu/gpu_boxes.h"
 #include "ferry/exchange/gpu/gpu_queue.h"
 #include "ferry/transport.h"
@@ -69,6 +70,7 @@ class GpuNetwork {
     std::uint64_t received[gpu::kGpuSteps] = {};  // likewise
     std::uint64_t puts[gpu::kGpuSteps] = {};      // of all exchanges received
     bool is_masked = false, has_masked = false;   // and either has been told
+    bool is_gone = false;
   };
 
   /// Bytes of our part and where they go in a peer's.
@@ -78,10 +80,12 @@ class GpuNetwork {
 
   void carry();
   bool move_or_mask();
+  void go_on_without(const TransportError& e);
   bool move();
   bool send(Peer& peer, gpu::GpuSignal step);
   bool receive(Peer& peer, gpu::GpuSignal step);
   bool pass_masks(Peer& peer);
+  void put(const Put& put);
   void put_runs(Peer& peer, gpu::GpuSignal step);
   void add_run(const Run& run);
   void add_tokens(Rank peer);
