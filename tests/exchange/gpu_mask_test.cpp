@@ -171,6 +171,7 @@ INSTANTIATE_TEST_SUITE_P(
 
 /// Of another host, as a process with a device of its own.
 TEST(GpuMask, AProcessThatDiesIsMaskedOverANetwork) {
+  if (slow_run()) GTEST_SKIP() << "long waits";
   const DispatcherOptions options = options_of(1, WireType::bf16, timeout_of_deaths());
   for (const RankKind& kind : testing::kinds_that_die()) {
     on_ranks({.kind = kind, .ranks = kRanks, .killed_rank = kVictim}, [&](Transport& transport) {
@@ -265,7 +266,10 @@ void expect_late_rank_is_told(int ranks_per_host) {
 
 TEST(GpuMask, ALateRankIsToldThatTheOthersWentOn) { expect_late_rank_is_told(3); }
 
-TEST(GpuMask, ALateRankOfAnotherHostIsToldToo) { expect_late_rank_is_told(1); }
+TEST(GpuMask, ALateRankOfAnotherHostIsToldToo) {
+  if (slow_run()) GTEST_SKIP() << "long waits";
+  expect_late_rank_is_told(1);
+}
 
 TEST(GpuMask, RefusesWhatCannotBeMasked) {
   GpuEmulator device;
