@@ -81,7 +81,7 @@ void expect_named(const RanksOptions& on,
 }
 
 TEST(GpuNetworkFaults, ARankThatGivesUpEndsTheWaitsForIt) {
-  for (const char* transport : {"inproc", "shm"}) {
+  for (const char* transport : {"shm", "inproc"}) {  // forks before threads
     SCOPED_TRACE(transport);
     expect_named(
         {.kind = {.transport = transport}, .ranks = 3},
@@ -266,6 +266,9 @@ void expect_error(Plant plant, bool on_both, const std::string& text, const Rank
 }
 
 TEST(GpuNetworkFaults, AFaultOfOrderIsFound) {
+#ifdef __SANITIZE_THREAD__
+  GTEST_SKIP() << "the sanitizer finds it, too";
+#endif
   expect_error(Plant::none, true, "");
   expect_error(Plant::doorbell_without_release, true, "race: host thread");
   expect_error(Plant::read_before_signal, true, "race: kernel");
