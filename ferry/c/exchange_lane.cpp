@@ -74,6 +74,7 @@ class DeviceLane final : public ExchangeLane {
                                       .encoded = tokens.encoded,
                                       .count = tokens.tokens,
                                       .slots = tokens.slots.data(),
+                                      .weights = tokens.weights.data(),
                                       .row_weights = tokens.row_weights.data()});
   }
 

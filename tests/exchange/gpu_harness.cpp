@@ -150,6 +150,7 @@ void GpuLane::dispatch_send() {
   gpu_.dispatch_send({.rows = {reinterpret_cast<const std::byte*>(rows_.data()), stride_},
                       .tokens = tokens_.data(),
                       .slots = slots_.data(),
+                      .weights = weights_.data(),
                       .row_weights = row_weights_.data()});
 }
 

@@ -98,13 +98,19 @@ void check_sums(const ExchangeCase& exchange, Rank rank, GpuLane& lane, bool is_
 
 enum class DiesBefore { dispatch_send, dispatch_recv, combine_send, combine_recv };
 
-class GpuDeadRank : public ::testing::TestWithParam<std::tuple<DiesBefore, int>> {};
+/// In which kind of exchange.
+enum class Kind { plain, groups, sums };
+
+class GpuDeadRank : public ::testing::TestWithParam<std::tuple<DiesBefore, Kind>> {};
 
 TEST_P(GpuDeadRank, IsMaskedAndWhatItHadIsReported) {
-  const auto [when, tp] = GetParam();
-  if (slow_run() && (when != DiesBefore::combine_send || tp != 1)) GTEST_SKIP() << "long waits";
-  const DispatcherOptions options =
-      options_of(tp, tp == 1 ? WireType::f32 : WireType::fp8, timeout_of_deaths());
+  const auto [when, kind] = GetParam();
+  if (slow_run() && (when != DiesBefore::combine_send || kind == Kind::groups))
+    GTEST_SKIP() << "long waits";
+  DispatcherOptions options = kind == Kind::plain
+                                  ? options_of(1, WireType::f32, timeout_of_deaths())
+                                  : options_of(2, WireType::fp8, timeout_of_deaths());
+  if (kind == Kind::sums) options.exchange.reduce_at = ExchangeOptions::ReduceAt::rank_then_home;
   GpuEmulator device({.seed = 3});
   std::latch all_done(kRanks);
   on_ranks({.ranks = kRanks}, [&, when = when](Transport& transport) {
@@ -140,20 +146,23 @@ TEST_P(GpuDeadRank, IsMaskedAndWhatItHadIsReported) {
   });
 }
 
-std::string name_of(const ::testing::TestParamInfo<std::tuple<DiesBefore, int>>& info) {
-  const auto [when, tp] = info.param;
+std::string name_of(const ::testing::TestParamInfo<std::tuple<DiesBefore, Kind>>& info) {
+  const auto [when, kind] = info.param;
   constexpr std::array kNames = {"dispatch_send", "dispatch_recv", "combine_send", "combine_recv"};
-  return fmt::format("{}_tp{}", kNames[static_cast<std::size_t>(when)], tp);
+  constexpr std::array kKinds = {"plain", "groups", "sums"};
+  return fmt::format(
+      "{}_{}", kNames[static_cast<std::size_t>(when)], kKinds[static_cast<std::size_t>(kind)]);
 }
 
-INSTANTIATE_TEST_SUITE_P(Phases,
-                         GpuDeadRank,
-                         ::testing::Combine(::testing::Values(DiesBefore::dispatch_send,
-                                                              DiesBefore::dispatch_recv,
-                                                              DiesBefore::combine_send,
-                                                              DiesBefore::combine_recv),
-                                            ::testing::Values(1, 2)),
-                         name_of);
+INSTANTIATE_TEST_SUITE_P(
+    Phases,
+    GpuDeadRank,
+    ::testing::Combine(::testing::Values(DiesBefore::dispatch_send,
+                                         DiesBefore::dispatch_recv,
+                                         DiesBefore::combine_send,
+                                         DiesBefore::combine_recv),
+                       ::testing::Values(Kind::plain, Kind::groups, Kind::sums)),
+    name_of);
 
 TEST(GpuMask, AGraphGoesOnWithoutARankThatItsCallerHasMasked) {
   const DispatcherOptions options = options_of(1, WireType::bf16, std::chrono::seconds(60));

@@ -2,6 +2,7 @@
 // cuda_queue.cpp looks up. Built into one image for several devices (cmake/ferry_cuda.cmake), with
 // -fmad=false and -ftz=true: see thread.h.
 #include "ferry/exchange/gpu/combine_results.h"
+#include "ferry/exchange/gpu/rank_sums.h"
 #include "ferry/exchange/gpu/receive_tokens.h"
 #include "ferry/exchange/gpu/send_tokens.h"
 #include "ferry/kernels/gpu/cuda_thread.cuh"
@@ -24,6 +25,7 @@
 FERRY_EXCHANGE_KERNEL(ferry_send_tokens, ferry::gpu::SendTokens)
 FERRY_EXCHANGE_KERNEL(ferry_receive_tokens, ferry::gpu::ReceiveTokens)
 FERRY_EXCHANGE_KERNEL(ferry_send_results, ferry::gpu::SendResults)
+FERRY_EXCHANGE_KERNEL(ferry_send_sums, ferry::gpu::SendSums)
 FERRY_EXCHANGE_KERNEL(ferry_sum_results, ferry::gpu::SumResults)
 FERRY_PRODUCT_KERNEL(ferry_product_bf16, ferry::gpu::ProductBf16)
 FERRY_PRODUCT_KERNEL(ferry_product_bf16_fp8, ferry::gpu::ProductBf16Fp8)

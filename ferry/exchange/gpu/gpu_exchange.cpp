@@ -23,6 +23,23 @@ void refuse(bool when, std::string_view what) {
 
 std::size_t aligned(std::size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
+/// Of this rank's own; with sums they lie in its part.
+std::size_t in_slot_bytes(const gpu::GpuLayout& layout) {
+  return layout.sums
+             ? 0
+             : static_cast<std::size_t>(layout.max_tokens * layout.topk) * sizeof(std::uint32_t);
+}
+
+std::size_t begins_bytes(const gpu::GpuLayout& layout) {
+  return layout.sums ? static_cast<std::size_t>(layout.ranks * layout.slots) * sizeof(std::uint32_t)
+                     : 0;
+}
+
+/// Of a row that experts write beside the results.
+std::size_t output_bytes(const gpu::GpuLayout& layout) {
+  return layout.results_as_written() ? 0 : static_cast<std::size_t>(layout.output_row_bytes);
+}
+
 }  // namespace
 
 void check_gpu_options(const DispatcherOptions& o, int ranks) {
@@ -31,8 +48,6 @@ void check_gpu_options(const DispatcherOptions& o, int ranks) {
   refuse(o.columns_of_results() != o.hidden, "results of some columns: choose result_columns = 0");
   refuse(o.exchange.pipeline == ExchangeOptions::Pipeline::tiles,
          "tiles: choose a backend whose experts compute all rows at once");
-  refuse(o.exchange.reduce_at != ExchangeOptions::ReduceAt::home,
-         "sums by rank: choose a backend that combines per expert");
   if (o.topk > kWarpThreads) {
     fail<ConfigError>(
         "a GPU exchange takes up to {} experts a token, not {}", kWarpThreads, o.topk);
@@ -57,6 +72,7 @@ GpuLayout::GpuLayout(const DispatcherOptions& o, int num_ranks)
       pointers(o.exchange.format == DispatchFormat::row_pointers),
       row_weights(o.row_weights),
       masks(o.exchange.on_dead_rank == ExchangeOptions::OnDeadRank::mask),
+      sums(o.exchange.reduce_at == ExchangeOptions::ReduceAt::rank_then_home),
       slot_capacity(std::int64_t{num_ranks} * list_tokens),
       alignment(o.row_alignment),
       dispatch_row_bytes(static_cast<std::int64_t>(wire_row_bytes(o.dispatch_wire, o.hidden))),
@@ -76,8 +92,14 @@ GpuLayout::GpuLayout(const DispatcherOptions& o, int num_ranks)
   tokens = take(lists * tokens_of_list * sizeof(std::uint32_t));
   weights = take(row_weights ? lists * tokens_of_list * sizeof(float) : 0);
   result_rows = take(static_cast<std::size_t>(tp) * lists * sizeof(std::uint32_t));
+  homes_tokens = take(sums ? static_cast<std::size_t>(ranks) * sizeof(std::uint32_t) : 0);
+  const std::size_t routed = sums ? static_cast<std::size_t>(max_tokens * topk) : 0;
+  routed_slots = take(routed * sizeof(SlotId));
+  routed_places = take(routed * sizeof(std::uint32_t));
+  routed_weights = take(routed * sizeof(float));
   stage = take(static_cast<std::size_t>(max_tokens * dispatch_row_bytes));
-  results = take(static_cast<std::size_t>(expert_rows * combine_row_bytes));
+  results =
+      take(static_cast<std::size_t>((sums ? slot_capacity : expert_rows) * combine_row_bytes));
 }
 
 }  // namespace gpu
@@ -106,14 +128,13 @@ GpuExchange::GpuExchange(const DispatcherOptions& options, Transport& transport,
   const auto rows = static_cast<std::size_t>(layout.expert_rows);
   part_ = queue.allocate(layout.part_bytes);
   state_ = queue.allocate(sizeof(gpu::GpuState));
-  in_slot_ = queue.allocate(static_cast<std::size_t>(layout.max_tokens * layout.topk) *
-                            sizeof(std::uint32_t));
+  in_slot_ = queue.allocate(in_slot_bytes(layout));
   input_ = queue.allocate(rows * static_cast<std::size_t>(layout.input_row_bytes));
-  output_ = queue.allocate(
-      encodes_results() ? rows * static_cast<std::size_t>(layout.output_row_bytes) : 0);
+  output_ = queue.allocate(rows * output_bytes(layout));
   weights_ = queue.allocate(layout.row_weights ? rows * sizeof(float) : 0);
   counts_ = queue.allocate(static_cast<std::size_t>(layout.slots) * sizeof(std::int32_t));
   offsets_ = queue.allocate(static_cast<std::size_t>(layout.slots) * sizeof(std::int64_t));
+  begins_ = queue.allocate(begins_bytes(layout));
   parts_ = queue.allocate(static_cast<std::size_t>(layout.ranks) * sizeof(std::byte*));
   masked_ = queue.allocate(static_cast<std::size_t>(layout.ranks) * sizeof(std::uint32_t));
   masked_now_.resize(static_cast<std::size_t>(layout.ranks));
@@ -124,7 +145,8 @@ GpuExchange::GpuExchange(const DispatcherOptions& options, Transport& transport,
   args_.parts = parts_->as<std::byte* const>();
   args_.state = state_->as<gpu::GpuState>();
   args_.masked = masked_->as<std::uint32_t>();
-  args_.in_slot = in_slot_->as<std::uint32_t>();
+  args_.in_slot = layout.sums ? gpu::at<std::uint32_t>(part_->data(), layout.routed_places)
+                              : in_slot_->as<std::uint32_t>();
 }
 
 GpuExchange::~GpuExchange() = default;
@@ -135,10 +157,8 @@ std::size_t GpuExchange::mem_size(const DispatcherOptions& options, int ranks) {
   check_gpu_options(o, ranks);
   const gpu::GpuLayout layout(o, ranks);
   const auto rows = static_cast<std::size_t>(layout.expert_rows);
-  const std::int64_t encoded = is_quantized(o.combine_wire) ? layout.output_row_bytes : 0;
-  return layout.part_bytes + sizeof(gpu::GpuState) +
-         static_cast<std::size_t>(layout.max_tokens * layout.topk) * sizeof(std::uint32_t) +
-         rows * static_cast<std::size_t>(layout.input_row_bytes + encoded) +
+  return layout.part_bytes + sizeof(gpu::GpuState) + in_slot_bytes(layout) + begins_bytes(layout) +
+         rows * (static_cast<std::size_t>(layout.input_row_bytes) + output_bytes(layout)) +
          (layout.row_weights ? rows * sizeof(float) : 0) +
          static_cast<std::size_t>(layout.slots) * (sizeof(std::int32_t) + sizeof(std::int64_t)) +
          (layout.masks ? static_cast<std::size_t>(layout.max_tokens) * sizeof(std::uint32_t) : 0) +
@@ -174,8 +194,6 @@ void GpuExchange::meet() {
     late("not all ranks of a GPU exchange opened each other's memory within the timeout");
 }
 
-bool GpuExchange::encodes_results() const { return is_quantized(options_.combine_wire); }
-
 GpuExchange::Course& GpuExchange::enter(Phase expected, Phase next, std::string_view name) {
   const std::uint64_t capture = queue_.capturing();
   Course& course = capture != 0 ? captured_ : called_;
@@ -201,6 +219,7 @@ void GpuExchange::dispatch_send(const GpuTokens& tokens) {
               options_.max_tokens);
   FERRY_CHECK(tokens.slots != nullptr || (tokens.tokens == nullptr && tokens.count == 0),
               "no slots");
+  FERRY_CHECK(!args_.layout.sums || tokens.weights != nullptr, "no weights, which ranks sum by");
   FERRY_CHECK(!options_.row_weights || tokens.row_weights != nullptr, "no row weights");
   if (!tokens.encoded && is_quantized(options_.dispatch_wire) && tokens.type == DType::f16)
     fail<ConfigError>("{} wires take f32 or bf16 rows, not f16",
@@ -214,7 +233,8 @@ void GpuExchange::dispatch_send(const GpuTokens& tokens) {
                          .rows = in_stage ? RowsView{} : tokens.rows,
                          .type = tokens.type,
                          .encoded = tokens.encoded,
-                         .row_weights = tokens.row_weights},
+                         .row_weights = tokens.row_weights,
+                         .sum_weights = tokens.weights},
          gpu::SendTokens::shared_bytes(args_.layout));
 }
 
@@ -224,7 +244,8 @@ ExpertRows GpuExchange::dispatch_recv() {
                             .input = input_->data(),
                             .weights = weights_->as<float>(),
                             .counts = counts_->as<std::int32_t>(),
-                            .offsets = offsets_->as<std::int64_t>()},
+                            .offsets = offsets_->as<std::int64_t>(),
+                            .begins = begins_->as<std::uint32_t>()},
          gpu::ReceiveTokens::shared_bytes(args_.layout));
   const gpu::GpuLayout& layout = args_.layout;
   const auto slots = static_cast<std::size_t>(layout.slots);
@@ -239,7 +260,7 @@ ExpertRows GpuExchange::dispatch_recv() {
                     : RowsView{.base = input_->data(), .stride = layout.expert_row_bytes},
           .in_type = options_.expert_type,
           .weights = {weights_->as<const float>(), layout.row_weights ? rows : 0},
-          .out = {encodes_results() ? output_->data() : part_->data() + layout.results,
+          .out = {layout.results_as_written() ? part_->data() + layout.results : output_->data(),
                   layout.output_row_bytes},
           .out_type = layout.output_type,
           .hidden = layout.hidden};
@@ -247,8 +268,15 @@ ExpertRows GpuExchange::dispatch_recv() {
 
 void GpuExchange::combine_send() {
   const Course& course = enter(Phase::dispatched, Phase::combine_sent, "combine_send");
+  if (args_.layout.sums) {
+    launch(gpu::SendSums{.args = course.args,
+                         .output = output_->data(),
+                         .begins = begins_->as<const std::uint32_t>()},
+           gpu::SendSums::shared_bytes(args_.layout));
+    return;
+  }
   launch(gpu::SendResults{.args = course.args,
-                          .output = encodes_results() ? output_->data() : nullptr,
+                          .output = args_.layout.results_as_written() ? nullptr : output_->data(),
                           .counts = counts_->as<const std::int32_t>(),
                           .offsets = offsets_->as<const std::int64_t>()},
          gpu::SendResults::shared_bytes(args_.layout));

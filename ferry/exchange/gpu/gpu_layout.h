@@ -12,6 +12,10 @@
 // group), and every member reads all results: the peer tells each where those of every share begin,
 // and where a token stands in another member's list a member works out from the ids, which it has.
 //
+// Where ranks sum before homes do, the peer adds up its results of each token, and its results are
+// these sums, by home and token. What belongs to which sum it reads from the home's ids, weights
+// and places in lists, which lie in the home's part.
+//
 // Why nothing is overwritten too early: a rank sends its tokens of exchange e + 1 behind its sums
 // of e, for which it waited until all peers had sent their results of e; and those have taken its
 // tokens, and its lists, before. A rank's experts write results of e + 1 behind the wait for all
@@ -103,6 +107,7 @@ struct GpuLayout {
   bool pointers = false;  ///< rows are not copied: experts get where they lie, in homes' stages
   bool row_weights = false;
   bool masks = false;              ///< ranks that do not come, rather than fail
+  bool sums = false;               ///< a rank's results of a token are one row: their sum
   std::int64_t slot_capacity = 0;  ///< padded: rows of a slot
   std::int64_t alignment = 1;      ///< ragged: a slot's first row is a multiple of it
   std::int64_t expert_rows = 0;
@@ -121,8 +126,17 @@ struct GpuLayout {
   std::size_t result_rows = 0;  ///< u32 [tp][ranks][slots] of each share and peer: where its
                                 ///< results begin there
   std::size_t stage = 0;        ///< [max_tokens] rows in dispatch wire
-  std::size_t results = 0;      ///< [expert_rows] rows in combine wire
+  std::size_t results = 0;      ///< [expert_rows] rows in combine wire; sums: [ranks][list_tokens]
   std::size_t part_bytes = 0;
+
+  // With sums: how many tokens each home holds, and this rank's routing, which peers read.
+  std::size_t homes_tokens = 0;    ///< u32 [ranks]
+  std::size_t routed_slots = 0;    ///< SlotId [max_tokens, topk]
+  std::size_t routed_places = 0;   ///< u32 likewise: in_slot
+  std::size_t routed_weights = 0;  ///< f32 likewise
+
+  /// Whether experts write what homes read.
+  bool results_as_written() const { return !sums && !is_quantized(combine_wire); }
 
   FERRY_GPU std::size_t signal_at(GpuSignal kind, int source) const {
     return signals + static_cast<std::size_t>(static_cast<int>(kind) * ranks + source) *
@@ -138,6 +152,12 @@ struct GpuLayout {
   /// Of a share's results of a peer's slot in result_rows.
   FERRY_GPU std::size_t results_of(int share, int peer, int slot) const {
     return list(share * ranks + peer, slot);
+  }
+
+  /// The sum of results of a home's token.
+  FERRY_GPU std::size_t sum_at(int home, std::int64_t token) const {
+    return results + static_cast<std::size_t>((std::int64_t{home} * list_tokens + token / tp) *
+                                              combine_row_bytes);
   }
 
   /// Of tokens that a group holds, those of a share.

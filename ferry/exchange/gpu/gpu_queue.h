@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "ferry/exchange/gpu/combine_results.h"
+#include "ferry/exchange/gpu/rank_sums.h"
 #include "ferry/exchange/gpu/receive_tokens.h"
 #include "ferry/exchange/gpu/send_tokens.h"
 #include "ferry/function_ref.h"
@@ -25,6 +26,7 @@ namespace ferry {
 using GpuKernel = std::variant<gpu::SendTokens,
                                gpu::ReceiveTokens,
                                gpu::SendResults,
+                               gpu::SendSums,
                                gpu::SumResults,
                                gpu::ProductBf16,
                                gpu::ProductBf16Fp8,

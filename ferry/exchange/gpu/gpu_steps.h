@@ -28,6 +28,30 @@ FERRY_GPU void record_fault(Thread& t, const GpuExchangeArgs& args, const GpuFau
   t.store(&to->value, fault.value);
 }
 
+/// What `rank` has written for a slot cannot be.
+template <class Thread>
+FERRY_GPU void bad_message(
+    Thread& t, const GpuExchangeArgs& args, int rank, std::int64_t slot, std::uint32_t value) {
+  record_fault(t,
+               args,
+               {.kind = GpuFaultRecord::bad_message,
+                .rank = static_cast<std::uint32_t>(rank),
+                .exchange = t.load(&args.state->exchange),
+                .where = slot,
+                .value = value});
+}
+
+/// Whether an earlier kernel found a fault. By all threads of a block, for which it is one answer.
+template <class Thread>
+FERRY_GPU bool has_failed(Thread& t, const GpuExchangeArgs& args) {
+  auto* failed = reinterpret_cast<std::uint32_t*>(t.shared());
+  if (t.thread() == 0) t.store(failed, t.load_acquire(&args.state->has_fault));
+  t.sync();
+  const bool has = t.load(failed) != 0;
+  t.sync();
+  return has;
+}
+
 /// Whether this rank goes on without that one.
 template <class Thread>
 FERRY_GPU bool is_masked(Thread& t, const GpuExchangeArgs& args, int peer) {
@@ -91,11 +115,8 @@ FERRY_GPU bool await_peer(Thread& t, const GpuExchangeArgs& args, GpuSignal kind
 /// found a fault.
 template <class Thread>
 FERRY_GPU bool await_all(Thread& t, const GpuExchangeArgs& args, GpuSignal kind) {
-  auto* failed = reinterpret_cast<std::uint32_t*>(t.shared());
-  if (t.thread() == 0) t.store(failed, t.load_acquire(&args.state->has_fault));
-  t.sync();
-  if (t.load(failed) != 0) return false;
-  t.sync();
+  if (has_failed(t, args)) return false;
+  auto* failed = reinterpret_cast<std::uint32_t*>(t.shared());  // 0 now
   const bool masks = args.layout.masks;
   std::uint64_t* decided = args.state->decided + static_cast<int>(kind);
   if (!masks || t.block() == 0) {

@@ -14,6 +14,7 @@ struct ReceiveTokens {
   float* weights = nullptr;         ///< [expert_rows], with row_weights
   std::int32_t* counts = nullptr;   ///< [slots] what experts get,
   std::int64_t* offsets = nullptr;  ///< [slots] and where
+  std::uint32_t* begins = nullptr;  ///< [ranks, slots] first row of each home's, where ranks sum
 
   /// Of a block: where each home's rows begin among those of a slot, and each slot's first record
   /// and first row.
@@ -87,7 +88,7 @@ struct ReceiveTokens {
         std::uint32_t count =
             is_masked(t, args, home) ? 0 : t.load(counts_of + layout.list(home, slot));
         if (count > static_cast<std::uint32_t>(layout.list_tokens)) {
-          bad_message(t, home, slot, count);
+          bad_message(t, args, home, slot, count);
           count = 0;
         }
         t.store(first_of_home(t) + slot * layout.ranks + order, rows);
@@ -113,6 +114,7 @@ struct ReceiveTokens {
         const std::uint32_t begin =
             is_masked(t, args, home) ? kNoResults
                                      : row + t.load(first_of_home(t) + slot * layout.ranks + order);
+        if (layout.sums) t.store(begins + layout.list(home, slot), begin);
         const int group = home / layout.tp * layout.tp;
         for (int member = group; member < group + layout.tp; ++member) {
           if (is_masked(t, args, member)) continue;
@@ -138,7 +140,7 @@ struct ReceiveTokens {
     std::byte* own = t.load(args.parts + args.rank);
     const std::uint32_t token = t.load(at<const std::uint32_t>(own, layout.tokens) + entry);
     if (token >= static_cast<std::uint32_t>(layout.max_tokens)) {
-      if (t.lane() == 0) bad_message(t, home, slot, token);
+      if (t.lane() == 0) bad_message(t, args, home, slot, token);
       return;
     }
     const std::int64_t place = std::int64_t{t.load(first_row(t) + slot)} + in_slot;
@@ -172,17 +174,6 @@ struct ReceiveTokens {
     const std::int64_t begin = first / kPieceValues * share;
     if (begin >= bytes) return;
     copy_bytes(t, to + begin, from + begin, bytes - begin < share ? bytes - begin : share);
-  }
-
-  template <class Thread>
-  FERRY_GPU void bad_message(Thread& t, int home, int slot, std::uint32_t value) const {
-    record_fault(t,
-                 args,
-                 {.kind = GpuFaultRecord::bad_message,
-                  .rank = static_cast<std::uint32_t>(home),
-                  .exchange = t.load(&args.state->exchange),
-                  .where = slot,
-                  .value = value});
   }
 };
 

@@ -12,6 +12,7 @@ struct SendTokens {
   DType type = DType::f32;
   bool encoded = false;                ///< rows are in wire type already
   const float* row_weights = nullptr;  ///< [tokens, topk], with that option
+  const float* sum_weights = nullptr;  ///< [tokens, topk], where ranks sum
 
   static constexpr std::size_t shared_bytes(const GpuLayout&) { return sizeof(std::uint32_t); }
 
@@ -20,6 +21,7 @@ struct SendTokens {
     const int tokens = num_tokens(t, args);
     if (rows.base != nullptr) stage_rows(t, tokens);
     check_ids(t, tokens);
+    if (args.layout.sums) show_routing(t, tokens);
     const GpuLayout& layout = args.layout;
     for_units(t, std::int64_t{layout.ranks} * layout.slots, [&](std::int64_t slot) {
       if (is_masked(t, args, static_cast<int>(slot) / layout.slots)) return;
@@ -78,6 +80,26 @@ struct SendTokens {
           t,
           args,
           {.kind = GpuFaultRecord::bad_id, .exchange = number(t), .where = e, .value = slot});
+    }
+  }
+
+  /// To ranks that sum: how many tokens there are, and where their results go into which sum.
+  /// Places in lists are there already: in_slot is a part of what is shown.
+  template <class Thread>
+  FERRY_GPU void show_routing(Thread& t, int tokens) const {
+    const GpuLayout& layout = args.layout;
+    std::byte* part = t.load(args.parts + args.rank);
+    const std::int64_t entries = std::int64_t{tokens} * layout.topk;
+    const std::int64_t threads = std::int64_t{t.blocks()} * t.threads();
+    const std::int64_t own = std::int64_t{t.block()} * t.threads() + t.thread();
+    for (std::int64_t e = own; e < entries; e += threads) {
+      t.store(at<SlotId>(part, layout.routed_slots) + e, t.load(args.slots + e));
+      t.store(at<float>(part, layout.routed_weights) + e, t.load(sum_weights + e));
+    }
+    for (std::int64_t peer = own; peer < layout.ranks; peer += threads) {
+      if (is_masked(t, args, static_cast<int>(peer))) continue;
+      t.store(at<std::uint32_t>(t.load(args.parts + peer), layout.homes_tokens) + args.rank,
+              static_cast<std::uint32_t>(tokens));
     }
   }
 
