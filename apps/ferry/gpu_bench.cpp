@@ -211,6 +211,7 @@ class GpuRank {
   void dispatch() {
     exchange_.dispatch_send({.rows = {rows_->data(), stride()},
                              .type = DType::bf16,
+                             .count = a2a_.tokens,
                              .tokens = num_tokens_->as<int>(),
                              .slots = slots_->as<SlotId>(),
                              .weights = weights_->as<float>()});

@@ -190,8 +190,10 @@ class SmallExchange {
 
   void send(const std::vector<SlotId>& ids) {
     std::ranges::copy(ids, slots_->as<SlotId>());
-    exchange_.dispatch_send(
-        {.rows = rows(), .tokens = num_tokens_->as<int>(), .slots = slots_->as<SlotId>()});
+    exchange_.dispatch_send({.rows = rows(),
+                             .count = 2,
+                             .tokens = num_tokens_->as<int>(),
+                             .slots = slots_->as<SlotId>()});
   }
 
   void finish() {
@@ -201,6 +203,9 @@ class SmallExchange {
   }
 
   GpuExchange& exchange() { return exchange_; }
+
+  /// What the device is told, whether it can be or not.
+  void say_tokens(int tokens) const { *num_tokens_->as<int>() = tokens; }
 
  private:
   static constexpr std::ptrdiff_t kStride = 16 * sizeof(float);
@@ -251,6 +256,31 @@ TEST(GpuExchange, NamesAnIdThatIsNoSlots) {
           << e.what();
     }
   });
+}
+
+// Kernels of this exchange and of later ones find no tokens, and touch no row behind the arrays.
+TEST(GpuExchange, TellsANumberOfTokensThatCannotBe) {
+  for (const int tokens : {3, -1, 1 << 30}) {
+    GpuEmulator device({.seed = 1});
+    on_ranks({.ranks = 1}, [&](Transport& transport) {
+      EmulatedQueue queue(device, 2);
+      SmallExchange small(small_options(), transport, queue);
+      small.say_tokens(tokens);
+      for (int n = 0; n < 2; ++n) {
+        small.send({0, 1, 1, 2});
+        small.finish();
+      }
+      try {
+        small.exchange().synchronise();
+        ADD_FAILURE() << "no error";
+      } catch (const BrokenContract& e) {
+        EXPECT_NE(
+            std::string(e.what()).find(fmt::format("says {} tokens; 0 to 2 are possible", tokens)),
+            std::string::npos)
+            << e.what();
+      }
+    });
+  }
 }
 
 TEST(GpuExchange, RefusesPhasesOutOfTurn) {

@@ -73,6 +73,7 @@ class Layers {
     for (int layer = 0; layer < kLayers; ++layer) {
       exchange_.dispatch_send(
           {.rows = {rows_of(layer), stride()},
+           .count = options_.max_tokens,
            .tokens = tokens_->as<int>(),
            .slots = slots_->as<SlotId>() + layer * options_.max_tokens * options_.topk});
       const ExpertRows rows = exchange_.dispatch_recv();

@@ -148,6 +148,7 @@ void GpuLane::bring(const ExchangeCase& exchange, bool accumulate) {
 
 void GpuLane::dispatch_send() {
   gpu_.dispatch_send({.rows = {reinterpret_cast<const std::byte*>(rows_.data()), stride_},
+                      .count = gpu_.options().max_tokens,
                       .tokens = tokens_.data(),
                       .slots = slots_.data(),
                       .weights = weights_.data(),

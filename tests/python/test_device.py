@@ -207,6 +207,17 @@ def test_a_masked_rank_is_left_out():
     ranks.in_threads(SIZE, body)
 
 
+def test_a_number_of_tokens_that_cannot_be_is_told_at_synchronise():
+    def body(comm):
+        a2a = tokenferry.DeviceAllToAll(comm, **OPTIONS)
+        given = on_device(tokens_of(comm.rank, 2))
+        a2a.dispatch_send(*given, gpu.array(np.array([3], np.int32)))
+        with pytest.raises(tokenferry.ConfigError, match="the device says 3 tokens; 0 to 2 are possible"):
+            a2a.synchronise()
+
+    ranks.in_threads(1, body)
+
+
 def test_an_id_that_is_no_slot_is_told_at_synchronise():
     def body(comm):
         a2a = tokenferry.DeviceAllToAll(comm, **OPTIONS)

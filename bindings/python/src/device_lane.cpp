@@ -81,8 +81,8 @@ void DeviceLane::dispatch_send(const DeviceTokens& t) {
     stream_->exchange().dispatch_send(
         {.rows = t.x.rows(),
          .type = t.x.dtype(),
-         .tokens = reinterpret_cast<const int*>(t.count.data()),
          .count = static_cast<int>(t.x.shape(0)),
+         .tokens = reinterpret_cast<const int*>(t.count.data()),
          .slots = reinterpret_cast<const SlotId*>(t.slots.data()),
          .weights = sum_weights(t),
          .row_weights = options_.row_weights ? row_weights : nullptr});

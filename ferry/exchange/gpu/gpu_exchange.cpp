@@ -217,8 +217,7 @@ void GpuExchange::dispatch_send(const GpuTokens& tokens) {
               "{} tokens; 0 to {} are possible",
               tokens.count,
               options_.max_tokens);
-  FERRY_CHECK(tokens.slots != nullptr || (tokens.tokens == nullptr && tokens.count == 0),
-              "no slots");
+  FERRY_CHECK(tokens.slots != nullptr || tokens.count == 0, "no slots");
   FERRY_CHECK(!args_.layout.sums || tokens.weights != nullptr, "no weights, which ranks sum by");
   FERRY_CHECK(!options_.row_weights || tokens.row_weights != nullptr, "no row weights");
   if (!tokens.encoded && is_quantized(options_.dispatch_wire) && tokens.type == DType::f16)
@@ -361,6 +360,10 @@ void GpuExchange::throw_fault(const gpu::GpuFaultRecord& fault) const {
                            fmt::format("rank {} waited too long for this rank and went on without "
                                        "it; start it again with the next group",
                                        rank));
+    case Kind::bad_count:
+      fail<BrokenContract>("dispatch_send: the device says {} tokens; 0 to {} are possible",
+                           fault.value,
+                           fault.where);
     case Kind::bad_id:
       fail<BrokenContract>("dispatch_send: token {}: choice {} is slot {}, outside -1..{}",
                            fault.where / options_.topk,

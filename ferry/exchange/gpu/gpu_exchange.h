@@ -20,8 +20,8 @@ struct GpuTokens {
   RowsView rows = {};  ///< [tokens, H] of `type`; or registered_input(), which is not copied
   DType type = DType::f32;
   bool encoded = false;
-  const int* tokens = nullptr;  ///< their number, at most max_tokens: read when kernels run; null:
-  int count = 0;                ///< this many
+  int count = 0;                       ///< their number, at most max_tokens;
+  const int* tokens = nullptr;         ///< or how many of these there are, read when kernels run
   const SlotId* slots = nullptr;       ///< [tokens, K], -1 = none
   const float* weights = nullptr;      ///< [tokens, K], where ranks sum before home does
   const float* row_weights = nullptr;  ///< [tokens, K], with the option row_weights

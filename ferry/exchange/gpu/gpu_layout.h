@@ -64,6 +64,7 @@ struct GpuFaultRecord {
     none,
     no_tokens,    ///< of `rank`, within the time
     no_results,   ///< of `rank`, within the time
+    bad_count,    ///< `value` tokens, where there is room for `where`
     bad_id,       ///< entry `where` of the slot ids is `value`
     bad_message,  ///< of `rank`: slot `where`, number `value`
     left_behind,  ///< by `rank`, which has masked this one
@@ -174,8 +175,8 @@ struct GpuExchangeArgs {
   std::uint32_t* masked = nullptr;   ///< [ranks] not 0: this rank goes on without it
   std::uint32_t* in_slot = nullptr;  ///< [max_tokens, topk] place in its share's list, of the first
                                      ///< k that names the slot
-  const int* tokens = nullptr;       ///< this rank's number of them, read when a kernel runs; null:
-  int count = 0;                     ///< this many
+  const int* tokens = nullptr;       ///< how many this rank has, read when a kernel runs; null:
+  int count = 0;                     ///< all that there is room for
   const SlotId* slots = nullptr;     ///< [tokens, topk]
 };
 

@@ -11,9 +11,17 @@ FERRY_GPU T* at(std::byte* part, std::size_t offset) {
   return reinterpret_cast<T*>(part + offset);
 }
 
+/// Whether there can be so many.
+FERRY_GPU bool is_possible(const GpuExchangeArgs& args, int tokens) {
+  return tokens >= 0 && tokens <= args.count;
+}
+
+/// Of this rank; none where there cannot be so many, which is told where they are sent.
 template <class Thread>
 FERRY_GPU int num_tokens(Thread& t, const GpuExchangeArgs& args) {
-  return args.tokens != nullptr ? t.load(args.tokens) : args.count;
+  if (args.tokens == nullptr) return args.count;
+  const int tokens = t.load(args.tokens);
+  return is_possible(args, tokens) ? tokens : 0;
 }
 
 /// The first fault of an exchange is the one that is told.

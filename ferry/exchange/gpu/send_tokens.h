@@ -19,6 +19,7 @@ struct SendTokens {
   template <class Thread>
   FERRY_GPU void operator()(Thread& t) const {
     const int tokens = num_tokens(t, args);
+    if (t.block() == 0 && t.thread() == 0) check_count(t);
     if (rows.base != nullptr) stage_rows(t, tokens);
     check_ids(t, tokens);
     if (args.layout.sums) show_routing(t, tokens);
@@ -65,6 +66,20 @@ struct SendTokens {
                {layout.dispatch_wire, layout.hidden},
                unit % pieces * piece);
     });
+  }
+
+  /// A number of tokens for which there is no room is as none, and is told.
+  template <class Thread>
+  FERRY_GPU void check_count(Thread& t) const {
+    if (args.tokens == nullptr) return;
+    const int tokens = t.load(args.tokens);
+    if (is_possible(args, tokens)) return;
+    record_fault(t,
+                 args,
+                 {.kind = GpuFaultRecord::bad_count,
+                  .exchange = number(t),
+                  .where = args.count,
+                  .value = tokens});
   }
 
   /// An id outside -1..slots - 1 goes nowhere and is told.
