@@ -19,6 +19,7 @@ struct SendResults {
 
   template <class Thread>
   FERRY_GPU void operator()(Thread& t) const {
+    if (!may_begin(t, args, GpuPhase::combine_send)) return;
     std::int64_t dealt = 0;
     for (int slot = 0; output != nullptr && slot < args.layout.slots; ++slot)
       dealt += encode_slot(t, slot, dealt);

@@ -11,6 +11,8 @@ namespace ferry {
 namespace {
 
 constexpr std::size_t kLine = 256;
+constexpr const char* kPhases[] = {
+    "dispatch_send", "dispatch_recv", "combine_send", "combine_recv"};
 constexpr std::uint32_t kMasked = 1;  // copied to the device from here, at any time
 
 void refuse(bool when, std::string_view what) {
@@ -360,6 +362,13 @@ void GpuExchange::throw_fault(const gpu::GpuFaultRecord& fault) const {
                            fmt::format("rank {} waited too long for this rank and went on without "
                                        "it; start it again with the next group",
                                        rank));
+    case Kind::out_of_turn:
+      fail<BrokenContract>(
+          "{} ran out of turn behind exchange {}: launch a graph when no exchange is half done, "
+          "and "
+          "each of its graphs once",
+          kPhases[fault.where],
+          fault.exchange);
     case Kind::bad_count:
       fail<BrokenContract>("dispatch_send: the device says {} tokens; 0 to {} are possible",
                            fault.value,

@@ -47,6 +47,9 @@ enum class GpuSignal : int {
   masked  ///< not 0: the source goes on without this rank
 };
 
+/// Of an exchange, in order: each is a kernel.
+enum class GpuPhase : int { dispatch_send, dispatch_recv, combine_send, combine_recv };
+
 inline constexpr int kGpuWaits = 2;
 inline constexpr int kGpuSignals = 3;
 
@@ -68,6 +71,7 @@ struct GpuFaultRecord {
     bad_id,       ///< entry `where` of the slot ids is `value`
     bad_message,  ///< of `rank`: slot `where`, number `value`
     left_behind,  ///< by `rank`, which has masked this one
+    out_of_turn,  ///< phase `where`
   };
 
   std::uint32_t kind = none;
@@ -80,6 +84,11 @@ struct GpuFaultRecord {
 /// Memory of one rank that peers do not see.
 struct GpuState {
   std::uint64_t exchange = 0;  ///< the one that has begun last
+  // And those whose later phases were run last. The host checks the order of calls and of captures,
+  // but not when a graph is launched.
+  std::uint64_t received = 0;
+  std::uint64_t combined = 0;
+  std::uint64_t summed = 0;
   std::uint32_t blocks_done = 0;
   std::uint32_t has_fault = 0;  ///< who raises it from 0 writes the record
   /// Of each signal that is waited for, the exchange whose masks block 0 has decided on.

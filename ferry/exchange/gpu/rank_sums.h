@@ -17,7 +17,8 @@ struct SendSums {
 
   template <class Thread>
   FERRY_GPU void operator()(Thread& t) const {
-    if (!has_failed(t, args)) sum_homes(t);
+    if (!may_begin(t, args, GpuPhase::combine_send)) return;
+    sum_homes(t);
     signal_all(t, args, GpuSignal::results, t.load(&args.state->exchange));
   }
 

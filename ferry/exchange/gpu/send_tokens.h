@@ -18,6 +18,7 @@ struct SendTokens {
 
   template <class Thread>
   FERRY_GPU void operator()(Thread& t) const {
+    if (!may_begin(t, args, GpuPhase::dispatch_send)) return;
     const int tokens = num_tokens(t, args);
     if (t.block() == 0 && t.thread() == 0) check_count(t);
     if (rows.base != nullptr) stage_rows(t, tokens);
