@@ -40,7 +40,8 @@ enum Axis {
   axis_blocks,
   axis_runs,
   axis_masks,
-  axis_sums
+  axis_sums,
+  axis_result_columns
 };
 
 constexpr int kRankCounts[] = {1, 2, 3, 4};
@@ -66,6 +67,7 @@ std::vector<int> sizes() {
           static_cast<int>(std::size(kBlocks)),
           static_cast<int>(std::size(kRuns)),
           2,
+          2,
           2};
 }
 
@@ -85,6 +87,7 @@ DispatcherOptions options_of(const Combination& c) {
   o.exchange.format = kLayouts[at(axis_layout)];
   o.exchange.fixed_format = true;
   if (c[axis_masks] == 1) o.exchange.on_dead_rank = ExchangeOptions::OnDeadRank::mask;
+  if (c[axis_result_columns] == 1) o.result_columns = o.hidden / 3;
   if (c[axis_sums] == 1) o.exchange.reduce_at = ExchangeOptions::ReduceAt::rank_then_home;
   o.row_weights = c[axis_row_weights] == 1;
   o.expert_type = c[axis_expert_type] == 0 ? o.dispatch_wire : WireType::bf16;
@@ -104,7 +107,7 @@ std::string name_of(const Combination& c) {
   const DispatcherOptions o = options_of(c);
   return fmt::format(
       "{} ranks, tp {}, {} to {}, back {}, {}, routing {}, row weights {}, hidden {}, {} blocks, "
-      "runs {}, masks {}, sums by rank {}",
+      "runs {}, masks {}, sums by rank {}, results {}",
       ranks_of(c),
       o.tp,
       wire_type_name(o.dispatch_wire),
@@ -117,7 +120,8 @@ std::string name_of(const Combination& c) {
       kBlocks[c[axis_blocks]],
       c[axis_runs],
       c[axis_masks] == 1,
-      c[axis_sums] == 1);
+      c[axis_sums] == 1,
+      o.columns_of_results());
 }
 
 DispatcherOptions small_options() {

@@ -115,8 +115,8 @@ void exchange_once(
                 "exchange {} rank {} token {} column {}: got {}, expected {}",
                 number,
                 rank,
-                i / static_cast<std::size_t>(o.hidden),
-                i % static_cast<std::size_t>(o.hidden),
+                i / static_cast<std::size_t>(o.columns_of_results()),
+                i % static_cast<std::size_t>(o.columns_of_results()),
                 got[i],
                 expected);
   }
@@ -130,6 +130,7 @@ GpuLane::GpuLane(const DispatcherOptions& o, Transport& transport, GpuQueue& que
       gpu_(o, transport, queue),
       layout_(gpu_.options(), transport.size()),
       stride_(static_cast<std::ptrdiff_t>(sizeof(float)) * o.hidden),
+      result_stride_(static_cast<std::ptrdiff_t>(sizeof(float)) * o.columns_of_results()),
       tokens_(queue, 1),
       rows_(queue, values_of(o)),
       slots_(queue, entries_of(o)),
@@ -157,7 +158,7 @@ void GpuLane::dispatch_send() {
 
 void GpuLane::combine_recv(bool accumulate) {
   gpu_.combine_recv({.weights = weights_.data(),
-                     .rows = {reinterpret_cast<std::byte*>(out_.data()), stride_},
+                     .rows = {reinterpret_cast<std::byte*>(out_.data()), result_stride_},
                      .accumulate = accumulate});
 }
 

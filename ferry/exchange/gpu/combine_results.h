@@ -31,8 +31,8 @@ struct SendResults {
   template <class Thread>
   FERRY_GPU std::int64_t encode_slot(Thread& t, int slot, std::int64_t dealt) const {
     const GpuLayout& layout = args.layout;
-    const std::int64_t piece = encode_piece(layout.combine_wire, layout.hidden);
-    const std::int64_t pieces = pieces_of(layout.hidden, piece);
+    const std::int64_t piece = encode_piece(layout.combine_wire, layout.result_columns);
+    const std::int64_t pieces = pieces_of(layout.result_columns, piece);
     const std::int64_t first_row = t.load(offsets + slot);
     std::byte* results = t.load(args.parts + args.rank) + layout.results;
     const std::int64_t units = t.load(counts + slot) * pieces;
@@ -42,7 +42,7 @@ struct SendResults {
              output + row * layout.output_row_bytes,
              layout.output_type,
              results + row * layout.combine_row_bytes,
-             {layout.combine_wire, layout.hidden},
+             {layout.combine_wire, layout.result_columns},
              unit % pieces * piece);
     };
     for_units(t, units, encode_unit, dealt);
@@ -53,7 +53,7 @@ struct SendResults {
 struct SumResults {
   GpuExchangeArgs args;
   const float* weights = nullptr;  ///< [tokens, topk], unless ranks have summed by them
-  MutableRowsView rows = {};       ///< [tokens, hidden] of `type`
+  MutableRowsView rows = {};       ///< [tokens, result_columns] of `type`
   DType type = DType::f32;
   bool accumulate = false;
   std::uint32_t* lost = nullptr;  ///< [max_tokens] not 0: a masked rank's part is missing
@@ -75,7 +75,7 @@ struct SumResults {
 
   template <class Thread>
   FERRY_GPU void sum_tokens(Thread& t) const {
-    const std::int64_t pieces = pieces_of(args.layout.hidden, kPieceValues);
+    const std::int64_t pieces = pieces_of(args.layout.result_columns, kPieceValues);
     for_units(t, num_tokens(t, args) * pieces, [&](std::int64_t unit) {
       const std::int64_t token = unit / pieces;
       // Of a token that a masked rank should have sent, for its group, nobody may have a result.
@@ -90,7 +90,7 @@ struct SumResults {
       }
       weighted_sum(t,
                    found.term,
-                   {args.layout.combine_wire, args.layout.hidden},
+                   {args.layout.combine_wire, args.layout.result_columns},
                    {rows.base + token * rows.stride, type, accumulate},
                    unit % pieces * kPieceValues);
     });

@@ -47,7 +47,6 @@ std::size_t output_bytes(const gpu::GpuLayout& layout) {
 void check_gpu_options(const DispatcherOptions& o, int ranks) {
   check_options(o, ranks);
   refuse(o.exchange.hidden_partition, "hidden_partition");
-  refuse(o.columns_of_results() != o.hidden, "results of some columns: choose result_columns = 0");
   refuse(o.exchange.pipeline == ExchangeOptions::Pipeline::tiles,
          "tiles: choose a backend whose experts compute all rows at once");
   if (o.topk > kWarpThreads) {
@@ -66,6 +65,7 @@ GpuLayout::GpuLayout(const DispatcherOptions& o, int num_ranks)
       tp(o.tp),
       list_tokens((o.max_tokens + o.tp - 1) / o.tp),
       hidden(o.hidden),
+      result_columns(o.columns_of_results()),
       dispatch_wire(o.dispatch_wire),
       expert_type(o.expert_type),
       combine_wire(o.combine_wire),
@@ -80,8 +80,8 @@ GpuLayout::GpuLayout(const DispatcherOptions& o, int num_ranks)
       dispatch_row_bytes(static_cast<std::int64_t>(wire_row_bytes(o.dispatch_wire, o.hidden))),
       expert_row_bytes(static_cast<std::int64_t>(wire_row_bytes(o.expert_type, o.hidden))),
       input_row_bytes(pointers ? static_cast<std::int64_t>(sizeof(std::byte*)) : expert_row_bytes),
-      output_row_bytes(o.hidden * static_cast<std::int64_t>(dtype_bytes(o.output_type()))),
-      combine_row_bytes(static_cast<std::int64_t>(wire_row_bytes(o.combine_wire, o.hidden))) {
+      output_row_bytes(result_columns * static_cast<std::int64_t>(dtype_bytes(o.output_type()))),
+      combine_row_bytes(static_cast<std::int64_t>(wire_row_bytes(o.combine_wire, result_columns))) {
   const auto lists = static_cast<std::size_t>(ranks) * static_cast<std::size_t>(slots);
   const auto tokens_of_list = static_cast<std::size_t>(list_tokens);
   const std::int64_t records = slot_capacity * std::min(topk, slots);

@@ -109,6 +109,7 @@ struct GpuLayout {
   int tp = 1;           ///< ranks that hold the same tokens
   int list_tokens = 0;  ///< of a share, at most
   int hidden = 0;
+  int result_columns = 0;  ///< of a result
   WireType dispatch_wire = WireType::f32;
   WireType expert_type = WireType::f32;
   WireType combine_wire = WireType::f32;

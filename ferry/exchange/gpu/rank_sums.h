@@ -31,8 +31,8 @@ struct SendSums {
   template <class Thread>
   FERRY_GPU void sum_homes(Thread& t) const {
     const GpuLayout& layout = args.layout;
-    const std::int64_t piece = encode_piece(layout.combine_wire, layout.hidden);
-    const std::int64_t pieces = pieces_of(layout.hidden, piece);
+    const std::int64_t piece = encode_piece(layout.combine_wire, layout.result_columns);
+    const std::int64_t pieces = pieces_of(layout.result_columns, piece);
     std::int64_t dealt = 0;
     // From this rank on: else all ranks would read from one at a time.
     for (int order = 0; order < layout.ranks; ++order) {
@@ -76,10 +76,10 @@ struct SendSums {
     const WireType plain = plain_wire();
     std::byte* result = t.load(args.parts + args.rank) + layout.sum_at(home, token);
     std::byte* sum = layout.combine_wire == plain ? result : row_of_first(t, term, terms);
-    weighted_sum(t, term, {plain, layout.hidden}, {sum, layout.output_type}, first, piece);
+    weighted_sum(t, term, {plain, layout.result_columns}, {sum, layout.output_type}, first, piece);
     if (sum == result) return;
     t.sync_warp();
-    encode(t, sum, DType::f32, result, {layout.combine_wire, layout.hidden}, first);
+    encode(t, sum, DType::f32, result, {layout.combine_wire, layout.result_columns}, first);
   }
 
   template <class Thread>
