@@ -13,4 +13,12 @@ DispatcherOptions A2aCase::dispatcher() const {
           .combine_wire = combine_wire};
 }
 
+std::string asked_label(const A2aCase& a2a) {
+  return a2a.mode.empty() ? a2a.backend : a2a.backend + "/" + a2a.mode;
+}
+
+std::string backend_label(const A2aCase& a2a) {
+  return asked_label(a2a) + (a2a.chosen.empty() ? "" : " (" + a2a.chosen + ")");
+}
+
 }  // namespace ferry

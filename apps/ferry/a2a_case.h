@@ -42,6 +42,11 @@ struct A2aCase {
   DispatcherOptions dispatcher() const;
 };
 
+/// As asked for, whatever it stands for at this size: "pplx", "deepep/low_latency", "auto".
+std::string asked_label(const A2aCase& a2a);
+/// "pplx", "deepep/low_latency", "auto (pplx)".
+std::string backend_label(const A2aCase& a2a);
+
 /// Microseconds of one iteration on one rank.
 struct A2aIteration {
   double dispatch = 0, consumer = 0, combine = 0, total = 0;

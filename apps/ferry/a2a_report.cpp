@@ -90,11 +90,6 @@ std::string layout_label(const A2aCase& a2a) {
   return a2a.chosen.empty() ? std::string(format_name(a2a.exchange.format)) : "";
 }
 
-/// As asked for, whatever it stands for at this size.
-std::string asked_label(const A2aCase& a2a) {
-  return a2a.mode.empty() ? a2a.backend : a2a.backend + "/" + a2a.mode;
-}
-
 /// What tells this case from others, but for the ranks.
 std::string kind_of(const A2aCase& a2a) {
   return fmt::format("{} {}{}{} over {}, {}, {} tokens",
@@ -180,10 +175,6 @@ void add_json(Json& rows, const A2aMeasured& measured) {
 }
 
 }  // namespace
-
-std::string backend_label(const A2aCase& a2a) {
-  return asked_label(a2a) + (a2a.chosen.empty() ? "" : " (" + a2a.chosen + ")");
-}
 
 std::string wires_label(const A2aCase& a2a) {
   std::string out(wire_type_name(a2a.dispatch_wire));

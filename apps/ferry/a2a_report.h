@@ -14,9 +14,6 @@ struct A2aMeasured {
   A2aResult result;
 };
 
-/// "pplx", "deepep/low_latency", "auto (pplx)".
-std::string backend_label(const A2aCase& a2a);
-
 /// "bf16/bf16"; "fp8>bf16/bf16" where experts take another type than the wire's.
 std::string wires_label(const A2aCase& a2a);
 

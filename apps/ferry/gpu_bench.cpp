@@ -9,6 +9,8 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <set>
+#include <span>
 
 #include "ferry/core/error.h"
 #include "ferry/core/shared_array.h"
@@ -55,6 +57,7 @@ class GpuRank {
     num_tokens_ = upload<int>(queue, std::array{a2a.tokens});
     slots_ = upload<SlotId>(queue, slots);
     weights_ = upload<float>(queue, std::vector(entries, 1.0F));
+    sums_ = count_sums(slots);
     rows_ = upload<std::uint16_t>(queue, std::vector(tokens * hidden, kOneBf16));
     out_ = queue.allocate(tokens * hidden * sizeof(std::uint16_t));
     if (a2a.inter > 0) make_experts();
@@ -176,10 +179,28 @@ class GpuRank {
     return entries() * static_cast<std::size_t>(read + layout_.input_row_bytes);
   }
 
-  /// Read: every result. Written: every token's sum.
+  /// Read: every result. Written: every token's sum. Where ranks sum, results are read as experts
+  /// wrote them, and the ranks' sums are written and read.
   std::size_t combine_bytes() const {
-    return entries() * static_cast<std::size_t>(layout_.combine_row_bytes) +
-           static_cast<std::size_t>(a2a_.tokens) * static_cast<std::size_t>(stride());
+    const auto travels = static_cast<std::size_t>(layout_.combine_row_bytes);
+    const std::size_t results =
+        layout_.sums
+            ? entries() * static_cast<std::size_t>(layout_.output_row_bytes) + 2 * sums_ * travels
+            : entries() * travels;
+    return results + static_cast<std::size_t>(a2a_.tokens) * static_cast<std::size_t>(stride());
+  }
+
+  /// Pairs of a token and a rank that has experts of it.
+  std::size_t count_sums(std::span<const SlotId> slots) const {
+    std::size_t sums = 0;
+    for (std::size_t first = 0; first < slots.size();
+         first += static_cast<std::size_t>(a2a_.topk)) {
+      std::set<Rank> ranks;
+      for (const SlotId slot : slots.subspan(first, static_cast<std::size_t>(a2a_.topk)))
+        ranks.insert(slot / layout_.slots);
+      sums += ranks.size();
+    }
+    return sums;
   }
 
   void meet() {
@@ -190,8 +211,10 @@ class GpuRank {
   void dispatch() {
     exchange_.dispatch_send({.rows = {rows_->data(), stride()},
                              .type = DType::bf16,
+                             .count = a2a_.tokens,
                              .tokens = num_tokens_->as<int>(),
-                             .slots = slots_->as<SlotId>()});
+                             .slots = slots_->as<SlotId>(),
+                             .weights = weights_->as<float>()});
     experts_ = exchange_.dispatch_recv();
   }
 
@@ -324,6 +347,7 @@ class GpuRank {
   GpuQueue& queue_;
   GpuExchange exchange_;
   const gpu::GpuLayout layout_;
+  std::size_t sums_ = 0;
   ExpertRows experts_;
   std::unique_ptr<GpuExperts> experts_of_device_;
   std::unique_ptr<GpuMemory> num_tokens_, slots_, weights_, rows_, out_, from_, to_;
@@ -375,7 +399,8 @@ std::string gpu_heading(const A2aCase& first, const std::string& device) {
   return fmt::format(
       "H {}, {} experts, top-{}, {}/{}, {} {}; us, median on the slowest rank; floor: "
       "the device's copy of as many bytes; graph: the exchange, captured and launched again\n"
-      "ep  tokens  dispatch   floor      x   combine   floor      x  exchange     graph{}\n",
+      "ep  tokens  dispatch   floor      x   combine   floor      x  exchange     graph{}  "
+      "backend\n",
       first.hidden,
       first.experts,
       first.topk,
@@ -399,7 +424,7 @@ std::string gpu_line(const A2aCase& a2a, const GpuTimes& t) {
                           tflops(a2a, t));
   }
   return fmt::format(
-      "{:2}  {:6}  {:8.1f}{:8.1f}{:7.2f}  {:8.1f}{:8.1f}{:7.2f}  {:8.1f}  {:8.1f}{}\n",
+      "{:2}  {:6}  {:8.1f}{:8.1f}{:7.2f}  {:8.1f}{:8.1f}{:7.2f}  {:8.1f}  {:8.1f}{}  {}\n",
       a2a.ranks,
       a2a.tokens,
       t.dispatch,
@@ -410,7 +435,8 @@ std::string gpu_line(const A2aCase& a2a, const GpuTimes& t) {
       t.combine / t.floor_combine,
       t.exchange,
       t.graph,
-      experts);
+      experts,
+      backend_label(a2a));
 }
 
 std::string gpu_json(const std::vector<std::pair<A2aCase, GpuTimes>>& all,
@@ -418,6 +444,8 @@ std::string gpu_json(const std::vector<std::pair<A2aCase, GpuTimes>>& all,
   Json rows = Json::array();
   for (const auto& [a2a, t] : all) {
     rows.push_back({{"device", device},
+                    {"backend", a2a.backend},
+                    {"mode", a2a.mode},
                     {"ranks", a2a.ranks},
                     {"transport", a2a.transport},
                     {"tokens", a2a.tokens},

@@ -20,7 +20,7 @@ struct ferry_routing {  // NOLINT(readability-identifier-naming): as C has it
 
 namespace ferry::c {
 
-FERRY_C_STRUCT(ferry_dispatch_input, FERRY_DISPATCH_INPUT);
+FERRY_C_STRUCT_GROWN(ferry_dispatch_input, FERRY_DISPATCH_INPUT, num_tokens);
 FERRY_C_STRUCT(ferry_expert_rows, FERRY_EXPERT_ROWS);
 FERRY_C_STRUCT(ferry_combine_output, FERRY_COMBINE_OUTPUT);
 FERRY_C_STRUCT(ferry_exchange_stats, FERRY_EXCHANGE_STATS);
@@ -206,6 +206,8 @@ RoutedTokens AllToAll::tokens_of(const ferry_dispatch_input& in) const {
   if (!on_host && (in.routing != nullptr || in.chunks > 1 || in.timeout_s >= 0))
     fail<ConfigError>(
         "an exchange in device memory has no kept routing, chunks or timeout of its own");
+  if (on_host && in.num_tokens != nullptr)
+    fail<ConfigError>("num_tokens is for device memory; in host memory say in `tokens` how many");
   if (in.routing != nullptr) {
     if (in.routing->tokens != in.tokens)
       fail<ConfigError>("{} tokens with the kept routing of {}", in.tokens, in.routing->tokens);
@@ -301,7 +303,7 @@ ferry_status ferry_all_to_all_dispatch_send(ferry_all_to_all* a2a,
         [&] { tokens = x.tokens_of(in); },
         [&](ExchangeLane& lane) {
           x.sent(in);
-          lane.dispatch_send(tokens);
+          lane.dispatch_send(tokens, in.num_tokens);
         });
   });
 }

@@ -19,7 +19,9 @@ class HostLane final : public ExchangeLane {
 
   MutableRowsView registered_input() const override { return dispatcher_.registered_input(); }
 
-  void dispatch_send(const RoutedTokens& tokens) override { dispatcher_.dispatch_send(tokens); }
+  void dispatch_send(const RoutedTokens& tokens, const std::int32_t* /*num_tokens*/) override {
+    dispatcher_.dispatch_send(tokens);
+  }
 
   ExpertRows dispatch_recv() override { return dispatcher_.dispatch_recv(); }
 
@@ -68,12 +70,14 @@ class DeviceLane final : public ExchangeLane {
     return stream_.exchange().registered_input();
   }
 
-  void dispatch_send(const RoutedTokens& tokens) override {
+  void dispatch_send(const RoutedTokens& tokens, const std::int32_t* num_tokens) override {
     stream_.exchange().dispatch_send({.rows = tokens.rows,
                                       .type = tokens.type,
                                       .encoded = tokens.encoded,
                                       .count = tokens.tokens,
+                                      .tokens = num_tokens,
                                       .slots = tokens.slots.data(),
+                                      .weights = tokens.weights.data(),
                                       .row_weights = tokens.row_weights.data()});
   }
 

@@ -22,7 +22,8 @@ class ExchangeLane {
   virtual MemoryPlace place() const = 0;
   virtual MutableRowsView registered_input() const = 0;
 
-  virtual void dispatch_send(const RoutedTokens& tokens) = 0;
+  /// `num_tokens`: how many of them there are, on the device; null: all.
+  virtual void dispatch_send(const RoutedTokens& tokens, const std::int32_t* num_tokens) = 0;
   virtual ExpertRows dispatch_recv() = 0;
   virtual void combine_send() = 0;
   virtual void combine_recv(const CombineTarget& target) = 0;

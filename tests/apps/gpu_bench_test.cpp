@@ -65,6 +65,17 @@ TEST(GpuBench, MeasuresRowsThatStayWhereTheyAre) {
   EXPECT_GT(measured(a2a).dispatch, 0);
 }
 
+TEST(GpuBench, MeasuresSumsByRank) {
+  A2aCase a2a = small_case(2, 3);
+  a2a.backend = "deepep";
+  a2a.mode = "normal";
+  a2a.exchange = exchange_options(MoeA2ABackend::deepep, DeepepMode::normal);
+  const GpuTimes times = measured(a2a);
+  EXPECT_GT(times.combine, 0);
+  EXPECT_NE(gpu_line(a2a, times).find("  deepep/normal\n"), std::string::npos);
+  EXPECT_EQ(nlohmann::json::parse(gpu_json({{a2a, times}}, "a device")).at(0).at("mode"), "normal");
+}
+
 TEST(GpuBench, MeasuresExpertsBetweenThem) {
   A2aCase a2a = small_case(2, 3);
   a2a.inter = 32;

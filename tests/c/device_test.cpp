@@ -7,6 +7,7 @@
 #include <barrier>
 #include <chrono>
 #include <cmath>
+#include <cstddef>
 #include <map>
 #include <mutex>
 #include <string>
@@ -43,6 +44,7 @@ using testing::EmulatedStream;
 using testing::GpuEmulator;
 
 constexpr int kHidden = 32, kTopk = 2, kTokens = 3, kSlots = 2;
+constexpr float kUnwritten = 77;
 
 #define OK(call) ASSERT_EQ(call, FERRY_OK) << ferry_last_error()
 
@@ -89,12 +91,14 @@ class OnDevice {
 class Lane {
  public:
   Lane(GpuEmulator& gpu, ferry_store store, int rank)
-      : stream_(gpu),
+      : rank_(rank),
+        stream_(gpu),
         place_{FERRY_DEVICE, 0, &stream_},
         gpu_(gpu),
         rows_(gpu, tokens_of(rank)),
         slots_(gpu, first_slots()),
         weights_(gpu, {0.5F, 0.25F, 1, 2, 7, 0.5F}),
+        number_(gpu, {kTokens}),
         out_(gpu, std::vector<float>(kTokens * kHidden)) {
     ferry_comm_options options = FERRY_COMM_OPTIONS_INIT;
     options.transport = ranks_of_host == 1 ? "fabric" : "inproc";
@@ -120,12 +124,20 @@ class Lane {
 
   ferry_place place() const { return place_; }
 
+  int rank() const { return rank_; }
+
   EmulatedStream& stream() { return stream_; }
 
   /// Other tokens and ids, where the first ones lay: those of the rank `as`.
   void become(int as) {
     rows_.set(tokens_of(as));
     slots_.set(as < 2 ? first_slots() : std::vector<std::int32_t>{3, 0, -1, 2, 1, -1});
+  }
+
+  /// The device's number of tokens, and sums that nobody has written.
+  void hold(int tokens) {
+    number_.set({tokens});
+    out_.set(std::vector<float>(kTokens * kHidden, kUnwritten));
   }
 
   ferry_all_to_all_options options() const {
@@ -145,6 +157,14 @@ class Lane {
     in.stride = kHidden * sizeof(float);
     in.tokens = kTokens;
     in.slots = slots_.data();
+    in.weights = weights_.data();
+    return in;
+  }
+
+  /// As many tokens as hold() has said last.
+  ferry_dispatch_input counted_input() const {
+    ferry_dispatch_input in = input();
+    in.num_tokens = number_.data();
     return in;
   }
 
@@ -186,6 +206,7 @@ class Lane {
     return rows;
   }
 
+  const int rank_;
   EmulatedStream stream_;
   ferry_place place_;
   GpuEmulator& gpu_;
@@ -195,6 +216,7 @@ class Lane {
   OnDevice<float> rows_;
   OnDevice<std::int32_t> slots_;
   OnDevice<float> weights_;
+  OnDevice<std::int32_t> number_;
   OnDevice<float> out_;
 };
 
@@ -254,9 +276,11 @@ float expected(int rank, int token) {
   return 0.5F * (x + 1);
 }
 
-void run_phases() {
-  on_two([](Lane& lane, int rank) {
-    const ferry_all_to_all_options options = lane.options();
+void run_phases(const char* backend) {
+  on_two([backend](Lane& lane, int rank) {
+    ferry_all_to_all_options options = lane.options();
+    options.backend = backend;
+    options.deepep_mode = "normal";
     uint64_t bytes = 0;
     OK(ferry_all_to_all_mem_size(lane.comm(), &options, &bytes));
     EXPECT_GT(bytes, 0U);
@@ -280,7 +304,15 @@ void run_phases() {
   });
 }
 
-TEST(DeviceAllToAll, RunsItsPhasesOnTheCallersQueue) { run_phases(); }
+class DeviceBackend : public ::testing::TestWithParam<const char*> {};
+
+// Numbers are so small that no order of sums rounds them.
+TEST_P(DeviceBackend, RunsItsPhasesOnTheCallersQueue) { run_phases(GetParam()); }
+
+INSTANTIATE_TEST_SUITE_P(DeviceAllToAll,
+                         DeviceBackend,
+                         ::testing::Values("pplx", "deepep"),
+                         [](const auto& p) { return std::string(p.param); });
 
 TEST(DeviceAllToAll, ReachesRanksOfOtherHosts) {
   const auto all = list_transports();
@@ -288,13 +320,18 @@ TEST(DeviceAllToAll, ReachesRanksOfOtherHosts) {
           all, [](const TransportInfo& one) { return one.name == "fabric" && one.available; }))
     GTEST_SKIP() << "no libfabric";
   ranks_of_host = 1;
-  run_phases();
+  run_phases("pplx");
+  on_two([](Lane& lane, int) {
+    ferry_all_to_all_options options = lane.options();
+    options.backend = "none";
+    expect_invalid(ferry_all_to_all_create(lane.comm(), &options, &lane.a2a()),
+                   "over several hosts has no sums by rank");
+  });
   ranks_of_host = 2;
 }
 
 /// One whole exchange, whose experts return their rows.
-void put_exchange(Lane& lane) {
-  const ferry_dispatch_input in = lane.input();
+void put_exchange(Lane& lane, const ferry_dispatch_input& in) {
   OK(ferry_all_to_all_dispatch_send(lane.a2a(), &in));
   ferry_expert_rows rows = FERRY_EXPERT_ROWS_INIT;
   OK(ferry_all_to_all_dispatch_recv(lane.a2a(), &rows));
@@ -308,6 +345,8 @@ void put_exchange(Lane& lane) {
   const ferry_combine_output out = lane.output();
   OK(ferry_all_to_all_combine_recv(lane.a2a(), &out));
 }
+
+void put_exchange(Lane& lane) { put_exchange(lane, lane.input()); }
 
 TEST(DeviceAllToAll, CallersCaptureTheirStream) {
   on_two([](Lane& lane, int rank) {
@@ -332,6 +371,57 @@ TEST(DeviceAllToAll, CallersCaptureTheirStream) {
       const float x = static_cast<float>(as + 1);
       EXPECT_EQ(replayed[kHidden], as < 2 ? 3 * x : 2 * x);
     }
+    OK(ferry_comm_barrier(lane.comm(), 60));
+  });
+}
+
+TEST(DeviceAllToAll, AGraphHasTheNumberOfTokensThatLiesOnTheDevice) {
+  on_two([](Lane& lane, int rank) {
+    const ferry_all_to_all_options options = lane.options();
+    OK(ferry_all_to_all_create(lane.comm(), &options, &lane.a2a()));
+    lane.stream().begin_capture();
+    put_exchange(lane, lane.counted_input());
+    const std::vector<EmulatedStream::Work> graph = lane.stream().end_capture();
+    for (const int tokens : {2, 0, 3, 1}) {
+      lane.hold(rank == 0 ? tokens : kTokens - tokens);
+      for (const EmulatedStream::Work& work : graph) work();
+      OK(ferry_all_to_all_synchronise(lane.a2a()));
+      const std::vector<float> sums = lane.sums();
+      const float factors[] = {0.75F, 3, 0.5F};  // the sums of the tokens' weights
+      for (int i = 0; i < kTokens * kHidden; ++i) {
+        const int token = i / kHidden;
+        const bool is_there = token < (rank == 0 ? tokens : kTokens - tokens);
+        ASSERT_EQ(sums[static_cast<std::size_t>(i)],
+                  is_there ? factors[token] * static_cast<float>(rank + token) : kUnwritten)
+            << "token " << token << " of " << tokens;
+      }
+    }
+    OK(ferry_comm_barrier(lane.comm(), 60));
+  });
+}
+
+TEST(DeviceAllToAll, SaysThatTheDevicesNumberOfTokensCannotBe) {
+  on_two([](Lane& lane, int) {
+    const ferry_all_to_all_options options = lane.options();
+    OK(ferry_all_to_all_create(lane.comm(), &options, &lane.a2a()));
+    lane.hold(kTokens);
+    ferry_dispatch_input in = lane.counted_input();
+    in.tokens = kTokens - 1;
+    OK(ferry_all_to_all_dispatch_send(lane.a2a(), &in));
+    expect_invalid(ferry_all_to_all_synchronise(lane.a2a()), "says 3 tokens; 0 to 2 are possible");
+  });
+}
+
+TEST(DeviceAllToAll, TakesTheInputOfCallersThatKnowNoNumberOnTheDevice) {
+  on_two([](Lane& lane, int) {
+    const ferry_all_to_all_options options = lane.options();
+    OK(ferry_all_to_all_create(lane.comm(), &options, &lane.a2a()));
+    lane.hold(0);
+    ferry_dispatch_input in = lane.counted_input();
+    in.size = offsetof(ferry_dispatch_input, num_tokens);
+    put_exchange(lane, in);
+    OK(ferry_all_to_all_synchronise(lane.a2a()));
+    EXPECT_EQ(lane.sums().back(), 0.5F * static_cast<float>(lane.rank() + 2)) << "all tokens";
     OK(ferry_comm_barrier(lane.comm(), 60));
   });
 }
@@ -401,11 +491,10 @@ TEST(DeviceAllToAll, RefusesByNameWhatIsNotThere) {
     options.place.device = 1;
     expect_invalid(ferry_all_to_all_create(lane.comm(), &options, &lane.a2a()), "0..0");
     options = lane.options();
-    options.backend = "deepep";
-    options.deepep_mode = "normal";
-    expect_invalid(ferry_all_to_all_create(lane.comm(), &options, &lane.a2a()), "sums by rank");
+    options.backend = "ascend_fuseep";
+    expect_invalid(ferry_all_to_all_create(lane.comm(), &options, &lane.a2a()), "no tiles");
     uint64_t bytes = 0;
-    expect_invalid(ferry_all_to_all_mem_size(lane.comm(), &options, &bytes), "sums by rank");
+    expect_invalid(ferry_all_to_all_mem_size(lane.comm(), &options, &bytes), "no tiles");
     options = lane.options();
     OK(ferry_all_to_all_create(lane.comm(), &options, &lane.a2a()));
     ferry_dispatch_input in = lane.input();

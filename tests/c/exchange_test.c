@@ -237,6 +237,7 @@ static void wrong_calls(ferry_comm* comm, void* context) {
   WRONG(tokens, -1, "-1 tokens");
   WRONG(tokens, kMost + 1, "9 tokens; 0 to 8");
   WRONG(chunks, 0, "0 chunks");
+  WRONG(num_tokens, &t.slots[0][0], "num_tokens is for device memory");
   WRONG(type, 3, "type is 3");
   WRONG(timeout_s, NAN, "timeout_s is nan");
   WRONG(place.queue, &t, "with a queue");

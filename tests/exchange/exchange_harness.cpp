@@ -47,12 +47,14 @@ void round_to(WireType type, float* values, int n) {
 
 float fake_expert(SlotId slot, float x) { return static_cast<float>(slot + 2) * x + 1; }
 
-/// What the expert in `slot` returns for a delivered row, as it writes it.
+/// What the expert in `slot` returns for a delivered row, as it writes it: the last columns of a
+/// row, where it has not all.
 std::vector<float> result_row(const ExchangeCase& exchange, SlotId slot, const float* row) {
-  const int hidden = exchange.options.hidden;
-  std::vector<float> result(row, row + hidden);
+  const int columns = exchange.options.columns_of_results();
+  const float* end = row + exchange.options.hidden;
+  std::vector<float> result(end - columns, end);
   for (float& x : result) x = fake_expert(slot, x);
-  round_to(wire_type(exchange.options.output_type()), result.data(), hidden);
+  round_to(wire_type(exchange.options.output_type()), result.data(), columns);
   return result;
 }
 
@@ -119,6 +121,10 @@ int ExchangeCase::columns() const {
   return options.exchange.hidden_partition ? options.hidden / ranks : options.hidden;
 }
 
+int ExchangeCase::result_columns() const {
+  return options.exchange.hidden_partition ? columns() : options.columns_of_results();
+}
+
 int ExchangeCase::first_column(Rank rank) const {
   return options.exchange.hidden_partition ? rank * columns() : 0;
 }
@@ -169,8 +175,11 @@ void FakeExperts::compute(const ExchangeCase& exchange, Rank rank, const ExpertR
       const std::int64_t row = rows.offsets[slot] + i;
       kernels().decode(rows.in.row(row), rows.in_type, bytes_of(in.data()), DType::f32, o.hidden);
       const std::vector<float> result = result_row(exchange, global, in.data());
-      kernels().convert(
-          bytes_of(result.data()), DType::f32, rows.out.row(row), rows.out_type, o.hidden);
+      kernels().convert(bytes_of(result.data()),
+                        DType::f32,
+                        rows.out.row(row),
+                        rows.out_type,
+                        o.columns_of_results());
     }
   }
 }
@@ -249,10 +258,11 @@ std::vector<float> expected_sums(const ExchangeCase& exchange,
   const std::vector<float> delivered = exchange.delivered(rank);
   const std::vector<SlotId> slots = exchange.slots(rank);
   const std::vector<float> weights = exchange.weights(rank);
-  const auto width = static_cast<std::size_t>(o.hidden);
+  const auto hidden = static_cast<std::size_t>(o.hidden);
+  const auto width = static_cast<std::size_t>(o.columns_of_results());
   const auto topk = static_cast<std::size_t>(o.topk);
   const auto tokens = static_cast<std::size_t>(exchange.tokens(rank));
-  const auto columns = static_cast<std::size_t>(exchange.columns());
+  const auto columns = static_cast<std::size_t>(exchange.result_columns());
   const auto first_column = static_cast<std::size_t>(exchange.first_column(rank));
   const auto counts = [&](SlotId slot, Rank peer) {
     if (slot < 0 || slot / o.slots_per_rank != peer) return false;
@@ -263,8 +273,8 @@ std::vector<float> expected_sums(const ExchangeCase& exchange,
     std::vector<float> sum(width);
     const auto add = [&](std::vector<float>& to, std::size_t k, bool through_wire) {
       const SlotId slot = slots[t * topk + k];
-      std::vector<float> row = result_row(exchange, slot, delivered.data() + t * width);
-      if (through_wire) travel(o.combine_wire, row.data(), row.data(), o.hidden);
+      std::vector<float> row = result_row(exchange, slot, delivered.data() + t * hidden);
+      if (through_wire) travel(o.combine_wire, row.data(), row.data(), o.columns_of_results());
       for (std::size_t h = 0; h < width; ++h)
         to[h] = std::fmaf(weights[t * topk + k], row[h], to[h]);
     };
@@ -283,7 +293,7 @@ std::vector<float> expected_sums(const ExchangeCase& exchange,
           any = true;
         }
         if (!any) return std::nullopt;
-        travel(o.combine_wire, part.data(), part.data(), o.hidden);
+        travel(o.combine_wire, part.data(), part.data(), o.columns_of_results());
         return part;
       };
       const auto add_part = [&](std::vector<float>& to, const std::vector<float>& part) {
@@ -304,7 +314,8 @@ std::vector<float> expected_sums(const ExchangeCase& exchange,
         if (parts.empty() || !done.insert(host).second) continue;
         std::vector<float> host_sum(width);
         for (const auto& part : parts) add_part(host_sum, part);
-        if (parts.size() > 1) travel(o.combine_wire, host_sum.data(), host_sum.data(), o.hidden);
+        if (parts.size() > 1)
+          travel(o.combine_wire, host_sum.data(), host_sum.data(), o.columns_of_results());
         add_part(sum, host_sum);
       }
     }
@@ -392,7 +403,7 @@ class LiveExchange {
     if (number_ % 3 == 2) wait_by_polling();
     const bool accumulate = number_ % 2 == 1;
     const std::vector<float> sums = expected_sums(exchange_, rank_);
-    const auto columns = static_cast<std::size_t>(exchange_.columns());
+    const auto columns = static_cast<std::size_t>(exchange_.result_columns());
     std::vector<float> out(sums.size(), accumulate ? 0.5F : -1.0F);
     dispatcher_.combine_recv(
         {.place = place_,

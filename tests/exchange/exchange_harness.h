@@ -39,9 +39,11 @@ struct ExchangeCase {
   /// Whether the sums that `peer` has for `rank`'s tokens come as one with those of its host.
   bool sums_per_host(Rank rank, Rank peer) const;
 
-  /// Columns that `rank` sends of each row, and gets back: [first, first + count).
+  /// Columns that `rank` sends of each row: [first, first + count). It gets the same back, or those
+  /// that results have.
   int first_column(Rank rank) const;
   int columns() const;
+  int result_columns() const;
 
   /// What experts see of `rank`'s rows, [tokens, H]: the wire's rounding and expert_type's.
   std::vector<float> delivered(Rank rank) const;
@@ -75,9 +77,9 @@ class FakeExperts {
   std::map<Rank, std::vector<float>> delivered_;
 };
 
-/// What combine must give on `rank`, [tokens, columns], as bytes: terms in top-k order, or per rank
-/// and then over ranks, from the wire's rounding of what the fake experts return. Terms from ranks
-/// in `gone` are left out.
+/// What combine must give on `rank`, [tokens, result_columns], as bytes: terms in top-k order, or
+/// per rank and then over ranks, from the wire's rounding of what the fake experts return. Terms
+/// from ranks in `gone` are left out.
 std::vector<float> expected_sums(const ExchangeCase& exchange,
                                  Rank rank,
                                  const std::vector<char>& gone = {});

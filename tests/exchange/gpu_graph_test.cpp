@@ -73,6 +73,7 @@ class Layers {
     for (int layer = 0; layer < kLayers; ++layer) {
       exchange_.dispatch_send(
           {.rows = {rows_of(layer), stride()},
+           .count = options_.max_tokens,
            .tokens = tokens_->as<int>(),
            .slots = slots_->as<SlotId>() + layer * options_.max_tokens * options_.topk});
       const ExpertRows rows = exchange_.dispatch_recv();
@@ -323,6 +324,148 @@ TEST(GpuGraph, PhasesOfCapturesHaveAnOrderOfTheirOwn) {
       EXPECT_NE(broken(finish).find("out of turn"), std::string::npos);
     })->launch();
     exchange.synchronise();
+  });
+}
+
+/// A phase that is called, or a graph that is launched.
+enum Step {
+  call_dispatch_send,
+  call_dispatch_recv,
+  call_combine_send,
+  call_combine_recv,
+  launch_dispatch_send,
+  launch_dispatch_recv,
+  launch_combine_send,
+  launch_combine_recv,
+  launch_all
+};
+
+constexpr int kPhases = 4;
+using Steps = std::vector<int>;
+
+/// An exchange's phases, which can be called, and graphs of each and of all.
+class Parts {
+ public:
+  Parts(const DispatcherOptions& options, Transport& transport, GpuQueue& queue)
+      : memory_(queue.allocate(1024)), exchange_(options, transport, queue) {
+    for (int phase = 0; phase < kPhases; ++phase)
+      graphs_.push_back(queue.capture([&] { call(phase); }));
+    graphs_.push_back(queue.capture([&] {
+      for (int phase = 0; phase < kPhases; ++phase) call(phase);
+    }));
+  }
+
+  void run(const Steps& steps) {
+    for (const int step : steps) {
+      if (step < kPhases)
+        call(step);
+      else
+        graphs_[static_cast<std::size_t>(step - kPhases)]->launch();
+    }
+  }
+
+  GpuExchange& exchange() { return exchange_; }
+
+ private:
+  void call(int phase) {
+    switch (phase) {
+      case call_dispatch_send:
+        return exchange_.dispatch_send({});
+      case call_dispatch_recv:
+        exchange_.dispatch_recv();
+        return;
+      case call_combine_send:
+        return exchange_.combine_send();
+      default:
+        exchange_.combine_recv({.weights = memory_->as<float>(), .rows = {memory_->data(), 64}});
+    }
+  }
+
+  std::unique_ptr<GpuMemory> memory_;
+  GpuExchange exchange_;
+  std::vector<std::unique_ptr<GpuGraph>> graphs_;
+};
+
+const Steps kCalled = {
+    call_dispatch_send, call_dispatch_recv, call_combine_send, call_combine_recv};
+
+TEST(GpuGraph, ALaunchOutOfTurnIsTold) {
+  // What is told, of the phases that are called up to some, what is launched then, and the rest.
+  struct Case {
+    const char* told;
+    std::size_t called;
+    Steps launched;
+  };
+
+  const std::vector<Case> cases = {
+      {"dispatch_send", 1, {launch_all}},
+      {"dispatch_send", 2, {launch_all}},
+      {"dispatch_send", 3, {launch_all}},
+      {"dispatch_send", 0, {launch_dispatch_send, launch_dispatch_send}},
+      {"dispatch_send", 0, {launch_dispatch_send, launch_dispatch_recv}},
+      {"dispatch_recv", 0, {launch_dispatch_recv}},
+      {"dispatch_recv", 2, {launch_dispatch_recv}},
+      {"dispatch_recv", 3, {launch_dispatch_recv}},
+      {"combine_send", 0, {launch_combine_send}},
+      {"combine_send", 1, {launch_combine_send}},
+      {"combine_send", 3, {launch_combine_send}},
+      {"combine_recv", 0, {launch_combine_recv}},
+      {"combine_recv", 2, {launch_combine_recv}},
+      {"combine_recv", 4, {launch_combine_recv}},
+  };
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    SCOPED_TRACE(i);
+    GpuEmulator device({.seed = i});
+    on_ranks({.ranks = 1}, [&](Transport& transport) {
+      EmulatedQueue queue(device, 2);
+      Parts parts(small_options(), transport, queue);
+      parts.run({launch_all,
+                 launch_dispatch_send,
+                 launch_dispatch_recv,
+                 launch_combine_send,
+                 launch_combine_recv});
+      parts.run(kCalled);
+      parts.exchange().synchronise();
+      const auto turn = kCalled.begin() + static_cast<std::ptrdiff_t>(cases[i].called);
+      parts.run({kCalled.begin(), turn});
+      parts.run(cases[i].launched);
+      parts.run({turn, kCalled.end()});
+      const std::string line = broken([&] { parts.exchange().synchronise(); });
+      EXPECT_EQ(line.find(fmt::format("{} ran out of turn", cases[i].told)), 0U) << line;
+    });
+  }
+}
+
+// What it would have sent does not reach the others, who learn who has stopped.
+TEST(GpuGraph, OthersAreNotSentWhatALaunchOutOfTurnHas) {
+  GpuEmulator device({.seed = 2});
+  DispatcherOptions options = small_options();
+  options.timeout = std::chrono::milliseconds(300);
+  on_ranks({.ranks = 2}, [&](Transport& transport) {
+    EmulatedQueue queue(device, 1);
+    Parts parts(options, transport, queue);
+    ASSERT_EQ(transport.barrier(kNoDeadline), WaitResult::reached);
+    if (transport.rank() == 0) {
+      parts.run({call_dispatch_send,
+                 call_dispatch_recv,
+                 launch_all,
+                 call_combine_send,
+                 call_combine_recv});
+      EXPECT_NE(broken([&] { parts.exchange().synchronise(); }).find("out of turn"),
+                std::string::npos);
+    } else {
+      parts.run(kCalled);
+      try {
+        parts.exchange().synchronise();
+        ADD_FAILURE() << "no error";
+      } catch (const TransportError& e) {
+        EXPECT_EQ(e.peer(), 0);
+        EXPECT_NE(std::string(e.what()).find("combine_recv: nothing from rank 0"),
+                  std::string::npos)
+            << e.what();
+      }
+    }
+    ASSERT_EQ(transport.barrier(kNoDeadline), WaitResult::reached);
   });
 }
 

@@ -115,8 +115,8 @@ void exchange_once(
                 "exchange {} rank {} token {} column {}: got {}, expected {}",
                 number,
                 rank,
-                i / static_cast<std::size_t>(o.hidden),
-                i % static_cast<std::size_t>(o.hidden),
+                i / static_cast<std::size_t>(o.columns_of_results()),
+                i % static_cast<std::size_t>(o.columns_of_results()),
                 got[i],
                 expected);
   }
@@ -133,6 +133,7 @@ GpuLane::GpuLane(const DispatcherOptions& o,
       gpu_(o, transport, queue, ranks_per_host),
       layout_(gpu_.options(), transport.size()),
       stride_(static_cast<std::ptrdiff_t>(sizeof(float)) * o.hidden),
+      result_stride_(static_cast<std::ptrdiff_t>(sizeof(float)) * o.columns_of_results()),
       tokens_(queue, 1),
       rows_(queue, values_of(o)),
       input_{reinterpret_cast<std::byte*>(rows_.data()), stride_},
@@ -154,14 +155,16 @@ void GpuLane::bring(const ExchangeCase& exchange, bool accumulate) {
 
 void GpuLane::dispatch_send() {
   gpu_.dispatch_send({.rows = {input_.base, input_.stride},
+                      .count = gpu_.options().max_tokens,
                       .tokens = tokens_.data(),
                       .slots = slots_.data(),
+                      .weights = weights_.data(),
                       .row_weights = row_weights_.data()});
 }
 
 void GpuLane::combine_recv(bool accumulate) {
   gpu_.combine_recv({.weights = weights_.data(),
-                     .rows = {reinterpret_cast<std::byte*>(out_.data()), stride_},
+                     .rows = {reinterpret_cast<std::byte*>(out_.data()), result_stride_},
                      .accumulate = accumulate});
 }
 

@@ -71,7 +71,7 @@ class GpuLane {
   GpuQueue& queue_;
   GpuExchange gpu_;
   const gpu::GpuLayout layout_;
-  const std::ptrdiff_t stride_;
+  const std::ptrdiff_t stride_, result_stride_;
   DeviceArray<int> tokens_;
   DeviceArray<float> rows_;
   MutableRowsView input_;

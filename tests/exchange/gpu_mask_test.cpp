@@ -99,24 +99,28 @@ void check_sums(const ExchangeCase& exchange, Rank rank, GpuLane& lane, bool is_
 
 enum class DiesBefore { dispatch_send, dispatch_recv, combine_send, combine_recv };
 
-struct Group {
+/// In which kind of exchange, of how many ranks on each host.
+struct Kind {
+  const char* name;
   int tp = 1;
+  bool sums = false;
   int ranks_per_host = kRanks;
 };
 
-using Death = std::tuple<DiesBefore, Group>;
+using Death = std::tuple<DiesBefore, Kind>;
 
 class GpuDeadRank : public ::testing::TestWithParam<Death> {};
 
 TEST_P(GpuDeadRank, IsMaskedAndWhatItHadIsReported) {
-  const auto [when, group] = GetParam();
-  const int tp = group.tp;
-  if (slow_run() && (when != DiesBefore::combine_send || tp != 1)) GTEST_SKIP() << "long waits";
-  const DispatcherOptions options =
-      options_of(tp, tp == 1 ? WireType::f32 : WireType::fp8, timeout_of_deaths());
+  const auto [when, kind] = GetParam();
+  if (slow_run() && (when != DiesBefore::combine_send || (kind.tp != 1 && !kind.sums)))
+    GTEST_SKIP() << "long waits";
+  DispatcherOptions options =
+      options_of(kind.tp, kind.tp == 1 ? WireType::f32 : WireType::fp8, timeout_of_deaths());
+  if (kind.sums) options.exchange.reduce_at = ExchangeOptions::ReduceAt::rank_then_home;
   GpuEmulator device({.seed = 3});
   std::latch all_done(kRanks);
-  on_ranks({.ranks = kRanks}, [&, when = when, hosts = group.ranks_per_host](Transport& transport) {
+  on_ranks({.ranks = kRanks}, [&, when = when, hosts = kind.ranks_per_host](Transport& transport) {
     EmulatedQueue queue(device, 2);
     GpuLane lane(options, transport, queue, hosts);
     const MeetsAtEnd meets(all_done);
@@ -150,23 +154,24 @@ TEST_P(GpuDeadRank, IsMaskedAndWhatItHadIsReported) {
 }
 
 std::string name_of(const ::testing::TestParamInfo<Death>& info) {
-  const auto [when, group] = info.param;
+  const auto [when, kind] = info.param;
   constexpr std::array kNames = {"dispatch_send", "dispatch_recv", "combine_send", "combine_recv"};
-  return fmt::format(
-      "{}_tp{}{}",
-      kNames[static_cast<std::size_t>(when)],
-      group.tp,
-      group.ranks_per_host == kRanks ? "" : fmt::format("_hosts_of_{}", group.ranks_per_host));
+  return fmt::format("{}_{}", kNames[static_cast<std::size_t>(when)], kind.name);
 }
 
 INSTANTIATE_TEST_SUITE_P(
     Phases,
     GpuDeadRank,
-    ::testing::Combine(::testing::Values(DiesBefore::dispatch_send,
-                                         DiesBefore::dispatch_recv,
-                                         DiesBefore::combine_send,
-                                         DiesBefore::combine_recv),
-                       ::testing::Values(Group{1}, Group{2}, Group{1, 1}, Group{2, 2})),
+    ::testing::Combine(
+        ::testing::Values(DiesBefore::dispatch_send,
+                          DiesBefore::dispatch_recv,
+                          DiesBefore::combine_send,
+                          DiesBefore::combine_recv),
+        ::testing::Values(Kind{.name = "plain"},
+                          Kind{.name = "groups", .tp = 2},
+                          Kind{.name = "sums", .tp = 2, .sums = true},
+                          Kind{.name = "hosts", .ranks_per_host = 1},
+                          Kind{.name = "hosts_of_groups", .tp = 2, .ranks_per_host = 2})),
     name_of);
 
 /// Of another host, as a process with a device of its own.

@@ -42,6 +42,7 @@ enum Axis {
   axis_hidden,
   axis_tp,
   axis_runs,
+  axis_result_columns,
 };
 
 constexpr int kRankCounts[] = {2, 3, 4, 6};
@@ -65,7 +66,8 @@ std::vector<int> sizes() {
           2,
           static_cast<int>(std::size(kHidden)),
           static_cast<int>(std::size(kTps)),
-          static_cast<int>(std::size(kRuns))};
+          static_cast<int>(std::size(kRuns)),
+          2};
 }
 
 bool fabric_is_here() {
@@ -89,6 +91,7 @@ DispatcherOptions options_of(const Combination& c) {
                       .combine_wire = wire_types()[at(axis_combine_wire)]};
   o.exchange.format = kLayouts[at(axis_layout)];
   o.exchange.fixed_format = true;
+  if (c[axis_result_columns] == 1) o.result_columns = o.hidden / 3;
   o.row_weights = c[axis_row_weights] == 1;
   o.expert_type = c[axis_expert_type] == 0 ? o.dispatch_wire : WireType::bf16;
   return o;
@@ -108,7 +111,7 @@ std::string name_of(const Combination& c) {
   const DispatcherOptions o = options_of(c);
   return fmt::format(
       "{} ranks, {} a host, tp {}, {} to {}, back {}, {}, routing {}, row weights {}, hidden {}, "
-      "runs {}",
+      "runs {}, results {}",
       ranks_of(c),
       kRanksPerHost[c[axis_hosts]],
       o.tp,
@@ -119,7 +122,8 @@ std::string name_of(const Combination& c) {
       c[axis_routing],
       o.row_weights,
       o.hidden,
-      c[axis_runs]);
+      c[axis_runs],
+      o.columns_of_results());
 }
 
 class GpuNetworkOf : public ::testing::TestWithParam<int> {};

@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "ferry/core/error.h"
@@ -34,6 +35,8 @@ DispatcherOptions options_of(DispatchFormat format, int tp, WireType combine) {
   o.exchange.format = format;
   o.exchange.fixed_format = true;
   o.row_weights = tp == 1;
+  // The routing, too, is read in another process's memory then.
+  if (combine == WireType::bf16) o.exchange.reduce_at = ExchangeOptions::ReduceAt::rank_then_home;
   return o;
 }
 
@@ -42,18 +45,20 @@ TEST(GpuProcesses, DeliverEveryRowAndSumInOrder) {
     if (slow_run() && ranks != 2) continue;
     for (const DispatchFormat format :
          {DispatchFormat::padded, DispatchFormat::ragged, DispatchFormat::row_pointers}) {
-      for (const int tp : {1, 2}) {
+      for (const auto& [tp, wire] : {std::pair(1, WireType::f32),
+                                     std::pair(2, WireType::fp8),
+                                     std::pair(2, WireType::bf16)}) {
         if (ranks % tp != 0) continue;
         GpuEmulator device({.seed = static_cast<std::uint64_t>(ranks), .processes = true});
+        const DispatcherOptions options = options_of(format, tp, wire);
         on_ranks({.ranks = ranks}, [&](Transport& transport) {
           EmulatedQueue queue(device, 2);
-          run_gpu_exchanges(
-              {.dispatcher = options_of(format, tp, tp == 1 ? WireType::f32 : WireType::fp8),
-               .seed = 31,
-               .count = slow_run() ? 1 : 4,
-               .runs = GpuRuns::either},
-              transport,
-              queue);
+          run_gpu_exchanges({.dispatcher = options,
+                             .seed = 31,
+                             .count = slow_run() ? 1 : 4,
+                             .runs = GpuRuns::either},
+                            transport,
+                            queue);
         });
         ASSERT_EQ(device.fault(), "") << ranks << " ranks, " << format_name(format);
       }

@@ -319,6 +319,7 @@ std::vector<float> layer_over(const Layer& layer,
     const auto run_layer = [&] {
       exchange.dispatch_send({.rows = {rows->data(), 2 * std::ptrdiff_t{hidden}},
                               .type = DType::bf16,
+                              .count = own,
                               .tokens = count->as<const int>(),
                               .slots = ids->as<const SlotId>()});
       experts.run(exchange.dispatch_recv());

@@ -61,10 +61,12 @@ def on_device(values):
     return [gpu.array(v) for v in values]
 
 
-@pytest.mark.parametrize("layout", ["ragged", "padded"])
-def test_sums_are_those_of_the_loop(layout):
+@pytest.mark.parametrize("backend, layout", [("pplx", "ragged"), ("pplx", "padded"), ("deepep", "ragged")])
+def test_sums_are_those_of_the_loop(backend, layout):
     def body(comm):
-        a2a = tokenferry.DeviceAllToAll(comm, layout=layout, device="cuda:0", **OPTIONS)
+        a2a = tokenferry.DeviceAllToAll(
+            comm, backend=backend, deepep_mode="normal", layout=layout, device="cuda:0", **OPTIONS
+        )
         for count in (M, 1, 3):
             x, ids, weights = tokens_of(comm.rank * 10 + count, count)
             out = gpu.array(np.full((count, H), 9, np.float32))
@@ -103,9 +105,10 @@ def test_bound_arrays_and_a_number_of_tokens_on_the_device():
     ranks.in_threads(SIZE, body)
 
 
-def test_registered_input_and_row_weights():
+@pytest.mark.parametrize("backend", ["pplx", "none"])
+def test_registered_input_and_row_weights(backend):
     def body(comm):
-        a2a = tokenferry.DeviceAllToAll(comm, layout="ragged", row_weights=True, **OPTIONS)
+        a2a = tokenferry.DeviceAllToAll(comm, backend=backend, layout="ragged", row_weights=True, **OPTIONS)
         x, ids, weights = tokens_of(comm.rank, M)
         ids[0] = [2, 3]
         stage = a2a.registered_input()
@@ -170,6 +173,8 @@ def test_arrays_that_do_not_fit_are_refused_by_name():
         a2a.close()
         with pytest.raises(tokenferry.ConfigError, match="0..0"):
             tokenferry.DeviceAllToAll(comm, device=1, **OPTIONS)
+        with pytest.raises(tokenferry.ConfigError, match="no tiles"):
+            tokenferry.DeviceAllToAll(comm, backend="ascend_fuseep", **OPTIONS)
         with pytest.raises(tokenferry.ConfigError, match="'cuda:N'"):
             tokenferry.DeviceAllToAll(comm, device="cpu", **OPTIONS)
         host_lane = tokenferry.AllToAll(comm, **OPTIONS)
@@ -200,6 +205,17 @@ def test_a_masked_rank_is_left_out():
         np.testing.assert_array_equal(host(out), expected(x, ids, weights))
 
     ranks.in_threads(SIZE, body)
+
+
+def test_a_number_of_tokens_that_cannot_be_is_told_at_synchronise():
+    def body(comm):
+        a2a = tokenferry.DeviceAllToAll(comm, **OPTIONS)
+        given = on_device(tokens_of(comm.rank, 2))
+        a2a.dispatch_send(*given, gpu.array(np.array([3], np.int32)))
+        with pytest.raises(tokenferry.ConfigError, match="the device says 3 tokens; 0 to 2 are possible"):
+            a2a.synchronise()
+
+    ranks.in_threads(1, body)
 
 
 def test_an_id_that_is_no_slot_is_told_at_synchronise():

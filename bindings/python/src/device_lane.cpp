@@ -71,15 +71,21 @@ Array DeviceLane::target(nb::handle out, std::int64_t tokens) const {
   return target;
 }
 
+const float* DeviceLane::sum_weights(const DeviceTokens& tokens) const {
+  return ones_ ? ones_->as<const float>() : reinterpret_cast<const float*>(tokens.weights.data());
+}
+
 void DeviceLane::dispatch_send(const DeviceTokens& t) {
-  const auto* weights = reinterpret_cast<const float*>(t.weights.data());
+  const auto* row_weights = reinterpret_cast<const float*>(t.weights.data());
   comm_->run("dispatch_send", false, [&] {
-    stream_->exchange().dispatch_send({.rows = t.x.rows(),
-                                       .type = t.x.dtype(),
-                                       .tokens = reinterpret_cast<const int*>(t.count.data()),
-                                       .count = static_cast<int>(t.x.shape(0)),
-                                       .slots = reinterpret_cast<const SlotId*>(t.slots.data()),
-                                       .row_weights = options_.row_weights ? weights : nullptr});
+    stream_->exchange().dispatch_send(
+        {.rows = t.x.rows(),
+         .type = t.x.dtype(),
+         .count = static_cast<int>(t.x.shape(0)),
+         .tokens = reinterpret_cast<const int*>(t.count.data()),
+         .slots = reinterpret_cast<const SlotId*>(t.slots.data()),
+         .weights = sum_weights(t),
+         .row_weights = options_.row_weights ? row_weights : nullptr});
   });
   sent_ = t;
   framework_ = t.framework;
@@ -101,10 +107,8 @@ void DeviceLane::combine_send() {
 }
 
 void DeviceLane::combine_recv(const Array& out, bool accumulate) {
-  const auto* weights =
-      ones_ ? ones_->as<const float>() : reinterpret_cast<const float*>(sent_.weights.data());
   comm_->run("combine_recv", false, [&] {
-    stream_->exchange().combine_recv({.weights = weights,
+    stream_->exchange().combine_recv({.weights = sum_weights(sent_),
                                       .rows = out.mutable_rows(),
                                       .type = out.dtype(),
                                       .accumulate = accumulate});

@@ -59,10 +59,13 @@ class DeviceLane : public RowsOwner, public std::enable_shared_from_this<DeviceL
   void leave();
 
  private:
+  /// By which results are added up.
+  const float* sum_weights(const DeviceTokens& tokens) const;
+
   const std::shared_ptr<CommState> comm_;
   const MoeAllToAll::Options options_;
   std::unique_ptr<StreamExchange> stream_;
-  std::unique_ptr<GpuMemory> ones_;  // weights at home, with row_weights
+  std::unique_ptr<GpuMemory> ones_;  // weights of results, with row_weights
   DeviceTokens sent_;
   Array out_;
 };

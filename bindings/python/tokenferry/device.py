@@ -38,10 +38,10 @@ class DeviceAllToAll(_core.DeviceAllToAll):
     order. Ranks are threads of one process on one device, or processes with a device each, on one host or,
     over fabric, on several.
 
-    comm: the ranks. num_experts, topk, hidden, max_tokens, layout, redundant, tp, row_weights,
-        row_alignment, dispatch_dtype, expert_dtype, combine_dtype, timeout: as of AllToAll. Ids are those of
-        slots, int32; expert e is in slot e.
-    on_dead_rank: 'fail', or 'mask': who does not come within the timeout is left out from then on (masked,
+    comm: the ranks. num_experts, topk, hidden, max_tokens, backend, deepep_mode, layout, redundant, tp,
+        row_weights, row_alignment, dispatch_dtype, expert_dtype, combine_dtype, timeout: as of AllToAll; no
+        'ascend_fuseep'. Ids are those of slots, int32; expert e is in slot e.
+    on_dead_rank: 'fail' or 'mask'; default: the backend's. With 'mask' who does not come within the timeout is left out from then on (masked,
         lost_tokens).
     device: its number, 'cuda:N' or a torch.device.
     stream: a torch.cuda.Stream or a CUstream's number, which outlives this; default: torch's current one on
@@ -49,16 +49,17 @@ class DeviceAllToAll(_core.DeviceAllToAll):
     """
 
     def __init__(
-        self, comm, *, num_experts, topk, hidden, max_tokens, device=0, stream=None, layout=None, redundant=0,
-        dispatch_dtype="bf16", expert_dtype=None, combine_dtype="bf16", tp=1, row_weights=False,
-        row_alignment=16, on_dead_rank="fail", timeout=30.0,
+        self, comm, *, num_experts, topk, hidden, max_tokens, device=0, stream=None, backend="pplx",
+        deepep_mode="low_latency", layout=None, redundant=0, dispatch_dtype="bf16", expert_dtype=None,
+        combine_dtype="bf16", tp=1, row_weights=False, row_alignment=16, on_dead_rank=None, timeout=30.0,
     ):
         number = _number_of(device)
         super().__init__(
             comm,
             dict(
                 num_experts=num_experts, topk=topk, hidden=hidden, max_tokens=max_tokens, device=number,
-                stream=_handle_of(stream, number), layout=layout, redundant=redundant,
+                stream=_handle_of(stream, number), backend=backend, deepep_mode=deepep_mode, layout=layout,
+                redundant=redundant,
                 dispatch_dtype=dtype_name(dispatch_dtype),
                 expert_dtype=None if expert_dtype is None else dtype_name(expert_dtype),
                 combine_dtype=dtype_name(combine_dtype), tp=tp, row_weights=row_weights,

@@ -141,7 +141,7 @@ void check(CUresult result, std::string_view call) {
   fail<Error>("{}: {}", call, text != nullptr ? text : "unknown error");
 }
 
-constexpr std::size_t kExchangeKernels = 6;  // the first ones of GpuKernel
+constexpr std::size_t kExchangeKernels = 7;  // the first ones of GpuKernel
 
 /// A device's context with the kernels in it, for all queues of the process.
 class Device {
@@ -155,6 +155,7 @@ class Device {
     constexpr std::array kNames = {"ferry_send_tokens",
                                    "ferry_receive_tokens",
                                    "ferry_send_results",
+                                   "ferry_send_sums",
                                    "ferry_sum_results",
                                    "ferry_send_far_tokens",
                                    "ferry_send_far_results",

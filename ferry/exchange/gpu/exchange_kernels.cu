@@ -2,6 +2,7 @@
 // cuda_queue.cpp looks up. Built into one image for several devices (cmake/ferry_cuda.cmake), with
 // -fmad=false and -ftz=true: see thread.h.
 #include "ferry/exchange/gpu/combine_results.h"
+#include "ferry/exchange/gpu/rank_sums.h"
 #include "ferry/exchange/gpu/receive_tokens.h"
 #include "ferry/exchange/gpu/send_far.h"
 #include "ferry/exchange/gpu/send_tokens.h"
@@ -25,6 +26,7 @@
 FERRY_EXCHANGE_KERNEL(ferry_send_tokens, ferry::gpu::SendTokens)
 FERRY_EXCHANGE_KERNEL(ferry_receive_tokens, ferry::gpu::ReceiveTokens)
 FERRY_EXCHANGE_KERNEL(ferry_send_results, ferry::gpu::SendResults)
+FERRY_EXCHANGE_KERNEL(ferry_send_sums, ferry::gpu::SendSums)
 FERRY_EXCHANGE_KERNEL(ferry_sum_results, ferry::gpu::SumResults)
 FERRY_EXCHANGE_KERNEL(ferry_send_far_tokens, ferry::gpu::SendFarTokens)
 FERRY_EXCHANGE_KERNEL(ferry_send_far_results, ferry::gpu::SendFarResults)

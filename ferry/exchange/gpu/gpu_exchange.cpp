@@ -10,6 +10,8 @@ namespace ferry {
 
 namespace {
 
+constexpr const char* kPhases[] = {
+    "dispatch_send", "dispatch_recv", "combine_send", "combine_recv"};
 constexpr std::uint32_t kMasked = 1;  // copied to the device from here, at any time
 
 void refuse(bool when, std::string_view what) {
@@ -20,16 +22,30 @@ void refuse(bool when, std::string_view what) {
   throw TransportError(TransportError::Kind::timeout, rank, what);
 }
 
+/// Of this rank's own; with sums they lie in its part.
+std::size_t in_slot_bytes(const gpu::GpuLayout& layout) {
+  return layout.sums
+             ? 0
+             : static_cast<std::size_t>(layout.max_tokens * layout.topk) * sizeof(std::uint32_t);
+}
+
+std::size_t begins_bytes(const gpu::GpuLayout& layout) {
+  return layout.sums ? static_cast<std::size_t>(layout.ranks * layout.slots) * sizeof(std::uint32_t)
+                     : 0;
+}
+
+/// Of a row that experts write beside the results.
+std::size_t output_bytes(const gpu::GpuLayout& layout) {
+  return layout.results_as_written() ? 0 : static_cast<std::size_t>(layout.output_row_bytes);
+}
+
 }  // namespace
 
 void check_gpu_options(const DispatcherOptions& o, int ranks) {
   check_options(o, ranks);
   refuse(o.exchange.hidden_partition, "hidden_partition");
-  refuse(o.columns_of_results() != o.hidden, "results of some columns: choose result_columns = 0");
   refuse(o.exchange.pipeline == ExchangeOptions::Pipeline::tiles,
          "tiles: choose a backend whose experts compute all rows at once");
-  refuse(o.exchange.reduce_at != ExchangeOptions::ReduceAt::home,
-         "sums by rank: choose a backend that combines per expert");
   if (o.topk > kWarpThreads) {
     fail<ConfigError>(
         "a GPU exchange takes up to {} experts a token, not {}", kWarpThreads, o.topk);
@@ -46,7 +62,7 @@ GpuExchange::GpuExchange(const DispatcherOptions& options,
   check_gpu_options(options_, transport.size());
   check_survives_deaths(options_, transport);
   const std::vector<int> hosts = hosts_of_ranks(transport, ranks_per_host);
-  check_gpu_hosts(hosts, transport);
+  check_gpu_hosts(hosts, options_, transport);
   args_.layout = gpu::GpuLayout(options_, transport.size());
   args_.rank = transport.rank();
   args_.timeout_ns = static_cast<std::uint64_t>(options_.timeout.count());
@@ -65,14 +81,13 @@ GpuExchange::GpuExchange(const DispatcherOptions& options,
   const auto rows = static_cast<std::size_t>(layout.expert_rows);
   part_ = queue.allocate(layout.part_bytes);
   state_ = queue.allocate(sizeof(gpu::GpuState));
-  in_slot_ = queue.allocate(static_cast<std::size_t>(layout.max_tokens * layout.topk) *
-                            sizeof(std::uint32_t));
+  in_slot_ = queue.allocate(in_slot_bytes(layout));
   input_ = queue.allocate(rows * static_cast<std::size_t>(layout.input_row_bytes));
-  output_ = queue.allocate(
-      encodes_results() ? rows * static_cast<std::size_t>(layout.output_row_bytes) : 0);
+  output_ = queue.allocate(rows * output_bytes(layout));
   weights_ = queue.allocate(layout.row_weights ? rows * sizeof(float) : 0);
   counts_ = queue.allocate(static_cast<std::size_t>(layout.slots) * sizeof(std::int32_t));
   offsets_ = queue.allocate(static_cast<std::size_t>(layout.slots) * sizeof(std::int64_t));
+  begins_ = queue.allocate(begins_bytes(layout));
   to_ = queue.allocate(static_cast<std::size_t>(layout.ranks) * sizeof(gpu::GpuLink));
   from_ = queue.allocate(static_cast<std::size_t>(layout.ranks) * sizeof(gpu::GpuSource));
   masked_ = queue.allocate(static_cast<std::size_t>(layout.ranks) * sizeof(std::uint32_t));
@@ -94,7 +109,9 @@ GpuExchange::GpuExchange(const DispatcherOptions& options,
   args_.from = from_->as<const gpu::GpuSource>();
   args_.state = state_->as<gpu::GpuState>();
   args_.masked = masked_->as<std::uint32_t>();
-  args_.in_slot = in_slot_->as<std::uint32_t>();
+  args_.in_slot = layout.sums
+                      ? reinterpret_cast<std::uint32_t*>(part_->data() + layout.routed_places)
+                      : in_slot_->as<std::uint32_t>();
 }
 
 GpuExchange::~GpuExchange() = default;
@@ -105,10 +122,8 @@ std::size_t GpuExchange::mem_size(const DispatcherOptions& options, int ranks) {
   check_gpu_options(o, ranks);
   const gpu::GpuLayout layout(o, ranks);
   const auto rows = static_cast<std::size_t>(layout.expert_rows);
-  const std::int64_t encoded = is_quantized(o.combine_wire) ? layout.output_row_bytes : 0;
-  return layout.part_bytes + sizeof(gpu::GpuState) +
-         static_cast<std::size_t>(layout.max_tokens * layout.topk) * sizeof(std::uint32_t) +
-         rows * static_cast<std::size_t>(layout.input_row_bytes + encoded) +
+  return layout.part_bytes + sizeof(gpu::GpuState) + in_slot_bytes(layout) + begins_bytes(layout) +
+         rows * (static_cast<std::size_t>(layout.input_row_bytes) + output_bytes(layout)) +
          (layout.row_weights ? rows * sizeof(float) : 0) +
          static_cast<std::size_t>(layout.slots) * (sizeof(std::int32_t) + sizeof(std::int64_t)) +
          (layout.masks ? static_cast<std::size_t>(layout.max_tokens) * sizeof(std::uint32_t) : 0) +
@@ -156,12 +171,8 @@ void GpuExchange::link_up(const std::vector<std::byte*>& parts) {
     std::byte* part = parts[static_cast<std::size_t>(peer)];
     const bool is_far = network_ != nullptr && network_->is_far(peer);
     to.push_back(is_far ? network_->to(peer) : layout.link(part, args_.rank));
-    from.push_back(
-        is_far ? network_->from(peer)
-               : gpu::GpuSource{.told = layout.link(part_->data(), peer),
-                                .stage = part + layout.stage,
-                                .results = part + layout.results,
-                                .num_results = static_cast<std::uint32_t>(layout.expert_rows)});
+    from.push_back(is_far ? network_->from(peer)
+                          : layout.source(part, layout.link(part_->data(), peer)));
     results.push_back(network_ != nullptr ? network_->results(peer) : nullptr);
   }
   queue_.copy(to_->data(), to.data(), to_->size());
@@ -175,8 +186,6 @@ void GpuExchange::link_up(const std::vector<std::byte*>& parts) {
   }
   queue_.synchronise();
 }
-
-bool GpuExchange::encodes_results() const { return is_quantized(options_.combine_wire); }
 
 GpuExchange::Course& GpuExchange::enter(Phase expected, Phase next, std::string_view name) {
   const std::uint64_t capture = queue_.capturing();
@@ -201,8 +210,8 @@ void GpuExchange::dispatch_send(const GpuTokens& tokens) {
               "{} tokens; 0 to {} are possible",
               tokens.count,
               options_.max_tokens);
-  FERRY_CHECK(tokens.slots != nullptr || (tokens.tokens == nullptr && tokens.count == 0),
-              "no slots");
+  FERRY_CHECK(tokens.slots != nullptr || tokens.count == 0, "no slots");
+  FERRY_CHECK(!args_.layout.sums || tokens.weights != nullptr, "no weights, which ranks sum by");
   FERRY_CHECK(!options_.row_weights || tokens.row_weights != nullptr, "no row weights");
   if (!tokens.encoded && is_quantized(options_.dispatch_wire) && tokens.type == DType::f16)
     fail<ConfigError>("{} wires take f32 or bf16 rows, not f16",
@@ -222,7 +231,8 @@ void GpuExchange::dispatch_send(const GpuTokens& tokens) {
   }
   launch(gpu::SendTokens{.args = course.args,
                          .from = in_stage ? gpu::GpuRows{} : from,
-                         .row_weights = tokens.row_weights},
+                         .row_weights = tokens.row_weights,
+                         .sum_weights = tokens.weights},
          gpu::SendTokens::shared_bytes(args_.layout));
 }
 
@@ -232,7 +242,8 @@ ExpertRows GpuExchange::dispatch_recv() {
                             .input = input_->data(),
                             .weights = weights_->as<float>(),
                             .counts = counts_->as<std::int32_t>(),
-                            .offsets = offsets_->as<std::int64_t>()},
+                            .offsets = offsets_->as<std::int64_t>(),
+                            .sum_rows = begins_->as<std::uint32_t>()},
          gpu::ReceiveTokens::shared_bytes(args_.layout));
   const gpu::GpuLayout& layout = args_.layout;
   const auto slots = static_cast<std::size_t>(layout.slots);
@@ -247,7 +258,7 @@ ExpertRows GpuExchange::dispatch_recv() {
                     : RowsView{.base = input_->data(), .stride = layout.expert_row_bytes},
           .in_type = options_.expert_type,
           .weights = {weights_->as<const float>(), layout.row_weights ? rows : 0},
-          .out = {encodes_results() ? output_->data() : part_->data() + layout.results,
+          .out = {layout.results_as_written() ? part_->data() + layout.results : output_->data(),
                   layout.output_row_bytes},
           .out_type = layout.output_type,
           .hidden = layout.hidden};
@@ -255,17 +266,25 @@ ExpertRows GpuExchange::dispatch_recv() {
 
 void GpuExchange::combine_send() {
   const Course& course = enter(Phase::dispatched, Phase::combine_sent, "combine_send");
+  if (args_.layout.sums) {
+    launch(gpu::SendSums{.args = course.args,
+                         .output = output_->data(),
+                         .begins = begins_->as<const std::uint32_t>()},
+           gpu::SendSums::shared_bytes(args_.layout));
+    return;
+  }
+  const bool as_written = args_.layout.results_as_written();
   if (network_ != nullptr) {
     launch(gpu::SendFarResults{.args = course.args,
-                               .rows = encodes_results() ? output_->data()
-                                                         : part_->data() + args_.layout.results,
-                               .encoded = !encodes_results(),
+                               .rows = as_written ? part_->data() + args_.layout.results
+                                                  : output_->data(),
+                               .encoded = as_written,
                                .counts = counts_->as<const std::int32_t>(),
                                .offsets = offsets_->as<const std::int64_t>()},
            gpu::SendFarResults::shared_bytes(args_.layout));
   }
   launch(gpu::SendResults{.args = course.args,
-                          .output = encodes_results() ? output_->data() : nullptr,
+                          .output = as_written ? nullptr : output_->data(),
                           .counts = counts_->as<const std::int32_t>(),
                           .offsets = offsets_->as<const std::int64_t>()},
          gpu::SendResults::shared_bytes(args_.layout));
@@ -353,6 +372,17 @@ void GpuExchange::throw_fault(const gpu::GpuFaultRecord& fault) const {
                            fmt::format("rank {} waited too long for this rank and went on without "
                                        "it; start it again with the next group",
                                        rank));
+    case Kind::out_of_turn:
+      fail<BrokenContract>(
+          "{} ran out of turn behind exchange {}: launch a graph when no exchange is half done, "
+          "and "
+          "each of its graphs once",
+          kPhases[fault.where],
+          fault.exchange);
+    case Kind::bad_count:
+      fail<BrokenContract>("dispatch_send: the device says {} tokens; 0 to {} are possible",
+                           fault.value,
+                           fault.where);
     case Kind::bad_id:
       fail<BrokenContract>("dispatch_send: token {}: choice {} is slot {}, outside -1..{}",
                            fault.where / options_.topk,

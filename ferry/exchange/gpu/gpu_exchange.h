@@ -21,15 +21,16 @@ struct GpuTokens {
   RowsView rows = {};  ///< [tokens, H] of `type`; or registered_input(), which is not copied
   DType type = DType::f32;
   bool encoded = false;
-  const int* tokens = nullptr;  ///< their number, at most max_tokens: read when kernels run; null:
-  int count = 0;                ///< this many
+  int count = 0;                       ///< their number, at most max_tokens;
+  const int* tokens = nullptr;         ///< or how many of these there are, read when kernels run
   const SlotId* slots = nullptr;       ///< [tokens, K], -1 = none
+  const float* weights = nullptr;      ///< [tokens, K], where ranks sum before home does
   const float* row_weights = nullptr;  ///< [tokens, K], with the option row_weights
 };
 
 /// Where the sums go; as CombineTarget.
 struct GpuTarget {
-  const float* weights = nullptr;  ///< [tokens, K]
+  const float* weights = nullptr;  ///< [tokens, K]; not read where ranks have summed by them
   MutableRowsView rows = {};
   DType type = DType::f32;
   bool accumulate = false;
@@ -126,7 +127,6 @@ class GpuExchange {
   void launch(const GpuKernel& kernel, std::size_t shared_bytes);
   void meet();
   void link_up(const std::vector<std::byte*>& parts);
-  bool encodes_results() const;
   void learn_masks();
   [[noreturn]] void throw_fault(const gpu::GpuFaultRecord& fault) const;
 
@@ -146,10 +146,11 @@ class GpuExchange {
   std::unique_ptr<GpuMemory> state_;
   std::unique_ptr<GpuMemory> in_slot_;
   std::unique_ptr<GpuMemory> input_;
-  std::unique_ptr<GpuMemory> output_;   // where results are encoded
+  std::unique_ptr<GpuMemory> output_;   // of experts, unless they write results themselves
   std::unique_ptr<GpuMemory> weights_;  // with row_weights
   std::unique_ptr<GpuMemory> counts_;
   std::unique_ptr<GpuMemory> offsets_;
+  std::unique_ptr<GpuMemory> begins_;  // where ranks sum
 
   // On the device and, as of the last synchronise(), here.
   std::unique_ptr<GpuMemory> masked_, lost_;

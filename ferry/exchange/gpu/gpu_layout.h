@@ -12,6 +12,10 @@
 // group), and every member reads all results: the peer tells each where those of every share begin,
 // and where a token stands in another member's list a member works out from the ids, which it has.
 //
+// Where ranks sum before homes do, the peer adds up its results of each token, and its results are
+// these sums, by home and token. What belongs to which sum it reads from the home's ids, weights
+// and places in lists, which lie in the home's part: so these ranks share a host.
+//
 // A rank of another host cannot be read from there: what it is told, and what it tells, lies in
 // boxes that the network carries between (gpu_boxes.h). Kernels know where to write for a peer and
 // where to read from it (GpuLink, GpuSource), and nothing of what lies between.
@@ -50,6 +54,9 @@ enum class GpuSignal : int {
   masked  ///< not 0: the source goes on without this rank
 };
 
+/// Of an exchange, in order: each is a kernel, beside those for other hosts.
+enum class GpuPhase : int { dispatch_send, dispatch_recv, combine_send, combine_recv };
+
 /// In a signal of the first two: what carries this source's words has failed.
 inline constexpr std::uint64_t kLinkFailed = ~std::uint64_t{0};
 
@@ -70,10 +77,12 @@ struct GpuFaultRecord {
     none,
     no_tokens,    ///< of `rank`, within the time
     no_results,   ///< of `rank`, within the time
+    bad_count,    ///< `value` tokens, where there is room for `where`
     bad_id,       ///< entry `where` of the slot ids is `value`
     bad_message,  ///< of `rank`: slot `where`, number `value`
     left_behind,  ///< by `rank`, which has masked this one
     no_link,      ///< to `rank` any more
+    out_of_turn,  ///< phase `where`
   };
 
   std::uint32_t kind = none;
@@ -86,6 +95,11 @@ struct GpuFaultRecord {
 /// Memory of one rank that peers do not see.
 struct GpuState {
   std::uint64_t exchange = 0;  ///< the one that has begun last
+  // And those whose later phases were run last. The host checks the order of calls and of captures,
+  // but not when a graph is launched.
+  std::uint64_t received = 0;
+  std::uint64_t combined = 0;
+  std::uint64_t summed = 0;
   std::uint32_t blocks_done = 0;
   std::uint32_t has_fault = 0;  ///< who raises it from 0 writes the record
   /// Of each signal that is waited for, the exchange whose masks block 0 has decided on.
@@ -100,6 +114,7 @@ struct GpuLink {
   std::uint32_t* tokens = nullptr;       ///< [slots][list_tokens] and which,
   float* weights = nullptr;              ///< likewise, with row_weights
   std::uint32_t* result_rows = nullptr;  ///< [tp][slots] of each share: where its results begin
+  std::uint32_t* num_tokens = nullptr;   ///< with sums: how many there are
   std::uint32_t is_far = 0;              ///< not 0: by a box
 };
 
@@ -109,6 +124,11 @@ struct GpuSource {
   const std::byte* stage = nullptr;    ///< [max_tokens] rows in dispatch wire
   const std::byte* results = nullptr;  ///< [num_results] rows in combine wire
   std::uint32_t num_results = 0;
+
+  // With sums: its routing, [max_tokens, topk].
+  const SlotId* slots = nullptr;
+  const std::uint32_t* places = nullptr;  ///< as GpuExchangeArgs::in_slot
+  const float* weights = nullptr;
 };
 
 /// Offsets of arrays behind each other, each on a line of its own. On the host.
@@ -139,6 +159,7 @@ struct GpuLayout {
   int tp = 1;           ///< ranks that hold the same tokens
   int list_tokens = 0;  ///< of a share, at most
   int hidden = 0;
+  int result_columns = 0;  ///< of a result
   WireType dispatch_wire = WireType::f32;
   WireType expert_type = WireType::f32;
   WireType combine_wire = WireType::f32;
@@ -147,6 +168,7 @@ struct GpuLayout {
   bool pointers = false;  ///< rows are not copied: experts get where they lie, in homes' stages
   bool row_weights = false;
   bool masks = false;              ///< ranks that do not come, rather than fail
+  bool sums = false;               ///< a rank's results of a token are one row: their sum
   std::int64_t slot_capacity = 0;  ///< padded: rows of a slot
   std::int64_t alignment = 1;      ///< ragged: a slot's first row is a multiple of it
   std::int64_t expert_rows = 0;
@@ -165,15 +187,31 @@ struct GpuLayout {
   std::size_t weights = 0;      ///< likewise,
   std::size_t result_rows = 0;  ///< and likewise
   std::size_t stage = 0;        ///< [max_tokens] rows in dispatch wire
-  std::size_t results = 0;      ///< [expert_rows] rows in combine wire
+  std::size_t results = 0;      ///< [expert_rows] rows in combine wire; sums: [ranks][list_tokens]
   std::size_t part_bytes = 0;
+
+  // With sums: how many tokens each home holds, and this rank's routing, which peers read.
+  std::size_t homes_tokens = 0;    ///< [ranks] likewise
+  std::size_t routed_slots = 0;    ///< SlotId [max_tokens, topk]
+  std::size_t routed_places = 0;   ///< u32 likewise: in_slot
+  std::size_t routed_weights = 0;  ///< f32 likewise
+
+  /// Whether experts write what homes read.
+  bool results_as_written() const { return !sums && !is_quantized(combine_wire); }
 
   /// Where `source` writes in a part.
   GpuLink link(std::byte* part, int source) const;
+  /// What this rank reads of a peer of its host, whose part is `part`.
+  GpuSource source(std::byte* part, const GpuLink& told) const;
 
   /// Entries before a slot's list in a link's tokens and weights.
   FERRY_GPU std::size_t list(int slot) const {
     return static_cast<std::size_t>(slot) * static_cast<std::size_t>(list_tokens);
+  }
+
+  /// In a rank's results, the sum for a home's token.
+  FERRY_GPU std::int64_t sum_at(int home, std::int64_t token) const {
+    return (std::int64_t{home} * list_tokens + token / tp) * combine_row_bytes;
   }
 
   /// Of tokens that a group holds, those of a share.
@@ -203,8 +241,8 @@ struct GpuExchangeArgs {
   std::uint32_t* masked = nullptr;   ///< [ranks] not 0: this rank goes on without it
   std::uint32_t* in_slot = nullptr;  ///< [max_tokens, topk] place in its share's list, of the first
                                      ///< k that names the slot
-  const int* tokens = nullptr;       ///< this rank's number of them, read when a kernel runs; null:
-  int count = 0;                     ///< this many
+  const int* tokens = nullptr;       ///< how many this rank has, read when a kernel runs; null:
+  int count = 0;                     ///< all that there is room for
   const SlotId* slots = nullptr;     ///< [tokens, topk]
 };
 

@@ -44,8 +44,16 @@ bool spans_hosts(const std::vector<int>& hosts) {
   return std::ranges::any_of(hosts, [&](int host) { return host != hosts.front(); });
 }
 
-void check_gpu_hosts(const std::vector<int>& hosts, const Transport& transport) {
-  if (spans_hosts(hosts) && transport.capabilities().one_thread) {
+void check_gpu_hosts(const std::vector<int>& hosts,
+                     const DispatcherOptions& options,
+                     const Transport& transport) {
+  if (!spans_hosts(hosts)) return;
+  if (options.exchange.reduce_at != ExchangeOptions::ReduceAt::home) {
+    fail<ConfigError>(
+        "a GPU exchange over several hosts has no sums by rank: choose a backend that combines per "
+        "expert");
+  }
+  if (transport.capabilities().one_thread) {
     fail<ConfigError>(
         "a GPU exchange over several hosts needs a transport that a thread beside the caller's can "
         "use, which {} is not: choose fabric",

@@ -28,8 +28,11 @@ std::vector<int> hosts_of_ranks(const Transport& transport, int ranks_per_host);
 /// Whether these are more hosts than one.
 bool spans_hosts(const std::vector<int>& hosts);
 
-/// Throws ConfigError where the transport cannot carry for kernels on these hosts.
-void check_gpu_hosts(const std::vector<int>& hosts, const Transport& transport);
+/// Throws ConfigError for options that there are on one host alone, and where the transport cannot
+/// carry for kernels on these hosts.
+void check_gpu_hosts(const std::vector<int>& hosts,
+                     const DispatcherOptions& options,
+                     const Transport& transport);
 
 /// One rank's. Construction and destruction are for one thread; the transport that letters go by is
 /// its own, split off the caller's, and used by its thread alone from then on. That thread yields

@@ -13,6 +13,7 @@
 
 #include "ferry/exchange/gpu/combine_results.h"
 #include "ferry/exchange/gpu/gpu_memory.h"
+#include "ferry/exchange/gpu/rank_sums.h"
 #include "ferry/exchange/gpu/receive_tokens.h"
 #include "ferry/exchange/gpu/send_far.h"
 #include "ferry/exchange/gpu/send_tokens.h"
@@ -27,6 +28,7 @@ namespace ferry {
 using GpuKernel = std::variant<gpu::SendTokens,
                                gpu::ReceiveTokens,
                                gpu::SendResults,
+                               gpu::SendSums,
                                gpu::SumResults,
                                gpu::SendFarTokens,
                                gpu::SendFarResults,

@@ -6,9 +6,17 @@
 
 namespace ferry::gpu {
 
+/// Whether there can be so many.
+FERRY_GPU bool is_possible(const GpuExchangeArgs& args, int tokens) {
+  return tokens >= 0 && tokens <= args.count;
+}
+
+/// Of this rank; none where there cannot be so many, which is told where they are sent.
 template <class Thread>
 FERRY_GPU int num_tokens(Thread& t, const GpuExchangeArgs& args) {
-  return args.tokens != nullptr ? t.load(args.tokens) : args.count;
+  if (args.tokens == nullptr) return args.count;
+  const int tokens = t.load(args.tokens);
+  return is_possible(args, tokens) ? tokens : 0;
 }
 
 /// The first fault of an exchange is the one that is told.
@@ -21,6 +29,67 @@ FERRY_GPU void record_fault(Thread& t, const GpuExchangeArgs& args, const GpuFau
   t.store(&to->exchange, fault.exchange);
   t.store(&to->where, fault.where);
   t.store(&to->value, fault.value);
+}
+
+/// What `rank` has written for a slot cannot be.
+template <class Thread>
+FERRY_GPU void bad_message(
+    Thread& t, const GpuExchangeArgs& args, int rank, std::int64_t slot, std::uint32_t value) {
+  record_fault(t,
+               args,
+               {.kind = GpuFaultRecord::bad_message,
+                .rank = static_cast<std::uint32_t>(rank),
+                .exchange = t.load(&args.state->exchange),
+                .where = slot,
+                .value = value});
+}
+
+/// Whether all phases before this one have been run, and this one has not; then it has been now.
+/// What earlier kernels wrote, and what a kernel's last block writes at its end, every block may
+/// look at; what block 0 writes at once, block 0 alone.
+template <class Thread>
+FERRY_GPU bool takes_turn(Thread& t, const GpuExchangeArgs& args, GpuPhase phase) {
+  GpuState* state = args.state;
+  const std::uint64_t exchange = t.load(&state->exchange);
+  std::uint64_t* own = phase == GpuPhase::dispatch_recv ? &state->received : &state->summed;
+  switch (phase) {
+    case GpuPhase::dispatch_send:
+      return t.load(&state->summed) == exchange;
+    case GpuPhase::combine_send:
+      return t.load(&state->received) == exchange && t.load(&state->combined) + 1 == exchange;
+    case GpuPhase::dispatch_recv:
+      if (t.load(&state->combined) + 1 != exchange) return false;
+      break;
+    default:
+      if (t.load(&state->combined) != exchange) return false;
+  }
+  if (t.block() != 0) return true;
+  if (t.load(own) + 1 != exchange) return false;
+  t.store(own, exchange);
+  return true;
+}
+
+/// At the beginning of every kernel, by all threads of a block, for which it is one answer: whether
+/// there is work, which there is not out of turn or behind a fault.
+template <class Thread>
+FERRY_GPU bool may_begin(Thread& t, const GpuExchangeArgs& args, GpuPhase phase) {
+  auto* fails = reinterpret_cast<std::uint32_t*>(t.shared());
+  if (t.thread() == 0) {
+    bool may = t.load_acquire(&args.state->has_fault) == 0;
+    if (may && !takes_turn(t, args, phase)) {
+      may = false;
+      record_fault(t,
+                   args,
+                   {.kind = GpuFaultRecord::out_of_turn,
+                    .exchange = t.load(&args.state->exchange),
+                    .where = static_cast<int>(phase)});
+    }
+    t.store(fails, may ? 0U : 1U);
+  }
+  t.sync();
+  const bool may = t.load(fails) == 0;
+  t.sync();
+  return may;
 }
 
 /// Whether this rank goes on without that one.
@@ -98,11 +167,10 @@ FERRY_GPU bool await_peer(Thread& t, const GpuExchangeArgs& args, GpuSignal kind
 /// found a fault.
 template <class Thread>
 FERRY_GPU bool await_all(Thread& t, const GpuExchangeArgs& args, GpuSignal kind) {
-  auto* failed = reinterpret_cast<std::uint32_t*>(t.shared());
-  if (t.thread() == 0) t.store(failed, t.load_acquire(&args.state->has_fault));
-  t.sync();
-  if (t.load(failed) != 0) return false;
-  t.sync();
+  const bool of_tokens = kind == GpuSignal::tokens;
+  if (!may_begin(t, args, of_tokens ? GpuPhase::dispatch_recv : GpuPhase::combine_recv))
+    return false;
+  auto* failed = reinterpret_cast<std::uint32_t*>(t.shared());  // 0 now
   const bool masks = args.layout.masks;
   std::uint64_t* decided = args.state->decided + static_cast<int>(kind);
   if (!masks || t.block() == 0) {
@@ -148,7 +216,10 @@ FERRY_GPU void signal_all(Thread& t,
                           GpuSignal kind,
                           std::uint64_t exchange) {
   if (!comes_last(t, args)) return;
-  if (t.thread() == 0) t.store(&args.state->exchange, exchange);
+  if (t.thread() == 0) {
+    const bool of_tokens = kind == GpuSignal::tokens;
+    t.store(of_tokens ? &args.state->exchange : &args.state->combined, exchange);
+  }
   for (int peer = t.thread(); peer < args.layout.ranks; peer += t.threads()) {
     if (is_masked(t, args, peer)) continue;
     t.store_release(t.load(&args.to[peer].signals) + static_cast<int>(kind), exchange);

@@ -10,10 +10,11 @@ namespace ferry::gpu {
 
 struct ReceiveTokens {
   GpuExchangeArgs args;
-  std::byte* input = nullptr;       ///< [expert_rows] rows of expert_type, or their addresses
-  float* weights = nullptr;         ///< [expert_rows], with row_weights
-  std::int32_t* counts = nullptr;   ///< [slots] what experts get,
-  std::int64_t* offsets = nullptr;  ///< [slots] and where
+  std::byte* input = nullptr;         ///< [expert_rows] rows of expert_type, or their addresses
+  float* weights = nullptr;           ///< [expert_rows], with row_weights
+  std::int32_t* counts = nullptr;     ///< [slots] what experts get,
+  std::int64_t* offsets = nullptr;    ///< [slots] and where
+  std::uint32_t* sum_rows = nullptr;  ///< [ranks, slots] first row of each home's, where ranks sum
 
   /// Of a block: where each home's rows begin among those of a slot, and each slot's first record
   /// and first row.
@@ -86,7 +87,7 @@ struct ReceiveTokens {
         std::uint32_t count =
             is_masked(t, args, home) ? 0 : t.load(t.load(&args.from[home].told.counts) + slot);
         if (count > static_cast<std::uint32_t>(layout.list_tokens)) {
-          bad_message(t, home, slot, count);
+          bad_message(t, args, home, slot, count);
           count = 0;
         }
         t.store(first_of_home(t) + slot * layout.ranks + order, rows);
@@ -110,7 +111,9 @@ struct ReceiveTokens {
       for (int order = 0; order < layout.ranks; ++order) {
         const int home = home_at(order);
         const std::uint32_t of_slot = t.load(first_of_home(t) + slot * layout.ranks + order);
-        tell_group(t, home, slot, is_masked(t, args, home) ? kNoResults : row + of_slot, 0);
+        const std::uint32_t begin = is_masked(t, args, home) ? kNoResults : row + of_slot;
+        tell_group(t, home, slot, begin, 0);
+        if (layout.sums) t.store(sum_rows + home * layout.slots + slot, begin);
         if (args.far.stage != nullptr)
           t.store(args.far.home_rows + slot * layout.ranks + order, of_slot);
       }
@@ -166,7 +169,7 @@ struct ReceiveTokens {
     const GpuSource* source = args.from + home;
     const std::uint32_t token = t.load(t.load(&source->told.tokens) + entry);
     if (token >= static_cast<std::uint32_t>(layout.max_tokens)) {
-      if (t.lane() == 0) bad_message(t, home, slot, token);
+      if (t.lane() == 0) bad_message(t, args, home, slot, token);
       return;
     }
     const std::int64_t place = std::int64_t{t.load(first_row(t) + slot)} + in_slot;
@@ -199,17 +202,6 @@ struct ReceiveTokens {
     const std::int64_t begin = first / kPieceValues * share;
     if (begin >= bytes) return;
     copy_bytes(t, to + begin, from + begin, bytes - begin < share ? bytes - begin : share);
-  }
-
-  template <class Thread>
-  FERRY_GPU void bad_message(Thread& t, int home, int slot, std::uint32_t value) const {
-    record_fault(t,
-                 args,
-                 {.kind = GpuFaultRecord::bad_message,
-                  .rank = static_cast<std::uint32_t>(home),
-                  .exchange = t.load(&args.state->exchange),
-                  .where = slot,
-                  .value = value});
   }
 };
 

@@ -13,10 +13,11 @@ struct SendFarTokens {
   GpuExchangeArgs args;
   GpuRows from;
 
-  static constexpr std::size_t shared_bytes(const GpuLayout&) { return 0; }
+  static constexpr std::size_t shared_bytes(const GpuLayout&) { return sizeof(std::uint32_t); }
 
   template <class Thread>
   FERRY_GPU void operator()(Thread& t) const {
+    if (!may_begin(t, args, GpuPhase::dispatch_send)) return;
     const GpuLayout& layout = args.layout;
     write_rows(t, args, from, args.far.stage, [&](std::int64_t token) {
       const SlotId slot =
@@ -35,10 +36,11 @@ struct SendFarResults {
   const std::int32_t* counts = nullptr;
   const std::int64_t* offsets = nullptr;
 
-  static constexpr std::size_t shared_bytes(const GpuLayout&) { return 0; }
+  static constexpr std::size_t shared_bytes(const GpuLayout&) { return sizeof(std::uint32_t); }
 
   template <class Thread>
   FERRY_GPU void operator()(Thread& t) const {
+    if (!may_begin(t, args, GpuPhase::combine_send)) return;
     std::int64_t dealt = 0;
     for (int slot = 0; slot < args.layout.slots; ++slot) dealt += send_slot(t, slot, dealt);
   }
@@ -48,9 +50,9 @@ struct SendFarResults {
   template <class Thread>
   FERRY_GPU std::int64_t send_slot(Thread& t, int slot, std::int64_t dealt) const {
     const GpuLayout& layout = args.layout;
-    const std::int64_t piece =
-        encoded ? layout.combine_row_bytes : encode_piece(layout.combine_wire, layout.hidden);
-    const std::int64_t pieces = encoded ? 1 : pieces_of(layout.hidden, piece);
+    const std::int64_t piece = encoded ? layout.combine_row_bytes
+                                       : encode_piece(layout.combine_wire, layout.result_columns);
+    const std::int64_t pieces = encoded ? 1 : pieces_of(layout.result_columns, piece);
     const std::int64_t units = t.load(counts + slot) * pieces;
     const auto send_unit = [&](std::int64_t unit) {
       const auto in_slot = static_cast<std::uint32_t>(unit / pieces);
@@ -64,7 +66,7 @@ struct SendFarResults {
                rows + row * layout.output_row_bytes,
                layout.output_type,
                to,
-               {layout.combine_wire, layout.hidden},
+               {layout.combine_wire, layout.result_columns},
                unit % pieces * piece);
     };
     for_units(t, units, send_unit, dealt);

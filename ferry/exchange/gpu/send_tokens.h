@@ -10,15 +10,19 @@ struct SendTokens {
   GpuExchangeArgs args;
   GpuRows from;                        ///< null base: they are in the stage already
   const float* row_weights = nullptr;  ///< [tokens, topk], with that option
+  const float* sum_weights = nullptr;  ///< [tokens, topk], where ranks sum
 
   static constexpr std::size_t shared_bytes(const GpuLayout&) { return sizeof(std::uint32_t); }
 
   template <class Thread>
   FERRY_GPU void operator()(Thread& t) const {
+    if (!may_begin(t, args, GpuPhase::dispatch_send)) return;
     const int tokens = num_tokens(t, args);
+    if (t.block() == 0 && t.thread() == 0) check_count(t);
     if (from.rows.base != nullptr)
       write_rows(t, args, from, args.part + args.layout.stage, [](std::int64_t) { return true; });
     check_ids(t, tokens);
+    if (args.layout.sums) show_routing(t, tokens);
     const GpuLayout& layout = args.layout;
     for_units(t, std::int64_t{layout.ranks} * layout.slots, [&](std::int64_t slot) {
       if (is_masked(t, args, static_cast<int>(slot) / layout.slots)) return;
@@ -35,6 +39,20 @@ struct SendTokens {
     return t.load(&args.state->exchange) + 1;
   }
 
+  /// A number of tokens for which there is no room is as none, and is told.
+  template <class Thread>
+  FERRY_GPU void check_count(Thread& t) const {
+    if (args.tokens == nullptr) return;
+    const int tokens = t.load(args.tokens);
+    if (is_possible(args, tokens)) return;
+    record_fault(t,
+                 args,
+                 {.kind = GpuFaultRecord::bad_count,
+                  .exchange = number(t),
+                  .where = args.count,
+                  .value = tokens});
+  }
+
   /// An id outside -1..slots - 1 goes nowhere and is told.
   template <class Thread>
   FERRY_GPU void check_ids(Thread& t, int tokens) const {
@@ -48,6 +66,26 @@ struct SendTokens {
           t,
           args,
           {.kind = GpuFaultRecord::bad_id, .exchange = number(t), .where = e, .value = slot});
+    }
+  }
+
+  /// To ranks that sum: how many tokens there are, and where their results go into which sum.
+  /// Places in lists are there already: in_slot is a part of what is shown.
+  template <class Thread>
+  FERRY_GPU void show_routing(Thread& t, int tokens) const {
+    const GpuLayout& layout = args.layout;
+    auto* slots = reinterpret_cast<SlotId*>(args.part + layout.routed_slots);
+    auto* weights = reinterpret_cast<float*>(args.part + layout.routed_weights);
+    const std::int64_t entries = std::int64_t{tokens} * layout.topk;
+    const std::int64_t threads = std::int64_t{t.blocks()} * t.threads();
+    const std::int64_t own = std::int64_t{t.block()} * t.threads() + t.thread();
+    for (std::int64_t e = own; e < entries; e += threads) {
+      t.store(slots + e, t.load(args.slots + e));
+      t.store(weights + e, t.load(sum_weights + e));
+    }
+    for (std::int64_t peer = own; peer < layout.ranks; peer += threads) {
+      if (is_masked(t, args, static_cast<int>(peer))) continue;
+      t.store(t.load(&args.to[peer].num_tokens), static_cast<std::uint32_t>(tokens));
     }
   }
 

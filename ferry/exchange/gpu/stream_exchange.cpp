@@ -48,7 +48,7 @@ void check_stream(const MemoryPlace& place, const DispatcherOptions& options, co
     fail<ConfigError>("device {}: this machine has 0..{}", place.device, found.names.size() - 1);
   }
   check_gpu_options(options, t.size());
-  check_gpu_hosts(hosts_of_ranks(t, /*ranks_per_host=*/0), t);
+  check_gpu_hosts(hosts_of_ranks(t, /*ranks_per_host=*/0), options, t);
 }
 
 StreamExchange::StreamExchange(const MemoryPlace& place,

@@ -31,8 +31,8 @@ class StreamExchange {
 
   const GpuExchange& exchange() const { return exchange_; }
 
-  /// As GpuExchange::synchronise(), but what kernels say of the caller's slots is a ConfigError, as
-  /// on the host.
+  /// As GpuExchange::synchronise(), but what kernels say of what the caller handed over or launched
+  /// is a ConfigError, as on the host.
   void synchronise();
 
  private:

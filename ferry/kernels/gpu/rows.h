@@ -181,12 +181,16 @@ struct SumTarget {
   bool accumulate = false;
 };
 
-/// The weighted sum over the lanes' terms, in order of lanes.
+/// The weighted sum over the lanes' terms, in order of lanes, for a piece of `piece` values.
 template <class Thread>
-FERRY_GPU void weighted_sum(
-    Thread& t, const Term& term, const RowCode& code, const SumTarget& target, std::int64_t first) {
+FERRY_GPU void weighted_sum(Thread& t,
+                            const Term& term,
+                            const RowCode& code,
+                            const SumTarget& target,
+                            std::int64_t first,
+                            std::int64_t piece = kPieceValues) {
   const std::int64_t rest = code.n - first;
-  const std::int64_t count = rest < kPieceValues ? rest : kPieceValues;
+  const std::int64_t count = rest < piece ? rest : piece;
   const std::uint32_t terms = t.ballot(term.row != nullptr);
   with_wire(code.wire, [&]<class Format>(Format) {
     with_element(target.type, [&]<class Out>(Out) {

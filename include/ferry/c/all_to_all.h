@@ -109,12 +109,15 @@ typedef struct ferry_dispatch_input {
   double timeout_s;              ///< of this exchange's phases; negative: the option's
   int32_t layer;                 ///< for messages; -1: none
   int32_t reserved;
+  /// [1], in device memory: the first so many of `tokens` are there, a number that kernels read
+  /// when they run, so that a captured graph may have another at each launch. NULL: all.
+  const int32_t* num_tokens;
 } ferry_dispatch_input;
 
 #define FERRY_DISPATCH_INPUT_INIT                                                        \
   {                                                                                      \
     sizeof(ferry_dispatch_input), FERRY_DISPATCH_INPUT_MAGIC, FERRY_PLACE_HOST, NULL, 0, \
-        FERRY_F32, 0, 0, 1, NULL, NULL, NULL, NULL, -1.0, -1, 0                          \
+        FERRY_F32, 0, 0, 1, NULL, NULL, NULL, NULL, -1.0, -1, 0, NULL                    \
   }
 
 FERRY_API ferry_status ferry_all_to_all_dispatch_send(ferry_all_to_all* a2a,
