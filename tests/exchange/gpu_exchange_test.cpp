@@ -41,7 +41,8 @@ enum Axis {
   axis_runs,
   axis_masks,
   axis_sums,
-  axis_result_columns
+  axis_result_columns,
+  axis_partition
 };
 
 constexpr int kRankCounts[] = {1, 2, 3, 4};
@@ -68,6 +69,7 @@ std::vector<int> sizes() {
           static_cast<int>(std::size(kRuns)),
           2,
           2,
+          2,
           2};
 }
 
@@ -87,6 +89,7 @@ DispatcherOptions options_of(const Combination& c) {
   o.exchange.format = kLayouts[at(axis_layout)];
   o.exchange.fixed_format = true;
   if (c[axis_masks] == 1) o.exchange.on_dead_rank = ExchangeOptions::OnDeadRank::mask;
+  o.exchange.hidden_partition = c[axis_partition] == 1;
   if (c[axis_result_columns] == 1) o.result_columns = o.hidden / 3;
   if (c[axis_sums] == 1) o.exchange.reduce_at = ExchangeOptions::ReduceAt::rank_then_home;
   o.row_weights = c[axis_row_weights] == 1;
@@ -107,7 +110,7 @@ std::string name_of(const Combination& c) {
   const DispatcherOptions o = options_of(c);
   return fmt::format(
       "{} ranks, tp {}, {} to {}, back {}, {}, routing {}, row weights {}, hidden {}, {} blocks, "
-      "runs {}, masks {}, sums by rank {}, results {}",
+      "runs {}, masks {}, sums by rank {}, results {}, partition {}",
       ranks_of(c),
       o.tp,
       wire_type_name(o.dispatch_wire),
@@ -121,7 +124,8 @@ std::string name_of(const Combination& c) {
       c[axis_runs],
       c[axis_masks] == 1,
       c[axis_sums] == 1,
-      o.columns_of_results());
+      o.columns_of_results(),
+      o.exchange.hidden_partition);
 }
 
 DispatcherOptions small_options() {

@@ -88,7 +88,6 @@ struct Graphs {
 /// `graphs`: null where the phases are called.
 void exchange_once(
     const ExchangeCase& exchange, Rank rank, int number, GpuLane& lane, const Graphs* graphs) {
-  const DispatcherOptions& o = exchange.options;
   const bool accumulate = number % 2 == 1;
   lane.bring(exchange, accumulate);
   if (graphs != nullptr) {
@@ -115,8 +114,8 @@ void exchange_once(
                 "exchange {} rank {} token {} column {}: got {}, expected {}",
                 number,
                 rank,
-                i / static_cast<std::size_t>(o.columns_of_results()),
-                i % static_cast<std::size_t>(o.columns_of_results()),
+                i / static_cast<std::size_t>(exchange.result_columns()),
+                i % static_cast<std::size_t>(exchange.result_columns()),
                 got[i],
                 expected);
   }
@@ -133,7 +132,7 @@ GpuLane::GpuLane(const DispatcherOptions& o,
       gpu_(o, transport, queue, ranks_per_host),
       layout_(gpu_.options(), transport.size()),
       stride_(static_cast<std::ptrdiff_t>(sizeof(float)) * o.hidden),
-      result_stride_(static_cast<std::ptrdiff_t>(sizeof(float)) * o.columns_of_results()),
+      result_stride_(static_cast<std::ptrdiff_t>(sizeof(float)) * layout_.result_columns),
       tokens_(queue, 1),
       rows_(queue, values_of(o)),
       input_{reinterpret_cast<std::byte*>(rows_.data()), stride_},
@@ -154,12 +153,14 @@ void GpuLane::bring(const ExchangeCase& exchange, bool accumulate) {
 }
 
 void GpuLane::dispatch_send() {
-  gpu_.dispatch_send({.rows = {input_.base, input_.stride},
-                      .count = gpu_.options().max_tokens,
-                      .tokens = tokens_.data(),
-                      .slots = slots_.data(),
-                      .weights = weights_.data(),
-                      .row_weights = row_weights_.data()});
+  // Of rows that lie whole: this rank's columns.
+  gpu_.dispatch_send(
+      {.rows = {input_.base + layout_.columns_at(rank_, input_.stride), input_.stride},
+       .count = gpu_.options().max_tokens,
+       .tokens = tokens_.data(),
+       .slots = slots_.data(),
+       .weights = weights_.data(),
+       .row_weights = row_weights_.data()});
 }
 
 void GpuLane::combine_recv(bool accumulate) {

@@ -160,7 +160,8 @@ struct SumResults {
       bad_message(t, args, peer, slot, row);
       return {};
     }
-    return {.term = {t.load(&source->results) + row * layout.combine_row_bytes,
+    return {.term = {t.load(&source->results) + row * layout.combine_row_bytes +
+                         layout.columns_at(args.rank, layout.combine_row_bytes),
                      t.load(weights + token * layout.topk + t.lane())}};
   }
 };

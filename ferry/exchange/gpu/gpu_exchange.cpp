@@ -43,7 +43,6 @@ std::size_t output_bytes(const gpu::GpuLayout& layout) {
 
 void check_gpu_options(const DispatcherOptions& o, int ranks) {
   check_options(o, ranks);
-  refuse(o.exchange.hidden_partition, "hidden_partition");
   refuse(o.exchange.pipeline == ExchangeOptions::Pipeline::tiles,
          "tiles: choose a backend whose experts compute all rows at once");
   if (o.topk > kWarpThreads) {

@@ -18,7 +18,7 @@ void check_gpu_options(const DispatcherOptions& options, int ranks);
 
 /// Tokens of this rank, all in memory that the queue's kernels reach, until the exchange is over.
 struct GpuTokens {
-  RowsView rows = {};  ///< [tokens, H] of `type`; or registered_input(), which is not copied
+  RowsView rows = {};  ///< as RoutedTokens'; or registered_input(), which is not copied
   DType type = DType::f32;
   bool encoded = false;
   int count = 0;                       ///< their number, at most max_tokens;

@@ -14,7 +14,9 @@ GpuLayout::GpuLayout(const DispatcherOptions& o, int num_ranks)
       tp(o.tp),
       list_tokens((o.max_tokens + o.tp - 1) / o.tp),
       hidden(o.hidden),
-      result_columns(o.columns_of_results()),
+      column_ranks(o.exchange.hidden_partition ? num_ranks : 1),
+      columns(o.hidden / column_ranks),
+      result_columns(o.columns_of_results() / column_ranks),
       dispatch_wire(o.dispatch_wire),
       expert_type(o.expert_type),
       combine_wire(o.combine_wire),
@@ -24,17 +26,19 @@ GpuLayout::GpuLayout(const DispatcherOptions& o, int num_ranks)
       row_weights(o.row_weights),
       masks(o.exchange.on_dead_rank == ExchangeOptions::OnDeadRank::mask),
       sums(o.exchange.reduce_at == ExchangeOptions::ReduceAt::rank_then_home),
-      slot_capacity(std::int64_t{num_ranks} * list_tokens),
+      slot_capacity(std::int64_t{sources()} * list_tokens),
       alignment(o.row_alignment),
-      dispatch_row_bytes(static_cast<std::int64_t>(wire_row_bytes(o.dispatch_wire, o.hidden))),
+      dispatch_row_bytes(static_cast<std::int64_t>(wire_row_bytes(o.dispatch_wire, columns))),
       expert_row_bytes(static_cast<std::int64_t>(wire_row_bytes(o.expert_type, o.hidden))),
       input_row_bytes(pointers ? static_cast<std::int64_t>(sizeof(std::byte*)) : expert_row_bytes),
-      output_row_bytes(result_columns * static_cast<std::int64_t>(dtype_bytes(o.output_type()))),
-      combine_row_bytes(static_cast<std::int64_t>(wire_row_bytes(o.combine_wire, result_columns))) {
+      output_row_bytes(o.columns_of_results() *
+                       static_cast<std::int64_t>(dtype_bytes(o.output_type()))),
+      combine_row_bytes(
+          static_cast<std::int64_t>(wire_row_bytes(o.combine_wire, o.columns_of_results()))) {
   const auto lists = static_cast<std::size_t>(ranks) * static_cast<std::size_t>(slots);
   const auto tokens_of_list = static_cast<std::size_t>(list_tokens);
   share_results = std::int64_t{list_tokens} * std::min(topk, slots);
-  const std::int64_t records = ranks * share_results;
+  const std::int64_t records = sources() * share_results;
   expert_rows = padded ? slot_capacity * slots : records + alignment * slots;
   GpuPlaces part;
   signals = part.take(kGpuSignals * static_cast<std::size_t>(ranks) * sizeof(std::uint64_t));

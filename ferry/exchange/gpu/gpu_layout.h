@@ -20,6 +20,9 @@
 // boxes that the network carries between (gpu_boxes.h). Kernels know where to write for a peer and
 // where to read from it (GpuLink, GpuSource), and nothing of what lies between.
 //
+// With hidden_partition all ranks hold the same tokens, and each some columns of them. A rank then
+// needs no other's lists: it makes those of its own slots, and puts rows together from all stages.
+//
 // Why nothing is overwritten too early: a rank sends its tokens of exchange e + 1 behind its sums
 // of e, for which it waited until all peers had sent their results of e; and those have taken its
 // tokens, and its lists, before. A rank's experts write results of e + 1 behind the wait for all
@@ -159,7 +162,9 @@ struct GpuLayout {
   int tp = 1;           ///< ranks that hold the same tokens
   int list_tokens = 0;  ///< of a share, at most
   int hidden = 0;
-  int result_columns = 0;  ///< of a result
+  int column_ranks = 1;    ///< each of so many sends, and gets, its columns of the same rows
+  int columns = 0;         ///< of a row that one rank sends
+  int result_columns = 0;  ///< of a result that one rank gets
   WireType dispatch_wire = WireType::f32;
   WireType expert_type = WireType::f32;
   WireType combine_wire = WireType::f32;
@@ -207,6 +212,14 @@ struct GpuLayout {
   /// Entries before a slot's list in a link's tokens and weights.
   FERRY_GPU std::size_t list(int slot) const {
     return static_cast<std::size_t>(slot) * static_cast<std::size_t>(list_tokens);
+  }
+
+  /// Ranks whose rows are told apart in a slot.
+  FERRY_GPU int sources() const { return ranks / column_ranks; }
+
+  /// In a row of expert_type or of results, which has `bytes`, the columns of a rank.
+  FERRY_GPU std::int64_t columns_at(int rank, std::int64_t bytes) const {
+    return rank % column_ranks * (bytes / column_ranks);
   }
 
   /// In a rank's results, the sum for a home's token.

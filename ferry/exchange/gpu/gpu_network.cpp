@@ -48,6 +48,8 @@ void check_gpu_hosts(const std::vector<int>& hosts,
                      const DispatcherOptions& options,
                      const Transport& transport) {
   if (!spans_hosts(hosts)) return;
+  if (options.exchange.hidden_partition)
+    fail<ConfigError>("a GPU exchange over several hosts has no hidden_partition");
   if (options.exchange.reduce_at != ExchangeOptions::ReduceAt::home) {
     fail<ConfigError>(
         "a GPU exchange over several hosts has no sums by rank: choose a backend that combines per "

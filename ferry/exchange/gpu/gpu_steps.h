@@ -232,7 +232,7 @@ constexpr std::int64_t pieces_of(std::int64_t n, std::int64_t piece) {
 
 /// Rows of this rank's tokens as a caller has them.
 struct GpuRows {
-  RowsView rows = {};  ///< [tokens, hidden] of `type`
+  RowsView rows = {};  ///< [tokens, columns] of `type`
   DType type = DType::f32;
   bool encoded = false;  ///< they are in wire type already
 
@@ -259,8 +259,8 @@ FERRY_GPU void write_rows(
     Thread& t, const GpuExchangeArgs& args, const GpuRows& from, std::byte* to, Goes goes) {
   const GpuLayout& layout = args.layout;
   const std::int64_t piece =
-      from.encoded ? layout.dispatch_row_bytes : encode_piece(layout.dispatch_wire, layout.hidden);
-  const std::int64_t pieces = from.encoded ? 1 : pieces_of(layout.hidden, piece);
+      from.encoded ? layout.dispatch_row_bytes : encode_piece(layout.dispatch_wire, layout.columns);
+  const std::int64_t pieces = from.encoded ? 1 : pieces_of(layout.columns, piece);
   const int share = args.rank % layout.tp;
   const int tokens = num_tokens(t, args);
   for_units(t, layout.tokens_of(share, tokens) * pieces, [&](std::int64_t unit) {
@@ -274,7 +274,7 @@ FERRY_GPU void write_rows(
              from.row(t, token),
              from.type,
              row,
-             {layout.dispatch_wire, layout.hidden},
+             {layout.dispatch_wire, layout.columns},
              unit % pieces * piece);
   });
 }

@@ -46,10 +46,11 @@ struct ReceiveTokens {
     }
     t.sync();
     if (t.block() == 0) publish(t);
-    const std::int64_t pieces = layout.pointers ? 1 : pieces_of(layout.hidden, kPieceValues);
+    const std::int64_t pieces =
+        layout.pointers ? 1 : layout.column_ranks * pieces_of(layout.columns, kPieceValues);
     const std::int64_t records = t.load(first_record(t) + layout.slots);
     for_units(t, records * pieces, [&](std::int64_t unit) {
-      take_row(t, static_cast<std::uint32_t>(unit / pieces), unit % pieces * kPieceValues);
+      take_row(t, static_cast<std::uint32_t>(unit / pieces), unit % pieces);
     });
   }
 
@@ -57,7 +58,7 @@ struct ReceiveTokens {
   /// The home whose rows stand at this place among a slot's: from this rank on, as on the CPU.
   FERRY_GPU int home_at(int order) const { return (args.rank + order) % args.layout.ranks; }
 
-  /// [slots][ranks], in the homes' order
+  /// [slots][sources()], in the homes' order
   template <class Thread>
   FERRY_GPU std::uint32_t* first_of_home(Thread& t) const {
     return reinterpret_cast<std::uint32_t*>(t.shared());
@@ -66,7 +67,7 @@ struct ReceiveTokens {
   /// [slots + 1]
   template <class Thread>
   FERRY_GPU std::uint32_t* first_record(Thread& t) const {
-    return first_of_home(t) + args.layout.slots * args.layout.ranks;
+    return first_of_home(t) + args.layout.slots * args.layout.sources();
   }
 
   /// [slots + 1]
@@ -82,7 +83,7 @@ struct ReceiveTokens {
     const GpuLayout& layout = args.layout;
     for (int slot = t.thread(); slot < layout.slots; slot += t.threads()) {
       std::uint32_t rows = 0;
-      for (int order = 0; order < layout.ranks; ++order) {
+      for (int order = 0; order < layout.sources(); ++order) {
         const int home = home_at(order);
         std::uint32_t count =
             is_masked(t, args, home) ? 0 : t.load(t.load(&args.from[home].told.counts) + slot);
@@ -90,7 +91,7 @@ struct ReceiveTokens {
           bad_message(t, args, home, slot, count);
           count = 0;
         }
-        t.store(first_of_home(t) + slot * layout.ranks + order, rows);
+        t.store(first_of_home(t) + slot * layout.sources() + order, rows);
         rows += count;
       }
       t.store(first_record(t) + slot, rows);
@@ -108,9 +109,9 @@ struct ReceiveTokens {
       const std::uint32_t row = t.load(first_row(t) + slot);
       t.store(counts + slot, static_cast<std::int32_t>(t.load(record + 1) - t.load(record)));
       t.store(offsets + slot, std::int64_t{row});
-      for (int order = 0; order < layout.ranks; ++order) {
+      for (int order = 0; order < layout.sources(); ++order) {
         const int home = home_at(order);
-        const std::uint32_t of_slot = t.load(first_of_home(t) + slot * layout.ranks + order);
+        const std::uint32_t of_slot = t.load(first_of_home(t) + slot * layout.sources() + order);
         const std::uint32_t begin = is_masked(t, args, home) ? kNoResults : row + of_slot;
         tell_group(t, home, slot, begin, 0);
         if (layout.sums) t.store(sum_rows + home * layout.slots + slot, begin);
@@ -119,7 +120,8 @@ struct ReceiveTokens {
       }
     }
     if (args.far.stage == nullptr) return;
-    for (int order = t.thread(); order < layout.ranks; order += t.threads()) publish_box(t, order);
+    for (int order = t.thread(); order < layout.sources(); order += t.threads())
+      publish_box(t, order);
   }
 
   /// Results for the far ones of a home's group stand in its box in the order of its slots.
@@ -149,7 +151,9 @@ struct ReceiveTokens {
       Thread& t, int home, int slot, std::uint32_t row, std::uint32_t far) const {
     const GpuLayout& layout = args.layout;
     const int share = home % layout.tp;
-    for (int member = home - share; member < home - share + layout.tp; ++member) {
+    const int members = layout.tp * layout.column_ranks;  // of these one is 1
+    const int group = home / members * members;
+    for (int member = group; member < group + members; ++member) {
       const GpuLink* link = args.to + member;
       if (is_masked(t, args, member) || t.load(&link->is_far) != far) continue;
       t.store(t.load(&link->result_rows) + share * layout.slots + slot, row);
@@ -158,12 +162,14 @@ struct ReceiveTokens {
 
   /// A piece of the row of record `record`, by one warp.
   template <class Thread>
-  FERRY_GPU void take_row(Thread& t, std::uint32_t record, std::int64_t first) const {
+  FERRY_GPU void take_row(Thread& t, std::uint32_t record, std::int64_t piece) const {
     const GpuLayout& layout = args.layout;
+    const std::int64_t pieces = pieces_of(layout.columns, kPieceValues);
+    const std::int64_t first = piece % pieces * kPieceValues;
     const int slot = find_last(t, first_record(t), layout.slots, record);
     const std::uint32_t in_slot = record - t.load(first_record(t) + slot);
-    const std::uint32_t* homes = first_of_home(t) + slot * layout.ranks;
-    const int order = find_last(t, homes, layout.ranks, in_slot);
+    const std::uint32_t* homes = first_of_home(t) + slot * layout.sources();
+    const int order = find_last(t, homes, layout.sources(), in_slot);
     const int home = home_at(order);
     const std::size_t entry = layout.list(slot) + (in_slot - t.load(homes + order));
     const GpuSource* source = args.from + home;
@@ -173,9 +179,11 @@ struct ReceiveTokens {
       return;
     }
     const std::int64_t place = std::int64_t{t.load(first_row(t) + slot)} + in_slot;
-    const std::byte* from = t.load(&source->stage) + token * layout.dispatch_row_bytes;
-    std::byte* to = input + place * layout.input_row_bytes;
-    if (layout.row_weights && first == 0 && t.lane() == 0)
+    const int holder = layout.column_ranks == 1 ? home : static_cast<int>(piece / pieces);
+    const std::byte* from = t.load(&args.from[holder].stage) + token * layout.dispatch_row_bytes;
+    std::byte* to =
+        input + place * layout.input_row_bytes + layout.columns_at(holder, layout.expert_row_bytes);
+    if (layout.row_weights && piece == 0 && t.lane() == 0)
       t.store(weights + place, t.load(t.load(&source->told.weights) + entry));
     if (layout.pointers) {
       if (t.lane() == 0) t.store(reinterpret_cast<const std::byte**>(to), from);
@@ -186,7 +194,7 @@ struct ReceiveTokens {
       return;
     }
     const DType type = layout.expert_type == WireType::f32 ? DType::f32 : DType::bf16;
-    decode(t, from, {layout.dispatch_wire, layout.hidden}, to, type, first);
+    decode(t, from, {layout.dispatch_wire, layout.columns}, to, type, first);
   }
 
   /// As delivered, scales and all: the pieces of a row are as many shares of its bytes.
@@ -196,7 +204,7 @@ struct ReceiveTokens {
                             const std::byte* from,
                             std::int64_t first) const {
     constexpr std::int64_t kUnit = 16;
-    const std::int64_t pieces = pieces_of(args.layout.hidden, kPieceValues);
+    const std::int64_t pieces = pieces_of(args.layout.columns, kPieceValues);
     const std::int64_t bytes = args.layout.dispatch_row_bytes;
     const std::int64_t share = (bytes / pieces + kUnit) / kUnit * kUnit;
     const std::int64_t begin = first / kPieceValues * share;

@@ -103,8 +103,10 @@ struct SendTokens {
   template <class Thread>
   FERRY_GPU void write_list(Thread& t, int tokens, int share, SlotId slot) const {
     const GpuLayout& layout = args.layout;
-    const bool ours = share == args.rank % layout.tp;
-    const GpuLink* link = args.to + slot / layout.slots;
+    const int peer = slot / layout.slots;
+    const bool ours =
+        share == args.rank % layout.tp && (layout.column_ranks == 1 || peer == args.rank);
+    const GpuLink* link = args.to + peer;
     const std::size_t first = layout.list(slot % layout.slots);
     std::uint32_t* to = t.load(&link->tokens) + first;
     float* weights = t.load(&link->weights) + first;
