@@ -3,7 +3,8 @@
 # when a device is asked for. nvcc and cuda.h come from a CUDA toolkit, or from PyPI by
 # `scripts/setup.sh cuda`. No machine with a GPU is needed to build.
 #
-# ferry_cuda_image(TARGET FILE.cu): builds the image, and tells FILE's host side where it is.
+# ferry_cuda_image(TARGET FILE.cu HOST.cpp): builds the image, and tells HOST.cpp where it is.
+# ferry_calls_cuda(FILE...): these may include cuda.h.
 
 file(GLOB ferry_cuda_of_setup ${PROJECT_SOURCE_DIR}/build/cuda/lib/python3*/site-packages/nvidia/cu*)
 find_program(FERRY_NVCC nvcc HINTS ${ferry_cuda_of_setup}/bin /usr/local/cuda/bin)
@@ -35,7 +36,10 @@ function(ferry_cuda_image target kernels host)
     VERBATIM)
   set_source_files_properties(${host} PROPERTIES
     OBJECT_DEPENDS ${image}
-    COMPILE_DEFINITIONS "FERRY_CUDA_IMAGE=\"${image}\""
-    INCLUDE_DIRECTORIES ${FERRY_CUDA_INCLUDE})
-  ferry_alone(${host})
+    COMPILE_DEFINITIONS "FERRY_CUDA_IMAGE=\"${image}\"")
+endfunction()
+
+function(ferry_calls_cuda)
+  set_source_files_properties(${ARGN} PROPERTIES INCLUDE_DIRECTORIES ${FERRY_CUDA_INCLUDE})
+  ferry_alone(${ARGN})
 endfunction()

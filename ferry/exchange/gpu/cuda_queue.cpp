@@ -1,223 +1,24 @@
-// A CUDA stream, by the driver's own interface (cuda.h), which is loaded when the first device is
-// asked for: the program runs on machines without it. The kernels travel inside the program, as the
-// image that cmake/ferry_cuda.cmake builds.
-#include <cuda.h>
+// A CUDA stream, the memory that its kernels reach, and graphs of what it captured.
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
 #include <utility>
 
 #include "ferry/core/error.h"
 #include "ferry/exchange/gpu/cuda.h"
-#include "ferry/transport/loaded_library.h"
-
-// FERRY_CUDA_IMAGE: the file.
-asm(".section .rodata\n"
-    ".balign 16\n"
-    ".global ferry_cuda_image\n"
-    ".hidden ferry_cuda_image\n"
-    "ferry_cuda_image:\n"
-    ".incbin \"" FERRY_CUDA_IMAGE
-    "\"\n"
-    ".byte 0\n"
-    ".previous\n");
-extern "C" __attribute__((visibility("hidden"))) const char ferry_cuda_image[];
+#include "ferry/exchange/gpu/cuda_device.h"
 
 namespace ferry {
 
+using cuda::check;
+using cuda::Device;
+using cuda::device_of;
+using cuda::driver;
+
 namespace {
-
-LoadedLibrary& driver_library() {
-  static LoadedLibrary one(
-      {.what = "CUDA", .files = {"libcuda.so.1"}, .remedy = "install NVIDIA's driver"});
-  return one;
-}
-
-/// The functions of the driver that are used here, found once.
-struct Driver {
-  decltype(&::cuInit) init;
-  decltype(&::cuGetErrorString) error_string;
-  decltype(&::cuDeviceGetCount) device_count;
-  decltype(&::cuDeviceGet) device;
-  decltype(&::cuDeviceGetName) device_name;
-  decltype(&::cuDeviceGetAttribute) device_attribute;
-  decltype(&::cuDevicePrimaryCtxRetain) retain_context;
-  decltype(&::cuDevicePrimaryCtxRelease) release_context;
-  decltype(&::cuCtxSetCurrent) set_context;
-  decltype(&::cuModuleLoadData) load_module;
-  decltype(&::cuModuleUnload) unload_module;
-  decltype(&::cuModuleGetFunction) function;
-  decltype(&::cuOccupancyMaxActiveBlocksPerMultiprocessor) occupancy;
-  decltype(&::cuStreamCreate) create_stream;
-  decltype(&::cuStreamDestroy) destroy_stream;
-  decltype(&::cuStreamSynchronize) synchronise;
-  decltype(&::cuMemAlloc) allocate;
-  decltype(&::cuMemFree) free;
-  decltype(&::cuMemsetD8Async) set;
-  decltype(&::cuMemcpyAsync) copy;
-  decltype(&::cuMemHostRegister) map;
-  decltype(&::cuMemHostUnregister) unmap;
-  decltype(&::cuMemHostGetDevicePointer) mapped_address;
-  decltype(&::cuIpcGetMemHandle) share;
-  decltype(&::cuIpcOpenMemHandle) open;
-  decltype(&::cuIpcCloseMemHandle) close;
-  decltype(&::cuLaunchKernel) launch;
-  decltype(&::cuStreamBeginCapture) begin_capture;
-  decltype(&::cuStreamEndCapture) end_capture;
-  decltype(&::cuStreamGetCaptureInfo) capture_info;
-  decltype(&::cuGraphInstantiate) instantiate;
-  decltype(&::cuGraphUpload) upload_graph;
-  decltype(&::cuGraphLaunch) launch_graph;
-  decltype(&::cuGraphDestroy) destroy_graph;
-  decltype(&::cuGraphExecDestroy) destroy_instance;
-  decltype(&::cuEventCreate) create_event;
-  decltype(&::cuEventDestroy) destroy_event;
-  decltype(&::cuEventRecord) record;
-  decltype(&::cuEventElapsedTime) elapsed;
-};
-
-#define FERRY_STRING_OF(x) #x
-#define FERRY_NAME_OF(function) FERRY_STRING_OF(function)  // of the version that cuda.h means
-
-const Driver& driver() {
-  static const Driver one = [] {
-    Driver driver{};
-    const auto find = [](auto& to, const char* name) {
-      void* found = driver_library().find({.name = name});
-      std::memcpy(&to, &found, sizeof found);
-    };
-    find(driver.init, FERRY_NAME_OF(cuInit));
-    find(driver.error_string, FERRY_NAME_OF(cuGetErrorString));
-    find(driver.device_count, FERRY_NAME_OF(cuDeviceGetCount));
-    find(driver.device, FERRY_NAME_OF(cuDeviceGet));
-    find(driver.device_name, FERRY_NAME_OF(cuDeviceGetName));
-    find(driver.device_attribute, FERRY_NAME_OF(cuDeviceGetAttribute));
-    find(driver.retain_context, FERRY_NAME_OF(cuDevicePrimaryCtxRetain));
-    find(driver.release_context, FERRY_NAME_OF(cuDevicePrimaryCtxRelease));
-    find(driver.set_context, FERRY_NAME_OF(cuCtxSetCurrent));
-    find(driver.load_module, FERRY_NAME_OF(cuModuleLoadData));
-    find(driver.unload_module, FERRY_NAME_OF(cuModuleUnload));
-    find(driver.function, FERRY_NAME_OF(cuModuleGetFunction));
-    find(driver.occupancy, FERRY_NAME_OF(cuOccupancyMaxActiveBlocksPerMultiprocessor));
-    find(driver.create_stream, FERRY_NAME_OF(cuStreamCreate));
-    find(driver.destroy_stream, FERRY_NAME_OF(cuStreamDestroy));
-    find(driver.synchronise, FERRY_NAME_OF(cuStreamSynchronize));
-    find(driver.allocate, FERRY_NAME_OF(cuMemAlloc));
-    find(driver.free, FERRY_NAME_OF(cuMemFree));
-    find(driver.set, FERRY_NAME_OF(cuMemsetD8Async));
-    find(driver.copy, FERRY_NAME_OF(cuMemcpyAsync));
-    find(driver.map, FERRY_NAME_OF(cuMemHostRegister));
-    find(driver.unmap, FERRY_NAME_OF(cuMemHostUnregister));
-    find(driver.mapped_address, FERRY_NAME_OF(cuMemHostGetDevicePointer));
-    find(driver.share, FERRY_NAME_OF(cuIpcGetMemHandle));
-    find(driver.open, FERRY_NAME_OF(cuIpcOpenMemHandle));
-    find(driver.close, FERRY_NAME_OF(cuIpcCloseMemHandle));
-    find(driver.launch, FERRY_NAME_OF(cuLaunchKernel));
-    find(driver.begin_capture, FERRY_NAME_OF(cuStreamBeginCapture));
-    find(driver.end_capture, FERRY_NAME_OF(cuStreamEndCapture));
-    find(driver.capture_info, FERRY_NAME_OF(cuStreamGetCaptureInfo));
-    find(driver.instantiate, FERRY_NAME_OF(cuGraphInstantiate));
-    find(driver.upload_graph, FERRY_NAME_OF(cuGraphUpload));
-    find(driver.launch_graph, FERRY_NAME_OF(cuGraphLaunch));
-    find(driver.destroy_graph, FERRY_NAME_OF(cuGraphDestroy));
-    find(driver.destroy_instance, FERRY_NAME_OF(cuGraphExecDestroy));
-    find(driver.create_event, FERRY_NAME_OF(cuEventCreate));
-    find(driver.destroy_event, FERRY_NAME_OF(cuEventDestroy));
-    find(driver.record, FERRY_NAME_OF(cuEventRecord));
-    find(driver.elapsed, FERRY_NAME_OF(cuEventElapsedTime));
-    return driver;
-  }();
-  return one;
-}
-
-void check(CUresult result, std::string_view call) {
-  if (result == CUDA_SUCCESS) return;
-  const char* text = nullptr;
-  driver().error_string(result, &text);
-  fail<Error>("{}: {}", call, text != nullptr ? text : "unknown error");
-}
-
-constexpr std::size_t kExchangeKernels = 7;  // the first ones of GpuKernel
-
-/// A device's context with the kernels in it, for all queues of the process.
-class Device {
- public:
-  explicit Device(int number) {
-    check(driver().device(&device_, number), "cuDeviceGet");
-    check(driver().retain_context(&context_, device_), "cuDevicePrimaryCtxRetain");
-    make_current();
-    check(driver().load_module(&module_, ferry_cuda_image), "cuModuleLoadData");
-    // In the order of GpuKernel.
-    constexpr std::array kNames = {"ferry_send_tokens",
-                                   "ferry_receive_tokens",
-                                   "ferry_send_results",
-                                   "ferry_send_sums",
-                                   "ferry_sum_results",
-                                   "ferry_send_far_tokens",
-                                   "ferry_send_far_results",
-                                   "ferry_product_bf16",
-                                   "ferry_product_bf16_fp8",
-                                   "ferry_product_fp8_bf16",
-                                   "ferry_product_fp8",
-                                   "ferry_product_peak"};
-    static_assert(kNames.size() == std::variant_size_v<GpuKernel>);
-    for (const char* name : kNames) {
-      kernels_.emplace_back();
-      check(driver().function(&kernels_.back(), module_, name), name);
-    }
-  }
-
-  ~Device() {
-    make_current();
-    driver().unload_module(module_);
-    driver().release_context(device_);
-  }
-
-  Device(const Device&) = delete;
-  Device& operator=(const Device&) = delete;
-
-  void make_current() const { check(driver().set_context(context_), "cuCtxSetCurrent"); }
-
-  CUfunction kernel(std::size_t index) const { return kernels_[index]; }
-
-  int attribute(CUdevice_attribute which) const {
-    int value = 0;
-    check(driver().device_attribute(&value, which, device_), "cuDeviceGetAttribute");
-    return value;
-  }
-
-  /// Of the kernel of an exchange of which the fewest fit: others wait for nobody.
-  int blocks_per_multiprocessor(int threads, std::size_t shared) const {
-    int least = 1 << 16;
-    for (std::size_t i = 0; i < kExchangeKernels; ++i) {
-      int blocks = 0;
-      check(driver().occupancy(&blocks, kernels_[i], threads, shared), "cuOccupancy...");
-      least = std::min(least, blocks);
-    }
-    return least;
-  }
-
- private:
-  CUdevice device_ = 0;
-  CUcontext context_ = nullptr;
-  CUmodule module_ = nullptr;
-  std::vector<CUfunction> kernels_;
-};
-
-std::shared_ptr<Device> device_of(int number) {
-  static std::mutex mutex;
-  static std::vector<std::weak_ptr<Device>> all;
-  const std::lock_guard lock(mutex);
-  const auto at = static_cast<std::size_t>(number);
-  if (all.size() <= at) all.resize(at + 1);
-  std::shared_ptr<Device> device = all[at].lock();
-  if (!device) all[at] = device = std::make_shared<Device>(number);
-  return device;
-}
 
 class Owned final : public GpuMemory {
  public:
@@ -496,7 +297,7 @@ class CudaQueue final : public GpuQueue {
 }  // namespace
 
 CudaDevices find_cuda_devices() {
-  CudaDevices found{.why_none = driver_library().why_not()};
+  CudaDevices found{.why_none = cuda::why_no_driver()};
   if (!found.why_none.empty()) return found;
   // Else the first launch of a kernel waits for those that run, which may be waiting for it.
   setenv("CUDA_MODULE_LOADING", "EAGER", /*overwrite=*/0);

@@ -1,5 +1,5 @@
 // The kernels of an exchange and of experts as a CUDA device runs them, by names that
-// cuda_queue.cpp looks up. Built into one image for several devices (cmake/ferry_cuda.cmake), with
+// cuda_device.cpp looks up. Built into one image for several devices (cmake/ferry_cuda.cmake), with
 // -fmad=false and -ftz=true: see thread.h.
 #include "ferry/exchange/gpu/combine_results.h"
 #include "ferry/exchange/gpu/rank_sums.h"
