@@ -1,5 +1,5 @@
 // A CUDA device's context with our kernels in it, which travel inside the program as the image that
-// cmake/ferry_cuda.cmake builds.
+// cmake/ferry_cuda.cmake builds. Code that calls it includes <cuda.h> and then this header.
 #pragma once
 
 #include <memory>

@@ -1,4 +1,10 @@
+// Our header builds on CUDA's, so it comes behind.
+// clang-format off
+#include <cuda.h>
+
 #include "ferry/exchange/gpu/cuda_driver.h"
+
+// clang-format on
 
 #include <cstring>
 

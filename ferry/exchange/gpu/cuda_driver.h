@@ -3,8 +3,6 @@
 // alone.
 #pragma once
 
-#include <cuda.h>
-
 #include <string>
 #include <string_view>
 

@@ -1,4 +1,5 @@
 // A CUDA stream, the memory that its kernels reach, and graphs of what it captured.
+#include <cuda.h>
 #include <unistd.h>
 
 #include <algorithm>

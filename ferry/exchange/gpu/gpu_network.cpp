@@ -7,6 +7,7 @@
 
 #include "ferry/core/error.h"
 #include "ferry/core/wait.h"
+#include "ferry/dispatcher.h"
 
 namespace ferry {
 
