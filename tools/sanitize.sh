@@ -2,10 +2,10 @@
 # Builds the tests of the rooms with a sanitizer and runs them, room by room, bottom-up.
 # Usage: tools/sanitize.sh asan|tsan [--seconds N] [ROOM ...]
 #
-# With --seconds it ends when that time is over: first come the rooms that changed (tools/changed_files.sh), then
-# the others, from one that the commit's hash draws, so that in time each has its turn. What it did not reach it
-# names; a room that was begun and not built counts as such. Without, and for rooms that are named, it does all.
-# Tests labelled `slow` need no sanitizer: they install the library.
+# With --seconds it ends when that time is over: first come the rooms that changed, most changed first
+# (tools/changed_files.sh), then the others, from one that the commit's hash draws, so that in time each has its
+# turn. What it did not reach it names; a room that was begun and not built counts as such. Without, and for rooms
+# that are named, it does all. Tests labelled `slow` need no sanitizer: they install the library.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -29,15 +29,10 @@ esac
 
 # Changed rooms, then the others from the one that is drawn on.
 in_turn() {
-  local changed draw room
-  changed=" $(tools/changed_files.sh --rooms | tr '\n' ' ')"
-  for room in "${rooms[@]}"; do
-    [[ $changed != *" $room "* ]] || echo "$room"
-  done
-  draw=$((16#$(git rev-parse HEAD | cut -c 1-6) % ${#rooms[@]}))
-  for room in "${rooms[@]:draw}" "${rooms[@]:0:draw}"; do
-    [[ $changed == *" $room "* ]] || echo "$room"
-  done
+  local draw=$((16#$(git rev-parse HEAD | cut -c 1-6) % ${#rooms[@]})) room
+  for room in $(tools/changed_files.sh --rooms) "${rooms[@]:draw}" "${rooms[@]:0:draw}"; do
+    [[ " ${rooms[*]} " != *" $room "* ]] || echo "$room"
+  done | awk '!seen[$0]++'
 }
 
 if (($#)); then
