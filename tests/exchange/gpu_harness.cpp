@@ -1,11 +1,15 @@
 #include "gpu_harness.h"
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <bit>
 #include <chrono>
 #include <memory>
 #include <optional>
 #include <random>
+#include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -183,6 +187,17 @@ std::vector<RankKind> kinds_that_die() {
   std::erase_if(kinds,
                 [](const RankKind& kind) { return !kind.killable() || kind.provider == "tcp"; });
   return kinds;
+}
+
+void expect_nothing_from(Rank rank, std::string_view phase, GpuExchange& exchange) {
+  try {
+    exchange.synchronise();
+    ADD_FAILURE() << "no error";
+  } catch (const TransportError& e) {
+    EXPECT_EQ(e.peer(), rank);
+    const std::string words = fmt::format("{}: nothing from rank {}", phase, rank);
+    EXPECT_NE(std::string_view(e.what()).find(words), std::string_view::npos) << e.what();
+  }
 }
 
 void run_gpu_exchanges(const GpuHarnessOptions& options, Transport& transport, GpuQueue& queue) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <string_view>
 #include <vector>
 
 #include "exchange_harness.h"
@@ -81,6 +82,9 @@ class GpuLane {
   DeviceArray<float> out_;
   ExpertRows arrived_;
 };
+
+/// Its synchronise() throws what a phase says that waited in vain for this rank.
+void expect_nothing_from(Rank rank, std::string_view phase, GpuExchange& exchange);
 
 /// Who puts the phases on the queue.
 enum class GpuRuns {

@@ -41,8 +41,8 @@ class DeviceAllToAll(_core.DeviceAllToAll):
     comm: the ranks. num_experts, topk, hidden, max_tokens, backend, deepep_mode, layout, redundant, tp,
         row_weights, row_alignment, dispatch_dtype, expert_dtype, combine_dtype, timeout: as of AllToAll; no
         'ascend_fuseep'. Ids are those of slots, int32; expert e is in slot e.
-    on_dead_rank: 'fail' or 'mask'; default: the backend's. With 'mask' who does not come within the timeout is left out from then on (masked,
-        lost_tokens).
+    on_dead_rank: 'fail' or 'mask'; default: the backend's. With 'mask' who does not come within the timeout is
+        left out from then on (masked, lost_tokens).
     device: its number, 'cuda:N' or a torch.device.
     stream: a torch.cuda.Stream or a CUstream's number, which outlives this; default: torch's current one on
         that device. Arrays must be valid for work on it.

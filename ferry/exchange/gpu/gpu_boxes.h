@@ -3,13 +3,11 @@
 //
 //   part    = stage results* result_counts outbox* inbox*
 //   stage   = the rows that some far rank computes, each at its token's place: written once,
-//   however
-//             many ranks it goes to, and sent from here
+//             however many ranks it goes to, and sent from here
 //   results = of a home whose group has far ranks, what our experts give for its rows
 //   outbox  = letter                   for each far rank: what our kernels tell it
 //   inbox   = letter stage results     from each far rank: what it tells ours, and its rows;
-//   results
-//                                      are those of every share of our group
+//                                      results are those of every share of our group
 //   letter  = signals headers counts tokens weights result_rows
 //
 // A letter's signals stay where they are: in an outbox kernels ring for the thread that carries

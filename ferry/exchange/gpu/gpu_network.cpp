@@ -112,8 +112,7 @@ void GpuNetwork::rethrow() const {
   std::rethrow_exception(error_);
 }
 
-// --- The thread that carries letters
-// ---------------------------------------------------------------
+// --- The thread that carries letters -------------------------------------------------------------
 
 void GpuNetwork::carry() {
   try {
